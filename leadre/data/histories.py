@@ -1,0 +1,257 @@
+"""The tables as flat arrays: who saw what, when, in which request, and what was live then.
+
+Shape letters: U users, A ads, O objects, E events, R requests, I inventories. All positions are int32 indices into
+frames sorted by ID, so that the same logs always give the same numbers. Everything variable-length is CSR: row ``r`` of
+``relevant_ads`` is ``relevant_ads[relevant_offsets[r]:relevant_offsets[r + 1]]``.
+
+The one rule that keeps the future out: a request may read a user's events strictly before its time
+(``Logs.history_end``). Two visits in the same instant do not see each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from leadre.artifact import Artifact
+from leadre.data import text
+
+CONTENT, AD = 0, 1
+TRAIN, VALID, TEST = 0, 1, 2
+SPLITS = ("train", "valid", "test")
+
+I8 = npt.NDArray[np.int8]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logs:
+    """Users' histories in both domains, and the requests with their live inventories and outcomes.
+
+    Events are positive actions only (in the content domain: click, view, conversion; in the ad domain: what the data
+    stage's ``positive`` says), sorted by user, time, request, order in the log. Times are microseconds since 1970 UTC,
+    money is billionths of the currency.
+    """
+
+    ads: pl.DataFrame  # A rows, the ads table sorted by ad_id
+    objects: pl.DataFrame  # O rows: object_id, title, category_path, brand, text; sorted by object_id
+    users: pl.DataFrame  # U rows, sorted by user_id
+    ad_object_A: I32
+    event_offsets: I64  # [U + 1]
+    at_us_E: I64
+    object_E: I32
+    ad_E: I32  # -1 in the content domain
+    domain_E: I8  # CONTENT or AD
+    value_nanos_E: I64
+    request_E: I32  # -1 where the event belongs to no request
+    request_user_R: I32  # requests are sorted by user, time, request_id
+    request_at_us_R: I64
+    request_placement_R: I32  # index into placements
+    placements: list[str]
+    request_inventory_R: I32
+    request_split_R: I8  # TRAIN, VALID or TEST
+    relevant_offsets: I64  # [R + 1]
+    relevant_ads: I32  # the ads acted on in the request, distinct, ascending
+    relevant_value_nanos: I64  # their money, summed over the request
+    inventory_offsets: I64  # [I + 1]
+    inventory_ads: I32  # ascending within an inventory
+
+    def history_end(self, r: int) -> int:
+        """Index of the first event of the request's user at or after its time: what lies before may be read."""
+        user = self.request_user_R[r]
+        start, end = self.event_offsets[user], self.event_offsets[user + 1]
+        return int(start + np.searchsorted(self.at_us_E[start:end], self.request_at_us_R[r], side="left"))
+
+    def history_ends(self) -> I64:
+        """``history_end`` of all requests at once: int64 [R]."""
+        user_E = np.repeat(np.arange(len(self.users), dtype=np.int32), np.diff(self.event_offsets))
+        user = np.concatenate([self.request_user_R, user_E])
+        at_us = np.concatenate([self.request_at_us_R, self.at_us_E])
+        is_event = np.arange(len(user)) >= len(self.request_user_R)
+        order = np.lexsort((is_event, at_us, user))  # a request sorts before the events of its own instant
+        before = np.cumsum(is_event[order])
+        ends = np.empty(len(self.request_user_R), np.int64)
+        places = np.flatnonzero(~is_event[order])
+        ends[order[places]] = before[places]
+        return ends
+
+    def history(self, r: int) -> slice:
+        """The events that request ``r`` may read, oldest first; a slice of every array named ``_E``."""
+        return slice(int(self.event_offsets[self.request_user_R[r]]), self.history_end(r))
+
+    def inventory(self, r: int) -> I32:
+        """Ad indices live in request ``r``, ascending."""
+        i = self.request_inventory_R[r]
+        return self.inventory_ads[self.inventory_offsets[i] : self.inventory_offsets[i + 1]]
+
+    def relevant(self, r: int) -> tuple[I32, I64]:
+        """(ad indices acted on in request ``r``, their money in billionths)."""
+        rows = slice(int(self.relevant_offsets[r]), int(self.relevant_offsets[r + 1]))
+        return self.relevant_ads[rows], self.relevant_value_nanos[rows]
+
+    def requests_of(self, split: int) -> I64:
+        """Indices of the requests in TRAIN, VALID or TEST."""
+        return np.flatnonzero(self.request_split_R == split)
+
+
+def first_seen(logs: Logs, r: int) -> Mask:
+    """Mask over ``relevant(r)``: the object appears nowhere in the user's events strictly before the request."""
+    objects = logs.ad_object_A[logs.relevant(r)[0]]
+    return ~np.isin(objects, logs.object_E[logs.history(r)])
+
+
+def load(artifact: Artifact) -> Logs:
+    """Read a data artifact. The caller has it from ``artifact.read(folder, kind="tables", version=1)``."""
+    frames = {
+        name: pl.read_parquet(artifact.path / f"{name}.parquet")
+        for name in ("ads", "contents", "users", "events", "requests", "inventories")
+    }
+    return build(**frames, positive=str(artifact.meta["config"]["positive"]))
+
+
+def build(
+    *,
+    ads: pl.DataFrame,
+    contents: pl.DataFrame,
+    users: pl.DataFrame,
+    events: pl.DataFrame,
+    requests: pl.DataFrame,
+    inventories: pl.DataFrame,
+    positive: str,
+) -> Logs:
+    """Checked tables -> Logs. ``positive``: the action in the ad domain that counts ("conversion" or "click")."""
+    ads, users = ads.sort("ad_id"), users.sort("user_id")
+    objects = _objects(ads, contents)
+    ad_object_A = _index(ads["object_id"], objects["object_id"])
+    requests = requests.sort("user_id", "at", "request_id")
+    placements = sorted(requests["placement_id"].drop_nulls().unique().to_list()) or [""]
+    inventory_ids = inventories["inventory_id"].unique().sort()
+    arrays = _events(events, positive, ads, objects, users, requests)
+    arrays |= _relevant(arrays, requests)
+    inventory = _index(inventories["inventory_id"], inventory_ids)
+    inventory_ad = _index(inventories["ad_id"], ads["ad_id"])
+    order = np.lexsort((inventory_ad, inventory))
+    return Logs(
+        ads=ads,
+        objects=objects,
+        users=users,
+        ad_object_A=ad_object_A,
+        **arrays,
+        request_user_R=_index(requests["user_id"], users["user_id"]),
+        request_at_us_R=_micros(requests["at"]),
+        request_placement_R=_index(requests["placement_id"].fill_null(placements[0]), pl.Series(placements)),
+        placements=placements,
+        request_inventory_R=_index(requests["inventory_id"], inventory_ids),
+        request_split_R=_index(requests["split"], pl.Series(SPLITS)).astype(np.int8),
+        inventory_offsets=_offsets(inventory, len(inventory_ids)),
+        inventory_ads=inventory_ad[order],
+    )
+
+
+def positives(events: pl.DataFrame, positive: str) -> pl.DataFrame:
+    """The events that say something about a taste: an impression does not, an ad's lesser actions may not."""
+    is_ad = pl.col("domain") == "ad"
+    return events.filter(pl.when(is_ad).then(pl.col("action") == positive).otherwise(pl.col("action") != "impression"))
+
+
+def in_time(positive_events: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
+    """Rows of ad events that count as outcomes of their request; adds the requests' ``split``.
+
+    A conversion that arrives after the next split has begun is not known while this one is being learnt from, so it is
+    history for later requests but no label.
+    """
+    starts = dict(requests.group_by("split").agg(pl.min("at")).iter_rows())
+    joined = positive_events.filter(pl.col("domain") == "ad").join(
+        requests.select("request_id", "split"), on="request_id", how="inner", maintain_order="left"
+    )
+    for split, following in (("train", "valid"), ("valid", "test")):
+        if starts.get(following) is not None:
+            joined = joined.filter((pl.col("split") != split) | (pl.col("at") < starts[following]))
+    return joined
+
+
+def _objects(ads: pl.DataFrame, contents: pl.DataFrame) -> pl.DataFrame:
+    """Marketing objects and contents in one ID space. Of several ads of an object the first by ad_id describes it."""
+    columns = ["object_id", "title", "category_path", "brand", "description"]
+    from_ads = ads.select(columns).unique("object_id", keep="first", maintain_order=True)
+    from_contents = contents.rename({"content_id": "object_id"}).select(columns)
+    both = pl.concat([from_ads, from_contents]).unique("object_id", keep="first", maintain_order=True)
+    both = both.sort("object_id")
+    parts = both.select("title", "brand", "category_path", "description").iter_rows()
+    texts = pl.Series("text", [text.join(*row) for row in parts], dtype=pl.String)
+    titles = pl.Series("title", [text.clean(title or "") for title in both["title"]], dtype=pl.String)
+    return both.select("object_id", titles, "category_path", "brand", texts)
+
+
+def _events(
+    events: pl.DataFrame,
+    positive: str,
+    ads: pl.DataFrame,
+    objects: pl.DataFrame,
+    users: pl.DataFrame,
+    requests: pl.DataFrame,
+) -> dict[str, Any]:
+    rows = positives(events, positive)
+    user = _index(rows["user_id"], users["user_id"])
+    is_ad = (rows["domain"] == "ad").to_numpy()
+    ad = _index(rows["item_id"], ads["ad_id"], missing=True)
+    ad[~is_ad] = -1
+    content = _index(rows["item_id"], objects["object_id"], missing=True)
+    item = np.where(is_ad, _index(ads["object_id"], objects["object_id"])[ad], content).astype(np.int32)
+    assert bool((item >= 0).all()) and bool((ad[is_ad] >= 0).all()), "events of unknown items reached the artifact"
+    request = _index(rows["request_id"], requests["request_id"], missing=True)
+    at_us = _micros(rows["at"])
+    order = np.lexsort((np.arange(len(rows)), request, at_us, user))
+    return {
+        "event_offsets": _offsets(user, len(users)),
+        "at_us_E": at_us[order],
+        "object_E": item[order],
+        "ad_E": ad[order],
+        "domain_E": np.where(is_ad, AD, CONTENT).astype(np.int8)[order],
+        "value_nanos_E": rows["value_nanos"].fill_null(0).to_numpy()[order],
+        "request_E": request[order],
+    }
+
+
+def _relevant(arrays: dict[str, Any], requests: pl.DataFrame) -> dict[str, Any]:
+    """The distinct ads of each request with summed money, from the event arrays (see ``in_time``)."""
+    split_R = _index(requests["split"], pl.Series(SPLITS))
+    at_us_R = _micros(requests["at"])
+    never = np.iinfo(np.int64).max
+    starts = [int(at_us_R[split_R == split].min(initial=never)) for split in (VALID, TEST)]
+    horizon = np.array([*starts, never], np.int64)  # by split: labels of train end where validation begins
+    request, ad = arrays["request_E"], arrays["ad_E"]
+    counts = (request >= 0) & (ad >= 0)
+    counts &= arrays["at_us_E"] < horizon[split_R[request]]
+    frame = pl.DataFrame({"r": request[counts], "ad": ad[counts], "v": arrays["value_nanos_E"][counts]})
+    frame = frame.group_by("r", "ad").agg(pl.sum("v")).sort("r", "ad")
+    return {
+        "relevant_offsets": _offsets(frame["r"].to_numpy(), len(requests)),
+        "relevant_ads": frame["ad"].to_numpy().astype(np.int32),
+        "relevant_value_nanos": frame["v"].to_numpy().astype(np.int64),
+    }
+
+
+def _index(values: pl.Series, vocabulary: pl.Series, *, missing: bool = False) -> I32:
+    """Position of each value in ``vocabulary`` (distinct); -1 where absent, which is an error unless ``missing``."""
+    table = pl.DataFrame({"value": vocabulary, "index": pl.int_range(len(vocabulary), dtype=pl.Int32, eager=True)})
+    found = pl.DataFrame({"value": values}).join(table, on="value", how="left", maintain_order="left")["index"]
+    assert missing or found.null_count() == 0, f"{found.null_count()} of {len(values)} {values.name} are unknown"
+    result: I32 = found.fill_null(-1).to_numpy().astype(np.int32)
+    return result
+
+
+def _offsets(groups: npt.NDArray[np.integer[Any]], count: int) -> I64:
+    """CSR offsets of rows that will be sorted by ``groups`` (0 <= group < count)."""
+    return np.concatenate([[0], np.cumsum(np.bincount(groups, minlength=count))]).astype(np.int64)
+
+
+def _micros(at: pl.Series) -> I64:
+    result: I64 = at.dt.epoch("us").to_numpy().astype(np.int64)
+    return result

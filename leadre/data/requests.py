@@ -1,0 +1,178 @@
+"""Events -> requests with live inventories, for logs that only say what happened.
+
+A request is a distinct ``request_id`` of ad-domain events, or a user and an instant where the log has no request
+IDs. It happens when its first ad event happens. What was live then comes from the ``inventory`` table (an ad in a
+placement from ``starts_at`` until before ``ends_at``; a missing bound is open, a missing placement means all), or,
+without that table, from the ads themselves: active, and between their ``starts_at`` and ``ends_at``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from leadre.data import histories, tables
+from leadre.data.histories import I32, I64
+from leadre.data.split import Cut, by_time
+from leadre.errors import InputError
+
+EVERYWHERE = "everywhere"  # the placement of events that name none
+_OPEN_START, _OPEN_END = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived:
+    """What ``derive`` returns; frames as in ``tables``."""
+
+    events: pl.DataFrame
+    requests: pl.DataFrame
+    inventories: pl.DataFrame
+    bad_rows: pl.DataFrame
+
+
+def derive(
+    *,
+    ads: pl.DataFrame,
+    events: pl.DataFrame,
+    windows: pl.DataFrame,
+    listed: pl.DataFrame | None,
+    cut: Cut,
+    positive: str,
+    keep_empty: bool,
+) -> Derived:
+    """Requests and inventories of ``events`` (with ROW and FILE, known items only).
+
+    ``windows``: the inventory table, or ``windows_of(ads)``. ``listed``: requests that the user wrote down; they take
+    the place of derived ones with their ID. Positive ad events that contradict their request (another user, before it,
+    an ad not live then) are bad rows. Requests without a positive are dropped unless ``keep_empty``. Raises InputError
+    where none is left.
+    """
+    events = _with_request_ids(events)
+    found = _found(events) if listed is None else _merge(_found(events), listed)
+    requests = found.with_columns(pl.col("placement_id").fill_null(EVERYWHERE)).sort("at", "user_id", "request_id")
+    requests, inventories = _live(requests, windows, ads)
+    events, bad_rows = _contradictions(events, requests, inventories)
+    hits = histories.positives(events, positive).filter(pl.col("domain") == "ad")
+    if not keep_empty:
+        requests = requests.join(hits.select("request_id").unique(), on="request_id", how="semi", maintain_order="left")
+    if not requests.height:
+        raise InputError(
+            f"no request has a {positive!r} of a live ad; check the domain and action columns of events, the inventory"
+            " windows, and --positive (or pass --keep-empty true)\n" + _examples(bad_rows)
+        )
+    requests = requests.with_columns(by_time(requests["at"], cut))
+    if not keep_empty:
+        kept = histories.in_time(hits, requests).select("request_id").unique()
+        requests = requests.join(kept, on="request_id", how="semi", maintain_order="left")
+    inventories = inventories.join(requests.select("inventory_id").unique(), on="inventory_id", how="semi")
+    return Derived(
+        events=events,
+        requests=requests.select(list(tables.REQUESTS)),
+        inventories=inventories.sort("inventory_id", "ad_id"),
+        bad_rows=bad_rows,
+    )
+
+
+def windows_of(ads: pl.DataFrame) -> pl.DataFrame:
+    """The inventory table that the ads' own status and dates amount to: each active ad in every placement."""
+    active = ads.filter(pl.col("status").fill_null("active") == "active")
+    return active.select(pl.lit(None, pl.String).alias("placement_id"), "starts_at", "ends_at", "ad_id")
+
+
+def _with_request_ids(events: pl.DataFrame) -> pl.DataFrame:
+    made = pl.format("{}@{}", "user_id", pl.col("at").dt.epoch("us"))
+    is_ad = pl.col("domain") == "ad"
+    return events.with_columns(request_id=pl.when(is_ad).then(pl.coalesce("request_id", made)).otherwise("request_id"))
+
+
+def _found(events: pl.DataFrame) -> pl.DataFrame:
+    in_order = events.filter(pl.col("domain") == "ad").sort("at", maintain_order=True)
+    return in_order.group_by("request_id", maintain_order=True).agg(
+        pl.first("user_id"), pl.first("at"), pl.col("placement_id").drop_nulls().first()
+    )
+
+
+def _merge(found: pl.DataFrame, listed: pl.DataFrame) -> pl.DataFrame:
+    columns = ["request_id", "user_id", "at", "placement_id"]
+    return pl.concat([listed.select(columns), found.select(columns).join(listed, on="request_id", how="anti")])
+
+
+def _contradictions(
+    events: pl.DataFrame, requests: pl.DataFrame, inventories: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Ad events that cannot belong to their request, taken out and reported."""
+    about = requests.select("request_id", "inventory_id", r_user="user_id", r_at="at", is_request=pl.lit(True))
+    live = inventories.select("inventory_id", item_id="ad_id", is_live=pl.lit(True))
+    joined = events.join(about, on="request_id", how="left", maintain_order="left")
+    joined = joined.join(live, on=["inventory_id", "item_id"], how="left", maintain_order="left")
+    is_ad = pl.col("domain") == "ad"
+    other_user = is_ad & (pl.col("user_id") != pl.col("r_user"))
+    early = is_ad & (pl.col("at") < pl.col("r_at"))
+    absent = is_ad & pl.col("is_live").is_null()
+    rules = (
+        ("request_id", other_user, pl.format("belongs to another user: request {} is {}'s", "request_id", "r_user")),
+        ("at", early, pl.format("is before its request: {} begins {}", "request_id", "r_at")),
+        ("item_id", absent, pl.format("was not live there and then: {} at {}", "item_id", "at")),
+    )
+    bad_rows = []
+    for column, rule, why in rules:
+        rule = rule.fill_null(False)
+        bad_rows.append(tables.bad_frame("events", joined.filter(rule), column, why))
+        joined = joined.filter(~rule)
+    return joined.select(events.columns), pl.concat(bad_rows)
+
+
+def _live(requests: pl.DataFrame, windows: pl.DataFrame, ads: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Adds ``inventory_id`` to the requests (those with nothing live are left out) and lists the inventories.
+
+    Between two consecutive bounds of a placement's windows nothing changes, so one look per stretch is enough;
+    stretches with the same ads share an inventory.
+    """
+    ads = ads.sort("ad_id")
+    index = pl.DataFrame({"ad_id": ads["ad_id"], "index": np.arange(len(ads), dtype=np.int32)})
+    windows = windows.join(index, on="ad_id", how="inner", maintain_order="left")
+    number_of: dict[bytes, int] = {}
+    sets: list[I32] = []
+    inventory = np.full(len(requests), -1, np.int64)
+    for (placement,), rows in requests.with_row_index("at_row").group_by("placement_id", maintain_order=True):
+        there = windows.filter((pl.col("placement_id") == placement) | pl.col("placement_id").is_null())
+        starts_us, ends_us = _bounds(there["starts_at"], _OPEN_START), _bounds(there["ends_at"], _OPEN_END)
+        ad_index = there["index"].to_numpy()
+        at_us = rows["at"].dt.epoch("us").to_numpy()
+        stretch = np.searchsorted(np.unique(np.concatenate([starts_us, ends_us])), at_us, side="right")
+        _, first, inverse = np.unique(stretch, return_index=True, return_inverse=True)
+        numbers = np.empty(len(first), np.int64)
+        for k, moment_us in enumerate(at_us[first]):
+            live: I32 = np.unique(ad_index[(starts_us <= moment_us) & (moment_us < ends_us)])
+            number = number_of.setdefault(live.tobytes(), len(number_of))
+            if number == len(sets):
+                sets.append(live)
+            numbers[k] = number if len(live) else -1
+        inventory[rows["at_row"].to_numpy()] = numbers[inverse]
+    return _named(requests, inventory, sets, ads)
+
+
+def _named(
+    requests: pl.DataFrame, inventory: I64, sets: list[I32], ads: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    requests = requests.with_columns(_inventory_id(pl.Series(inventory)))
+    flat = np.concatenate([*sets, np.empty(0, np.int32)])
+    number = np.repeat(np.arange(len(sets)), [len(entry) for entry in sets])
+    inventories = pl.DataFrame({"inventory_id": _inventory_id(pl.Series(number)), "ad_id": ads["ad_id"].gather(flat)})
+    return requests.filter(pl.Series(inventory >= 0)), inventories
+
+
+def _inventory_id(number: pl.Series) -> pl.Series:
+    return ("inventory-" + number.cast(pl.String).str.zfill(6)).alias("inventory_id")
+
+
+def _bounds(at: pl.Series, missing: int) -> I64:
+    result: I64 = at.dt.epoch("us").fill_null(missing).to_numpy()
+    return result
+
+
+def _examples(bad_rows: pl.DataFrame) -> str:
+    columns = ("file", "row", "column", "why")
+    return "\n".join("  {}, row {}: {} {}".format(*row) for row in bad_rows.head(3).select(columns).iter_rows())

@@ -1,0 +1,147 @@
+"""Logs -> clean tables, histories, requests.
+
+Reads one source, validates it, splits its requests by time and writes the artifact ``work/<run>/data``: the four tables
+(ads, contents, users, events), requests, inventories, bad_rows as Parquet, and summary.json. Your own logs:
+``leadre data --source files --path FOLDER`` (what the folder must hold: ``leadre/data/sources/files.py``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from leadre import artifact, config, progress
+from leadre.errors import InputError
+
+if TYPE_CHECKING:  # polars loads in run, so that --help stays quick
+    from leadre.data.tables import Tables
+
+KIND, VERSION = "tables", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(config.Common):
+    """Options of ``leadre data``."""
+
+    source: Literal["journey", "files", "amazon", "world"] = config.option("journey", "where the logs come from")
+    path: Path | None = config.option(None, "folder of the logs; journey and world need none")
+    positive: Literal["conversion", "click"] = config.option("conversion", "the ad action that counts as success")
+    max_bad_share: float = config.option(0.01, "share of bad rows in a table above which the run stops")
+    max_field_bytes: int = config.option(1 << 20, "longest field of a log file in bytes")
+    unordered: bool = config.option(False, "accept events whose time goes backwards, and sort them")
+    earliest: str = config.option("1990-01-01", "events before this date are bad rows")
+    latest: str = config.option("2100-01-01", "events at or after this date are bad rows")
+    valid_from: str | None = config.option(None, "first day of validation; none = by valid_share")
+    test_from: str | None = config.option(None, "first day of the test; none = by test_share")
+    valid_share: float = config.option(0.1, "share of the requests for validation, where no dates are given")
+    test_share: float = config.option(0.1, "share of the requests for the test, the last ones")
+    keep_empty: bool = config.option(False, "keep requests without a positive action")
+    world_users: int = config.option(200, "users of the synthetic market")
+    world_ads: int = config.option(120, "ads of the synthetic market")
+    world_contents: int = config.option(30, "contents of the synthetic market")
+
+
+def run(config: Config) -> None:
+    """Write ``work/<run>/data``, or say that it is current. Raises InputError for logs that cannot be used."""
+    folder = config.folder("data")
+    effective = dataclasses.asdict(config) | {"inputs": _fingerprint(config)}
+    if artifact.current(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=[]):
+        progress.say(f"data: {folder} is current, nothing to do")
+        return
+    made = artifact.create(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=[])
+    with made as temporary:
+        progress.say(f"data: reading {config.source}" + (f" from {config.path}" if config.path else ""))
+        tables = clean(read(config))
+        for name, frame in tables.named().items():
+            frame.write_parquet(temporary / f"{name}.parquet", compression="zstd", statistics=False)
+        summary = summarise(tables)
+        (temporary / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    rows, requests = summary["rows"], summary["requests"]
+    progress.say(
+        f"data: {rows['users']:,} users, {rows['ads']:,} ads, {rows['events']:,} events, {rows['bad_rows']:,} bad rows;"
+        f" requests {requests['train']:,} train, {requests['valid']:,} valid, {requests['test']:,} test -> {folder}"
+    )
+
+
+def read(config: Config) -> Tables:
+    """The checked tables of the chosen source."""
+    from leadre.data import split
+
+    if config.source == "journey":
+        from leadre.data.sources import journey
+
+        return journey.read(config.path, config.threads)
+    cut = split.Cut(
+        valid_from=config.valid_from,
+        test_from=config.test_from,
+        valid_share=config.valid_share,
+        test_share=config.test_share,
+    )
+    if config.source == "world":
+        from leadre.data import world
+
+        return world.read(config.seed, config.world_users, config.world_ads, config.world_contents, cut)
+    if config.path is None:
+        raise InputError(f"--source {config.source} needs --path, the folder with the logs")
+    if config.source == "amazon":
+        from leadre.data.sources import amazon
+
+        return amazon.read(config.path, config.max_bad_share)
+    from leadre.data.sources import files
+
+    limits = files.Limits(
+        max_bad_share=config.max_bad_share,
+        max_field_bytes=config.max_field_bytes,
+        unordered=config.unordered,
+        earliest=config.earliest,
+        latest=config.latest,
+    )
+    return files.read(config.path, limits, cut, config.positive, config.keep_empty)
+
+
+def clean(tables: Tables) -> Tables:
+    """The tables with every text that a person or a prompt may meet made safe (``data/text.py``)."""
+    from leadre.data.tables import sanitise
+
+    named = {name: sanitise(name, getattr(tables, name)) for name in ("ads", "contents", "users")}
+    return dataclasses.replace(tables, **named)
+
+
+def summarise(tables: Tables) -> dict[str, dict[str, float]]:
+    """Counts for summary.json: rows of each table, requests of each split, actions, inventory sizes."""
+    import polars as pl
+
+    frames = tables.named()
+    splits = dict(tables.requests["split"].value_counts().iter_rows())
+    actions = tables.events.group_by("domain", "action").len().sort("domain", "action")
+    sizes = tables.inventories.group_by("inventory_id").len()
+    per_request = tables.requests.join(sizes, on="inventory_id", how="left")["len"]
+    span = tables.events.select(pl.min("at").dt.epoch("us").alias("first"), pl.max("at").dt.epoch("us").alias("last"))
+    return {
+        "rows": {name: frame.height for name, frame in frames.items()},
+        "requests": {name: int(splits.get(name, 0)) for name in ("train", "valid", "test")},
+        "events": {f"{domain} {action}": n for domain, action, n in actions.iter_rows()},
+        "inventory": {"count": sizes.height, "mean_ads_per_request": float(per_request.mean() or 0.0)},  # type: ignore[arg-type]
+        "events_at_us": {"first": span["first"][0] or 0, "last": span["last"][0] or 0},
+    }
+
+
+def _fingerprint(config: Config) -> dict[str, str]:
+    """Name -> size and modification time of the input files: other logs under the same path are other inputs."""
+    if config.source == "world":
+        return {}
+    path = config.path
+    if path is None and config.source == "journey":
+        from leadre.data.sources import journey
+
+        path = journey.folder_of_package()
+    if path is None:
+        return {}
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; check --path")
+    found = [path] if path.is_file() else sorted(entry for entry in path.rglob("*") if entry.is_file())
+    stats = {entry.relative_to(path.parent).as_posix(): entry.stat() for entry in found}
+    return {name: f"{stat.st_size} bytes, {stat.st_mtime_ns} ns" for name, stat in stats.items()}

@@ -1,0 +1,73 @@
+"""Split requests by time: training first, then validation, then the test. Nothing may see the future."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import polars as pl
+
+from leadre.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Where validation and test begin: two dates, or shares of the requests (the last ones)."""
+
+    valid_from: str | None = None
+    test_from: str | None = None
+    valid_share: float = 0.1
+    test_share: float = 0.1
+
+
+def by_time(at: pl.Series, cut: Cut) -> pl.Series:
+    """``train``, ``valid`` or ``test`` for each request time.
+
+    A boundary lies between two distinct times, so requests of one instant stay together. Raises InputError for dates
+    that are no dates or out of order, shares outside 0..1, and a split that would be empty.
+    """
+    valid_from, test_from = _boundaries(at, cut)
+    if not valid_from < test_from:
+        raise InputError(
+            f"validation begins {valid_from:%Y-%m-%d %H:%M} and the test {test_from:%Y-%m-%d %H:%M};"
+            " the test must begin later: set --valid-from and --test-from, or the shares"
+        )
+    frame = pl.DataFrame({"at": at})
+    label = pl.when(pl.col("at") < valid_from).then(pl.lit("train"))
+    labels = frame.select(
+        label.when(pl.col("at") < test_from).then(pl.lit("valid")).otherwise(pl.lit("test")).alias("split")
+    )
+    counts = dict(labels["split"].value_counts().iter_rows())
+    for name in ("train", "valid", "test"):
+        if not counts.get(name):
+            raise InputError(
+                f"no request falls into {name}: validation begins {valid_from:%Y-%m-%d %H:%M}, the test"
+                f" {test_from:%Y-%m-%d %H:%M}, the requests run {at.min()!s} to {at.max()!s};"
+                " move --valid-from and --test-from"
+            )
+    return labels["split"]
+
+
+def date(text: str, name: str) -> datetime:
+    """An ISO date or time of the config as UTC. Raises InputError that names the option."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InputError(f"--{name} {text!r}: not a date; write it as 2026-03-01 or 2026-03-01T08:00:00") from error
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _boundaries(at: pl.Series, cut: Cut) -> tuple[datetime, datetime]:
+    if (cut.valid_from is None) != (cut.test_from is None):
+        raise InputError("give both --valid-from and --test-from, or neither (then the shares count)")
+    if cut.valid_from is not None and cut.test_from is not None:
+        return date(cut.valid_from, "valid-from"), date(cut.test_from, "test-from")
+    if cut.valid_share <= 0 or cut.test_share <= 0 or cut.valid_share + cut.test_share >= 1:
+        raise InputError(
+            f"--valid-share {cut.valid_share:g} and --test-share {cut.test_share:g}: both above 0, together below 1"
+        )
+    times = at.sort()
+    last = times.len() - 1
+    valid = times[min(last, round(times.len() * (1 - cut.valid_share - cut.test_share)))]
+    test = times[min(last, round(times.len() * (1 - cut.test_share)))]
+    return valid, test

@@ -1,0 +1,333 @@
+"""The four tables: one schema for every source, and what a row must be like to pass.
+
+``ads`` what can be shown; ``contents`` what a user watched, read or bought outside ads; ``users`` their profiles;
+``events`` what they did. Beside them ``requests`` (the moments at which an ad could be shown), ``inventories`` (what
+was live then) and ``bad_rows`` (what was left out, and why).
+
+Money is int64 in billionths of the currency (``_nanos``), time is UTC in microseconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from leadre.data import text
+from leadre.errors import InputError
+
+TEXT = pl.String()
+WHOLE = pl.Int64()
+TIME = pl.Datetime("us", "UTC")
+TEXTS = pl.List(pl.String())
+DESCRIPTION_CHARS = 4096  # kept of a text in the tables; the text of an object is shorter still
+ROW = "__row"  # where a raw row stood in its file, counted as an editor counts lines
+FILE = "__file"
+LIST_MARK = "\x1f"  # joins list entries that pass through a text column (ASCII unit separator)
+
+DOMAINS = ("content", "ad")
+ACTIONS = ("impression", "click", "conversion", "view")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """Columns of one table. ``allowed``: the values of a text column; ``floor``: least value of a whole number."""
+
+    key: str | None
+    required: Mapping[str, pl.DataType]
+    optional: Mapping[str, pl.DataType] = field(default_factory=dict)
+    allowed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    others: bool = False  # further columns are kept as they are (user profiles)
+
+    @property
+    def columns(self) -> dict[str, pl.DataType]:
+        return {**self.required, **self.optional}
+
+
+SCHEMAS: dict[str, Schema] = {
+    "ads": Schema(
+        key="ad_id",
+        required={"ad_id": TEXT, "title": TEXT},
+        optional={
+            "object_id": TEXT,  # the marketing object, which many ads may share; the ad itself where missing
+            "advertiser_id": TEXT,
+            "description": TEXT,
+            "brand": TEXT,
+            "category_path": TEXTS,
+            "price_nanos": WHOLE,
+            "currency": TEXT,
+            "landing_url": TEXT,
+            "adomain": TEXT,
+            "iab_category": TEXT,
+            "creative_sizes": TEXTS,  # "300x250"
+            "bid_nanos": WHOLE,
+            "bid_type": TEXT,
+            "daily_budget_nanos": WHOLE,
+            "status": TEXT,
+            "starts_at": TIME,
+            "ends_at": TIME,
+        },
+        allowed={"bid_type": ("cpm", "cpc", "cpa"), "status": ("active", "paused", "ended")},
+    ),
+    "contents": Schema(
+        key="content_id",
+        required={"content_id": TEXT, "title": TEXT},
+        optional={"category_path": TEXTS, "brand": TEXT, "description": TEXT},
+    ),
+    "users": Schema(key="user_id", required={"user_id": TEXT}, others=True),
+    "events": Schema(
+        key=None,
+        required={"user_id": TEXT, "at": TIME, "domain": TEXT, "item_id": TEXT, "action": TEXT},
+        optional={"value_nanos": WHOLE, "placement_id": TEXT, "request_id": TEXT},
+        allowed={"domain": DOMAINS, "action": ACTIONS},
+    ),
+    "inventory": Schema(
+        key=None, required={"ad_id": TEXT}, optional={"placement_id": TEXT, "starts_at": TIME, "ends_at": TIME}
+    ),
+    "requests": Schema(
+        key="request_id",
+        required={"request_id": TEXT, "user_id": TEXT, "at": TIME},
+        optional={"placement_id": TEXT},
+    ),
+}
+
+# The two tables that this stage derives.
+REQUESTS = {"request_id": TEXT, "user_id": TEXT, "at": TIME, "placement_id": TEXT, "inventory_id": TEXT, "split": TEXT}
+INVENTORIES = {"inventory_id": TEXT, "ad_id": TEXT}
+BAD_ROWS = {"table": TEXT, "file": TEXT, "row": WHOLE, "column": TEXT, "why": TEXT}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """What a source returns and what the artifact holds; columns as in SCHEMAS, REQUESTS, INVENTORIES, BAD_ROWS."""
+
+    ads: pl.DataFrame
+    contents: pl.DataFrame
+    users: pl.DataFrame
+    events: pl.DataFrame
+    requests: pl.DataFrame
+    inventories: pl.DataFrame
+    bad_rows: pl.DataFrame
+
+    def named(self) -> dict[str, pl.DataFrame]:
+        """File stem -> frame."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def no_bad_rows() -> pl.DataFrame:
+    return pl.DataFrame(schema=BAD_ROWS)
+
+
+def complete(name: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with all columns of its schema, in order; missing optional ones are null. Asserts the types."""
+    schema = SCHEMAS[name]
+    missing = [
+        pl.lit(None, kind).alias(column) for column, kind in schema.columns.items() if column not in frame.columns
+    ]
+    others = [column for column in frame.columns if column not in schema.columns] if schema.others else []
+    frame = frame.with_columns(missing).select([*schema.columns, *others])
+    wrong = {column: frame.schema[column] for column, kind in schema.columns.items() if frame.schema[column] != kind}
+    assert not wrong, f"{name}: {wrong}"
+    return frame
+
+
+def sanitise(name: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """What people read or a prompt holds, cleaned (``text.clean``): titles, descriptions, paths, profiles. Not IDs."""
+    profile = [column for column, kind in frame.schema.items() if SCHEMAS[name].others and kind == TEXT]
+    columns = [c for c in ("title", "brand", "description", *profile) if c in frame.columns and c != SCHEMAS[name].key]
+    for column in columns:
+        cleaned = _cleaned(frame[column], DESCRIPTION_CHARS)
+        frame = frame.with_columns(cleaned.fill_null("") if column == "title" else cleaned)
+    if "category_path" in frame.columns:
+        parts = _cleaned(frame["category_path"].explode(empty_as_null=False, keep_nulls=False), text.MAX_CHARS)
+        lengths = frame["category_path"].list.len().fill_null(0).to_list()
+        flat, start, paths = parts.to_list(), 0, []
+        for length in lengths:
+            paths.append([part for part in flat[start : start + length] if part])
+            start += length
+        frame = frame.with_columns(pl.Series("category_path", paths, dtype=TEXTS))
+    return frame
+
+
+def check_columns(name: str, columns: list[str], file: str) -> None:
+    """Raise InputError where a required column is missing, with the nearest of those that are there."""
+    schema = SCHEMAS[name]
+    for column in schema.required:
+        if column in columns:
+            continue
+        spare = [found for found in columns if found not in schema.columns]
+        near = difflib.get_close_matches(column, spare, n=1, cutoff=0.6)
+        hint = f"rename {near[0]!r} to it" if near else f"it has {', '.join(columns) or 'no columns'}"
+        raise InputError(f"{file}: column {column!r} is missing, and {name} needs it; {hint}")
+
+
+def conform(name: str, raw: pl.DataFrame, file: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Type a raw frame by its schema.
+
+    ``raw`` has the column ROW; text columns are parsed (CSV and JSON arrive as text), typed ones (Parquet) must
+    already fit. Returns the good rows, still with ROW and FILE, and the bad ones in the form of BAD_ROWS. Raises
+    InputError where a column is missing or a Parquet column has a type that cannot hold the values.
+    """
+    check_columns(name, [column for column in raw.columns if column != ROW], file)
+    schema = SCHEMAS[name]
+    known = {column: kind for column, kind in schema.columns.items() if column in raw.columns}
+    typed = raw.with_columns([_typed(raw, column, kind, file, name) for column, kind in known.items()])
+    bad = []
+    for column, kind in known.items():
+        was, now = raw[column], typed[column]
+        missing = now.is_null() & was.is_null() if column in schema.required else now.is_null() & False
+        unread = now.is_null() & was.is_not_null()
+        bad.append(_bad(name, file, raw, missing, column, "is missing"))
+        bad.append(_bad(name, file, raw, unread, column, f"is not {_word(kind)}", was))
+        if column in schema.allowed:
+            strange = now.is_not_null() & ~now.is_in(list(schema.allowed[column]))
+            bad.append(
+                _bad(name, file, raw, strange, column, f"is not one of {', '.join(schema.allowed[column])}", was)
+            )
+        if kind == WHOLE:
+            bad.append(_bad(name, file, raw, (now < 0).fill_null(False), column, "is below zero", was))
+    bad_rows = pl.concat(bad)
+    keep = [*known, *[column for column in raw.columns if schema.others and column not in known and column != ROW]]
+    good = typed.filter(~typed[ROW].is_in(bad_rows["row"].unique().to_list())) if bad_rows.height else typed
+    return good.select([*keep, ROW]).with_columns(pl.lit(file).alias(FILE)), bad_rows
+
+
+def check_unique(name: str, frame: pl.DataFrame) -> None:
+    """Raise InputError where two rows share an ID: nobody can say which of them an event means."""
+    key = SCHEMAS[name].key
+    assert key is not None, name
+    twice = frame.filter(frame[key].is_duplicated())
+    if twice.height:
+        value = twice[key][0]
+        rows = twice.filter(pl.col(key) == value)
+        places = " and ".join(f"{file}, row {row}" for row, file in rows.select(ROW, FILE).head(2).iter_rows())
+        more = f" ({twice[key].n_unique():,} IDs like this)" if twice[key].n_unique() > 1 else ""
+        raise InputError(f"{places}, column {key!r}: both are {shorten(value)}{more}; keep one row for each ID")
+
+
+def check_share(bad_rows: pl.DataFrame, read_rows: Mapping[str, int], max_share: float) -> None:
+    """Raise InputError where more than ``max_share`` of a table's rows are bad, with reasons and examples."""
+    for name, total in read_rows.items():
+        bad = bad_rows.filter(pl.col("table") == name)
+        count = bad.select("file", "row").n_unique() if bad.height else 0
+        if count <= max_share * total:
+            continue
+        reasons = bad.with_columns(reason=pl.col("why").str.split(": ").list.first())
+        lines = [
+            f"  {n:,} x column {column!r} {reason}; first: {file}, row {row}: {why}"
+            for column, reason, n, file, row, why in reasons.group_by("column", "reason", maintain_order=True)
+            .agg(pl.len().alias("n"), pl.first("file"), pl.first("row"), pl.first("why"))
+            .sort("n", descending=True)
+            .head(5)
+            .iter_rows()
+        ]
+        raise InputError(
+            f"{name}: {count:,} of {total:,} rows are bad, more than --max-bad-share {max_share:g} allows;"
+            " repair them or raise it\n" + "\n".join(lines)
+        )
+
+
+def bad_frame(name: str, rows: pl.DataFrame, column: str, why: pl.Expr) -> pl.DataFrame:
+    """``rows`` (with ROW and FILE) in the form of BAD_ROWS; ``why`` is an expression over their columns."""
+    return rows.select(
+        pl.lit(name).alias("table"),
+        pl.col(FILE).alias("file"),
+        pl.col(ROW).cast(WHOLE).alias("row"),
+        pl.lit(column).alias("column"),
+        why.cast(TEXT).alias("why"),
+    )
+
+
+def shorten(value: object, limit: int = 60) -> str:
+    """A value for a message, quoted and cut."""
+    text = str(value)
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
+def _bad(
+    name: str, file: str, raw: pl.DataFrame, mask: pl.Series, column: str, why: str, values: pl.Series | None = None
+) -> pl.DataFrame:
+    if not mask.any():
+        return no_bad_rows()
+    rows = raw[ROW].filter(mask).cast(WHOLE)
+    whys = [why] * rows.len() if values is None else [f"{why}: {shorten(v)}" for v in values.filter(mask).to_list()]
+    return pl.DataFrame(
+        {
+            "table": [name] * rows.len(),
+            "file": [file] * rows.len(),
+            "row": rows,
+            "column": [column] * rows.len(),
+            "why": whys,
+        },
+        schema=BAD_ROWS,
+    )
+
+
+def _cleaned(values: pl.Series, max_chars: int) -> pl.Series:
+    """Each distinct value is cleaned once; what nothing is left of becomes null."""
+    clean = {value: text.clean(value, max_chars) or None for value in values.drop_nulls().unique().to_list()}
+    return pl.Series(values.name, [None if v is None else clean[v] for v in values.to_list()], dtype=TEXT)
+
+
+def _word(kind: pl.DataType) -> str:
+    return {WHOLE: "a whole number", TIME: "a time such as 2026-03-01T08:30:00Z", TEXTS: "a list of texts"}.get(
+        kind, "text"
+    )
+
+
+def _typed(raw: pl.DataFrame, column: str, kind: pl.DataType, file: str, name: str) -> pl.Expr:
+    """The expression that turns a raw column into ``kind``, null where a value does not fit."""
+    have, col = raw.schema[column], pl.col(column)
+    if have == pl.Null:
+        return col.cast(kind)
+    if have in (pl.Categorical, pl.Enum):
+        have, col = TEXT, col.cast(TEXT)
+    if have == pl.String:
+        return _from_text(col, kind).alias(column)
+    if kind == TEXT and have.is_integer():
+        return col.cast(TEXT)
+    if kind == WHOLE and have.is_integer():
+        return col.cast(WHOLE, strict=False)
+    if kind == TIME and isinstance(have, pl.Datetime):
+        zoned = col.dt.replace_time_zone("UTC") if have.time_zone is None else col.dt.convert_time_zone("UTC")
+        return zoned.dt.cast_time_unit("us")
+    if kind == TIME and have == pl.Int64:
+        return pl.from_epoch(col, time_unit="us").dt.replace_time_zone("UTC")
+    if kind == TEXTS and have == pl.List(pl.String):
+        return col
+    raise InputError(
+        f"{file}: column {column!r} of {name} has the type {have}; it must be {_word(kind)}: {_cure(kind)}"
+    )
+
+
+def _cure(kind: pl.DataType) -> str:
+    cures = {WHOLE: "money as int64 in billionths of the currency", TIME: "a timestamp in UTC", TEXTS: "list<string>"}
+    return "write it as " + cures.get(kind, "string")
+
+
+def _from_text(text: pl.Expr, kind: pl.DataType) -> pl.Expr:
+    text = text.str.strip_chars(" \t\r\n")
+    text = pl.when(text != "").then(text)  # an empty cell is a missing one
+    if kind == WHOLE:
+        return text.cast(WHOLE, strict=False)
+    if kind == TEXTS:
+        marked = text.str.contains(LIST_MARK, literal=True)
+        return pl.when(marked).then(text.str.split(LIST_MARK).list.slice(1)).otherwise(text.str.split(" > "))
+    if kind == TIME:
+        return _time_from_text(text)
+    return text
+
+
+def _time_from_text(text: pl.Expr) -> pl.Expr:
+    """ISO 8601 with an offset, or none (UTC), or a date alone; or 15 to 17 digits, microseconds since 1970.
+
+    Ten digits (seconds) and thirteen (milliseconds) are refused: read as microseconds they would land in 1970.
+    """
+    micros = pl.when(text.str.contains(r"^\d{15,17}$")).then(text).cast(WHOLE, strict=False)
+    iso = text.str.replace(r"^(\d{4}-\d\d-\d\d) (\d)", "${1}T${2}").str.replace(r"[Zz]$", "+00:00")
+    iso = iso.str.replace(r"^(\d{4}-\d\d-\d\d)$", "${1}T00:00:00").str.replace(r"(T\d\d:\d\d)([+-]|$)", "${1}:00${2}")
+    iso = iso.str.replace(r"(T[\d:.]+)$", "${1}+00:00")
+    parsed = iso.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="us", time_zone="UTC", strict=False)
+    return pl.coalesce(pl.from_epoch(micros, time_unit="us").dt.replace_time_zone("UTC"), parsed)

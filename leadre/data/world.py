@@ -1,0 +1,228 @@
+"""A small synthetic market with known laws: for tests, and for experiments whose right answer must be known.
+
+Each user prefers one category. A visit (a request) happens at one of three placements; a seeded part of the ads is live
+there in that week. The user converts ads one after another: with probability REPEAT one that they converted before and
+that is live, else with probability PREFERRED one of their category, else any live one. Between visits they view
+contents, of their category with probability PREFERRED. Several ads may share an object, and some ads start late.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from leadre.data import requests, tables
+from leadre.data.split import Cut
+from leadre.data.tables import Tables
+
+REPEAT, PREFERRED = 0.4, 0.8
+WEEKS, VISITS, PLACEMENTS = 20, 20, 3
+LIVE_SHARE = 0.4  # of the ads that have started, per placement and week
+_WEEK_US = 7 * 86_400_000_000
+_EPOCH_US = int(datetime(2025, 1, 6, tzinfo=UTC).timestamp()) * 1_000_000
+
+CATEGORIES = {
+    "Shoes": ("running shoes", "leather boots", "canvas sneakers", "hiking boots", "summer sandals"),
+    "Coffee": ("espresso beans", "filter coffee", "coffee grinder", "moka pot", "cold brew"),
+    "Garden": ("tomato seeds", "garden hose", "pruning shears", "potting soil", "bird feeder"),
+    "Books": ("crime novel", "cook book", "travel guide", "poetry volume", "picture book"),
+    "Music": ("acoustic guitar", "studio headphones", "drum sticks", "vinyl record", "piano stool"),
+    "Bikes": ("city bike", "bike helmet", "cargo trailer", "chain oil", "puncture kit"),
+}
+_BRANDS = ("Alder", "Birch", "Cedar", "Dogwood")
+_COLOURS = ("red", "blue", "green", "black", "white", "grey", "light", "classic")
+_AGES = ("18-34", "35-54", "55+", "unknown")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Market:
+    """The drawn world: category numbers of users, ads and contents, and which ads are live where and when."""
+
+    preference_U: npt.NDArray[np.int64]
+    category_A: npt.NDArray[np.int64]
+    category_C: npt.NDArray[np.int64]
+    price_nanos_A: npt.NDArray[np.int64]
+    first_week_A: npt.NDArray[np.int64]
+    live_WPA: npt.NDArray[np.bool_]  # weeks, placements, ads
+
+
+@dataclass
+class _Log:
+    """Rows of the events table as they happen."""
+
+    rows: list[tuple[str, int, str, str, str, int, str | None, str | None]] = field(default_factory=list)
+
+    def frame(self) -> pl.DataFrame:
+        names = ("user_id", "at", "domain", "item_id", "action", "value_nanos", "placement_id", "request_id")
+        frame = pl.DataFrame(self.rows, schema=names, orient="row", infer_schema_length=None).sort(
+            "at", maintain_order=True
+        )
+        at = pl.from_epoch("at", time_unit="us").dt.replace_time_zone("UTC")
+        return tables.complete("events", frame.with_columns(at, pl.col("placement_id", "request_id").cast(pl.String)))
+
+
+def draw(seed: int = 0, users: int = 200, ads: int = 120, contents: int = 30) -> Market:
+    """The market's laws for these sizes; the same seed draws the same market."""
+    rng = np.random.default_rng([seed, 1])
+    first_week_A = np.where(rng.random(ads) < 0.8, 0, rng.integers(1, WEEKS, ads))
+    weeks = np.arange(WEEKS)[:, None, None]
+    live_WPA = (rng.random((WEEKS, PLACEMENTS, ads)) < LIVE_SHARE) & (first_week_A <= weeks)
+    live_WPA[:, :, 0] |= ~live_WPA.any(axis=2)  # nowhere is ever nothing live
+    first_week_A[0] = 0
+    return Market(
+        preference_U=rng.integers(0, len(CATEGORIES), users),
+        category_A=np.arange(ads) % len(CATEGORIES),
+        category_C=np.arange(contents) % len(CATEGORIES),
+        price_nanos_A=np.round(np.exp(rng.normal(3.0, 0.8, ads)) * 100).astype(np.int64) * 10_000_000,
+        first_week_A=first_week_A,
+        live_WPA=live_WPA,
+    )
+
+
+def read(
+    seed: int = 0,
+    users: int = 200,
+    ads: int = 120,
+    contents: int = 30,
+    cut: Cut | None = None,
+    positive: str = "conversion",
+) -> Tables:
+    """The market's tables. Sizes must be at least 1; about VISITS requests for each user."""
+    market = draw(seed, users, ads, contents)
+    ads_frame = _ads(market)
+    log = _Log()
+    rng = np.random.default_rng([seed, 2])
+    for user in range(users):
+        _live_through(market, user, rng, log)
+    events = log.frame().with_row_index(tables.ROW).with_columns(pl.lit("world").alias(tables.FILE))
+    derived = requests.derive(
+        ads=ads_frame,
+        events=events,
+        windows=_windows(market),
+        listed=None,
+        cut=cut or Cut(),
+        positive=positive,
+        keep_empty=False,
+    )
+    ages = rng.integers(0, len(_AGES), users)
+    profiles = pl.DataFrame({"user_id": [_user(u) for u in range(users)], "age": [_AGES[a] for a in ages]})
+    return Tables(
+        ads=ads_frame,
+        contents=_contents(market),
+        users=profiles,
+        events=derived.events.select(list(tables.SCHEMAS["events"].columns)),
+        requests=derived.requests,
+        inventories=derived.inventories,
+        bad_rows=derived.bad_rows,
+    )
+
+
+def _live_through(market: Market, user: int, rng: np.random.Generator, log: _Log) -> None:
+    """All visits and views of one user, in time order."""
+    liked = market.preference_U[user]
+    owned: list[int] = []
+    visits_us = np.sort(rng.integers(0, WEEKS * _WEEK_US, VISITS))
+    for visit, moment in enumerate(visits_us):
+        week, placement, at_us = int(moment // _WEEK_US), int(rng.integers(PLACEMENTS)), _EPOCH_US + int(moment)
+        request_id, where = f"visit-{user:05d}-{visit:03d}", f"placement-{placement}"
+        for _ in range(int(rng.integers(0, 3))):
+            content = _pick(np.arange(len(market.category_C)), market.category_C == liked, rng)
+            view_us = at_us - int(rng.integers(1, 3_600_000_000))
+            log.rows.append((_user(user), view_us, "content", f"content-{content:04d}", "view", 0, None, None))
+        live = np.flatnonzero(market.live_WPA[week, placement])
+        for ad in rng.choice(live, size=min(3, len(live)), replace=False):
+            log.rows.append((_user(user), at_us, "ad", _ad(int(ad)), "impression", 0, where, request_id))
+        for _ in range(1 + int(rng.integers(0, 2))):
+            again = [ad for ad in owned if market.live_WPA[week, placement, ad]]
+            if again and rng.random() < REPEAT:
+                ad = int(rng.choice(again))
+            else:
+                ad = _pick(live, market.category_A[live] == liked, rng)
+            owned.append(ad)
+            value = int(market.price_nanos_A[ad])
+            log.rows.append((_user(user), at_us, "ad", _ad(ad), "click", 0, where, request_id))
+            log.rows.append((_user(user), at_us, "ad", _ad(ad), "conversion", value, where, request_id))
+
+
+def _pick(choices: npt.NDArray[np.int64], is_liked: npt.NDArray[np.bool_], rng: np.random.Generator) -> int:
+    liked = choices[is_liked]
+    return int(rng.choice(liked if len(liked) and rng.random() < PREFERRED else choices))
+
+
+def _ads(market: Market) -> pl.DataFrame:
+    count = len(market.category_A)
+    started = [_EPOCH_US + int(week) * _WEEK_US for week in market.first_week_A]
+    frame = pl.DataFrame(
+        {
+            "ad_id": [_ad(a) for a in range(count)],
+            "object_id": [f"object-{_object(a):04d}" for a in range(count)],
+            "advertiser_id": [f"advertiser-{_object(a) % len(_BRANDS)}" for a in range(count)],
+            "title": [_title(_object(a)) for a in range(count)],
+            "brand": [_BRANDS[_object(a) % len(_BRANDS)] for a in range(count)],
+            "category_path": [[name, _noun(_object(a))] for a, name in enumerate(_names(market.category_A))],
+            "price_nanos": market.price_nanos_A,
+            "currency": ["EUR"] * count,
+            "status": ["active"] * count,
+            "starts_at": pl.from_epoch(pl.Series(started), time_unit="us").dt.replace_time_zone("UTC"),
+        }
+    )
+    return tables.complete("ads", frame)
+
+
+def _contents(market: Market) -> pl.DataFrame:
+    count = len(market.category_C)
+    frame = pl.DataFrame(
+        {
+            "content_id": [f"content-{c:04d}" for c in range(count)],
+            "title": [f"Video {c + 1}: all about {_noun(c)}" for c in range(count)],
+            "category_path": [[name] for name in _names(market.category_C)],
+        },
+        schema_overrides={"content_id": pl.String, "title": pl.String, "category_path": pl.List(pl.String)},
+    )
+    return tables.complete("contents", frame)
+
+
+def _windows(market: Market) -> pl.DataFrame:
+    week, placement, ad = np.nonzero(market.live_WPA)
+    starts = pl.Series(_EPOCH_US + week * _WEEK_US)
+    return pl.DataFrame(
+        {
+            "placement_id": [f"placement-{p}" for p in placement],
+            "starts_at": pl.from_epoch(starts, time_unit="us").dt.replace_time_zone("UTC"),
+            "ends_at": pl.from_epoch(starts + _WEEK_US, time_unit="us").dt.replace_time_zone("UTC"),
+            "ad_id": [_ad(int(a)) for a in ad],
+        }
+    )
+
+
+def _names(categories: npt.NDArray[np.int64]) -> list[str]:
+    names = list(CATEGORIES)
+    return [names[c] for c in categories]
+
+
+def _object(ad: int) -> int:
+    """Every tenth ad advertises the object of the ad one round of categories before it."""
+    step = len(CATEGORIES)
+    return ad - step if ad % 10 == 9 and ad >= step else ad
+
+
+def _noun(number: int) -> str:
+    nouns = list(CATEGORIES.values())[number % len(CATEGORIES)]
+    return nouns[number // len(CATEGORIES) % len(nouns)]
+
+
+def _title(number: int) -> str:
+    colour = _COLOURS[number // 7 % len(_COLOURS)]
+    return f"{_BRANDS[number % len(_BRANDS)]} {colour} {_noun(number)} no. {number}"
+
+
+def _user(number: int) -> str:
+    return f"user-{number:05d}"
+
+
+def _ad(number: int) -> str:
+    return f"ad-{number:04d}"

@@ -1,0 +1,17 @@
+"""The exceptions that leadre raises on purpose; everything else is a bug and keeps its traceback."""
+
+
+class LeadreError(Exception):
+    """Root of the tree: catch this to catch everything that leadre raises on purpose."""
+
+
+class InputError(LeadreError, ValueError):
+    """The user's fault (config, flag, log file). The message says what is wrong, where, and what to do next."""
+
+
+class ArtifactError(LeadreError):
+    """An artifact folder is missing, damaged or of another kind. The message says which command writes it."""
+
+
+class ShardError(LeadreError):
+    """A function mapped over shards failed. The message names the shard; ``__cause__`` is the original error."""

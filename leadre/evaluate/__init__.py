@@ -1,0 +1,1 @@
+"""Logs -> numbers with intervals, and a report."""

@@ -1,0 +1,219 @@
+"""Logs -> numbers with intervals, and a report that a person wants to look at.
+
+Reads ``work/<run>/data`` and the lists in ``work/<run>/generate``, fits the baselines on training time (kept in
+``work/<run>/channels``, so that a killed run carries on), ranks the very same requests with each and writes
+``work/<run>/evaluate``: metrics.json, lists.parquet (everybody's top 20), report.html, comparison.png, loss.png.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from leadre import artifact, config, progress
+from leadre.errors import InputError
+
+if TYPE_CHECKING:  # numpy and torch load in run, so that --help stays quick
+    from leadre.data.histories import Logs
+    from leadre.evaluate.retrieval import Ads, Ints, View
+    from leadre.generate.channels import Channel
+
+KIND, VERSION = "metrics", 1
+OURS, FUSED = "leadre", "leadre+counts"
+RIVALS = ("popularity", "popularity_buyers", "own_frequency", "own_frequency_decayed", "item_knn", "als", "sasrec")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(config.Common):
+    """Options of ``leadre evaluate``."""
+
+    split: Literal["valid", "test"] = config.option("test", "which requests count; choose models on valid")
+    users: int = config.option(0, "evaluate this many users, drawn by the seed; 0 = all in the lists")
+    channels: tuple[str, ...] = config.option(RIVALS, "the baselines to fit and compare")
+    fusion: bool = config.option(True, "add the row leadre+counts: fused with the user's own decayed counts")
+    extra: tuple[str, ...] = config.option((), "further rows NAME=FOLDER: other lists artifacts, such as control runs")
+    resamples: int = config.option(1000, "bootstrap resamples over users")
+
+
+def run(config: Config) -> None:
+    """Write ``work/<run>/evaluate``, or say that it is current. ArtifactError where data or lists are missing."""
+    started_s = time.monotonic()
+    folder, parents, extras = config.folder("evaluate"), _parents(config), _extras(config)
+    # extras share the folder name `generate`, so they are named by their row rather than as parents
+    effective = dataclasses.asdict(config) | {
+        "extra": {name: made.hash for name, made in extras.items()},
+        "beside": _fingerprint(config),
+    }
+    if artifact.current(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents):
+        progress.say(f"evaluate: {folder} is current, nothing to do")
+        return
+    from leadre.data import histories
+    from leadre.evaluate import report, retrieval
+
+    data, lists = parents
+    logs = histories.load(data)
+    requests_R = _requests(config, logs, lists)
+    views = [retrieval.view(logs, requests_R, name) for name in retrieval.VIEWS]
+    methods = _methods(config, logs, data, {OURS: lists, **extras}, views)
+    made = artifact.create(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents)
+    with made as temporary:
+        tables = {
+            v.name: retrieval.compare(v, methods[v.name], ours=OURS, resamples=config.resamples, seed=config.seed)
+            for v in views
+        }
+        _write_lists(temporary / "lists.parquet", methods, views)
+        inputs = report.Inputs(
+            logs=logs,
+            views=views,
+            tables=tables,
+            lists=methods,
+            root=config.folder("data").parent,
+            split=config.split,
+            seed=config.seed,
+        )
+        report.write(temporary, inputs)
+        seconds, peak_rss_mb = round(time.monotonic() - started_s, 1), round(artifact.peak_rss_mb(), 1)
+        figures = {"views": tables, "seconds": seconds, "peak_rss_mb": peak_rss_mb}
+        (temporary / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    for line in _summary(tables, views):
+        progress.say(line)
+    progress.say(f"evaluate: {seconds:.0f} s, {peak_rss_mb:,.0f} MB -> {folder / 'report.html'}")
+
+
+def _parents(config: Config) -> list[artifact.Artifact]:
+    data = artifact.read(config.folder("data"), kind="tables", version=1)
+    return [data, artifact.read(config.folder("generate"), kind="lists", version=1)]
+
+
+def _extras(settings: Config) -> dict[str, artifact.Artifact]:
+    """The artifacts behind `extra`, by row name."""
+    found = {}
+    for entry in settings.extra:
+        name, equals, folder = entry.partition("=")
+        if not (name and equals and folder):
+            raise InputError(f"extra = {entry!r}: write NAME=FOLDER, such as random_init=work/random/generate")
+        if name in found or name in (OURS, FUSED, *RIVALS):
+            raise InputError(f"extra = {entry!r}: the row {name!r} exists already; choose another name")
+        found[name] = artifact.read(Path(folder), kind="lists", version=1)
+    unknown = [name for name in settings.channels if name not in RIVALS]
+    if unknown:
+        nearest = config.nearest(unknown[0], RIVALS)
+        raise InputError(f"channels: unknown channel {unknown[0]!r}; the nearest is {nearest!r}")
+    return found
+
+
+def _fingerprint(config: Config) -> dict[str, str]:
+    """Hashes of what the report shows beside its parents: when one of them changes, the report is made again."""
+    paths = {
+        "semid": config.folder("semid") / artifact.META,
+        "loss": config.folder("tune-sft") / "loss.csv",
+        "valid": config.folder("tune-sft") / "valid.csv",
+    }
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.is_file()}
+
+
+def _requests(config: Config, logs: Logs, lists: artifact.Artifact) -> Ints:
+    """The requests to evaluate: those of the split that the lists hold, of at most `users` users."""
+    import numpy as np
+    import polars as pl
+
+    split_number = {"valid": 1, "test": 2}[config.split]
+    held = pl.read_parquet(lists.path / "lists.parquet", columns=["request"])["request"].unique().sort().to_numpy()
+    if len(held) and held[-1] >= len(logs.request_user_R):
+        raise InputError(f"{lists.path}: written for other logs (request {held[-1]}); run `leadre generate` again")
+    requests_R: Ints = held[logs.request_split_R[held] == split_number].astype(np.int64)
+    if not len(requests_R):
+        raise InputError(f"{lists.path} holds no request of the {config.split} split; run `leadre generate` for it")
+    users = np.unique(logs.request_user_R[requests_R])
+    if 0 < config.users < len(users):
+        drawn = np.random.default_rng(config.seed).choice(users, size=config.users, replace=False)
+        requests_R = requests_R[np.isin(logs.request_user_R[requests_R], drawn)]
+        users = drawn
+    whole = int((logs.request_split_R == split_number).sum())
+    progress.say(f"evaluate: {len(requests_R):,} of {whole:,} {config.split} requests, {len(users):,} users")
+    return requests_R
+
+
+def _methods(
+    config: Config,
+    logs: Logs,
+    data: artifact.Artifact,
+    given: Mapping[str, artifact.Artifact],
+    views: Sequence[View],
+) -> dict[str, dict[str, Ads]]:
+    """view -> row -> top ads [V, K], for the given lists, their fusion with counts and every channel."""
+    import polars as pl
+
+    from leadre.evaluate import retrieval
+
+    key_A = retrieval.tie_key(logs, config.seed)
+    rows: dict[str, dict[str, Ads]] = {}
+    for name, made in given.items():
+        frame = pl.read_parquet(made.path / "lists.parquet", columns=["request", "view", "ads"])
+        lists = retrieval.given(frame, logs, views, source=str(made.path))
+        rows[name] = retrieval.tabulate(retrieval.as_ranked(lists), views)
+        if name == OURS and config.fusion:
+            rows[FUSED] = retrieval.tabulate(retrieval.fuse_with_counts(logs, lists, views, key_A=key_A), views)
+    for name in config.channels:
+        ranked = retrieval.rank(logs, _fitted(config, name, logs, data), views, key_A=key_A)
+        bar = progress.bar(ranked, total=len(views[0].requests_V), label=f"rank with {name}")
+        rows[name] = retrieval.tabulate(bar, views)
+    return {v.name: {name: tables[v.name] for name, tables in rows.items()} for v in views}
+
+
+def _fitted(config: Config, name: str, logs: Logs, data: artifact.Artifact) -> Channel:
+    """The channel, from ``work/<run>/channels/<name>`` where it is current, else fitted and kept there."""
+    from leadre.generate.channels import CHANNELS
+
+    method, folder = CHANNELS[name], config.folder("channels") / name
+    settings = {"channel": name, **method.settings}
+    if not artifact.current(folder, kind="channel", version=1, config=settings, seed=config.seed, parents=[data]):
+        making = artifact.create(folder, kind="channel", version=1, config=settings, seed=config.seed, parents=[data])
+        with making as temporary:
+            method.fit(logs, config.seed, config.threads).save(temporary)
+    return method.load(folder)
+
+
+def _write_lists(path: Path, methods: Mapping[str, Mapping[str, Ads]], views: Sequence[View]) -> None:
+    import polars as pl
+
+    frames = []
+    for v in views:
+        for name, ads_VK in methods[v.name].items():
+            ads = [row[row >= 0].tolist() for row in ads_VK]
+            columns = {
+                "request": pl.Series(v.requests_V, dtype=pl.Int32),
+                "ads": pl.Series(ads, dtype=pl.List(pl.Int32)),
+            }
+            frames.append(
+                pl.DataFrame(columns).select(
+                    pl.lit(name).alias("method"), pl.lit(v.name).alias("view"), "request", "ads"
+                )
+            )
+    pl.concat(frames).write_parquet(path, compression="zstd")
+
+
+def _summary(
+    tables: Mapping[str, Mapping[str, Mapping[str, Mapping[str, object]]]], views: Sequence[View]
+) -> list[str]:
+    """The comparison as text lines for the terminal."""
+    lines = []
+    for v in views:
+        lines.append(f"view {v.name}: {len(v.requests_V):,} requests, {v.users:,} users   R@10   nDCG@10  GMV@10")
+        ordered = sorted(tables[v.name].items(), key=lambda item: -_mean(item[1], "recall@10"))
+        for name, row in ordered:
+            figures = "   ".join(f"{_mean(row, metric):.4f}" for metric in ("recall@10", "ndcg@10", "gmv@10"))
+            lines.append(f"  {name:<24} {figures}")
+    return lines
+
+
+def _mean(row: Mapping[str, Mapping[str, object]], metric: str) -> float:
+    mean = row[metric]["mean"]
+    assert isinstance(mean, float)
+    return mean

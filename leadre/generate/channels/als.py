@@ -1,0 +1,81 @@
+"""ALS: matrix factorisation of implicit feedback (library `implicit`; Hu, Koren and Volinsky, ICDM 2008)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from implicit.cpu.als import AlternatingLeastSquares
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from threadpoolctl import threadpool_limits
+
+from leadre.generate.channels.contract import Method, Scores, history_counts, over_inventory, train_counts
+from leadre.generate.channels.itemknn import damped
+
+if TYPE_CHECKING:
+    from leadre.data.histories import Logs
+
+FILE = "als.safetensors"
+# the best of 15 settings on the `journey` source's validation weeks
+FACTORS = 128
+REGULARISATION = 3.0
+ALPHA = 0.1
+ITERATIONS = 10
+SETTINGS = {"factors": FACTORS, "regularisation": REGULARISATION, "alpha": ALPHA, "iterations": ITERATIONS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Als:
+    """Object factors [O, F]; a user's factors are solved for from the history at each request, never stored."""
+
+    factors_OF: Scores
+    threads: int = 0
+
+    def score(self, logs: Logs, requests_R: NDArray[np.int64]) -> Iterator[tuple[int, Scores]]:
+        """Inner products of the live ads' objects and the user as of the request; see :class:`contract.Channel`."""
+
+        def objects(requests_B: NDArray[np.int64]) -> Scores:
+            history_BO = damped(history_counts(logs, requests_B)) * np.float32(ALPHA)
+            with threadpool_limits(
+                1, "blas"
+            ):  # the solver has its own threads; BLAS ones inside them fight for the cores
+                model = _model(self.factors_OF.shape[1], seed=0, threads=self.threads)
+                model.item_factors = self.factors_OF
+                users_BF = model.recalculate_user(np.arange(len(requests_B)), history_BO)
+            return np.asarray(users_BF @ self.factors_OF.T, dtype=np.float32)
+
+        return over_inventory(logs, requests_R, objects)
+
+    def save(self, folder: Path) -> None:
+        """Write the object factors."""
+        save_file({"factors_OF": self.factors_OF}, folder / FILE)
+
+
+def fit(logs: Logs, seed: int, threads: int) -> Als:
+    """Factorise the users' damped counts of training time, weighted 1 + alpha log(1 + count)."""
+    with threadpool_limits(1, "blas"):
+        model = _model(FACTORS, seed=seed, threads=threads)
+        model.fit(damped(train_counts(logs)) * np.float32(ALPHA), show_progress=False)
+    return Als(factors_OF=np.asarray(model.item_factors, dtype=np.float32), threads=threads)
+
+
+def load(folder: Path) -> Als:
+    """Read what `save` wrote."""
+    return Als(factors_OF=load_file(folder / FILE)["factors_OF"])
+
+
+def _model(factors: int, *, seed: int, threads: int) -> AlternatingLeastSquares:
+    return AlternatingLeastSquares(
+        factors=factors,
+        regularization=REGULARISATION,
+        iterations=ITERATIONS,
+        random_state=seed,
+        num_threads=threads,
+    )
+
+
+ALS = Method(title="ALS", settings=SETTINGS, fit=fit, load=load)

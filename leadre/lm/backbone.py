@@ -1,0 +1,187 @@
+"""A causal language model that reads words, codes and objects, and writes codes.
+
+The body is any Hugging Face causal LM; its word embeddings stay frozen, and the head is replaced by the code rows, tied
+to their embeddings: at each level only the rows of that level are scored.
+
+Letters: B sequences, T positions, K keys (cached ones first), D width, L levels, S code rows, O objects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from leadre.errors import InputError
+from leadre.lm.layout import Layout
+
+WEIGHTS, FACTS, BODY = "model.safetensors", "backbone.json", "body"
+
+
+class Backbone(nn.Module):
+    """The body of a causal LM with ``S`` code rows; made by `create` or `load`."""
+
+    words_VD: Tensor
+    objects_OL: Tensor
+
+    def __init__(self, body: Any, words_VD: Tensor, layout: Layout, codes_OL: np.ndarray[Any, Any]) -> None:
+        super().__init__()
+        assert len(words_VD) == layout.words, f"{len(words_VD)} word rows for {layout.words} words"
+        self.layout, self.body = layout, body
+        self.codes_SD = nn.Parameter(torch.zeros(layout.codes, words_VD.shape[1]))
+        self.bias_S = nn.Parameter(torch.zeros(layout.codes))
+        self.register_buffer("words_VD", words_VD, persistent=False)
+        self.register_buffer("objects_OL", torch.from_numpy(layout.rows(codes_OL)), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.codes_SD.device
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """Embeddings float32 [B, T, D] of IDs of the layout; an object is the sum of its codes."""
+        layout = self.layout
+        words = F.embedding(ids_BT.clamp(max=layout.words - 1), self.words_VD).to(self.codes_SD.dtype)
+        rows = ids_BT - layout.words
+        codes = F.embedding(rows.clamp(0, layout.codes - 1), self.codes_SD)
+        levels_BTL = self.objects_OL[(rows - layout.codes).clamp(min=0)]
+        objects = F.embedding(levels_BTL, self.codes_SD).sum(-2)
+        coded = torch.where((rows < layout.codes)[..., None], codes, objects)
+        return torch.where((rows < 0)[..., None], words, coded)
+
+    def forward(self, ids_BT: Tensor, positions_BT: Tensor, mask_BTK: Tensor, cache: Any = None) -> Tensor:
+        """Hidden states float32 [B, T, D].
+
+        ``mask_BTK`` (bool) says which keys each position may see: the cached ones first, then these T. ``cache`` is a
+        transformers Cache that grows by these T keys, or None.
+        """
+        with precision(self.device):
+            hidden = self.body(
+                inputs_embeds=self.embed(ids_BT),
+                position_ids=positions_BT,
+                attention_mask=mask_BTK[:, None],
+                past_key_values=cache,
+                use_cache=cache is not None,
+            ).last_hidden_state
+        return hidden.float()  # type: ignore[no-any-return]
+
+    def logits(self, hidden_ND: Tensor, level: int) -> Tensor:
+        """Scores float32 [N, sizes[level]] of the codes of one level; of no other row of the vocabulary."""
+        start, end = self.layout.offsets[level : level + 2]
+        return hidden_ND @ self.codes_SD[start:end].T + self.bias_S[start:end]
+
+
+def precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 matrix products where the processor has them, float32 elsewhere."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device))
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products are faster than float32 ones here (AVX512-BF16 or AMX; Ampere and later)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capability = torch.backends.cpu.get_cpu_capability()
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    return capability.startswith("AVX512") and "avx512_bf16" in flags
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is one, else the CPU; nobody has to ask."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def create(folder: Path, layout: Layout, codes_OL: np.ndarray[Any, Any], *, layers: Sequence[int] | int) -> Backbone:
+    """A backbone from a Hugging Face folder of safetensors, cut to ``layers``; code rows are zero until `init_codes`.
+
+    ``layers``: 0 keeps all, a number the first so many, a sequence exactly those, in order. InputError where the model
+    has no such layers.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    words_VD = model.get_input_embeddings().weight.detach().to(torch.bfloat16)
+    body = model.base_model
+    cut_depth(body, layers)
+    body.set_input_embeddings(nn.Identity())
+    return Backbone(body, words_VD[: layout.words], layout, codes_OL)
+
+
+def cut_depth(body: Any, layers: Sequence[int] | int) -> None:
+    """Keep only some layers of a decoder, in place (for CPUs)."""
+    stack = getattr(body, "layers", None)
+    if stack is None:
+        raise InputError(f"{type(body).__name__} has no list of layers to cut; use --layers 0")
+    count = len(stack)
+    keep = list(layers) if not isinstance(layers, int) else list(range(layers or count))
+    if not keep or max(keep) >= count or min(keep) < 0:
+        raise InputError(f"--layers {layers}: the backbone has layers 0 to {count - 1}")
+    body.layers = nn.ModuleList(stack[index] for index in keep)
+    for index, layer in enumerate(body.layers):
+        layer.self_attn.layer_idx = index  # the key-value cache is addressed by it
+    body.config.num_hidden_layers = len(keep)
+    if getattr(body.config, "layer_types", None):
+        body.config.layer_types = [body.config.layer_types[index] for index in keep]
+
+
+@torch.no_grad()
+def init_codes(
+    backbone: Backbone, centroids: Sequence[np.ndarray[Any, Any]], title_ids: Sequence[np.ndarray[Any, Any]], seed: int
+) -> None:
+    """Set the code rows so that an object, the sum of its codes, starts near the mean of its title's word embeddings.
+
+    ``centroids`` are those of the quantised levels, [sizes[l], Z] each; ``title_ids`` the word IDs of each object's
+    title, O arrays. One ridge regression maps the centroids' space into the word space; rows of the last level, which
+    only tells apart objects of equal text, are small random vectors.
+    """
+    layout, generator = backbone.layout, torch.Generator().manual_seed(seed)
+    words_VD = backbone.words_VD.float().cpu()
+    target_OD = torch.stack([words_VD[torch.from_numpy(ids.astype(np.int64))].mean(0) for ids in title_ids])
+    levels_OL = backbone.objects_OL.cpu() - torch.tensor(layout.offsets[:-1])
+    sums_OZ = torch.stack([torch.from_numpy(c)[levels_OL[:, l]] for l, c in enumerate(centroids)]).sum(0).float()
+    middle_D = target_OD.mean(0)
+    gram_ZZ = sums_OZ.T @ sums_OZ
+    ridge = 1e-2 * gram_ZZ.diagonal().mean() * torch.eye(len(gram_ZZ))
+    map_ZD = torch.linalg.solve(gram_ZZ + ridge, sums_OZ.T @ (target_OD - middle_D))
+    scale = words_VD.std() / (sums_OZ @ map_ZD).std().clamp(min=1e-6)  # an object should be as loud as a word
+    rows = [torch.from_numpy(c).float() @ map_ZD * scale for c in centroids]
+    rows[0] = rows[0] + middle_D
+    last = torch.randn(layout.sizes[-1], words_VD.shape[1], generator=generator) * words_VD.std() * 0.5
+    backbone.codes_SD.copy_(torch.cat([*rows, last]))
+
+
+def randomise(backbone: Backbone, seed: int) -> None:
+    """Forget the pretrained body (for control runs): fresh weights from the model's own initialiser."""
+    torch.manual_seed(seed)
+    backbone.body.apply(backbone.body._init_weights)
+
+
+def save(backbone: Backbone, folder: Path) -> None:
+    """Write body, code rows and word embeddings into ``folder``, as safetensors, with what `load` needs to know."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
+    state["words_VD"] = backbone.words_VD.cpu()
+    save_file(state, folder / WEIGHTS)
+    backbone.body.config.save_pretrained(folder / BODY)
+    facts = {"words": backbone.layout.words, "sizes": backbone.layout.sizes}
+    (folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+
+
+def load(folder: Path, codes_OL: np.ndarray[Any, Any]) -> Backbone:
+    """A saved backbone; ``codes_OL`` may hold objects that came after training (new ads)."""
+    from transformers import AutoConfig, AutoModel
+
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    layout = Layout(facts["words"], tuple(facts["sizes"]))
+    config = AutoConfig.from_pretrained(folder / BODY)
+    body = AutoModel.from_config(config, dtype=torch.float32)
+    body.set_input_embeddings(nn.Identity())
+    state = load_file(folder / WEIGHTS)
+    backbone = Backbone(body, state.pop("words_VD"), layout, codes_OL)
+    backbone.load_state_dict(state)
+    return backbone.eval()

@@ -1,0 +1,90 @@
+"""What a running stage says to the person who waits, on stderr: bars in a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from rich.console import Console
+
+LOG_EVERY_S = 10.0  # without a terminal: often enough to see life, seldom enough to read the log
+
+T = TypeVar("T")
+
+
+class Advance(Protocol):
+    """``n`` more are done; ``note`` is a short status, such as a loss, and stays until the next one."""
+
+    def __call__(self, n: int = 1, note: str = "") -> None: ...
+
+
+console = Console(stderr=True)
+
+
+def say(text: str) -> None:
+    """One line, as it is: ``[brackets]`` are text and not markup, long lines are not wrapped."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def bar(iterable: Iterable[T], total: int, label: str) -> Iterator[T]:
+    """Pass ``iterable`` through and show how far it is; ``total`` is its length."""
+    with track(label, total) as advance:
+        for item in iterable:
+            yield item
+            advance(1)
+
+
+@contextmanager
+def track(label: str, total: int) -> Iterator[Advance]:
+    """Yield ``advance(n=1, note="")``: ``n`` more of ``total`` are done."""
+    shown = _track_terminal(label, total) if console.is_terminal else _track_log(label, total)
+    with shown as advance:
+        yield advance
+
+
+@contextmanager
+def _track_terminal(label: str, total: int) -> Iterator[Advance]:
+    from rich import progress as widgets  # costs 50 ms, which a log does not need
+
+    columns = (
+        widgets.TextColumn("{task.description}", markup=False),
+        widgets.BarColumn(),
+        widgets.MofNCompleteColumn(),
+        widgets.TimeElapsedColumn(),
+        widgets.TimeRemainingColumn(),
+        widgets.TextColumn("{task.fields[note]}", markup=False),
+    )
+    with widgets.Progress(*columns, console=console) as progress:
+        task = progress.add_task(label, total=total, note="")
+
+        def advance(n: int = 1, note: str = "") -> None:
+            if note:
+                progress.update(task, advance=n, note=note)
+            else:
+                progress.update(task, advance=n)
+
+        yield advance
+
+
+@contextmanager
+def _track_log(label: str, total: int) -> Iterator[Advance]:
+    started_s = last_s = time.monotonic()
+    done, status = 0, ""
+
+    def line(now_s: float) -> str:
+        rate = done / max(now_s - started_s, 1e-9)
+        left = f", {max(total - done, 0) / rate:.0f} s left" if rate else ""
+        return f"{label}: {done:,} of {total:,}, {now_s - started_s:.0f} s{left}" + (f", {status}" if status else "")
+
+    def advance(n: int = 1, note: str = "") -> None:
+        nonlocal done, status, last_s
+        done, status, now_s = done + n, note or status, time.monotonic()
+        if now_s - last_s >= LOG_EVERY_S:
+            last_s = now_s
+            say(line(now_s))
+
+    say(f"{label}: {total:,} to do")
+    yield advance
+    say(f"{label}: {done:,} done in {time.monotonic() - started_s:.1f} s" + (f", {status}" if status else ""))

@@ -1,0 +1,88 @@
+"""What users do with an object, as a vector: positive pointwise mutual information of pairs, then truncated SVD.
+
+Text alone puts two cheeses of different makers in one place; that they are bought by different people is only in the
+log. Adding such a signal to the quantiser follows LETTER (arXiv 2405.07314) and DAS; the factorisation is the one of
+Levy and Goldberg (2014). Only events before the first validation request are read.
+
+Letters: U users, O objects, E events, D columns.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sparse
+from scipy.sparse.linalg import svds
+
+from leadre.errors import InputError
+from leadre.semid.quantiser import Floats
+
+if TYPE_CHECKING:
+    from leadre.data.histories import Logs
+
+LATEST = 1000  # objects per user: pairs grow with the square, and one robot must not fill the memory
+
+
+def vectors(logs: Logs, width: int, seed: int) -> Floats:
+    """Unit-length vectors float32 [O, width] of the objects of `logs`; zero for an object without training events.
+
+    Raises InputError where `width` is not below the number of objects met in the training weeks.
+    """
+    users_E = np.repeat(np.arange(len(logs.users)), np.diff(logs.event_offsets))
+    known_E = logs.at_us_E < training_end_us(logs)
+    return factorise(users_E[known_E], logs.object_E[known_E], len(logs.objects), width, seed)
+
+
+def training_end_us(logs: Logs) -> int:
+    """Time of the first request that is not for training; the end of time where all are."""
+    held_out = logs.request_at_us_R[logs.request_split_R != 0]
+    return int(held_out.min()) if len(held_out) else int(np.iinfo(np.int64).max)
+
+
+def factorise(
+    users_E: np.ndarray[tuple[int], np.dtype[np.integer]],
+    objects_E: np.ndarray[tuple[int], np.dtype[np.integer]],
+    objects: int,
+    width: int,
+    seed: int,
+) -> Floats:
+    """Vectors float32 [objects, width] from events given as (user, object), each user's events in time order."""
+    met = np.unique(objects_E)
+    if not 0 < width < len(met):
+        raise InputError(
+            f"--collaborative-dim {width}: wants 1 to {len(met) - 1}, below the {len(met)} objects with training events"
+        )
+    users, columns = _latest_pairs(users_E, np.searchsorted(met, objects_E))
+    seen_UO = sparse.csr_array((np.ones(len(users)), (users, columns)), shape=(int(users.max()) + 1, len(met)))
+    pairs = (seen_UO.T @ seen_UO).tolil()
+    pairs.setdiag(0)
+    pairs_OO = pairs.tocoo()
+    pairs_OO.eliminate_zeros()
+    if not pairs_OO.nnz:
+        raise InputError("--collaborative: no user has two objects in the training weeks; leave it at 0")
+    total_O = np.asarray(pairs_OO.sum(axis=0)).reshape(-1)
+    row, column = pairs_OO.coords
+    information = np.log(pairs_OO.data * total_O.sum() / (total_O[row] * total_O[column]))
+    ppmi_OO = sparse.csr_array((np.maximum(information, 0), (row, column)), shape=pairs_OO.shape)
+    start = np.random.default_rng(seed).normal(size=len(met))
+    left_OD, strength_D, _ = svds(ppmi_OO, k=width, v0=start)
+    factors_OD = (left_OD * np.sqrt(strength_D))[:, ::-1]  # svds gives the weakest first
+    # the sign of a singular vector is free: the entry that is largest in size becomes positive
+    factors_OD = factors_OD * np.where(factors_OD[np.abs(factors_OD).argmax(axis=0), np.arange(width)] < 0, -1, 1)
+    length_O = np.linalg.norm(factors_OD, axis=1, keepdims=True)
+    result = np.zeros((objects, width), dtype=np.float32)
+    result[met] = np.divide(factors_OD, length_O, out=np.zeros_like(factors_OD), where=length_O > 1e-9)
+    return result
+
+
+def _latest_pairs(
+    users_E: np.ndarray[tuple[int], np.dtype[np.integer]], columns_E: np.ndarray[tuple[int], np.dtype[np.integer]]
+) -> tuple[np.ndarray[tuple[int], np.dtype[np.integer]], np.ndarray[tuple[int], np.dtype[np.integer]]]:
+    """Distinct (user, object) pairs, of each user the LATEST ones by their last event."""
+    reverse = np.stack([users_E[::-1], columns_E[::-1]], axis=1)
+    pairs, first = np.unique(reverse, axis=0, return_index=True)
+    order = np.lexsort((first, pairs[:, 0]))  # inside a user: latest first
+    users, columns = pairs[order].T
+    rank = np.arange(len(users)) - np.searchsorted(users, users)
+    return users[rank < LATEST], columns[rank < LATEST]

@@ -1,0 +1,1 @@
+"""Histories and semantic IDs in, a fine-tuned language model out."""

@@ -1,0 +1,173 @@
+"""Threads into tensors: every answer of a request is a branch that sees the thread up to the request and itself.
+
+A visit often has several conversions. As branches they cost a few positions each, see the same prompt and not each
+other, which is what serving looks like. Batches gather threads of about equal length, so little padding is trained.
+
+Letters: B threads, T positions (thread, then branches), N targets, L levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leadre.data.histories import first_seen
+from leadre.lm.layout import Layout
+from leadre.lm.live import Live
+from leadre.semid.trie import path_masks
+from leadre.tune.tasks import Thread, Threads, Window
+
+BUCKET = 256  # windows sorted by length together; more saves padding, less keeps batches random
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs and, for each target, where its codes are predicted, its codes, masks and weight."""
+
+    ids_BT: Tensor
+    positions_BT: Tensor
+    mask_BTT: Tensor
+    predicts_NL: Tensor  # flat position (b * T + t) whose hidden state predicts the code of each level
+    targets_NL: Tensor
+    masks: list[Tensor]  # L of bool [N, sizes[l]]
+    weights_N: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Positions that are not padding."""
+        return int((self.positions_BT >= 0).sum())
+
+    def to(self, device: torch.device) -> Batch:
+        masks = [mask.to(device) for mask in self.masks]
+        rest = (self.predicts_NL, self.targets_NL)
+        return Batch(
+            self.ids_BT.to(device), self.positions_BT.to(device), self.mask_BTT.to(device),
+            *(tensor.to(device) for tensor in rest), masks, self.weights_N.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What one request teaches: N targets with one mask a level, and whether they are ranked among new objects only."""
+
+    codes_NL: NDArray[np.int32]
+    masks: list[NDArray[np.bool_]]
+    weights_N: NDArray[np.float64]
+    branch_N: NDArray[np.int64]  # targets of both views share the branch of their object
+
+
+class Examples:
+    """Makes batches from windows. ``new_weight``: what an object new to the user counts when ranked among new ones."""
+
+    def __init__(self, threads: Threads, live: Live, layout: Layout, new_weight: float) -> None:
+        self.threads, self.live, self.layout, self.new_weight = threads, live, layout, new_weight
+        self.logs = threads.logs
+
+    def epoch(self, seed: int, tokens: int) -> list[list[Window]]:
+        """All training windows in batches of about ``tokens`` positions, in random order; the same for the same seed."""
+        rng = np.random.default_rng(seed)
+        windows = self.threads.training(seed)
+        windows = [windows[i] for i in rng.permutation(len(windows))]
+        batches = []
+        for start in range(0, len(windows), BUCKET):
+            bucket = sorted(windows[start : start + BUCKET], key=self.length)
+            batches += list(_fill(bucket, [self.length(window) for window in bucket], tokens))
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def length(self, window: Window) -> int:
+        """About how many positions a window takes, its branches included."""
+        tokens_V, offsets = self.threads.tokens_V, self.logs.relevant_offsets
+        answers = int((offsets[window.requests + 1] - offsets[window.requests]).sum())
+        return int(tokens_V[window.stop] - tokens_V[window.start]) + answers * (len(self.layout.sizes) - 1)
+
+    def targets(self, r: int) -> Targets:
+        """The objects acted on in request ``r``, among all that was live and, where new, among what was new."""
+        ads, _ = self.logs.relevant(r)
+        objects, first_ad = np.unique(self.logs.ad_object_A[ads], return_index=True)
+        codes = self.live.codes_OL[objects]
+        masks = path_masks(self.live.all(r)[0], codes)
+        weights = np.full(len(objects), len(objects) ** -0.5)  # a large basket says more, but not in proportion
+        branches = np.arange(len(objects))
+        is_new = first_seen(self.logs, r)[first_ad]
+        if self.new_weight and is_new.any():
+            among_new = path_masks(self.live.new(r)[0], codes[is_new])
+            masks = [np.concatenate(pair) for pair in zip(masks, among_new, strict=True)]
+            weights = np.append(weights, np.full(is_new.sum(), self.new_weight * is_new.sum() ** -0.5))
+            branches = np.append(branches, branches[is_new])
+            codes = np.concatenate([codes, codes[is_new]])
+        return Targets(codes, masks, weights, branches)
+
+    def batch(self, windows: Sequence[Window]) -> Batch:
+        """Tensors of these windows."""
+        rows = [_Row(thread, [self.targets(int(r)) for r in thread.requests], self.layout) for thread in map(self.threads.write, windows)]
+        longest = max(len(row.ids) for row in rows)
+        ids_BT = np.zeros((len(rows), longest), np.int64)
+        positions_BT = np.full((len(rows), longest), -1, np.int64)
+        until_BT = np.full((len(rows), longest), -1, np.int64)
+        branch_BT = np.full((len(rows), longest), -2, np.int64)
+        for b, row in enumerate(rows):
+            n = len(row.ids)
+            ids_BT[b, :n], positions_BT[b, :n] = row.ids, row.positions
+            until_BT[b, :n], branch_BT[b, :n] = row.until, row.branch
+        targets = [target for row in rows for target in row.targets]
+        predicts = [np.asarray(row.predicts) + b * longest for b, row in enumerate(rows)]
+        masks = [torch.from_numpy(np.concatenate([t.masks[level] for t in targets])) for level in range(len(self.layout.sizes))]
+        return Batch(
+            ids_BT=torch.from_numpy(ids_BT),
+            positions_BT=torch.from_numpy(positions_BT),
+            mask_BTT=torch.from_numpy(_visible(until_BT, branch_BT)),
+            predicts_NL=torch.from_numpy(np.concatenate(predicts)),
+            targets_NL=torch.from_numpy(np.concatenate([t.codes_NL for t in targets]).astype(np.int64)),
+            masks=masks,
+            weights_N=torch.from_numpy(np.concatenate([t.weights_N for t in targets]).astype(np.float32)),
+        )
+
+
+class _Row:
+    """One thread and its branches as flat lists."""
+
+    def __init__(self, thread: Thread, targets: list[Targets], layout: Layout) -> None:
+        n = len(thread.ids)
+        ids, positions, until, branch = [thread.ids], [np.arange(n)], [np.arange(n)], [np.full(n, -1)]
+        self.targets, self.predicts = targets, list[list[int]]()
+        length, branches, depth = n, 0, len(layout.sizes) - 1
+        for end, target in zip(thread.ends.tolist(), targets, strict=True):
+            count = int(target.branch_N.max()) + 1
+            rows = layout.code(layout.rows(target.codes_NL[:count])[:, :depth])
+            ids.append(rows.ravel())
+            positions.append(np.tile(end + 1 + np.arange(depth), count))
+            until.append(np.full(count * depth, end))
+            branch.append(np.repeat(branches + np.arange(count), depth))
+            starts = length + np.arange(count) * depth
+            paths = np.column_stack([np.full(count, end), starts[:, None] + np.arange(depth)])
+            self.predicts += paths[target.branch_N].tolist()
+            length, branches = length + count * depth, branches + count
+        self.ids, self.positions = np.concatenate(ids), np.concatenate(positions)
+        self.until, self.branch = np.concatenate(until), np.concatenate(branch)
+
+
+def _visible(until_BT: NDArray[np.int64], branch_BT: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool [B, T, T]: which keys (last axis) each position sees: the thread up to ``until``, and its own branch so far."""
+    index = np.arange(until_BT.shape[1])
+    thread = (branch_BT == -1)[:, None, :] & (index[None, None, :] <= until_BT[:, :, None])
+    own = (branch_BT[:, :, None] == branch_BT[:, None, :]) & (branch_BT >= 0)[:, :, None]
+    seen = thread | (own & (index[None, None, :] <= index[None, :, None]))
+    result: NDArray[np.bool_] = seen | np.eye(len(index), dtype=np.bool_)  # padding sees itself: a softmax of nothing is nan
+    return result
+
+
+def _fill(windows: Sequence[Window], lengths: Sequence[int], tokens: int) -> Iterator[list[Window]]:
+    """Consecutive windows, ascending by length, into batches of at most ``tokens`` padded positions."""
+    batch: list[Window] = []
+    for window, length in zip(windows, lengths, strict=True):
+        if batch and length * (len(batch) + 1) > tokens:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch

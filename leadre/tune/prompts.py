@@ -1,0 +1,169 @@
+"""The only place where a prompt is written.
+
+A *thread* is one user's prompt over consecutive requests::
+
+    instruction, profile, long-term interests (content, ads)        the prefix: fixed for the thread, so it can be cached
+    a visit's context, what happened there                          short-term interests, visit by visit
+    a visit's context, ...                                          a request is answered where its context ends
+
+Words come from the tokenizer; objects and codes are IDs of `lm.layout` and never text, so nothing an ad says can turn
+into one. The long-term part is a snapshot taken where the thread begins; what came later stands in the visits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leadre.data.histories import AD, CONTENT, Logs
+from leadre.lm.layout import Ids, Layout
+from leadre.tune.intents import US_PER_DAY, LongTerm, Visits, group_visits, long_term
+
+NANOS = 1_000_000_000
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+PARTS = ("night", "morning", "afternoon", "evening")  # a quarter of the day each
+TITLE_WORDS = 8  # tokens of a title inside a prompt
+NOTHING: Ids = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """What goes into a prompt, and how much of it; tokens count positions."""
+
+    words: bool = True
+    profile: bool = True
+    long_content: bool = True
+    long_ad: bool = True
+    short_content: bool = True
+    short_ad: bool = True
+    context: bool = True
+    long_items: int = 24
+    described: int = 4
+    long_tokens: int = 160
+    short_tokens: int = 320
+
+
+class Prompter:
+    """Writes the prompts of one log. ``tokenizer`` is a Hugging Face one; ``layout`` counts its words."""
+
+    def __init__(self, logs: Logs, tokenizer: Any, layout: Layout, blocks: Blocks) -> None:
+        self.logs, self.layout, self.blocks = logs, layout, blocks
+        self.visits: Visits = group_visits(logs)
+        self._tokenizer = tokenizer
+        self._words = lru_cache(maxsize=100_000)(self._tokenize)
+        self._titles = logs.objects["title"].to_list()
+        self._profiles = logs.users.drop("user_id").to_dicts()
+
+    def prefix(self, user: int, visit: int) -> Ids:
+        """Instruction, profile and the long-term interests as of just before ``visit`` (an index into the visits)."""
+        blocks = self.blocks
+        parts = [self.text("Choose ads this customer will act on.")]
+        if blocks.profile:
+            parts.append(self.text(f" Profile: {self._profile(user)}."))
+        for domain, wanted, name in ((CONTENT, blocks.long_content, "elsewhere"), (AD, blocks.long_ad, "from ads")):
+            if wanted and visit > self.visits.user_offsets[user]:
+                now_us = int(self.visits.at_us_V[visit - 1])
+                parts.append(self._interests(long_term(self.logs, self.visits, user, visit, domain, blocks.long_items), name, now_us))
+        return np.concatenate(parts)
+
+    def context(self, at_us: int) -> Ids:
+        """What is known of a visit before anything happens in it; the answer to a request begins after it."""
+        if not self.blocks.context:
+            return self.text("\n")
+        at = datetime.fromtimestamp(at_us / 1e6, UTC)
+        return self.text(f"\n{DAYS[at.weekday()]} {PARTS[at.hour // 6]}:") if self.blocks.words else self.text("\n")
+
+    def happened(self, visit: int) -> Ids:
+        """What the user acted on in a visit: objects reached through ads, then the others."""
+        rows = self.visits.events(visit)
+        objects_E, domain_E = self.logs.object_E[rows], self.logs.domain_E[rows]
+        parts = []
+        for domain, wanted, name in ((AD, self.blocks.short_ad, " ads"), (CONTENT, self.blocks.short_content, " also")):
+            objects = objects_E[domain_E == domain]
+            if wanted and len(objects):
+                parts += [self.text(name), self.layout.object(objects)]
+        return np.concatenate(parts) if parts else NOTHING
+
+    def text(self, words: str) -> Ids:
+        """Token IDs of plain text; none without ``words``, except for the line break that opens a visit."""
+        if not self.blocks.words:
+            words = "\n" if words.startswith("\n") else ""
+        return self._words(words)
+
+    def render(self, ids: Sequence[int] | Ids) -> str:
+        """A prompt as a person reads it; an object as <title>, a code as <level:code>."""
+        layout, parts, words = self.layout, [], list[int]()
+        for entry in [*(int(i) for i in ids), -1]:
+            if 0 <= entry < layout.words:
+                words.append(entry)
+                continue
+            if words:
+                parts.append(self._tokenizer.decode(words))
+                words = []
+            row = entry - layout.words
+            if row >= layout.codes:
+                parts.append(f"<{self._titles[row - layout.codes]}>")
+            elif entry >= 0:
+                level = int(np.searchsorted(layout.offsets, row, side="right")) - 1
+                parts.append(f"<{level}:{row - layout.offsets[level]}>")
+        return "".join(parts)
+
+    def _tokenize(self, words: str) -> Ids:
+        if not words:
+            return NOTHING
+        return self.plain(words)
+
+    def plain(self, words: str) -> Ids:
+        """Token IDs in which no control token can stand, whatever ``words`` spell (<|im_start|> is read as text)."""
+        ids = self._tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        special = set(self._tokenizer.all_special_ids)
+        return np.array([i for i in ids if i not in special], np.int32)
+
+    def _profile(self, user: int) -> str:
+        known = [str(value) for value in self._profiles[user].values() if value not in (None, "unknown")]
+        return ", ".join(known) or "unknown"
+
+    def _interests(self, interests: LongTerm, name: str, now_us: int) -> Ids:
+        """The strongest interests in words, then all of them as objects with a count; the weakest are cut to fit."""
+        if not len(interests.objects_N):
+            return NOTHING
+        parts, left = [self.text(f" Interests {name}:")], self.blocks.long_tokens
+        for i in range(min(self.blocks.described, len(interests.objects_N)) if self.blocks.words else 0):
+            title = self._words(" " + self._titles[interests.objects_N[i]])[:TITLE_WORDS]
+            days = (now_us - int(interests.last_us_N[i])) // US_PER_DAY
+            dollars = round(int(interests.money_nanos_N[i]) / NANOS)
+            fact = self.text(f", {interests.count_N[i]} times for {dollars}, {days} days ago;")
+            parts += [title, fact]
+            left -= len(title) + len(fact)
+        objects = self.layout.object(interests.objects_N)
+        listed: list[Ids] = []
+        for i, weight in enumerate(interests.weight_N):
+            entry = np.append(objects[i], self.text(how_often(float(weight)))).astype(np.int32)
+            left -= len(entry)
+            if left < 0:
+                break
+            listed.append(entry)
+        return np.concatenate([*parts, *listed[::-1]])  # the strongest last, where attention reaches them soonest
+
+
+def how_often(weight: float) -> str:
+    """A decayed count as one word that the tokenizer knows."""
+    steps = ((1.5, " once"), (2.5, " twice"), (4.5, " several"), (8.5, " often"), (16.5, " weekly"))
+    return next((word for limit, word in steps if weight < limit), " always")
+
+
+def save_blocks(blocks: Blocks, folder: Path) -> None:
+    """Write the prompt's form beside the weights that were trained on it."""
+    (folder / "prompt.json").write_text(json.dumps(asdict(blocks), indent=2) + "\n", encoding="utf-8")
+
+
+def load_blocks(folder: Path) -> Blocks:
+    """The form of the prompts a model was trained on."""
+    return Blocks(**json.loads((folder / "prompt.json").read_text(encoding="utf-8")))

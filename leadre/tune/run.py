@@ -1,0 +1,189 @@
+"""Histories + semantic IDs -> a language model that answers a user's intents with the semantic ID of an ad.
+
+Writes the artifact ``work/<run>/tune-sft``: the backbone (model.safetensors, backbone.json, body/, tokenizer/), the form
+of its prompts (prompt.json), loss.csv, valid.csv and loss.png. A killed run resumes from ``work/<run>/.tune-sft.checkpoint``.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from leadre import artifact, config, progress
+from leadre.errors import InputError
+
+if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
+    from collections.abc import Callable
+
+    from leadre.lm.backbone import Backbone
+    from leadre.lm.live import Live
+    from leadre.tune.prompts import Blocks, Prompter
+    from leadre.tune.sft import History
+    from leadre.tune.tasks import Threads
+
+KIND, VERSION = "model", 1
+VALIDATION_USERS = 120
+VALIDATION_BEAM = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(config.Common):
+    """Options of ``leadre tune``."""
+
+    backbone: str = config.option("smollm2", "smollm2 (packaged), a local Hugging Face folder or a hub name")
+    random_backbone: bool = config.option(False, "start the body from random weights (control runs)")
+    layers: int = config.option(6, "keep only the first so many layers (for CPUs); 0 keeps all")
+    adapter: Literal["full", "lora"] = config.option("full", "train all weights of the body, or LoRA adapters")
+    lora_rank: int = config.option(16, "rank of the LoRA adapters")
+    shuffle_ids: bool = config.option(False, "permute the semantic IDs among the objects (control runs)")
+    epochs: int = config.option(3, "passes over the training visits")
+    max_steps: int = config.option(0, "stop after so many steps, 0 = all epochs; the learning rate is fitted to it")
+    batch_tokens: int = config.option(4096, "positions in a step, padding included")
+    learning_rate: float = config.option(1e-3, "peak rate of the body")
+    codes_learning_rate: float = config.option(3e-3, "peak rate of the semantic-ID rows")
+    weight_decay: float = config.option(0.05, "decoupled weight decay")
+    new_weight: float = config.option(0.5, "weight of new conversions ranked among new ads, beside all conversions")
+    words: bool = config.option(True, "false writes prompts of IDs alone (control runs)")
+    profile: bool = config.option(True, "prompt block: the user's profile")
+    long_content: bool = config.option(True, "prompt block: long-term interests outside ads")
+    long_ad: bool = config.option(True, "prompt block: long-term interests from ads")
+    short_content: bool = config.option(True, "prompt block: the last visits outside ads")
+    short_ad: bool = config.option(True, "prompt block: the last visits from ads")
+    context: bool = config.option(True, "prompt block: weekday and time of the request")
+    long_items: int = config.option(24, "most long-term interests of a domain")
+    described: int = config.option(4, "how many of them are told in words")
+    long_tokens: int = config.option(120, "positions of the long-term interests of a domain")
+    short_tokens: int = config.option(256, "step of the short-term window, which holds one to two steps")
+    validate_every: int = config.option(200, "steps between validations on a seeded sample of users")
+    checkpoint_s: float = config.option(120.0, "seconds between checkpoints")
+
+
+def run(config: Config) -> None:
+    """Write ``work/<run>/tune-sft``, or say that it is current."""
+    folder = config.folder("tune-sft")
+    tables = artifact.read(config.folder("data"), kind="tables", version=1)
+    codebook = artifact.read(config.folder("semid"), kind="codebook", version=1)
+    made = {"config": dataclasses.asdict(config), "seed": config.seed, "parents": [tables, codebook]}
+    if artifact.current(folder, kind=KIND, version=VERSION, **made):
+        progress.say(f"tune: {folder} is current, nothing to do")
+        return
+    checkpoint = config.folder(".tune-sft.checkpoint")
+    with artifact.create(folder, kind=KIND, version=VERSION, **made) as temporary:
+        backbone, prompter, live, source = prepare(config, tables, codebook)
+        history = _train(config, backbone, prompter, live, checkpoint, [tables, codebook])
+        _write(temporary, backbone, prompter.blocks, source, history)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def prepare(
+    config: Config, tables: artifact.Artifact, codebook_artifact: artifact.Artifact
+) -> tuple[Backbone, Prompter, Live, Path]:
+    """(backbone with initialised code rows, prompter, live sets, folder of the pretrained model)."""
+    import numpy as np
+    import torch
+
+    from leadre.data import histories
+    from leadre.lm import backbone as backbones
+    from leadre.lm import pretrained
+    from leadre.lm.layout import Layout
+    from leadre.lm.live import Live
+    from leadre.semid import codebook as codebooks
+    from leadre.tune.prompts import Prompter
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    logs = histories.load(tables)
+    codebook = codebooks.load(codebook_artifact)
+    if config.shuffle_ids:
+        order = np.random.default_rng(config.seed).permutation(len(codebook.codes_OL))
+        codebook = dataclasses.replace(codebook, codes_OL=codebook.codes_OL[order])
+    live = Live(logs, codebook)
+    source = pretrained.folder_of(config.backbone, config.work)
+    tokenizer = pretrained.tokenizer(source)
+    layout = Layout(len(tokenizer), codebook.sizes)
+    backbone = backbones.create(source, layout, live.codes_OL, layers=config.layers)
+    if config.random_backbone:
+        backbones.randomise(backbone, config.seed)
+    prompter = Prompter(logs, tokenizer, layout, blocks_of(config))
+    titles = [prompter.plain(" " + title) for title in logs.objects["title"]]
+    backbones.init_codes(backbone, codebook.centroids, titles, config.seed)
+    return backbone.to(backbones.pick_device()), prompter, live, source
+
+
+def blocks_of(config: Config) -> Blocks:
+    """The form of the prompts that ``config`` asks for."""
+    from leadre.tune.prompts import Blocks
+
+    return Blocks(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Blocks)})
+
+
+def _train(
+    config: Config, backbone: Backbone, prompter: Prompter, live: Live, checkpoint: Path, parents: list[artifact.Artifact]
+) -> History:
+    from leadre.data.histories import TRAIN
+    from leadre.tune import sft
+    from leadre.tune.batches import Examples
+    from leadre.tune.tasks import Threads
+
+    threads = Threads(prompter)
+    if not len(threads.logs.requests_of(TRAIN)):
+        raise InputError("the data artifact has no training requests; check the split options of `leadre data`")
+    examples = Examples(threads, live, backbone.layout, config.new_weight)
+    if config.adapter == "lora":
+        _add_lora(backbone, config.lora_rank)
+    names = [field.name for field in dataclasses.fields(sft.Schedule)]
+    schedule = sft.Schedule(**{name: getattr(config, name) for name in names})
+    identity = json.dumps([dataclasses.asdict(config), [p.hash for p in parents]], default=str, sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    history = sft.train(backbone, examples, schedule, checkpoint, digest, _validator(config, backbone, threads, live))
+    if config.adapter == "lora":
+        backbone.body = backbone.body.merge_and_unload()
+    return history
+
+
+def _validator(config: Config, backbone: Backbone, threads: Threads, live: Live) -> Callable[[], dict[str, float]]:
+    """Recall@10 in both views over a seeded sample of users of the validation weeks."""
+    import numpy as np
+
+    from leadre.data.histories import VALID
+    from leadre.tune.answers import VIEWS, recall
+
+    requests = threads.logs.requests_of(VALID)
+    users = np.unique(threads.logs.request_user_R[requests])
+    chosen = np.random.default_rng(config.seed).permutation(users)[:VALIDATION_USERS]
+    windows = threads.serving(requests[np.isin(threads.logs.request_user_R[requests], chosen)])
+    return lambda: {f"recall@10 {view}": recall(backbone, threads, live, windows, view, VALIDATION_BEAM) for view in VIEWS}
+
+
+def _add_lora(backbone: Backbone, rank: int) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    backbone.body = get_peft_model(backbone.body, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+
+
+def _write(folder: Path, backbone: Backbone, blocks: Blocks, source: Path, history: History) -> None:
+    from leadre.lm import backbone as backbones
+    from leadre.lm import pretrained
+    from leadre.tune import plots, prompts
+
+    backbones.save(backbone, folder)
+    pretrained.tokenizer(source).save_pretrained(folder / "tokenizer")
+    prompts.save_blocks(blocks, folder)
+    _csv(folder / "loss.csv", ("step", "loss", "lr", "tokens"), history.loss)
+    names = list(history.valid[0][1]) if history.valid else []
+    _csv(folder / "valid.csv", ("step", *names), [(step, *row.values()) for step, row in history.valid])
+    plots.loss_curve(history, folder / "loss.png")
+
+
+def _csv(path: Path, header: tuple[str, ...], rows: list[tuple[int | float, ...]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -1,0 +1,168 @@
+"""Supervised fine-tuning: one explicit loop, resumable at any step.
+
+The learning rate warms up and then falls linearly to nothing over all steps, which are known beforehand, so a resumed
+run takes the very steps that an undisturbed one takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from leadre import progress
+from leadre.lm.backbone import Backbone
+from leadre.tune import losses
+from leadre.tune.batches import Batch, Examples
+
+WARMUP_STEPS = 60
+BETAS = (0.9, 0.98)
+CLIP_NORM = 1.0
+STATE, FACTS = "state.safetensors", "state.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast: ``batch_tokens`` positions a step, ``epochs`` passes, at most ``max_steps`` if not 0."""
+
+    epochs: int
+    max_steps: int
+    batch_tokens: int
+    learning_rate: float
+    codes_learning_rate: float
+    weight_decay: float
+    seed: int
+    validate_every: int
+    checkpoint_s: float
+
+
+@dataclass
+class History:
+    """What the run has seen so far: rows of loss.csv (step, loss, lr, tokens) and valid.csv (step, metrics)."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss: list[tuple[int, float, float, int]] = field(default_factory=list)
+    valid: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+
+def train(
+    backbone: Backbone,
+    examples: Examples,
+    schedule: Schedule,
+    checkpoint: Path,
+    identity: str,
+    validate: Callable[[], dict[str, float]],
+) -> History:
+    """Fine-tune ``backbone`` in place. ``checkpoint`` is a folder of a run with the same ``identity``, or of nobody."""
+    optimizer = make_optimizer(backbone, schedule)
+    history = resume(checkpoint, identity, backbone, optimizer) or History()
+    plan = [(epoch, windows) for epoch in range(schedule.epochs) for windows in examples.epoch(schedule.seed + epoch, schedule.batch_tokens)]
+    steps = min(len(plan), schedule.max_steps or len(plan))
+    backbone.train()
+    saved_s = started_s = time.monotonic()
+    with progress.track("tune: steps", steps) as advance:
+        advance(history.step)
+        for step in range(history.step, steps):
+            rate = learning_rate(step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = group["base"] * rate
+            batch = examples.batch(plan[step][1])
+            loss = step_loss(backbone, batch.to(backbone.device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(trained(backbone).values(), CLIP_NORM)
+            optimizer.step()
+            history.step, history.tokens = step + 1, history.tokens + batch.tokens
+            history.loss.append((history.step, float(loss), rate * schedule.learning_rate, history.tokens))
+            if history.step % schedule.validate_every == 0 or history.step == steps:
+                history.valid.append((history.step, validate()))
+                progress.say(f"tune: step {history.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in history.valid[-1][1].items()))
+            advance(1, f"epoch {plan[step][0] + 1}, loss {_recent(history):.3f}, {history.tokens / max(history.seconds + time.monotonic() - started_s, 1e-9):,.0f} tokens/s")
+            if time.monotonic() - saved_s > schedule.checkpoint_s:
+                history.seconds += time.monotonic() - started_s
+                started_s = saved_s = time.monotonic()
+                save(checkpoint, identity, backbone, optimizer, history)
+    history.seconds += time.monotonic() - started_s
+    return history
+
+
+def step_loss(backbone: Backbone, batch: Batch) -> Tensor:
+    """The SFT loss of one batch: a scalar."""
+    hidden = backbone(batch.ids_BT, batch.positions_BT.clamp(min=0), batch.mask_BTT).flatten(0, 1)
+    levels = batch.targets_NL.shape[1]
+    logits = [backbone.logits(hidden[batch.predicts_NL[:, level]], level) for level in range(levels)]
+    return losses.sft(losses.log_likelihood(logits, batch.targets_NL, batch.masks), batch.weights_N)
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Share of the full rate: up over the first steps, then linearly down to zero at the end."""
+    return min(1.0, (step + 1) / WARMUP_STEPS) * max(0.0, 1 - step / steps)
+
+
+def trained(backbone: Backbone) -> dict[str, Tensor]:
+    """The parameters that learn, by name."""
+    return {name: parameter for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+
+
+def make_optimizer(backbone: Backbone, schedule: Schedule) -> torch.optim.AdamW:
+    """AdamW; the code rows, which start from a projection and not from pretraining, get a rate of their own."""
+    parameters = trained(backbone)
+    codes = [p for name, p in parameters.items() if name in ("codes_SD", "bias_S")]
+    body = [p for name, p in parameters.items() if name not in ("codes_SD", "bias_S")]
+    groups = [
+        {"params": body, "base": schedule.learning_rate, "lr": schedule.learning_rate},
+        {"params": codes, "base": schedule.codes_learning_rate, "lr": schedule.codes_learning_rate},
+    ]
+    return torch.optim.AdamW(groups, betas=BETAS, weight_decay=schedule.weight_decay)
+
+
+def save(folder: Path, identity: str, backbone: Backbone, optimizer: torch.optim.AdamW, history: History) -> None:
+    """Write weights, optimizer and history; the step is the last to be renamed, so a killed write is never read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = dict(trained(backbone))
+    for name, parameter in trained(backbone).items():
+        state = optimizer.state[parameter]
+        tensors |= {f"{key}:{name}": state[key] for key in ("exp_avg", "exp_avg_sq", "step") if key in state}
+    weights = f"{STATE}.{history.step}"
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / weights)
+    facts = {"identity": identity, "weights": weights, "history": asdict(history)}
+    temporary = folder / f"{FACTS}.tmp"
+    temporary.write_text(json.dumps(facts), encoding="utf-8")
+    os.replace(temporary, folder / FACTS)
+    for old in folder.glob(f"{STATE}.*"):
+        if old.name != weights:
+            old.unlink()
+
+
+def resume(folder: Path, identity: str, backbone: Backbone, optimizer: torch.optim.AdamW) -> History | None:
+    """Load the checkpoint in ``folder`` into model and optimizer; None where there is none of this ``identity``."""
+    if not (folder / FACTS).exists():
+        return None
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    if facts["identity"] != identity:
+        progress.say(f"tune: {folder} belongs to another config or other data; starting anew")
+        return None
+    tensors = load_file(folder / facts["weights"])
+    for name, parameter in trained(backbone).items():
+        parameter.data.copy_(tensors[name])
+        state: dict[str, Any] = {key: tensors[f"{key}:{name}"] for key in ("exp_avg", "exp_avg_sq", "step") if f"{key}:{name}" in tensors}
+        optimizer.state[parameter] = {key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in state.items()}
+    raw = facts["history"]
+    progress.say(f"tune: resumes after step {raw['step']}")
+    rows = [(int(s), float(loss), float(lr), int(t)) for s, loss, lr, t in raw["loss"]]
+    return History(raw["step"], raw["tokens"], raw["seconds"], rows, [(int(s), dict(m)) for s, m in raw["valid"]])
+
+
+def _recent(history: History, steps: int = 50) -> float:
+    losses_ = [row[1] for row in history.loss[-steps:]]
+    return sum(losses_) / len(losses_)

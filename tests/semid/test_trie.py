@@ -1,0 +1,113 @@
+"""The trie against a set of paths held in plain Python."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leadre.semid import trie as tries
+
+CODES = np.array([[1, 0, 2], [0, 1, 1], [1, 0, 0], [1, 2, 0]])
+SIZES = (2, 3, 4)
+
+
+def draw_paths(seed: int, rows: int, sizes: tuple[int, ...]) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    codes = np.unique(np.stack([rng.integers(0, size, rows) for size in sizes], axis=1), axis=0)
+    return rng.permutation(codes)
+
+
+def walk(trie: tries.Trie, path: np.ndarray) -> int:
+    state = trie.roots(1)
+    for level, code in enumerate(path):
+        state = trie.step(state, np.array([code]), level)
+    return int(state[0])
+
+
+def test_flat_arrays_by_hand():
+    trie = tries.build(CODES, SIZES)
+    # depth 1: 0, 1 (nodes 1, 2); depth 2: 01, 10, 12 (nodes 3..5); leaves: 011, 100, 102, 120 (nodes 6..9)
+    assert trie.level_starts.tolist() == [0, 1, 3, 6, 10]
+    assert trie.child_offsets.tolist() == [0, 2, 3, 5, 6, 8, 9, 9, 9, 9, 9]
+    assert trie.child_codes.tolist() == [0, 1, 1, 0, 2, 1, 0, 2, 0]
+    assert trie.child_nodes.tolist() == list(range(1, 10))
+    assert trie.leaf_row.tolist() == [1, 2, 0, 3]
+
+
+def test_mask_step_and_rows_by_hand():
+    trie = tries.build(CODES, SIZES)
+    states = np.array([2, tries.DEAD, 1])
+    assert trie.children_mask(states, 1).tolist() == [[True, False, True], [False] * 3, [False, True, False]]
+    assert trie.step(states, np.array([2, 0, 0]), 1).tolist() == [5, tries.DEAD, tries.DEAD]
+    assert trie.rows(np.array([8, tries.DEAD, 6])).tolist() == [0, -1, 1]
+
+
+def test_a_code_outside_its_level_leads_nowhere():
+    # sizes differ, and keys are parent * max(sizes) + code: code 3 at a level of 3 codes must not spill over
+    trie = tries.build(CODES, SIZES)
+    assert trie.step(np.array([1, 1]), np.array([4, -1]), 1).tolist() == [tries.DEAD, tries.DEAD]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.integers(1, 60),
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5).map(tuple),
+)
+def test_agrees_with_a_set_of_prefixes(seed, rows, sizes):
+    codes = draw_paths(seed, rows, sizes)
+    trie = tries.build(codes, sizes)
+    live = {tuple(path[:length]) for path in codes.tolist() for length in range(len(sizes) + 1)}
+    for row, path in enumerate(codes):
+        state = trie.roots(1)
+        for level, code in enumerate(path):
+            mask = trie.children_mask(state, level)[0]
+            prefix = tuple(path[:level].tolist())
+            assert mask.tolist() == [(*prefix, c) in live for c in range(sizes[level])]
+            dead_ends = np.flatnonzero(~mask)
+            steps = trie.step(np.repeat(state, len(dead_ends)), dead_ends, level)
+            assert np.all(steps == tries.DEAD)
+            state = trie.step(state, np.array([code]), level)
+        assert trie.rows(state).tolist() == [row]
+
+
+def test_row_order_changes_only_leaf_row():
+    codes = draw_paths(1, 200, (8, 8, 8))
+    shuffled = np.random.default_rng(2).permutation(len(codes))
+    one, other = tries.build(codes, (8, 8, 8)), tries.build(codes[shuffled], (8, 8, 8))
+    assert np.array_equal(one.child_codes, other.child_codes)
+    assert np.array_equal(one.child_offsets, other.child_offsets)
+    assert np.array_equal(one.leaf_row, shuffled[other.leaf_row])
+
+
+def test_sizes_beyond_63_bits_sort_the_same_way():
+    codes = draw_paths(3, 300, (7, 7, 7, 7))
+    small, huge = tries.build(codes, (7, 7, 7, 7)), tries.build(codes, (2**20,) * 4)
+    assert np.array_equal(small.leaf_row, huge.leaf_row)
+    assert walk(huge, codes[5]) == walk(small, codes[5])
+
+
+def test_path_masks_hold_the_target_and_its_siblings():
+    trie = tries.build(CODES, SIZES)
+    masks = tries.path_masks(trie, CODES[[0, 3]])
+    assert [mask.shape for mask in masks] == [(2, 2), (2, 3), (2, 4)]
+    assert masks[1].tolist() == [[True, False, True]] * 2
+    assert masks[2].tolist() == [[True, False, True, False], [True, False, False, False]]
+
+
+def test_path_masks_refuse_a_target_that_is_not_live():
+    with pytest.raises(AssertionError, match="1 of 2 targets are not in the trie"):
+        tries.path_masks(tries.build(CODES, SIZES), np.array([[1, 0, 2], [0, 0, 0]]))
+
+
+def test_build_refuses_a_path_twice_and_a_code_outside():
+    with pytest.raises(AssertionError, match="2 rows share 1 paths"):
+        tries.build(np.array([[1, 1], [1, 1]]), (2, 2))
+    with pytest.raises(AssertionError, match="outside their level"):
+        tries.build(np.array([[1, 2]]), (2, 2))
+
+
+def test_empty_inventory():
+    trie = tries.build(np.zeros((0, 3), dtype=np.int32), SIZES)
+    assert not trie.children_mask(trie.roots(2), 0).any()
+    assert trie.step(trie.roots(2), np.array([0, 1]), 0).tolist() == [tries.DEAD, tries.DEAD]

@@ -1,0 +1,170 @@
+"""Artifacts: whole or absent, described, checked on reading, skipped when nothing changed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leadre import artifact
+from leadre.artifact import Artifact
+from leadre.errors import ArtifactError
+
+DEAD = 2**22 + 1  # above the kernel's highest process number
+
+
+def make(folder: Path, text: str = "x", *, parents: tuple[Artifact, ...] = (), **config: object) -> Artifact:
+    with artifact.create(folder, kind="tables", version=1, config=config, seed=0, parents=parents) as temporary:
+        (temporary / "part").mkdir()
+        (temporary / "part" / "a.txt").write_text(text)
+    return artifact.read(folder, kind="tables", version=1)
+
+
+def is_current(folder: Path, *, seed: int = 0, parents: tuple[Artifact, ...] = (), **config: object) -> bool:
+    return artifact.current(folder, kind="tables", version=1, config=config, seed=seed, parents=parents)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_meta_says_what_it_is_and_where_it_came_from(tmp_path: Path) -> None:
+    parent = make(tmp_path / "run" / "data")
+    made = make(tmp_path / "run" / "semid", parents=(parent,), levels=3, path=Path("logs"), sizes=(1, 2))
+    assert made.meta["config"] == {"levels": 3, "path": "logs", "sizes": [1, 2]}
+    assert made.meta["parents"] == {"data": parent.hash}
+    # sha256 of "x", by sha256sum
+    x = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    assert made.meta["files"] == {"part/a.txt": x}
+    assert made.meta["peak_rss_mb"] > 1 and made.meta["wall_s"] >= 0
+    assert made.meta["libraries"]["numpy"] and made.meta["code"]
+    assert names(tmp_path / "run") == ["data", "semid"]
+
+
+def test_the_hash_is_about_bytes_and_not_about_how_they_were_made(tmp_path: Path) -> None:
+    first, same, other = make(tmp_path / "a", "x", seed_of=1), make(tmp_path / "b", "x"), make(tmp_path / "c", "y")
+    assert first.hash == same.hash != other.hash
+    meta = first.meta | {"wall_s": 1e9, "libraries": {}, "code": "other", "peak_rss_mb": 0}
+    assert Artifact(first.path, meta).hash == first.hash
+    assert Artifact(first.path, meta | {"kind": "codebook"}).hash != first.hash
+    assert Artifact(first.path, meta | {"version": 2}).hash != first.hash
+
+
+def test_a_failure_leaves_the_old_artifact_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    make(folder, "old")
+    for error in (RuntimeError, KeyboardInterrupt):
+        with (
+            pytest.raises(error),
+            artifact.create(folder, kind="tables", version=1, config={}, seed=0, parents=()) as temporary,
+        ):
+            (temporary / "half").write_text("half")
+            raise error
+    assert (folder / "part" / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["data"]
+
+
+def test_a_new_artifact_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    make(folder, "old")
+    with artifact.create(folder, kind="tables", version=1, config={}, seed=0, parents=()) as temporary:
+        (temporary / "b.txt").write_text("new")
+        assert (folder / "part" / "a.txt").read_text() == "old"
+    assert names(folder) == ["b.txt", "meta.json"]
+    assert names(tmp_path) == ["data"]
+
+
+def test_a_killed_process_leaves_no_half_artifact_and_its_leftovers_go(tmp_path: Path) -> None:
+    code = f"""
+    import pathlib, sys, time
+    from leadre import artifact
+    folder = pathlib.Path({str(tmp_path / "data")!r})
+    with artifact.create(folder, kind="tables", version=1, config={{}}, seed=0, parents=()) as temporary:
+        (temporary / "half").write_text("half")
+        print("writing", flush=True)
+        time.sleep(60)
+    """
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "writing\n"
+        assert not is_current(tmp_path / "data") and len(names(tmp_path)) == 1  # it lives: its folder stays
+        process.send_signal(signal.SIGKILL)
+    assert names(tmp_path) == [f".data.tmp-{process.pid}"]
+    make(tmp_path / "data")
+    assert names(tmp_path) == ["data"]
+
+
+def test_killed_between_the_two_renames_the_old_artifact_comes_back(tmp_path: Path) -> None:
+    make(tmp_path / "data", "old").path.rename(tmp_path / f".data.old-{DEAD}")
+    (tmp_path / f".data.tmp-{DEAD}").mkdir()
+    (tmp_path / f".data-x.tmp-{DEAD}").mkdir()  # another step's
+    assert is_current(tmp_path / "data")
+    assert names(tmp_path) == [f".data-x.tmp-{DEAD}", "data"]
+
+
+def test_a_leftover_with_our_own_process_number_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / f".data.tmp-{os.getpid()}").mkdir()
+    (tmp_path / f".data.tmp-{os.getpid()}" / "stale").write_text("")
+    make(tmp_path / "data")
+    assert names(tmp_path / "data") == ["meta.json", "part"]
+
+
+def test_what_is_not_an_artifact_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    make(tmp_path / "data")  # an empty folder is nobody's data
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="not an artifact"):
+        make(tmp_path / "mine")
+    assert names(tmp_path / "mine") == ["thesis.txt"]
+
+
+def test_reading_checks_kind_version_and_bytes_and_says_what_to_run(tmp_path: Path) -> None:
+    folder = tmp_path / "first" / "data"
+    with pytest.raises(ArtifactError, match="no tables artifact here; run `leadre data --run first`"):
+        artifact.read(folder, kind="tables", version=1)
+    made = make(folder)
+    for kind, version in (("codebook", 1), ("tables", 2)):
+        with pytest.raises(ArtifactError, match="holds 'tables' version 1, not"):
+            artifact.read(folder, kind=kind, version=version)
+    (folder / "part" / "a.txt").write_text("y")
+    with pytest.raises(ArtifactError, match=r"part/a\.txt is missing or has changed"):
+        artifact.read(folder, kind="tables", version=1)
+    (folder / "part" / "a.txt").unlink()
+    assert not is_current(folder)
+    for meta in ("{", "[]", '{"kind": "tables"}', json.dumps(made.meta | {"files": 3})):
+        (folder / "meta.json").write_text(meta)
+        with pytest.raises(ArtifactError, match=r"meta\.json cannot be read"):
+            artifact.read(folder, kind="tables", version=1)
+
+
+def test_current_is_about_config_seed_and_parents(tmp_path: Path) -> None:
+    parent, other = make(tmp_path / "p1" / "data", "1"), make(tmp_path / "p2" / "data", "2")
+    folder = tmp_path / "run" / "semid"
+    assert not is_current(folder)
+    config: dict[str, Any] = {"levels": 3, "sizes": (1, 2), "path": Path("logs"), "work": Path("work"), "run": "a"}
+    make(folder, parents=(parent,), **config)
+    assert is_current(folder, parents=(parent,), **config)
+    elsewhere = config | {"work": Path("elsewhere"), "run": "b", "threads": 2}
+    assert is_current(folder, parents=(parent,), **elsewhere)
+    assert not is_current(folder, parents=(parent,), **(config | {"levels": 4}))
+    assert not is_current(folder, parents=(parent,), **(config | {"new": None}))
+    assert not is_current(folder, parents=(parent,), seed=1, **config)
+    assert not is_current(folder, parents=(other,), **config)
+    assert not is_current(folder, **config)
+    assert not artifact.current(folder, kind="tables", version=2, config=config, seed=0, parents=(parent,))
+
+
+def test_a_stage_that_writes_meta_json_is_our_bug(tmp_path: Path) -> None:
+    with (
+        pytest.raises(AssertionError, match=r"meta\.json"),
+        artifact.create(tmp_path / "data", kind="tables", version=1, config={}, seed=0, parents=()) as temporary,
+    ):
+        (temporary / "meta.json").write_text("{}")
+    assert names(tmp_path) == []

@@ -1,0 +1,305 @@
+"""The rules of the house that a machine can check. Each is a function of source text, and a test breaks each once."""
+
+import ast
+import importlib
+import itertools
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from leadre import config
+from leadre.__main__ import VERBS
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("data", "semid", "lm", "tune", "generate", "rank", "auction", "creative", "serve", "evaluate")
+PACKAGE = sorted((ROOT / "leadre").rglob("*.py"))
+OURS = sorted(path for folder in ("leadre", "tests", "bench") for path in (ROOT / folder).rglob("*.py"))
+
+MOST_LINES_OF_A_FILE = 400
+MOST_LINES_OF_A_FUNCTION = 60
+# "leadre/x.py" or "leadre/x.py:function" -> why it may be longer.
+LONG_WITH_REASON: dict[str, str] = {}
+# Files that may catch Exception -> why.
+CATCH_ALL_WITH_REASON = {"leadre/scale.py": "whatever a caller's function raises is raised again with its shard's name"}
+
+IMPORTERS = ("import_module", "__import__")
+PICKLE_MODULES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+PICKLE_FUNCTIONS = {"read_pickle", "to_pickle", "load_pickle"}
+
+Rule = Callable[[str, ast.Module], Iterator[str]]  # (path from the root, parsed source) -> what is wrong
+
+
+def where(path: str, node: ast.AST) -> str:
+    return f"{path}:{getattr(node, 'lineno', 0)}"
+
+
+def imported(path: str, tree: ast.Module) -> Iterator[tuple[ast.AST, str]]:
+    """Every module imported anywhere in a file, in functions too, with relative names resolved."""
+    folder = path.removesuffix(".py").split("/")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = folder[: len(folder) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from leadre import tune` imports leadre.tune, so every name counts as a module
+            yield from ((node, f"{module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in IMPORTERS:
+            yield from ((node, str(name.value)) for name in node.args[:1] if isinstance(name, ast.Constant))
+
+
+def stage_of(parts: list[str]) -> str | None:
+    return parts[1] if len(parts) > 1 and parts[0] == "leadre" and parts[1] in STAGES else None
+
+
+def imports_point_left(path: str, tree: ast.Module) -> Iterator[str]:
+    own = stage_of(path.removesuffix(".py").split("/"))
+    for node, module in imported(path, tree):
+        other = stage_of(module.split("."))
+        if other is not None and own is None:
+            yield f"{where(path, node)}: a base module imports the stage {other}"
+        elif own is not None and other is not None and STAGES.index(other) > STAGES.index(own):
+            yield f"{where(path, node)}: {own} imports {other}, which stands to its right"
+        if module.startswith("leadre.__main__"):
+            yield f"{where(path, node)}: the command line is imported"
+
+
+def no_import_is_hidden(path: str, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in IMPORTERS:
+            is_spelled_out = len(node.args) == 1 and isinstance(node.args[0], ast.Constant)
+            if not is_spelled_out and path != "leadre/__main__.py":
+                yield f"{where(path, node)}: only the command line imports a module by a computed name"
+
+
+def only_scale_imports_ray(path: str, tree: ast.Module) -> Iterator[str]:
+    for node, module in imported(path, tree):
+        if module.split(".")[0] == "ray" and path != "leadre/scale.py":
+            yield f"{where(path, node)}: imports ray; use leadre.scale.map_shards"
+
+
+def nothing_prints(path: str, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        is_print = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        is_stdout = isinstance(node, ast.Attribute) and node.attr in ("stdout", "__stdout__")
+        if (is_print or is_stdout) and path != "leadre/__main__.py":
+            yield f"{where(path, node)}: prints; use leadre.progress.say"
+
+
+def no_kwargs_in_public(path: str, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.args.kwarg:
+            is_private = node.name.startswith("_") and not node.name.startswith("__")
+            if not is_private:
+                yield f"{where(path, node)}: {node.name} takes **{node.args.kwarg.arg}, which accepts any misspelling"
+
+
+def no_catch_all(path: str, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            types = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            caught = {kind.id if isinstance(kind, ast.Name) else "" for kind in types if kind is not None}
+            if (node.type is None or caught & {"Exception", "BaseException"}) and path not in CATCH_ALL_WITH_REASON:
+                yield f"{where(path, node)}: catches everything; name the errors that you expect"
+
+
+def nothing_unpickles(path: str, tree: ast.Module) -> Iterator[str]:
+    for node, module in imported(path, tree):
+        first, last = module.split(".")[0], module.split(".")[-1]
+        if first in PICKLE_MODULES or last in PICKLE_FUNCTIONS or module in ("torch.load", "torch.save", "numpy.load"):
+            yield f"{where(path, node)}: imports {module}, which reads or writes pickles"
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        owner, name = ast.unparse(node.func.value), node.func.attr
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if name in PICKLE_FUNCTIONS or (owner in ("torch", "torch.jit") and name in ("load", "save")):
+            yield f"{where(path, node)}: {owner}.{name} reads or writes a pickle; use safetensors, parquet or json"
+        if owner in ("np", "numpy") and name == "load" and given.get("allow_pickle") != "False":
+            yield f"{where(path, node)}: np.load without allow_pickle=False"
+        if "trust_remote_code" in given and given["trust_remote_code"] != "False":
+            yield f"{where(path, node)}: trust_remote_code runs code from a model's folder"
+        is_model = owner.split(".")[-1].startswith("AutoModel") and name == "from_pretrained"
+        if is_model and given.get("use_safetensors") != "True":
+            yield f"{where(path, node)}: {owner}.from_pretrained without use_safetensors=True may read a pickle"
+
+
+PACKAGE_RULES: tuple[Rule, ...] = (
+    imports_point_left,
+    no_import_is_hidden,
+    only_scale_imports_ray,
+    nothing_prints,
+    no_kwargs_in_public,
+    no_catch_all,
+    nothing_unpickles,
+)
+
+
+def too_long(path: str, text: str) -> Iterator[str]:
+    """The keys of LONG_WITH_REASON that a file would need."""
+    if len(text.splitlines()) > MOST_LINES_OF_A_FILE:
+        yield path
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            if node.end_lineno - node.lineno + 1 > MOST_LINES_OF_A_FUNCTION:
+                yield f"{path}:{node.name}"
+
+
+@pytest.mark.parametrize("rule", PACKAGE_RULES, ids=lambda rule: rule.__name__)
+def test_the_package_keeps(rule: Rule) -> None:
+    faults = []
+    for path in PACKAGE:
+        name = path.relative_to(ROOT).as_posix()
+        if name == "leadre/__main__.py" and rule is imports_point_left:
+            continue  # the shell above all stages; it knows them by name only
+        faults += list(rule(name, ast.parse(path.read_text(encoding="utf-8"))))
+    assert not faults, "\n".join(faults)
+
+
+def test_files_and_functions_stay_short() -> None:
+    found = [key for path in OURS for key in too_long(path.relative_to(ROOT).as_posix(), path.read_text())]
+    assert sorted(found) == sorted(LONG_WITH_REASON), "too long without a reason, or a reason without need"
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "source"),
+    [
+        (imports_point_left, "leadre/data/x.py", "import leadre.semid.trie"),
+        (imports_point_left, "leadre/semid/x.py", "def f():\n    from leadre import tune"),
+        (imports_point_left, "leadre/semid/x.py", "from ..generate.engine import run"),
+        (imports_point_left, "leadre/metrics.py", "from leadre.data import histories"),
+        (imports_point_left, "leadre/metrics.py", "from .data import histories"),
+        (imports_point_left, "leadre/data/x.py", "from leadre.__main__ import VERBS"),
+        (imports_point_left, "leadre/data/x.py", "importlib.import_module('leadre.tune')"),
+        (nothing_unpickles, "leadre/data/x.py", "__import__('pickle')"),
+        (no_import_is_hidden, "leadre/data/x.py", "importlib.import_module('leadre.' + name)"),
+        (only_scale_imports_ray, "leadre/data/x.py", "def f():\n    import ray.data"),
+        (nothing_prints, "leadre/data/x.py", "print('x')"),
+        (nothing_prints, "leadre/data/x.py", "import sys\nsys.stdout.write('x')"),
+        (no_kwargs_in_public, "leadre/data/x.py", "class A:\n    def __init__(self, **options): ..."),
+        (no_catch_all, "leadre/data/x.py", "try: ...\nexcept Exception: ..."),
+        (no_catch_all, "leadre/data/x.py", "try: ...\nexcept (OSError, BaseException): ..."),
+        (no_catch_all, "leadre/data/x.py", "try: ...\nexcept: ..."),
+        (nothing_unpickles, "leadre/data/x.py", "import pickle"),
+        (nothing_unpickles, "leadre/data/x.py", "from torch import load"),
+        (nothing_unpickles, "leadre/data/x.py", "torch.load(path, weights_only=True)"),
+        (nothing_unpickles, "leadre/data/x.py", "np.load(path)"),
+        (nothing_unpickles, "leadre/data/x.py", "np.load(path, allow_pickle=True)"),
+        (nothing_unpickles, "leadre/data/x.py", "pd.read_pickle(path)"),
+        (nothing_unpickles, "leadre/lm/x.py", "AutoModelForCausalLM.from_pretrained(path)"),
+        (nothing_unpickles, "leadre/lm/x.py", "AutoTokenizer.from_pretrained(path, trust_remote_code=True)"),
+    ],
+)
+def test_each_rule_bites(rule: Rule, path: str, source: str) -> None:
+    assert list(rule(path, ast.parse(source)))
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("leadre/tune/x.py", "from leadre.lm import backbone\nfrom leadre import metrics\nfrom . import losses"),
+        ("leadre/semid/x.py", "import numpy as np\nnp.load(path, allow_pickle=False)"),
+        ("leadre/lm/x.py", "AutoModel.from_pretrained(path, use_safetensors=True)\ndef _f(**options): ..."),
+        ("leadre/data/x.py", "try: ...\nexcept (OSError, ValueError): ..."),
+    ],
+)
+def test_good_code_passes_every_rule(path: str, source: str) -> None:
+    assert not [fault for rule in PACKAGE_RULES for fault in rule(path, ast.parse(source))]
+
+
+def test_length_is_measured() -> None:
+    body = "    x = 1\n"
+    assert not list(too_long("a.py", "def f():\n" + body * 59))
+    assert list(too_long("a.py", "def f():\n" + body * 60)) == ["a.py:f"]
+    assert list(too_long("a.py", "x = 1\n" * 401)) == ["a.py"]
+
+
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_parses_for_every_stage(path: Path) -> None:
+    for verb, module in VERBS.items():
+        effective = config.load(importlib.import_module(module).Config, section=verb, path=path, flags={})
+        assert effective.run == path.stem, f"{path.name}: say run = {path.stem!r}, so that two configs never mix"
+
+
+def test_every_run_script_names_configs_that_exist() -> None:
+    scripts = sorted((ROOT / "runs").glob("*.sh"))
+    assert scripts
+    for script in scripts:
+        for name in re.findall(r"configs/[\w.-]+\.toml", script.read_text()):
+            assert (ROOT / name).is_file(), f"{script.name} wants {name}"
+
+
+# The tree in README.md: the fenced block with a line `leadre/`; four spaces a level; names, then what they hold.
+A_NAME = re.compile(r"(?:[\w.-]+/)*(?:[\w-]*\.\w+|LICENSE|Makefile)|[\w.-]+/|\.ci/run")
+
+
+def tree_of(readme: str) -> dict[str, bool]:
+    """The paths in the fenced tree -> whether it is a folder that is shown open, with what is in it."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", readme, flags=re.M | re.S)
+    blocks = [block for block in blocks if re.search(r"^leadre/", block, flags=re.M)]
+    assert len(blocks) == 1, f"{len(blocks)} fenced blocks of README.md show a tree with `leadre/`"
+    paths: dict[str, bool] = {}
+    above: list[str] = []
+    for line in blocks[0].splitlines():
+        above = above[: (len(line) - len(line.lstrip())) // 4]
+        words = re.sub(r"\(.*?\)|#.*", " ", line).split()
+        names = list(itertools.takewhile(A_NAME.fullmatch, words))
+        if names and above:
+            paths["".join(above)] = True
+        paths |= {"".join([*above, name]): False for name in names}
+        above += names[:1]
+    return paths
+
+
+def test_a_tree_is_read_as_it_stands() -> None:
+    text = textwrap.dedent("""\
+        # LEADRE
+        ```
+        README.md  LICENSE (Apache-2.0)
+        .ci/run        the gate
+        leadre/
+            config.py   flags, e.g. a.b
+            data/                1  logs
+                a.py  b.py  two files
+            semid/   closed
+        runs/  scripts: demo.sh
+        ```
+        """)
+    assert tree_of(text) == {
+        "README.md": False,
+        "LICENSE": False,
+        ".ci/run": False,
+        "leadre/": True,
+        "leadre/config.py": False,
+        "leadre/data/": True,
+        "leadre/data/a.py": False,
+        "leadre/data/b.py": False,
+        "leadre/semid/": False,
+        "runs/": False,
+    }
+
+
+NOT_OURS = {"work/", "dist/", "build/"}  # what .gitignore keeps out
+
+
+def test_the_tree_in_the_readme_is_the_tree_on_disk() -> None:
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        pytest.skip("no README.md yet")
+    paths = tree_of(readme.read_text(encoding="utf-8"))
+    gone = [path for path in paths if not (ROOT / path).exists()]
+    assert not gone, f"README.md shows what is not there: {gone}"
+    closed = tuple(path for path, is_open in paths.items() if path.endswith("/") and not is_open)
+    on_disk = [path.relative_to(ROOT).as_posix() for path in PACKAGE]
+    on_disk = [name for name in on_disk if not name.startswith(closed)]
+    on_disk = [name for name in on_disk if name == "leadre/__init__.py" or not name.endswith("/__init__.py")]
+    on_disk += [path.name + "/" * path.is_dir() for path in ROOT.iterdir() if not path.name.startswith(".")]
+    untold = sorted(set(on_disk) - set(paths) - NOT_OURS)
+    assert not untold, f"README.md does not show {untold}"

@@ -1,0 +1,86 @@
+"""map_shards: one contract for every backend, and errors that name the shard."""
+
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from leadre.errors import InputError, ShardError
+from leadre.scale import Backend, map_shards
+
+HERE: tuple[Backend, ...] = ("serial", "processes")
+
+
+def size(shard: Path) -> int:
+    return len(shard.read_text())
+
+
+def scaled(factor: int, shard: str) -> int:
+    return factor * int(shard)
+
+
+def die(shard: str) -> int:
+    if shard == "b":
+        os._exit(9)  # as the kernel does when memory runs out
+    return 1
+
+
+def fail_or_mark(shard: Path) -> None:
+    assert shard.stem != "0"
+    time.sleep(0.2)
+    shard.touch()
+
+
+def backends() -> list[Backend]:
+    try:
+        import ray  # noqa: F401
+    except ModuleNotFoundError:
+        return [*HERE]
+    return [*HERE, "ray"]
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_results_come_in_the_order_of_the_shards(tmp_path: Path, backend: Backend) -> None:
+    shards = [tmp_path / f"{count}.txt" for count in (3, 1, 4, 1 + 4)]
+    for shard in shards:
+        shard.write_text("x" * int(shard.stem))
+    assert map_shards(size, shards, 2, backend) == [3, 1, 4, 5]
+    assert map_shards(size, [], 2, backend) == []
+    assert map_shards(partial(scaled, 10), ["2", "1"], 2, backend) == [20, 10]
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_an_error_names_its_shard_and_keeps_its_cause(tmp_path: Path, backend: Backend) -> None:
+    good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"
+    good.write_text("x")
+    with pytest.raises(ShardError, match=r"bad\.txt: FileNotFoundError") as caught:
+        map_shards(size, [good, bad, good], 2, backend)
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_after_an_error_no_more_shards_are_begun(tmp_path: Path, backend: Backend) -> None:
+    with pytest.raises(ShardError, match=r"shard .*0: AssertionError"):
+        map_shards(fail_or_mark, [tmp_path / str(index) for index in range(8)], 2, backend)
+    assert len(list(tmp_path.iterdir())) < 6  # the pool keeps workers + 1 shards under way
+
+
+def test_a_worker_that_dies_names_the_suspects() -> None:
+    with pytest.raises(ShardError, match=r"died at one of b; .*fewer workers"):
+        map_shards(die, ["b"], 1)
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_a_function_that_no_other_process_could_import_is_refused(backend: Backend) -> None:
+    with pytest.raises(AssertionError, match="cannot import it"):
+        map_shards(lambda shard: shard, ["a"], 1, backend)
+
+
+def test_wrong_settings_are_the_users_fault() -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        map_shards(size, [], 0)
+    if "ray" not in backends():
+        with pytest.raises(InputError, match=r"leadre\[scale\]"):
+            map_shards(size, [], 1, "ray")
