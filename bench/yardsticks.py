@@ -3,13 +3,15 @@
     python bench/yardsticks.py
 
 Fitted on weeks 1-40 only, read on all visits of weeks 47-53, ranked under the live-inventory mask. R@10 is hits /
-min(10, relevant) averaged over visits, GMV@10 the money of the hits over all money. View ``all``: every conversion; view
-``new``: the line's first appearance in the household's log, with the lines bought before the visit left out of the list.
+min(10, relevant) averaged over visits, GMV@10 the money of the hits over all money. View ``all``: every conversion;
+view ``new``: the line's first appearance in the household's log, with the lines bought before the visit left out of
+the list.
 
 What they are, found by reproducing them: ``popularity`` counts promoted transaction rows (products, not lines: two
 cheeses of one line in one basket are two); ``buyers`` counts distinct households over all purchases; ``svd`` is a
 rank-64 SVD of log1p(row counts), household x line; ``item-kNN`` is the cosine of the lines' sets of households, each
-line's own entry removed, summed over log1p(row counts); ``own frequency`` is the household's row counts, ties by buyers.
+line's own entry removed, summed over log1p(row counts); ``own frequency`` is the household's row counts, ties by
+buyers.
 ``as of the visit`` reads the household's baskets strictly before it, one count for each basket and line.
 
 Ends with one line of JSON; exits 1 where a figure is off by more than 2 % (money in the view ``new``: reported only).

@@ -123,7 +123,8 @@ def nothing_unpickles(path: str, tree: ast.Module) -> Iterator[str]:
         if "trust_remote_code" in given and given["trust_remote_code"] != "False":
             yield f"{where(path, node)}: trust_remote_code runs code from a model's folder"
         is_model = owner.split(".")[-1].startswith("AutoModel") and name == "from_pretrained"
-        if is_model and given.get("use_safetensors") != "True":
+        is_plain = given.get("use_safetensors") == "True" or "gguf_file" in given  # GGUF holds arrays, no objects
+        if is_model and not is_plain:
             yield f"{where(path, node)}: {owner}.from_pretrained without use_safetensors=True may read a pickle"
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 from leadre import artifact, config, progress
@@ -30,7 +31,7 @@ class Config(config.Common):
     path: Path | None = config.option(None, "folder of the logs; journey and world need none")
     positive: Literal["conversion", "click"] = config.option("conversion", "the ad action that counts as success")
     max_bad_share: float = config.option(0.01, "share of bad rows in a table above which the run stops")
-    max_field_bytes: int = config.option(1 << 20, "longest field of a log file in bytes")
+    max_field_bytes: int = config.option(1 << 20, "longest field of a log file in bytes (of JSON lines: longest line)")
     unordered: bool = config.option(False, "accept events whose time goes backwards, and sort them")
     earliest: str = config.option("1990-01-01", "events before this date are bad rows")
     latest: str = config.option("2100-01-01", "events at or after this date are bad rows")
@@ -71,9 +72,8 @@ def read(config: Config) -> Tables:
     from leadre.data import split
 
     if config.source == "journey":
-        from leadre.data.sources import journey
-
-        return journey.read(config.path, config.threads)
+        tables: Tables = _journey().read(config.path, config.threads)
+        return tables
     cut = split.Cut(
         valid_from=config.valid_from,
         test_from=config.test_from,
@@ -129,15 +129,22 @@ def summarise(tables: Tables) -> dict[str, dict[str, float]]:
     }
 
 
+def _journey() -> ModuleType:
+    """The journey source, whose libraries are an extra of their own."""
+    try:
+        from leadre.data.sources import journey
+    except ModuleNotFoundError as error:
+        raise InputError(f"--source journey needs {error.name}: pip install 'leadre[journey]'") from error
+    return journey
+
+
 def _fingerprint(config: Config) -> dict[str, str]:
     """Name -> size and modification time of the input files: other logs under the same path are other inputs."""
     if config.source == "world":
         return {}
     path = config.path
     if path is None and config.source == "journey":
-        from leadre.data.sources import journey
-
-        path = journey.folder_of_package()
+        path = _journey().folder_of_package()
     if path is None:
         return {}
     if not path.exists():

@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 OURS, KIN, RIVAL, INK, FAINT = "#0072B2", "#56B4E9", "#6E6E6E", "#1A1A1A", "#D8DDE3"
@@ -64,7 +65,8 @@ def _panel(ax: Axes, bars: Sequence[Bar], *, title: str, label: str) -> None:
         ax.plot(bar.mean, place, "o", ms=7, mfc=face, mec=shade, mew=1.8, zorder=3)
         weight = "bold" if bar.kind == "ours" else "normal"
         text = f"{bar.mean:.3f}".removeprefix("0")
-        ax.text(bar.hi + highest * 0.025, place, text, va="center", fontsize=9, weight=weight, color=INK)
+        label_box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
+        ax.text(bar.hi + highest * 0.025, place, text, va="center", fontsize=9, weight=weight, bbox=label_box)
     ax.set_yticks(range(len(bars)), [bar.title for bar in bars])
     for tick, bar in zip(ax.get_yticklabels(), bars, strict=True):
         if bar.kind == "ours":
@@ -72,6 +74,7 @@ def _panel(ax: Axes, bars: Sequence[Bar], *, title: str, label: str) -> None:
             tick.set_color(OURS)
     ax.set_xlim(0, highest * 1.16)
     ax.set_ylim(-0.7, len(bars) - 0.3)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.grid(axis="x", color=FAINT, lw=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(axis="y", length=0)

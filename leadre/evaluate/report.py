@@ -52,8 +52,9 @@ class Inputs:
 
 def write(folder: Path, inputs: Inputs) -> None:
     """Write report.html, comparison.png and, where the model's training left a curve, loss.png."""
-    panels = {f"{v.name}: {len(v.requests_V):,} visits": bars(inputs.tables[v.name]) for v in inputs.views}
-    plots.png(plots.comparison(panels, label=label(HEADLINE)), folder / "comparison.png")
+    panels = {f"{v.name} conversions: {len(v.requests_V):,} visits": bars(inputs.tables[v.name]) for v in inputs.views}
+    explained = f"{label(HEADLINE)}, mean and 95 % interval over users; hollow = tie with LEADRE"
+    plots.png(plots.comparison(panels, label=explained), folder / "comparison.png")
     loss_svg = None
     if (curve := _read_csv(inputs.root / "tune-sft" / "loss.csv")) and {"step", "loss"} <= curve.keys():
         figure = plots.loss(curve, _read_csv(inputs.root / "tune-sft" / "valid.csv"))

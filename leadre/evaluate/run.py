@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from leadre import artifact, config, progress
-from leadre.errors import InputError
+from leadre.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:  # numpy and torch load in run, so that --help stays quick
     from leadre.data.histories import Logs
@@ -44,7 +44,8 @@ class Config(config.Common):
 def run(config: Config) -> None:
     """Write ``work/<run>/evaluate``, or say that it is current. ArtifactError where data or lists are missing."""
     started_s = time.monotonic()
-    folder, parents, extras = config.folder("evaluate"), _parents(config), _extras(config)
+    folder, parents = config.folder("evaluate"), _parents(config)
+    extras = _extras(config, parents[0])
     # extras share the folder name `generate`, so they are named by their row rather than as parents
     effective = dataclasses.asdict(config) | {
         "extra": {name: made.hash for name, made in extras.items()},
@@ -88,10 +89,18 @@ def run(config: Config) -> None:
 
 def _parents(config: Config) -> list[artifact.Artifact]:
     data = artifact.read(config.folder("data"), kind="tables", version=1)
-    return [data, artifact.read(config.folder("generate"), kind="lists", version=1)]
+    return [data, _lists(config.folder("generate"), data)]
 
 
-def _extras(settings: Config) -> dict[str, artifact.Artifact]:
+def _lists(folder: Path, data: artifact.Artifact) -> artifact.Artifact:
+    """A lists artifact that was written for these very logs: request numbers mean nothing in others."""
+    lists = artifact.read(folder, kind="lists", version=1)
+    if lists.meta["parents"].get("data") != data.hash:
+        raise ArtifactError(f"{folder}: written from other logs than {data.path}; generate it again")
+    return lists
+
+
+def _extras(settings: Config, data: artifact.Artifact) -> dict[str, artifact.Artifact]:
     """The artifacts behind `extra`, by row name."""
     found = {}
     for entry in settings.extra:
@@ -100,7 +109,7 @@ def _extras(settings: Config) -> dict[str, artifact.Artifact]:
             raise InputError(f"extra = {entry!r}: write NAME=FOLDER, such as random_init=work/random/generate")
         if name in found or name in (OURS, FUSED, *RIVALS):
             raise InputError(f"extra = {entry!r}: the row {name!r} exists already; choose another name")
-        found[name] = artifact.read(Path(folder), kind="lists", version=1)
+        found[name] = _lists(Path(folder), data)
     unknown = [name for name in settings.channels if name not in RIVALS]
     if unknown:
         nearest = config.nearest(unknown[0], RIVALS)
@@ -125,8 +134,6 @@ def _requests(config: Config, logs: Logs, lists: artifact.Artifact) -> Ints:
 
     split_number = {"valid": 1, "test": 2}[config.split]
     held = pl.read_parquet(lists.path / "lists.parquet", columns=["request"])["request"].unique().sort().to_numpy()
-    if len(held) and held[-1] >= len(logs.request_user_R):
-        raise InputError(f"{lists.path}: written for other logs (request {held[-1]}); run `leadre generate` again")
     requests_R: Ints = held[logs.request_split_R[held] == split_number].astype(np.int64)
     if not len(requests_R):
         raise InputError(f"{lists.path} holds no request of the {config.split} split; run `leadre generate` for it")

@@ -9,6 +9,7 @@ Letters: B sequences, T positions, K keys (cached ones first), D width, L levels
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from leadre.errors import InputError
+from leadre.lm import attention
 from leadre.lm.layout import Layout
 
+COPY_LOUDNESS, COPY_SHARPNESS = 5.0, 0.3
+LOGIT_SCALE = 0.1  # rows as loud as words would start the softmax far too sure of itself
 WEIGHTS, FACTS, BODY = "model.safetensors", "backbone.json", "body"
 
 
@@ -36,6 +40,7 @@ class Backbone(nn.Module):
         super().__init__()
         assert len(words_VD) == layout.words, f"{len(words_VD)} word rows for {layout.words} words"
         self.layout, self.body = layout, body
+        body.set_attn_implementation(attention.NAME)
         self.codes_SD = nn.Parameter(torch.zeros(layout.codes, words_VD.shape[1]))
         self.bias_S = nn.Parameter(torch.zeros(layout.codes))
         self.register_buffer("words_VD", words_VD, persistent=False)
@@ -56,26 +61,30 @@ class Backbone(nn.Module):
         coded = torch.where((rows < layout.codes)[..., None], codes, objects)
         return torch.where((rows < 0)[..., None], words, coded)
 
-    def forward(self, ids_BT: Tensor, positions_BT: Tensor, mask_BTK: Tensor, cache: Any = None) -> Tensor:
+    def forward(
+        self, ids_BT: Tensor, positions_BT: Tensor, mask_BNK: Tensor, causal_until: int, cache: Any = None
+    ) -> Tensor:
         """Hidden states float32 [B, T, D].
 
-        ``mask_BTK`` (bool) says which keys each position may see: the cached ones first, then these T. ``cache`` is a
-        transformers Cache that grows by these T keys, or None.
+        The first ``causal_until`` positions are threads, each seeing what stands before it. ``mask_BNK`` (bool) says
+        which keys each of the other N = T - causal_until positions sees: the cached ones first, then these T. ``cache``
+        is a transformers Cache that grows by these T keys, or None.
         """
         with precision(self.device):
             hidden = self.body(
                 inputs_embeds=self.embed(ids_BT),
                 position_ids=positions_BT,
-                attention_mask=mask_BTK[:, None],
+                attention_mask=mask_BNK[:, None],
                 past_key_values=cache,
                 use_cache=cache is not None,
+                causal_until=causal_until,
             ).last_hidden_state
         return hidden.float()  # type: ignore[no-any-return]
 
     def logits(self, hidden_ND: Tensor, level: int) -> Tensor:
         """Scores float32 [N, sizes[level]] of the codes of one level; of no other row of the vocabulary."""
         start, end = self.layout.offsets[level : level + 2]
-        return hidden_ND @ self.codes_SD[start:end].T + self.bias_S[start:end]
+        return hidden_ND @ self.codes_SD[start:end].T * LOGIT_SCALE + self.bias_S[start:end]
 
 
 def precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -149,11 +158,54 @@ def init_codes(
     gram_ZZ = sums_OZ.T @ sums_OZ
     ridge = 1e-2 * gram_ZZ.diagonal().mean() * torch.eye(len(gram_ZZ))
     map_ZD = torch.linalg.solve(gram_ZZ + ridge, sums_OZ.T @ (target_OD - middle_D))
-    scale = words_VD.std() / (sums_OZ @ map_ZD).std().clamp(min=1e-6)  # an object should be as loud as a word
-    rows = [torch.from_numpy(c).float() @ map_ZD * scale for c in centroids]
-    rows[0] = rows[0] + middle_D
-    last = torch.randn(layout.sizes[-1], words_VD.shape[1], generator=generator) * words_VD.std() * 0.5
-    backbone.codes_SD.copy_(torch.cat([*rows, last]))
+    loud = words_VD.std()
+    rows = []
+    for level, size in enumerate(layout.sizes):
+        own = torch.randn(size, words_VD.shape[1], generator=generator) * loud
+        if level < len(centroids):
+            meant = torch.from_numpy(centroids[level]).float() @ map_ZD
+            meant = (meant - meant.mean(0)) / (meant - meant.mean(0)).std().clamp(min=1e-6) * loud
+            own = (meant + own) * 0.5**0.5
+        rows.append(own)
+    backbone.codes_SD.copy_(torch.cat(rows))
+
+
+@torch.no_grad()
+def prepend_copy_layer(backbone: Backbone, seed: int) -> None:
+    """Put a decoder layer before the others whose attention starts as a soft look-up of what was read before.
+
+    What people buy next is largely what they bought before, and a cut-down backbone has lost the induction heads that
+    copy (Olsson et al., arXiv 2209.11895); learning them from scratch takes longer than all else. So values and output
+    start as a random projection and its transpose (whatever is attended to is repeated), queries and keys as one shared
+    projection (like attends to like: a written code finds the objects that carry it), in the slow half of the rotary
+    frequencies, where distance hardly turns them. The feed-forward part starts at zero. All of it is trained like the rest.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    body, config = backbone.body, backbone.body.config
+    layer = copy.deepcopy(body.layers[0])
+    looks, width = layer.self_attn, config.hidden_size
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    head = looks.head_dim
+    project_GHD = torch.linalg.qr(torch.randn(width, groups * head, generator=generator))[0].T.reshape(
+        groups, head, width
+    )
+    match_GHD = torch.linalg.qr(torch.randn(width, groups * head, generator=generator))[0].T.reshape(
+        groups, head, width
+    )
+    slow_H = (torch.arange(head) % (head // 2) >= head // 4).float()  # dimensions i and i + head/2 turn together
+    match_GHD = match_GHD * slow_H[:, None] * 2**0.5
+    share = heads // groups
+    loudness = COPY_LOUDNESS * float(backbone.codes_SD.std())
+    looks.v_proj.weight.copy_(project_GHD.flatten(0, 1))
+    looks.o_proj.weight.copy_(project_GHD.repeat_interleave(share, 0).flatten(0, 1).T * loudness / share)
+    looks.k_proj.weight.copy_(match_GHD.flatten(0, 1) * COPY_SHARPNESS)
+    looks.q_proj.weight.copy_(match_GHD.repeat_interleave(share, 0).flatten(0, 1) * COPY_SHARPNESS)
+    layer.mlp.down_proj.weight.zero_()
+    layer.input_layernorm.weight.fill_(1.0)
+    body.layers = nn.ModuleList([layer, *body.layers])
+    for index, each in enumerate(body.layers):
+        each.self_attn.layer_idx = index
+    config.num_hidden_layers = len(body.layers)
 
 
 def randomise(backbone: Backbone, seed: int) -> None:

@@ -70,9 +70,7 @@ def beam_search(
         parents_QW, codes_QW = (best // codes).cpu().numpy(), (best % codes).cpu().numpy()
         came_from = np.take_along_axis(states_QW, parents_QW, axis=1)
         dead = ~torch.isfinite(score_QW).cpu().numpy()
-        states_QW = np.stack(
-            [ask.trie.step(came_from[q], codes_QW[q], level) for q, (_, ask) in enumerate(asks)]
-        )
+        states_QW = np.stack([ask.trie.step(came_from[q], codes_QW[q], level) for q, (_, ask) in enumerate(asks)])
         states_QW[dead] = -1
         if level < levels - 1:
             rows = backbone.layout.offsets[level] + codes_QW
@@ -98,10 +96,9 @@ def _read(backbone: Backbone, threads: Sequence[Ids], cache: DynamicCache) -> Te
     ids_BT = np.zeros((len(threads), longest), np.int64)
     for b, ids in enumerate(threads):
         ids_BT[b, : len(ids)] = ids
-    causal_TT = torch.ones(longest, longest, dtype=torch.bool, device=backbone.device).tril()
     positions_BT = torch.arange(longest, device=backbone.device).expand(len(threads), longest)
-    ids = torch.from_numpy(ids_BT).to(backbone.device)
-    return backbone(ids, positions_BT, causal_TT.expand(len(threads), -1, -1), cache)
+    nothing = torch.zeros(len(threads), 0, longest, dtype=torch.bool, device=backbone.device)
+    return backbone(torch.from_numpy(ids_BT).to(backbone.device), positions_BT, nothing, longest, cache)
 
 
 class _Tree:
@@ -116,7 +113,7 @@ class _Tree:
 
     def grow(self, backbone: Backbone, cache: DynamicCache, ids_QW: Ids, parents_QW: NDArray[np.int64]) -> Tensor:
         """Append one code to every beam; hidden states [Q, W, D] of these codes."""
-        requests, width = ids_QW.shape
+        width = ids_QW.shape[1]
         columns_QW = self.slot_Q[:, None] * width + np.arange(width)
         added = int(self.slot_Q.max() + 1) * width
         inherited = np.take_along_axis(self.path_QWL, parents_QW[..., None], axis=1)
@@ -125,13 +122,13 @@ class _Tree:
         positions_BN = np.zeros((self.threads, added), np.int64)
         mask_BNK = np.zeros((self.threads, added, self.keys + added), np.bool_)
         mask_BNK[..., 0] = True  # padding positions must see something, or their softmax is undefined
-        thread_QW = np.broadcast_to(self.thread_Q[:, None], (requests, width))
+        thread_QW = np.repeat(self.thread_Q[:, None], width, axis=1)
         ids_BN[thread_QW, columns_QW] = ids_QW
         positions_BN[thread_QW, columns_QW] = self.end_Q[:, None] + 1 + self.depth
         before_QK = np.arange(self.keys + added) <= self.end_Q[:, None]
         mask_BNK[thread_QW, columns_QW] = before_QK[:, None, :]
         mask_BNK[thread_QW[..., None], columns_QW[..., None], self.path_QWL] = True
         tensors = [torch.from_numpy(array).to(backbone.device) for array in (ids_BN, positions_BN, mask_BNK)]
-        hidden_BND = backbone(*tensors, cache)
+        hidden_BND = backbone(*tensors, 0, cache)
         self.keys, self.depth = self.keys + added, self.depth + 1
         return hidden_BND[torch.from_numpy(thread_QW), torch.from_numpy(columns_QW)]

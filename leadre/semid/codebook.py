@@ -163,6 +163,12 @@ def load(artifact: Artifact) -> Codebook:
     return codebook
 
 
+def shuffled(codebook: Codebook, seed: int) -> Codebook:
+    """The same IDs permuted among the objects by ``seed``: a control that takes their meaning away."""
+    order = np.random.default_rng(seed).permutation(len(codebook.codes_OL))
+    return replace(codebook, codes_OL=codebook.codes_OL[order])
+
+
 def assign(
     prefixes_NQ: Codes, vectors_ND: Floats, quantiser: Quantiser, slots: int, *, taken_OL: Codes
 ) -> tuple[Codes, int]:

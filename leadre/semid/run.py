@@ -71,10 +71,14 @@ def run(config: Config) -> None:
 
 def make(config: Config, parents: Sequence[artifact.Artifact]) -> tuple[Codebook, list[str]]:
     """The codebook of the data artifact `parents[0]`, extending that of `parents[1]` if there; and its rows' titles."""
+    import torch
+
     from leadre.data import histories
     from leadre.semid import codebook as codebooks
     from leadre.semid import embed
 
+    if config.threads:
+        torch.set_num_threads(config.threads)
     logs = histories.load(parents[0])
     object_ids = logs.objects["object_id"].to_list()
     titles = dict(zip(object_ids, logs.objects["title"].to_list(), strict=True))

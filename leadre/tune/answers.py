@@ -30,35 +30,41 @@ class Ranked(NamedTuple):
 
 
 def answer(
-    backbone: Backbone, threads: Threads, live: Live, windows: Sequence[Window], view: View, width: int | Sequence[int]
+    backbone: Backbone, threads: Threads, live: Live, windows: Sequence[Window], views: Sequence[View], width: int
 ) -> Iterator[Ranked]:
-    """Beam-search every request of the windows; ``view`` "new" leaves out what the user had before the request."""
-    live_in = live.all if view == "all" else live.new
+    """Beam-search every request of the windows in each view; "new" leaves out what the user had before the request."""
+    live_in = {"all": live.all, "new": live.new}
     written = sorted(map(threads.write, windows), key=lambda thread: len(thread.ids))
     for start in range(0, len(written), THREADS_AT_ONCE):
         batch = written[start : start + THREADS_AT_ONCE]
-        sets = [[live_in(int(r)) for r in thread.requests] for thread in batch]
-        asks = [
-            [Ask(int(end), trie) for end, (trie, _) in zip(thread.ends, tries, strict=True)]
-            for thread, tries in zip(batch, sets, strict=True)
+        asked = [
+            [
+                (int(r), view, int(end), *live_in[view](int(r)))
+                for r, end in zip(t.requests, t.ends, strict=True)
+                for view in views
+            ]
+            for t in batch
         ]
-        answers = beam_search(backbone, [(t.ids, a) for t, a in zip(batch, asks, strict=True)], width)
-        for thread, tries, found in zip(batch, sets, answers, strict=True):
-            for r, (_, objects), one in zip(thread.requests.tolist(), tries, found, strict=True):
+        threads_in = [
+            (t.ids, [Ask(end, trie) for _, _, end, trie, _ in asks]) for t, asks in zip(batch, asked, strict=True)
+        ]
+        for asks, found in zip(asked, beam_search(backbone, threads_in, width), strict=True):
+            for (r, view, _, _, objects), one in zip(asks, found, strict=True):
                 yield Ranked(r, view, objects[one.rows], one.log_p)
 
 
-def recall(backbone: Backbone, threads: Threads, live: Live, windows: Sequence[Window], view: View, width: int) -> float:
-    """Mean Recall@10 of objects over the requests of the windows that have something to find in this view."""
-    logs, values = threads.logs, []
+def recall(backbone: Backbone, threads: Threads, live: Live, windows: Sequence[Window], width: int) -> dict[str, float]:
+    """Mean Recall@10 of objects in each view, over the requests of the windows that have something to find there."""
+    logs = threads.logs
+    values: dict[str, list[float]] = {view: [] for view in VIEWS}
     backbone.eval()
-    for ranked in answer(backbone, threads, live, windows, view, width):
+    for ranked in answer(backbone, threads, live, windows, VIEWS, width):
         wanted = logs.relevant(ranked.r)[0]
-        if view == "new":
+        if ranked.view == "new":
             wanted = wanted[first_seen(logs, ranked.r)]
         objects = np.unique(logs.ad_object_A[wanted])
         if len(objects):
             hits = np.isin(ranked.objects[None, :10], objects)
-            values.append(float(metrics.recall_at(hits, np.array([len(objects)]), 10)[0]))
+            values[ranked.view].append(float(metrics.recall_at(hits, np.array([len(objects)]), 10)[0]))
     backbone.train()
-    return float(np.mean(values)) if values else 0.0
+    return {f"recall@10 {view}": float(np.mean(found)) if found else 0.0 for view, found in values.items()}

@@ -31,7 +31,8 @@ class Batch:
 
     ids_BT: Tensor
     positions_BT: Tensor
-    mask_BTT: Tensor
+    mask_BNT: Tensor  # what the branches' positions, T - thread of them, may see
+    thread: int  # the threads' positions come first, padded to this many
     predicts_NL: Tensor  # flat position (b * T + t) whose hidden state predicts the code of each level
     targets_NL: Tensor
     masks: list[Tensor]  # L of bool [N, sizes[l]]
@@ -46,8 +47,13 @@ class Batch:
         masks = [mask.to(device) for mask in self.masks]
         rest = (self.predicts_NL, self.targets_NL)
         return Batch(
-            self.ids_BT.to(device), self.positions_BT.to(device), self.mask_BTT.to(device),
-            *(tensor.to(device) for tensor in rest), masks, self.weights_N.to(device),
+            self.ids_BT.to(device),
+            self.positions_BT.to(device),
+            self.mask_BNT.to(device),
+            self.thread,
+            *(tensor.to(device) for tensor in rest),
+            masks,
+            self.weights_N.to(device),
         )
 
 
@@ -104,23 +110,31 @@ class Examples:
 
     def batch(self, windows: Sequence[Window]) -> Batch:
         """Tensors of these windows."""
-        rows = [_Row(thread, [self.targets(int(r)) for r in thread.requests], self.layout) for thread in map(self.threads.write, windows)]
-        longest = max(len(row.ids) for row in rows)
-        ids_BT = np.zeros((len(rows), longest), np.int64)
-        positions_BT = np.full((len(rows), longest), -1, np.int64)
-        until_BT = np.full((len(rows), longest), -1, np.int64)
-        branch_BT = np.full((len(rows), longest), -2, np.int64)
+        rows = [
+            _Row(thread, [self.targets(int(r)) for r in thread.requests], self.layout)
+            for thread in map(self.threads.write, windows)
+        ]
+        thread, branches = max(row.thread for row in rows), max(len(row.ids) - row.thread for row in rows)
+        ids_BT = np.zeros((len(rows), thread + branches), np.int64)
+        positions_BT = np.full(ids_BT.shape, -1, np.int64)
+        until_BN = np.full((len(rows), branches), -1, np.int64)
+        branch_BN = np.full((len(rows), branches), -1, np.int64)
+        predicts = []
         for b, row in enumerate(rows):
-            n = len(row.ids)
-            ids_BT[b, :n], positions_BT[b, :n] = row.ids, row.positions
-            until_BT[b, :n], branch_BT[b, :n] = row.until, row.branch
+            place = np.arange(len(row.ids)) + (thread - row.thread) * (np.arange(len(row.ids)) >= row.thread)
+            ids_BT[b, place], positions_BT[b, place] = row.ids, row.positions
+            until_BN[b, : len(row.until)], branch_BN[b, : len(row.until)] = row.until, row.branch
+            predicts.append(place[np.asarray(row.predicts)] + b * (thread + branches))
         targets = [target for row in rows for target in row.targets]
-        predicts = [np.asarray(row.predicts) + b * longest for b, row in enumerate(rows)]
-        masks = [torch.from_numpy(np.concatenate([t.masks[level] for t in targets])) for level in range(len(self.layout.sizes))]
+        masks = [
+            torch.from_numpy(np.concatenate([t.masks[level] for t in targets]))
+            for level in range(len(self.layout.sizes))
+        ]
         return Batch(
             ids_BT=torch.from_numpy(ids_BT),
             positions_BT=torch.from_numpy(positions_BT),
-            mask_BTT=torch.from_numpy(_visible(until_BT, branch_BT)),
+            mask_BNT=torch.from_numpy(_visible(until_BN, branch_BN, thread)),
+            thread=thread,
             predicts_NL=torch.from_numpy(np.concatenate(predicts)),
             targets_NL=torch.from_numpy(np.concatenate([t.codes_NL for t in targets]).astype(np.int64)),
             masks=masks,
@@ -133,7 +147,9 @@ class _Row:
 
     def __init__(self, thread: Thread, targets: list[Targets], layout: Layout) -> None:
         n = len(thread.ids)
-        ids, positions, until, branch = [thread.ids], [np.arange(n)], [np.arange(n)], [np.full(n, -1)]
+        self.thread = n
+        ids, positions = [thread.ids], [np.arange(n)]
+        until, branch = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
         self.targets, self.predicts = targets, list[list[int]]()
         length, branches, depth = n, 0, len(layout.sizes) - 1
         for end, target in zip(thread.ends.tolist(), targets, strict=True):
@@ -151,14 +167,12 @@ class _Row:
         self.until, self.branch = np.concatenate(until), np.concatenate(branch)
 
 
-def _visible(until_BT: NDArray[np.int64], branch_BT: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """bool [B, T, T]: which keys (last axis) each position sees: the thread up to ``until``, and its own branch so far."""
-    index = np.arange(until_BT.shape[1])
-    thread = (branch_BT == -1)[:, None, :] & (index[None, None, :] <= until_BT[:, :, None])
-    own = (branch_BT[:, :, None] == branch_BT[:, None, :]) & (branch_BT >= 0)[:, :, None]
-    seen = thread | (own & (index[None, None, :] <= index[None, :, None]))
-    result: NDArray[np.bool_] = seen | np.eye(len(index), dtype=np.bool_)  # padding sees itself: a softmax of nothing is nan
-    return result
+def _visible(until_BN: NDArray[np.int64], branch_BN: NDArray[np.int64], thread: int) -> NDArray[np.bool_]:
+    """bool [B, N, thread + N]: what each branch position sees: the thread up to ``until``, and its branch so far."""
+    index = np.arange(until_BN.shape[1])
+    read = np.arange(thread)[None, None, :] <= until_BN[:, :, None]
+    own = (branch_BN[:, :, None] == branch_BN[:, None, :]) & (index[None, None, :] <= index[None, :, None])
+    return np.concatenate([read, own], axis=2)  # padding is a branch of its own: a softmax over nothing is nan
 
 
 def _fill(windows: Sequence[Window], lengths: Sequence[int], tokens: int) -> Iterator[list[Window]]:

@@ -23,11 +23,18 @@ def loss_curve(history: History, path: Path) -> None:
     smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
     left.plot(tokens, loss, color="#c6d4e1", linewidth=0.8, label="step")
     left.plot(tokens[width - 1 :], smooth, color="#1f5a96", label=f"mean of {width} steps")
-    left.set(xlabel="million tokens read", ylabel="loss (nats an ad)", title="training loss", ylim=(None, np.quantile(loss, 0.99)))
+    left.set(
+        xlabel="million tokens read",
+        ylabel="loss (nats an ad)",
+        title="training loss",
+        ylim=(None, np.quantile(loss, 0.99)),
+    )
     left.legend(frameon=False)
     by_step = {row[0]: row[3] / 1e6 for row in history.loss}
     for name in history.valid[0][1] if history.valid else ():
-        right.plot([by_step[s] for s, _ in history.valid], [row[name] for _, row in history.valid], marker="o", label=name)
+        right.plot(
+            [by_step[s] for s, _ in history.valid], [row[name] for _, row in history.valid], marker="o", label=name
+        )
     right.set(xlabel="million tokens read", title="validation", ylim=(0, None))
     if history.valid:
         right.legend(frameon=False)

@@ -70,7 +70,11 @@ class Prompter:
         for domain, wanted, name in ((CONTENT, blocks.long_content, "elsewhere"), (AD, blocks.long_ad, "from ads")):
             if wanted and visit > self.visits.user_offsets[user]:
                 now_us = int(self.visits.at_us_V[visit - 1])
-                parts.append(self._interests(long_term(self.logs, self.visits, user, visit, domain, blocks.long_items), name, now_us))
+                parts.append(
+                    self._interests(
+                        long_term(self.logs, self.visits, user, visit, domain, blocks.long_items), name, now_us
+                    )
+                )
         return np.concatenate(parts)
 
     def context(self, at_us: int) -> Ids:

@@ -38,7 +38,8 @@ class Config(config.Common):
 
     backbone: str = config.option("smollm2", "smollm2 (packaged), a local Hugging Face folder or a hub name")
     random_backbone: bool = config.option(False, "start the body from random weights (control runs)")
-    layers: int = config.option(6, "keep only the first so many layers (for CPUs); 0 keeps all")
+    layers: int = config.option(3, "keep only the first so many layers (for CPUs); 0 keeps all")
+    copy_layer: bool = config.option(True, "put a layer that starts out copying before the others")
     adapter: Literal["full", "lora"] = config.option("full", "train all weights of the body, or LoRA adapters")
     lora_rank: int = config.option(16, "rank of the LoRA adapters")
     shuffle_ids: bool = config.option(False, "permute the semantic IDs among the objects (control runs)")
@@ -58,8 +59,8 @@ class Config(config.Common):
     context: bool = config.option(True, "prompt block: weekday and time of the request")
     long_items: int = config.option(24, "most long-term interests of a domain")
     described: int = config.option(4, "how many of them are told in words")
-    long_tokens: int = config.option(120, "positions of the long-term interests of a domain")
-    short_tokens: int = config.option(256, "step of the short-term window, which holds one to two steps")
+    long_tokens: int = config.option(100, "positions of the long-term interests of a domain")
+    short_tokens: int = config.option(192, "step of the short-term window, which holds one to two steps")
     validate_every: int = config.option(200, "steps between validations on a seeded sample of users")
     checkpoint_s: float = config.option(120.0, "seconds between checkpoints")
 
@@ -85,7 +86,6 @@ def prepare(
     config: Config, tables: artifact.Artifact, codebook_artifact: artifact.Artifact
 ) -> tuple[Backbone, Prompter, Live, Path]:
     """(backbone with initialised code rows, prompter, live sets, folder of the pretrained model)."""
-    import numpy as np
     import torch
 
     from leadre.data import histories
@@ -102,8 +102,7 @@ def prepare(
     logs = histories.load(tables)
     codebook = codebooks.load(codebook_artifact)
     if config.shuffle_ids:
-        order = np.random.default_rng(config.seed).permutation(len(codebook.codes_OL))
-        codebook = dataclasses.replace(codebook, codes_OL=codebook.codes_OL[order])
+        codebook = codebooks.shuffled(codebook, config.seed)
     live = Live(logs, codebook)
     source = pretrained.folder_of(config.backbone, config.work)
     tokenizer = pretrained.tokenizer(source)
@@ -114,6 +113,8 @@ def prepare(
     prompter = Prompter(logs, tokenizer, layout, blocks_of(config))
     titles = [prompter.plain(" " + title) for title in logs.objects["title"]]
     backbones.init_codes(backbone, codebook.centroids, titles, config.seed)
+    if config.copy_layer:
+        backbones.prepend_copy_layer(backbone, config.seed)
     return backbone.to(backbones.pick_device()), prompter, live, source
 
 
@@ -125,7 +126,12 @@ def blocks_of(config: Config) -> Blocks:
 
 
 def _train(
-    config: Config, backbone: Backbone, prompter: Prompter, live: Live, checkpoint: Path, parents: list[artifact.Artifact]
+    config: Config,
+    backbone: Backbone,
+    prompter: Prompter,
+    live: Live,
+    checkpoint: Path,
+    parents: list[artifact.Artifact],
 ) -> History:
     from leadre.data.histories import TRAIN
     from leadre.tune import sft
@@ -153,13 +159,13 @@ def _validator(config: Config, backbone: Backbone, threads: Threads, live: Live)
     import numpy as np
 
     from leadre.data.histories import VALID
-    from leadre.tune.answers import VIEWS, recall
+    from leadre.tune.answers import recall
 
     requests = threads.logs.requests_of(VALID)
     users = np.unique(threads.logs.request_user_R[requests])
     chosen = np.random.default_rng(config.seed).permutation(users)[:VALIDATION_USERS]
     windows = threads.serving(requests[np.isin(threads.logs.request_user_R[requests], chosen)])
-    return lambda: {f"recall@10 {view}": recall(backbone, threads, live, windows, view, VALIDATION_BEAM) for view in VIEWS}
+    return lambda: recall(backbone, threads, live, windows, VALIDATION_BEAM)
 
 
 def _add_lora(backbone: Backbone, rank: int) -> None:

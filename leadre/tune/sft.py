@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from leadre.tune.batches import Batch, Examples
 WARMUP_STEPS = 60
 BETAS = (0.9, 0.98)
 CLIP_NORM = 1.0
+POPULARITY_BATCHES = 16
 STATE, FACTS = "state.safetensors", "state.json"
 
 
@@ -66,8 +68,15 @@ def train(
     """Fine-tune ``backbone`` in place. ``checkpoint`` is a folder of a run with the same ``identity``, or of nobody."""
     optimizer = make_optimizer(backbone, schedule)
     history = resume(checkpoint, identity, backbone, optimizer) or History()
-    plan = [(epoch, windows) for epoch in range(schedule.epochs) for windows in examples.epoch(schedule.seed + epoch, schedule.batch_tokens)]
+    plan = [
+        (epoch, windows)
+        for epoch in range(schedule.epochs)
+        for windows in examples.epoch(schedule.seed + epoch, schedule.batch_tokens)
+    ]
     steps = min(len(plan), schedule.max_steps or len(plan))
+    if not history.step:
+        opening = [examples.batch(windows).to(backbone.device) for _, windows in plan[:POPULARITY_BATCHES]]
+        start_from_popularity(backbone, opening)
     backbone.train()
     saved_s = started_s = time.monotonic()
     with progress.track("tune: steps", steps) as advance:
@@ -86,8 +95,11 @@ def train(
             history.loss.append((history.step, float(loss), rate * schedule.learning_rate, history.tokens))
             if history.step % schedule.validate_every == 0 or history.step == steps:
                 history.valid.append((history.step, validate()))
-                progress.say(f"tune: step {history.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in history.valid[-1][1].items()))
-            advance(1, f"epoch {plan[step][0] + 1}, loss {_recent(history):.3f}, {history.tokens / max(history.seconds + time.monotonic() - started_s, 1e-9):,.0f} tokens/s")
+                progress.say(
+                    f"tune: step {history.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in history.valid[-1][1].items())
+                )
+            rate_s = history.tokens / (history.seconds + time.monotonic() - started_s)
+            advance(1, f"epoch {plan[step][0] + 1}, loss {_recent(history):.3f}, {rate_s:,.0f} tokens/s")
             if time.monotonic() - saved_s > schedule.checkpoint_s:
                 history.seconds += time.monotonic() - started_s
                 started_s = saved_s = time.monotonic()
@@ -98,10 +110,26 @@ def train(
 
 def step_loss(backbone: Backbone, batch: Batch) -> Tensor:
     """The SFT loss of one batch: a scalar."""
-    hidden = backbone(batch.ids_BT, batch.positions_BT.clamp(min=0), batch.mask_BTT).flatten(0, 1)
+    hidden = backbone(batch.ids_BT, batch.positions_BT.clamp(min=0), batch.mask_BNT, batch.thread).flatten(0, 1)
     levels = batch.targets_NL.shape[1]
     logits = [backbone.logits(hidden[batch.predicts_NL[:, level]], level) for level in range(levels)]
     return losses.sft(losses.log_likelihood(logits, batch.targets_NL, batch.masks), batch.weights_N)
+
+
+@torch.no_grad()
+def start_from_popularity(backbone: Backbone, batches: Sequence[Batch]) -> None:
+    """Set the bias of every code so that the untrained model answers with how often each code was the answer.
+
+    What the scores have in common over all prompts, which is arbitrary before training, is taken out with it; the first
+    hundreds of steps would otherwise go into learning these two.
+    """
+    layout, backbone.bias_S.data = backbone.layout, torch.zeros_like(backbone.bias_S)
+    hidden = [backbone(b.ids_BT, b.positions_BT.clamp(min=0), b.mask_BNT, b.thread).flatten(0, 1) for b in batches]
+    targets_NL = torch.cat([batch.targets_NL for batch in batches])
+    for level, (start, end) in enumerate(pairwise(layout.offsets)):
+        asked = torch.cat([h[b.predicts_NL[:, level]] for h, b in zip(hidden, batches, strict=True)])
+        counts = torch.bincount(targets_NL[:, level], minlength=end - start) + 0.5
+        backbone.bias_S[start:end] = (counts / counts.sum()).log() - backbone.logits(asked, level).mean(0)
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -155,8 +183,12 @@ def resume(folder: Path, identity: str, backbone: Backbone, optimizer: torch.opt
     tensors = load_file(folder / facts["weights"])
     for name, parameter in trained(backbone).items():
         parameter.data.copy_(tensors[name])
-        state: dict[str, Any] = {key: tensors[f"{key}:{name}"] for key in ("exp_avg", "exp_avg_sq", "step") if f"{key}:{name}" in tensors}
-        optimizer.state[parameter] = {key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in state.items()}
+        state: dict[str, Any] = {
+            key: tensors[f"{key}:{name}"] for key in ("exp_avg", "exp_avg_sq", "step") if f"{key}:{name}" in tensors
+        }
+        optimizer.state[parameter] = {
+            key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in state.items()
+        }
     raw = facts["history"]
     progress.say(f"tune: resumes after step {raw['step']}")
     rows = [(int(s), float(loss), float(lr), int(t)) for s, loss, lr, t in raw["loss"]]

@@ -54,17 +54,18 @@ def test_arrays_agree_with_each_other(market: tuple[tables.Tables, Logs]) -> Non
     assert {len(logs.requests_of(split)) > 0 for split in (histories.TRAIN, histories.VALID, histories.TEST)} == {True}
 
 
-def hand_made() -> Logs:
-    """One user: a content view; two visits in the same second; a late conversion of the first train request."""
+def hand_made(c: str = "c") -> Logs:
+    """One user: a view of content ``c``; two visits in the same second; a late conversion of a train request."""
     ads = pl.DataFrame({"ad_id": ["x", "y", "z"], "object_id": ["ox", "oy", "ox"], "title": ["X", "Y", "Z"]})
-    contents = pl.DataFrame({"content_id": ["oy", "c"], "title": ["unused title", "C"]})
+    contents = pl.DataFrame({"content_id": ["oy", c], "title": ["unused title", "C"]})
     rows = [
         ("u", 0, "content", "oy", "view", None, None),
         ("u", 60, "ad", "x", "conversion", 3, "r1"),
         ("u", 60, "ad", "y", "click", 0, "r2"),
         ("u", 60, "ad", "y", "conversion", 4, "r2"),
         ("u", 60, "ad", "x", "conversion", 1, "r1"),
-        ("u", 120, "content", "c", "impression", None, None),
+        ("u", 120, "content", c, "impression", None, None),
+        ("u", 950, "content", c, "view", None, None),
         ("u", 300, "ad", "z", "conversion", 9, "r3"),
         ("u", 320, "ad", "y", "conversion", 7, "r1"),  # arrives after validation began
         ("u", 900, "ad", "x", "conversion", 2, "r4"),
@@ -95,6 +96,13 @@ def test_one_id_space_and_the_first_ad_describes_the_object() -> None:
     assert logs.objects["object_id"].to_list() == ["c", "ox", "oy"]
     assert logs.objects["title"].to_list() == ["C", "X", "Y"]
     assert logs.ad_object_A.tolist() == [1, 2, 1]
+
+
+def test_a_content_named_like_an_ad_is_not_that_ad() -> None:
+    logs = hand_made("z")
+    assert logs.objects["object_id"].to_list() == ["ox", "oy", "z"]
+    last = (logs.domain_E[-1], logs.ad_E[-1], logs.object_E[-1])
+    assert last == (CONTENT, -1, 2)
 
 
 def test_two_visits_in_one_instant_do_not_see_each_other() -> None:

@@ -122,8 +122,11 @@ def test_the_command_line_knows_every_channel():
 
 
 @pytest.mark.parametrize("name", ["own_frequency", "als", "sasrec"])
-def test_a_planted_taste_is_recovered(logs, name):
+def test_a_planted_taste_is_recovered(logs, name, monkeypatch):
     """In this market everybody has a category of their own, so personal channels must beat popularity."""
+    monkeypatch.setattr(als, "FACTORS", 8)  # 80 users, not 2,469
+    monkeypatch.setattr(als, "REGULARISATION", 0.1)
+    monkeypatch.setattr(als, "ALPHA", 1.0)
     requests = logs.requests_of(histories.TEST)
     view = retrieval.view(logs, requests, "all")
     key = retrieval.tie_key(logs, 0)

@@ -11,7 +11,7 @@ import numpy as np
 from implicit.cpu.als import AlternatingLeastSquares
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from leadre.generate.channels.contract import Method, Scores, history_counts, over_inventory, train_counts
 from leadre.generate.channels.itemknn import damped

@@ -1,0 +1,165 @@
+"""The stage as a whole: files, skipping, resuming, errors that teach, a page that loads nothing."""
+
+import csv
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from leadre import artifact
+from leadre.errors import ArtifactError, InputError
+from leadre.evaluate import retrieval, run
+from leadre.evaluate.run import Config
+from leadre.generate.channels import CHANNELS
+
+# pytest imports by file here, so the helpers next door have no package to come from
+_spec = importlib.util.spec_from_file_location("evaluate_helpers", Path(__file__).with_name("conftest.py"))
+helpers = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(helpers)
+
+
+@pytest.fixture(scope="module")
+def done(market, tmp_path_factory):
+    """One finished evaluation with everything beside it that the page can show."""
+    work = tmp_path_factory.mktemp("done")
+    root = work / "tiny"
+    root.mkdir()
+    (root / "data").symlink_to(market[0] / "tiny" / "data")
+    helpers.write_lists(root, market[1])
+    control = helpers.write_lists(root, market[1], step="control/generate", seed=9)
+    (root / "tune-sft").mkdir()
+    with (root / "tune-sft" / "loss.csv").open("w", newline="") as file:
+        rows = [("step", "loss", "lr", "tokens"), *((i, 5 / (i + 1) + 1, 1e-3, 100 * i) for i in range(200))]
+        csv.writer(file).writerows(rows)
+    (root / "tune-sft" / "valid.csv").write_text("step,recall@10\n0,0.1\n100,0.2\n")
+    run.run(helpers.config(Config, work, extra=(f"control={control}",)))
+    return root / "evaluate", market[1]
+
+
+def test_metrics_json_has_the_documented_shape(done):
+    folder, _ = done
+    figures = json.loads((folder / "metrics.json").read_text())
+    assert set(figures) == {"views", "seconds", "peak_rss_mb"} and set(figures["views"]) == {"all", "new"}
+    for table in figures["views"].values():
+        assert list(table) == ["leadre", "leadre+counts", "control", "popularity", "own_frequency"]
+        for method, row in table.items():
+            assert list(row) == list(retrieval.METRICS)
+            for metric, cell in row.items():
+                keys = {"mean", "lo", "hi"} | ({"diff"} if method != "leadre" else set())
+                assert set(cell) == ({"mean"} if metric == "coverage@10" else keys)
+                assert 0 <= cell["mean"] <= 1 and cell.get("lo", 0) <= cell["mean"] <= cell.get("hi", 1)
+    everything = figures["views"]["all"]
+    assert everything["own_frequency"]["recall@10"]["diff"]["lo"] > 0, "counts beat random lists"
+    assert everything["control"]["recall@10"]["diff"]["lo"] <= 0 <= everything["control"]["recall@10"]["diff"]["hi"]
+
+
+def test_lists_hold_live_ads_of_every_method(done):
+    folder, logs = done
+    lists = pl.read_parquet(folder / "lists.parquet")
+    assert set(lists["method"]) == {"leadre", "leadre+counts", "control", "popularity", "own_frequency"}
+    for method, view, r, ads in lists.sample(200, seed=0).iter_rows():
+        assert len(set(ads)) == len(ads) <= retrieval.PLACES, method
+        assert set(ads) <= set(logs.inventory(r)[retrieval.eligible(logs, r, view)].tolist())
+
+
+def test_the_page_loads_nothing_and_escapes_everything(done):
+    folder, _ = done
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#)""", page), "no outside references"
+    assert not re.findall(r"url\((?!#)", page) and "<script" not in page and "@import" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "&lt;b&gt;&amp; what" in page
+    assert page.count("<article") == 6 and page.count("<svg") == 3
+    for name in ("comparison.png", "loss.png"):
+        assert (folder / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_nothing_is_done_twice_and_a_killed_run_does_not_fit_again(run_folder, said, monkeypatch):
+    work, logs = run_folder
+    lists = helpers.write_lists(work / "tiny", logs)
+    run.run(helpers.config(Config, work))
+    before = json.loads((work / "tiny" / "evaluate" / "metrics.json").read_text())
+
+    run.run(helpers.config(Config, work))
+    assert "is current, nothing to do" in said[-1]
+
+    def never(logs, seed, threads):
+        raise AssertionError("fitted again")
+
+    for name in helpers.QUICK:
+        monkeypatch.setitem(CHANNELS, name, _with_fit(name, never))
+    shutil.rmtree(work / "tiny" / "evaluate")
+    run.run(helpers.config(Config, work))
+    again = json.loads((work / "tiny" / "evaluate" / "metrics.json").read_text())
+    assert again["views"] == before["views"]
+
+    shutil.rmtree(lists)
+    helpers.write_lists(work / "tiny", logs, seed=1)
+    run.run(helpers.config(Config, work))
+    assert "nothing to do" not in said[-1], "new lists, new figures"
+
+
+def _with_fit(name, fit):
+    import dataclasses
+
+    return dataclasses.replace(CHANNELS[name], fit=fit)
+
+
+def test_without_lists_the_error_names_the_command(run_folder):
+    work, _ = run_folder
+    with pytest.raises(ArtifactError, match="leadre generate --run tiny"):
+        run.run(helpers.config(Config, work))
+    assert not (work / "tiny" / "evaluate").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"channels": ("popularty",)}, "nearest is 'popularity'"),
+        ({"extra": ("work/x",)}, "NAME=FOLDER"),
+        ({"extra": ("leadre=work/x",)}, "exists already"),
+        ({"split": "valid"}, "no request of the valid split"),
+    ],
+)
+def test_errors_teach(run_folder, changes, why):
+    work, logs = run_folder
+    helpers.write_lists(work / "tiny", logs)
+    with pytest.raises(InputError, match=why):
+        run.run(helpers.config(Config, work, **changes))
+
+
+def test_an_ad_that_is_not_live_stops_the_run_and_leaves_nothing(run_folder):
+    work, logs = run_folder
+
+    def spoil(r, view, ads):
+        dead = np.setdiff1d(np.arange(len(logs.ads)), logs.inventory(r))
+        return np.append(ads, dead[0])
+
+    helpers.write_lists(work / "tiny", logs, swap=spoil)
+    with pytest.raises(ArtifactError, match="is not live"):
+        run.run(helpers.config(Config, work))
+    assert not (work / "tiny" / "evaluate").exists()
+
+
+def test_lists_of_other_logs_are_refused(run_folder, tmp_path):
+    work, logs = run_folder
+    with artifact.create(tmp_path / "x" / "data", kind="tables", version=1, config={}, seed=0, parents=[]) as folder:
+        (folder / "other").write_text("other logs")
+    other = artifact.read(tmp_path / "x" / "data", kind="tables", version=1)
+    helpers.write_lists(work / "tiny", logs, data=other)
+    with pytest.raises(ArtifactError, match="other logs than"):
+        run.run(helpers.config(Config, work))
+
+
+def test_users_are_drawn_by_the_seed(run_folder, said):
+    work, logs = run_folder
+    helpers.write_lists(work / "tiny", logs)
+    run.run(helpers.config(Config, work, users=7, fusion=False))
+    assert "7 users" in said[0]
+    lists = pl.read_parquet(work / "tiny" / "evaluate" / "lists.parquet")
+    assert len(np.unique(logs.request_user_R[lists["request"].to_numpy()])) == 7
+    assert "leadre+counts" not in set(lists["method"])
