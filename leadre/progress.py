@@ -37,15 +37,15 @@ def bar(iterable: Iterable[T], total: int, label: str) -> Iterator[T]:
 
 
 @contextmanager
-def track(label: str, total: int) -> Iterator[Advance]:
-    """Yield ``advance(n=1, note="")``: ``n`` more of ``total`` are done."""
-    shown = _track_terminal(label, total) if console.is_terminal else _track_log(label, total)
+def track(label: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """Yield ``advance(n=1, note="")``: ``n`` more of ``total`` are done. ``done`` were done by an earlier process."""
+    shown = _track_terminal(label, total, done) if console.is_terminal else _track_log(label, total, done)
     with shown as advance:
         yield advance
 
 
 @contextmanager
-def _track_terminal(label: str, total: int) -> Iterator[Advance]:
+def _track_terminal(label: str, total: int, already: int) -> Iterator[Advance]:
     from rich import progress as widgets  # costs 50 ms, which a log does not need
 
     columns = (
@@ -57,7 +57,7 @@ def _track_terminal(label: str, total: int) -> Iterator[Advance]:
         widgets.TextColumn("{task.fields[note]}", markup=False),
     )
     with widgets.Progress(*columns, console=console) as progress:
-        task = progress.add_task(label, total=total, note="")
+        task = progress.add_task(label, total=total, completed=already, note="")
 
         def advance(n: int = 1, note: str = "") -> None:
             if note:
@@ -69,12 +69,12 @@ def _track_terminal(label: str, total: int) -> Iterator[Advance]:
 
 
 @contextmanager
-def _track_log(label: str, total: int) -> Iterator[Advance]:
+def _track_log(label: str, total: int, already: int) -> Iterator[Advance]:
     started_s = last_s = time.monotonic()
-    done, status = 0, ""
+    done, status = already, ""
 
     def line(now_s: float) -> str:
-        rate = done / max(now_s - started_s, 1e-9)
+        rate = (done - already) / max(now_s - started_s, 1e-9)
         left = f", {max(total - done, 0) / rate:.0f} s left" if rate else ""
         return f"{label}: {done:,} of {total:,}, {now_s - started_s:.0f} s{left}" + (f", {status}" if status else "")
 
@@ -85,6 +85,6 @@ def _track_log(label: str, total: int) -> Iterator[Advance]:
             last_s = now_s
             say(line(now_s))
 
-    say(f"{label}: {total:,} to do")
+    say(f"{label}: {total - already:,} to do")
     yield advance
-    say(f"{label}: {done:,} done in {time.monotonic() - started_s:.1f} s" + (f", {status}" if status else ""))
+    say(f"{label}: {done - already:,} done in {time.monotonic() - started_s:.1f} s" + (f", {status}" if status else ""))

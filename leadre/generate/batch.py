@@ -30,7 +30,7 @@ from leadre.tune.tasks import Threads, Window
 
 WINDOWS_A_PART = 64
 CASES = 6
-SCHEMA = {"request": pl.Int32, "view": pl.String, "ads": pl.List(pl.Int32), "scores": pl.List(pl.Float32)}
+SCHEMA = {"request": pl.Int32(), "view": pl.String(), "ads": pl.List(pl.Int32()), "scores": pl.List(pl.Float32())}
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def ads_of(logs: Logs, ranked: Ranked, key_A: NDArray[np.int64], top: int) -> tu
     """Live ads of ranked objects. Ads of one object have one score; ``key_A``, a fixed random order, breaks the tie."""
     live = logs.inventory(ranked.r)
     place_O = {int(o): place for place, o in enumerate(ranked.objects)}
-    places = np.array([place_O.get(int(o), -1) for o in logs.ad_object_A[live]])
+    places = np.array([place_O.get(int(o), -1) for o in logs.ad_object_A[live]], np.int64)
     mine = np.flatnonzero(places >= 0)
     order = mine[np.lexsort((key_A[live[mine]], places[mine]))][:top]
     return live[order].tolist(), ranked.log_p[places[order]].tolist()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from leadre import artifact, config, progress
+from leadre.errors import InputError
 
 KIND, VERSION = "lists", 1
 
@@ -28,22 +29,27 @@ class Config(config.Common):
 
 def run(config: Config) -> None:
     """Write ``work/<run>/generate``, or say that it is current. ArtifactError where data, IDs or model are missing."""
+    for name, count in (("beam", config.beam), ("top", config.top)):
+        if count < 1:
+            raise InputError(f"--{name} {count}: wants 1 or more")
     folder = config.folder("generate")
     parents = [
         artifact.read(config.folder("data"), kind="tables", version=1),
         artifact.read(config.folder("semid"), kind="codebook", version=1),
         artifact.read(config.folder("tune-sft"), kind="model", version=1),
     ]
-    made = {"config": dataclasses.asdict(config), "seed": config.seed, "parents": parents}
-    if artifact.current(folder, kind=KIND, version=VERSION, **made):
+    effective = dataclasses.asdict(config)
+    if artifact.current(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents):
         progress.say(f"generate: {folder} is current, nothing to do")
         return
     from leadre.generate import batch
 
-    with artifact.create(folder, kind=KIND, version=VERSION, **made) as temporary:
+    with artifact.create(
+        folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents
+    ) as temporary:
         engine = batch.load(*parents, threads=config.threads)
         requests = batch.choose(engine.threads.logs, split=config.split, users=config.users, seed=config.seed)
-        parts = batch.Parts(config.folder(".generate.parts"), batch.identity(made["config"], parents))
+        parts = batch.Parts(config.folder(".generate.parts"), batch.identity(effective, parents))
         lists = batch.generate(engine, requests, parts, beam=config.beam, top=config.top, seed=config.seed)
         lists.write_parquet(temporary / "lists.parquet")
         batch.write_cases(engine, lists, temporary / "cases.jsonl", seed=config.seed)

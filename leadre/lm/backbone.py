@@ -12,6 +12,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Backbone(nn.Module):
         return self.codes_SD.device
 
     def embed(self, ids_BT: Tensor) -> Tensor:
-        """Embeddings float32 [B, T, D] of IDs of the layout; an object is the sum of its codes."""
+        """Embeddings [B, T, D] of IDs of the layout, in the code rows' type; an object is the sum of its codes."""
         layout = self.layout
         words = F.embedding(ids_BT.clamp(max=layout.words - 1), self.words_VD).to(self.codes_SD.dtype)
         rows = ids_BT - layout.words
@@ -64,14 +65,14 @@ class Backbone(nn.Module):
     def forward(
         self, ids_BT: Tensor, positions_BT: Tensor, mask_BNK: Tensor, causal_until: int, cache: Any = None
     ) -> Tensor:
-        """Hidden states float32 [B, T, D].
+        """Hidden states [B, T, D] in the type of the code rows: float32, unless the model was made double.
 
         The first ``causal_until`` positions are threads, each seeing what stands before it. ``mask_BNK`` (bool) says
         which keys each of the other N = T - causal_until positions sees: the cached ones first, then these T. ``cache``
         is a transformers Cache that grows by these T keys, or None.
         """
         with precision(self.device):
-            hidden = self.body(
+            hidden: Tensor = self.body(
                 inputs_embeds=self.embed(ids_BT),
                 position_ids=positions_BT,
                 attention_mask=mask_BNK[:, None],
@@ -79,7 +80,7 @@ class Backbone(nn.Module):
                 use_cache=cache is not None,
                 causal_until=causal_until,
             ).last_hidden_state
-        return hidden.float()  # type: ignore[no-any-return]
+        return hidden.to(self.codes_SD.dtype)  # autocast leaves bfloat16
 
     def logits(self, hidden_ND: Tensor, level: int) -> Tensor:
         """Scores float32 [N, sizes[level]] of the codes of one level; of no other row of the vocabulary."""
@@ -92,10 +93,11 @@ def precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device))
 
 
+@lru_cache
 def has_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products are faster than float32 ones here (AVX512-BF16 or AMX; Ampere and later)."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     capability = torch.backends.cpu.get_cpu_capability()
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     return capability.startswith("AVX512") and "avx512_bf16" in flags
@@ -114,7 +116,7 @@ def create(folder: Path, layout: Layout, codes_OL: np.ndarray[Any, Any], *, laye
     """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     words_VD = model.get_input_embeddings().weight.detach().to(torch.bfloat16)
     body = model.base_model
     cut_depth(body, layers)
@@ -125,6 +127,8 @@ def create(folder: Path, layout: Layout, codes_OL: np.ndarray[Any, Any], *, laye
 def cut_depth(body: Any, layers: Sequence[int] | int) -> None:
     """Keep only some layers of a decoder, in place (for CPUs)."""
     stack = getattr(body, "layers", None)
+    if stack is None and layers == 0:
+        return
     if stack is None:
         raise InputError(f"{type(body).__name__} has no list of layers to cut; use --layers 0")
     count = len(stack)
@@ -143,17 +147,21 @@ def cut_depth(body: Any, layers: Sequence[int] | int) -> None:
 def init_codes(
     backbone: Backbone, centroids: Sequence[np.ndarray[Any, Any]], title_ids: Sequence[np.ndarray[Any, Any]], seed: int
 ) -> None:
-    """Set the code rows so that an object, the sum of its codes, starts near the mean of its title's word embeddings.
+    """Set the code rows so that an object, the sum of its codes, points towards its title's mean word embedding.
 
     ``centroids`` are those of the quantised levels, [sizes[l], Z] each; ``title_ids`` the word IDs of each object's
-    title, O arrays. One ridge regression maps the centroids' space into the word space; rows of the last level, which
-    only tells apart objects of equal text, are small random vectors.
+    title, O arrays. One ridge regression maps the centroids' space into the word space; half of the power of each row is
+    random, so that no two codes start alike; all of it in the last level, which only tells apart objects of equal text.
     """
     layout, generator = backbone.layout, torch.Generator().manual_seed(seed)
     words_VD = backbone.words_VD.float().cpu()
-    target_OD = torch.stack([words_VD[torch.from_numpy(ids.astype(np.int64))].mean(0) for ids in title_ids])
+    says_nothing = words_VD.mean(0)  # for an object without a title, where the mean over no words is nan
+    target_OD = torch.stack(
+        [words_VD[torch.from_numpy(ids.astype(np.int64))].mean(0) if len(ids) else says_nothing for ids in title_ids]
+    )
     levels_OL = backbone.objects_OL.cpu() - torch.tensor(layout.offsets[:-1])
-    sums_OZ = torch.stack([torch.from_numpy(c)[levels_OL[:, l]] for l, c in enumerate(centroids)]).sum(0).float()
+    parts = [torch.from_numpy(each)[levels_OL[:, level]] for level, each in enumerate(centroids)]
+    sums_OZ = torch.stack(parts).sum(0).float()
     middle_D = target_OD.mean(0)
     gram_ZZ = sums_OZ.T @ sums_OZ
     ridge = 1e-2 * gram_ZZ.diagonal().mean() * torch.eye(len(gram_ZZ))
@@ -178,10 +186,13 @@ def prepend_copy_layer(backbone: Backbone, seed: int) -> None:
     copy (Olsson et al., arXiv 2209.11895); learning them from scratch takes longer than all else. So values and output
     start as a random projection and its transpose (whatever is attended to is repeated), queries and keys as one shared
     projection (like attends to like: a written code finds the objects that carry it), in the slow half of the rotary
-    frequencies, where distance hardly turns them. The feed-forward part starts at zero. All of it is trained like the rest.
+    frequencies, where distance hardly turns them. The feed-forward part starts at zero. All of it is trained like the
+    rest.
     """
     generator = torch.Generator().manual_seed(seed)
     body, config = backbone.body, backbone.body.config
+    if not hasattr(body, "layers") or not hasattr(getattr(body.layers[0], "self_attn", None), "o_proj"):
+        raise InputError(f"{type(body).__name__} has no Llama-like decoder layers; use --copy-layer false")
     layer = copy.deepcopy(body.layers[0])
     looks, width = layer.self_attn, config.hidden_size
     heads, groups = config.num_attention_heads, config.num_key_value_heads
@@ -206,11 +217,15 @@ def prepend_copy_layer(backbone: Backbone, seed: int) -> None:
     for index, each in enumerate(body.layers):
         each.self_attn.layer_idx = index
     config.num_hidden_layers = len(body.layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[0], *config.layer_types]
 
 
 def randomise(backbone: Backbone, seed: int) -> None:
     """Forget the pretrained body (for control runs): fresh weights from the model's own initialiser."""
     torch.manual_seed(seed)
+    for tensor in (*backbone.body.parameters(), *backbone.body.buffers()):
+        vars(tensor).pop("_is_hf_initialized", None)  # set by from_pretrained; initialisers leave such weights alone
     backbone.body.apply(backbone.body._init_weights)
 
 

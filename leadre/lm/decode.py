@@ -98,7 +98,8 @@ def _read(backbone: Backbone, threads: Sequence[Ids], cache: DynamicCache) -> Te
         ids_BT[b, : len(ids)] = ids
     positions_BT = torch.arange(longest, device=backbone.device).expand(len(threads), longest)
     nothing = torch.zeros(len(threads), 0, longest, dtype=torch.bool, device=backbone.device)
-    return backbone(torch.from_numpy(ids_BT).to(backbone.device), positions_BT, nothing, longest, cache)
+    hidden: Tensor = backbone(torch.from_numpy(ids_BT).to(backbone.device), positions_BT, nothing, longest, cache)
+    return hidden
 
 
 class _Tree:
@@ -129,6 +130,6 @@ class _Tree:
         mask_BNK[thread_QW, columns_QW] = before_QK[:, None, :]
         mask_BNK[thread_QW[..., None], columns_QW[..., None], self.path_QWL] = True
         tensors = [torch.from_numpy(array).to(backbone.device) for array in (ids_BN, positions_BN, mask_BNK)]
-        hidden_BND = backbone(*tensors, 0, cache)
+        hidden_BND: Tensor = backbone(*tensors, 0, cache)
         self.keys, self.depth = self.keys + added, self.depth + 1
         return hidden_BND[torch.from_numpy(thread_QW), torch.from_numpy(columns_QW)]

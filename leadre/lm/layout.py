@@ -2,9 +2,9 @@
 
     0 .. words                      the tokenizer's own IDs
     words .. words + sum(sizes)     one row per code of each level (what the model writes)
-    words + sum(sizes) ..           objects: one position that is embedded as the sum of the object's codes (what it reads)
+    words + sum(sizes) ..           objects: one position, embedded as the sum of the object's codes (what it reads)
 
-The tokenizer never learns of the last two ranges, so no text can spell an ID: prompts are joined as arrays, not as text.
+The tokenizer never learns of the last two ranges, so no text can spell an ID: prompts are joined as arrays, not text.
 An object read as one position costs a quarter of the tokens of its codes, and it lets attention match a code that has
 been written against the objects read before in one step, which a cut-down backbone cannot do over spread-out codes.
 """
@@ -38,7 +38,8 @@ class Layout:
 
     def rows(self, codes_NL: NDArray[np.integer]) -> NDArray[np.int64]:
         """Code rows in [0, S) of codes given level by level: int64 of the same shape, [..., L]."""
-        return np.asarray(codes_NL, dtype=np.int64) + np.asarray(self.offsets[: codes_NL.shape[-1]])
+        starts_L = np.asarray(self.offsets[: codes_NL.shape[-1]], dtype=np.int64)
+        return np.asarray(codes_NL + starts_L, dtype=np.int64)
 
     def code(self, rows: NDArray[np.integer]) -> Ids:
         """IDs of code rows."""

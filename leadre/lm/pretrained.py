@@ -24,7 +24,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 def folder_of(name: str, work: Path) -> Path:
     """A folder with safetensors and tokenizer of model ``name``; conversions and downloads are kept under ``work``.
 
-    ``name``: "smollm2", a folder, or a hub name such as "HuggingFaceTB/SmolLM2-135M". Raises InputError where none fits.
+    ``name``: "smollm2", a folder, or a hub name such as "HuggingFaceTB/SmolLM2-135M". InputError where none fits.
     """
     if name == PACKAGED:
         return _packaged(work / "pretrained" / f"{PACKAGED}-{GGUF_SHA256[:8]}")

@@ -9,7 +9,7 @@ Letters: B threads, T positions (thread, then branches), N targets, L levels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from leadre.lm.live import Live
 from leadre.semid.trie import path_masks
 from leadre.tune.tasks import Thread, Threads, Window
 
+GRID = 64  # lengths are padded to its multiples: every new shape costs a new kernel and its memory
 BUCKET = 256  # windows sorted by length together; more saves padding, less keeps batches random
 
 
@@ -44,16 +45,15 @@ class Batch:
         return int((self.positions_BT >= 0).sum())
 
     def to(self, device: torch.device) -> Batch:
-        masks = [mask.to(device) for mask in self.masks]
-        rest = (self.predicts_NL, self.targets_NL)
-        return Batch(
-            self.ids_BT.to(device),
-            self.positions_BT.to(device),
-            self.mask_BNT.to(device),
-            self.thread,
-            *(tensor.to(device) for tensor in rest),
-            masks,
-            self.weights_N.to(device),
+        return replace(
+            self,
+            ids_BT=self.ids_BT.to(device),
+            positions_BT=self.positions_BT.to(device),
+            mask_BNT=self.mask_BNT.to(device),
+            predicts_NL=self.predicts_NL.to(device),
+            targets_NL=self.targets_NL.to(device),
+            masks=[mask.to(device) for mask in self.masks],
+            weights_N=self.weights_N.to(device),
         )
 
 
@@ -75,7 +75,7 @@ class Examples:
         self.logs = threads.logs
 
     def epoch(self, seed: int, tokens: int) -> list[list[Window]]:
-        """All training windows in batches of about ``tokens`` positions, in random order; the same for the same seed."""
+        """All training windows in batches of about ``tokens`` positions, in an order that ``seed`` draws."""
         rng = np.random.default_rng(seed)
         windows = self.threads.training(seed)
         windows = [windows[i] for i in rng.permutation(len(windows))]
@@ -86,7 +86,7 @@ class Examples:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def length(self, window: Window) -> int:
-        """About how many positions a window takes, its branches included."""
+        """About how many positions a window takes, its branches included but not its prefix."""
         tokens_V, offsets = self.threads.tokens_V, self.logs.relevant_offsets
         answers = int((offsets[window.requests + 1] - offsets[window.requests]).sum())
         return int(tokens_V[window.stop] - tokens_V[window.start]) + answers * (len(self.layout.sizes) - 1)
@@ -114,7 +114,8 @@ class Examples:
             _Row(thread, [self.targets(int(r)) for r in thread.requests], self.layout)
             for thread in map(self.threads.write, windows)
         ]
-        thread, branches = max(row.thread for row in rows), max(len(row.ids) - row.thread for row in rows)
+        thread = _round_up(max(row.thread for row in rows))
+        branches = _round_up(max(len(row.ids) - row.thread for row in rows))
         ids_BT = np.zeros((len(rows), thread + branches), np.int64)
         positions_BT = np.full(ids_BT.shape, -1, np.int64)
         until_BN = np.full((len(rows), branches), -1, np.int64)
@@ -165,6 +166,10 @@ class _Row:
             length, branches = length + count * depth, branches + count
         self.ids, self.positions = np.concatenate(ids), np.concatenate(positions)
         self.until, self.branch = np.concatenate(until), np.concatenate(branch)
+
+
+def _round_up(length: int) -> int:
+    return -(-length // GRID) * GRID
 
 
 def _visible(until_BN: NDArray[np.int64], branch_BN: NDArray[np.int64], thread: int) -> NDArray[np.bool_]:

@@ -43,7 +43,7 @@ class Visits:
 class LongTerm:
     """Interests of one domain, the most informative first; arrays of N distinct objects.
 
-    ``weight_N`` counts visits with the object, each decayed by its age in visits; ``count_N`` counts them plainly.
+    ``weight_N`` counts events with the object, each decayed by its age in visits; ``count_N`` counts them plainly.
     """
 
     objects_N: NDArray[np.int32]
@@ -65,14 +65,14 @@ def group_visits(logs: Logs) -> Visits:
 
 
 def long_term(logs: Logs, visits: Visits, user: int, end_visit: int, domain: int, most: int) -> LongTerm:
-    """The ``most`` strongest interests of the user in ``domain`` (CONTENT or AD), from the visits before ``end_visit``."""
+    """The ``most`` strongest interests of a user in ``domain`` (CONTENT or AD), from the visits before ``end_visit``."""
     first = int(visits.user_offsets[user])
     start, end = int(visits.event_offsets[first]), int(visits.event_offsets[end_visit])
     sizes = np.diff(visits.event_offsets[first : end_visit + 1])
     age = np.repeat(np.arange(end_visit - first)[::-1], sizes)
     mine = logs.domain_E[start:end] == domain
     objects, inverse = np.unique(logs.object_E[start:end][mine], return_inverse=True)
-    weight = np.bincount(inverse, DECAY_PER_VISIT ** age[mine], minlength=len(objects))
+    weight = np.asarray(np.bincount(inverse, DECAY_PER_VISIT ** age[mine], minlength=len(objects)), np.float64)
     money = np.bincount(inverse, logs.value_nanos_E[start:end][mine], minlength=len(objects))
     last_us = np.zeros(len(objects), np.int64)
     np.maximum.at(last_us, inverse, logs.at_us_E[start:end][mine])

@@ -13,7 +13,7 @@ from leadre.lm.decode import masked_log_softmax
 def log_likelihood(logits: Sequence[Tensor], targets_NL: Tensor, masks: Sequence[Tensor]) -> Tensor:
     """Log-probability float32 [N] of whole semantic IDs, each level normalised over the codes live there.
 
-    ``logits[l]`` [N, sizes[l]]; ``targets_NL`` int64 codes; ``masks[l]`` bool [N, sizes[l]], which must hold the target.
+    ``logits[l]`` [N, sizes[l]]; ``targets_NL`` int64 codes; ``masks[l]`` bool [N, sizes[l]], must hold the target.
     It is the number that beam search ranks by.
     """
     levels = [

@@ -2,7 +2,7 @@
 
 A *thread* is one user's prompt over consecutive requests::
 
-    instruction, profile, long-term interests (content, ads)        the prefix: fixed for the thread, so it can be cached
+    instruction, profile, long-term interests (content, ads)        the prefix: fixed for the thread, can be cached
     a visit's context, what happened there                          short-term interests, visit by visit
     a visit's context, ...                                          a request is answered where its context ends
 
@@ -30,6 +30,7 @@ NANOS = 1_000_000_000
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 PARTS = ("night", "morning", "afternoon", "evening")  # a quarter of the day each
 TITLE_WORDS = 8  # tokens of a title inside a prompt
+PROFILE_TOKENS = 96  # a profile comes from outside and may be a page long
 NOTHING: Ids = np.zeros(0, np.int32)
 
 
@@ -57,6 +58,7 @@ class Prompter:
         self.logs, self.layout, self.blocks = logs, layout, blocks
         self.visits: Visits = group_visits(logs)
         self._tokenizer = tokenizer
+        self._control = frozenset(tokenizer.added_tokens_decoder)
         self._words = lru_cache(maxsize=100_000)(self._tokenize)
         self._titles = logs.objects["title"].to_list()
         self._profiles = logs.users.drop("user_id").to_dicts()
@@ -66,7 +68,7 @@ class Prompter:
         blocks = self.blocks
         parts = [self.text("Choose ads this customer will act on.")]
         if blocks.profile:
-            parts.append(self.text(f" Profile: {self._profile(user)}."))
+            parts.append(self.text(f" Profile: {self._profile(user)}.")[:PROFILE_TOKENS])
         for domain, wanted, name in ((CONTENT, blocks.long_content, "elsewhere"), (AD, blocks.long_ad, "from ads")):
             if wanted and visit > self.visits.user_offsets[user]:
                 now_us = int(self.visits.at_us_V[visit - 1])
@@ -127,15 +129,17 @@ class Prompter:
     def plain(self, words: str) -> Ids:
         """Token IDs in which no control token can stand, whatever ``words`` spell (<|im_start|> is read as text)."""
         ids = self._tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        special = set(self._tokenizer.all_special_ids)
-        return np.array([i for i in ids if i not in special], np.int32)
+        return np.array([i for i in ids if i not in self._control], np.int32)
 
     def _profile(self, user: int) -> str:
         known = [str(value) for value in self._profiles[user].values() if value not in (None, "unknown")]
         return ", ".join(known) or "unknown"
 
     def _interests(self, interests: LongTerm, name: str, now_us: int) -> Ids:
-        """The strongest interests in words, then all of them as objects with a count; the weakest are cut to fit."""
+        """The strongest interests in words, then all of them as objects with a count; the weakest are cut to fit.
+
+        ``long_tokens`` holds for what stands after the heading.
+        """
         if not len(interests.objects_N):
             return NOTHING
         parts, left = [self.text(f" Interests {name}:")], self.blocks.long_tokens
@@ -144,8 +148,10 @@ class Prompter:
             days = (now_us - int(interests.last_us_N[i])) // US_PER_DAY
             dollars = round(int(interests.money_nanos_N[i]) / NANOS)
             fact = self.text(f", {interests.count_N[i]} times for {dollars}, {days} days ago;")
-            parts += [title, fact]
             left -= len(title) + len(fact)
+            if left < 0:
+                break
+            parts += [title, fact]
         objects = self.layout.object(interests.objects_N)
         listed: list[Ids] = []
         for i, weight in enumerate(interests.weight_N):

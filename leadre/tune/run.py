@@ -1,7 +1,8 @@
 """Histories + semantic IDs -> a language model that answers a user's intents with the semantic ID of an ad.
 
-Writes the artifact ``work/<run>/tune-sft``: the backbone (model.safetensors, backbone.json, body/, tokenizer/), the form
-of its prompts (prompt.json), loss.csv, valid.csv and loss.png. A killed run resumes from ``work/<run>/.tune-sft.checkpoint``.
+Writes the artifact ``work/<run>/tune-sft``: the backbone (model.safetensors, backbone.json, body/, tokenizer/), the
+form of its prompts (prompt.json), loss.csv, valid.csv and loss.png. A killed run resumes from
+``work/<run>/.tune-sft.checkpoint``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from leadre import artifact, config, progress
 from leadre.errors import InputError
 
 if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from leadre.lm.backbone import Backbone
     from leadre.lm.live import Live
@@ -66,20 +67,32 @@ class Config(config.Common):
 
 
 def run(config: Config) -> None:
-    """Write ``work/<run>/tune-sft``, or say that it is current."""
+    """Write ``work/<run>/tune-sft``, or say that it is current. InputError for options that cannot be met."""
+    _check(config)
     folder = config.folder("tune-sft")
     tables = artifact.read(config.folder("data"), kind="tables", version=1)
     codebook = artifact.read(config.folder("semid"), kind="codebook", version=1)
-    made = {"config": dataclasses.asdict(config), "seed": config.seed, "parents": [tables, codebook]}
-    if artifact.current(folder, kind=KIND, version=VERSION, **made):
+    effective, parents = dataclasses.asdict(config), [tables, codebook]
+    if artifact.current(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents):
         progress.say(f"tune: {folder} is current, nothing to do")
         return
     checkpoint = config.folder(".tune-sft.checkpoint")
-    with artifact.create(folder, kind=KIND, version=VERSION, **made) as temporary:
+    with artifact.create(
+        folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents
+    ) as temporary:
         backbone, prompter, live, source = prepare(config, tables, codebook)
-        history = _train(config, backbone, prompter, live, checkpoint, [tables, codebook])
+        history = _train(config, backbone, prompter, live, checkpoint, parents)
         _write(temporary, backbone, prompter.blocks, source, history)
     shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _check(config: Config) -> None:
+    """Raise InputError for a count below what a run needs, before anything is read."""
+    for name in ("epochs", "batch_tokens", "validate_every", "long_items", "short_tokens", "lora_rank"):
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants 1 or more")
+    if config.max_steps < 0:
+        raise InputError(f"--max-steps {config.max_steps}: wants 0 (all epochs) or more")
 
 
 def prepare(
@@ -133,14 +146,15 @@ def _train(
     checkpoint: Path,
     parents: list[artifact.Artifact],
 ) -> History:
-    from leadre.data.histories import TRAIN
     from leadre.tune import sft
     from leadre.tune.batches import Examples
     from leadre.tune.tasks import Threads
 
     threads = Threads(prompter)
-    if not len(threads.logs.requests_of(TRAIN)):
-        raise InputError("the data artifact has no training requests; check the split options of `leadre data`")
+    if not len(threads.train_R):
+        raise InputError(
+            "the data artifact has no training requests with an outcome; check the split options of `leadre data`"
+        )
     examples = Examples(threads, live, backbone.layout, config.new_weight)
     if config.adapter == "lora":
         _add_lora(backbone, config.lora_rank)
@@ -188,7 +202,7 @@ def _write(folder: Path, backbone: Backbone, blocks: Blocks, source: Path, histo
     plots.loss_curve(history, folder / "loss.png")
 
 
-def _csv(path: Path, header: tuple[str, ...], rows: list[tuple[int | float, ...]]) -> None:
+def _csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[int | float]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)

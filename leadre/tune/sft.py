@@ -66,6 +66,7 @@ def train(
     validate: Callable[[], dict[str, float]],
 ) -> History:
     """Fine-tune ``backbone`` in place. ``checkpoint`` is a folder of a run with the same ``identity``, or of nobody."""
+    torch.set_flush_denormal(True)  # gradients of rare codes underflow, and denormal numbers are slow on CPUs
     optimizer = make_optimizer(backbone, schedule)
     history = resume(checkpoint, identity, backbone, optimizer) or History()
     plan = [
@@ -79,8 +80,7 @@ def train(
         start_from_popularity(backbone, opening)
     backbone.train()
     saved_s = started_s = time.monotonic()
-    with progress.track("tune: steps", steps) as advance:
-        advance(history.step)
+    with progress.track("tune: steps", steps, done=history.step) as advance:
         for step in range(history.step, steps):
             rate = learning_rate(step, steps)
             for group in optimizer.param_groups:
@@ -88,11 +88,11 @@ def train(
             batch = examples.batch(plan[step][1])
             loss = step_loss(backbone, batch.to(backbone.device))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(trained(backbone).values(), CLIP_NORM)
             optimizer.step()
             history.step, history.tokens = step + 1, history.tokens + batch.tokens
-            history.loss.append((history.step, float(loss), rate * schedule.learning_rate, history.tokens))
+            history.loss.append((history.step, loss.item(), rate * schedule.learning_rate, history.tokens))
             if history.step % schedule.validate_every == 0 or history.step == steps:
                 history.valid.append((history.step, validate()))
                 progress.say(

@@ -50,7 +50,11 @@ class Threads:
         self.visit_R = np.array(before_R, np.int64)  # the visit of each request, or the one it would have been
         assert bool(np.all(self.visit_R >= first_R)), "a request points before its user's first visit"
         objects_V = np.diff(self.visits.event_offsets)
-        self.tokens_V = np.concatenate([[0], np.cumsum(objects_V + self._overhead())])  # upper bound, cumulated
+        # about how many positions the visits before each take; one more entry, as a request may come after the last visit
+        ends_V = np.cumsum(objects_V + self._overhead())
+        self.tokens_V = np.concatenate([[0], ends_V, ends_V[-1:]])
+        has_answer_R = np.diff(self.logs.relevant_offsets) > 0  # the others teach nothing
+        self.train_R = np.flatnonzero((self.logs.request_split_R == TRAIN) & has_answer_R)
 
     def _overhead(self) -> int:
         """Positions of a visit besides its objects: its context and the two names of the domains."""
@@ -60,9 +64,8 @@ class Threads:
         """Windows over all visits of training time, in user order; ``seed`` shifts where they are cut."""
         rng = np.random.default_rng(seed)
         budget = 2 * self.prompter.blocks.short_tokens
-        train = np.flatnonzero(self.logs.request_split_R == TRAIN)
         windows = []
-        for user, requests in _by_user(train, self.logs):
+        for user, requests in _by_user(self.train_R, self.logs):
             first, last = int(self.visits.user_offsets[user]), int(self.visit_R[requests[-1]]) + 1
             start, limit = first, int(budget * rng.uniform(0.3, 1.0))
             while start < last:
