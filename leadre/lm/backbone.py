@@ -9,7 +9,6 @@ Letters: B sequences, T positions, K keys (cached ones first), D width, L levels
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 from collections.abc import Sequence
 from functools import lru_cache
@@ -25,8 +24,8 @@ from torch import Tensor, nn
 from leadre.errors import InputError
 from leadre.lm import attention
 from leadre.lm.layout import Layout
+from leadre.lm.pointer import Pointer, Sources
 
-COPY_LOUDNESS, COPY_SHARPNESS = 5.0, 0.3
 LOGIT_SCALE = 0.1  # rows as loud as words would start the softmax far too sure of itself
 WEIGHTS, FACTS, BODY = "model.safetensors", "backbone.json", "body"
 
@@ -37,13 +36,16 @@ class Backbone(nn.Module):
     words_VD: Tensor
     objects_OL: Tensor
 
-    def __init__(self, body: Any, words_VD: Tensor, layout: Layout, codes_OL: np.ndarray[Any, Any]) -> None:
+    def __init__(
+        self, body: Any, words_VD: Tensor, layout: Layout, codes_OL: np.ndarray[Any, Any], *, pointer: bool
+    ) -> None:
         super().__init__()
         assert len(words_VD) == layout.words, f"{len(words_VD)} word rows for {layout.words} words"
         self.layout, self.body = layout, body
         body.set_attn_implementation(attention.NAME)
         self.codes_SD = nn.Parameter(torch.zeros(layout.codes, words_VD.shape[1]))
         self.bias_S = nn.Parameter(torch.zeros(layout.codes))
+        self.pointer = Pointer(words_VD.shape[1]) if pointer else None
         self.register_buffer("words_VD", words_VD, persistent=False)
         self.register_buffer("objects_OL", torch.from_numpy(layout.rows(codes_OL)), persistent=False)
 
@@ -87,6 +89,35 @@ class Backbone(nn.Module):
         start, end = self.layout.offsets[level : level + 2]
         return hidden_ND @ self.codes_SD[start:end].T * LOGIT_SCALE + self.bias_S[start:end]
 
+    def log_p(
+        self,
+        hidden_ND: Tensor,
+        level: int,
+        allowed_NC: Tensor,
+        sources: Sources | None,
+        thread_N: Tensor,
+        may_NT: Tensor,
+    ) -> Tensor:
+        """Log-probabilities float32 [N, sizes[level]] of the codes of one level, normalised over ``allowed_NC``.
+
+        The one place where codes get their probability, in training and serving alike. ``sources``, ``thread_N`` and
+        ``may_NT`` are the pointer's (see `Pointer.mix`) and unread without one.
+        """
+        kept = self.logits(hidden_ND, level).masked_fill(~allowed_NC, -torch.inf)
+        log_p_NC = torch.where(allowed_NC, kept - torch.logsumexp(kept, dim=-1, keepdim=True), -torch.inf)
+        if self.pointer is None or sources is None:
+            return log_p_NC
+        return self.pointer.mix(log_p_NC, hidden_ND, sources, thread_N, may_NT, level)
+
+    def sources(self, hidden_BTD: Tensor, ids_BT: Tensor) -> Sources | None:
+        """What the pointer may repeat of the threads ``ids_BT`` [B, T], whose hidden states these are."""
+        if self.pointer is None:
+            return None
+        objects_BT = ids_BT - self.layout.words - self.layout.codes
+        starts = torch.tensor(self.layout.offsets[:-1], device=ids_BT.device)
+        codes_BTL = self.objects_OL[objects_BT.clamp(min=0)] - starts
+        return self.pointer.sources(hidden_BTD, torch.where((objects_BT >= 0)[..., None], codes_BTL, -1))
+
 
 def precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """bfloat16 matrix products where the processor has them, float32 elsewhere."""
@@ -108,7 +139,9 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def create(folder: Path, layout: Layout, codes_OL: np.ndarray[Any, Any], *, layers: Sequence[int] | int) -> Backbone:
+def create(
+    folder: Path, layout: Layout, codes_OL: np.ndarray[Any, Any], *, layers: Sequence[int] | int, pointer: bool
+) -> Backbone:
     """A backbone from a Hugging Face folder of safetensors, cut to ``layers``; code rows are zero until `init_codes`.
 
     ``layers``: 0 keeps all, a number the first so many, a sequence exactly those, in order. InputError where the model
@@ -121,7 +154,7 @@ def create(folder: Path, layout: Layout, codes_OL: np.ndarray[Any, Any], *, laye
     body = model.base_model
     cut_depth(body, layers)
     body.set_input_embeddings(nn.Identity())
-    return Backbone(body, words_VD[: layout.words], layout, codes_OL)
+    return Backbone(body, words_VD[: layout.words], layout, codes_OL, pointer=pointer)
 
 
 def cut_depth(body: Any, layers: Sequence[int] | int) -> None:
@@ -150,7 +183,7 @@ def init_codes(
     """Set the code rows so that an object, the sum of its codes, points towards its title's mean word embedding.
 
     ``centroids`` are those of the quantised levels, [sizes[l], Z] each; ``title_ids`` the word IDs of each object's
-    title, O arrays. One ridge regression maps the centroids' space into the word space; half of the power of each row is
+    title, O arrays. One ridge regression maps the centroids' space into the word space; half of each row's power is
     random, so that no two codes start alike; all of it in the last level, which only tells apart objects of equal text.
     """
     layout, generator = backbone.layout, torch.Generator().manual_seed(seed)
@@ -178,49 +211,6 @@ def init_codes(
     backbone.codes_SD.copy_(torch.cat(rows))
 
 
-@torch.no_grad()
-def prepend_copy_layer(backbone: Backbone, seed: int) -> None:
-    """Put a decoder layer before the others whose attention starts as a soft look-up of what was read before.
-
-    What people buy next is largely what they bought before, and a cut-down backbone has lost the induction heads that
-    copy (Olsson et al., arXiv 2209.11895); learning them from scratch takes longer than all else. So values and output
-    start as a random projection and its transpose (whatever is attended to is repeated), queries and keys as one shared
-    projection (like attends to like: a written code finds the objects that carry it), in the slow half of the rotary
-    frequencies, where distance hardly turns them. The feed-forward part starts at zero. All of it is trained like the
-    rest.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    body, config = backbone.body, backbone.body.config
-    if not hasattr(body, "layers") or not hasattr(getattr(body.layers[0], "self_attn", None), "o_proj"):
-        raise InputError(f"{type(body).__name__} has no Llama-like decoder layers; use --copy-layer false")
-    layer = copy.deepcopy(body.layers[0])
-    looks, width = layer.self_attn, config.hidden_size
-    heads, groups = config.num_attention_heads, config.num_key_value_heads
-    head = looks.head_dim
-    project_GHD = torch.linalg.qr(torch.randn(width, groups * head, generator=generator))[0].T.reshape(
-        groups, head, width
-    )
-    match_GHD = torch.linalg.qr(torch.randn(width, groups * head, generator=generator))[0].T.reshape(
-        groups, head, width
-    )
-    slow_H = (torch.arange(head) % (head // 2) >= head // 4).float()  # dimensions i and i + head/2 turn together
-    match_GHD = match_GHD * slow_H[:, None] * 2**0.5
-    share = heads // groups
-    loudness = COPY_LOUDNESS * float(backbone.codes_SD.std())
-    looks.v_proj.weight.copy_(project_GHD.flatten(0, 1))
-    looks.o_proj.weight.copy_(project_GHD.repeat_interleave(share, 0).flatten(0, 1).T * loudness / share)
-    looks.k_proj.weight.copy_(match_GHD.flatten(0, 1) * COPY_SHARPNESS)
-    looks.q_proj.weight.copy_(match_GHD.repeat_interleave(share, 0).flatten(0, 1) * COPY_SHARPNESS)
-    layer.mlp.down_proj.weight.zero_()
-    layer.input_layernorm.weight.fill_(1.0)
-    body.layers = nn.ModuleList([layer, *body.layers])
-    for index, each in enumerate(body.layers):
-        each.self_attn.layer_idx = index
-    config.num_hidden_layers = len(body.layers)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[0], *config.layer_types]
-
-
 def randomise(backbone: Backbone, seed: int) -> None:
     """Forget the pretrained body (for control runs): fresh weights from the model's own initialiser."""
     torch.manual_seed(seed)
@@ -235,7 +225,8 @@ def save(backbone: Backbone, folder: Path) -> None:
     state["words_VD"] = backbone.words_VD.cpu()
     save_file(state, folder / WEIGHTS)
     backbone.body.config.save_pretrained(folder / BODY)
-    facts = {"words": backbone.layout.words, "sizes": backbone.layout.sizes}
+    has_pointer = backbone.pointer is not None
+    facts = {"words": backbone.layout.words, "sizes": backbone.layout.sizes, "pointer": has_pointer}
     (folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 
@@ -249,6 +240,6 @@ def load(folder: Path, codes_OL: np.ndarray[Any, Any]) -> Backbone:
     body = AutoModel.from_config(config, dtype=torch.float32)
     body.set_input_embeddings(nn.Identity())
     state = load_file(folder / WEIGHTS)
-    backbone = Backbone(body, state.pop("words_VD"), layout, codes_OL)
+    backbone = Backbone(body, state.pop("words_VD"), layout, codes_OL, pointer=facts["pointer"])
     backbone.load_state_dict(state)
     return backbone.eval()

@@ -19,16 +19,20 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from leadre.lm.backbone import Backbone
-from leadre.lm.layout import Ids
+from leadre.lm.layout import Ids, Layout
 from leadre.semid.trie import Trie
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One request: answered at position ``end`` of its thread, from what is live in ``trie``."""
+    """One request: answered at position ``end`` of its thread, from what is live in ``trie``.
+
+    ``objects`` are the indices of the objects that the trie's rows stand for, ascending.
+    """
 
     end: int
     trie: Trie
+    objects: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,22 @@ def beam_search(
     thread_Q = np.array([b for b, _ in asks])
     end_Q = np.array([ask.end for _, ask in asks])
     cache = DynamicCache(config=backbone.body.config)
-    hidden_BTD = _read(backbone, [ids for ids, _ in threads], cache)
+    ids_BT = _pad([ids for ids, _ in threads])
+    hidden_BTD = _read(backbone, ids_BT, cache)
+    sources = backbone.sources(hidden_BTD, torch.from_numpy(ids_BT).to(backbone.device))
+    may_QT = torch.from_numpy(repeatable(backbone.layout, ids_BT[thread_Q], end_Q, [ask.objects for _, ask in asks]))
+    may_QWT = may_QT.to(backbone.device)[:, None]
     hidden_QWD = hidden_BTD[torch.from_numpy(thread_Q), torch.from_numpy(end_Q)][:, None]
     states_QW = np.zeros((len(asks), 1), np.int64)
     score_QW = torch.zeros(len(asks), 1, device=backbone.device)
     tree = _Tree(thread_Q, end_Q, hidden_BTD.shape[1], len(threads))
     for level in range(levels):
         masks = [ask.trie.children_mask(states_QW[q], level) for q, (_, ask) in enumerate(asks)]
-        allowed = torch.from_numpy(np.stack(masks)).to(backbone.device)
-        log_p = masked_log_softmax(backbone.logits(hidden_QWD, level), allowed) + score_QW[..., None]
+        allowed = torch.from_numpy(np.stack(masks)).to(backbone.device).flatten(0, 1)
+        width_now = states_QW.shape[1]
+        thread_N = torch.from_numpy(np.repeat(thread_Q, width_now)).to(backbone.device)
+        log_p = backbone.log_p(hidden_QWD.flatten(0, 1), level, allowed, sources, thread_N, may_QWT.flatten(0, 1))
+        log_p = log_p.view(len(asks), width_now, -1) + score_QW[..., None]
         codes = log_p.shape[-1]
         score_QW, best = log_p.flatten(1).topk(min(widths[level], log_p[0].numel()), dim=-1)
         parents_QW, codes_QW = (best // codes).cpu().numpy(), (best % codes).cpu().numpy()
@@ -73,6 +84,11 @@ def beam_search(
         states_QW = np.stack([ask.trie.step(came_from[q], codes_QW[q], level) for q, (_, ask) in enumerate(asks)])
         states_QW[dead] = -1
         if level < levels - 1:
+            if sources is not None:
+                parents = torch.from_numpy(parents_QW).to(backbone.device)
+                carried = sources.codes_BTL[torch.from_numpy(thread_Q), :, level][:, None]
+                may_QWT = may_QWT.gather(1, parents[..., None].expand(-1, -1, may_QT.shape[1]))
+                may_QWT = may_QWT & (carried == torch.from_numpy(codes_QW).to(backbone.device)[..., None])
             rows = backbone.layout.offsets[level] + codes_QW
             hidden_QWD = tree.grow(backbone, cache, backbone.layout.code(rows), parents_QW)
     answers: list[list[Answer]] = [[] for _ in threads]
@@ -83,21 +99,29 @@ def beam_search(
     return answers
 
 
-def masked_log_softmax(logits: Tensor, allowed: Tensor) -> Tensor:
-    """Log-softmax over the allowed codes of the last axis; -inf elsewhere, and everywhere where none is allowed."""
-    kept = logits.masked_fill(~allowed, -torch.inf)
-    total = torch.logsumexp(kept, dim=-1, keepdim=True)
-    return torch.where(allowed, kept - total, -torch.inf)
+def repeatable(
+    layout: Layout, ids_QT: NDArray[np.int64], end_Q: NDArray[np.int64], objects: Sequence[NDArray[np.int64]]
+) -> NDArray[np.bool_]:
+    """bool [Q, T]: positions up to ``end_Q`` that hold an object which is among the live ``objects[q]``."""
+    at_QT = ids_QT - layout.words - layout.codes
+    live = np.stack([np.isin(at_T, some) for at_T, some in zip(at_QT, objects, strict=True)])
+    result: NDArray[np.bool_] = live & (np.arange(ids_QT.shape[1]) <= end_Q[:, None])
+    return result
 
 
-def _read(backbone: Backbone, threads: Sequence[Ids], cache: DynamicCache) -> Tensor:
-    """Hidden states [B, T, D] of the threads, padded at the end; their keys and values go into ``cache``."""
-    longest = max(len(ids) for ids in threads)
-    ids_BT = np.zeros((len(threads), longest), np.int64)
+def _pad(threads: Sequence[Ids]) -> NDArray[np.int64]:
+    """Threads as one array [B, T], padded at the end."""
+    ids_BT = np.zeros((len(threads), max(len(ids) for ids in threads)), np.int64)
     for b, ids in enumerate(threads):
         ids_BT[b, : len(ids)] = ids
-    positions_BT = torch.arange(longest, device=backbone.device).expand(len(threads), longest)
-    nothing = torch.zeros(len(threads), 0, longest, dtype=torch.bool, device=backbone.device)
+    return ids_BT
+
+
+def _read(backbone: Backbone, ids_BT: NDArray[np.int64], cache: DynamicCache) -> Tensor:
+    """Hidden states [B, T, D] of the threads; their keys and values go into ``cache``."""
+    threads, longest = ids_BT.shape
+    positions_BT = torch.arange(longest, device=backbone.device).expand(threads, longest)
+    nothing = torch.zeros(threads, 0, longest, dtype=torch.bool, device=backbone.device)
     hidden: Tensor = backbone(torch.from_numpy(ids_BT).to(backbone.device), positions_BT, nothing, longest, cache)
     return hidden
 

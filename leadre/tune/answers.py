@@ -46,7 +46,8 @@ def answer(
             for t in batch
         ]
         threads_in = [
-            (t.ids, [Ask(end, trie) for _, _, end, trie, _ in asks]) for t, asks in zip(batch, asked, strict=True)
+            (t.ids, [Ask(end, trie, objects) for _, _, end, trie, objects in asks])
+            for t, asks in zip(batch, asked, strict=True)
         ]
         for asks, found in zip(asked, beam_search(backbone, threads_in, width), strict=True):
             for (r, view, _, _, objects), one in zip(asks, found, strict=True):

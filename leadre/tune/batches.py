@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leadre.data.histories import first_seen
+from leadre.lm.decode import repeatable
 from leadre.lm.layout import Layout
 from leadre.lm.live import Live
 from leadre.semid.trie import path_masks
@@ -38,6 +39,8 @@ class Batch:
     targets_NL: Tensor
     masks: list[Tensor]  # L of bool [N, sizes[l]]
     weights_N: Tensor
+    thread_N: Tensor  # row of each target in ids_BT
+    may_NT: Tensor  # bool [N, thread]: positions whose object the pointer may repeat for this target
 
     @property
     def tokens(self) -> int:
@@ -45,16 +48,9 @@ class Batch:
         return int((self.positions_BT >= 0).sum())
 
     def to(self, device: torch.device) -> Batch:
-        return replace(
-            self,
-            ids_BT=self.ids_BT.to(device),
-            positions_BT=self.positions_BT.to(device),
-            mask_BNT=self.mask_BNT.to(device),
-            predicts_NL=self.predicts_NL.to(device),
-            targets_NL=self.targets_NL.to(device),
-            masks=[mask.to(device) for mask in self.masks],
-            weights_N=self.weights_N.to(device),
-        )
+        """The same on ``device``."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved, masks=[mask.to(device) for mask in self.masks])
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,8 @@ class Targets:
     masks: list[NDArray[np.bool_]]
     weights_N: NDArray[np.float64]
     branch_N: NDArray[np.int64]  # targets of both views share the branch of their object
+    live: list[NDArray[np.int64]]  # the objects live in each view asked for
+    view_N: NDArray[np.int64]  # index into ``live``
 
 
 class Examples:
@@ -81,32 +79,36 @@ class Examples:
         windows = [windows[i] for i in rng.permutation(len(windows))]
         batches = []
         for start in range(0, len(windows), BUCKET):
-            bucket = sorted(windows[start : start + BUCKET], key=self.length)
-            batches += list(_fill(bucket, [self.length(window) for window in bucket], tokens))
+            bucket = sorted((self.length(window), i) for i, window in enumerate(windows[start : start + BUCKET]))
+            batches += list(_fill([windows[start + i] for _, i in bucket], [length for length, _ in bucket], tokens))
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def length(self, window: Window) -> int:
-        """About how many positions a window takes, its branches included but not its prefix."""
+        """About how many positions a window takes, its prefix and branches included."""
         tokens_V, offsets = self.threads.tokens_V, self.logs.relevant_offsets
+        prefix = len(self.threads.prompter.prefix(window.user, window.start))
         answers = int((offsets[window.requests + 1] - offsets[window.requests]).sum())
-        return int(tokens_V[window.stop] - tokens_V[window.start]) + answers * (len(self.layout.sizes) - 1)
+        return prefix + int(tokens_V[window.stop] - tokens_V[window.start]) + answers * (len(self.layout.sizes) - 1)
 
     def targets(self, r: int) -> Targets:
         """The objects acted on in request ``r``, among all that was live and, where new, among what was new."""
         ads, _ = self.logs.relevant(r)
         objects, first_ad = np.unique(self.logs.ad_object_A[ads], return_index=True)
         codes = self.live.codes_OL[objects]
-        masks = path_masks(self.live.all(r)[0], codes)
+        trie, every = self.live.all(r)
+        masks, live, views = path_masks(trie, codes), [every], np.zeros(len(codes), np.int64)
         weights = np.full(len(objects), len(objects) ** -0.5)  # a large basket says more, but not in proportion
         branches = np.arange(len(objects))
         is_new = first_seen(self.logs, r)[first_ad]
         if self.new_weight and is_new.any():
-            among_new = path_masks(self.live.new(r)[0], codes[is_new])
+            trie, new = self.live.new(r)
+            among_new = path_masks(trie, codes[is_new])
+            live, views = [every, new], np.append(views, np.ones(is_new.sum(), np.int64))
             masks = [np.concatenate(pair) for pair in zip(masks, among_new, strict=True)]
             weights = np.append(weights, np.full(is_new.sum(), self.new_weight * is_new.sum() ** -0.5))
             branches = np.append(branches, branches[is_new])
             codes = np.concatenate([codes, codes[is_new]])
-        return Targets(codes, masks, weights, branches)
+        return Targets(codes, masks, weights, branches, live, views)
 
     def batch(self, windows: Sequence[Window]) -> Batch:
         """Tensors of these windows."""
@@ -140,7 +142,20 @@ class Examples:
             targets_NL=torch.from_numpy(np.concatenate([t.codes_NL for t in targets]).astype(np.int64)),
             masks=masks,
             weights_N=torch.from_numpy(np.concatenate([t.weights_N for t in targets]).astype(np.float32)),
+            thread_N=torch.from_numpy(np.repeat(np.arange(len(rows)), [len(row.predicts) for row in rows])),
+            may_NT=torch.from_numpy(np.concatenate([self._may(row, thread) for row in rows])),
         )
+
+    def _may(self, row: _Row, thread: int) -> NDArray[np.bool_]:
+        """bool [N, thread] of one thread's targets: what the pointer may repeat."""
+        ids_T = np.zeros(thread, np.int64)
+        ids_T[: row.thread] = row.ids[: row.thread]
+        parts = []
+        for end, target in zip(row.ends, row.targets, strict=True):
+            views = len(target.live)
+            by_view = repeatable(self.layout, np.tile(ids_T, (views, 1)), np.full(views, end), target.live)
+            parts.append(by_view[target.view_N])
+        return np.concatenate(parts)
 
 
 class _Row:
@@ -151,9 +166,9 @@ class _Row:
         self.thread = n
         ids, positions = [thread.ids], [np.arange(n)]
         until, branch = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
-        self.targets, self.predicts = targets, list[list[int]]()
+        self.ends, self.targets, self.predicts = thread.ends.tolist(), targets, list[list[int]]()
         length, branches, depth = n, 0, len(layout.sizes) - 1
-        for end, target in zip(thread.ends.tolist(), targets, strict=True):
+        for end, target in zip(self.ends, targets, strict=True):
             count = int(target.branch_N.max()) + 1
             rows = layout.code(layout.rows(target.codes_NL[:count])[:, :depth])
             ids.append(rows.ravel())

@@ -65,7 +65,7 @@ def group_visits(logs: Logs) -> Visits:
 
 
 def long_term(logs: Logs, visits: Visits, user: int, end_visit: int, domain: int, most: int) -> LongTerm:
-    """The ``most`` strongest interests of a user in ``domain`` (CONTENT or AD), from the visits before ``end_visit``."""
+    """The ``most`` strongest interests of a user in ``domain`` (CONTENT or AD) in the visits before ``end_visit``."""
     first = int(visits.user_offsets[user])
     start, end = int(visits.event_offsets[first]), int(visits.event_offsets[end_visit])
     sizes = np.diff(visits.event_offsets[first : end_visit + 1])

@@ -7,19 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from leadre.lm.decode import masked_log_softmax
 
+def log_likelihood(log_p: Sequence[Tensor], targets_NL: Tensor) -> Tensor:
+    """Log-probability float32 [N] of whole semantic IDs: the number that beam search ranks by.
 
-def log_likelihood(logits: Sequence[Tensor], targets_NL: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    """Log-probability float32 [N] of whole semantic IDs, each level normalised over the codes live there.
-
-    ``logits[l]`` [N, sizes[l]]; ``targets_NL`` int64 codes; ``masks[l]`` bool [N, sizes[l]], must hold the target.
-    It is the number that beam search ranks by.
+    ``log_p[l]`` [N, sizes[l]] are a level's log-probabilities over what is live there; ``targets_NL`` int64 codes.
     """
-    levels = [
-        masked_log_softmax(scores, mask).gather(1, targets_NL[:, level : level + 1])[:, 0]
-        for level, (scores, mask) in enumerate(zip(logits, masks, strict=True))
-    ]
+    levels = [scores.gather(1, targets_NL[:, level : level + 1])[:, 0] for level, scores in enumerate(log_p)]
     return torch.stack(levels).sum(0)
 
 

@@ -155,7 +155,9 @@ class Prompter:
         objects = self.layout.object(interests.objects_N)
         listed: list[Ids] = []
         for i, weight in enumerate(interests.weight_N):
-            entry = np.append(objects[i], self.text(how_often(float(weight)))).astype(np.int32)
+            entry = np.append(self.text(how_often(float(weight))), objects[i]).astype(
+                np.int32
+            )  # how often first: a position knows only what it follows
             left -= len(entry)
             if left < 0:
                 break

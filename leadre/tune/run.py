@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
     from leadre.tune.tasks import Threads
 
 KIND, VERSION = "model", 1
-VALIDATION_USERS = 120
+VALIDATION_USERS = 60
 VALIDATION_BEAM = 20
 
 
@@ -39,8 +39,8 @@ class Config(config.Common):
 
     backbone: str = config.option("smollm2", "smollm2 (packaged), a local Hugging Face folder or a hub name")
     random_backbone: bool = config.option(False, "start the body from random weights (control runs)")
-    layers: int = config.option(3, "keep only the first so many layers (for CPUs); 0 keeps all")
-    copy_layer: bool = config.option(True, "put a layer that starts out copying before the others")
+    layers: int = config.option(4, "keep only the first so many layers (for CPUs); 0 keeps all")
+    pointer: bool = config.option(True, "a pointer over the objects in the prompt beside the head")
     adapter: Literal["full", "lora"] = config.option("full", "train all weights of the body, or LoRA adapters")
     lora_rank: int = config.option(16, "rank of the LoRA adapters")
     shuffle_ids: bool = config.option(False, "permute the semantic IDs among the objects (control runs)")
@@ -120,14 +120,12 @@ def prepare(
     source = pretrained.folder_of(config.backbone, config.work)
     tokenizer = pretrained.tokenizer(source)
     layout = Layout(len(tokenizer), codebook.sizes)
-    backbone = backbones.create(source, layout, live.codes_OL, layers=config.layers)
+    backbone = backbones.create(source, layout, live.codes_OL, layers=config.layers, pointer=config.pointer)
     if config.random_backbone:
         backbones.randomise(backbone, config.seed)
     prompter = Prompter(logs, tokenizer, layout, blocks_of(config))
     titles = [prompter.plain(" " + title) for title in logs.objects["title"]]
     backbones.init_codes(backbone, codebook.centroids, titles, config.seed)
-    if config.copy_layer:
-        backbones.prepend_copy_layer(backbone, config.seed)
     return backbone.to(backbones.pick_device()), prompter, live, source
 
 

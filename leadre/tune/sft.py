@@ -110,10 +110,17 @@ def train(
 
 def step_loss(backbone: Backbone, batch: Batch) -> Tensor:
     """The SFT loss of one batch: a scalar."""
-    hidden = backbone(batch.ids_BT, batch.positions_BT.clamp(min=0), batch.mask_BNT, batch.thread).flatten(0, 1)
-    levels = batch.targets_NL.shape[1]
-    logits = [backbone.logits(hidden[batch.predicts_NL[:, level]], level) for level in range(levels)]
-    return losses.sft(losses.log_likelihood(logits, batch.targets_NL, batch.masks), batch.weights_N)
+    hidden_BTD = backbone(batch.ids_BT, batch.positions_BT.clamp(min=0), batch.mask_BNT, batch.thread)
+    sources = backbone.sources(hidden_BTD[:, : batch.thread], batch.ids_BT[:, : batch.thread])
+    hidden = hidden_BTD.flatten(0, 1)
+    log_p, may_NT = [], batch.may_NT
+    for level, allowed in enumerate(batch.masks):
+        states = hidden[batch.predicts_NL[:, level]]
+        log_p.append(backbone.log_p(states, level, allowed, sources, batch.thread_N, may_NT))
+        if sources is not None:  # from here on only objects that agree with this code can be repeated
+            carried = sources.codes_BTL[batch.thread_N, :, level]
+            may_NT = may_NT & (carried == batch.targets_NL[:, level, None])
+    return losses.sft(losses.log_likelihood(log_p, batch.targets_NL), batch.weights_N)
 
 
 @torch.no_grad()
@@ -143,10 +150,10 @@ def trained(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def make_optimizer(backbone: Backbone, schedule: Schedule) -> torch.optim.AdamW:
-    """AdamW; the code rows, which start from a projection and not from pretraining, get a rate of their own."""
+    """AdamW; code rows and pointer, which do not start from pretraining, get a rate of their own."""
     parameters = trained(backbone)
-    codes = [p for name, p in parameters.items() if name in ("codes_SD", "bias_S")]
-    body = [p for name, p in parameters.items() if name not in ("codes_SD", "bias_S")]
+    codes = [p for name, p in parameters.items() if not name.startswith("body.")]
+    body = [p for name, p in parameters.items() if name.startswith("body.")]
     groups = [
         {"params": body, "base": schedule.learning_rate, "lr": schedule.learning_rate},
         {"params": codes, "base": schedule.codes_learning_rate, "lr": schedule.codes_learning_rate},

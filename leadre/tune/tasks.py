@@ -50,7 +50,7 @@ class Threads:
         self.visit_R = np.array(before_R, np.int64)  # the visit of each request, or the one it would have been
         assert bool(np.all(self.visit_R >= first_R)), "a request points before its user's first visit"
         objects_V = np.diff(self.visits.event_offsets)
-        # about how many positions the visits before each take; one more entry, as a request may come after the last visit
+        # about how many positions the visits before each take; one entry more: a request may follow the last visit
         ends_V = np.cumsum(objects_V + self._overhead())
         self.tokens_V = np.concatenate([[0], ends_V, ends_V[-1:]])
         has_answer_R = np.diff(self.logs.relevant_offsets) > 0  # the others teach nothing

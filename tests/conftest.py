@@ -1,0 +1,198 @@
+"""What tests of several stages share: a tiny encoder, a tiny language model, a small market with IDs and prompts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+SIGNS = [*"abcdefghijklmnopqrstuvwxyz0123456789"]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", "|", ">", "red", "tea", *SIGNS, *(f"##{s}" for s in SIGNS)]
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+PLAIN_BUT_ADDED = "<tool>"  # some tokenizers add tokens that they do not call special
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory):
+    """A sentence-transformers folder: random weights, real tokenizer."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("encoder")
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    tokenizer = transformers.BertTokenizerFast(str(folder / "vocab.txt"))
+    tokenizer.save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=96,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.BertModel(config).save_pretrained(folder)
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 64, "do_lower_case": True}))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory):
+    """A causal LM folder: 2 layers of width 32 with random weights, and a byte-level tokenizer that was trained here."""
+    import tokenizers
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("llama")
+    base = tokenizers.Tokenizer(tokenizers.models.BPE())
+    base.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    base.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=list(CONTROL),
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    corpus = ["\nMonday night: ads also Tuesday morning: Wednesday afternoon: Thursday evening: once twice several often"]
+    base.train_from_iterator(corpus * 3, trainer)
+    base.add_tokens([PLAIN_BUT_ADDED])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=base, bos_token="<|im_start|>", eos_token="<|im_end|>", unk_token="<|endoftext|>"
+    )
+    tokenizer.save_pretrained(folder)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config)
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Small:
+    """A small market with semantic IDs, and the tokenizer of the tiny language model in ``folder``."""
+
+    logs: Any
+    codebook: Any
+    live: Any
+    tokenizer: Any
+    layout: Any
+    folder: Path
+
+    def prompter(self, logs=None, **blocks):
+        from leadre.tune.prompts import Blocks, Prompter
+
+        settings = {"long_items": 6, "described": 1, "long_tokens": 60, "short_tokens": 60} | blocks
+        return Prompter(logs or self.logs, self.tokenizer, self.layout, Blocks(**settings))
+
+    def threads(self, logs=None, **blocks):
+        from leadre.tune.tasks import Threads
+
+        return Threads(self.prompter(logs, **blocks))
+
+    def examples(self, new_weight=0.5, **blocks):
+        from leadre.tune.batches import Examples
+
+        return Examples(self.threads(**blocks), self.live, self.layout, new_weight)
+
+    def backbone(self, seed=0, loudness=3.0, double=False):
+        """A fresh model whose answers vary: weights louder than a trainer would start with."""
+        import torch
+
+        from leadre.lm import backbone as backbones
+
+        made = backbones.create(self.folder, self.layout, self.live.codes_OL, layers=0)
+        make_loud(made, seed, loudness)
+        return made.to(torch.float64) if double else made
+
+
+def make_loud(backbone, seed=0, loudness=3.0):
+    """Random weights under which every position matters to the scores."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            scale = loudness if name == "codes_SD" else 1.0 if name == "bias_S" else 0.3
+            if "norm" not in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+        backbone.words_VD.copy_(torch.randn(backbone.words_VD.shape, generator=generator))
+    return backbone.eval()
+
+
+@pytest.fixture(scope="session")
+def small(tiny_llama):
+    from leadre.data import histories, world
+    from leadre.lm import pretrained
+    from leadre.lm.layout import Layout
+    from leadre.lm.live import Live
+    from leadre.semid import codebook as codebooks
+    from leadre.semid.quantiser import Quantiser
+
+    tables = world.read(seed=3, users=24, ads=40, contents=12)
+    frames = {name: frame for name, frame in tables.named().items() if name != "bad_rows"}
+    logs = histories.build(**frames, positive="conversion")
+    rng = np.random.default_rng(0)
+    centroids = rng.normal(size=(5, 8)).astype(np.float32), 0.5 * rng.normal(size=(4, 8)).astype(np.float32)
+    vectors = rng.normal(size=(len(logs.objects), 8)).astype(np.float32)
+    ids = logs.objects["object_id"].to_list()
+    codebook = codebooks.fit(ids, vectors, Quantiser(centroids=centroids), 8, 8)
+    tokenizer = pretrained.tokenizer(tiny_llama)
+    return Small(
+        logs=logs,
+        codebook=codebook,
+        live=Live(logs, codebook),
+        tokenizer=tokenizer,
+        layout=Layout(len(tokenizer), codebook.sizes),
+        folder=tiny_llama,
+    )
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """Everything in float64: no autocast, and norms that do not round to float32 on the way."""
+    import contextlib
+
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    from leadre.lm import backbone as backbones
+
+    def norm(self, hidden):
+        return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbones, "precision", lambda device: contextlib.nullcontext())
+        patch.setattr(LlamaRMSNorm, "forward", norm)
+        yield
+
+
+@pytest.fixture
+def denormals():
+    """Training flushes denormal numbers to zero in this thread; later tests must not notice."""
+    import torch
+
+    yield
+    torch.set_flush_denormal(False)
