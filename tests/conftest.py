@@ -117,29 +117,27 @@ class Small:
 
         return Examples(self.threads(**blocks), self.live, self.layout, new_weight)
 
-    def backbone(self, seed=0, loudness=3.0, double=False):
+    def backbone(self, seed=0, pointer=True, double=False):
         """A fresh model whose answers vary: weights louder than a trainer would start with."""
-        import torch
-
         from leadre.lm import backbone as backbones
 
-        made = backbones.create(self.folder, self.layout, self.live.codes_OL, layers=0)
-        make_loud(made, seed, loudness)
-        return made.to(torch.float64) if double else made
+        made = backbones.create(self.folder, self.layout, self.live.codes_OL, layers=0, pointer=pointer)
+        make_loud(made, seed)
+        return made.double() if double else made
 
 
-def make_loud(backbone, seed=0, loudness=3.0):
+def make_loud(backbone, seed):
     """Random weights under which every position matters to the scores."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
+    loudness = {"codes_SD": 3.0, "bias_S": 1.0}
     with torch.no_grad():
         for name, parameter in backbone.named_parameters():
-            scale = loudness if name == "codes_SD" else 1.0 if name == "bias_S" else 0.3
             if "norm" not in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * loudness.get(name, 0.3))
         backbone.words_VD.copy_(torch.randn(backbone.words_VD.shape, generator=generator))
-    return backbone.eval()
+    backbone.eval()
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,8 @@ def answer(
 ) -> Iterator[Ranked]:
     """Beam-search every request of the windows in each view; "new" leaves out what the user had before the request."""
     live_in = {"all": live.all, "new": live.new}
-    written = sorted(map(threads.write, windows), key=lambda thread: len(thread.ids))
+    # every thread of a batch is padded to the most requests any of them has, which costs more than padded text
+    written = sorted(map(threads.write, windows), key=lambda thread: (len(thread.ends), len(thread.ids)))
     for start in range(0, len(written), THREADS_AT_ONCE):
         batch = written[start : start + THREADS_AT_ONCE]
         asked = [

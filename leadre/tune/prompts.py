@@ -148,16 +148,15 @@ class Prompter:
             days = (now_us - int(interests.last_us_N[i])) // US_PER_DAY
             dollars = round(int(interests.money_nanos_N[i]) / NANOS)
             fact = self.text(f", {interests.count_N[i]} times for {dollars}, {days} days ago;")
-            left -= len(title) + len(fact)
-            if left < 0:
+            if len(title) + len(fact) > left:
                 break
             parts += [title, fact]
+            left -= len(title) + len(fact)
         objects = self.layout.object(interests.objects_N)
         listed: list[Ids] = []
         for i, weight in enumerate(interests.weight_N):
-            entry = np.append(self.text(how_often(float(weight))), objects[i]).astype(
-                np.int32
-            )  # how often first: a position knows only what it follows
+            # how often comes first: a position knows only what it follows
+            entry = np.append(self.text(how_often(float(weight))), objects[i]).astype(np.int32)
             left -= len(entry)
             if left < 0:
                 break

@@ -1,0 +1,41 @@
+"""What is live in a request, and what of it is new to the user."""
+
+import numpy as np
+
+from leadre.lm.live import Live
+
+
+def test_the_trie_of_a_request_holds_its_inventory(small):
+    logs, live = small.logs, small.live
+    for r in range(0, len(logs.request_user_R), 37):
+        trie, objects = live.all(r)
+        assert objects.tolist() == sorted(set(logs.ad_object_A[logs.inventory(r)].tolist()))
+        assert sorted(trie.leaf_row.tolist()) == list(range(len(objects)))
+        states = trie.roots(len(objects))
+        for level in range(trie.depth):
+            states = trie.step(states, live.codes_OL[objects][:, level], level)
+        assert trie.rows(states).tolist() == list(range(len(objects)))
+
+
+def test_new_leaves_out_what_the_user_had_before(small):
+    logs, live = small.logs, small.live
+    fewer = 0
+    for r in range(len(logs.request_user_R)):
+        had = set(logs.object_E[logs.history(r)].tolist())
+        every, new = live.all(r)[1], live.new(r)[1]
+        assert new.tolist() == [o for o in every.tolist() if o not in had]
+        fewer += len(new) < len(every)
+    assert fewer > 100
+
+
+def test_codes_follow_the_logs_objects_whatever_the_order_of_the_codebook(small):
+    from dataclasses import replace
+
+    order = np.random.default_rng(0).permutation(len(small.codebook.object_ids))
+    mixed = replace(
+        small.codebook,
+        codes_OL=small.codebook.codes_OL[order],
+        embeddings_OD=small.codebook.embeddings_OD[order],
+        object_ids=tuple(small.codebook.object_ids[i] for i in order),
+    )
+    assert np.array_equal(Live(small.logs, mixed).codes_OL, small.live.codes_OL)
