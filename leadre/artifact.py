@@ -118,6 +118,12 @@ def current(
     return made == (_identity(_plain(config)), seed, {parent.path.name: parent.hash for parent in parents})
 
 
+def resume_key(config: Mapping[str, object], parents: Sequence[Artifact]) -> str:
+    """A hash of what decides a result: half-done work of the same key may be continued."""
+    decides = [_identity(_plain(config)), [parent.hash for parent in parents]]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
 def peak_rss_mb() -> float:
     """Peak resident memory of this process in MiB; on Linux a child starts at its parent's value."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

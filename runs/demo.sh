@@ -8,13 +8,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
 
-# 1. Two years in the baskets of 2,469 households, as display-ad logs. An ad is a product line; a request is a visit to
+# 1. A year in the baskets of 2,469 households, as display-ad logs. An ad is a product line; a request is a visit to
 #    a store; its live inventory is what that store had on display or in the mailer in that week; a conversion is a
 #    promoted line that was bought. Train on weeks 1-40, validate on 41-46, test on 47-53: nothing may see the future.
 leadre data --config configs/demo.toml
 
-# 2. Each line's text becomes a vector, each vector three codes, coarse to fine, and one more where two lines collide.
-#    Lines that share a prefix are alike: that is what lets a language model generalise from one ad to the next.
+# 2. Each line's text becomes a vector, each vector two codes, coarse to fine, and a third tells apart lines that share
+#    both. Lines that share a prefix are alike: that is what lets a language model generalise from one ad to the next.
 leadre semid --config configs/demo.toml
 
 # 3. A small language model learns to answer a prompt (who is this, what did they buy, where are they now) with the

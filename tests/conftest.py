@@ -65,7 +65,9 @@ def tiny_llama(tmp_path_factory):
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    corpus = ["\nMonday night: ads also Tuesday morning: Wednesday afternoon: Thursday evening: once twice several often"]
+    corpus = [
+        "\nMonday night: ads also Tuesday morning: Wednesday afternoon: Thursday evening: once twice several often"
+    ]
     base.train_from_iterator(corpus * 3, trainer)
     base.add_tokens([PLAIN_BUT_ADDED])
     tokenizer = transformers.PreTrainedTokenizerFast(

@@ -49,7 +49,7 @@ def run(config: Config) -> None:
     ) as temporary:
         engine = batch.load(*parents, threads=config.threads)
         requests = batch.choose(engine.threads.logs, split=config.split, users=config.users, seed=config.seed)
-        parts = batch.Parts(config.folder(".generate.parts"), batch.identity(effective, parents))
+        parts = batch.Parts(config.folder(".generate.parts"), artifact.resume_key(effective, parents))
         lists = batch.generate(engine, requests, parts, beam=config.beam, top=config.top, seed=config.seed)
         lists.write_parquet(temporary / "lists.parquet")
         batch.write_cases(engine, lists, temporary / "cases.jsonl", seed=config.seed)

@@ -18,7 +18,7 @@ NAME = "leadre_threads"
 CHUNK = 256  # queries a block; scores of a block stay in the cache
 
 
-def attend(
+def _attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -74,5 +74,5 @@ def _chunked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sca
     return parts
 
 
-AttentionInterface.register(NAME, attend)
+AttentionInterface.register(NAME, _attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)

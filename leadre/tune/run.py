@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,9 +156,8 @@ def _train(
         _add_lora(backbone, config.lora_rank)
     names = [field.name for field in dataclasses.fields(sft.Schedule)]
     schedule = sft.Schedule(**{name: getattr(config, name) for name in names})
-    identity = json.dumps([dataclasses.asdict(config), [p.hash for p in parents]], default=str, sort_keys=True)
-    digest = hashlib.sha256(identity.encode()).hexdigest()
-    history = sft.train(backbone, examples, schedule, checkpoint, digest, _validator(config, backbone, threads, live))
+    key = artifact.resume_key(dataclasses.asdict(config), parents)
+    history = sft.train(backbone, examples, schedule, checkpoint, key, _validator(config, backbone, threads, live))
     if config.adapter == "lora":
         backbone.body = backbone.body.merge_and_unload()
     return history

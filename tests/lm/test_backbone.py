@@ -121,9 +121,9 @@ def test_layer_types_are_cut_with_the_layers():
     assert body.config.layer_types == ["sliding", "full"]
 
 
-def title_ids(words, objects=len(CODES)):
+def title_ids(words):
     """Titles in which objects with the same first two codes share words."""
-    return [np.array([(7 * i // 2) % words, (11 * (i // 6)) % words, 3 + i // 6]) for i in range(objects)]
+    return [np.array([(7 * i // 2) % words, (11 * (i // 6)) % words, 3 + i // 6]) for i in range(len(CODES))]
 
 
 def centroids(titles, words_VD):
@@ -199,7 +199,9 @@ def test_long_threads_are_read_block_by_block_as_in_one_piece(made, monkeypatch)
     ids = np.random.default_rng(0).integers(0, made.layout.words, 23).tolist()
     whole = read(made, ids)
     monkeypatch.setattr(attention, "CHUNK", 4)
-    torch.testing.assert_close(read(made, ids), whole, rtol=0, atol=2e-2 if backbones.has_bfloat16(made.device) else 1e-5)
+    torch.testing.assert_close(
+        read(made, ids), whole, rtol=0, atol=2e-2 if backbones.has_bfloat16(made.device) else 1e-5
+    )
 
 
 def test_precision_is_asked_of_the_machine():

@@ -15,8 +15,8 @@ def pointer():
     """A pointer without taste: every source is alike but for its distance; the gate is half open."""
     made = Pointer(4).double()
     with torch.no_grad():
-        made.query.weight.zero_()
-        made.fade.zero_()
+        for part in (made.query.weight, made.gate.weight, made.gate.bias, made.fade):
+            part.zero_()
     return made
 
 
@@ -29,7 +29,7 @@ def mix(pointer, codes, may, head, level=0):
         return pointer.mix(log_p, hidden, sources, thread, torch.tensor([may]), level).exp()[0].tolist()
 
 
-def test_untrained_it_answers_with_the_users_own_counts(pointer):
+def test_without_taste_it_answers_with_the_users_own_counts(pointer):
     codes = [[0, 0], [NONE, NONE], [1, 0], [0, 1]]
     got = mix(pointer, codes, [True, False, True, True], [0.5, 0.25, 0.25])
     # two thirds of the sources carry code 0, one third code 1; half pointer, half head
