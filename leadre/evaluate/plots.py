@@ -49,11 +49,12 @@ def comparison(panels: Mapping[str, Sequence[Bar]], *, label: str) -> Figure:
         figure = Figure(figsize=(5.2 * len(panels), 0.34 * rows + 1.15), layout="constrained")
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for ax, (title, bars) in zip(axes, panels.items(), strict=True):
-            _panel(ax, sorted(bars, key=lambda bar: bar.mean), title=title, label=label)
+            _panel(ax, sorted(bars, key=lambda bar: bar.mean), title=title)
+        figure.supxlabel(label, fontsize=10)
     return figure
 
 
-def _panel(ax: Axes, bars: Sequence[Bar], *, title: str, label: str) -> None:
+def _panel(ax: Axes, bars: Sequence[Bar], *, title: str) -> None:
     colour = {"ours": OURS, "kin": KIN, "rival": RIVAL}
     highest = max(bar.hi for bar in bars)
     for place, bar in enumerate(bars):
@@ -79,7 +80,6 @@ def _panel(ax: Axes, bars: Sequence[Bar], *, title: str, label: str) -> None:
     ax.set_axisbelow(True)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    ax.set_xlabel(label)
     ax.set_title(title, loc="left", fontsize=11, weight="bold")
 
 
