@@ -50,7 +50,7 @@ def tiny_encoder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory):
-    """A causal LM folder: 2 layers of width 32 with random weights, and a byte-level tokenizer that was trained here."""
+    """A causal LM folder: 2 layers of width 32 with random weights, and a byte-level tokenizer trained on the spot."""
     import tokenizers
     import torch
     import transformers

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from leadre import artifact, config, progress
-from leadre.errors import InputError
+from leadre.errors import ArtifactError, InputError
 
 KIND, VERSION = "lists", 1
 
@@ -38,6 +38,7 @@ def run(config: Config) -> None:
         artifact.read(config.folder("semid"), kind="codebook", version=1),
         artifact.read(config.folder("tune-sft"), kind="model", version=1),
     ]
+    _check_ids(model=parents[2], codebook=parents[1])
     effective = dataclasses.asdict(config)
     if artifact.current(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents):
         progress.say(f"generate: {folder} is current, nothing to do")
@@ -55,3 +56,12 @@ def run(config: Config) -> None:
         batch.write_cases(engine, lists, temporary / "cases.jsonl", seed=config.seed)
     parts.remove()
     progress.say(f"generate: lists of {len(requests):,} requests in {folder}")
+
+
+def _check_ids(model: artifact.Artifact, codebook: artifact.Artifact) -> None:
+    """Raise ArtifactError where the model learnt other IDs than those of ``codebook`` or of the one it extends."""
+    known = {codebook.hash, *codebook.meta["parents"].values()}
+    if model.meta["parents"].get("semid") not in known:
+        raise ArtifactError(
+            f"{model.path}: was tuned on other semantic IDs than those in {codebook.path}; run `leadre tune` again"
+        )

@@ -77,7 +77,7 @@ def test_training_reads_only_what_was_there_when_the_request_came(small, threads
 
 
 def test_no_answer_can_be_read_off_the_prompt(small, threads):
-    """Objects before the answer's position are those of events strictly before the request, in both kinds of threads."""
+    """Objects before the answer's position are those of events strictly before the request, in all threads."""
     logs, first = small.logs, small.layout.words + small.layout.codes
     windows = [*threads.training(seed=0), *threads.serving(logs.requests_of(TEST))]
     for window in windows:

@@ -1,0 +1,157 @@
+"""Lists ahead of time: live, ordered, resumable."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from leadre.data.histories import TEST, VALID
+from leadre.generate import batch
+from leadre.tune.answers import Ranked
+
+
+@pytest.fixture(scope="module")
+def engine(small):
+    return batch.Loaded(small.backbone(seed=7), small.threads(), small.live)
+
+
+@pytest.fixture(scope="module")
+def requests(small):
+    return small.logs.requests_of(TEST)[:24]
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(batch, "WINDOWS_A_PART", 5)
+
+
+def generate(engine, requests, folder, identity="a"):
+    return batch.generate(engine, requests, batch.Parts(folder, identity), beam=12, top=8, seed=0)
+
+
+@pytest.fixture(scope="module")
+def lists(engine, requests, tmp_path_factory):
+    return generate(engine, requests, tmp_path_factory.mktemp("lists") / "parts")
+
+
+def market(inventory, ad_object):
+    return SimpleNamespace(inventory=lambda r: np.array(inventory, np.int32), ad_object_A=np.array(ad_object, np.int32))
+
+
+def ranked(objects, log_p=None):
+    log_p = -np.arange(len(objects)) if log_p is None else log_p
+    return Ranked(0, "all", np.array(objects, np.int64), np.array(log_p, np.float32))
+
+
+def test_ads_follow_their_objects_and_a_fixed_order_breaks_ties():
+    logs = market(inventory=[0, 1, 2, 4, 5], ad_object=[7, 8, 7, 7, 9, 7])  # ad 3 of object 7 is not live
+    key_A = np.array([3, 0, 1, 2, 4, 5])
+    ads, scores = batch.ads_of(logs, ranked([8, 7, 9], [-0.5, -1, -2]), key_A, top=10)
+    assert ads == [1, 2, 0, 5, 4]
+    assert scores == [-0.5, -1, -1, -1, -2]
+    assert batch.ads_of(logs, ranked([8, 7, 9]), key_A, top=3)[0] == [1, 2, 0]
+    assert batch.ads_of(logs, ranked([8, 7, 9]), key_A[::-1], top=3)[0] == [1, 2, 5]
+
+
+def test_an_object_that_was_not_ranked_is_not_listed():
+    logs = market(inventory=[0, 1], ad_object=[7, 8])
+    assert batch.ads_of(logs, ranked([8]), np.arange(2), top=5)[0] == [1]
+    assert batch.ads_of(logs, ranked([]), np.arange(2), top=5) == ([], [])
+
+
+def test_nothing_live_gives_an_empty_list():
+    assert batch.ads_of(market([], [7]), ranked([]), np.arange(1), top=5) == ([], [])
+
+
+def test_every_list_is_live_and_in_order(small, engine, requests, lists):
+    logs = small.logs
+    assert lists.schema == pl.Schema(batch.SCHEMA)
+    assert lists["request"].unique().sort().to_list() == requests.tolist()
+    assert lists.group_by("request").len()["len"].to_list() == [2] * len(requests)
+    for r, view, ads, scores in lists.iter_rows():
+        assert set(ads) <= set(logs.inventory(r).tolist())
+        assert len(set(ads)) == len(ads) <= 8
+        assert scores == sorted(scores, reverse=True)
+        assert all(np.isfinite(scores)) and all(score <= 0 for score in scores)
+        had = set(logs.object_E[logs.history(r)].tolist())
+        if view == "new":
+            assert not {int(logs.ad_object_A[ad]) for ad in ads} & had
+        assert len(ads) == min(8, len(_eligible(logs, r, view, had)))
+
+
+def _eligible(logs, r, view, had):
+    ads = logs.inventory(r).tolist()
+    return [ad for ad in ads if view == "all" or int(logs.ad_object_A[ad]) not in had]
+
+
+def test_a_killed_run_goes_on_where_it_stopped(engine, requests, lists, tmp_path, monkeypatch):
+    answer, calls = batch._answer, []
+
+    def killed_at_third(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return answer(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "_answer", killed_at_third)
+        with pytest.raises(KeyboardInterrupt):
+            generate(engine, requests, tmp_path / "parts")
+    assert sorted(path.name for path in (tmp_path / "parts").glob("*.parquet")) == ["00000.parquet", "00001.parquet"]
+    before = len(calls)
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "_answer", lambda *args: calls.append(1) or answer(*args))
+        found = generate(engine, requests, tmp_path / "parts")
+    windows = len(engine.threads.serving(requests))
+    assert len(calls) - before == -(-windows // 5) - 2
+    assert found.equals(lists)
+
+
+def test_parts_of_another_run_are_thrown_away(engine, requests, lists, tmp_path, monkeypatch):
+    wrong = pl.DataFrame([(-1, "all", [0], [0.0])], schema=batch.SCHEMA, orient="row")
+    batch.Parts(tmp_path / "parts", "another").put(0, wrong)
+    assert pl.read_parquet(tmp_path / "parts" / "00000.parquet").equals(wrong)
+    assert generate(engine, requests, tmp_path / "parts", "a").equals(lists)
+
+
+def test_a_part_that_was_cut_off_is_written_again(engine, requests, lists, tmp_path):
+    parts = batch.Parts(tmp_path / "parts", "a")
+    (parts.folder / ".part.tmp").write_bytes(b"half")
+    assert not parts.path(0).exists()
+    assert generate(engine, requests, tmp_path / "parts").equals(lists)
+    parts.remove()
+    assert not parts.folder.exists()
+
+
+def test_the_seed_decides_who_is_answered(small):
+    logs = small.logs
+    everyone = batch.choose(logs, split="valid", users=0, seed=0)
+    assert everyone.tolist() == logs.requests_of(VALID).tolist()
+    some = batch.choose(logs, split="valid", users=5, seed=0)
+    assert len(np.unique(logs.request_user_R[some])) == 5
+    assert set(some.tolist()) == {r for r in everyone.tolist() if logs.request_user_R[r] in logs.request_user_R[some]}
+    assert some.tolist() == batch.choose(logs, split="valid", users=5, seed=0).tolist()
+    assert some.tolist() != batch.choose(logs, split="valid", users=5, seed=1).tolist()
+    assert batch.choose(logs, split="valid", users=10_000, seed=0).tolist() == everyone.tolist()
+
+
+def test_cases_show_prompt_and_ads(small, engine, lists, tmp_path):
+    batch.write_cases(engine, lists, tmp_path / "cases.jsonl", seed=0)
+    cases = [json.loads(line) for line in (tmp_path / "cases.jsonl").read_text().splitlines()]
+    assert len(cases) == batch.CASES
+    for case in cases:
+        assert case["prompt"].startswith("Choose ads") and case["prompt"].endswith(":")
+        rows = lists.filter((pl.col("request") == case["request"]) & (pl.col("view") == "all"))
+        assert [one["ad_id"] for one in case["generated"]] == small.logs.ads["ad_id"].gather(rows["ads"][0]).to_list()
+
+
+def test_ids_are_permuted_as_they_were_for_training(small):
+    def model(shuffled):
+        return SimpleNamespace(meta={"config": {"shuffle_ids": shuffled}, "seed": 3})
+
+    assert batch.tuned_ids(small.codebook, model(False)) is small.codebook
+    codes = batch.tuned_ids(small.codebook, model(True)).codes_OL
+    assert sorted(codes.tolist()) == sorted(small.codebook.codes_OL.tolist())
+    assert not np.array_equal(codes, small.codebook.codes_OL)
