@@ -123,7 +123,7 @@ def test_what_is_seen_again_and_again_is_learnt(small, tmp_path, monkeypatch):
     _, history = train(small, tmp_path, plan)
     loss = [row[1] for row in history.loss]
     assert len(loss) == 60
-    assert loss[-1] < 0.6 * loss[0]
+    assert loss[-1] < loss[0] - 0.4  # not to nothing: some requests have two answers
     assert not list(tmp_path.iterdir())  # no checkpoint before its time
 
 
