@@ -5,7 +5,7 @@
     words + sum(sizes) ..           objects: one position, embedded as the sum of the object's codes (what it reads)
 
 The tokenizer never learns of the last two ranges, so no text can spell an ID: prompts are joined as arrays, not text.
-An object read as one position costs a quarter of the tokens of its codes, and it lets attention match a code that has
+An object read as one position costs a third of the tokens of three codes, and it lets attention match a code that has
 been written against the objects read before in one step, which a cut-down backbone cannot do over spread-out codes.
 """
 
