@@ -22,9 +22,12 @@ def requests(small):
     return small.logs.requests_of(TEST)[:24]
 
 
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch):
-    monkeypatch.setattr(batch, "WINDOWS_A_PART", 5)
+@pytest.fixture(scope="module", autouse=True)
+def small_parts():
+    """Several parts; the same for every run, as the last bits of a score hang on who shares its batch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "WINDOWS_A_PART", 5)
+        yield
 
 
 def generate(engine, requests, folder, identity="a"):
