@@ -46,7 +46,7 @@ def load(tables: Artifact, codebook: Artifact, model: Artifact, *, threads: int 
     if threads:
         torch.set_num_threads(threads)
     logs = histories.load(tables)
-    live = Live(logs, tuned_ids(codebooks.load(codebook), model))
+    live = Live(logs, tuned_ids(codebooks.load(codebook), model), prior=model.meta["config"]["prior"])
     backbone = backbones.load(model.path, live.codes_OL).to(backbones.pick_device())
     tokenizer = pretrained.tokenizer(model.path / "tokenizer")
     prompter = prompts.Prompter(logs, tokenizer, backbone.layout, prompts.load_blocks(model.path))

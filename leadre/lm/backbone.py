@@ -93,18 +93,20 @@ class Backbone(nn.Module):
         self,
         hidden_ND: Tensor,
         level: int,
-        allowed_NC: Tensor,
+        prior_NC: Tensor,
         sources: Sources | None,
         thread_N: Tensor,
         may_NT: Tensor,
     ) -> Tensor:
-        """Log-probabilities float32 [N, sizes[level]] of the codes of one level, normalised over ``allowed_NC``.
+        """Log-probabilities float32 [N, sizes[level]] of the codes of one level, normalised over what is live.
 
-        The one place where codes get their probability, in training and serving alike. ``sources``, ``thread_N`` and
-        ``may_NT`` are the pointer's (see `Pointer.mix`) and unread without one.
+        The one place where codes get their probability, in training and serving alike. ``prior_NC`` is what the trie
+        says of each code (`Trie.log_prior`: -inf where nothing live follows) and is added to the scores. ``sources``,
+        ``thread_N`` and ``may_NT`` are the pointer's (see `Pointer.mix`) and unread without one.
         """
-        kept = self.logits(hidden_ND, level).masked_fill(~allowed_NC, -torch.inf)
-        log_p_NC = torch.where(allowed_NC, kept - torch.logsumexp(kept, dim=-1, keepdim=True), -torch.inf)
+        kept = self.logits(hidden_ND, level) + prior_NC
+        log_p_NC = kept - torch.logsumexp(kept, dim=-1, keepdim=True)
+        log_p_NC = torch.where(prior_NC > -torch.inf, log_p_NC, -torch.inf)  # a row with nothing live would be nan
         if self.pointer is None or sources is None:
             return log_p_NC
         return self.pointer.mix(log_p_NC, hidden_ND, sources, thread_N, may_NT, level)
@@ -116,7 +118,7 @@ class Backbone(nn.Module):
         objects_BT = ids_BT - self.layout.words - self.layout.codes
         starts = torch.tensor(self.layout.offsets[:-1], device=ids_BT.device)
         codes_BTL = self.objects_OL[objects_BT.clamp(min=0)] - starts
-        return self.pointer.sources(hidden_BTD, torch.where((objects_BT >= 0)[..., None], codes_BTL, -1))
+        return self.pointer.sources(hidden_BTD, torch.where((objects_BT >= 0)[..., None], codes_BTL, -1), ids_BT)
 
 
 def precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -70,11 +70,11 @@ def beam_search(
     score_QW = torch.zeros(len(asks), 1, device=backbone.device)
     tree = _Tree(thread_Q, end_Q, hidden_BTD.shape[1], len(threads))
     for level in range(levels):
-        masks = [ask.trie.children_mask(states_QW[q], level) for q, (_, ask) in enumerate(asks)]
-        allowed = torch.from_numpy(np.stack(masks)).to(backbone.device).flatten(0, 1)
+        priors = [ask.trie.log_prior(states_QW[q], level) for q, (_, ask) in enumerate(asks)]
+        prior = torch.from_numpy(np.stack(priors)).to(backbone.device).flatten(0, 1)
         width_now = states_QW.shape[1]
         thread_N = torch.from_numpy(np.repeat(thread_Q, width_now)).to(backbone.device)
-        log_p = backbone.log_p(hidden_QWD.flatten(0, 1), level, allowed, sources, thread_N, may_QWT.flatten(0, 1))
+        log_p = backbone.log_p(hidden_QWD.flatten(0, 1), level, prior, sources, thread_N, may_QWT.flatten(0, 1))
         log_p = log_p.view(len(asks), width_now, -1) + score_QW[..., None]
         codes = log_p.shape[-1]
         score_QW, best = log_p.flatten(1).topk(min(widths[level], log_p[0].numel()), dim=-1)

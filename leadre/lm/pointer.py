@@ -4,13 +4,15 @@ Much of what people act on next they acted on before. A cut-down language model 
 every object has to find its own way through the weights; a pointer repeats from the first step and learns only where to
 look (pointer networks and their mixtures: See et al., arXiv 1704.04368; Merity et al., arXiv 1609.07843). At each
 level it spreads its probability over the codes of those prompt objects that are live in the request and agree with the
-codes written so far, so what it proposes can always be finished. Untrained, it answers with the user's own counts.
+codes written so far, so what it proposes can always be finished. Untrained, it answers with the user's own counts,
+those of the visits and those that the words of frequency before the long-term interests tell.
 
 Letters: N targets or beams, B threads, T thread positions, D width, P pointer width, L levels, C codes of a level.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,22 +20,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDTH = 64
+COUNT_WORDS = 8  # room for so many words of frequency
+NO_WORD = -2
 FADE_POSITIONS = 256.0  # the unit of distance; the learnt fade starts at a factor of e over four of them
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What of each thread can be repeated: ``keys_BTP``, and the codes of the object at each position (-1: none)."""
+    """What of each thread can be repeated: ``keys_BTP``, and the codes of the object at each position (-1: none).
+
+    ``counts_BT`` is added to the scores: the logarithm of how many times a position counts.
+    """
 
     keys_BTP: Tensor
     codes_BTL: Tensor
+    counts_BT: Tensor
 
 
 class Pointer(nn.Module):
-    """Where to look (query, key, fade) and how much to trust it (gate); both from the hidden state."""
+    """Where to look (query, key, fade) and how much to trust it (gate); both from the hidden state.
+
+    An object counts once, or as many times as the word before it says (`start_counts`), which is learnt from there.
+    """
+
+    count_words_W: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.register_buffer("count_words_W", torch.full((COUNT_WORDS,), NO_WORD))
+        self.log_counts_W = nn.Parameter(torch.zeros(COUNT_WORDS))
         self.query, self.key = nn.Linear(width, WIDTH, bias=False), nn.Linear(width, WIDTH, bias=False)
         self.gate = nn.Linear(width, 1)
         self.fade = nn.Parameter(torch.tensor(0.25))
@@ -42,9 +57,18 @@ class Pointer(nn.Module):
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, 1.0)
 
-    def sources(self, hidden_BTD: Tensor, codes_BTL: Tensor) -> Sources:
-        """Keys of all thread positions."""
-        return Sources(self.key(hidden_BTD), codes_BTL)
+    @torch.no_grad()
+    def start_counts(self, counts: Mapping[int, float]) -> None:
+        """Let objects behind these words (token IDs) count so many times; at most `COUNT_WORDS` words."""
+        words = list(counts)
+        self.count_words_W[: len(words)] = torch.tensor(words)
+        self.log_counts_W[: len(words)] = torch.tensor([counts[word] for word in words]).log()
+
+    def sources(self, hidden_BTD: Tensor, codes_BTL: Tensor, ids_BT: Tensor) -> Sources:
+        """Keys and counts of all thread positions."""
+        before_BT = F.pad(ids_BT[:, :-1], (1, 0), value=NO_WORD + 1)
+        counts_BT = ((before_BT[..., None] == self.count_words_W) * self.log_counts_W).sum(-1)
+        return Sources(self.key(hidden_BTD), codes_BTL, counts_BT)
 
     def mix(
         self, log_p_NC: Tensor, hidden_ND: Tensor, sources: Sources, thread_N: Tensor, may_NT: Tensor, level: int
@@ -70,6 +94,7 @@ class Pointer(nn.Module):
         scores = torch.cat(
             [query_NP[thread_N == b] @ keys.T for b, keys in enumerate(sources.keys_BTP)]
         )  # rows come thread by thread
+        scores = scores + sources.counts_BT[thread_N]
         places = torch.arange(may_NT.shape[1], device=may_NT.device)
         last_N1 = (places * may_NT).amax(-1, keepdim=True)
         distance = (last_N1 - places).clamp(min=0) / FADE_POSITIONS

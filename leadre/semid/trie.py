@@ -1,7 +1,7 @@
 """A trie over the code paths that are live now, as flat arrays; a beam's state is one integer.
 
-Training and serving ask the same two questions of it: which codes may follow (`children_mask`) and where a code
-leads (`step`). Nodes are numbered level by level and, inside a level, by their path in lexicographic order. So the
+Training and serving ask the same two questions of it: which codes may follow, and how likely each is before anything
+is known of the request (`log_prior`); and where a code leads (`step`). Nodes are numbered level by level and, inside a level, by their path in lexicographic order. So the
 children of a node stand next to each other, and edge `e` always leads to node `e + 1`: no pointer array is needed.
 
 Letters: N rows (live objects), L levels, B beams, T targets, V nodes, E = V - 1 edges.
@@ -20,7 +20,6 @@ ROOT = 0
 DEAD = -1  # the state of a beam that left the trie: it has no children and stays dead
 
 Ints = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +32,7 @@ class Trie:
     child_codes    code of each edge, ascending inside a node, int32 [E]
     edge_keys      parent * max(sizes) + code, ascending: what `step` searches, int64 [E]
     leaf_row       row of `codes_NL` that a leaf stands for, int64 [N], in the order of the leaves
+    log_mass       logarithm of the summed weights of the rows below each node, float32 [V]; zeros without weights
     """
 
     sizes: tuple[int, ...]
@@ -41,6 +41,7 @@ class Trie:
     child_codes: NDArray[np.int32]
     edge_keys: Ints
     leaf_row: Ints
+    log_mass: NDArray[np.float32]
 
     @property
     def depth(self) -> int:
@@ -56,9 +57,13 @@ class Trie:
         """States of `count` beams that have generated nothing yet, int64 [count]."""
         return np.full(count, ROOT, dtype=np.int64)
 
-    def children_mask(self, states_B: Ints, level: int) -> Mask:
-        """Which codes of `level` may follow each state (a node of depth `level`, or DEAD): bool [B, sizes[level]]."""
-        mask = np.zeros((len(states_B), self.sizes[level]), dtype=np.bool_)
+    def log_prior(self, states_B: Ints, level: int) -> NDArray[np.float32]:
+        """What to add to the scores of the codes of `level` after each state (a node of that depth, or DEAD).
+
+        float32 [B, sizes[level]]: the `log_mass` of the child, -inf where there is none. Scores of zero then give
+        every row its share of the live weight; in a trie without weights this is a mask.
+        """
+        prior = np.full((len(states_B), self.sizes[level]), -np.inf, dtype=np.float32)
         alive_B = np.asarray(states_B) >= 0
         nodes_B = np.where(alive_B, states_B, 0)
         first_B = self.child_offsets[nodes_B]
@@ -66,8 +71,9 @@ class Trie:
         beams = np.repeat(np.arange(len(nodes_B)), count_B)
         # position of every edge: the node's first edge plus 0, 1, 2, ... inside the node
         ramp = np.arange(len(beams)) - np.repeat(np.cumsum(count_B) - count_B, count_B)
-        mask[beams, self.child_codes[np.repeat(first_B, count_B) + ramp]] = True
-        return mask
+        edges = np.repeat(first_B, count_B) + ramp
+        prior[beams, self.child_codes[edges]] = self.log_mass[edges + 1]
+        return prior
 
     def step(self, states_B: Ints, codes_B: Ints, level: int) -> Ints:
         """Where `codes_B` of `level` leads from each state: int64 [B], DEAD where there is no such child."""
@@ -90,10 +96,13 @@ class Trie:
         return np.where(states >= 0, self.leaf_row[np.maximum(states - first_leaf, 0)], DEAD)
 
 
-def build(codes_NL: NDArray[np.integer], sizes: Sequence[int]) -> Trie:
+def build(
+    codes_NL: NDArray[np.integer], sizes: Sequence[int], weights_N: NDArray[np.floating] | None = None
+) -> Trie:
     """Trie of the code paths `codes_NL` (integers [N, L], every row its own path) over `sizes` codes per level.
 
-    The order of the rows changes nothing but `leaf_row`. AssertionError on a code outside its level or a path twice.
+    `weights_N` > 0 says how likely each row is a priori, in any unit. The order of the rows changes nothing but
+    `leaf_row`. AssertionError on a code outside its level or a path twice.
     """
     codes = np.asarray(codes_NL, dtype=np.int64).reshape(-1, len(sizes))
     rows, depth = codes.shape
@@ -122,6 +131,9 @@ def build(codes_NL: NDArray[np.integer], sizes: Sequence[int]) -> Trie:
     offsets = np.zeros(int(starts[-1]) + 1, dtype=np.int64)
     np.cumsum(np.concatenate(degrees), out=offsets[1 : int(starts[depth]) + 1])
     offsets[int(starts[depth]) + 1 :] = offsets[int(starts[depth])]  # leaves have no children
+    log_mass = np.zeros(int(starts[-1]), dtype=np.float32)
+    if weights_N is not None and rows:
+        log_mass = _log_mass(starts, offsets, weights_N[order])
     return Trie(
         sizes=tuple(int(size) for size in sizes),
         level_starts=starts,
@@ -129,24 +141,37 @@ def build(codes_NL: NDArray[np.integer], sizes: Sequence[int]) -> Trie:
         child_codes=np.concatenate(child_codes).astype(np.int32),
         edge_keys=np.concatenate(edge_keys),
         leaf_row=order.astype(np.int64),
+        log_mass=log_mass,
     )
 
 
-def path_masks(trie: Trie, codes_TL: NDArray[np.integer]) -> list[Mask]:
-    """Codes live at each level given each target's own prefix: L arrays bool [T, sizes[level]].
+def _log_mass(starts: Ints, offsets: Ints, leaf_weights: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Weights of the leaves, in their order, summed into every node above them: logarithms float32 [V]."""
+    assert np.all(leaf_weights > 0), "a row without weight could never be reached; leave it out of the trie"
+    mass = np.empty(int(starts[-1]), dtype=np.float64)
+    mass[starts[-2] :] = leaf_weights
+    for depth in range(len(starts) - 3, -1, -1):
+        below = mass[starts[depth + 1] : starts[depth + 2]]  # children stand in the order of their parents
+        first_child = offsets[starts[depth] : starts[depth + 1]] + 1 - starts[depth + 1]
+        mass[starts[depth] : starts[depth + 1]] = np.add.reduceat(below, first_child)
+    return np.log(mass).astype(np.float32)
 
-    The training loss is normalised over these codes, which are the ones decoding may choose from. Every target must
+
+def path_priors(trie: Trie, codes_TL: NDArray[np.integer]) -> list[NDArray[np.float32]]:
+    """`log_prior` at each level given each target's own prefix: L arrays float32 [T, sizes[level]].
+
+    The training loss is normalised over the codes that are finite there, which are the ones decoding may choose from. Every target must
     be in the trie (AssertionError), because a target outside the mask would have an infinite loss.
     """
     codes = np.asarray(codes_TL, dtype=np.int64)
     states = trie.roots(len(codes))
-    masks = []
+    priors = []
     for level in range(trie.depth):
-        masks.append(trie.children_mask(states, level))
+        priors.append(trie.log_prior(states, level))
         states = trie.step(states, codes[:, level], level)
     dead = np.flatnonzero(states == DEAD)
     assert len(dead) == 0, f"{len(dead)} of {len(codes)} targets are not in the trie; first: {codes[dead[:1]].tolist()}"
-    return masks
+    return priors
 
 
 def _lexicographic(codes_NL: Ints, sizes: Sequence[int]) -> Ints:

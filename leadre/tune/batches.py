@@ -21,7 +21,7 @@ from leadre.data.histories import first_seen
 from leadre.lm.decode import repeatable
 from leadre.lm.layout import Layout
 from leadre.lm.live import Live
-from leadre.semid.trie import path_masks
+from leadre.semid.trie import path_priors
 from leadre.tune.tasks import Thread, Threads, Window
 
 GRID = 64  # lengths are padded to its multiples: every new shape costs a new kernel and its memory
@@ -30,7 +30,7 @@ BUCKET = 256  # windows sorted by length together; more saves padding, less keep
 
 @dataclass(frozen=True)
 class Batch:
-    """Model inputs and, for each target, where its codes are predicted, its codes, masks and weight."""
+    """Model inputs and, for each target, where its codes are predicted, its codes, priors and weight."""
 
     ids_BT: Tensor
     positions_BT: Tensor
@@ -38,7 +38,7 @@ class Batch:
     thread: int  # the threads' positions come first, padded to this many
     predicts_NL: Tensor  # flat position (b * T + t) whose hidden state predicts the code of each level
     targets_NL: Tensor
-    masks: list[Tensor]  # L of bool [N, sizes[l]]
+    priors: list[Tensor]  # L of float32 [N, sizes[l]], -inf where nothing live follows
     weights_N: Tensor
     thread_N: Tensor  # row of each target in ids_BT
     may_NT: Tensor  # bool [N, thread]: positions whose object the pointer may repeat for this target
@@ -51,15 +51,15 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same on ``device``."""
         moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved, masks=[mask.to(device) for mask in self.masks])
+        return replace(self, **moved, priors=[prior.to(device) for prior in self.priors])
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What one request teaches: N targets with one mask a level, and whether they are ranked among new objects only."""
+    """What one request teaches: N targets with one prior a level, and whether they are ranked among new objects only."""
 
     codes_NL: NDArray[np.int32]
-    masks: list[NDArray[np.bool_]]
+    priors: list[NDArray[np.float32]]
     weights_N: NDArray[np.float64]
     branch_N: NDArray[np.int64]  # targets of both views share the branch of their object
     live: list[NDArray[np.int64]]  # the objects live in each view asked for
@@ -97,19 +97,19 @@ class Examples:
         objects, first_ad = np.unique(self.logs.ad_object_A[ads], return_index=True)
         codes = self.live.codes_OL[objects]
         trie, every = self.live.all(r)
-        masks, live, views = path_masks(trie, codes), [every], np.zeros(len(codes), np.int64)
+        priors, live, views = path_priors(trie, codes), [every], np.zeros(len(codes), np.int64)
         weights = np.full(len(objects), len(objects) ** -0.5)  # a large basket says more, but not in proportion
         branches = np.arange(len(objects))
         is_new = first_seen(self.logs, r)[first_ad]
         if self.new_weight and is_new.any():
             trie, new = self.live.new(r)
-            among_new = path_masks(trie, codes[is_new])
+            among_new = path_priors(trie, codes[is_new])
             live, views = [every, new], np.append(views, np.ones(is_new.sum(), np.int64))
-            masks = [np.concatenate(pair) for pair in zip(masks, among_new, strict=True)]
+            priors = [np.concatenate(pair) for pair in zip(priors, among_new, strict=True)]
             weights = np.append(weights, np.full(is_new.sum(), self.new_weight * is_new.sum() ** -0.5))
             branches = np.append(branches, branches[is_new])
             codes = np.concatenate([codes, codes[is_new]])
-        return Targets(codes, masks, weights, branches, live, views)
+        return Targets(codes, priors, weights, branches, live, views)
 
     def batch(self, windows: Sequence[Window]) -> Batch:
         """Tensors of these windows."""
@@ -130,8 +130,8 @@ class Examples:
             until_BN[b, : len(row.until)], branch_BN[b, : len(row.until)] = row.until, row.branch
             predicts.append(place[np.asarray(row.predicts)] + b * (thread + branches))
         targets = [target for row in rows for target in row.targets]
-        masks = [
-            torch.from_numpy(np.concatenate([t.masks[level] for t in targets]))
+        priors = [
+            torch.from_numpy(np.concatenate([t.priors[level] for t in targets]))
             for level in range(len(self.layout.sizes))
         ]
         return Batch(
@@ -141,7 +141,7 @@ class Examples:
             thread=thread,
             predicts_NL=torch.from_numpy(np.concatenate(predicts)),
             targets_NL=torch.from_numpy(np.concatenate([t.codes_NL for t in targets]).astype(np.int64)),
-            masks=masks,
+            priors=priors,
             weights_N=torch.from_numpy(np.concatenate([t.weights_N for t in targets]).astype(np.float32)),
             thread_N=torch.from_numpy(np.repeat(np.arange(len(rows)), [len(row.predicts) for row in rows])),
             may_NT=torch.from_numpy(np.concatenate([self._may(row, thread) for row in rows])),

@@ -13,6 +13,7 @@ into one. The long-term part is a snapshot taken where the thread begins; what c
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -32,6 +33,15 @@ PARTS = ("night", "morning", "afternoon", "evening")  # a quarter of the day eac
 TITLE_WORDS = 8  # tokens of a title inside a prompt
 PROFILE_TOKENS = 96  # a profile comes from outside and may be a page long
 NOTHING: Ids = np.zeros(0, np.int32)
+# a decayed count below the limit is told by the word, which stands for about so many times
+FREQUENCIES = (
+    (1.5, " once", 1.0),
+    (2.5, " twice", 2.0),
+    (4.5, " several", 3.3),
+    (8.5, " often", 6.0),
+    (16.5, " weekly", 12.0),
+    (math.inf, " always", 24.0),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +55,10 @@ class Blocks:
     short_content: bool = True
     short_ad: bool = True
     context: bool = True
-    long_items: int = 24
+    long_items: int = 48
     described: int = 4
     long_tokens: int = 160
-    short_tokens: int = 320
+    short_tokens: int = 512
 
 
 class Prompter:
@@ -102,6 +112,11 @@ class Prompter:
         if not self.blocks.words:
             words = "\n" if words.startswith("\n") else ""
         return self._words(words)
+
+    def counts(self) -> dict[int, float]:
+        """The token that ends each word of frequency -> how many times it stands for; empty in prompts of IDs alone."""
+        words = ((self.text(word), times) for _, word, times in FREQUENCIES)
+        return {int(ids[-1]): times for ids, times in words if len(ids)}
 
     def render(self, ids: Sequence[int] | Ids) -> str:
         """A prompt as a person reads it; an object as <title>, a code as <level:code>."""
@@ -166,8 +181,7 @@ class Prompter:
 
 def how_often(weight: float) -> str:
     """A decayed count as one word that the tokenizer knows."""
-    steps = ((1.5, " once"), (2.5, " twice"), (4.5, " several"), (8.5, " often"), (16.5, " weekly"))
-    return next((word for limit, word in steps if weight < limit), " always")
+    return next(word for limit, word, _ in FREQUENCIES if weight < limit)
 
 
 def save_blocks(blocks: Blocks, folder: Path) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
     from leadre.tune.tasks import Threads
 
 KIND, VERSION = "model", 1
-VALIDATION_USERS = 60
+VALIDATION_USERS = 200
 VALIDATION_BEAM = 20
 
 
@@ -39,6 +39,7 @@ class Config(config.Common):
     random_backbone: bool = config.option(False, "start the body from random weights (control runs)")
     layers: int = config.option(4, "keep only the first so many layers (for CPUs); 0 keeps all")
     pointer: bool = config.option(True, "a pointer over the objects in the prompt beside the head")
+    prior: bool = config.option(True, "start from how often each object was acted on when it was live")
     adapter: Literal["full", "lora"] = config.option("full", "train all weights of the body, or LoRA adapters")
     lora_rank: int = config.option(16, "rank of the LoRA adapters")
     shuffle_ids: bool = config.option(False, "permute the semantic IDs among the objects (control runs)")
@@ -56,10 +57,10 @@ class Config(config.Common):
     short_content: bool = config.option(True, "prompt block: the last visits outside ads")
     short_ad: bool = config.option(True, "prompt block: the last visits from ads")
     context: bool = config.option(True, "prompt block: weekday and time of the request")
-    long_items: int = config.option(24, "most long-term interests of a domain")
+    long_items: int = config.option(48, "most long-term interests of a domain")
     described: int = config.option(4, "how many of them are told in words")
-    long_tokens: int = config.option(100, "positions of the long-term interests of a domain")
-    short_tokens: int = config.option(192, "step of the short-term window, which holds one to two steps")
+    long_tokens: int = config.option(160, "positions of the long-term interests of a domain")
+    short_tokens: int = config.option(512, "step of the short-term window, which holds one to two steps")
     validate_every: int = config.option(200, "steps between validations on a seeded sample of users")
     checkpoint_s: float = config.option(120.0, "seconds between checkpoints")
 
@@ -114,7 +115,7 @@ def prepare(
     codebook = codebooks.load(codebook_artifact)
     if config.shuffle_ids:
         codebook = codebooks.shuffled(codebook, config.seed)
-    live = Live(logs, codebook)
+    live = Live(logs, codebook, prior=config.prior)
     source = pretrained.folder_of(config.backbone, config.work)
     tokenizer = pretrained.tokenizer(source)
     layout = Layout(len(tokenizer), codebook.sizes)
@@ -124,6 +125,8 @@ def prepare(
     prompter = Prompter(logs, tokenizer, layout, blocks_of(config))
     titles = [prompter.plain(" " + title) for title in logs.objects["title"]]
     backbones.init_codes(backbone, codebook.centroids, titles, config.seed)
+    if backbone.pointer is not None:
+        backbone.pointer.start_counts(prompter.counts())
     return backbone.to(backbones.pick_device()), prompter, live, source
 
 

@@ -27,7 +27,7 @@ from leadre.tune.batches import Batch, Examples
 WARMUP_STEPS = 60
 BETAS = (0.9, 0.98)
 CLIP_NORM = 1.0
-POPULARITY_BATCHES = 16
+OPENING_BATCHES = 16
 STATE, FACTS = "state.safetensors", "state.json"
 
 
@@ -76,8 +76,8 @@ def train(
     ]
     steps = min(len(plan), schedule.max_steps or len(plan))
     if not history.step:
-        opening = [examples.batch(windows).to(backbone.device) for _, windows in plan[:POPULARITY_BATCHES]]
-        start_from_popularity(backbone, opening)
+        opening = [examples.batch(windows).to(backbone.device) for _, windows in plan[:OPENING_BATCHES]]
+        start_from_prior(backbone, opening)
     backbone.train()
     saved_s = started_s = time.monotonic()
     with progress.track("tune: steps", steps, done=history.step) as advance:
@@ -114,9 +114,9 @@ def step_loss(backbone: Backbone, batch: Batch) -> Tensor:
     sources = backbone.sources(hidden_BTD[:, : batch.thread], batch.ids_BT[:, : batch.thread])
     hidden = hidden_BTD.flatten(0, 1)
     log_p, may_NT = [], batch.may_NT
-    for level, allowed in enumerate(batch.masks):
+    for level, prior in enumerate(batch.priors):
         states = hidden[batch.predicts_NL[:, level]]
-        log_p.append(backbone.log_p(states, level, allowed, sources, batch.thread_N, may_NT))
+        log_p.append(backbone.log_p(states, level, prior, sources, batch.thread_N, may_NT))
         if sources is not None:  # from here on only objects that agree with this code can be repeated
             carried = sources.codes_BTL[batch.thread_N, :, level]
             may_NT = may_NT & (carried == batch.targets_NL[:, level, None])
@@ -124,19 +124,17 @@ def step_loss(backbone: Backbone, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def start_from_popularity(backbone: Backbone, batches: Sequence[Batch]) -> None:
-    """Set the bias of every code so that the untrained model answers with how often each code was the answer.
+def start_from_prior(backbone: Backbone, batches: Sequence[Batch]) -> None:
+    """Set the bias of every code so that its score is zero on average over ``batches``: the trie's prior decides.
 
-    What the scores have in common over all prompts, which is arbitrary before training, is taken out with it; the first
-    hundreds of steps would otherwise go into learning these two.
+    What the scores have in common over all prompts is arbitrary before training; the first hundreds of steps would
+    otherwise go into unlearning it.
     """
     layout, backbone.bias_S.data = backbone.layout, torch.zeros_like(backbone.bias_S)
     hidden = [backbone(b.ids_BT, b.positions_BT.clamp(min=0), b.mask_BNT, b.thread).flatten(0, 1) for b in batches]
-    targets_NL = torch.cat([batch.targets_NL for batch in batches])
     for level, (start, end) in enumerate(pairwise(layout.offsets)):
         asked = torch.cat([h[b.predicts_NL[:, level]] for h, b in zip(hidden, batches, strict=True)])
-        counts = torch.bincount(targets_NL[:, level], minlength=end - start) + 0.5
-        backbone.bias_S[start:end] = (counts / counts.sum()).log() - backbone.logits(asked, level).mean(0)
+        backbone.bias_S[start:end] = -backbone.logits(asked, level).mean(0)
 
 
 def learning_rate(step: int, steps: int) -> float:

@@ -65,6 +65,7 @@ def mixed(backbone, hidden, at, p_head, path, thread, codes):
     """The probability of ``path[-1]`` when the pointer has its say, from loops over the thread."""
     layout, pointer, level = backbone.layout, backbone.pointer, len(path) - 1
     first = layout.words + layout.codes
+    log_count = dict(zip(pointer.count_words_W.tolist(), pointer.log_counts_W.tolist(), strict=True))
     rows = backbone.objects_OL.tolist()
     may = [t for t, i in enumerate(thread) if i >= first and rows[i - first] in codes]
     may = [t for t in may if rows[thread[t] - first][:level] == path[:-1]]
@@ -72,6 +73,7 @@ def mixed(backbone, hidden, at, p_head, path, thread, codes):
         return p_head
     query = pointer.query(hidden[at]) * WIDTH**-0.5
     scores = [float(query @ pointer.key(hidden[t]) - pointer.fade * (may[-1] - t) / FADE_POSITIONS) for t in may]
+    scores = [score + log_count.get(thread[t - 1] if t else None, 0.0) for score, t in zip(scores, may, strict=True)]
     weights = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
     p_copy = sum(w for w, t in zip(weights, may, strict=True) if rows[thread[t] - first][level] == path[-1])
     gate = float(torch.sigmoid(pointer.gate(hidden[at])))
@@ -225,9 +227,9 @@ def log_p_of(backbone, batch):
     hidden_BTD = backbone(batch.ids_BT, batch.positions_BT.clamp(min=0), batch.mask_BNT, batch.thread)
     sources = backbone.sources(hidden_BTD[:, : batch.thread], batch.ids_BT[:, : batch.thread])
     hidden, may_NT, found = hidden_BTD.flatten(0, 1), batch.may_NT, []
-    for level, allowed in enumerate(batch.masks):
+    for level, prior in enumerate(batch.priors):
         states = hidden[batch.predicts_NL[:, level]]
-        found.append(backbone.log_p(states, level, allowed, sources, batch.thread_N, may_NT))
+        found.append(backbone.log_p(states, level, prior, sources, batch.thread_N, may_NT))
         if sources is not None:
             may_NT = may_NT & (sources.codes_BTL[batch.thread_N, :, level] == batch.targets_NL[:, level, None])
     return found

@@ -1,8 +1,10 @@
 """What is live in a request, and what of it is new to the user."""
 
 import numpy as np
+import pytest
 
-from leadre.lm.live import Live
+from leadre.data.histories import TRAIN
+from leadre.lm.live import PSEUDO_ACTIONS, Live, response_rates
 
 
 def test_the_trie_of_a_request_holds_its_inventory(small):
@@ -39,3 +41,23 @@ def test_codes_follow_the_logs_objects_whatever_the_order_of_the_codebook(small)
         object_ids=tuple(small.codebook.object_ids[i] for i in order),
     )
     assert np.array_equal(Live(small.logs, mixed).codes_OL, small.live.codes_OL)
+
+
+def test_rates_count_how_often_an_object_was_acted_on_while_live(small):
+    logs = small.logs
+    live, acted = np.zeros(len(logs.objects)), np.zeros(len(logs.objects))
+    for r in logs.requests_of(TRAIN).tolist():
+        for o in set(logs.ad_object_A[logs.inventory(r)].tolist()):
+            live[o] += 1
+            acted[o] += o in logs.ad_object_A[logs.relevant(r)[0]]
+    mean = acted.sum() / live.sum()
+    rates = response_rates(logs)
+    np.testing.assert_allclose(rates, (acted + PSEUDO_ACTIONS) / (live + PSEUDO_ACTIONS / mean))
+    assert rates[live == 0].tolist() == pytest.approx([mean] * int((live == 0).sum()))
+    assert acted.max() > acted.min() and (live == 0).any()
+
+
+def test_without_prior_every_code_starts_alike(small):
+    trie, _ = Live(small.logs, small.codebook, prior=False).all(0)
+    assert not trie.log_mass.any()
+    assert small.live.all(0)[0].log_mass.any()

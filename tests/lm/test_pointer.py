@@ -20,9 +20,10 @@ def pointer():
     return made
 
 
-def mix(pointer, codes, may, head, level=0):
+def mix(pointer, codes, may, head, level=0, counts=None):
     """Mixture over 3 codes for one request of one thread."""
-    sources = Sources(torch.zeros(1, len(codes), 64, dtype=torch.float64), torch.tensor([codes]))
+    keys = torch.zeros(1, len(codes), 64, dtype=torch.float64)
+    sources = Sources(keys, torch.tensor([codes]), torch.tensor([counts or [1] * len(codes)], dtype=torch.float64).log())
     log_p = torch.tensor([head], dtype=torch.float64).log()
     hidden, thread = torch.zeros(1, 4, dtype=torch.float64), torch.tensor([0])
     with torch.no_grad():
@@ -62,6 +63,16 @@ def test_what_was_read_long_before_the_last_source_counts_less(pointer):
     assert got[0] == pytest.approx((old / (1 + old) + 0.5) / 2)
 
 
+def test_an_object_counts_as_often_as_the_word_before_it_says(pointer):
+    pointer.start_counts({7: 3.0, 9: 12.0})
+    ids = torch.tensor([[5, 100, 7, 101, 9, 102]])
+    codes = torch.tensor([[[NONE], [0], [NONE], [1], [NONE], [1]]])
+    counts = pointer.sources(torch.zeros(1, 6, 4, dtype=torch.float64), codes, ids).counts_BT
+    assert counts.exp()[0, [1, 3, 5]].tolist() == pytest.approx([1, 3, 12])
+    got = mix(pointer, [[0], [1]], [True, True], [0.5, 0.5, 0.0], counts=[1, 3])
+    assert got[:2] == pytest.approx([(1 / 4 + 0.5) / 2, (3 / 4 + 0.5) / 2])
+
+
 def test_the_gate_shuts_and_opens(pointer):
     with torch.no_grad():
         pointer.gate.bias.fill_(-40.0)
@@ -72,7 +83,8 @@ def test_the_gate_shuts_and_opens(pointer):
 
 
 def test_each_target_looks_at_its_own_thread(pointer):
-    sources = Sources(torch.zeros(2, 1, 64, dtype=torch.float64), torch.tensor([[[0]], [[1]]]))
+    keys = torch.zeros(2, 1, 64, dtype=torch.float64)
+    sources = Sources(keys, torch.tensor([[[0]], [[1]]]), torch.zeros(2, 1, dtype=torch.float64))
     log_p = torch.full((3, 2), 0.5, dtype=torch.float64).log()
     may = torch.ones(3, 1, dtype=torch.bool)
     hidden = torch.zeros(3, 4, dtype=torch.float64)
@@ -82,7 +94,8 @@ def test_each_target_looks_at_its_own_thread(pointer):
 
 
 def test_gradients_are_finite_where_codes_are_dead_or_beyond_reach(pointer):
-    sources = Sources(torch.randn(1, 3, 64, dtype=torch.float64), torch.tensor([[[0], [NONE], [1]]]))
+    keys = torch.randn(1, 3, 64, dtype=torch.float64)
+    sources = Sources(keys, torch.tensor([[[0], [NONE], [1]]]), torch.zeros(1, 3, dtype=torch.float64))
     logits = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
     allowed = torch.tensor([[True, True, True, False], [True, False, True, False]])
     kept = logits.masked_fill(~allowed, -torch.inf)

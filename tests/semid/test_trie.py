@@ -1,5 +1,7 @@
 """The trie against a set of paths held in plain Python."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from leadre.semid import trie as tries
 
 CODES = np.array([[1, 0, 2], [0, 1, 1], [1, 0, 0], [1, 2, 0]])
 SIZES = (2, 3, 4)
+NO = -math.inf
 
 
 def draw_paths(seed: int, rows: int, sizes: tuple[int, ...]) -> np.ndarray:
@@ -34,10 +37,10 @@ def test_flat_arrays_by_hand():
     assert trie.leaf_row.tolist() == [1, 2, 0, 3]
 
 
-def test_mask_step_and_rows_by_hand():
+def test_prior_step_and_rows_by_hand():
     trie = tries.build(CODES, SIZES)
     states = np.array([2, tries.DEAD, 1])
-    assert trie.children_mask(states, 1).tolist() == [[True, False, True], [False] * 3, [False, True, False]]
+    assert trie.log_prior(states, 1).tolist() == [[0, NO, 0], [NO] * 3, [NO, 0, NO]]
     assert trie.step(states, np.array([2, 0, 0]), 1).tolist() == [5, tries.DEAD, tries.DEAD]
     assert trie.rows(np.array([8, tries.DEAD, 6])).tolist() == [0, -1, 1]
 
@@ -61,7 +64,7 @@ def test_agrees_with_a_set_of_prefixes(seed, rows, sizes):
     for row, path in enumerate(codes):
         state = trie.roots(1)
         for level, code in enumerate(path):
-            mask = trie.children_mask(state, level)[0]
+            mask = np.isfinite(trie.log_prior(state, level)[0])
             prefix = tuple(path[:level].tolist())
             assert mask.tolist() == [(*prefix, c) in live for c in range(sizes[level])]
             dead_ends = np.flatnonzero(~mask)
@@ -87,17 +90,39 @@ def test_sizes_beyond_63_bits_sort_the_same_way():
     assert walk(huge, codes[5]) == walk(small, codes[5])
 
 
-def test_path_masks_hold_the_target_and_its_siblings():
+def test_path_priors_hold_the_target_and_its_siblings():
     trie = tries.build(CODES, SIZES)
-    masks = tries.path_masks(trie, CODES[[0, 3]])
-    assert [mask.shape for mask in masks] == [(2, 2), (2, 3), (2, 4)]
-    assert masks[1].tolist() == [[True, False, True]] * 2
-    assert masks[2].tolist() == [[True, False, True, False], [True, False, False, False]]
+    priors = tries.path_priors(trie, CODES[[0, 3]])
+    assert [prior.shape for prior in priors] == [(2, 2), (2, 3), (2, 4)]
+    assert priors[1].tolist() == [[0, NO, 0]] * 2
+    assert priors[2].tolist() == [[0, NO, 0, NO], [0, NO, NO, NO]]
 
 
-def test_path_masks_refuse_a_target_that_is_not_live():
+def test_mass_by_hand():
+    trie = tries.build(CODES, SIZES, np.array([1.0, 4.0, 2.0, 0.5]))
+    # leaves in order 011, 100, 102, 120 weigh 4, 2, 1, 0.5
+    expected = [7.5, 4, 3.5, 4, 3, 0.5, 4, 2, 1, 0.5]
+    assert np.exp(trie.log_mass).tolist() == pytest.approx(expected)
+    assert np.exp(trie.log_prior(np.array([2]), 1)[0]).tolist() == pytest.approx([3, 0, 0.5])
+
+
+def test_zero_scores_give_every_row_its_share_of_the_weight():
+    codes = draw_paths(4, 300, (6, 7, 8))
+    weights = np.random.default_rng(5).gamma(0.3, size=len(codes)) + 1e-6
+    trie, log_p = tries.build(codes, (6, 7, 8), weights), np.zeros(len(codes))
+    for level, prior in enumerate(tries.path_priors(trie, codes)):
+        log_p += prior[np.arange(len(codes)), codes[:, level]] - np.logaddexp.reduce(prior, axis=1)
+    np.testing.assert_allclose(np.exp(log_p), weights / weights.sum(), rtol=1e-5)
+
+
+def test_build_refuses_a_row_without_weight():
+    with pytest.raises(AssertionError, match="without weight"):
+        tries.build(CODES, SIZES, np.array([1.0, 0.0, 2.0, 0.5]))
+
+
+def test_path_priors_refuse_a_target_that_is_not_live():
     with pytest.raises(AssertionError, match="1 of 2 targets are not in the trie"):
-        tries.path_masks(tries.build(CODES, SIZES), np.array([[1, 0, 2], [0, 0, 0]]))
+        tries.path_priors(tries.build(CODES, SIZES), np.array([[1, 0, 2], [0, 0, 0]]))
 
 
 def test_build_refuses_a_path_twice_and_a_code_outside():
@@ -109,5 +134,5 @@ def test_build_refuses_a_path_twice_and_a_code_outside():
 
 def test_empty_inventory():
     trie = tries.build(np.zeros((0, 3), dtype=np.int32), SIZES)
-    assert not trie.children_mask(trie.roots(2), 0).any()
+    assert np.all(trie.log_prior(trie.roots(2), 0) == NO)
     assert trie.step(trie.roots(2), np.array([0, 1]), 0).tolist() == [tries.DEAD, tries.DEAD]

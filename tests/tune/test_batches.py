@@ -123,14 +123,14 @@ def test_targets_of_both_views_by_hand(small, hand):
             prefix = targets.codes_NL[n, :level]
             among = live.codes_OL[[1, 2, 3, 5, 6] if n < 3 else [2, 3, 5, 6]]
             codes = among[np.all(among[:, :level] == prefix, axis=1), level]
-            assert np.flatnonzero(targets.masks[level][n]).tolist() == sorted(set(codes.tolist()))
+            assert np.flatnonzero(np.isfinite(targets.priors[level][n])).tolist() == sorted(set(codes.tolist()))
 
 
 def test_without_weight_new_objects_are_not_ranked_apart(small, hand):
     examples, _ = by_hand(small, hand, new_weight=0.0)
     targets = examples.targets(0)
     assert len(targets.codes_NL) == len(targets.weights_N) == 3
-    assert all(len(mask) == 3 for mask in targets.masks)
+    assert all(len(prior) == 3 for prior in targets.priors)
 
 
 def test_what_the_pointer_may_repeat(small, hand):
@@ -146,11 +146,11 @@ def test_what_the_pointer_may_repeat(small, hand):
     assert batch.may_NT.tolist() == expected
 
 
-def test_every_target_is_live_and_every_mask_is_of_its_prefix(small, examples, windows):
+def test_every_target_is_live_and_every_prior_is_of_its_prefix(small, examples, windows):
     batch = examples.batch(windows)
-    for level, mask in enumerate(batch.masks):
-        assert bool(mask.gather(1, batch.targets_NL[:, level : level + 1]).all())
-        assert mask.shape == (len(batch.targets_NL), small.layout.sizes[level])
+    for level, prior in enumerate(batch.priors):
+        assert bool(prior.gather(1, batch.targets_NL[:, level : level + 1]).isfinite().all())
+        assert prior.shape == (len(batch.targets_NL), small.layout.sizes[level])
     new = sum(int(first_seen(small.logs, int(r)).any()) for w in windows for r in w.requests)
     assert new > 0
     assert batch.thread_N.tolist() == sorted(batch.thread_N.tolist())
@@ -182,5 +182,5 @@ def test_moving_a_batch_keeps_it_whole(examples, windows):
     batch = examples.batch(windows[:1])
     moved = batch.to(torch.device("cpu"))
     assert moved.thread == batch.thread
-    assert all(torch.equal(a, b) for a, b in zip(moved.masks, batch.masks, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(moved.priors, batch.priors, strict=True))
     assert torch.equal(moved.may_NT, batch.may_NT)
