@@ -20,7 +20,7 @@ from leadre.data import histories
 from leadre.data.histories import SPLITS, Logs
 from leadre.lm import backbone as backbones
 from leadre.lm import pretrained
-from leadre.lm.backbone import Backbone
+from leadre.lm.decode import Searcher
 from leadre.lm.live import Live
 from leadre.semid import codebook as codebooks
 from leadre.tune import prompts
@@ -36,7 +36,7 @@ SCHEMA = {"request": pl.Int32(), "view": pl.String(), "ads": pl.List(pl.Int32())
 class Loaded:
     """A tuned model and all that it needs to answer requests of one log."""
 
-    backbone: Backbone
+    searcher: Searcher
     threads: Threads
     live: Live
 
@@ -50,7 +50,7 @@ def load(tables: Artifact, codebook: Artifact, model: Artifact, *, threads: int 
     backbone = backbones.load(model.path, live.codes_OL).to(backbones.pick_device())
     tokenizer = pretrained.tokenizer(model.path / "tokenizer")
     prompter = prompts.Prompter(logs, tokenizer, backbone.layout, prompts.load_blocks(model.path))
-    return Loaded(backbone, Threads(prompter), live)
+    return Loaded(Searcher(backbone), Threads(prompter), live)
 
 
 def tuned_ids(codebook: codebooks.Codebook, model: Artifact) -> codebooks.Codebook:
@@ -112,7 +112,7 @@ def generate(
 def _answer(engine: Loaded, windows: Sequence[Window], beam: int, top: int, seed: int) -> pl.DataFrame:
     logs = engine.threads.logs
     key_A = np.random.default_rng(seed).permutation(len(logs.ads))
-    found = answer(engine.backbone, engine.threads, engine.live, windows, VIEWS, beam)
+    found = answer(engine.searcher, engine.threads, engine.live, windows, VIEWS, beam)
     rows = [(ranked.r, ranked.view, *ads_of(logs, ranked, key_A, top)) for ranked in found]
     return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 

@@ -27,13 +27,17 @@ def _attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     causal_until: int = 0,
+    attend: Any = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """[B, H, T, D] queries -> ([B, T, H, D], None), in the form that transformers asks of an attention function.
 
     The first ``causal_until`` queries see the keys up to themselves; ``attention_mask`` (bool [B, 1, T - causal_until,
-    K]) says what each of the others sees.
+    K]) says what each of the others sees. In generation ``attend`` (`runner.Attend`) takes over.
     """
+    if attend is not None:
+        rows = (part[0].transpose(0, 1) for part in (query.to(value.dtype), key.to(value.dtype), value))
+        return attend(module.layer_idx, *rows)[None], None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)

@@ -1,25 +1,30 @@
-"""Trie-masked beam search: every step scores only codes that lead to a live object, so no output can be invalid.
+"""Trie-constrained beam search: every step scores only codes that lead to a live object, so no output can be invalid.
 
 Prompts are threads: one user's text over several requests, each answered at its own position. A thread is read once;
-every beam of every request then attends to the part of the thread before its own position, and to its own codes. Beams
-are extra positions with a mask of their own (tree attention), so keys and values are never copied.
+the beams of all its requests then look at its keys and values where they lie, and at the few codes of their own.
 
-Letters: B threads, T positions, Q requests over all threads, W beams a request, L levels, K keys.
+A beam whose prefix leads to one live object only is finished: whatever else the model would say of it, the rest has
+probability one. Its score stays as it is and it costs nothing more, so most searches end before the last level.
+
+Letters: B threads, T positions, Q requests over all threads, W beams a request, L levels, C codes of a level, N rows
+(beams that are still open), H heads, G key-value heads, E width of a head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
 
-from leadre.lm.backbone import Backbone
+from leadre.lm.backbone import Backbone, has_bfloat16
+from leadre.lm.cache import Beams, Prompts
 from leadre.lm.layout import Ids, Layout
+from leadre.lm.runner import Runner, runner_of
 from leadre.semid.trie import Trie
 
 
@@ -43,60 +48,126 @@ class Answer:
     log_p: NDArray[np.float32]
 
 
-@torch.inference_mode()
+class Searcher:
+    """A backbone made ready to generate: its weights are copied, so a searcher is made anew after training steps."""
+
+    def __init__(self, backbone: Backbone, runner: Runner | None = None) -> None:
+        self.backbone = backbone
+        self.runner = runner or runner_of(backbone.body, _dtype(backbone))
+
+    @torch.inference_mode()
+    def __call__(self, threads: Sequence[tuple[Ids, Sequence[Ask]]], width: int | Sequence[int]) -> list[list[Answer]]:
+        """The ``width`` best live rows of each request of each thread, one list of answers a thread.
+
+        ``width`` may differ by level. Exact where it is at least the number of live prefixes at every level; narrower
+        beams may miss a row but never return a dead one.
+        """
+        asked = [b for b, (_, asks) in enumerate(threads) if asks]
+        answers: list[list[Answer]] = [[] for _ in threads]
+        if not asked:
+            return answers
+        levels = len(self.backbone.layout.sizes)
+        widths = [width] * levels if isinstance(width, int) else list(width)
+        search = _Search(self.backbone, self.runner, [threads[b] for b in asked])
+        for level, beams in enumerate(widths):
+            search.step(level, beams)
+        for b, found in zip(asked, search.answers(), strict=True):
+            answers[b] = found
+        return answers
+
+
+def _dtype(backbone: Backbone) -> torch.dtype:
+    if backbone.codes_SD.dtype != torch.float32:
+        return backbone.codes_SD.dtype
+    return torch.bfloat16 if has_bfloat16(backbone.device) else torch.float32
+
+
+class _Search:
+    """The state of one call: Q requests with W beams each, level by level."""
+
+    def __init__(self, backbone: Backbone, runner: Runner, threads: Sequence[tuple[Ids, Sequence[Ask]]]) -> None:
+        self.backbone, self.runner, device = backbone, runner, backbone.device
+        self.asks = [ask for _, asks in threads for ask in asks]
+        self.counts = [len(asks) for _, asks in threads]
+        thread_Q = np.repeat(np.arange(len(threads)), self.counts)
+        end_Q = np.array([ask.end for ask in self.asks])
+        ids = [torch.from_numpy(ids.astype(np.int64)).to(device) for ids, _ in threads]
+        self.prompts = Prompts(runner, [len(each) for each in ids], device)
+        hidden_BTD = self.prompts.read(self._embed(torch.cat(ids)))
+        ids_BT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        self.sources = backbone.sources(hidden_BTD, ids_BT)
+        self.thread_Q, self.end_Q = torch.from_numpy(thread_Q).to(device), torch.from_numpy(end_Q).to(device)
+        may_QT = repeatable(backbone.layout, ids_BT.cpu().numpy()[thread_Q], end_Q, [ask.objects for ask in self.asks])
+        # rows are the open beams: at first one a request, standing at its last position of the prompt
+        self.request_N = np.arange(len(self.asks))
+        self.may_NT = torch.from_numpy(may_QT).to(device)
+        self.hidden_ND = hidden_BTD[self.thread_Q, self.end_Q]
+        self.beams = Beams(self.prompts, self.thread_Q, self.end_Q)
+        self.states_QW = np.zeros((len(self.asks), 1), np.int64)
+        self.score_QW = torch.zeros(len(self.asks), 1, dtype=backbone.codes_SD.dtype, device=device)
+        self.row_QW = np.arange(len(self.asks))[:, None]  # the row of each open beam, -1 for the others
+
+    def step(self, level: int, width: int) -> None:
+        """Extend every beam by the codes that may follow and keep the best ``width`` of each request."""
+        prior = np.stack([ask.trie.log_prior(self.states_QW[q], level) for q, ask in enumerate(self.asks)])
+        finished = torch.from_numpy(np.where(np.isfinite(prior), np.float32(0), prior))
+        log_p_QWC = finished.to(self.score_QW)
+        open_QW = self.row_QW >= 0
+        if len(self.request_N):  # a finished beam has one way to go, and log-probability zero on it
+            log_p_QWC[torch.from_numpy(open_QW)] = self._log_p(level, prior[open_QW])
+        total_QWC = log_p_QWC + self.score_QW[..., None]
+        codes = total_QWC.shape[-1]
+        self.score_QW, best = total_QWC.flatten(1).topk(min(width, total_QWC[0].numel()), dim=-1)
+        parents_QW, codes_QW = (best // codes).cpu().numpy(), (best % codes).cpu().numpy()
+        came_from = np.take_along_axis(self.states_QW, parents_QW, axis=1)
+        states = [ask.trie.step(came_from[q], codes_QW[q], level) for q, ask in enumerate(self.asks)]
+        self.states_QW = np.where(np.isfinite(self.score_QW.cpu().numpy()), np.stack(states), -1)
+        if level + 1 < len(self.backbone.layout.sizes):
+            self._grow(level, np.take_along_axis(self.row_QW, parents_QW, axis=1), codes_QW)
+
+    def answers(self) -> list[list[Answer]]:
+        """What the beams have found, one list a thread."""
+        found, log_p_QW = [], self.score_QW.float().cpu().numpy()
+        for ask, states_W, log_p_W in zip(self.asks, self.states_QW, log_p_QW, strict=True):
+            live = states_W >= 0
+            found.append(Answer(ask.trie.rows(states_W[live]), log_p_W[live]))
+        starts = np.cumsum([0, *self.counts])
+        return [found[start:end] for start, end in pairwise(starts.tolist())]
+
+    def _log_p(self, level: int, prior_NC: NDArray[np.float32]) -> Tensor:
+        device = self.backbone.device
+        thread_N = self.thread_Q[torch.from_numpy(self.request_N).to(device)]
+        prior = torch.from_numpy(prior_NC).to(device)
+        return self.backbone.log_p(self.hidden_ND, level, prior, self.sources, thread_N, self.may_NT)
+
+    def _grow(self, level: int, parents_QW: NDArray[np.int64], codes_QW: NDArray[np.int64]) -> None:
+        """Run the model over the codes just written by the beams that are still open."""
+        backbone, device = self.backbone, self.backbone.device
+        choices = np.stack([ask.trie.rows_below(self.states_QW[q]) for q, ask in enumerate(self.asks)])
+        open_QW = choices > 1
+        self.request_N = np.nonzero(open_QW)[0]
+        self.row_QW = np.where(open_QW, np.cumsum(open_QW).reshape(open_QW.shape) - 1, -1)
+        if not len(self.request_N):
+            return
+        parent_N = torch.from_numpy(parents_QW[open_QW]).to(device)
+        code_N = torch.from_numpy(codes_QW[open_QW]).to(device)
+        request_N = torch.from_numpy(self.request_N).to(device)
+        self.may_NT = self.may_NT[parent_N]
+        if self.sources is not None:  # from here on only objects that agree with this code can be repeated
+            carried_NT = self.sources.codes_BTL[self.thread_Q[request_N], :, level]
+            self.may_NT = self.may_NT & (carried_NT == code_N[:, None])
+        ids_N = backbone.layout.words + backbone.layout.offsets[level] + code_N
+        self.hidden_ND = self.beams.grow(self._embed(ids_N), parent_N)
+
+    def _embed(self, ids_N: Tensor) -> Tensor:
+        return self.backbone.embed(ids_N[None])[0]
+
+
 def beam_search(
     backbone: Backbone, threads: Sequence[tuple[Ids, Sequence[Ask]]], width: int | Sequence[int]
 ) -> list[list[Answer]]:
-    """The ``width`` best live rows of each request of each thread, one list of answers a thread.
-
-    ``width`` may differ by level. Exact where it is at least the number of live prefixes at every level; narrower
-    beams may miss a row but never return a dead one.
-    """
-    asks = [(b, ask) for b, (_, thread) in enumerate(threads) for ask in thread]
-    if not asks:
-        return [[] for _ in threads]
-    levels = len(backbone.layout.sizes)
-    widths = [width] * levels if isinstance(width, int) else list(width)
-    thread_Q = np.array([b for b, _ in asks])
-    end_Q = np.array([ask.end for _, ask in asks])
-    cache = DynamicCache(config=backbone.body.config)
-    ids_BT = _pad([ids for ids, _ in threads])
-    hidden_BTD = _read(backbone, ids_BT, cache)
-    sources = backbone.sources(hidden_BTD, torch.from_numpy(ids_BT).to(backbone.device))
-    may_QT = torch.from_numpy(repeatable(backbone.layout, ids_BT[thread_Q], end_Q, [ask.objects for _, ask in asks]))
-    may_QWT = may_QT.to(backbone.device)[:, None]
-    hidden_QWD = hidden_BTD[torch.from_numpy(thread_Q), torch.from_numpy(end_Q)][:, None]
-    states_QW = np.zeros((len(asks), 1), np.int64)
-    score_QW = torch.zeros(len(asks), 1, device=backbone.device)
-    tree = _Tree(thread_Q, end_Q, hidden_BTD.shape[1], len(threads))
-    for level in range(levels):
-        priors = [ask.trie.log_prior(states_QW[q], level) for q, (_, ask) in enumerate(asks)]
-        prior = torch.from_numpy(np.stack(priors)).to(backbone.device).flatten(0, 1)
-        width_now = states_QW.shape[1]
-        thread_N = torch.from_numpy(np.repeat(thread_Q, width_now)).to(backbone.device)
-        log_p = backbone.log_p(hidden_QWD.flatten(0, 1), level, prior, sources, thread_N, may_QWT.flatten(0, 1))
-        log_p = log_p.view(len(asks), width_now, -1) + score_QW[..., None]
-        codes = log_p.shape[-1]
-        score_QW, best = log_p.flatten(1).topk(min(widths[level], log_p[0].numel()), dim=-1)
-        parents_QW, codes_QW = (best // codes).cpu().numpy(), (best % codes).cpu().numpy()
-        came_from = np.take_along_axis(states_QW, parents_QW, axis=1)
-        dead = ~torch.isfinite(score_QW).cpu().numpy()
-        states_QW = np.stack([ask.trie.step(came_from[q], codes_QW[q], level) for q, (_, ask) in enumerate(asks)])
-        states_QW[dead] = -1
-        if level < levels - 1:
-            if sources is not None:
-                parents = torch.from_numpy(parents_QW).to(backbone.device)
-                carried = sources.codes_BTL[torch.from_numpy(thread_Q), :, level][:, None]
-                may_QWT = may_QWT.gather(1, parents[..., None].expand(-1, -1, may_QT.shape[1]))
-                may_QWT = may_QWT & (carried == torch.from_numpy(codes_QW).to(backbone.device)[..., None])
-            rows = backbone.layout.offsets[level] + codes_QW
-            hidden_QWD = tree.grow(backbone, cache, backbone.layout.code(rows), parents_QW)
-    answers: list[list[Answer]] = [[] for _ in threads]
-    log_p_QW = score_QW.float().cpu().numpy()
-    for q, (b, ask) in enumerate(asks):
-        live = states_QW[q] >= 0
-        answers[b].append(Answer(ask.trie.rows(states_QW[q][live]), log_p_QW[q][live]))
-    return answers
+    """One call of a new `Searcher`."""
+    return Searcher(backbone)(threads, width)
 
 
 def repeatable(
@@ -107,53 +178,3 @@ def repeatable(
     live = np.stack([np.isin(at_T, some) for at_T, some in zip(at_QT, objects, strict=True)])
     result: NDArray[np.bool_] = live & (np.arange(ids_QT.shape[1]) <= end_Q[:, None])
     return result
-
-
-def _pad(threads: Sequence[Ids]) -> NDArray[np.int64]:
-    """Threads as one array [B, T], padded at the end."""
-    ids_BT = np.zeros((len(threads), max(len(ids) for ids in threads)), np.int64)
-    for b, ids in enumerate(threads):
-        ids_BT[b, : len(ids)] = ids
-    return ids_BT
-
-
-def _read(backbone: Backbone, ids_BT: NDArray[np.int64], cache: DynamicCache) -> Tensor:
-    """Hidden states [B, T, D] of the threads; their keys and values go into ``cache``."""
-    threads, longest = ids_BT.shape
-    positions_BT = torch.arange(longest, device=backbone.device).expand(threads, longest)
-    nothing = torch.zeros(threads, 0, longest, dtype=torch.bool, device=backbone.device)
-    hidden: Tensor = backbone(torch.from_numpy(ids_BT).to(backbone.device), positions_BT, nothing, longest, cache)
-    return hidden
-
-
-class _Tree:
-    """The beams of all requests as extra positions of their threads, and which keys each of them may see."""
-
-    def __init__(self, thread_Q: NDArray[np.int64], end_Q: NDArray[np.int64], read: int, threads: int) -> None:
-        self.thread_Q, self.end_Q, self.keys, self.threads, self.depth = thread_Q, end_Q, read, threads, 0
-        self.path_QWL = np.zeros((len(end_Q), 1, 0), np.int64)  # key index of each code a beam has written
-        # the how-manieth request of its thread: requests of one thread stand side by side in the batch row
-        first_Q = np.searchsorted(thread_Q, thread_Q, side="left")
-        self.slot_Q = np.arange(len(thread_Q)) - first_Q
-
-    def grow(self, backbone: Backbone, cache: DynamicCache, ids_QW: Ids, parents_QW: NDArray[np.int64]) -> Tensor:
-        """Append one code to every beam; hidden states [Q, W, D] of these codes."""
-        width = ids_QW.shape[1]
-        columns_QW = self.slot_Q[:, None] * width + np.arange(width)
-        added = int(self.slot_Q.max() + 1) * width
-        inherited = np.take_along_axis(self.path_QWL, parents_QW[..., None], axis=1)
-        self.path_QWL = np.concatenate([inherited, (self.keys + columns_QW)[..., None]], axis=-1)
-        ids_BN = np.zeros((self.threads, added), np.int64)
-        positions_BN = np.zeros((self.threads, added), np.int64)
-        mask_BNK = np.zeros((self.threads, added, self.keys + added), np.bool_)
-        mask_BNK[..., 0] = True  # padding positions must see something, or their softmax is undefined
-        thread_QW = np.repeat(self.thread_Q[:, None], width, axis=1)
-        ids_BN[thread_QW, columns_QW] = ids_QW
-        positions_BN[thread_QW, columns_QW] = self.end_Q[:, None] + 1 + self.depth
-        before_QK = np.arange(self.keys + added) <= self.end_Q[:, None]
-        mask_BNK[thread_QW, columns_QW] = before_QK[:, None, :]
-        mask_BNK[thread_QW[..., None], columns_QW[..., None], self.path_QWL] = True
-        tensors = [torch.from_numpy(array).to(backbone.device) for array in (ids_BN, positions_BN, mask_BNK)]
-        hidden_BND: Tensor = backbone(*tensors, 0, cache)
-        self.keys, self.depth = self.keys + added, self.depth + 1
-        return hidden_BND[torch.from_numpy(thread_QW), torch.from_numpy(columns_QW)]

@@ -1,8 +1,9 @@
 """A trie over the code paths that are live now, as flat arrays; a beam's state is one integer.
 
 Training and serving ask the same two questions of it: which codes may follow, and how likely each is before anything
-is known of the request (`log_prior`); and where a code leads (`step`). Nodes are numbered level by level and, inside a level, by their path in lexicographic order. So the
-children of a node stand next to each other, and edge `e` always leads to node `e + 1`: no pointer array is needed.
+is known of the request (`log_prior`); and where a code leads (`step`). Nodes are numbered level by level and,
+inside a level, by their path in lexicographic order. So the children of a node stand next to each other, and edge `e`
+always leads to node `e + 1`: no pointer array is needed.
 
 Letters: N rows (live objects), L levels, B beams, T targets, V nodes, E = V - 1 edges.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ ROOT = 0
 DEAD = -1  # the state of a beam that left the trie: it has no children and stays dead
 
 Ints = NDArray[np.int64]
+S = TypeVar("S", bound=np.generic)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,6 +35,7 @@ class Trie:
     child_codes    code of each edge, ascending inside a node, int32 [E]
     edge_keys      parent * max(sizes) + code, ascending: what `step` searches, int64 [E]
     leaf_row       row of `codes_NL` that a leaf stands for, int64 [N], in the order of the leaves
+    rows_beneath   rows below each node, itself if it is a leaf, int64 [V]
     log_mass       logarithm of the summed weights of the rows below each node, float32 [V]; zeros without weights
     """
 
@@ -41,6 +45,7 @@ class Trie:
     child_codes: NDArray[np.int32]
     edge_keys: Ints
     leaf_row: Ints
+    rows_beneath: Ints
     log_mass: NDArray[np.float32]
 
     @property
@@ -86,6 +91,10 @@ class Trie:
         edge = np.minimum(np.searchsorted(self.edge_keys, keys), len(self.edge_keys) - 1)
         return np.where(valid & (self.edge_keys[edge] == keys), edge + 1, DEAD)
 
+    def rows_below(self, states_B: Ints) -> Ints:
+        """How many rows each state can still become: int64 [B], 0 where DEAD."""
+        return np.where(states_B >= 0, self.rows_beneath[np.maximum(states_B, 0)], 0)
+
     def rows(self, states_B: Ints) -> Ints:
         """The row of `codes_NL` each leaf state stands for: int64 [B]; DEAD gives -1."""
         states = np.asarray(states_B, dtype=np.int64)
@@ -96,9 +105,7 @@ class Trie:
         return np.where(states >= 0, self.leaf_row[np.maximum(states - first_leaf, 0)], DEAD)
 
 
-def build(
-    codes_NL: NDArray[np.integer], sizes: Sequence[int], weights_N: NDArray[np.floating] | None = None
-) -> Trie:
+def build(codes_NL: NDArray[np.integer], sizes: Sequence[int], weights_N: NDArray[np.floating] | None = None) -> Trie:
     """Trie of the code paths `codes_NL` (integers [N, L], every row its own path) over `sizes` codes per level.
 
     `weights_N` > 0 says how likely each row is a priori, in any unit. The order of the rows changes nothing but
@@ -133,7 +140,8 @@ def build(
     offsets[int(starts[depth]) + 1 :] = offsets[int(starts[depth])]  # leaves have no children
     log_mass = np.zeros(int(starts[-1]), dtype=np.float32)
     if weights_N is not None and rows:
-        log_mass = _log_mass(starts, offsets, weights_N[order])
+        assert np.all(weights_N > 0), "a row without weight could never be reached; leave it out of the trie"
+        log_mass = np.log(_sums(starts, offsets, weights_N[order].astype(np.float64))).astype(np.float32)
     return Trie(
         sizes=tuple(int(size) for size in sizes),
         level_starts=starts,
@@ -141,27 +149,29 @@ def build(
         child_codes=np.concatenate(child_codes).astype(np.int32),
         edge_keys=np.concatenate(edge_keys),
         leaf_row=order.astype(np.int64),
+        rows_beneath=_sums(starts, offsets, np.ones(rows, np.int64)),
         log_mass=log_mass,
     )
 
 
-def _log_mass(starts: Ints, offsets: Ints, leaf_weights: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Weights of the leaves, in their order, summed into every node above them: logarithms float32 [V]."""
-    assert np.all(leaf_weights > 0), "a row without weight could never be reached; leave it out of the trie"
-    mass = np.empty(int(starts[-1]), dtype=np.float64)
-    mass[starts[-2] :] = leaf_weights
+def _sums(starts: Ints, offsets: Ints, leaf_values: NDArray[S]) -> NDArray[S]:
+    """Values of the leaves, in their order, summed into every node above them: [V], in the type of the values."""
+    sums = np.zeros(int(starts[-1]), dtype=leaf_values.dtype)
+    if not len(leaf_values):
+        return sums
+    sums[starts[-2] :] = leaf_values
     for depth in range(len(starts) - 3, -1, -1):
-        below = mass[starts[depth + 1] : starts[depth + 2]]  # children stand in the order of their parents
+        below = sums[starts[depth + 1] : starts[depth + 2]]  # children stand in the order of their parents
         first_child = offsets[starts[depth] : starts[depth + 1]] + 1 - starts[depth + 1]
-        mass[starts[depth] : starts[depth + 1]] = np.add.reduceat(below, first_child)
-    return np.log(mass).astype(np.float32)
+        sums[starts[depth] : starts[depth + 1]] = np.add.reduceat(below, first_child)
+    return sums
 
 
 def path_priors(trie: Trie, codes_TL: NDArray[np.integer]) -> list[NDArray[np.float32]]:
     """`log_prior` at each level given each target's own prefix: L arrays float32 [T, sizes[level]].
 
-    The training loss is normalised over the codes that are finite there, which are the ones decoding may choose from. Every target must
-    be in the trie (AssertionError), because a target outside the mask would have an infinite loss.
+    The training loss is normalised over the codes that are finite there, which are the ones decoding may choose from.
+    Every target must be in the trie (AssertionError), because a target outside it would have an infinite loss.
     """
     codes = np.asarray(codes_TL, dtype=np.int64)
     states = trie.roots(len(codes))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from leadre import metrics
 from leadre.data.histories import first_seen
 from leadre.lm.backbone import Backbone
-from leadre.lm.decode import Ask, beam_search
+from leadre.lm.decode import Ask, Searcher
 from leadre.lm.live import Live
 from leadre.tune.tasks import Threads, Window
 
@@ -30,7 +30,7 @@ class Ranked(NamedTuple):
 
 
 def answer(
-    backbone: Backbone, threads: Threads, live: Live, windows: Sequence[Window], views: Sequence[View], width: int
+    searcher: Searcher, threads: Threads, live: Live, windows: Sequence[Window], views: Sequence[View], width: int
 ) -> Iterator[Ranked]:
     """Beam-search every request of the windows in each view; "new" leaves out what the user had before the request."""
     live_in = {"all": live.all, "new": live.new}
@@ -50,7 +50,7 @@ def answer(
             (t.ids, [Ask(end, trie, objects) for _, _, end, trie, objects in asks])
             for t, asks in zip(batch, asked, strict=True)
         ]
-        for asks, found in zip(asked, beam_search(backbone, threads_in, width), strict=True):
+        for asks, found in zip(asked, searcher(threads_in, width), strict=True):
             for (r, view, _, _, objects), one in zip(asks, found, strict=True):
                 yield Ranked(r, view, objects[one.rows], one.log_p)
 
@@ -60,7 +60,7 @@ def recall(backbone: Backbone, threads: Threads, live: Live, windows: Sequence[W
     logs = threads.logs
     values: dict[str, list[float]] = {view: [] for view in VIEWS}
     backbone.eval()
-    for ranked in answer(backbone, threads, live, windows, VIEWS, width):
+    for ranked in answer(Searcher(backbone), threads, live, windows, VIEWS, width):
         wanted = logs.relevant(ranked.r)[0]
         if ranked.view == "new":
             wanted = wanted[first_seen(logs, ranked.r)]

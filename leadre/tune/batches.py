@@ -56,7 +56,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Targets:
-    """What one request teaches: N targets with one prior a level, and whether they are ranked among new objects only."""
+    """What one request teaches: N targets with one prior a level, and whether they are ranked among new ones only."""
 
     codes_NL: NDArray[np.int32]
     priors: list[NDArray[np.float32]]

@@ -9,12 +9,13 @@ import pytest
 
 from leadre.data.histories import TEST, VALID
 from leadre.generate import batch
+from leadre.lm.decode import Searcher
 from leadre.tune.answers import Ranked
 
 
 @pytest.fixture(scope="module")
 def engine(small):
-    return batch.Loaded(small.backbone(seed=7), small.threads(), small.live)
+    return batch.Loaded(Searcher(small.backbone(seed=7)), small.threads(), small.live)
 
 
 @pytest.fixture(scope="module")

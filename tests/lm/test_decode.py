@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leadre.lm.decode import Ask, beam_search
+from leadre.lm.decode import Ask, Searcher, beam_search
 from leadre.lm.pointer import FADE_POSITIONS, WIDTH
+from leadre.lm.runner import Packed, Plain
 from leadre.semid.trie import build
 from leadre.tune import losses
 from leadre.tune.answers import VIEWS, answer
@@ -206,7 +207,7 @@ def test_serving_ranks_by_the_number_that_training_lowers(name, small, request):
     windows = examples.threads.training(seed=0)[:3]
     scored = {
         (one.r, one.view, int(o)): p
-        for one in answer(backbone, examples.threads, small.live, windows, VIEWS, width=64)
+        for one in answer(Searcher(backbone), examples.threads, small.live, windows, VIEWS, width=64)
         for o, p in zip(one.objects, one.log_p.tolist(), strict=True)
     }
     batch = examples.batch(windows)
@@ -233,3 +234,20 @@ def log_p_of(backbone, batch):
         if sources is not None:
             may_NT = may_NT & (sources.codes_BTL[batch.thread_N, :, level] == batch.targets_NL[:, level, None])
     return found
+
+
+def test_both_runners_give_the_same_answers(with_pointer):
+    """Ours for Llama layers, and the one that drives any other Hugging Face body."""
+    backbone, _ = with_pointer
+    rng, objects = np.random.default_rng(5), len(backbone.objects_OL)
+    asked = []
+    for length in (3, 9, 9):
+        ids = rng.integers(0, backbone.layout.words + backbone.layout.codes + objects, length).astype(np.int32)
+        asked.append((ids, [ask(backbone, end, range(0, objects, 2)) for end in (length - 2, length - 1)]))
+    found = []
+    for runner in (Packed, Plain):
+        search = Searcher(backbone, runner(backbone.body, torch.float64))
+        found.append([one for answers in search(asked, 4) for one in answers])
+    for one, other in zip(*found, strict=True):
+        assert one.rows.tolist() == other.rows.tolist() and len(one.rows) == 4
+        np.testing.assert_allclose(one.log_p, other.log_p, rtol=1e-6)

@@ -23,7 +23,9 @@ def pointer():
 def mix(pointer, codes, may, head, level=0, counts=None):
     """Mixture over 3 codes for one request of one thread."""
     keys = torch.zeros(1, len(codes), 64, dtype=torch.float64)
-    sources = Sources(keys, torch.tensor([codes]), torch.tensor([counts or [1] * len(codes)], dtype=torch.float64).log())
+    sources = Sources(
+        keys, torch.tensor([codes]), torch.tensor([counts or [1] * len(codes)], dtype=torch.float64).log()
+    )
     log_p = torch.tensor([head], dtype=torch.float64).log()
     hidden, thread = torch.zeros(1, 4, dtype=torch.float64), torch.tensor([0])
     with torch.no_grad():

@@ -98,6 +98,11 @@ def test_path_priors_hold_the_target_and_its_siblings():
     assert priors[2].tolist() == [[0, NO, 0, NO], [0, NO, NO, NO]]
 
 
+def test_rows_below_by_hand():
+    trie = tries.build(CODES, SIZES)
+    assert trie.rows_below(np.array([0, 1, 2, 4, 8, tries.DEAD])).tolist() == [4, 1, 3, 2, 1, 0]
+
+
 def test_mass_by_hand():
     trie = tries.build(CODES, SIZES, np.array([1.0, 4.0, 2.0, 0.5]))
     # leaves in order 011, 100, 102, 120 weigh 4, 2, 1, 0.5

@@ -1,0 +1,124 @@
+"""Keys and values: those of prompts, which all beams share where they lie, and the few that beams have of their own.
+
+Letters: B threads, T positions, N rows (of a prompt, or beams), H heads, G key-value heads, E width of a head, S codes
+that a beam has written, M the most beams of any one thread.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from leadre.lm.runner import Runner
+
+CHUNK = 256  # queries of a prompt a block; scores of a block stay in the processor's cache
+
+
+class Prompts:
+    """Keys and values of ``lengths`` threads, padded at their ends: [B, G, T, E] a layer."""
+
+    def __init__(self, runner: Runner, lengths: list[int], device: torch.device) -> None:
+        self.runner, self.lengths = runner, lengths
+        _, G, E = runner.heads
+        shape = (runner.layers, len(lengths), G, max(lengths), E)
+        self.keys = torch.zeros(shape, dtype=runner.dtype, device=device)
+        self.values = torch.zeros(shape, dtype=runner.dtype, device=device)
+
+    def read(self, rows_ND: Tensor) -> Tensor:
+        """Hidden states [B, T, D] of the threads' embedded positions, one thread after the other; zeros are padding."""
+        device = rows_ND.device
+        positions_N = torch.cat([torch.arange(length, device=device) for length in self.lengths])
+        hidden_ND = self.runner(rows_ND, positions_N, self._attend)
+        return torch.nn.utils.rnn.pad_sequence(hidden_ND.split(self.lengths), batch_first=True)
+
+    def _attend(self, layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor) -> Tensor:
+        """Causal attention inside each thread."""
+        mixed, start = torch.empty_like(query_NHE), 0
+        for b, length in enumerate(self.lengths):
+            rows = slice(start, start + length)
+            self.keys[layer, b, :, :length] = key_NGE[rows].transpose(0, 1)
+            self.values[layer, b, :, :length] = value_NGE[rows].transpose(0, 1)
+            for first in range(0, length, CHUNK):
+                last = min(first + CHUNK, length)
+                bias_NT = torch.zeros(last - first, last, device=query_NHE.device)
+                future = torch.ones_like(bias_NT, dtype=torch.bool).triu(first + 1)
+                block = slice(start + first, start + last)
+                keys, values = self.keys[layer, b : b + 1, :, :last], self.values[layer, b : b + 1, :, :last]
+                bias_BNT = bias_NT.masked_fill_(future, -torch.inf)[None]
+                mixed[block] = _look(query_NHE[None, block], keys, values, bias_BNT)[0]
+            start += length
+        return mixed
+
+
+class Beams:
+    """Rows that continue prompts: at first ``thread_N`` and ``end_N`` say where, then each call of `grow` adds a code.
+
+    Rows of one thread stand side by side.
+    """
+
+    def __init__(self, prompts: Prompts, thread_N: Tensor, end_N: Tensor) -> None:
+        self.prompts, self.thread_N, self.end_N, self.written = prompts, thread_N, end_N, 0
+        shape = (prompts.runner.layers, len(thread_N), 0, *prompts.keys.shape[2::2])
+        self.keys, self.values = prompts.keys.new_empty(shape), prompts.keys.new_empty(shape)  # [layers, N, S, G, E]
+
+    def grow(self, rows_ND: Tensor, parent_N: Tensor) -> Tensor:
+        """Hidden states [N, D] of embedded codes that continue the rows ``parent_N``, ascending, of the call before."""
+        self.thread_N, self.end_N = self.thread_N[parent_N], self.end_N[parent_N]
+        own = (self.keys, self.values)
+        self.keys, self.values = (F.pad(part[:, parent_N], (0, 0, 0, 0, 0, 1)) for part in own)
+        B, T = len(self.prompts.lengths), self.prompts.keys.shape[3]
+        counts = torch.bincount(self.thread_N, minlength=B)
+        slot_N = torch.arange(len(parent_N), device=parent_N.device) - (counts.cumsum(0) - counts)[self.thread_N]
+        self._place = (self.thread_N, slot_N)
+        self._shape = (B, int(counts.max()))
+        unread_NT = torch.arange(T, device=parent_N.device) > self.end_N[:, None]
+        bias_NT = torch.zeros(unread_NT.shape, device=parent_N.device).masked_fill_(unread_NT, -torch.inf)
+        self._bias_BMT = self._gather(bias_NT)
+        positions_N = self.end_N + 1 + self.written
+        hidden_ND = self.prompts.runner(rows_ND, positions_N, self._attend)
+        self.written += 1
+        return hidden_ND
+
+    def _attend(self, layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor) -> Tensor:
+        """Attention over the thread up to the row's end and the row's own codes."""
+        self.keys[layer, :, -1], self.values[layer, :, -1] = key_NGE, value_NGE
+        own = self._gather(self.keys[layer]), self._gather(self.values[layer])
+        mixed_BMHE = _look(
+            self._gather(query_NHE), self.prompts.keys[layer], self.prompts.values[layer], self._bias_BMT, own
+        )
+        return mixed_BMHE[self._place]
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        """Rows [N, ...] as [B, M, ...], zeros where a thread has fewer."""
+        if len(rows) == self._shape[0] * self._shape[1]:
+            return rows.view(*self._shape, *rows.shape[1:])
+        table = rows.new_zeros(*self._shape, *rows.shape[1:])
+        table[self._place] = rows
+        return table
+
+
+def _look(
+    query_BNHE: Tensor,
+    key_BGTE: Tensor,
+    value_BGTE: Tensor,
+    bias_BNT: Tensor,
+    own_BNSGE: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Attention [B, N, H, E] over the keys of the thread and, where given, each row's own; a key serves H / G heads."""
+    B, N, H, E = query_BNHE.shape
+    G, T = key_BGTE.shape[1:3]
+    query = query_BNHE.view(B, N, G, H // G, E).permute(0, 2, 3, 1, 4)
+    exact = torch.promote_types(query.dtype, torch.float32)  # softmax in float32 at least
+    scores = torch.bmm(query.reshape(B * G, -1, E), key_BGTE.flatten(0, 1).transpose(1, 2)).to(exact)
+    scores = scores.view(B, G, H // G, N, T) * E**-0.5 + bias_BNT[:, None, None]
+    if own_BNSGE is not None:  # a handful of keys a row: products of vectors
+        key, value = (part.permute(0, 3, 1, 2, 4)[:, :, None] for part in own_BNSGE)  # [B, G, 1, N, S, E]
+        own = (query[..., None, :].to(exact) * key.to(exact)).sum(-1) * E**-0.5
+        scores = torch.cat([scores, own], dim=-1)
+    weights = torch.softmax(scores, dim=-1)
+    shared = weights[..., :T].to(value_BGTE.dtype).reshape(B * G, -1, T)
+    mixed = torch.bmm(shared, value_BGTE.flatten(0, 1)).view(B, G, H // G, N, E)
+    if own_BNSGE is not None:
+        mixed = mixed + (weights[..., T:, None] * value.to(exact)).sum(-2).to(mixed.dtype)
+    return mixed.permute(0, 3, 1, 2, 4).reshape(B, N, H, E)
