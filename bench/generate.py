@@ -88,7 +88,7 @@ def measure(codes_OL: np.ndarray[Any, Any], args: argparse.Namespace, *, batch: 
         overlap = {tuple(codes_OL[row].tolist()) for row in ours(1, width)[0][0].rows[:10]}
         assert overlap <= live and len(overlap) == 10
     if batch:
-        our_s, their_s = interleaved([lambda: ours(BATCH, 50), lambda: theirs(BATCH, 50)], 1)
+        our_s, their_s = interleaved([lambda: ours(BATCH, 50), lambda: theirs(BATCH, 50)], 1, warm_up=False)
         result["speedup_batch16"] = round(their_s / our_s, 2)
         rows = torch.zeros(1, PROMPT + 50 * (len(SIZES) - 1), backbone.words_VD.shape[1], dtype=searcher.runner.dtype)
 
@@ -130,14 +130,14 @@ def children(paths: list[list[int]]) -> dict[tuple[int, ...], list[int]]:
     return OrAnything({prefix: sorted(codes) for prefix, codes in following.items()})
 
 
-def interleaved(calls: list[Callable[[], Any]], rounds: int) -> list[float]:
-    """Median seconds of each call, taken in turns after one call of each to warm up."""
+def interleaved(calls: list[Callable[[], Any]], rounds: int, *, warm_up: bool = True) -> list[float]:
+    """Median seconds of each call, taken in turns; ``warm_up`` calls each once before."""
     seconds: list[list[float]] = [[] for _ in calls]
-    for turn in range(rounds + 1):
+    for turn in range(rounds + warm_up):
         for call, times in zip(calls, seconds, strict=True):
             start_s = time.perf_counter()
             call()
-            if turn:
+            if turn >= warm_up:
                 times.append(time.perf_counter() - start_s)
     return [statistics.median(times) for times in seconds]
 
