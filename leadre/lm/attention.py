@@ -36,6 +36,8 @@ def _attend(
     K]) says what each of the others sees. In generation ``attend`` (`runner.Attend`) takes over.
     """
     if attend is not None:
+        if scaling is not None and scaling != (usual := query.shape[-1] ** -0.5):
+            query = query * (scaling / usual)  # it applies the usual one
         rows = (part[0].transpose(0, 1) for part in (query.to(value.dtype), key.to(value.dtype), value))
         return attend(module.layer_idx, *rows)[None], None
     groups = query.shape[1] // key.shape[1]

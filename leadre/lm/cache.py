@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from leadre.lm.attention import CHUNK
 from leadre.lm.runner import Runner
-
-CHUNK = 256  # queries of a prompt a block; scores of a block stay in the processor's cache
 
 
 class Prompts:
@@ -29,7 +28,13 @@ class Prompts:
         """Hidden states [B, T, D] of the threads' embedded positions, one thread after the other; zeros are padding."""
         device = rows_ND.device
         positions_N = torch.cat([torch.arange(length, device=device) for length in self.lengths])
+        # one bias a block of queries, for all layers and threads: -inf where a key lies ahead
+        self._ahead = [
+            torch.full((CHUNK, first + CHUNK), -torch.inf, device=device).triu(first + 1)
+            for first in range(0, max(self.lengths), CHUNK)
+        ]
         hidden_ND = self.runner(rows_ND, positions_N, self._attend)
+        del self._ahead
         return torch.nn.utils.rnn.pad_sequence(hidden_ND.split(self.lengths), batch_first=True)
 
     def _attend(self, layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor) -> Tensor:
@@ -41,12 +46,10 @@ class Prompts:
             self.values[layer, b, :, :length] = value_NGE[rows].transpose(0, 1)
             for first in range(0, length, CHUNK):
                 last = min(first + CHUNK, length)
-                bias_NT = torch.zeros(last - first, last, device=query_NHE.device)
-                future = torch.ones_like(bias_NT, dtype=torch.bool).triu(first + 1)
                 block = slice(start + first, start + last)
                 keys, values = self.keys[layer, b : b + 1, :, :last], self.values[layer, b : b + 1, :, :last]
-                bias_BNT = bias_NT.masked_fill_(future, -torch.inf)[None]
-                mixed[block] = _look(query_NHE[None, block], keys, values, bias_BNT)[0]
+                ahead_NT = self._ahead[first // CHUNK][: last - first, :last]
+                mixed[block] = _look(query_NHE[None, block], keys, values, ahead_NT[None])[0]
             start += length
         return mixed
 

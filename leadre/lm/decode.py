@@ -86,23 +86,22 @@ class _Search:
     """The state of one call: Q requests with W beams each, level by level."""
 
     def __init__(self, backbone: Backbone, runner: Runner, threads: Sequence[tuple[Ids, Sequence[Ask]]]) -> None:
-        self.backbone, self.runner, device = backbone, runner, backbone.device
+        self.backbone, device = backbone, backbone.device
         self.asks = [ask for _, asks in threads for ask in asks]
         self.counts = [len(asks) for _, asks in threads]
         thread_Q = np.repeat(np.arange(len(threads)), self.counts)
         end_Q = np.array([ask.end for ask in self.asks])
         ids = [torch.from_numpy(ids.astype(np.int64)).to(device) for ids, _ in threads]
-        self.prompts = Prompts(runner, [len(each) for each in ids], device)
-        hidden_BTD = self.prompts.read(self._embed(torch.cat(ids)))
+        prompts = Prompts(runner, [len(each) for each in ids], device)
+        hidden_BTD = prompts.read(self._embed(torch.cat(ids)))
         ids_BT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
         self.sources = backbone.sources(hidden_BTD, ids_BT)
-        self.thread_Q, self.end_Q = torch.from_numpy(thread_Q).to(device), torch.from_numpy(end_Q).to(device)
+        places = torch.from_numpy(thread_Q).to(device), torch.from_numpy(end_Q).to(device)
         may_QT = repeatable(backbone.layout, ids_BT.cpu().numpy()[thread_Q], end_Q, [ask.objects for ask in self.asks])
         # rows are the open beams: at first one a request, standing at its last position of the prompt
-        self.request_N = np.arange(len(self.asks))
         self.may_NT = torch.from_numpy(may_QT).to(device)
-        self.hidden_ND = hidden_BTD[self.thread_Q, self.end_Q]
-        self.beams = Beams(self.prompts, self.thread_Q, self.end_Q)
+        self.hidden_ND = hidden_BTD[places]
+        self.beams = Beams(prompts, *places)
         self.states_QW = np.zeros((len(self.asks), 1), np.int64)
         self.score_QW = torch.zeros(len(self.asks), 1, dtype=backbone.codes_SD.dtype, device=device)
         self.row_QW = np.arange(len(self.asks))[:, None]  # the row of each open beam, -1 for the others
@@ -113,7 +112,7 @@ class _Search:
         finished = torch.from_numpy(np.where(np.isfinite(prior), np.float32(0), prior))
         log_p_QWC = finished.to(self.score_QW)
         open_QW = self.row_QW >= 0
-        if len(self.request_N):  # a finished beam has one way to go, and log-probability zero on it
+        if open_QW.any():  # a finished beam has one way to go, and log-probability zero on it
             log_p_QWC[torch.from_numpy(open_QW)] = self._log_p(level, prior[open_QW])
         total_QWC = log_p_QWC + self.score_QW[..., None]
         codes = total_QWC.shape[-1]
@@ -135,26 +134,22 @@ class _Search:
         return [found[start:end] for start, end in pairwise(starts.tolist())]
 
     def _log_p(self, level: int, prior_NC: NDArray[np.float32]) -> Tensor:
-        device = self.backbone.device
-        thread_N = self.thread_Q[torch.from_numpy(self.request_N).to(device)]
-        prior = torch.from_numpy(prior_NC).to(device)
-        return self.backbone.log_p(self.hidden_ND, level, prior, self.sources, thread_N, self.may_NT)
+        prior = torch.from_numpy(prior_NC).to(self.backbone.device)
+        return self.backbone.log_p(self.hidden_ND, level, prior, self.sources, self.beams.thread_N, self.may_NT)
 
     def _grow(self, level: int, parents_QW: NDArray[np.int64], codes_QW: NDArray[np.int64]) -> None:
         """Run the model over the codes just written by the beams that are still open."""
         backbone, device = self.backbone, self.backbone.device
         choices = np.stack([ask.trie.rows_below(self.states_QW[q]) for q, ask in enumerate(self.asks)])
         open_QW = choices > 1
-        self.request_N = np.nonzero(open_QW)[0]
         self.row_QW = np.where(open_QW, np.cumsum(open_QW).reshape(open_QW.shape) - 1, -1)
-        if not len(self.request_N):
+        if not open_QW.any():
             return
         parent_N = torch.from_numpy(parents_QW[open_QW]).to(device)
         code_N = torch.from_numpy(codes_QW[open_QW]).to(device)
-        request_N = torch.from_numpy(self.request_N).to(device)
         self.may_NT = self.may_NT[parent_N]
         if self.sources is not None:  # from here on only objects that agree with this code can be repeated
-            carried_NT = self.sources.codes_BTL[self.thread_Q[request_N], :, level]
+            carried_NT = self.sources.codes_BTL[self.beams.thread_N[parent_N], :, level]
             self.may_NT = self.may_NT & (carried_NT == code_N[:, None])
         ids_N = backbone.layout.words + backbone.layout.offsets[level] + code_N
         self.hidden_ND = self.beams.grow(self._embed(ids_N), parent_N)

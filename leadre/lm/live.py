@@ -42,13 +42,18 @@ class Live:
         return self._trie(objects), objects
 
     def _of_inventory(self, inventory: int) -> tuple[Trie, NDArray[np.int64]]:
-        rows = slice(*self.logs.inventory_offsets[inventory : inventory + 2])
-        objects = np.unique(self.logs.ad_object_A[self.logs.inventory_ads[rows]]).astype(np.int64)
+        objects = _objects(self.logs, inventory)
         return self._trie(objects), objects
 
     def _trie(self, objects: NDArray[np.int64]) -> Trie:
         weights = None if self.rates_O is None else self.rates_O[objects]
         return build(self.codes_OL[objects], self.sizes, weights)
+
+
+def _objects(logs: Logs, inventory: int) -> NDArray[np.int64]:
+    """The objects of the ads in an inventory, ascending."""
+    rows = slice(*logs.inventory_offsets[inventory : inventory + 2])
+    return np.unique(logs.ad_object_A[logs.inventory_ads[rows]]).astype(np.int64)
 
 
 def response_rates(logs: Logs) -> NDArray[np.float64]:
@@ -61,8 +66,7 @@ def response_rates(logs: Logs) -> NDArray[np.float64]:
     live_O, acted_O = np.zeros(count), np.zeros(count)
     inventories, times = np.unique(logs.request_inventory_R[train_R], return_counts=True)
     for inventory, requests in zip(inventories, times, strict=True):
-        rows = slice(*logs.inventory_offsets[inventory : inventory + 2])
-        live_O[np.unique(logs.ad_object_A[logs.inventory_ads[rows]])] += requests
+        live_O[_objects(logs, inventory)] += requests
     for r in train_R:
         acted_O[np.unique(logs.ad_object_A[logs.relevant(r)[0]])] += 1
     mean = max(acted_O.sum(), 1.0) / max(live_O.sum(), 1.0)

@@ -23,7 +23,7 @@ class Attend(Protocol):
     """What the caller does at each layer: store keys and values, and mix values for the queries."""
 
     def __call__(self, layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor) -> Tensor:
-        """Mixed values [N, H, E]."""
+        """Mixed values [N, H, E], of scores scaled by E ** -0.5."""
         ...
 
 
@@ -94,10 +94,8 @@ class _Block:
 
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         attn, mlp = layer.self_attn, layer.mlp
-        self.norm_in, self.norm_mlp = (
-            layer.input_layernorm.weight.detach(),
-            layer.post_attention_layernorm.weight.detach(),
-        )
+        self.norm_in = layer.input_layernorm.weight.detach()
+        self.norm_mlp = layer.post_attention_layernorm.weight.detach()
         self.qkv = _Linear([attn.q_proj, attn.k_proj, attn.v_proj], dtype)
         self.out = _Linear([attn.o_proj], dtype)
         self.gate_up = _Linear([mlp.gate_proj, mlp.up_proj], dtype)

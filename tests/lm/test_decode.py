@@ -1,6 +1,7 @@
 """Beam search against the definition: every live row scored alone, from the whole prompt, with plain attention."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leadre.lm import attention
 from leadre.lm.decode import Ask, Searcher, beam_search
 from leadre.lm.pointer import FADE_POSITIONS, WIDTH
 from leadre.lm.runner import Packed, Plain
@@ -251,3 +253,20 @@ def test_both_runners_give_the_same_answers(with_pointer):
     for one, other in zip(*found, strict=True):
         assert one.rows.tolist() == other.rows.tolist() and len(one.rows) == 4
         np.testing.assert_allclose(one.log_p, other.log_p, rtol=1e-6)
+
+
+def test_generation_keeps_the_scale_of_bodies_that_have_their_own():
+    """What a layer asks of training's attention and of the runner's must be the same numbers."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8)
+    layer = SimpleNamespace(layer_idx=0)
+
+    def attend(_, query_NHE, key_NGE, value_NGE):
+        keys, values = (part.transpose(0, 1).repeat_interleave(2, dim=0) for part in (key_NGE, value_NGE))
+        queries = query_NHE.transpose(0, 1)
+        return torch.nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=True).transpose(0, 1)
+
+    for scaling in (None, 8**-0.5, 0.9):
+        expected, _ = attention._attend(layer, query, key, value, None, scaling=scaling, causal_until=6)
+        got, _ = attention._attend(layer, query, key, value, None, scaling=scaling, attend=attend)
+        torch.testing.assert_close(got, expected)
