@@ -18,6 +18,7 @@ from leadre import progress
 from leadre.artifact import Artifact
 from leadre.data import histories
 from leadre.data.histories import SPLITS, Logs
+from leadre.lm import affinity as affinities
 from leadre.lm import backbone as backbones
 from leadre.lm import pretrained
 from leadre.lm.decode import Searcher
@@ -46,11 +47,19 @@ def load(tables: Artifact, codebook: Artifact, model: Artifact, *, threads: int 
     if threads:
         torch.set_num_threads(threads)
     logs = histories.load(tables)
-    live = Live(logs, tuned_ids(codebooks.load(codebook), model), prior=model.meta["config"]["prior"])
+    live = load_live(logs, tuned_ids(codebooks.load(codebook), model), model)
     backbone = backbones.load(model.path, live.codes_OL).to(backbones.pick_device())
     tokenizer = pretrained.tokenizer(model.path / "tokenizer")
     prompter = prompts.Prompter(logs, tokenizer, backbone.layout, prompts.load_blocks(model.path))
     return Loaded(Searcher(backbone), Threads(prompter), live)
+
+
+def load_live(logs: Logs, ids: codebooks.Codebook, model: Artifact) -> Live:
+    """Live sets with the prior that the model was tuned under."""
+    settings = model.meta["config"]
+    wanted = settings["prior"] and settings["affinity"]
+    affinity = affinities.load(model.path, len(ids.object_ids)) if wanted else None
+    return Live(logs, ids, prior=settings["prior"], affinity=affinity)
 
 
 def tuned_ids(codebook: codebooks.Codebook, model: Artifact) -> codebooks.Codebook:

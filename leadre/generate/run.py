@@ -36,7 +36,7 @@ def run(config: Config) -> None:
     parents = [
         artifact.read(config.folder("data"), kind="tables", version=1),
         artifact.read(config.folder("semid"), kind="codebook", version=1),
-        artifact.read(config.folder("tune-sft"), kind="model", version=1),
+        artifact.read(config.folder("tune-sft"), kind="model", version=2),
     ]
     _check_ids(model=parents[2], codebook=parents[1])
     effective = dataclasses.asdict(config)

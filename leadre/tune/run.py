@@ -1,8 +1,8 @@
 """Histories + semantic IDs -> a language model that answers a user's intents with the semantic ID of an ad.
 
 Writes the artifact ``work/<run>/tune-sft``: the backbone (model.safetensors, backbone.json, body/, tokenizer/), the
-form of its prompts (prompt.json), loss.csv, valid.csv and loss.png. A killed run resumes from
-``work/<run>/.tune-sft.checkpoint``.
+affinities of its prior (affinity.safetensors), the form of its prompts (prompt.json), loss.csv, valid.csv and loss.png.
+A killed run resumes from ``work/<run>/.tune-sft.checkpoint``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
     from leadre.tune.sft import History
     from leadre.tune.tasks import Threads
 
-KIND, VERSION = "model", 1
+KIND, VERSION = "model", 2
 VALIDATION_USERS = 200
 VALIDATION_BEAM = 20
 
@@ -39,7 +39,8 @@ class Config(config.Common):
     random_backbone: bool = config.option(False, "start the body from random weights (control runs)")
     layers: int = config.option(4, "keep only the first so many layers (for CPUs); 0 keeps all")
     pointer: bool = config.option(True, "a pointer over the objects in the prompt beside the head")
-    prior: bool = config.option(True, "start from how often each object was acted on when it was live")
+    prior: bool = config.option(True, "start from how often each object was acted on when it was live and new")
+    affinity: bool = config.option(True, "and from what goes with the user's history; wants the prior")
     adapter: Literal["full", "lora"] = config.option("full", "train all weights of the body, or LoRA adapters")
     lora_rank: int = config.option(16, "rank of the LoRA adapters")
     shuffle_ids: bool = config.option(False, "permute the semantic IDs among the objects (control runs)")
@@ -82,6 +83,8 @@ def run(config: Config) -> None:
         backbone, prompter, live, source = prepare(config, tables, codebook)
         history = _train(config, backbone, prompter, live, checkpoint, parents)
         _write(temporary, backbone, prompter.blocks, source, history)
+        if live.affinity is not None:
+            live.affinity.save(temporary)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
@@ -101,6 +104,7 @@ def prepare(
     import torch
 
     from leadre.data import histories
+    from leadre.lm import affinity as affinities
     from leadre.lm import backbone as backbones
     from leadre.lm import pretrained
     from leadre.lm.layout import Layout
@@ -115,7 +119,8 @@ def prepare(
     codebook = codebooks.load(codebook_artifact)
     if config.shuffle_ids:
         codebook = codebooks.shuffled(codebook, config.seed)
-    live = Live(logs, codebook, prior=config.prior)
+    affinity = affinities.fit(logs, codebook, config.seed) if config.affinity and config.prior else None
+    live = Live(logs, codebook, prior=config.prior, affinity=affinity)
     source = pretrained.folder_of(config.backbone, config.work)
     tokenizer = pretrained.tokenizer(source)
     layout = Layout(len(tokenizer), codebook.sizes)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from leadre.data.histories import TRAIN
-from leadre.lm.live import PSEUDO_ACTIONS, Live, response_rates
+from leadre.data.histories import TEST, TRAIN
+from leadre.lm import affinity as affinities
+from leadre.lm.live import AFFINITY, PSEUDO_ACTIONS, Live, response_rates
 
 
 def test_the_trie_of_a_request_holds_its_inventory(small):
@@ -43,11 +44,12 @@ def test_codes_follow_the_logs_objects_whatever_the_order_of_the_codebook(small)
     assert np.array_equal(Live(small.logs, mixed).codes_OL, small.live.codes_OL)
 
 
-def test_rates_count_how_often_an_object_was_acted_on_while_live(small):
+def test_rates_count_how_often_an_object_was_acted_on_where_it_was_live_and_new(small):
     logs = small.logs
     live, acted = np.zeros(len(logs.objects)), np.zeros(len(logs.objects))
     for r in logs.requests_of(TRAIN).tolist():
-        for o in set(logs.ad_object_A[logs.inventory(r)].tolist()):
+        had = set(logs.object_E[logs.history(r)].tolist())
+        for o in set(logs.ad_object_A[logs.inventory(r)].tolist()) - had:
             live[o] += 1
             acted[o] += o in logs.ad_object_A[logs.relevant(r)[0]]
     mean = acted.sum() / live.sum()
@@ -55,6 +57,19 @@ def test_rates_count_how_often_an_object_was_acted_on_while_live(small):
     np.testing.assert_allclose(rates, (acted + PSEUDO_ACTIONS) / (live + PSEUDO_ACTIONS / mean))
     assert rates[live == 0].tolist() == pytest.approx([mean] * int((live == 0).sum()))
     assert acted.max() > acted.min() and (live == 0).any()
+
+
+def test_affinity_weighs_each_object_by_what_the_user_had_before(small):
+    logs, live = small.logs, Live(small.logs, small.codebook, affinity=affinities.fit(small.logs, small.codebook, 0))
+    told = 0
+    for r in logs.requests_of(TEST).tolist():
+        for trie, objects in (live.all(r), live.new(r)):
+            history = live.rows_O[logs.object_E[logs.history(r)]]
+            weights = live.rates_O[objects] * np.exp(AFFINITY * live.affinity.scores(history, live.rows_O[objects]))
+            leaves = trie.log_mass[trie.level_starts[trie.depth] :]
+            np.testing.assert_allclose(leaves, np.log(weights[trie.leaf_row]), rtol=1e-5)
+            told += len(history) > 0 and np.ptp(weights / live.rates_O[objects]) > 0.1
+    assert told > 10
 
 
 def test_without_prior_every_code_starts_alike(small):
