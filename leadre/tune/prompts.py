@@ -32,6 +32,7 @@ DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sun
 PARTS = ("night", "morning", "afternoon", "evening")  # a quarter of the day each
 TITLE_WORDS = 8  # tokens of a title inside a prompt
 PROFILE_TOKENS = 96  # a profile comes from outside and may be a page long
+PLACEMENT_TOKENS = 6  # of a placement's name
 NOTHING: Ids = np.zeros(0, np.int32)
 # a decayed count below the limit is told by the word, which stands for about so many times
 FREQUENCIES = (
@@ -55,6 +56,7 @@ class Blocks:
     short_content: bool = True
     short_ad: bool = True
     context: bool = True
+    placement: bool = True
     long_items: int = 48
     described: int = 4
     long_tokens: int = 160
@@ -89,12 +91,19 @@ class Prompter:
                 )
         return np.concatenate(parts)
 
-    def context(self, at_us: int) -> Ids:
-        """What is known of a visit before anything happens in it; the answer to a request begins after it."""
-        if not self.blocks.context:
+    def context(self, at_us: int, placement: int) -> Ids:
+        """What is known of a visit before anything happens in it; the answer to a request begins after it.
+
+        ``placement`` is an index into those of the logs, or -1; where there is only one it says nothing.
+        """
+        if not (self.blocks.context and self.blocks.words):
             return self.text("\n")
         at = datetime.fromtimestamp(at_us / 1e6, UTC)
-        return self.text(f"\n{DAYS[at.weekday()]} {PARTS[at.hour // 6]}:") if self.blocks.words else self.text("\n")
+        when = f"\n{DAYS[at.weekday()]} {PARTS[at.hour // 6]}"
+        if not self.blocks.placement or placement < 0 or len(self.logs.placements) < 2:
+            return self.text(f"{when}:")
+        name = self.text(f", {self.logs.placements[placement]}")[:PLACEMENT_TOKENS]
+        return np.concatenate([self.text(when), name, self.text(":")])
 
     def happened(self, visit: int) -> Ids:
         """What the user acted on in a visit: objects reached through ads, then the others."""

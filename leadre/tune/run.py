@@ -58,6 +58,7 @@ class Config(config.Common):
     short_content: bool = config.option(True, "prompt block: the last visits outside ads")
     short_ad: bool = config.option(True, "prompt block: the last visits from ads")
     context: bool = config.option(True, "prompt block: weekday and time of the request")
+    placement: bool = config.option(True, "and where it asks, if there are several placements")
     long_items: int = config.option(48, "most long-term interests of a domain")
     described: int = config.option(4, "how many of them are told in words")
     long_tokens: int = config.option(160, "positions of the long-term interests of a domain")

@@ -49,6 +49,11 @@ class Threads:
         ]
         self.visit_R = np.array(before_R, np.int64)  # the visit of each request, or the one it would have been
         assert bool(np.all(self.visit_R >= first_R)), "a request points before its user's first visit"
+        # a visit that answered a request had its placement; -1 where nobody asked
+        self.placement_V = np.full(len(self.visits.at_us_V) + 1, -1, np.int64)
+        at_us_V = np.append(self.visits.at_us_V, -1)
+        asked_R = at_us_V[self.visit_R] == self.logs.request_at_us_R
+        self.placement_V[self.visit_R[asked_R]] = self.logs.request_placement_R[asked_R]
         objects_V = np.diff(self.visits.event_offsets)
         # about how many positions the visits before each take; one entry more: a request may follow the last visit
         ends_V = np.cumsum(objects_V + self._overhead())
@@ -58,7 +63,7 @@ class Threads:
 
     def _overhead(self) -> int:
         """Positions of a visit besides its objects: its context and the two names of the domains."""
-        return len(self.prompter.context(0)) + len(self.prompter.text(" ads")) + len(self.prompter.text(" also"))
+        return len(self.prompter.context(0, 0)) + len(self.prompter.text(" ads")) + len(self.prompter.text(" also"))
 
     def training(self, seed: int) -> list[Window]:
         """Windows over all visits of training time, in user order; ``seed`` shifts where they are cut."""
@@ -98,19 +103,29 @@ class Threads:
         visit_of = self.visit_R[window.requests]
         for visit in range(window.start, window.stop):
             here = np.flatnonzero(visit_of == visit)
-            times = np.unique(self.logs.request_at_us_R[window.requests[here]])
-            own = int(self.visits.at_us_V[visit]) if visit < len(self.visits.at_us_V) else None
-            for at_us in times.tolist():
-                parts.append(prompter.context(at_us))
+            moment_of = self._moments(window.requests[here])
+            moments = sorted(set(moment_of))
+            own = (
+                (int(self.visits.at_us_V[visit]), int(self.placement_V[visit]))
+                if visit < len(self.visits.at_us_V)
+                else None
+            )
+            for moment in moments:
+                parts.append(prompter.context(*moment))
                 length += len(parts[-1])
-                ends[here[self.logs.request_at_us_R[window.requests[here]] == at_us]] = length - 1
+                ends[here[[each == moment for each in moment_of]]] = length - 1
             at += len(here)
             if at == len(window.requests):  # what happens after the last answer is no business of this thread
                 break
             assert own is not None, f"request {window.requests[at]} lies after visit {visit}, which does not exist"
-            parts += [prompter.context(own)] * (own not in times) + [prompter.happened(visit)]
+            parts += [prompter.context(*own)] * (own not in moments) + [prompter.happened(visit)]
             length = sum(map(len, parts))
         return Thread(np.concatenate(parts), ends, window.requests)
+
+    def _moments(self, requests: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """(time, placement) of each request."""
+        at_us, placement = self.logs.request_at_us_R[requests], self.logs.request_placement_R[requests]
+        return list(zip(at_us.tolist(), placement.tolist(), strict=True))
 
     def _stop(self, start: int, last: int, limit: int) -> int:
         stop = int(np.searchsorted(self.tokens_V, self.tokens_V[start] + limit, side="right")) - 1

@@ -20,7 +20,7 @@ def pairs(small, hand, monkeypatch):
     for user in range(30):
         pair = (1, 2) if user % 2 == 0 else (3, 4)
         events += [(user, 10 + i, CONTENT, o, 0) for i, o in enumerate((*pair, int(rng.integers(5, 8))))]
-    logs = hand(events + [LATE], [(0, 500, "test", [])], objects=len(small.codebook.object_ids))
+    logs = hand([*events, LATE], [(0, 500, "test", [])], objects=len(small.codebook.object_ids))
     return logs, replace(small.codebook, object_ids=tuple(logs.objects["object_id"].to_list()))
 
 

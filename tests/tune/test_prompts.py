@@ -116,7 +116,7 @@ def two_domains(hand):
 
 def everything(prompter):
     """Prefix before the second visit, its context and what happened in it."""
-    return np.concatenate([prompter.prefix(0, 1), prompter.context(DAY_US), prompter.happened(1)])
+    return np.concatenate([prompter.prefix(0, 1), prompter.context(DAY_US, -1), prompter.happened(1)])
 
 
 def objects_of(small, ids):
@@ -160,7 +160,7 @@ def test_each_block_can_be_switched_off(small, two_domains, block, left):
 def test_without_words_nothing_is_left_but_line_breaks_and_objects(small, two_domains):
     prompter = prompter_of(small, two_domains, words=False)
     assert prompter.render(everything(prompter)) == "<thing 1><thing 2>\n<thing 4><thing 3>"
-    assert len(prompter.context(0)) >= 1  # a request must have a position to be answered at
+    assert len(prompter.context(0, 0)) >= 1  # a request must have a position to be answered at
 
 
 def test_nothing_is_told_before_a_user_has_done_anything(small, two_domains):
@@ -191,7 +191,18 @@ def test_codes_are_shown_by_level(small, two_domains):
 )
 def test_the_context_is_weekday_and_part_of_the_day(small, two_domains, at_us, says):
     prompter = prompter_of(small, two_domains)
-    assert prompter.render(prompter.context(at_us)) == says
+    assert prompter.render(prompter.context(at_us, 0)) == says  # the only placement: nothing to tell
+
+
+def test_the_context_names_the_placement_where_there_are_several(small, two_domains):
+    logs = replace(two_domains, placements=["top", "a placement whose name goes on and on and on"])
+    prompter = prompter_of(small, logs)
+    assert prompter.render(prompter.context(0, 0)) == "\nThursday night, top:"
+    assert prompter.render(prompter.context(0, -1)) == "\nThursday night:"
+    plain = prompter.context(0, -1)
+    assert len(prompter.context(0, 1)) == len(plain) + prompts.PLACEMENT_TOKENS
+    assert prompter_of(small, logs, placement=False).context(0, 1).tolist() == plain.tolist()
+    assert prompter_of(small, logs, words=False).context(0, 1).tolist() == prompter.text("\n").tolist()
 
 
 @pytest.mark.parametrize(
