@@ -59,5 +59,5 @@ def test_rates_count_how_often_an_object_was_acted_on_while_live(small):
 
 def test_without_prior_every_code_starts_alike(small):
     trie, _ = Live(small.logs, small.codebook, prior=False).all(0)
-    assert not trie.log_mass.any()
-    assert small.live.all(0)[0].log_mass.any()
+    assert not trie.weighted
+    assert small.live.all(0)[0].weighted
