@@ -10,7 +10,6 @@ Letters: N rows (ads), L levels, B beams, K denied prefixes of a level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,6 @@ PAUSED, LIVE, REMOVED = 0, 1, 2
 HALF = 32  # bits of a state that hold the node of the base; the node of the added trie stands above
 
 Rows = NDArray[np.integer] | NDArray[np.bool_]
-S = TypeVar("S", bound=np.generic)
 
 
 class Inventory:
@@ -38,10 +36,12 @@ class Inventory:
         self, codes_NL: NDArray[np.integer], sizes: Sequence[int], weights_N: NDArray[np.floating] | None = None
     ) -> None:
         self.sizes = tuple(sizes)
-        self.rows = len(codes_NL)  # numbers given out so far
-        self._codes_NL = np.array(codes_NL, code_type(sizes)).reshape(-1, len(self.sizes))
-        self._weights_N = None if weights_N is None else np.array(weights_N, np.float64)
-        self._status_N = np.full(self.rows, LIVE, np.int8)
+        self.weighted = weights_N is not None
+        self.rows = 0  # numbers given out so far
+        # one record an ad, as a request that names 100,000 of them waits for as many reads from memory
+        fields = [("weight", np.float64), ("codes", code_type(sizes), (len(sizes),)), ("status", np.int8)]
+        self._ads_N: NDArray[np.void] = np.empty(0, np.dtype(fields, align=True))
+        self._append(codes_NL, weights_N)
         self.merge()
 
     @property
@@ -53,11 +53,7 @@ class Inventory:
         """Let new ads live; returns their rows. InputError if the path of one is that of an ad which is not removed."""
         self._check(codes_NL, weights_N)
         rows = self.rows + np.arange(len(codes_NL))
-        self._codes_NL = _extended(self._codes_NL, self.rows, codes_NL)
-        self._status_N = _extended(self._status_N, self.rows, np.full(len(rows), LIVE, np.int8))
-        if self._weights_N is not None and weights_N is not None:
-            self._weights_N = _extended(self._weights_N, self.rows, weights_N)
-        self.rows += len(rows)
+        self._append(codes_NL, weights_N)
         self._added = self._trie(self._merged)
         self._publish()
         return rows
@@ -65,7 +61,7 @@ class Inventory:
     def remove(self, rows_N: NDArray[np.integer]) -> None:
         """End ads for good: their numbers are not given out again, their paths are free."""
         self.pause(rows_N)
-        self._status_N[rows_N] = REMOVED
+        self._ads_N["status"][rows_N] = REMOVED
 
     def pause(self, rows_N: NDArray[np.integer]) -> None:
         """Take ads out of every answer until they resume; their paths stay taken."""
@@ -88,50 +84,67 @@ class Inventory:
         """
         mask = self.live
         if allowed is not None:
-            rows = self._live_among(allowed)
-            mask = build(self._codes_NL[rows], self.sizes, _of(self._weights_N, rows), rows)
+            rows, ads = self._live_among(allowed)
+            mask = self._built(rows, ads)
         if denied is not None:
-            rows = np.unique(self._live_among(denied))
-            mask = Without(mask, self._codes_NL[rows])
+            rows, ads = self._live_among(denied)
+            mask = Without(mask, np.unique(ads["codes"], axis=0))
         return mask
 
     def _switch(self, rows_N: NDArray[np.integer], before: int, after: int) -> None:
         rows = self._known(rows_N)
-        removed = rows[self._status_N[rows] == REMOVED]
+        status_N = self._ads_N["status"]
+        removed = rows[status_N[rows] == REMOVED]
         if len(removed):
             raise InputError(f"row {removed[0]} was removed; add its codes again to get a new row")
-        rows = rows[self._status_N[rows] == before]
-        self._status_N[rows] = after
+        rows = rows[status_N[rows] == before]
+        status_N[rows] = after
         for trie, own in ((self._base, rows[rows < self._merged]), (self._added, rows[rows >= self._merged])):
             if len(own):
-                trie.switch(self._codes_NL[own], after == LIVE, _of(self._weights_N, own))
+                ads = self._ads_N[own]
+                trie.switch(ads["codes"], after == LIVE, ads["weight"])
 
     def _trie(self, first_row: int) -> Trie:
         """A trie of the rows from ``first_row`` on that are not removed, the paused ones switched off."""
-        rows = first_row + np.flatnonzero(self._status_N[first_row : self.rows] != REMOVED)
-        trie = build(self._codes_NL[rows], self.sizes, _of(self._weights_N, rows), rows)
-        trie.switch(self._codes_NL[rows[self._status_N[rows] == PAUSED]], live=False)
+        ads = self._ads_N[first_row : self.rows]
+        kept = np.flatnonzero(ads["status"] != REMOVED)
+        trie = self._built(first_row + kept, ads[kept])
+        trie.switch(ads["codes"][ads["status"] == PAUSED], live=False)
         return trie
+
+    def _built(self, rows_N: Ints, ads_N: NDArray[np.void]) -> Trie:
+        return build(ads_N["codes"], self.sizes, ads_N["weight"] if self.weighted else None, rows_N)
 
     def _publish(self) -> None:
         self.live: Mask = Joined(self._base, self._added) if self.added else self._base
 
+    def _append(self, codes_NL: NDArray[np.integer], weights_N: NDArray[np.floating] | None) -> None:
+        end = self.rows + len(codes_NL)
+        ads = self._ads_N
+        if end > len(ads):  # room grows by an eighth, so that few calls copy
+            ads = np.empty(end + end // 8, ads.dtype)
+            ads[: self.rows] = self._ads_N[: self.rows]
+        new = ads[self.rows : end]
+        new["codes"], new["weight"], new["status"] = codes_NL, 1.0 if weights_N is None else weights_N, LIVE
+        self._ads_N, self.rows = ads, end
+
     def _known(self, rows: Rows) -> Ints:
-        numbers = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows.astype(np.int64)
+        numbers = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows.astype(np.int64, copy=False)
         if rows.dtype == np.bool_ and len(rows) != self.rows:
             raise InputError(f"a mask over {len(rows)} rows; this inventory has {self.rows}")
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < self.rows:
             raise InputError(f"rows from {numbers.min()} to {numbers.max()}; this inventory has 0 to {self.rows - 1}")
         return numbers
 
-    def _live_among(self, rows: Rows) -> Ints:
+    def _live_among(self, rows: Rows) -> tuple[Ints, NDArray[np.void]]:
         numbers = self._known(rows)
-        live: Ints = numbers[self._status_N[numbers] == LIVE]
-        return live
+        ads = np.take(self._ads_N, numbers)
+        is_live = ads["status"] == LIVE
+        return (numbers, ads) if is_live.all() else (numbers[is_live], ads[is_live])
 
     def _check(self, codes_NL: NDArray[np.integer], weights_N: NDArray[np.floating] | None) -> None:
         """InputError on what cannot be added."""
-        if (weights_N is None) != (self._weights_N is None) or (weights_N is not None and not np.all(weights_N > 0)):
+        if (weights_N is not None) != self.weighted or (weights_N is not None and not np.all(weights_N > 0)):
             raise InputError("weights: each ad of an inventory with weights needs one above zero; otherwise give none")
         if np.any((codes_NL < 0) | (codes_NL >= np.array(self.sizes))):
             raise InputError(f"codes from {codes_NL.min()} to {codes_NL.max()}; the levels have {self.sizes} codes")
@@ -139,7 +152,8 @@ class Inventory:
         taken[np.unique(codes_NL, axis=0, return_index=True)[1]] = False  # the same path twice among the new ones
         for trie in (self._base, self._added):
             rows = trie.rows(trie.nodes(codes_NL)[-1])
-            taken |= (rows >= 0) & (self._status_N[rows] != REMOVED)
+            found = np.flatnonzero(rows >= 0)
+            taken[found] |= self._ads_N["status"][rows[found]] != REMOVED
         if taken.any():
             raise InputError(f"path {codes_NL[taken][0].tolist()} is taken; remove the ad that has it, or give another")
 
@@ -228,18 +242,3 @@ class Without(Mask):
 
     def rows(self, states_B: Ints) -> Ints:
         return self.mask.rows(states_B)
-
-
-def _of(weights_N: NDArray[np.float64] | None, rows_N: Ints) -> NDArray[np.float64] | None:
-    return None if weights_N is None else weights_N[rows_N]
-
-
-def _extended(array: NDArray[S], used: int, values: NDArray[np.generic]) -> NDArray[S]:
-    """``array`` with ``values`` behind its ``used`` first rows; room grows by an eighth, so few calls copy."""
-    end = used + len(values)
-    if end > len(array):
-        roomy = np.empty((end + end // 8, *array.shape[1:]), array.dtype)
-        roomy[:used] = array[:used]
-        array = roomy
-    array[used:end] = values
-    return array

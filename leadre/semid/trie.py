@@ -193,18 +193,19 @@ def build(
     `weights_N` > 0 says how likely each row is a priori, in any unit. `rows_N` are the numbers that `Trie.rows` answers
     with, otherwise 0, 1, ... AssertionError on a code outside its level or a path twice.
     """
-    codes = np.asarray(codes_NL).reshape(-1, len(sizes))
-    rows = len(codes)
-    for column, size in zip(codes.T, sizes, strict=True):
-        low, high = column.min(initial=0), column.max(initial=0)
-        assert low >= 0 and high < size, f"codes outside their level: from {low} to {high} with {size} codes"
-    order = _lexicographic(codes, sizes)
+    columns = np.ascontiguousarray(np.asarray(codes_NL).reshape(-1, len(sizes)).T)
+    rows = columns.shape[1]
+    low, high = columns.min(axis=1, initial=0), columns.max(axis=1, initial=0)
+    assert low.min() >= 0 and np.all(high < sizes), (
+        f"codes outside their level: from {low.tolist()} to {high.tolist()} with sizes {tuple(sizes)}"
+    )
+    order = _lexicographic(columns, sizes)
     differs = np.zeros(rows, dtype=np.bool_)  # does a row's path so far differ from the row before it
     differs[:1] = True
     starts, child_codes = [0, 1], list[NDArray[np.integer]]()
     first_leaf, first_child = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]  # of each node, depth after depth
-    for level in range(len(sizes)):
-        column = codes[:, level][order]
+    for level, codes in enumerate(columns):
+        column = codes[order]
         above, differs = differs, differs.copy()
         differs[1:] |= column[1:] != column[:-1]
         first_leaf.append(np.flatnonzero(differs))
@@ -215,22 +216,26 @@ def build(
     leaves = len(first_leaf[-1])
     assert leaves == rows, f"{rows} rows share {leaves} paths: every row needs a path of its own"
     assert starts[-1] < 2**31, f"{starts[-1]} nodes do not fit into int32"
+    offsets, beneath = np.empty(starts[-2] + 1, np.int32), np.ones(starts[-1], np.int32)
     mass = None
     if weights_N is not None:
         assert np.all(weights_N > 0), "a row without weight could never be reached; leave it out of the trie"
-        sums = [weights_N[order].astype(np.float64)]
-        for first in reversed(first_child if rows else []):
-            sums.append(np.add.reduceat(sums[-1], first))
-        mass = np.concatenate(sums[::-1] if rows else [np.zeros(1)])
-    offsets = [first + (start - 1) for first, start in zip(first_child, starts[1:], strict=False)]
-    beneath = [np.diff(first, append=rows) for first in first_leaf[:-1]]
+        mass = np.zeros(starts[-1])
+        mass[starts[-2] :] = weights_N[order]
+    for depth in reversed(range(len(sizes))):
+        here, below, first = slice(*starts[depth : depth + 2]), slice(*starts[depth + 1 : depth + 3]), first_leaf[depth]
+        np.add(first_child[depth], starts[depth + 1] - 1, out=offsets[here], casting="same_kind")
+        np.subtract(np.append(first[1:], rows), first, out=beneath[here], casting="same_kind")
+        if mass is not None and rows:
+            np.add.reduceat(mass[below], first_child[depth], out=mass[here])
+    offsets[-1] = starts[-1] - 1
     return Trie(
         sizes=tuple(int(size) for size in sizes),
         level_starts=np.array(starts),
-        child_offsets=_joined([*offsets, np.array([starts[-1] - 1])]),
+        child_offsets=offsets,
         child_codes=np.concatenate(child_codes),
         leaf_row=(order if rows_N is None else rows_N[order]).astype(np.int32),
-        rows_beneath=_joined([*beneath, np.ones(rows, np.int32)]),
+        rows_beneath=beneath,
         mass=mass,
     )
 
@@ -238,10 +243,6 @@ def build(
 def code_type(sizes: Sequence[int]) -> type[np.integer]:
     """The smallest type for codes; torch has no full support for the larger unsigned ones."""
     return next(kind for kind in (np.uint8, np.int16, np.int32) if max(sizes) - 1 <= np.iinfo(kind).max)
-
-
-def _joined(parts: Sequence[NDArray[np.integer]]) -> NDArray[np.int32]:
-    return np.concatenate(parts, dtype=np.int32, casting="same_kind")
 
 
 def _logs(masses: NDArray[np.integer] | NDArray[np.float64], weighted: bool) -> NDArray[np.float32]:
@@ -269,16 +270,16 @@ def path_priors(trie: Mask, codes_TL: NDArray[np.integer]) -> list[NDArray[np.fl
     return priors
 
 
-def _lexicographic(codes_NL: NDArray[np.integer], sizes: Sequence[int]) -> Ints:
+def _lexicographic(columns_LN: NDArray[np.integer], sizes: Sequence[int]) -> Ints:
     """Order of the rows by their paths: a sort of mixed-radix numbers with the row behind, where 63 bits hold both."""
-    rows = len(codes_NL)
+    rows = columns_LN.shape[1]
     row_bits = max(rows - 1, 0).bit_length()
     if (math.prod(sizes) - 1).bit_length() + row_bits > 63:
-        return np.lexsort(codes_NL.T[::-1]).astype(np.int64)
+        return np.lexsort(columns_LN[::-1]).astype(np.int64)
     key = np.zeros(rows, np.int64)
-    for level, size in enumerate(sizes):
+    for column, size in zip(columns_LN, sizes, strict=True):
         key *= size
-        key += codes_NL[:, level]
+        key += column
     key <<= row_bits
     key |= np.arange(rows)
     key.sort()  # numbers are sorted twice as fast as their places are found by argsort
