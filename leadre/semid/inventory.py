@@ -49,6 +49,11 @@ class Inventory:
         """Rows added since the last `merge`, which is due when they are no longer few beside the others, say 1 %."""
         return self.rows - self._merged
 
+    @property
+    def bytes(self) -> int:
+        """Size of all arrays, room for more ads included."""
+        return self._ads_N.nbytes + self._base.bytes + self._added.bytes
+
     def add(self, codes_NL: NDArray[np.integer], weights_N: NDArray[np.floating] | None = None) -> Ints:
         """Let new ads live; returns their rows. InputError if the path of one is that of an ad which is not removed."""
         self._check(codes_NL, weights_N)

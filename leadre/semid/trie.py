@@ -115,7 +115,7 @@ class Trie(Mask):
         return masses
 
     def step(self, states_B: Ints, codes_B: Ints, level: int) -> Ints:
-        nodes = self._child(np.asarray(states_B, np.int64), np.asarray(codes_B, np.int64), level)
+        nodes = self._child(np.asarray(states_B, np.int64), np.asarray(codes_B, np.int64))
         return np.where(self.rows_below(nodes) > 0, nodes, DEAD)
 
     def rows_below(self, states_B: Ints) -> Ints:
@@ -133,7 +133,7 @@ class Trie(Mask):
         """The nodes of each path from the root to its leaf, live or not: int64 [L + 1, N], DEAD where there is none."""
         nodes = np.zeros((self.depth + 1, len(codes_NL)), np.int64)
         for level in range(self.depth):
-            nodes[level + 1] = self._child(nodes[level], codes_NL[:, level].astype(np.int64), level)
+            nodes[level + 1] = self._child(nodes[level], codes_NL[:, level].astype(np.int64))
         return nodes
 
     def switch(self, codes_NL: NDArray[np.integer], live: bool, weights_N: NDArray[np.floating] | None = None) -> None:
@@ -169,7 +169,7 @@ class Trie(Mask):
         # the node's first edge plus 0, 1, 2, ... inside the node
         return beams, np.arange(len(beams)) + np.repeat(first_B - (np.cumsum(count_B) - count_B), count_B)
 
-    def _child(self, states_B: Ints, codes_B: Ints, level: int) -> Ints:
+    def _child(self, states_B: Ints, codes_B: Ints) -> Ints:
         """The node behind each code, live or not, by bisection among the siblings, all beams in step."""
         if not len(self.child_codes):
             return np.full(len(states_B), DEAD)
@@ -215,7 +215,7 @@ def build(
         starts.append(starts[-1] + len(first_leaf[-1]))
     leaves = len(first_leaf[-1])
     assert leaves == rows, f"{rows} rows share {leaves} paths: every row needs a path of its own"
-    assert starts[-1] < 2**31, f"{starts[-1]} nodes do not fit into int32"
+    assert starts[-1] < 2**30, f"{starts[-1]} nodes are more than int32 has room for in a bisection"
     offsets, beneath = np.empty(starts[-2] + 1, np.int32), np.ones(starts[-1], np.int32)
     mass = None
     if weights_N is not None:

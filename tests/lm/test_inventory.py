@@ -41,12 +41,12 @@ def test_beams_are_those_of_a_fresh_trie(with_pointer, weighted, width):
     made = Catalogue(backbone, width, weighted)
     inventory, every = made.inventory, np.arange(len(made.codes_OL))
     live = np.ones(len(every), np.bool_)
-    for turn in range(6):
+    for turn in range(4):
         paused, resumed = (made.rng.choice(every, 6, replace=False) for _ in range(2))
         inventory.pause(paused)
         inventory.resume(resumed)
         live[paused], live[resumed] = False, True
-        if turn == 3:
+        if turn == 2:
             inventory.merge()
         allowed, denied = made.rng.choice(every, 20, replace=False), made.rng.choice(every, 8, replace=False)
         cases = [

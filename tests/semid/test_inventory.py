@@ -100,11 +100,11 @@ class Model:
                 assert self.inventory.added == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     weighted=st.booleans(),
-    actions=st.lists(st.sampled_from(["add", "add", "pause", "resume", "remove", "merge"]), max_size=12),
+    actions=st.lists(st.sampled_from(["add", "add", "pause", "resume", "remove", "merge"]), max_size=8),
 )
 def test_agrees_with_a_dictionary_after_every_change(seed, weighted, actions):
     model = Model(seed, weighted)
