@@ -3,17 +3,17 @@
 Training and serving ask the same two questions of it: which codes may follow, and how likely each is before anything
 is known of the request (`log_prior`); and where a code leads (`step`). Nodes are numbered level by level and,
 inside a level, by their path in lexicographic order. So the children of a node stand next to each other, and edge `e`
-always leads to node `e + 1`: no pointer array is needed.
+always leads to node `e + 1`: no pointer array is needed, and a code is found by bisection among its siblings.
 
-Letters: N rows (live objects), L levels, B beams, T targets, V nodes, E = V - 1 edges.
+Letters: N rows (live objects), L levels, B beams, T targets, V nodes, I inner nodes (not leaves), E = V - 1 edges.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,152 +22,238 @@ ROOT = 0
 DEAD = -1  # the state of a beam that left the trie: it has no children and stays dead
 
 Ints = NDArray[np.int64]
-S = TypeVar("S", bound=np.generic)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Trie:
-    """Flat arrays of a trie whose leaves all lie at depth L; made by `build`.
+class Mask(ABC):
+    """What beam search asks of whatever is live: a `Trie`, or a view of `leadre.semid.inventory`.
 
-    sizes          codes per level, [L]
-    level_starts   first node of each depth 0..L, and V at the end, int64 [L + 2]
-    child_offsets  edges of node v are child_offsets[v]:child_offsets[v + 1], int64 [V + 1]
-    child_codes    code of each edge, ascending inside a node, int32 [E]
-    edge_keys      parent * max(sizes) + code, ascending: what `step` searches, int64 [E]
-    leaf_row       row of `codes_NL` that a leaf stands for, int64 [N], in the order of the leaves
-    rows_beneath   rows below each node, itself if it is a leaf, int64 [V]
-    log_mass       logarithm of the summed weights of the rows below each node, float32 [V]; zeros without weights
+    sizes     codes per level, [L]
+    weighted  whether rows differ in how likely they are a priori
     """
 
     sizes: tuple[int, ...]
-    level_starts: Ints
-    child_offsets: Ints
-    child_codes: NDArray[np.int32]
-    edge_keys: Ints
-    leaf_row: Ints
-    rows_beneath: Ints
-    log_mass: NDArray[np.float32]
+
+    @property
+    @abstractmethod
+    def weighted(self) -> bool: ...
 
     @property
     def depth(self) -> int:
         """Number of levels L."""
         return len(self.sizes)
 
-    @property
-    def child_nodes(self) -> Ints:
-        """The node each edge leads to, int64 [E]."""
-        return np.arange(1, len(self.child_codes) + 1, dtype=np.int64)
-
     def roots(self, count: int) -> Ints:
         """States of `count` beams that have generated nothing yet, int64 [count]."""
         return np.full(count, ROOT, dtype=np.int64)
 
     def log_prior(self, states_B: Ints, level: int) -> NDArray[np.float32]:
-        """What to add to the scores of the codes of `level` after each state (a node of that depth, or DEAD).
+        """What to add to the scores of the codes of `level` after each state (of that depth, or DEAD).
 
-        float32 [B, sizes[level]]: the `log_mass` of the child, -inf where there is none. Scores of zero then give
-        every row its share of the live weight; in a trie without weights this is a mask.
+        float32 [B, sizes[level]]: the logarithm of `masses`, or zero without weights; -inf where nothing live follows.
+        Scores of zero then give every row its share of the live weight; without weights this is a mask.
         """
-        prior = np.full((len(states_B), self.sizes[level]), -np.inf, dtype=np.float32)
-        alive_B = np.asarray(states_B) >= 0
-        nodes_B = np.where(alive_B, states_B, 0)
-        first_B = self.child_offsets[nodes_B]
-        count_B = np.where(alive_B, self.child_offsets[nodes_B + 1] - first_B, 0)
-        beams = np.repeat(np.arange(len(nodes_B)), count_B)
-        # position of every edge: the node's first edge plus 0, 1, 2, ... inside the node
-        ramp = np.arange(len(beams)) - np.repeat(np.cumsum(count_B) - count_B, count_B)
-        edges = np.repeat(first_B, count_B) + ramp
-        prior[beams, self.child_codes[edges]] = self.log_mass[edges + 1]
-        return prior
+        return _logs(self.masses(states_B, level), self.weighted)
 
+    @abstractmethod
+    def masses(self, states_B: Ints, level: int) -> NDArray[np.float64]:
+        """Summed weights (without weights: number) of the live rows after each state and code: [B, sizes[level]]."""
+
+    @abstractmethod
     def step(self, states_B: Ints, codes_B: Ints, level: int) -> Ints:
-        """Where `codes_B` of `level` leads from each state: int64 [B], DEAD where there is no such child."""
-        states = np.asarray(states_B, dtype=np.int64)
-        codes = np.asarray(codes_B, dtype=np.int64)
-        valid = (states >= 0) & (codes >= 0) & (codes < self.sizes[level])
-        if not len(self.edge_keys):
-            return np.full(len(states), DEAD, dtype=np.int64)
-        keys = states * max(self.sizes) + codes
-        edge = np.minimum(np.searchsorted(self.edge_keys, keys), len(self.edge_keys) - 1)
-        return np.where(valid & (self.edge_keys[edge] == keys), edge + 1, DEAD)
+        """Where `codes_B` of `level` leads from each state: int64 [B], DEAD where nothing live follows."""
 
+    @abstractmethod
     def rows_below(self, states_B: Ints) -> Ints:
         """How many rows each state can still become: int64 [B], 0 where DEAD."""
-        return np.where(states_B >= 0, self.rows_beneath[np.maximum(states_B, 0)], 0)
+
+    @abstractmethod
+    def rows(self, states_B: Ints) -> Ints:
+        """The row each leaf state stands for: int64 [B]; DEAD gives -1."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trie(Mask):
+    """Flat arrays of a trie whose leaves all lie at depth L; made by `build`. All but the last two are never written.
+
+    sizes          codes per level, [L]
+    level_starts   first node of each depth 0..L, and V at the end, int64 [L + 2]
+    child_offsets  edges of node v are child_offsets[v]:child_offsets[v + 1], int32 [I + 1]
+    child_codes    code of each edge, ascending inside a node, `code_type` [E]
+    leaf_row       the row that a leaf stands for, int32 [N], in the order of the leaves
+    rows_beneath   live rows below each node, itself if it is a leaf, int32 [V]
+    mass           summed weights of the live rows below each node, float64 [V]; None without weights
+    """
+
+    sizes: tuple[int, ...]
+    level_starts: Ints
+    child_offsets: NDArray[np.int32]
+    child_codes: NDArray[np.integer]
+    leaf_row: NDArray[np.int32]
+    rows_beneath: NDArray[np.int32]
+    mass: NDArray[np.float64] | None
+
+    @property
+    def weighted(self) -> bool:
+        return self.mass is not None
+
+    @property
+    def bytes(self) -> int:
+        """Size of all arrays."""
+        arrays = (self.child_offsets, self.child_codes, self.leaf_row, self.rows_beneath, self.mass)
+        return sum(array.nbytes for array in arrays if array is not None)
+
+    def log_prior(self, states_B: Ints, level: int) -> NDArray[np.float32]:
+        prior = np.full((len(states_B), self.sizes[level]), -np.inf, np.float32)
+        beams, edges = self._edges(states_B)  # logarithms of the children alone: those of zero take long
+        prior[beams, self.child_codes[edges]] = _logs(self._weights[edges + 1], self.weighted)
+        return prior
+
+    def masses(self, states_B: Ints, level: int) -> NDArray[np.float64]:
+        masses = np.zeros((len(states_B), self.sizes[level]))
+        beams, edges = self._edges(states_B)
+        masses[beams, self.child_codes[edges]] = self._weights[edges + 1]
+        return masses
+
+    def step(self, states_B: Ints, codes_B: Ints, level: int) -> Ints:
+        nodes = self._child(np.asarray(states_B, np.int64), np.asarray(codes_B, np.int64))
+        return np.where(self.rows_below(nodes) > 0, nodes, DEAD)
+
+    def rows_below(self, states_B: Ints) -> Ints:
+        return np.where(states_B >= 0, self.rows_beneath[np.maximum(states_B, 0)], 0).astype(np.int64)
 
     def rows(self, states_B: Ints) -> Ints:
-        """The row of `codes_NL` each leaf state stands for: int64 [B]; DEAD gives -1."""
         states = np.asarray(states_B, dtype=np.int64)
         first_leaf = int(self.level_starts[self.depth])
         assert np.all((states == DEAD) | (states >= first_leaf)), f"state before the first leaf {first_leaf}: {states}"
         if not len(self.leaf_row):
             return np.full(len(states), DEAD, dtype=np.int64)
-        return np.where(states >= 0, self.leaf_row[np.maximum(states - first_leaf, 0)], DEAD)
+        return np.where(states >= 0, self.leaf_row[np.maximum(states - first_leaf, 0)], DEAD).astype(np.int64)
+
+    def nodes(self, codes_NL: NDArray[np.integer]) -> Ints:
+        """The nodes of each path from the root to its leaf, live or not: int64 [L + 1, N], DEAD where there is none."""
+        nodes = np.zeros((self.depth + 1, len(codes_NL)), np.int64)
+        for level in range(self.depth):
+            nodes[level + 1] = self._child(nodes[level], codes_NL[:, level].astype(np.int64))
+        return nodes
+
+    def switch(self, codes_NL: NDArray[np.integer], live: bool, weights_N: NDArray[np.floating] | None = None) -> None:
+        """Let paths of the trie live, with their weights, or not; written in place, from the leaves upwards.
+
+        The nodes above are summed anew from their children, so no error piles up however often a path is switched.
+        """
+        nodes = self.nodes(codes_NL)
+        assert nodes.size == 0 or nodes.min() >= 0, "a path that is not in the trie"
+        self.rows_beneath[nodes[-1]] = live
+        if self.mass is not None:
+            assert weights_N is not None or not live, "a row of a weighted trie needs a weight"
+            self.mass[nodes[-1]] = weights_N if live else 0.0
+        for nodes_N in nodes[-2::-1]:
+            parents = np.unique(nodes_N)
+            beams, edges = self._edges(parents)
+            first = np.flatnonzero(np.diff(beams, prepend=-1))
+            self.rows_beneath[parents] = np.add.reduceat(self.rows_beneath[edges + 1], first)
+            if self.mass is not None:
+                self.mass[parents] = np.add.reduceat(self.mass[edges + 1], first)
+
+    @property
+    def _weights(self) -> NDArray[np.int32] | NDArray[np.float64]:
+        return self.rows_beneath if self.mass is None else self.mass
+
+    def _edges(self, states_B: Ints) -> tuple[Ints, Ints]:
+        """(beam, edge) of every child of each state, beam after beam."""
+        alive_B = np.asarray(states_B) >= 0
+        nodes_B = np.where(alive_B, states_B, 0)
+        first_B = self.child_offsets[nodes_B].astype(np.int64)
+        count_B = np.where(alive_B, self.child_offsets[nodes_B + 1] - first_B, 0)
+        beams = np.repeat(np.arange(len(nodes_B)), count_B)
+        # the node's first edge plus 0, 1, 2, ... inside the node
+        return beams, np.arange(len(beams)) + np.repeat(first_B - (np.cumsum(count_B) - count_B), count_B)
+
+    def _child(self, states_B: Ints, codes_B: Ints) -> Ints:
+        """The node behind each code, live or not, by bisection among the siblings, all beams in step."""
+        if not len(self.child_codes):
+            return np.full(len(states_B), DEAD)
+        nodes = np.maximum(states_B, 0)
+        edge, last = self.child_offsets[nodes], self.child_offsets[nodes + 1] - 1
+        for bit in reversed(range(int((last - edge).max(initial=0) + 1).bit_length())):
+            at = np.minimum(edge + ((1 << bit) - 1), last)  # all codes up to here are smaller if this one is
+            edge = np.where(self.child_codes[at] < codes_B, at + 1, edge)
+        is_there = (states_B >= 0) & (edge <= last) & (self.child_codes[np.minimum(edge, last)] == codes_B)
+        return np.where(is_there, edge + 1, DEAD).astype(np.int64)
 
 
-def build(codes_NL: NDArray[np.integer], sizes: Sequence[int], weights_N: NDArray[np.floating] | None = None) -> Trie:
+def build(
+    codes_NL: NDArray[np.integer],
+    sizes: Sequence[int],
+    weights_N: NDArray[np.floating] | None = None,
+    rows_N: NDArray[np.integer] | None = None,
+) -> Trie:
     """Trie of the code paths `codes_NL` (integers [N, L], every row its own path) over `sizes` codes per level.
 
-    `weights_N` > 0 says how likely each row is a priori, in any unit. The order of the rows changes nothing but
-    `leaf_row`. AssertionError on a code outside its level or a path twice.
+    `weights_N` > 0 says how likely each row is a priori, in any unit. `rows_N` are the numbers that `Trie.rows` answers
+    with, otherwise 0, 1, ... AssertionError on a code outside its level or a path twice.
     """
-    codes = np.asarray(codes_NL, dtype=np.int64).reshape(-1, len(sizes))
-    rows, depth = codes.shape
-    assert rows == 0 or (codes.min() >= 0 and bool(np.all(codes.max(axis=0) < np.asarray(sizes)))), (
-        f"codes outside their level: from {codes.min()} to {codes.max(axis=0).tolist()} with sizes {tuple(sizes)}"
+    columns = np.ascontiguousarray(np.asarray(codes_NL).reshape(-1, len(sizes)).T)
+    rows = columns.shape[1]
+    low, high = columns.min(axis=1, initial=0), columns.max(axis=1, initial=0)
+    assert low.min() >= 0 and np.all(high < sizes), (
+        f"codes outside their level: from {low.tolist()} to {high.tolist()} with sizes {tuple(sizes)}"
     )
-    order = _lexicographic(codes, sizes)
-    codes = codes[order]
-    width = max(sizes)
-    starts = np.zeros(depth + 2, dtype=np.int64)
-    starts[1] = 1
-    degrees, child_codes, edge_keys = [], [], []
-    parent_of_row = np.zeros(rows, dtype=np.int64)  # node, at the depth reached so far, that each row passes through
+    order = _lexicographic(columns, sizes)
     differs = np.zeros(rows, dtype=np.bool_)  # does a row's path so far differ from the row before it
     differs[:1] = True
-    for level in range(depth):
-        differs[1:] |= codes[1:, level] != codes[:-1, level]
-        parents, edge_codes = parent_of_row[differs], codes[differs, level]
-        degrees.append(np.bincount(parents - starts[level], minlength=int(starts[level + 1] - starts[level])))
-        child_codes.append(edge_codes)
-        edge_keys.append(parents * width + edge_codes)
-        parent_of_row = starts[level + 1] + np.cumsum(differs) - 1
-        starts[level + 2] = starts[level + 1] + len(edge_codes)
-    leaves = int(starts[depth + 1] - starts[depth])
+    starts, child_codes = [0, 1], list[NDArray[np.integer]]()
+    first_leaf, first_child = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]  # of each node, depth after depth
+    for level, codes in enumerate(columns):
+        column = codes[order]
+        above, differs = differs, differs.copy()
+        differs[1:] |= column[1:] != column[:-1]
+        first_leaf.append(np.flatnonzero(differs))
+        if level:
+            first_child.append(np.flatnonzero(above[first_leaf[-1]]))
+        child_codes.append(column[first_leaf[-1]].astype(code_type(sizes)))
+        starts.append(starts[-1] + len(first_leaf[-1]))
+    leaves = len(first_leaf[-1])
     assert leaves == rows, f"{rows} rows share {leaves} paths: every row needs a path of its own"
-    offsets = np.zeros(int(starts[-1]) + 1, dtype=np.int64)
-    np.cumsum(np.concatenate(degrees), out=offsets[1 : int(starts[depth]) + 1])
-    offsets[int(starts[depth]) + 1 :] = offsets[int(starts[depth])]  # leaves have no children
-    log_mass = np.zeros(int(starts[-1]), dtype=np.float32)
-    if weights_N is not None and rows:
+    assert starts[-1] < 2**30, f"{starts[-1]} nodes are more than int32 has room for in a bisection"
+    offsets, beneath = np.empty(starts[-2] + 1, np.int32), np.ones(starts[-1], np.int32)
+    mass = None
+    if weights_N is not None:
         assert np.all(weights_N > 0), "a row without weight could never be reached; leave it out of the trie"
-        log_mass = np.log(_sums(starts, offsets, weights_N[order].astype(np.float64))).astype(np.float32)
+        mass = np.zeros(starts[-1])
+        mass[starts[-2] :] = weights_N[order]
+    for depth in reversed(range(len(sizes))):
+        here, below, first = slice(*starts[depth : depth + 2]), slice(*starts[depth + 1 : depth + 3]), first_leaf[depth]
+        np.add(first_child[depth], starts[depth + 1] - 1, out=offsets[here], casting="same_kind")
+        np.subtract(np.append(first[1:], rows), first, out=beneath[here], casting="same_kind")
+        if mass is not None and rows:
+            np.add.reduceat(mass[below], first_child[depth], out=mass[here])
+    offsets[-1] = starts[-1] - 1
     return Trie(
         sizes=tuple(int(size) for size in sizes),
-        level_starts=starts,
+        level_starts=np.array(starts),
         child_offsets=offsets,
-        child_codes=np.concatenate(child_codes).astype(np.int32),
-        edge_keys=np.concatenate(edge_keys),
-        leaf_row=order.astype(np.int64),
-        rows_beneath=_sums(starts, offsets, np.ones(rows, np.int64)),
-        log_mass=log_mass,
+        child_codes=np.concatenate(child_codes),
+        leaf_row=(order if rows_N is None else rows_N[order]).astype(np.int32),
+        rows_beneath=beneath,
+        mass=mass,
     )
 
 
-def _sums(starts: Ints, offsets: Ints, leaf_values: NDArray[S]) -> NDArray[S]:
-    """Values of the leaves, in their order, summed into every node above them: [V], in the type of the values."""
-    sums = np.zeros(int(starts[-1]), dtype=leaf_values.dtype)
-    if not len(leaf_values):
-        return sums
-    sums[starts[-2] :] = leaf_values
-    for depth in range(len(starts) - 3, -1, -1):
-        below = sums[starts[depth + 1] : starts[depth + 2]]  # children stand in the order of their parents
-        first_child = offsets[starts[depth] : starts[depth + 1]] + 1 - starts[depth + 1]
-        sums[starts[depth] : starts[depth + 1]] = np.add.reduceat(below, first_child)
-    return sums
+def code_type(sizes: Sequence[int]) -> type[np.integer]:
+    """The smallest type for codes; torch has no full support for the larger unsigned ones."""
+    return next(kind for kind in (np.uint8, np.int16, np.int32) if max(sizes) - 1 <= np.iinfo(kind).max)
 
 
-def path_priors(trie: Trie, codes_TL: NDArray[np.integer]) -> list[NDArray[np.float32]]:
+def _logs(masses: NDArray[np.integer] | NDArray[np.float64], weighted: bool) -> NDArray[np.float32]:
+    """Logarithms of masses, or zero where there is any; -inf where there is none."""
+    if not weighted:
+        return np.where(masses > 0, np.float32(0), np.float32(-np.inf))
+    with np.errstate(divide="ignore"):
+        return np.log(masses).astype(np.float32)
+
+
+def path_priors(trie: Mask, codes_TL: NDArray[np.integer]) -> list[NDArray[np.float32]]:
     """`log_prior` at each level given each target's own prefix: L arrays float32 [T, sizes[level]].
 
     The training loss is normalised over the codes that are finite there, which are the ones decoding may choose from.
@@ -184,10 +270,18 @@ def path_priors(trie: Trie, codes_TL: NDArray[np.integer]) -> list[NDArray[np.fl
     return priors
 
 
-def _lexicographic(codes_NL: Ints, sizes: Sequence[int]) -> Ints:
-    """Order of the rows by their paths; one sort of a mixed-radix number where that fits into 63 bits."""
-    if math.prod(sizes) >= 2**63:
-        return np.lexsort(codes_NL.T[::-1]).astype(np.int64)
-    place_L = np.ones(len(sizes), dtype=np.int64)
-    place_L[:-1] = np.cumprod(np.asarray(sizes[:0:-1], dtype=np.int64))[::-1]
-    return np.argsort(codes_NL @ place_L, kind="stable").astype(np.int64)
+def _lexicographic(columns_LN: NDArray[np.integer], sizes: Sequence[int]) -> Ints:
+    """Order of the rows by their paths: a sort of mixed-radix numbers with the row behind, where 63 bits hold both."""
+    rows = columns_LN.shape[1]
+    row_bits = max(rows - 1, 0).bit_length()
+    if (math.prod(sizes) - 1).bit_length() + row_bits > 63:
+        return np.lexsort(columns_LN[::-1]).astype(np.int64)
+    key = np.zeros(rows, np.int64)
+    for column, size in zip(columns_LN, sizes, strict=True):
+        key *= size
+        key += column
+    key <<= row_bits
+    key |= np.arange(rows)
+    key.sort()  # numbers are sorted twice as fast as their places are found by argsort
+    key &= (1 << row_bits) - 1
+    return key

@@ -74,5 +74,5 @@ def test_affinity_weighs_each_object_by_what_the_user_had_before(small):
 
 def test_without_prior_every_code_starts_alike(small):
     trie, _ = Live(small.logs, small.codebook, prior=False).all(0)
-    assert not trie.log_mass.any()
-    assert small.live.all(0)[0].log_mass.any()
+    assert not trie.weighted
+    assert small.live.all(0)[0].weighted

@@ -31,9 +31,8 @@ def test_flat_arrays_by_hand():
     trie = tries.build(CODES, SIZES)
     # depth 1: 0, 1 (nodes 1, 2); depth 2: 01, 10, 12 (nodes 3..5); leaves: 011, 100, 102, 120 (nodes 6..9)
     assert trie.level_starts.tolist() == [0, 1, 3, 6, 10]
-    assert trie.child_offsets.tolist() == [0, 2, 3, 5, 6, 8, 9, 9, 9, 9, 9]
+    assert trie.child_offsets.tolist() == [0, 2, 3, 5, 6, 8, 9]  # the leaves have no children
     assert trie.child_codes.tolist() == [0, 1, 1, 0, 2, 1, 0, 2, 0]
-    assert trie.child_nodes.tolist() == list(range(1, 10))
     assert trie.leaf_row.tolist() == [1, 2, 0, 3]
 
 
@@ -46,7 +45,6 @@ def test_prior_step_and_rows_by_hand():
 
 
 def test_a_code_outside_its_level_leads_nowhere():
-    # sizes differ, and keys are parent * max(sizes) + code: code 3 at a level of 3 codes must not spill over
     trie = tries.build(CODES, SIZES)
     assert trie.step(np.array([1, 1]), np.array([4, -1]), 1).tolist() == [tries.DEAD, tries.DEAD]
 
@@ -107,7 +105,8 @@ def test_mass_by_hand():
     trie = tries.build(CODES, SIZES, np.array([1.0, 4.0, 2.0, 0.5]))
     # leaves in order 011, 100, 102, 120 weigh 4, 2, 1, 0.5
     expected = [7.5, 4, 3.5, 4, 3, 0.5, 4, 2, 1, 0.5]
-    assert np.exp(trie.log_mass).tolist() == pytest.approx(expected)
+    assert trie.mass.tolist() == pytest.approx(expected)
+    assert trie.masses(np.array([2, tries.DEAD]), 1).tolist() == [[3, 0, 0.5], [0, 0, 0]]
     assert np.exp(trie.log_prior(np.array([2]), 1)[0]).tolist() == pytest.approx([3, 0, 0.5])
 
 
@@ -135,6 +134,30 @@ def test_build_refuses_a_path_twice_and_a_code_outside():
         tries.build(np.array([[1, 1], [1, 1]]), (2, 2))
     with pytest.raises(AssertionError, match="outside their level"):
         tries.build(np.array([[1, 2]]), (2, 2))
+
+
+def test_codes_take_the_smallest_type_that_torch_knows():
+    kinds = [tries.build(CODES, (size,) * 3).child_codes.dtype for size in (256, 257, 2**15, 2**15 + 1)]
+    assert kinds == [np.uint8, np.int16, np.int16, np.int32]
+
+
+def test_rows_may_have_numbers_of_their_own():
+    trie = tries.build(CODES, SIZES, rows_N=np.array([70, 10, 90, 30]))
+    assert trie.rows(np.array([6, 7, 8, 9, tries.DEAD])).tolist() == [10, 90, 70, 30, -1]
+
+
+def test_switched_off_and_on_by_hand():
+    trie = tries.build(CODES, SIZES, np.array([1.0, 4.0, 2.0, 0.5]))
+    trie.switch(CODES[[1, 2]], live=False)  # 011, alone below 0; 100, beside 102
+    assert trie.rows_beneath.tolist() == [2, 0, 2, 0, 1, 1, 0, 0, 1, 1]
+    assert trie.mass.tolist() == [1.5, 0, 1.5, 0, 1, 0.5, 0, 0, 1, 0.5]
+    assert trie.step(trie.roots(2), np.array([0, 1]), 0).tolist() == [tries.DEAD, 2]
+    assert trie.log_prior(trie.roots(1), 0).tolist() == [[NO, pytest.approx(math.log(1.5))]]
+    assert trie.nodes(CODES[:2]).T.tolist() == [[0, 2, 4, 8], [0, 1, 3, 6]]  # live or not
+    trie.switch(CODES[[2]], live=True, weights_N=np.array([8.0]))
+    assert trie.mass.tolist() == [9.5, 0, 9.5, 0, 9, 0.5, 0, 8, 1, 0.5]
+    with pytest.raises(AssertionError, match="not in the trie"):
+        trie.switch(np.array([[0, 0, 0]]), live=False)
 
 
 def test_empty_inventory():

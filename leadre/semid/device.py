@@ -1,0 +1,100 @@
+"""A trie's masks as tensors, for a beam search that stays on the GPU.
+
+Shapes depend on the number of beams and the level alone and nothing is read back, so a step may be captured in a graph.
+States are those of the trie it was made from, which turns the last ones into rows.
+
+Letters: B beams, K most children of a node of the level, N rows, V nodes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leadre.semid.inventory import HALF, Joined
+from leadre.semid.trie import DEAD, ROOT, Trie
+
+
+class DeviceMask:
+    """`log_prior`, `step` and `rows_below` of a trie or of a live inventory, copied to ``device``.
+
+    It does not see what is written to them later: `follow` brings pauses over, additions want a new one.
+    """
+
+    def __init__(self, mask: Trie | Joined, device: torch.device | str) -> None:
+        self.sizes, self.weighted = mask.sizes, mask.weighted
+        tries = (mask.base, mask.added) if isinstance(mask, Joined) else (mask,)
+        self.parts = [_Part(trie, device) for trie in tries]
+
+    def log_prior(self, states_B: Tensor, level: int) -> Tensor:
+        """float32 [B, sizes[level]]: what to add to the scores of the codes, -inf where nothing live follows."""
+        masses = torch.zeros(len(states_B), self.sizes[level], dtype=torch.float64, device=states_B.device)
+        for part, nodes_B in zip(self.parts, self._nodes(states_B), strict=True):
+            edges_BK, is_child_BK = part.children(nodes_B, level)
+            weights_BK = torch.where(is_child_BK, part.weights_V[edges_BK + 1], 0)
+            masses.scatter_add_(1, part.codes_E[edges_BK].long(), weights_BK.double())
+        return (masses.log() if self.weighted else torch.where(masses > 0, 0.0, -torch.inf)).float()
+
+    def step(self, states_B: Tensor, codes_B: Tensor, level: int) -> Tensor:
+        """Where the codes lead from each state: int64 [B], DEAD where nothing live follows."""
+        states = torch.zeros_like(states_B)
+        for number, (part, nodes_B) in enumerate(zip(self.parts, self._nodes(states_B), strict=True)):
+            edges_BK, is_child_BK = part.children(nodes_B, level)
+            is_it_BK = is_child_BK & (part.codes_E[edges_BK] == codes_B[:, None]) & (part.rows_V[edges_BK + 1] > 0)
+            states |= torch.where(is_it_BK, edges_BK + 1, 0).sum(1) << (HALF * number)
+        return torch.where(states > 0, states, DEAD)
+
+    def rows_below(self, states_B: Tensor) -> Tensor:
+        """How many rows each state can still become: int64 [B], 0 where DEAD."""
+        counts = torch.zeros_like(states_B)
+        for part, nodes_B in zip(self.parts, self._nodes(states_B), strict=True):
+            counts += torch.where(nodes_B >= 0, part.rows_V[nodes_B.clamp(min=0)], 0)
+        return counts
+
+    def follow(self, codes_NL: NDArray[np.integer]) -> None:
+        """Take over what has been paused, resumed or removed, of these paths and of the nodes above them."""
+        for part in self.parts:
+            nodes = np.unique(part.trie.nodes(codes_NL))
+            part.copy(nodes[nodes >= 0])
+
+    def _nodes(self, states_B: Tensor) -> list[Tensor]:
+        """The node of each state in each part, as in `leadre.semid.inventory.Joined`."""
+        nodes = [states_B >> (HALF * number) & ((1 << HALF) - 1) for number in range(len(self.parts))]
+        return [torch.where(states_B > ROOT, torch.where(part > 0, part, DEAD), states_B) for part in nodes]
+
+
+class _Part:
+    """The arrays of one trie."""
+
+    def __init__(self, trie: Trie, device: torch.device | str) -> None:
+        def there(array: NDArray[np.generic]) -> Tensor:
+            return torch.from_numpy(array).to(device, copy=True)
+
+        self.trie = trie
+        self.offsets, self.codes_E, self.rows_V = (
+            there(trie.child_offsets),
+            there(trie.child_codes),
+            there(trie.rows_beneath),
+        )
+        self.weights_V = self.rows_V if trie.mass is None else there(trie.mass)
+        degrees = np.diff(trie.child_offsets)
+        starts = trie.level_starts
+        self.most = [int(degrees[starts[d] : starts[d + 1]].max(initial=0)) for d in range(trie.depth)]
+
+    def children(self, nodes_B: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """(edges int64 [B, K], which of them are there); edge 0 stands for the others."""
+        at_K = torch.arange(self.most[level], device=nodes_B.device)
+        nodes = nodes_B.clamp(min=0)
+        first_B, end_B = self.offsets[nodes].long(), self.offsets[nodes + 1].long()
+        edges_BK = first_B[:, None] + at_K
+        is_child_BK = (edges_BK < end_B[:, None]) & (nodes_B >= 0)[:, None]
+        return torch.where(is_child_BK, edges_BK, 0), is_child_BK
+
+    def copy(self, nodes: NDArray[np.int64]) -> None:
+        """Counts and masses of these nodes."""
+        at = torch.from_numpy(nodes).to(self.rows_V.device)
+        self.rows_V[at] = torch.from_numpy(self.trie.rows_beneath[nodes]).to(at.device)
+        if self.trie.mass is not None:
+            self.weights_V[at] = torch.from_numpy(self.trie.mass[nodes]).to(at.device)
