@@ -5,6 +5,9 @@ others that the same user acted on. A language model of a few layers has its cod
 together, and objects that share a path share them; this says it object by object. It is fitted on training time and
 does not learn: a user's affinities shape the prior on the trie (`lm.live`), and the model learns where to depart.
 
+The fit has seen what training requests ask for. Their prior would look better than it is, and the model would learn to
+lean on it; so a user's training requests are weighed by a fit to the users of all other folds (`held_out`).
+
 Letters: U users, O objects, P rank, H objects of a history, N live objects.
 """
 
@@ -25,6 +28,7 @@ from leadre.semid.codebook import Codebook
 FILE = "affinity.safetensors"
 RANK = 64
 PENALTY = 300.0  # the best of 100, 300, 1000 on the `journey` source's validation weeks
+FOLDS = 4
 MOST_OBJECTS = 10_000  # the most frequent ones; the closed form inverts a matrix of that side
 
 
@@ -60,7 +64,17 @@ def fit(logs: Logs, codebook: Codebook, seed: int) -> Affinity:
 
     An object that was not met says nothing; nor does any where fewer than three were.
     """
+    return _fit(_damped_counts(logs, codebook), seed)
+
+
+def held_out(logs: Logs, codebook: Codebook, seed: int) -> list[Affinity]:
+    """`FOLDS` fits: the one at ``user % FOLDS`` has not seen the user."""
     counts_UO = _damped_counts(logs, codebook)
+    fold_U = np.arange(len(logs.users)) % FOLDS
+    return [_fit(counts_UO[np.flatnonzero(fold_U != fold)], seed) for fold in range(FOLDS)]
+
+
+def _fit(counts_UO: sparse.csr_array, seed: int) -> Affinity:
     events_O = np.asarray(counts_UO.sum(0)).ravel()
     met = np.sort(np.argsort(-events_O, kind="stable")[: min(MOST_OBJECTS, int((events_O > 0).sum()))])
     read_OP, live_OP = np.zeros((2, len(events_O), RANK), dtype=np.float32)

@@ -7,6 +7,7 @@ user departs from it; what the user will do again is the pointer's business.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -25,12 +26,20 @@ AFFINITY = 0.6  # what one standard deviation of affinity adds to a log-weight; 
 class Live:
     """Tries over the objects live in the requests of one log. Rows of a trie are indices into ``objects``.
 
-    ``prior`` weighs the objects by their `response_rates` and, where given, by the user's ``affinity``; without it
-    every live code starts alike.
+    ``prior`` weighs the objects by their `response_rates` and, where given, by the user's ``affinity``, in training
+    requests by those ``held_out`` (`affinity.held_out`); without it every live code starts alike.
     """
 
-    def __init__(self, logs: Logs, codebook: Codebook, *, prior: bool = True, affinity: Affinity | None = None) -> None:
-        self.logs, self.affinity = logs, affinity
+    def __init__(
+        self,
+        logs: Logs,
+        codebook: Codebook,
+        *,
+        prior: bool = True,
+        affinity: Affinity | None = None,
+        held_out: Sequence[Affinity] = (),
+    ) -> None:
+        self.logs, self.affinity, self.held_out = logs, affinity, held_out
         self.rates_O = response_rates(logs) if prior else None
         self.rows_O = codebook.rows(logs.objects["object_id"].to_list())
         self.codes_OL = codebook.codes_OL[self.rows_O]
@@ -50,11 +59,16 @@ class Live:
 
     def _trie(self, r: int, objects: NDArray[np.int64]) -> Trie:
         weights = None if self.rates_O is None else self.rates_O[objects]
-        if weights is not None and self.affinity is not None:
+        affinity = self._affinity(r)
+        if weights is not None and affinity is not None:
             history = self.logs.object_E[self.logs.history(r)]
-            scores = self.affinity.scores(self.rows_O[history], self.rows_O[objects])
-            weights = weights * np.exp(AFFINITY * scores)
+            weights = weights * np.exp(AFFINITY * affinity.scores(self.rows_O[history], self.rows_O[objects]))
         return build(self.codes_OL[objects], self.sizes, weights)
+
+    def _affinity(self, r: int) -> Affinity | None:
+        if self.held_out and self.logs.request_split_R[r] == TRAIN:
+            return self.held_out[int(self.logs.request_user_R[r]) % len(self.held_out)]
+        return self.affinity
 
 
 def _objects(logs: Logs, inventory: int) -> NDArray[np.int64]:

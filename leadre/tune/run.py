@@ -20,8 +20,10 @@ from leadre.errors import InputError
 if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
     from collections.abc import Callable, Sequence
 
+    from leadre.data.histories import Logs
     from leadre.lm.backbone import Backbone
     from leadre.lm.live import Live
+    from leadre.semid.codebook import Codebook
     from leadre.tune.prompts import Blocks, Prompter
     from leadre.tune.sft import History
     from leadre.tune.tasks import Threads
@@ -105,11 +107,9 @@ def prepare(
     import torch
 
     from leadre.data import histories
-    from leadre.lm import affinity as affinities
     from leadre.lm import backbone as backbones
     from leadre.lm import pretrained
     from leadre.lm.layout import Layout
-    from leadre.lm.live import Live
     from leadre.semid import codebook as codebooks
     from leadre.tune.prompts import Prompter
 
@@ -120,8 +120,7 @@ def prepare(
     codebook = codebooks.load(codebook_artifact)
     if config.shuffle_ids:
         codebook = codebooks.shuffled(codebook, config.seed)
-    affinity = affinities.fit(logs, codebook, config.seed) if config.affinity and config.prior else None
-    live = Live(logs, codebook, prior=config.prior, affinity=affinity)
+    live = _live(config, logs, codebook)
     source = pretrained.folder_of(config.backbone, config.work)
     tokenizer = pretrained.tokenizer(source)
     layout = Layout(len(tokenizer), codebook.sizes)
@@ -134,6 +133,17 @@ def prepare(
     if backbone.pointer is not None:
         backbone.pointer.start_counts(prompter.counts())
     return backbone.to(backbones.pick_device()), prompter, live, source
+
+
+def _live(config: Config, logs: Logs, codebook: Codebook) -> Live:
+    """Live sets under the prior that ``config`` asks for."""
+    from leadre.lm import affinity
+    from leadre.lm.live import Live
+
+    if not (config.prior and config.affinity):
+        return Live(logs, codebook, prior=config.prior)
+    full, others = affinity.fit(logs, codebook, config.seed), affinity.held_out(logs, codebook, config.seed)
+    return Live(logs, codebook, affinity=full, held_out=others)
 
 
 def blocks_of(config: Config) -> Blocks:

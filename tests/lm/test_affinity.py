@@ -42,6 +42,17 @@ def test_what_comes_after_training_is_not_read(pairs, hand, small):
     assert np.isfinite(scores).all()
 
 
+def test_a_fold_has_not_seen_its_users(pairs, hand, small):
+    """User 0 alone acts on 6 and 7 together, again and again: no fit but that of other folds knows."""
+    logs, codebook = pairs
+    own = [(0, 100 + i, CONTENT, o, 0) for i, o in enumerate((6, 7))]
+    events = [(1, 10, CONTENT, 3, 0), (1, 11, CONTENT, 4, 0), (2, 10, CONTENT, 1, 0), (2, 11, CONTENT, 2, 0), *own]
+    logs = hand([*events, LATE], [(0, 500, "test", [])], objects=len(codebook.object_ids))
+    others = affinities.held_out(logs, codebook, seed=0)
+    knows = [bool(fit.read_OP[[6, 7]].any()) for fit in others]
+    assert knows == [False, True, True, True]
+
+
 def test_rows_are_those_of_the_codebook(pairs):
     logs, codebook = pairs
     order = np.random.default_rng(1).permutation(len(codebook.object_ids))

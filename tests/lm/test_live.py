@@ -71,6 +71,22 @@ def test_affinity_weighs_each_object_by_what_the_user_had_before(small):
     assert told > 10
 
 
+def test_training_requests_are_weighed_by_a_fit_that_has_not_seen_their_user(small):
+    logs, book = small.logs, small.codebook
+    full, others = affinities.fit(logs, book, 0), affinities.held_out(logs, book, 0)
+    plain, live = Live(logs, book, affinity=full), Live(logs, book, affinity=full, held_out=others)
+    differ = 0
+    for r in range(0, len(logs.request_user_R), 5):
+        mass = live.all(r)[0].mass
+        if logs.request_split_R[r] == TRAIN:
+            fold = int(logs.request_user_R[r]) % affinities.FOLDS
+            assert np.array_equal(mass, Live(logs, book, affinity=others[fold]).all(r)[0].mass)
+            differ += not np.allclose(mass, plain.all(r)[0].mass)
+        else:
+            assert np.array_equal(mass, plain.all(r)[0].mass)
+    assert differ > 10
+
+
 def test_without_prior_every_code_starts_alike(small):
     trie, _ = Live(small.logs, small.codebook, prior=False).all(0)
     assert not trie.weighted
