@@ -18,9 +18,11 @@ VERBS = {
     "data": "leadre.data.run",
     "semid": "leadre.semid.run",
     "tune": "leadre.tune.run",
+    "tune-dpo": "leadre.tune.run_dpo",
     "generate": "leadre.generate.run",
     "evaluate": "leadre.evaluate.run",
 }
+FIRST_STAGE = {"tune": "sft"}  # of a verb with several; `tune --stage dpo` is `tune-dpo`
 SWITCHES = {"--help": "help", "-h": "help", "--show": "show"}
 USAGE = "usage: leadre VERB [--config FILE.toml] [--field value ...] [--show] [--help]"
 
@@ -45,20 +47,23 @@ def _run(arguments: list[str]) -> int:
     if verb == "--version":
         print(f"leadre {__version__}")
         return 0
+    path, flags, switches = _parse(rest)
+    first = FIRST_STAGE.get(verb)
+    if first is not None and (stage := flags.pop("stage", first)) != first:
+        verb = f"{verb}-{stage}"
     if verb not in VERBS:
         nearest = config.nearest(verb, VERBS)
         raise InputError(f"unknown verb {verb!r}; the nearest is {nearest!r}, and `leadre --help` lists them all")
-    path, flags, switches = _parse(rest)
-    stage = _import(verb)
+    module = _import(verb)
     if "help" in switches:
-        print(_help(verb, stage))
+        print(_help(verb, module))
         return 0
-    effective = config.load(stage.Config, section=verb, path=path, flags=flags)
+    effective = config.load(module.Config, section=verb, path=path, flags=flags)
     if "show" in switches:
         for field in dataclasses.fields(effective):
             print(f"{field.name} = {config.show(getattr(effective, field.name))}")
         return 0
-    stage.run(effective)
+    module.run(effective)
     return 0
 
 
@@ -108,6 +113,9 @@ def _help(verb: str, stage: ModuleType) -> str:
     lines = [(stage.__doc__ or "").strip(), "", USAGE.replace("VERB", verb), ""]
     for row in config.describe(stage.Config):
         lines.append(f"  --{row.field.replace('_', '-'):<24} {row.help} [{row.type}; default {row.default or 'empty'}]")
+    stages = [name.removeprefix(f"{verb}-") for name in VERBS if name.startswith(f"{verb}-")]
+    if stages:
+        lines.append(f"  --{'stage':<24} run another stage of it, with options of its own: {', '.join(stages)}")
     lines.append(f"  --{'config':<24} a TOML file: shared keys at the top, the rest under [{verb}]")
     lines.append(f"  --{'show':<24} print the effective config and stop")
     return "\n".join(lines)

@@ -200,6 +200,6 @@ def _library_versions() -> dict[str, str]:
 
 def _unfit(folder: Path, why: str) -> ArtifactError:
     """The error with its next step: a folder is called like the verb that writes it, or ``verb-part``."""
-    verb = folder.name.split("-")[0]
+    verb = folder.name if folder.name in SECTIONS else folder.name.split("-")[0]
     step = f"run `leadre {verb} --run {folder.parent.name}`" if verb in SECTIONS else "run the stage that writes it"
     return ArtifactError(f"{folder}: {why}; {step}")

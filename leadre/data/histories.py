@@ -100,6 +100,16 @@ class Logs:
         return np.flatnonzero(self.request_split_R == split)
 
 
+def choose(logs: Logs, *, split: str, users: int, seed: int) -> I64:
+    """The requests of a split, or those of ``users`` of its users drawn by ``seed``."""
+    requests = logs.requests_of(SPLITS.index(split))
+    everyone = np.unique(logs.request_user_R[requests])
+    if 0 < users < len(everyone):
+        drawn = np.random.default_rng(seed).choice(everyone, size=users, replace=False)
+        requests = requests[np.isin(logs.request_user_R[requests], drawn)]
+    return requests
+
+
 def first_seen(logs: Logs, r: int) -> Mask:
     """Mask over ``relevant(r)``: the object appears nowhere in the user's events strictly before the request."""
     objects = logs.ad_object_A[logs.relevant(r)[0]]

@@ -16,15 +16,11 @@ from numpy.typing import NDArray
 
 from leadre import progress
 from leadre.artifact import Artifact
-from leadre.data import histories
-from leadre.data.histories import SPLITS, Logs
-from leadre.lm import affinity as affinities
-from leadre.lm import backbone as backbones
-from leadre.lm import pretrained
+from leadre.data.histories import Logs
 from leadre.lm.decode import Searcher
 from leadre.lm.live import Live
 from leadre.semid import codebook as codebooks
-from leadre.tune import prompts
+from leadre.tune import saved
 from leadre.tune.answers import VIEWS, Ranked, answer
 from leadre.tune.tasks import Threads, Window
 
@@ -42,39 +38,13 @@ class Loaded:
     live: Live
 
 
-def load(tables: Artifact, codebook: Artifact, model: Artifact, *, threads: int = 0) -> Loaded:
-    """Load model, prompts' form and live sets. ``threads``: processor threads, 0 = all."""
+def load(tables: Artifact, codebook: Artifact, model: Artifact, *, training: bool, threads: int = 0) -> Loaded:
+    """A tuned model that answers requests, ``training`` ones too. ``threads``: processor threads, 0 = all."""
     if threads:
         torch.set_num_threads(threads)
-    logs = histories.load(tables)
-    live = load_live(logs, tuned_ids(codebooks.load(codebook), model), model)
-    backbone = backbones.load(model.path, live.codes_OL).to(backbones.pick_device())
-    tokenizer = pretrained.tokenizer(model.path / "tokenizer")
-    prompter = prompts.Prompter(logs, tokenizer, backbone.layout, prompts.load_blocks(model.path))
-    return Loaded(Searcher(backbone), Threads(prompter), live)
-
-
-def load_live(logs: Logs, ids: codebooks.Codebook, model: Artifact) -> Live:
-    """Live sets with the prior that the model was tuned under."""
-    settings = model.meta["config"]
-    wanted = settings["prior"] and settings["affinity"]
-    affinity = affinities.load(model.path, len(ids.object_ids)) if wanted else None
-    return Live(logs, ids, prior=settings["prior"], affinity=affinity)
-
-
-def tuned_ids(codebook: codebooks.Codebook, model: Artifact) -> codebooks.Codebook:
-    """The IDs as the model learnt them: a control run permutes them among the objects."""
-    return codebooks.shuffled(codebook, model.meta["seed"]) if model.meta["config"]["shuffle_ids"] else codebook
-
-
-def choose(logs: Logs, *, split: str, users: int, seed: int) -> NDArray[np.int64]:
-    """The requests of a split, or those of ``users`` of its users drawn by ``seed``."""
-    requests = logs.requests_of(SPLITS.index(split))
-    everyone = np.unique(logs.request_user_R[requests])
-    if 0 < users < len(everyone):
-        drawn = np.random.default_rng(seed).choice(everyone, size=users, replace=False)
-        requests = requests[np.isin(logs.request_user_R[requests], drawn)]
-    return requests
+    ids = saved.tuned_ids(codebooks.load(codebook), model)
+    loaded = saved.load(tables, ids, model, training=training)
+    return Loaded(Searcher(loaded.backbone), loaded.threads, loaded.live)
 
 
 class Parts:

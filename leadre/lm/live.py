@@ -48,22 +48,30 @@ class Live:
 
     def all(self, r: int) -> tuple[Trie, NDArray[np.int64]]:
         """(trie, objects): what is live in request ``r``; row ``n`` of the trie is object ``objects[n]``."""
-        objects = self._objects(int(self.logs.request_inventory_R[r]))
+        objects = self.objects(r)
         return self._trie(r, objects), objects
 
     def new(self, r: int) -> tuple[Trie, NDArray[np.int64]]:
         """The same without the objects that the user has in the log strictly before the request (prospecting)."""
-        inventory = self._objects(int(self.logs.request_inventory_R[r]))
-        objects = np.setdiff1d(inventory, self.logs.object_E[self.logs.history(r)])
+        objects = np.setdiff1d(self.objects(r), self.logs.object_E[self.logs.history(r)])
         return self._trie(r, objects), objects
 
-    def _trie(self, r: int, objects: NDArray[np.int64]) -> Trie:
-        weights = None if self.rates_O is None else self.rates_O[objects]
-        affinity = self._affinity(r)
-        if weights is not None and affinity is not None:
+    def objects(self, r: int) -> NDArray[np.int64]:
+        """The objects live in request ``r``, ascending."""
+        return self._objects(int(self.logs.request_inventory_R[r]))
+
+    def weights(self, r: int, objects: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """How likely each of ``objects`` is in request ``r`` before the model is asked, in no unit; None: all alike."""
+        if self.rates_O is None:
+            return None
+        weights, affinity = self.rates_O[objects], self._affinity(r)
+        if affinity is not None:
             history = self.logs.object_E[self.logs.history(r)]
             weights = weights * np.exp(AFFINITY * affinity.scores(self.rows_O[history], self.rows_O[objects]))
-        return build(self.codes_OL[objects], self.sizes, weights)
+        return weights
+
+    def _trie(self, r: int, objects: NDArray[np.int64]) -> Trie:
+        return build(self.codes_OL[objects], self.sizes, self.weights(r, objects))
 
     def _affinity(self, r: int) -> Affinity | None:
         if self.held_out and self.logs.request_split_R[r] == TRAIN:

@@ -76,7 +76,7 @@ class Examples:
     def epoch(self, seed: int, tokens: int) -> list[list[Window]]:
         """All training windows in batches of about ``tokens`` positions, in an order that ``seed`` draws."""
         rng = np.random.default_rng(seed)
-        windows = self.threads.training(seed)
+        windows = self.windows(seed)
         windows = [windows[i] for i in rng.permutation(len(windows))]
         batches = []
         for start in range(0, len(windows), BUCKET):
@@ -84,11 +84,20 @@ class Examples:
             batches += list(_fill([windows[start + i] for _, i in bucket], [length for length, _ in bucket], tokens))
         return [batches[i] for i in rng.permutation(len(batches))]
 
+    def windows(self, seed: int) -> list[Window]:
+        """Where an epoch's threads are cut."""
+        return self.threads.training(seed)
+
+    def answers(self, requests_R: NDArray[np.int64]) -> int:
+        """About how many branches these requests have."""
+        offsets = self.logs.relevant_offsets
+        return int((offsets[requests_R + 1] - offsets[requests_R]).sum())
+
     def length(self, window: Window) -> int:
         """About how many positions a window takes, its prefix and branches included."""
-        tokens_V, offsets = self.threads.tokens_V, self.logs.relevant_offsets
+        tokens_V = self.threads.tokens_V
         prefix = len(self.threads.prompter.prefix(window.user, window.start))
-        answers = int((offsets[window.requests + 1] - offsets[window.requests]).sum())
+        answers = self.answers(window.requests)
         return prefix + int(tokens_V[window.stop] - tokens_V[window.start]) + answers * (len(self.layout.sizes) - 1)
 
     def targets(self, r: int) -> Targets:

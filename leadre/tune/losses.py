@@ -1,22 +1,81 @@
-"""Losses as pure functions of scores, targets and masks."""
+"""Losses as pure functions of scores, targets and masks.
+
+A semantic ID is a path of L codes, so every ID is as long as any other and likelihoods need no length to divide by.
+
+Letters: N targets or pairs, L levels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-def log_likelihood(log_p: Sequence[Tensor], targets_NL: Tensor) -> Tensor:
-    """Log-probability float32 [N] of whole semantic IDs: the number that beam search ranks by.
+def by_level(log_p: Sequence[Tensor], targets_NL: Tensor) -> Tensor:
+    """Log-probability float32 [N, L] of each target's code at each level, given its codes before.
 
     ``log_p[l]`` [N, sizes[l]] are a level's log-probabilities over what is live there; ``targets_NL`` int64 codes.
     """
-    levels = [scores.gather(1, targets_NL[:, level : level + 1])[:, 0] for level, scores in enumerate(log_p)]
-    return torch.stack(levels).sum(0)
+    return torch.cat([scores.gather(1, targets_NL[:, level, None]) for level, scores in enumerate(log_p)], dim=1)
+
+
+def log_likelihood(log_p: Sequence[Tensor], targets_NL: Tensor) -> Tensor:
+    """Log-probability float32 [N] of whole semantic IDs: the number that beam search ranks by."""
+    return by_level(log_p, targets_NL).sum(1)
 
 
 def sft(log_p_N: Tensor, weights_N: Tensor) -> Tensor:
     """Weighted mean of the negative log-likelihoods: a scalar."""
     return -(log_p_N * weights_N).sum() / weights_N.sum()
+
+
+def shared_levels(codes_NL: Tensor, others_NL: Tensor) -> Tensor:
+    """bool [N, L]: levels up to which two paths are the same. One that is equal again further down is not shared."""
+    return (codes_NL == others_NL).cumprod(1).bool()
+
+
+def without_shared(log_p_NL: Tensor, shared_NL: Tensor) -> Tensor:
+    """The same numbers, with no gradient at the shared levels (RAD-DPO, arXiv 2602.23964).
+
+    A loss on the difference of two paths has nothing to teach there: what pushes one up pushes the other up. Exactly
+    computed the two cancel; in bfloat16 they leave noise on the levels that most ads hang on.
+    """
+    return torch.where(shared_NL, log_p_NL.detach(), log_p_NL)
+
+
+def dpo(
+    chosen_NL: Tensor,
+    rejected_NL: Tensor,
+    reference_chosen_NL: Tensor,
+    reference_rejected_NL: Tensor,
+    *,
+    beta: float,
+    margins_N: Tensor,
+    weights_N: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """(loss, reward margins [N]) of Direct Preference Optimization (Rafailov et al., arXiv 2305.18290).
+
+    All [N, L] are log-probabilities by level, the last two those of the model before. A pair's reward margin is
+    ``beta`` times what chosen over rejected has gained on the reference; ``margins_N`` is how large it should be at
+    least (zero in the paper), ``weights_N`` what the pair counts in the mean.
+    """
+    gained_NL = (chosen_NL - reference_chosen_NL) - (rejected_NL - reference_rejected_NL)
+    return _preference(beta * gained_NL.sum(1), margins_N, weights_N)
+
+
+def simpo(
+    chosen_NL: Tensor, rejected_NL: Tensor, *, beta: float, margins_N: Tensor, weights_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(loss, reward margins [N]) of SimPO (Meng et al., arXiv 2405.14734): as `dpo`, whatever the model said before.
+
+    ``margins_N`` is the paper's gamma. The paper divides likelihoods by the length: its beta is L times this one.
+    """
+    return _preference(beta * (chosen_NL - rejected_NL).sum(1), margins_N, weights_N)
+
+
+def _preference(rewards_N: Tensor, margins_N: Tensor, weights_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean of the negative log-odds, after Bradley and Terry, that each reward exceeds its margin."""
+    return -(F.logsigmoid(rewards_N - margins_N) * weights_N).sum() / weights_N.sum(), rewards_N.detach()

@@ -1,10 +1,12 @@
-"""The training curve as a picture."""
+"""Training curves as pictures."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from leadre.tune.sft import History
 
@@ -20,9 +22,8 @@ def loss_curve(history: History, path: Path) -> None:
     tokens = np.array([row[3] for row in history.loss]) / 1e6
     loss = np.array([row[1] for row in history.loss])
     width = min(SMOOTH_STEPS, len(loss))
-    smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
     left.plot(tokens, loss, color="#c6d4e1", linewidth=0.8, label="step")
-    left.plot(tokens[width - 1 :], smooth, color="#1f5a96", label=f"mean of {width} steps")
+    _smooth(left, tokens, loss, width, color="#1f5a96", label=f"mean of {width} steps")
     left.set(
         xlabel="million tokens read",
         ylabel="loss (nats an ad)",
@@ -38,7 +39,49 @@ def loss_curve(history: History, path: Path) -> None:
     right.set(xlabel="million tokens read", title="validation", ylim=(0, None))
     if history.valid:
         right.legend(frameon=False)
-    for axes in (left, right):
+    _finish(figure, path)
+
+
+def preferences(history: History, guard: float, path: Path) -> None:
+    """Reward margin, accuracy, likelihoods of chosen and rejected by step, and recall with its guard, as PNG.
+
+    Where both likelihoods fall, what they lose goes to ads that are in no pair.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    margin, accuracy, likelihood, recall = figure.subplots(2, 2).ravel()
+    steps = np.array([step for step, _ in history.pairs])
+    width = max(min(SMOOTH_STEPS, len(steps) // 8), 1)
+    of = {name: np.array([row[name] for _, row in history.pairs]) for name in history.pairs[0][1]}
+    for axes, name, label in ((margin, "margin", "nats x beta"), (accuracy, "accuracy", "share of pairs")):
+        axes.plot(steps, of[name], color="#c6d4e1", linewidth=0.8, label="step")
+        _smooth(axes, steps, of[name], width, color="#1f5a96", label=f"mean of {width} steps")
+        axes.set(xlabel="step", ylabel=label)
+    margin.set(title="reward margin: chosen - rejected")
+    accuracy.set(title="accuracy: the margin is above zero", ylim=(0, 1))
+    for name, color in (("log_p chosen", "#1f5a96"), ("log_p rejected", "#c2502e")):
+        likelihood.plot(steps, of[name], color=color, linewidth=0.8, alpha=0.25)
+        _smooth(likelihood, steps, of[name], width, color=color, label=name.removeprefix("log_p "))
+    likelihood.set(xlabel="step", ylabel="nats an ad", title="log-likelihood")
+    for number, (name, before) in enumerate(history.valid[0][1].items()):
+        color = f"C{number}"
+        values = [row[name] for _, row in history.valid]
+        recall.plot([step for step, _ in history.valid], values, marker="o", color=color, label=name)
+        recall.axhline(before * (1 - guard), color=color, linestyle=":")
+    recall.set(xlabel="step", title=f"validation; dotted: {guard:.0%} below the start", ylim=(0, None))
+    for axes in (margin, accuracy, likelihood, recall):
+        axes.legend(frameon=False)
+    _finish(figure, path)
+
+
+def _smooth(axes: Any, x: NDArray[Any], y: NDArray[Any], width: int, *, color: str, label: str) -> None:
+    """A moving mean over ``width`` values."""
+    axes.plot(x[width - 1 :], np.convolve(y, np.ones(width) / width, mode="valid"), color=color, label=label)
+
+
+def _finish(figure: Any, path: Path) -> None:
+    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.savefig(path, dpi=130)

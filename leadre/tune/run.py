@@ -18,7 +18,7 @@ from leadre import artifact, config, progress
 from leadre.errors import InputError
 
 if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from leadre.data.histories import Logs
     from leadre.lm.backbone import Backbone
@@ -79,15 +79,16 @@ def run(config: Config) -> None:
     if artifact.current(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents):
         progress.say(f"tune: {folder} is current, nothing to do")
         return
+    from leadre.tune import plots
+
     checkpoint = config.folder(".tune-sft.checkpoint")
     with artifact.create(
         folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents
     ) as temporary:
         backbone, prompter, live, source = prepare(config, tables, codebook)
         history = _train(config, backbone, prompter, live, checkpoint, parents)
-        _write(temporary, backbone, prompter.blocks, source, history)
-        if live.affinity is not None:
-            live.affinity.save(temporary)
+        write(temporary, backbone, live, prompter.blocks, source, history)
+        plots.loss_curve(history, temporary / "loss.png")
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
@@ -176,14 +177,14 @@ def _train(
     names = [field.name for field in dataclasses.fields(sft.Schedule)]
     schedule = sft.Schedule(**{name: getattr(config, name) for name in names})
     key = artifact.resume_key(dataclasses.asdict(config), parents)
-    history = sft.train(backbone, examples, schedule, checkpoint, key, _validator(config, backbone, threads, live))
+    history = sft.train(backbone, examples, schedule, checkpoint, key, validator(config.seed, backbone, threads, live))
     if config.adapter == "lora":
         backbone.body = backbone.body.merge_and_unload()
     return history
 
 
-def _validator(config: Config, backbone: Backbone, threads: Threads, live: Live) -> Callable[[], dict[str, float]]:
-    """Recall@10 in both views over a seeded sample of users of the validation weeks."""
+def validator(seed: int, backbone: Backbone, threads: Threads, live: Live) -> Callable[[], dict[str, float]]:
+    """Recall@10 in both views over a sample of users of the validation weeks, drawn by ``seed``."""
     import numpy as np
 
     from leadre.data.histories import VALID
@@ -191,7 +192,7 @@ def _validator(config: Config, backbone: Backbone, threads: Threads, live: Live)
 
     requests = threads.logs.requests_of(VALID)
     users = np.unique(threads.logs.request_user_R[requests])
-    chosen = np.random.default_rng(config.seed).permutation(users)[:VALIDATION_USERS]
+    chosen = np.random.default_rng(seed).permutation(users)[:VALIDATION_USERS]
     windows = threads.serving(requests[np.isin(threads.logs.request_user_R[requests], chosen)])
     return lambda: recall(backbone, threads, live, windows, VALIDATION_BEAM)
 
@@ -202,18 +203,25 @@ def _add_lora(backbone: Backbone, rank: int) -> None:
     backbone.body = get_peft_model(backbone.body, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 
-def _write(folder: Path, backbone: Backbone, blocks: Blocks, source: Path, history: History) -> None:
+def write(folder: Path, backbone: Backbone, live: Live, blocks: Blocks, source: Path, history: History) -> None:
+    """Write all that `saved.load` reads (the tokenizer is that of ``source``), loss.csv and valid.csv."""
     from leadre.lm import backbone as backbones
     from leadre.lm import pretrained
-    from leadre.tune import plots, prompts
+    from leadre.tune import prompts
 
     backbones.save(backbone, folder)
     pretrained.tokenizer(source).save_pretrained(folder / "tokenizer")
     prompts.save_blocks(blocks, folder)
+    if live.affinity is not None:
+        live.affinity.save(folder)
     _csv(folder / "loss.csv", ("step", "loss", "lr", "tokens"), history.loss)
-    names = list(history.valid[0][1]) if history.valid else []
-    _csv(folder / "valid.csv", ("step", *names), [(step, *row.values()) for step, row in history.valid])
-    plots.loss_curve(history, folder / "loss.png")
+    write_figures(folder / "valid.csv", history.valid)
+
+
+def write_figures(path: Path, figures: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    """Write figures by step as CSV, a column each."""
+    names = list(figures[0][1]) if figures else []
+    _csv(path, ("step", *names), [(step, *row.values()) for step, row in figures])
 
 
 def _csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[int | float]]) -> None:

@@ -51,13 +51,17 @@ class Schedule:
 
 @dataclass
 class History:
-    """What the run has seen so far: rows of loss.csv (step, loss, lr, tokens) and valid.csv (step, metrics)."""
+    """What the run has seen so far: rows of loss.csv (step, loss, lr, tokens) and valid.csv (step, metrics).
+
+    Where preferences are learnt, ``pairs`` has rows of pairs.csv (step, what the model makes of the step's pairs).
+    """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     loss: list[tuple[int, float, float, int]] = field(default_factory=list)
     valid: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    pairs: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
 
 def train(
@@ -86,14 +90,9 @@ def train(
     with progress.track("tune: steps", steps, done=history.step) as advance:
         for step in range(history.step, steps):
             rate = learning_rate(step, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = group["base"] * rate
             batch = examples.batch(plan[step][1])
             loss = step_loss(backbone, batch.to(backbone.device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained(backbone).values(), CLIP_NORM)
-            optimizer.step()
+            update(backbone, optimizer, loss, rate)
             history.step, history.tokens = step + 1, history.tokens + batch.tokens
             history.loss.append((history.step, loss.item(), rate * schedule.learning_rate, history.tokens))
             if history.step % schedule.validate_every == 0 or history.step == steps:
@@ -119,8 +118,23 @@ def give_back_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def update(backbone: Backbone, optimizer: torch.optim.AdamW, loss: Tensor, rate: float) -> None:
+    """One step down ``loss`` at a share ``rate`` of the full rates."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base"] * rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(trained(backbone).values(), CLIP_NORM)
+    optimizer.step()
+
+
 def step_loss(backbone: Backbone, batch: Batch) -> Tensor:
     """The SFT loss of one batch: a scalar."""
+    return losses.sft(losses.log_likelihood(level_log_p(backbone, batch), batch.targets_NL), batch.weights_N)
+
+
+def level_log_p(backbone: Backbone, batch: Batch) -> list[Tensor]:
+    """Log-probabilities [N, sizes[l]] of each level's codes for each target, given the target's codes before."""
     hidden_BTD = backbone(batch.ids_BT, batch.positions_BT.clamp(min=0), batch.mask_BNT, batch.thread)
     sources = backbone.sources(hidden_BTD[:, : batch.thread], batch.ids_BT[:, : batch.thread])
     hidden = hidden_BTD.flatten(0, 1)
@@ -131,7 +145,7 @@ def step_loss(backbone: Backbone, batch: Batch) -> Tensor:
         if sources is not None:  # from here on only objects that agree with this code can be repeated
             carried = sources.codes_BTL[batch.thread_N, :, level]
             may_NT = may_NT & (carried == batch.targets_NL[:, level, None])
-    return losses.sft(losses.log_likelihood(log_p, batch.targets_NL), batch.weights_N)
+    return log_p
 
 
 @torch.no_grad()
@@ -206,9 +220,10 @@ def resume(folder: Path, identity: str, backbone: Backbone, optimizer: torch.opt
             key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in state.items()
         }
     raw = facts["history"]
-    progress.say(f"tune: resumes after step {raw['step']}")
+    progress.say(f"tune: takes the weights of step {raw['step']} from {folder}")
     rows = [(int(s), float(loss), float(lr), int(t)) for s, loss, lr, t in raw["loss"]]
-    return History(raw["step"], raw["tokens"], raw["seconds"], rows, [(int(s), dict(m)) for s, m in raw["valid"]])
+    valid, pairs = ([(int(s), dict(m)) for s, m in raw[name]] for name in ("valid", "pairs"))
+    return History(raw["step"], raw["tokens"], raw["seconds"], rows, valid, pairs)
 
 
 def _recent(history: History, steps: int = 50) -> float:

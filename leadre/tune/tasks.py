@@ -65,12 +65,15 @@ class Threads:
         """Positions of a visit besides its objects: its context and the two names of the domains."""
         return len(self.prompter.context(0, 0)) + len(self.prompter.text(" ads")) + len(self.prompter.text(" also"))
 
-    def training(self, seed: int) -> list[Window]:
-        """Windows over all visits of training time, in user order; ``seed`` shifts where they are cut."""
+    def training(self, seed: int, requests_R: NDArray[np.int64] | None = None) -> list[Window]:
+        """Windows over all visits of training time, in user order; ``seed`` shifts where they are cut.
+
+        They answer ``requests_R``, ascending; without, all that have an answer.
+        """
         rng = np.random.default_rng(seed)
         budget = 2 * self.prompter.blocks.short_tokens
         windows = []
-        for user, requests in _by_user(self.train_R, self.logs):
+        for user, requests in _by_user(self.train_R if requests_R is None else requests_R, self.logs):
             first, last = int(self.visits.user_offsets[user]), int(self.visit_R[requests[-1]]) + 1
             start, limit = first, int(budget * rng.uniform(0.3, 1.0))
             while start < last:

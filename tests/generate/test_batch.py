@@ -7,9 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from leadre.data import histories
 from leadre.data.histories import TEST, VALID
 from leadre.generate import batch
 from leadre.lm.decode import Searcher
+from leadre.tune import saved
 from leadre.tune.answers import Ranked
 
 
@@ -131,14 +133,14 @@ def test_a_part_that_was_cut_off_is_written_again(engine, requests, lists, tmp_p
 
 def test_the_seed_decides_who_is_answered(small):
     logs = small.logs
-    everyone = batch.choose(logs, split="valid", users=0, seed=0)
+    everyone = histories.choose(logs, split="valid", users=0, seed=0)
     assert everyone.tolist() == logs.requests_of(VALID).tolist()
-    some = batch.choose(logs, split="valid", users=5, seed=0)
+    some = histories.choose(logs, split="valid", users=5, seed=0)
     assert len(np.unique(logs.request_user_R[some])) == 5
     assert set(some.tolist()) == {r for r in everyone.tolist() if logs.request_user_R[r] in logs.request_user_R[some]}
-    assert some.tolist() == batch.choose(logs, split="valid", users=5, seed=0).tolist()
-    assert some.tolist() != batch.choose(logs, split="valid", users=5, seed=1).tolist()
-    assert batch.choose(logs, split="valid", users=10_000, seed=0).tolist() == everyone.tolist()
+    assert some.tolist() == histories.choose(logs, split="valid", users=5, seed=0).tolist()
+    assert some.tolist() != histories.choose(logs, split="valid", users=5, seed=1).tolist()
+    assert histories.choose(logs, split="valid", users=10_000, seed=0).tolist() == everyone.tolist()
 
 
 def test_cases_show_prompt_and_ads(small, engine, lists, tmp_path):
@@ -153,9 +155,9 @@ def test_cases_show_prompt_and_ads(small, engine, lists, tmp_path):
 
 def test_ids_are_permuted_as_they_were_for_training(small):
     def model(shuffled):
-        return SimpleNamespace(meta={"config": {"shuffle_ids": shuffled}, "seed": 3})
+        return SimpleNamespace(meta={"config": {"shuffle_ids": shuffled, "seed": 3}})
 
-    assert batch.tuned_ids(small.codebook, model(False)) is small.codebook
-    codes = batch.tuned_ids(small.codebook, model(True)).codes_OL
+    assert saved.tuned_ids(small.codebook, model(False)) is small.codebook
+    codes = saved.tuned_ids(small.codebook, model(True)).codes_OL
     assert sorted(codes.tolist()) == sorted(small.codebook.codes_OL.tolist())
     assert not np.array_equal(codes, small.codebook.codes_OL)

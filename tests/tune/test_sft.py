@@ -77,7 +77,7 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(small, undisturbed, tmp
         train(small, tmp_path, kill_at=4)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["state.json", "state.safetensors.3"]
     backbone, history = train(small, tmp_path)
-    assert "resumes after step 3" in capsys.readouterr().err
+    assert "takes the weights of step 3" in capsys.readouterr().err
     assert history.loss == whole.loss
     assert (history.step, history.tokens) == (whole.step, whole.tokens) == (6, whole.loss[-1][3])
     assert [step for step, _ in history.valid] == [step for step, _ in whole.valid] == [2, 4, 6]

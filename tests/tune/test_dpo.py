@@ -1,0 +1,212 @@
+"""Preferences are learnt: the margin grows, a killed run ends where an undisturbed one does, the guard guards."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from leadre.tune import dpo, losses, pairs, plots, sft
+
+pytestmark = pytest.mark.usefixtures("denormals")
+
+RULES = pairs.Rules(
+    live_unbought=True,
+    higher_value=True,
+    on_policy=False,
+    negatives=2,
+    value_ratio=1.1,
+    margin=0.0,
+    value_margin=0.1,
+    similarity=True,
+)
+PLAIN = dpo.Objective(loss="dpo", beta=0.5, sft_weight=0.1, guard=0.1)
+
+
+def schedule(**changes):
+    settings = {
+        "epochs": 2,
+        "max_steps": 6,
+        "batch_tokens": 500,
+        "learning_rate": 1e-3,
+        "codes_learning_rate": 3e-3,
+        "weight_decay": 0.0,
+        "seed": 0,
+        "validate_every": 2,
+        "checkpoint_s": -1.0,  # after every step
+    }
+    return sft.Schedule(**settings | changes)
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.fixture(scope="module")
+def contests(small):
+    logs = small.logs
+    requests = logs.requests_of(0)[::16]
+    found = pairs.mine(logs, small.live, small.codebook.embeddings_OD[small.live.rows_O], requests, RULES, 0, {})
+    return dpo.Contests(small.threads(), small.live, small.layout, found)
+
+
+def learn(small, contests, folder, *, plan=None, objective=PLAIN, recall=(), kill_at=0, identity="a", shots=None):
+    """(model, history); with ``kill_at`` the run dies in its validation of that number.
+
+    ``recall`` is what the validations find; ``shots`` gets the weights that each of them saw.
+    """
+    backbone, shots = small.backbone(seed=3), [] if shots is None else shots
+    backbone.train()
+    first = len(shots)
+
+    def validate():
+        shots.append(weights(backbone))
+        if kill_at and len(shots) - first == kill_at:
+            raise Killed
+        return {"all": recall[len(shots) - first - 1] if recall else 0.5}
+
+    return backbone, dpo.train(backbone, contests, plan or schedule(), objective, folder, identity, validate)
+
+
+def weights(backbone):
+    return {name: parameter.detach().clone() for name, parameter in backbone.named_parameters()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], tensor) for name, tensor in other.items())
+
+
+def everything(contests):
+    return contests.epoch(0, 500)
+
+
+def margins(backbone, before, contests):
+    """What each pair has gained on ``before``."""
+    now = dpo.reference(backbone, contests, everything(contests))
+    return ((now[0] - before[0]) - (now[1] - before[1])).sum(1)
+
+
+def test_every_pair_is_in_a_batch_at_its_own_rows(small, contests):
+    seen = []
+    for windows in everything(contests):
+        duels = contests.duels(windows)
+        codes = duels.batch.targets_NL.numpy()
+        for objects_P, rows in (
+            (contests.pairs.chosen_P, duels.chosen_P),
+            (contests.pairs.rejected_P, duels.rejected_P),
+        ):
+            expected = small.live.codes_OL[objects_P[duels.pair_P.numpy()]]
+            assert np.array_equal(codes[rows.numpy()], expected)
+        seen += duels.pair_P.tolist()
+    assert sorted(seen) == list(range(len(contests.pairs))) and len(seen) > 50
+    assert len(set(contests.pairs.rule_P.tolist())) == 2
+
+
+def test_a_pair_is_scored_as_its_answers_are_for_fine_tuning(small, contests):
+    """The chosen are answers of their request, so SFT's batches score them too."""
+    backbone, examples = small.backbone(seed=3), small.examples(new_weight=0.0)
+    r = int(contests.requests_R[0])
+    window = next(window for window in contests.windows(0) if r in window.requests)
+    with torch.no_grad():
+        duels, batch = contests.duels([window]), examples.batch([window])
+        chosen = dpo.log_p_of_pairs(backbone, duels)[0].sum(1)
+        known = losses.log_likelihood(sft.level_log_p(backbone, batch), batch.targets_NL)
+    places = {}
+    for request in window.requests.tolist():
+        for o in np.unique(small.logs.ad_object_A[small.logs.relevant(request)[0]]).tolist():
+            places[request, o] = len(places)
+    mine = [places[int(contests.pairs.request_P[p]), int(contests.pairs.chosen_P[p])] for p in duels.pair_P.tolist()]
+    torch.testing.assert_close(chosen, known[mine], rtol=0, atol=2e-2)  # bfloat16 in other batches
+
+
+def test_before_the_first_step_nothing_is_gained(small, contests):
+    backbone = small.backbone(seed=3)
+    windows = everything(contests)[0]
+    before = dpo.reference(backbone, contests, [windows])
+    loss, figures = dpo.step_loss(
+        backbone, contests.duels(windows), contests.pairs, before, replace(PLAIN, sft_weight=0)
+    )
+    assert figures["margin"] == 0 and figures["accuracy"] == 0
+    margin = contests.pairs.margin_P[contests.duels(windows).pair_P.numpy()]
+    assert margin.max() > 0 and loss.item() > np.log(2)
+    assert torch.isnan(before).any()  # pairs of other batches were not computed
+
+
+@pytest.mark.parametrize("loss", ["dpo", "simpo"])
+def test_the_margin_grows_on_the_pairs_that_are_trained(small, contests, tmp_path, monkeypatch, loss):
+    monkeypatch.setattr(sft, "WARMUP_STEPS", 5)
+    before = dpo.reference(small.backbone(seed=3), contests, everything(contests))
+    plan = schedule(epochs=4, max_steps=0, validate_every=1000, checkpoint_s=1e9)
+    backbone, history = learn(small, contests, tmp_path, plan=plan, objective=replace(PLAIN, loss=loss))
+    gained = margins(backbone, before, contests)
+    assert float(gained.mean()) > 0.5
+    assert float((gained > 0).float().mean()) > 0.75
+    figures = [row for _, row in history.pairs]
+    assert len(figures) == len(history.loss) == history.step
+    assert {"preference", "margin", "accuracy", "log_p chosen", "log_p rejected"} == set(figures[0])
+    quarter = len(figures) // 4
+    assert np.mean([row["margin"] for row in figures[-quarter:]]) > figures[0]["margin"] + 0.2
+
+
+def test_the_sft_term_holds_the_chosen_up(small, contests, tmp_path, monkeypatch):
+    monkeypatch.setattr(sft, "WARMUP_STEPS", 5)
+    plan = schedule(epochs=3, max_steps=0, validate_every=1000, checkpoint_s=1e9)
+    found = {}
+    for weight in (0.0, 5.0):
+        objective = replace(PLAIN, sft_weight=weight)
+        backbone, _ = learn(small, contests, tmp_path / str(weight), plan=plan, objective=objective)
+        found[weight] = float(dpo.reference(backbone, contests, everything(contests))[0].sum(1).mean())
+    assert found[5.0] > found[0.0] + 0.2
+
+
+def test_a_killed_run_ends_where_an_undisturbed_one_does(small, contests, tmp_path, capsys):
+    expected, whole = learn(small, contests, tmp_path / "whole")
+    with pytest.raises(Killed):
+        learn(small, contests, tmp_path / "killed", kill_at=3)  # in step 4
+    shots = []
+    backbone, history = learn(small, contests, tmp_path / "killed", shots=shots)
+    assert "takes the weights of step 3" in capsys.readouterr().err
+    assert same(weights(backbone), weights(expected))
+    assert history.pairs == whole.pairs and history.loss == whole.loss and history.valid == whole.valid
+    assert (history.step, len(shots)) == (6, 2)
+    other, _ = learn(small, contests, tmp_path / "killed", identity="another", shots=shots)
+    assert len(shots) == 2 + 4 and same(weights(other), weights(expected))
+
+
+@pytest.mark.parametrize(("share", "validations", "kept"), [(0.1, 3, 1), (0.3, 4, 3)])
+def test_the_guard_ends_a_run_whose_recall_falls(small, contests, tmp_path, capsys, share, validations, kept):
+    """Recall falls from .5 by a fifth in step 4: too much for one guard, nothing to the other."""
+    shots, recall = [], (0.5, 0.46, 0.4, 0.6)
+    objective = replace(PLAIN, guard=share)
+    backbone, history = learn(small, contests, tmp_path, objective=objective, recall=recall, shots=shots)
+    assert [row["all"] for _, row in history.valid] == list(recall[:validations])
+    assert history.step == 2 * (validations - 1) == history.pairs[-1][0]
+    assert ("too low" in capsys.readouterr().err) == (validations < 4)
+    assert [same(weights(backbone), shot) for shot in shots] == [n == kept for n in range(validations)]
+
+
+def test_a_guard_that_trips_at_once_gives_back_the_reference(small, contests, tmp_path):
+    backbone, history = learn(small, contests, tmp_path, recall=(0.5, 0.1))
+    assert history.step == 2
+    assert same(weights(backbone), weights(small.backbone(seed=3)))
+
+
+def test_one_view_that_falls_is_enough():
+    history = sft.History(valid=[(0, {"all": 0.5, "new": 0.1}), (2, {"all": 0.6, "new": 0.08})])
+    assert dpo._has_fallen(history, 0.1) and not dpo._has_fallen(history, 0.3)
+
+
+def test_a_run_killed_after_a_pass_still_falls_back_to_it(small, contests, tmp_path):
+    """What passed is on disk, not in the process: here recall falls after the restart."""
+    shots = []
+    with pytest.raises(Killed):
+        learn(small, contests, tmp_path, kill_at=3, shots=shots)
+    backbone, history = learn(small, contests, tmp_path, recall=(0.1,))
+    assert [row["all"] for _, row in history.valid] == [0.5, 0.5, 0.1]
+    assert same(weights(backbone), shots[1])
+
+
+def test_the_curves_are_drawn(small, contests, tmp_path):
+    _, history = learn(small, contests, tmp_path / "run", plan=schedule(max_steps=2))
+    plots.preferences(history, 0.02, tmp_path / "pairs.png")
+    assert (tmp_path / "pairs.png").read_bytes().startswith(b"\x89PNG")

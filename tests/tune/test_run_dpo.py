@@ -1,0 +1,142 @@
+"""The verb `tune-dpo` on the synthetic market: an artifact that generates, made once, and errors that teach."""
+
+import polars as pl
+import pytest
+
+from leadre import artifact
+from leadre.__main__ import main
+from leadre.data import histories
+
+MODEL = {
+    "data": "--source world --world-users 60 --world-ads 60 --world-contents 12",
+    "semid": "--levels 8,6 --collisions 24 --collaborative 2 --collaborative-dim 8",
+    "tune": "--layers 0 --short-tokens 150 --long-tokens 60 --described 0 --max-steps 2 --batch-tokens 800",
+}
+PREFER = "--on-policy true --users 8 --max-steps 4 --batch-tokens 800 --validate-every 2 --guard 0.9"
+ALIGN = (
+    ("generate", "--users 8"),
+    ("generate", "--split train --users 8 --step generate-negatives"),
+    ("tune", f"--stage dpo {PREFER}"),
+    ("generate", "--users 8 --model dpo --step generate-dpo"),
+)
+
+
+def verb(name, work, flags):
+    """Exit status of one verb in the run `r`."""
+    return main([name, "--work", str(work), "--run", "r", "--threads", "1", *flags.split()])
+
+
+def link(work, made, **steps):
+    """A run that shares these steps with another one; ``steps`` says what each is called there."""
+    (work / "r").mkdir()
+    for step in ("data", "semid", "tune-sft", "generate-negatives"):
+        (work / "r" / step).symlink_to(made / "r" / step)
+    for step, there in steps.items():
+        (work / "r" / step).symlink_to(made / "r" / there)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def aligned(tiny_encoder, tiny_llama, tmp_path_factory):
+    """A hardly trained model, its lists of training requests, preferences over them, and what it says then."""
+    import torch
+
+    work = tmp_path_factory.mktemp("work")
+    models = {"data": "", "semid": f" --encoder {tiny_encoder}", "tune": f" --backbone {tiny_llama}"}
+    for name, flags in [*((name, flags + models[name]) for name, flags in MODEL.items()), *ALIGN]:
+        assert verb(name, work, flags) == 0
+    yield work
+    torch.set_flush_denormal(False)
+
+
+def model(work, step="tune-dpo"):
+    return artifact.read(work / "r" / step, kind="model", version=2)
+
+
+def lists(work, step):
+    made = artifact.read(work / "r" / step, kind="lists", version=1)
+    return made, pl.read_parquet(made.path / "lists.parquet")
+
+
+def test_preferences_make_a_model_that_can_be_asked(aligned):
+    made, before = model(aligned), model(aligned, "tune-sft")
+    assert set(before.meta["files"]) - {"loss.png"} <= set(made.meta["files"])
+    changed = {name for name, digest in before.meta["files"].items() if made.meta["files"].get(name) != digest}
+    assert changed == {"model.safetensors", "loss.csv", "valid.csv", "loss.png"}
+    assert list(made.meta["parents"]) == ["data", "semid", "tune-sft", "generate-negatives"]
+    told = pl.read_csv(made.path / "pairs.csv")
+    assert told.columns == ["step", "preference", "margin", "accuracy", "log_p chosen", "log_p rejected"]
+    assert told["step"].to_list() == [1, 2, 3, 4] and told["margin"][0] == pytest.approx(0, abs=1e-6)
+    assert pl.read_csv(made.path / "valid.csv")["step"].to_list() == [0, 2, 4]
+    generated, ours = lists(aligned, "generate-dpo")
+    assert generated.meta["parents"]["tune-dpo"] == made.hash
+    _, theirs = lists(aligned, "generate")
+    assert ours.select("request", "view").equals(theirs.select("request", "view"))
+    assert not ours["scores"].equals(theirs["scores"])
+
+
+def test_negatives_answer_training_requests_of_the_users_asked_for(aligned):
+    made, negatives = lists(aligned, "generate-negatives")
+    logs = histories.load(artifact.read(aligned / "r" / "data", kind="tables", version=1))
+    requests = histories.choose(logs, split="train", users=8, seed=0)
+    assert negatives["request"].unique().sort().to_list() == requests.tolist()
+    assert "step" not in made.meta["config"] and made.meta["config"]["split"] == "train"
+
+
+def test_a_second_run_does_nothing(aligned, capsys):
+    capsys.readouterr()
+    for name, flags in ALIGN:
+        assert verb(name, aligned, flags) == 0
+        assert "is current, nothing to do" in capsys.readouterr().err
+    assert not [path.name for path in (aligned / "r").iterdir() if path.name.startswith(".")]
+
+
+def test_a_killed_run_changes_no_byte(aligned, tmp_path, monkeypatch):
+    link(tmp_path, aligned)
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "_swap", interrupt)
+        assert verb("tune-dpo", tmp_path, PREFER) == 130  # another name of `tune --stage dpo`
+    assert not (tmp_path / "r" / "tune-dpo").exists()
+    assert (tmp_path / "r" / ".tune-dpo.checkpoint").exists()
+    assert verb("tune", tmp_path, f"--stage dpo {PREFER}") == 0
+    assert model(tmp_path).meta["files"] == model(aligned).meta["files"]
+
+
+def test_what_was_not_the_models_own_is_made_again(aligned, tmp_path, capsys):
+    """Without the lists, it is another model; the fine-tuned one stays as it is."""
+    link(tmp_path, aligned)
+    capsys.readouterr()
+    assert verb("tune", tmp_path, f"--stage dpo {PREFER} --on-policy false --max-steps 1") == 0
+    assert ", 0 on_policy" in capsys.readouterr().err
+    assert list(model(tmp_path).meta["parents"]) == ["data", "semid", "tune-sft"]
+    assert verb("tune", tmp_path, f"--stage dpo {PREFER} --max-steps 1") == 0
+    assert ", 0 on_policy" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "says"),
+    [
+        ("tune", "--stage dp", "unknown verb 'tune-dp'; the nearest is 'tune-dpo'"),
+        ("tune", "--stage dpo --layers 2", "unknown key 'layers'"),
+        ("tune", "--stage dpo --beta 0", "--beta 0.0: wants more than 0"),
+        ("tune", "--stage dpo --negatives 0", "--negatives 0: wants 1 or more"),
+        ("tune", "--stage dpo --guard -1", "--guard -1.0: wants 0 or more"),
+        ("tune", "--stage dpo --value-ratio 1", "--value-ratio 1.0: wants more than 1"),
+        ("tune", "--stage dpo --live-unbought false --higher-value false", "no rule makes pairs"),
+        ("tune", "--stage dpo --on-policy true --lists generate", "another model or other logs made these lists"),
+        ("tune", "--stage dpo --on-policy true --seed 5 --users 1", "holds no list of these training requests"),
+        ("tune", "--stage dpo --live-unbought false --value-ratio 1e9", "the rules find no pair"),
+        ("generate", "--step data", "--step data: wants generate or generate-NAME"),
+        ("generate", "--model dpo", "there is no model artifact here; run `leadre tune-dpo"),
+        ("generate", "--stage dpo", "unknown key 'stage'"),
+    ],
+)
+def test_what_cannot_be_is_one_line(aligned, tmp_path, capsys, name, flags, says):
+    link(tmp_path, aligned, generate="generate-dpo")
+    capsys.readouterr()
+    assert verb(name, tmp_path, flags) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "r" / "tune-dpo").exists()
