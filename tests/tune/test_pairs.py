@@ -88,6 +88,14 @@ def test_the_seed_draws_request_by_request(market):
     assert told(mine(market, rules, requests=[1])) == first[0][3:]
 
 
+def test_requests_that_are_alike_draw_apart(small, hand):
+    requests = [(0, at, "train", [1]) for at in range(20, 32)]
+    logs = hand([(0, 10, AD, 1, 0)], requests, live=LIVE, objects=len(small.codebook.object_ids))
+    live = Live(logs, replace(small.codebook, object_ids=tuple(logs.objects["object_id"].to_list())), prior=False)
+    found = mine((logs, live), replace(PLAIN, live_unbought=True), requests=range(12))
+    assert len(found) == 12 and len(set(found.rejected_P.tolist())) > 2
+
+
 def test_negatives_are_drawn_in_proportion_to_the_prior(market, monkeypatch):
     logs, live = market
     weights_O = np.ones(len(logs.objects))
@@ -160,7 +168,9 @@ def test_near_duplicates_count_less_and_twins_not_at_all(market):
     assert weight[1, 6] == pytest.approx(0.4 * root)
     assert weight[2, 6] == pytest.approx(root)  # opposite is no more than different
     assert weight[3, 6] == pytest.approx(0.2 * root)
-    assert weight[3, 2] == weight[3, 1] == weight[1, 2] == pytest.approx(root)  # money tells conversions apart
+    alike = np.ones((len(logs.objects), 2), np.float32)  # money tells conversions apart all the same
+    worth = mine(market, replace(rules, on_policy=False), embeddings=alike)
+    assert worth.weight_P.tolist() == pytest.approx([root] * 3)
     twins = mine(market, rules, embeddings=embeddings, lists=listed((0, "all", [0])), requests=[0])
     assert (3, 0) not in {pair[1:] for pair in told(twins)} and (1, 0) in {pair[1:] for pair in told(twins)}
     plain = replace(rules, similarity=False)

@@ -1,11 +1,17 @@
 """The verb `tune-dpo` on the synthetic market: an artifact that generates, made once, and errors that teach."""
 
+import numpy as np
 import polars as pl
 import pytest
 
 from leadre import artifact
 from leadre.__main__ import main
 from leadre.data import histories
+from leadre.semid import codebook as codebooks
+from leadre.tune import run as tune
+from leadre.tune import saved
+
+PARENTS = {"data": "tables", "semid": "codebook"}
 
 MODEL = {
     "data": "--source world --world-users 60 --world-ads 60 --world-contents 12",
@@ -114,6 +120,53 @@ def test_what_was_not_the_models_own_is_made_again(aligned, tmp_path, capsys):
     assert list(model(tmp_path).meta["parents"]) == ["data", "semid", "tune-sft"]
     assert verb("tune", tmp_path, f"--stage dpo {PREFER} --max-steps 1") == 0
     assert ", 0 on_policy" not in capsys.readouterr().err
+
+
+def test_training_requests_are_weighed_as_they_were_for_fine_tuning(aligned):
+    """By affinities that have not seen the user; what is served is weighed by those that have."""
+    tables, codebook = (artifact.read(aligned / "r" / step, kind=kind, version=1) for step, kind in PARENTS.items())
+    ids, logs = codebooks.load(codebook), histories.load(tables)
+    config = tune.Config()
+    theirs = tune._live(config, logs, ids)
+    for step in ("tune-sft", "tune-dpo"):
+        ours = saved.load_live(logs, ids, model(aligned, step), training=True)
+        served = saved.load_live(logs, ids, model(aligned, step), training=False)
+        differs = 0
+        for r in range(0, len(logs.request_user_R), 7):
+            weights = theirs.weights(r, theirs.objects(r))
+            assert np.allclose(ours.weights(r, ours.objects(r)), weights)
+            differs += not np.allclose(served.weights(r, served.objects(r)), weights)
+        assert differs > 0.5 * np.mean(logs.request_split_R == 0) * r / 7
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "training"),
+    [
+        ("tune-dpo", "--users 8", True),
+        ("generate", "--split train --users 9", True),
+        ("generate", "--split valid", False),
+    ],
+)
+def test_who_asks_for_training_requests(aligned, tmp_path, monkeypatch, name, flags, training):
+    link(tmp_path, aligned)
+    asked = []
+
+    def load_live(logs, ids, model, *, training):
+        asked.append(training)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(saved, "load_live", load_live)
+    assert verb(name, tmp_path, flags) == 130
+    assert asked == [training]
+
+
+def test_a_model_learns_no_preferences_in_ids_that_it_does_not_know(aligned, tiny_encoder, tmp_path, capsys):
+    link(tmp_path, aligned)
+    (tmp_path / "r" / "semid").unlink()
+    assert verb("semid", tmp_path, f"--encoder {tiny_encoder} --levels 6,8") == 0
+    capsys.readouterr()
+    assert verb("tune-dpo", tmp_path, "") == 2
+    assert "was tuned on other semantic IDs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
