@@ -150,15 +150,18 @@ def train(
 def step_loss(
     backbone: Backbone, duels: Duels, pairs: Pairs, before_2PL: Tensor, objective: Objective
 ) -> tuple[Tensor, dict[str, float]]:
-    """(loss of one batch, what pairs.csv says of it). Log-likelihoods are of whole IDs, in nats."""
+    """(loss of one batch, what pairs.csv says of it).
+
+    Log-likelihoods are means over whole IDs, in nats; "gained" is how much they have moved since the first step.
+    """
     chosen_PL, rejected_PL, shared_PL = log_p_of_pairs(backbone, duels)
-    likelihood_P, device = chosen_PL.sum(1), chosen_PL.device
+    likelihood_2P = torch.stack([chosen_PL, rejected_PL]).sum(-1)
+    before = before_2PL[:, duels.pair_P].to(backbone.device)
     weights_P, margins_P = (
-        torch.from_numpy(column)[duels.pair_P].to(device) for column in (pairs.weight_P, pairs.margin_P)
+        torch.from_numpy(column)[duels.pair_P].to(backbone.device) for column in (pairs.weight_P, pairs.margin_P)
     )
     apart = losses.without_shared(chosen_PL, shared_PL), losses.without_shared(rejected_PL, shared_PL)
     if objective.loss == "dpo":
-        before = before_2PL[:, duels.pair_P].to(device)
         preference, rewards_P = losses.dpo(
             *apart, before[0], before[1], beta=objective.beta, margins_N=margins_P, weights_N=weights_P
         )
@@ -168,10 +171,11 @@ def step_loss(
         "preference": preference.item(),
         "margin": rewards_P.mean().item(),
         "accuracy": (rewards_P > 0).float().mean().item(),
-        "log_p chosen": likelihood_P.mean().item(),
-        "log_p rejected": rejected_PL.sum(1).mean().item(),
     }
-    return preference + objective.sft_weight * losses.sft(likelihood_P, weights_P), figures
+    gained_2P = likelihood_2P.detach() - before.sum(-1)
+    for row, name in enumerate(("chosen", "rejected")):
+        figures |= {f"log_p {name}": likelihood_2P[row].mean().item(), f"gained {name}": gained_2P[row].mean().item()}
+    return preference + objective.sft_weight * losses.sft(likelihood_2P[0], weights_P), figures
 
 
 def log_p_of_pairs(backbone: Backbone, duels: Duels) -> tuple[Tensor, Tensor, Tensor]:

@@ -43,9 +43,9 @@ def loss_curve(history: History, path: Path) -> None:
 
 
 def preferences(history: History, guard: float, path: Path) -> None:
-    """Reward margin, accuracy, likelihoods of chosen and rejected by step, and recall with its guard, as PNG.
+    """Reward margin, accuracy, what chosen and rejected have gained in likelihood, and recall with its guard, as PNG.
 
-    Where both likelihoods fall, what they lose goes to ads that are in no pair.
+    Where both lose, what they lose goes to ads that are in no pair.
     """
     from matplotlib.figure import Figure
 
@@ -60,16 +60,17 @@ def preferences(history: History, guard: float, path: Path) -> None:
         axes.set(xlabel="step", ylabel=label)
     margin.set(title="reward margin: chosen - rejected")
     accuracy.set(title="accuracy: the margin is above zero", ylim=(0, 1))
-    for name, color in (("log_p chosen", "#1f5a96"), ("log_p rejected", "#c2502e")):
-        likelihood.plot(steps, of[name], color=color, linewidth=0.8, alpha=0.25)
-        _smooth(likelihood, steps, of[name], width, color=color, label=name.removeprefix("log_p "))
-    likelihood.set(xlabel="step", ylabel="nats an ad", title="log-likelihood")
-    for number, (name, before) in enumerate(history.valid[0][1].items()):
-        color = f"C{number}"
-        values = [row[name] for _, row in history.valid]
-        recall.plot([step for step, _ in history.valid], values, marker="o", color=color, label=name)
-        recall.axhline(before * (1 - guard), color=color, linestyle=":")
-    recall.set(xlabel="step", title=f"validation; dotted: {guard:.0%} below the start", ylim=(0, None))
+    for name, color in (("chosen", "#1f5a96"), ("rejected", "#c2502e")):
+        gained = of[f"gained {name}"]
+        likelihood.plot(steps, gained, color=color, linewidth=0.8, alpha=0.25)
+        _smooth(likelihood, steps, gained, width, color=color, label=name)
+    likelihood.axhline(0, color="black", linewidth=0.8)
+    likelihood.set(xlabel="step", ylabel="nats an ad", title="log-likelihood gained on the reference")
+    for name, before in history.valid[0][1].items():
+        shares = [row[name] / before if before else np.nan for _, row in history.valid]
+        recall.plot([step for step, _ in history.valid], shares, marker="o", label=name)
+    recall.axhline(1 - guard, color="black", linestyle=":", label="guard")
+    recall.set(xlabel="step", ylabel="share of the start", title="validation")
     for axes in (margin, accuracy, likelihood, recall):
         axes.legend(frameon=False)
     _finish(figure, path)

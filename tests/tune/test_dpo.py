@@ -143,7 +143,12 @@ def test_the_margin_grows_on_the_pairs_that_are_trained(small, contests, tmp_pat
     assert float((gained > 0).float().mean()) > 0.75
     figures = [row for _, row in history.pairs]
     assert len(figures) == len(history.loss) == history.step
-    assert {"preference", "margin", "accuracy", "log_p chosen", "log_p rejected"} == set(figures[0])
+    assert figures[0]["gained chosen"] == figures[0]["gained rejected"] == 0
+    last = figures[-1]
+    if loss == "dpo":
+        assert last["margin"] == pytest.approx(PLAIN.beta * (last["gained chosen"] - last["gained rejected"]), abs=1e-4)
+    else:
+        assert last["margin"] == pytest.approx(PLAIN.beta * (last["log_p chosen"] - last["log_p rejected"]), abs=1e-4)
     quarter = len(figures) // 4
     assert np.mean([row["margin"] for row in figures[-quarter:]]) > figures[0]["margin"] + 0.2
 

@@ -74,7 +74,8 @@ def test_preferences_make_a_model_that_can_be_asked(aligned):
     assert changed == {"model.safetensors", "loss.csv", "valid.csv", "loss.png"}
     assert list(made.meta["parents"]) == ["data", "semid", "tune-sft", "generate-negatives"]
     told = pl.read_csv(made.path / "pairs.csv")
-    assert told.columns == ["step", "preference", "margin", "accuracy", "log_p chosen", "log_p rejected"]
+    of = [f"{what} {name}" for name in ("chosen", "rejected") for what in ("log_p", "gained")]
+    assert told.columns == ["step", "preference", "margin", "accuracy", *of]
     assert told["step"].to_list() == [1, 2, 3, 4] and told["margin"][0] == pytest.approx(0, abs=1e-6)
     assert pl.read_csv(made.path / "valid.csv")["step"].to_list() == [0, 2, 4]
     generated, ours = lists(aligned, "generate-dpo")
