@@ -222,7 +222,7 @@ def resume(folder: Path, identity: str, backbone: Backbone, optimizer: torch.opt
     raw = facts["history"]
     progress.say(f"tune: takes the weights of step {raw['step']} from {folder}")
     rows = [(int(s), float(loss), float(lr), int(t)) for s, loss, lr, t in raw["loss"]]
-    valid, pairs = ([(int(s), dict(m)) for s, m in raw[name]] for name in ("valid", "pairs"))
+    valid, pairs = ([(int(s), dict(m)) for s, m in raw.get(name, [])] for name in ("valid", "pairs"))
     return History(raw["step"], raw["tokens"], raw["seconds"], rows, valid, pairs)
 
 
