@@ -1,6 +1,7 @@
 """The command line: quick help, one line for the user's fault, config from file and flags."""
 
 import importlib
+import re
 import resource
 import statistics
 import subprocess
@@ -75,6 +76,17 @@ def test_each_verb_explains_every_field(verb: str, capsys: pytest.CaptureFixture
         assert f"--{row.field.replace('_', '-')} " in text
     assert cli.main([verb, "--show"]) == 0
     assert "run = demo\n" in capsys.readouterr().out
+
+
+def test_a_second_stage_has_a_name_of_its_own_and_is_picked_by_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    for argv in ("tune", "tune --stage sft", "tune-dpo", "tune --stage=dpo"):
+        assert cli.main([*argv.split(), "--seed", "3", "--show"]) == 0
+        said[argv] = capsys.readouterr().out
+    assert said["tune"] == said["tune --stage sft"] != said["tune-dpo"] == said["tune --stage=dpo"]
+    assert "seed = 3\n" in said["tune-dpo"] and "beta = " in said["tune-dpo"]
+    assert cli.main(["tune", "--help"]) == 0
+    assert re.search(r"--stage .*: dpo\n", capsys.readouterr().out)
 
 
 def test_the_verbs_are_the_sections_of_a_config_file() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from leadre import progress
 from leadre.data.histories import TRAIN, Logs
 from leadre.lm.live import Live
 
@@ -72,9 +73,9 @@ def mine(
     requests_R: Ints,
     rules: Rules,
     seed: int,
-    listed: Mapping[int, Ints],
+    lists: Mapping[int, Ints],
 ) -> Pairs:
-    """The pairs of these requests, ascending. ``embeddings_OD`` are by object of the logs, ``listed`` from `listed`.
+    """The pairs of these requests, ascending. ``embeddings_OD`` are by object of the logs, ``lists`` from `listed`.
 
     The pairs that a rule finds in one request share a weight that grows with the root of their number, as the answers
     of a large visit do. What was not acted on has no money of its own, so it counts as much as a typical conversion.
@@ -82,8 +83,8 @@ def mine(
     unit_OD = embeddings_OD / np.maximum(np.linalg.norm(embeddings_OD, axis=1, keepdims=True), 1e-9)
     typical = _typical_nanos(logs)
     parts = []
-    for r in requests_R.tolist():
-        for rule, chosen, rejected, log_ratio in _of_request(logs, live, r, rules, seed, listed.get(r), typical):
+    for r in progress.bar(requests_R.tolist(), len(requests_R), "tune-dpo: pairs"):
+        for rule, chosen, rejected, log_ratio in _of_request(logs, live, r, rules, seed, lists.get(r), typical):
             weight = np.full(len(chosen), max(len(chosen), 1) ** -0.5)
             if rules.similarity and rule != "higher_value":  # two conversions differ in money, however alike they are
                 weight *= 1 - np.clip((unit_OD[chosen] * unit_OD[rejected]).sum(1), 0, 1)
@@ -108,7 +109,7 @@ def listed(lists: pl.DataFrame, logs: Logs) -> dict[int, Ints]:
 
 
 def _of_request(
-    logs: Logs, live: Live, r: int, rules: Rules, seed: int, listed: Ints | None, typical: float
+    logs: Logs, live: Live, r: int, rules: Rules, seed: int, ranked: Ints | None, typical: float
 ) -> Iterator[tuple[str, Ints, Ints, Floats]]:
     """(rule, chosen, rejected, logarithm of how many times more the chosen is worth) for each rule that is on."""
     objects, nanos_N = _values(logs, r)
@@ -121,8 +122,8 @@ def _of_request(
         beats_NN = (nanos_N[:, None] >= rules.value_ratio * nanos_N) & (nanos_N > 0)
         row_P, less_P = np.nonzero(beats_NN)
         yield "higher_value", objects[row_P], objects[less_P], _log_ratio(nanos_N[row_P], nanos_N[less_P])
-    if rules.on_policy and listed is not None:
-        row_P, rejected = _ranked_above(listed, objects, rules.negatives)
+    if rules.on_policy and ranked is not None:
+        row_P, rejected = _ranked_above(ranked, objects, rules.negatives)
         yield "on_policy", objects[row_P], rejected, _log_ratio(nanos_N[row_P], typical)
 
 
@@ -150,8 +151,8 @@ def _ranked_above(ranked: Ints, objects: Ints, count: int) -> tuple[Ints, Ints]:
     """
     is_wrong = ~np.isin(ranked, objects)
     place = {int(o): at for at, o in enumerate(ranked)}
-    above = [ranked[: place.get(int(o), len(ranked))][is_wrong[: place.get(int(o), len(ranked))]] for o in objects]
-    first = [wrong[:count] for wrong in above]
+    ends = [place.get(int(o), len(ranked)) for o in objects]
+    first = [ranked[:end][is_wrong[:end]][:count] for end in ends]
     return np.repeat(np.arange(len(objects)), [len(wrong) for wrong in first]), np.concatenate(first)
 
 
