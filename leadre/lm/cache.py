@@ -1,56 +1,84 @@
 """Keys and values: those of prompts, which all beams share where they lie, and the few that beams have of their own.
 
-Letters: B threads, T positions, N rows (of a prompt, or beams), H heads, G key-value heads, E width of a head, S codes
-that a beam has written, M the most beams of any one thread.
+Letters: B threads, T positions, D width, N rows (of a prompt, or beams), H heads, G key-value heads, E width of a head,
+S codes that a beam has written, M the most beams of any one thread.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from leadre.lm.attention import CHUNK
+from leadre.lm.layout import Ids
+from leadre.lm.prefix import Block, Prefixes
 from leadre.lm.runner import Runner
 
 
 class Prompts:
-    """Keys and values of ``lengths`` threads, padded at their ends: [B, G, T, E] a layer."""
+    """Keys and values of threads, padded at their ends: [B, G, T, E] a layer. ``prefixes`` may know how some begin."""
 
-    def __init__(self, runner: Runner, lengths: list[int], device: torch.device) -> None:
-        self.runner, self.lengths = runner, lengths
+    def __init__(self, runner: Runner, threads: list[Ids], device: torch.device, prefixes: Prefixes | None) -> None:
+        self.runner, self.prefixes, self.threads = runner, prefixes, threads
+        self.lengths = [len(ids) for ids in threads]
+        self.names = [prefixes.names(ids) if prefixes else [] for ids in threads]
+        self.blocks = [prefixes.get(names) if prefixes else [] for names in self.names]
+        self.starts = [prefixes.positions * len(blocks) if prefixes else 0 for blocks in self.blocks]
         _, G, E = runner.heads
-        shape = (runner.layers, len(lengths), G, max(lengths), E)
+        shape = (runner.layers, len(threads), G, max(self.lengths), E)
         self.keys = torch.zeros(shape, dtype=runner.dtype, device=device)
         self.values = torch.zeros(shape, dtype=runner.dtype, device=device)
 
-    def read(self, rows_ND: Tensor) -> Tensor:
-        """Hidden states [B, T, D] of the threads' embedded positions, one thread after the other; zeros are padding."""
-        device = rows_ND.device
-        positions_N = torch.cat([torch.arange(length, device=device) for length in self.lengths])
-        # one bias a block of queries, for all layers and threads: -inf where a key lies ahead
-        self._ahead = [
-            torch.full((CHUNK, first + CHUNK), -torch.inf, device=device).triu(first + 1)
-            for first in range(0, max(self.lengths), CHUNK)
-        ]
-        hidden_ND = self.runner(rows_ND, positions_N, self._attend)
-        del self._ahead
-        return torch.nn.utils.rnn.pad_sequence(hidden_ND.split(self.lengths), batch_first=True)
+    def read(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        """Hidden states [B, T, D] of the threads' positions, zeros are padding; ``embed`` is IDs [N] -> rows [N, D]."""
+        device, longest = self.keys.device, max(self.lengths)
+        for b, blocks in enumerate(self.blocks):
+            if blocks:
+                self.keys[:, b, :, : self.starts[b]] = torch.cat([block.keys for block in blocks], dim=2)
+                self.values[:, b, :, : self.starts[b]] = torch.cat([block.values for block in blocks], dim=2)
+        spans = list(zip(self.starts, self.lengths, strict=True))
+        fresh = [ids[start:].astype(np.int64) for ids, start in zip(self.threads, self.starts, strict=True)]
+        hidden_ND = embed(torch.from_numpy(np.concatenate(fresh)).to(device))
+        if len(hidden_ND):  # else every position is known
+            # one bias for all layers, threads and blocks of queries: -inf where a key lies ahead
+            self._ahead = torch.full((CHUNK, longest + CHUNK), -torch.inf, device=device).triu(longest + 1)
+            positions_N = torch.cat([torch.arange(start, length, device=device) for start, length in spans])
+            hidden_ND = self.runner(hidden_ND, positions_N, self._attend)
+            del self._ahead
+        parts = hidden_ND.split([length - start for start, length in spans])
+        known = [[block.hidden_PD for block in blocks] for blocks in self.blocks]
+        hidden = [torch.cat([*old, new]) for old, new in zip(known, parts, strict=True)]
+        if self.prefixes:
+            self._keep(self.prefixes, hidden)
+        return torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True)
+
+    def _keep(self, prefixes: Prefixes, hidden: list[Tensor]) -> None:
+        """Give the blocks that were read to the cache."""
+        for b, (names, blocks) in enumerate(zip(self.names, self.blocks, strict=True)):
+            for first in range(self.starts[b], prefixes.positions * len(names), prefixes.positions):
+                part = slice(first, first + prefixes.positions)
+                keys, values = self.keys[:, b, :, part].clone(), self.values[:, b, :, part].clone()
+                blocks.append(Block(keys, values, hidden[b][part].clone()))
+            prefixes.put(names, blocks)
 
     def _attend(self, layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor) -> Tensor:
         """Causal attention inside each thread."""
-        mixed, start = torch.empty_like(query_NHE), 0
-        for b, length in enumerate(self.lengths):
-            rows = slice(start, start + length)
-            self.keys[layer, b, :, :length] = key_NGE[rows].transpose(0, 1)
-            self.values[layer, b, :, :length] = value_NGE[rows].transpose(0, 1)
-            for first in range(0, length, CHUNK):
+        mixed, longest, before = torch.empty_like(query_NHE), max(self.lengths), 0
+        for b, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
+            rows = slice(before, before + length - start)
+            self.keys[layer, b, :, start:length] = key_NGE[rows].transpose(0, 1)
+            self.values[layer, b, :, start:length] = value_NGE[rows].transpose(0, 1)
+            for first in range(start, length, CHUNK):
                 last = min(first + CHUNK, length)
-                block = slice(start + first, start + last)
+                block = slice(before + first - start, before + last - start)
                 keys, values = self.keys[layer, b : b + 1, :, :last], self.values[layer, b : b + 1, :, :last]
-                ahead_NT = self._ahead[first // CHUNK][: last - first, :last]
+                ahead_NT = self._ahead[: last - first, longest - first : longest - first + last]
                 mixed[block] = _look(query_NHE[None, block], keys, values, ahead_NT[None])[0]
-            start += length
+            before += length - start
         return mixed
 
 

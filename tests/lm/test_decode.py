@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leadre.lm import attention
-from leadre.lm.decode import Ask, Searcher, beam_search
+from leadre.lm.asks import Ask, Policy
+from leadre.lm.decode import Searcher
 from leadre.lm.pointer import FADE_POSITIONS, WIDTH
 from leadre.lm.runner import Packed, Plain
 from leadre.semid.trie import build
@@ -19,6 +20,10 @@ from leadre.tune.answers import VIEWS, answer
 
 WIDE = 16
 QUICK = settings(max_examples=20, deadline=None, derandomize=True)
+
+
+def beam_search(backbone, threads, width):
+    return Searcher(backbone)(threads, Policy(width))
 
 
 def ask(backbone, end, objects):
@@ -168,7 +173,7 @@ def test_narrow_beams_never_return_a_dead_row(with_pointer):
     @QUICK
     @given(threads(backbone, most_live=20), st.lists(st.integers(1, 4), min_size=3, max_size=3))
     def check(asked, widths):
-        for (ids, asks), answers in zip(asked, beam_search(backbone, asked, widths), strict=True):
+        for (ids, asks), answers in zip(asked, beam_search(backbone, asked, tuple(widths)), strict=True):
             for one, got in zip(asks, answers, strict=True):
                 rows = got.rows.tolist()
                 assert len(set(rows)) == len(rows) <= widths[-1]
@@ -249,7 +254,7 @@ def test_both_runners_give_the_same_answers(with_pointer):
     found = []
     for runner in (Packed, Plain):
         search = Searcher(backbone, runner(backbone.body, torch.float64))
-        found.append([one for answers in search(asked, 4) for one in answers])
+        found.append([one for answers in search(asked, Policy(4)) for one in answers])
     for one, other in zip(*found, strict=True):
         assert one.rows.tolist() == other.rows.tolist() and len(one.rows) == 4
         np.testing.assert_allclose(one.log_p, other.log_p, rtol=1e-6)
