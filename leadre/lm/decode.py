@@ -160,7 +160,7 @@ class Search:
         score_QW = self.score_QW.float().cpu().numpy()
         found = [self._results(q, self.states_QW[q] >= 0, score_QW[q]) for q in requests]
         unmasked: list[NDArray[np.float32] | None] = [None] * len(found)
-        if self.policy.catalogue is not None:
+        if self.policy.catalogue is not None and found:
             counts = [len(rows) for rows, _ in found]
             objects_N = np.concatenate(
                 [self.asks[q].objects[rows] for q, (rows, _) in zip(requests, found, strict=True)]

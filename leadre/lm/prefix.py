@@ -43,7 +43,7 @@ class Prefixes:
     ``hits`` and ``misses`` count blocks that were looked for, ``evictions`` those that had to go.
     """
 
-    def __init__(self, *, capacity_mb: float, positions: int = 64) -> None:
+    def __init__(self, *, capacity_mb: float, positions: int = 16) -> None:
         self.positions, self.capacity_bytes = positions, int(capacity_mb * 2**20)
         self.hits = self.misses = self.evictions = self.bytes = 0
         self._blocks: OrderedDict[Name, Block] = OrderedDict()
