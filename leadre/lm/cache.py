@@ -82,7 +82,7 @@ class Prompts:
                 block = slice(before + first - start, before + last - start)
                 keys, values = self.keys[layer, b : b + 1, :, :last], self.values[layer, b : b + 1, :, :last]
                 ahead_NK = self._ahead_NK[: last - first, : last - first]
-                mixed[block] = _look(query_NHE[None, block], keys, values, ahead_NK[None])[0]
+                mixed[block] = look(query_NHE[None, block], keys, values, ahead_NK[None])[0]
             before += length - start
         return mixed
 
@@ -120,7 +120,7 @@ class Beams:
         """Attention over the thread up to the row's end and the row's own codes."""
         self.keys[layer, :, -1], self.values[layer, :, -1] = key_NGE, value_NGE
         own = self._gather(self.keys[layer]), self._gather(self.values[layer])
-        mixed_BMHE = _look(
+        mixed_BMHE = look(
             self._gather(query_NHE), self.prompts.keys[layer], self.prompts.values[layer], self._bias_BMT, own
         )
         return mixed_BMHE[self._place]
@@ -134,7 +134,7 @@ class Beams:
         return table
 
 
-def _look(
+def look(
     query_BNHE: Tensor,
     key_BGTE: Tensor,
     value_BGTE: Tensor,

@@ -24,6 +24,7 @@ from torch import Tensor
 from leadre.lm.asks import Answer, Ask, Ints, Policy, descend, diverse, repeatable
 from leadre.lm.backbone import Backbone, has_bfloat16
 from leadre.lm.cache import Beams, Prompts
+from leadre.lm.graphs import Graphs
 from leadre.lm.layout import Ids
 from leadre.lm.pointer import Sources
 from leadre.lm.prefix import Prefixes
@@ -36,12 +37,21 @@ Threads = Sequence[tuple[Ids, Sequence[Ask]]]
 class Searcher:
     """A backbone made ready to generate: its weights are copied, so a searcher is made anew after training steps.
 
-    ``prefixes`` keeps what prompts have in common from call to call, and belongs to this searcher alone.
+    ``prefixes`` keeps what prompts have in common from call to call, and belongs to this searcher alone. ``graphs``:
+    whether steps have the fixed shapes of `graphs`; None = on a GPU.
     """
 
-    def __init__(self, backbone: Backbone, runner: Runner | None = None, prefixes: Prefixes | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        runner: Runner | None = None,
+        prefixes: Prefixes | None = None,
+        graphs: bool | None = None,
+    ) -> None:
         self.backbone, self.prefixes = backbone, prefixes
         self.runner = runner or runner_of(backbone.body, _dtype(backbone))
+        wanted = backbone.device.type == "cuda" if graphs is None else graphs
+        self.graphs = Graphs(backbone, self.runner) if wanted else None
 
     def __call__(self, threads: Threads, policy: Policy) -> list[list[Answer]]:
         """The best live rows of each request of each thread, one list of answers a thread.
@@ -115,44 +125,67 @@ class Search:
         for b, ids in enumerate(self.ids):
             self.ids_BT[b, : len(ids)] = ids
         self.sources = self.backbone.sources(hidden_BTD, torch.from_numpy(self.ids_BT).to(device))
-        self.hidden_QD = hidden_BTD[torch.from_numpy(self.thread_Q).to(device), torch.from_numpy(self.end_Q).to(device)]
+        places = torch.from_numpy(self.thread_Q).to(device), torch.from_numpy(self.end_Q).to(device)
+        self.hidden_QD = hidden_BTD[places]
+        self.rows = self._rows(np.arange(len(self.asks)), [ask.objects for ask in self.asks])
         self.level = 0  # codes that are written
         self.states_QW = np.array([[0 if len(ask.objects) else -1] for ask in self.asks])
         self.score_QW = torch.zeros(len(self.asks), 1, dtype=self.backbone.codes_SD.dtype, device=device)
-        self.open_QW = self._choices() > 1
-        # the code that each beam wrote last, and the row of `rows` that it continues
-        self.code_QW, self.parent_QW = np.zeros((2, len(self.asks), 1), np.int64)
-        open_Q = np.flatnonzero(self.open_QW)
-        self.rows = self._rows(open_Q, [self.asks[q].objects for q in open_Q])
-        if len(open_Q):
-            self.step()
+        self.open_QW = np.ones((len(self.asks), 1), np.bool_)
+        # which beam each of them continued last, and by which code
+        self.beam_QW, self.code_QW = np.zeros((2, len(self.asks), 1), np.int64)
+        self.graphs, self.bucket = searcher.graphs, None
+        if self.graphs:
+            self.bucket = self.graphs.take(len(self.asks), max(self.widths), hidden_BTD.shape[1])
+            self.bucket.load(self.prompts, *places, self.sources, self.rows.may_NT)
+        self.step()
 
     @torch.inference_mode()
     def step(self) -> None:
         """Extend every beam by the codes that may follow and keep the best of each request."""
         level, open_QW = self.level, self.open_QW
-        if level:
-            self.rows.write(level - 1, self.code_QW[open_QW], self.parent_QW[open_QW])
-        prior = np.stack([ask.trie.log_prior(self.states_QW[q], level) for q, ask in enumerate(self.asks)])
-        finished = torch.from_numpy(np.where(np.isfinite(prior), np.float32(0), prior))
-        total_QWC = finished.to(self.score_QW)  # a finished beam has one way to go, and log-probability zero on it
-        total_QWC[torch.from_numpy(open_QW)] = self.rows.log_p(level, prior[open_QW]).to(total_QWC)
-        total_QWC += self.score_QW[..., None]
-        codes = total_QWC.shape[-1]
-        self.score_QW, best = total_QWC.flatten(1).topk(min(self.widths[level], total_QWC[0].numel()), dim=-1)
-        beam_QW, self.code_QW = (best // codes).cpu().numpy(), (best % codes).cpu().numpy()
-        before_QW = np.take_along_axis(self.states_QW, beam_QW, axis=1)
+        prior_QWC = np.stack([ask.trie.log_prior(self.states_QW[q], level) for q, ask in enumerate(self.asks)])
+        if level and self.bucket:
+            found = self.bucket.step(level, self.code_QW, self.beam_QW, open_QW, prior_QWC, self.score_QW)
+        else:
+            found = self._extend(prior_QWC)
+        _, W, C = prior_QWC.shape
+        width = min(self.widths[level], W * C)
+        self.score_QW, best_QW = found[0][:, :width], found[1][:, :width].cpu().numpy()
+        self.beam_QW, self.code_QW = np.minimum(best_QW // C, W - 1), best_QW % C
+        before_QW = np.take_along_axis(self.states_QW, self.beam_QW, axis=1)
         after = [ask.trie.step(before_QW[q], self.code_QW[q], level) for q, ask in enumerate(self.asks)]
         self.states_QW = np.where(np.isfinite(self.score_QW.cpu().numpy()), np.stack(after), -1)
         row_QW = np.cumsum(open_QW).reshape(open_QW.shape) - 1
-        self.parent_QW = np.take_along_axis(row_QW, beam_QW, axis=1)
-        self.open_QW = self._choices() > 1
+        self.parent_QW = np.take_along_axis(row_QW, self.beam_QW, axis=1)  # and its row, where it was open
+        choices = [ask.trie.rows_below(self.states_QW[q]) for q, ask in enumerate(self.asks)]
+        self.open_QW = np.stack(choices) > 1
         self.level += 1
         self._settle()
+        self._release()
+
+    def _extend(self, prior_QWC: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+        """(scores, places among beams x codes) of the best continuations of each request, from the open rows alone."""
+        level, open_QW = self.level, self.open_QW
+        if level:
+            self.rows.write(level - 1, self.code_QW[open_QW], self.parent_QW[open_QW])
+        finished = torch.from_numpy(np.where(np.isfinite(prior_QWC), np.float32(0), prior_QWC))
+        total_QWC = finished.to(self.score_QW)  # a finished beam has one way to go, and log-probability zero on it
+        total_QWC[torch.from_numpy(open_QW)] = self.rows.log_p(level, prior_QWC[open_QW]).to(total_QWC)
+        total_QWC += self.score_QW[..., None]
+        score_QW, best_QW = total_QWC.flatten(1).topk(min(self.widths[level], total_QWC[0].numel()), dim=-1)
+        return score_QW, best_QW
+
+    def _release(self) -> None:
+        """Give the bucket back when it is not needed any more."""
+        if self.graphs and self.bucket and not self.open_QW.any():
+            self.graphs.give(self.bucket)
+            self.bucket = None
 
     def close(self, q: int) -> None:
         """Drop all beams of a request."""
         self.states_QW[q], self.open_QW[q] = -1, False
+        self._release()
 
     @torch.inference_mode()
     def answers(self, requests: Sequence[int]) -> list[Answer]:
@@ -171,10 +204,6 @@ class Search:
             Answer(rows, log_p, within, complete=not self.open_QW[q].any())
             for q, (rows, log_p), within in zip(requests, found, unmasked, strict=True)
         ]
-
-    def _choices(self) -> Ints:
-        """How many live rows each beam can still become, int64 [Q, W]."""
-        return np.stack([ask.trie.rows_below(self.states_QW[q]) for q, ask in enumerate(self.asks)])
 
     def _settle(self) -> None:
         """Close open beams of requests whose ``top`` results are certain."""
