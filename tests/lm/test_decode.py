@@ -13,6 +13,7 @@ from leadre.lm import attention
 from leadre.lm.asks import Ask, Policy
 from leadre.lm.decode import Searcher
 from leadre.lm.pointer import FADE_POSITIONS, WIDTH
+from leadre.lm.prefix import Prefixes
 from leadre.lm.runner import Packed, Plain
 from leadre.semid.trie import build
 from leadre.tune import losses
@@ -107,44 +108,59 @@ def test_wide_beams_give_every_live_row_its_exact_probability(name, request):
     check()
 
 
-@pytest.mark.parametrize("width", [2, 3, 16])
-def test_beams_are_those_of_transformers(without_pointer, width):
+@pytest.mark.parametrize("cached", [False, True])
+def test_beams_are_those_of_transformers(without_pointer, cached):
     backbone, lm = without_pointer
-    layout, rng = backbone.layout, np.random.default_rng(width)
-    words, levels = layout.words, len(layout.sizes)
-    for length in (1, 4, 9):
-        ids = rng.integers(0, words + layout.codes + len(backbone.objects_OL), length).astype(np.int32)
-        one = ask(backbone, length - 1, rng.choice(len(backbone.objects_OL), 14, replace=False))
-        paths = (words + backbone.objects_OL[one.objects]).tolist()
+    searcher = Searcher(backbone, prefixes=Prefixes(capacity_mb=1, positions=2) if cached else None)
+    start = np.random.default_rng(0).integers(0, backbone.layout.words, 8).astype(np.int32)
 
-        def may_follow(_, so_far, paths=paths, length=length):
-            begun = so_far[length:].tolist()
-            live = sorted({path[len(begun)] for path in paths if path[: len(begun)] == begun})
-            return live or [0]  # beams that never were alive stay at -inf, whatever follows
+    @settings(QUICK, max_examples=60)
+    @given(threads(backbone, most_live=20), st.integers(0, 8), st.integers(2, 16))
+    def check(asked, shared, width):
+        asked = [(np.append(start[:shared], ids), [later(one, shared) for one in asks]) for ids, asks in asked]
+        for (ids, asks), answers in zip(asked, searcher(asked, Policy(width)), strict=True):
+            for one, got in zip(asks, answers, strict=True):
+                wanted = of_transformers(backbone, lm, ids[: one.end + 1], one, width)
+                assert got.rows.tolist() == list(wanted)
+                np.testing.assert_allclose(got.log_p, list(wanted.values()), rtol=1e-5, atol=1e-6)
 
-        out = lm.generate(
-            torch.from_numpy(ids[None]).long(),
-            attention_mask=torch.ones(1, length, dtype=torch.long),
-            prefix_allowed_tokens_fn=may_follow,
-            num_beams=width,
-            num_return_sequences=width,
-            max_new_tokens=levels,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            length_penalty=0.0,
-            renormalize_logits=True,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        theirs = [
-            (paths.index(path), score)
-            for path, score in zip(out.sequences[:, length:].tolist(), out.sequences_scores.tolist(), strict=True)
-            if score > -1e8
-        ]
-        ((got,),) = beam_search(backbone, [(ids, [one])], width)
-        assert got.rows.tolist() == [row for row, _ in theirs]
-        np.testing.assert_allclose(got.log_p, [score for _, score in theirs], rtol=1e-5)
+    check()
+    assert not cached or searcher.prefixes.hits > 60
+
+
+def later(one, shared):
+    return Ask(one.end + shared, one.trie, one.objects)
+
+
+def of_transformers(backbone, lm, ids, one, width):
+    """{row: score}, best first, of `generate` held to the live paths by its own callback."""
+    words, length = backbone.layout.words, len(ids)
+    paths = (words + backbone.objects_OL[one.objects]).tolist()
+    if not paths:
+        return {}
+
+    def may_follow(_, so_far):
+        begun = so_far[length:].tolist()
+        live = sorted({path[len(begun)] for path in paths if path[: len(begun)] == begun})
+        return live or [0]  # beams that never were alive stay at -inf, whatever follows
+
+    out = lm.generate(
+        torch.from_numpy(ids[None]).long(),
+        attention_mask=torch.ones(1, length, dtype=torch.long),
+        prefix_allowed_tokens_fn=may_follow,
+        num_beams=width,
+        num_return_sequences=width,
+        max_new_tokens=len(backbone.layout.sizes),
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        length_penalty=0.0,
+        renormalize_logits=True,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    found = zip(out.sequences[:, length:].tolist(), out.sequences_scores.tolist(), strict=True)
+    return {paths.index(path): score for path, score in found if score > -1e8}
 
 
 def test_other_threads_and_requests_change_nothing(with_pointer):
