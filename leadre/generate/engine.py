@@ -68,7 +68,10 @@ class Pace:
 
 
 class Engine:
-    """Answers requests until it is closed; at most ``queue`` wait, at most ``batch`` are answered together."""
+    """Answers requests until it is closed; at most ``queue`` wait, at most ``batch`` are answered together.
+
+    Close it, best by ``with``: the process does not end before its thread does.
+    """
 
     def __init__(self, searcher: Searcher, *, queue: int = 256, batch: int = 16) -> None:
         self.searcher, self.queue, self.batch = searcher, queue, batch
@@ -92,7 +95,8 @@ class Engine:
             raise InputError(f"a prompt of {len(ids)} IDs: wants at least one, all of them from 0 to {known - 1}")
         if not 0 <= ask.end < len(ids):
             raise InputError(f"a request at position {ask.end}: its prompt has the positions 0 to {len(ids) - 1}")
-        if len(policy.widths(len(backbone.layout.sizes))) and policy.per_group and ask.groups is None:
+        policy.widths(len(backbone.layout.sizes))  # refuses widths for another number of levels
+        if policy.per_group and ask.groups is None:
             raise InputError("a limit for each group wants Ask.groups, a label for each row")
         until_s = np.inf if deadline_ms is None else time.monotonic() + deadline_ms / 1000
         request = _Request(ids, ask, policy, until_s)

@@ -25,7 +25,10 @@ from leadre.lm.runner import Runner
 
 
 class Graphs:
-    """Buckets that are free. A search takes one and gives it back, so two searches never share buffers."""
+    """Buckets that are free. A search takes one and gives it back, so two searches never share buffers.
+
+    For one thread at a time: a capture tolerates no other work on the device.
+    """
 
     def __init__(self, backbone: Backbone, runner: Runner) -> None:
         self.backbone, self.runner = backbone, runner
