@@ -2,17 +2,20 @@
 
 The same SmolLM2-135M at full depth, prompts, live ads, beams and type (bfloat16 where the processor has it); medians of
 interleaved rounds. Two live sets of about 10,000 ads on four levels of 256 codes: *crowded* (ten codes a level are in
-use, so every beam stays open to the last level) and *spread* (random paths; most beams are finished after two levels
-and cost us nothing more). ``of_plain_forward`` is one pass of the Hugging Face body over the prompt and 50 beams of
-three steps, divided by our whole call in the crowded search.
+use, so every beam stays open to the last level), which the plain names mean, and *spread* (random paths; most beams are
+finished after two levels and cost us nothing more).
 
-    python bench/generate.py [--rounds 3]
+``of_plain_forward``: one pass of the Hugging Face body over the prompt and 50 beams of three steps, divided by our
+whole call. ``prefix_speedup``: a call with 80 % of a prompt of 1,024 known against the same call without a cache, 20
+beams. ``invalid_ids``: how many of ``generated_ids`` were not live, seen from the codes that the beams wrote; random
+live sets, a small random model.
+
+    python bench/generate.py [--rounds 3] [--ids 1000000]
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
 import time
@@ -27,93 +30,130 @@ import transformers
 
 from leadre.lm import backbone as backbones
 from leadre.lm import pretrained
-from leadre.lm.decode import Ask, Searcher
+from leadre.lm.asks import Ask, Policy
+from leadre.lm.decode import Search, Searcher
+from leadre.lm.export import causal_lm
 from leadre.lm.layout import Layout
+from leadre.lm.prefix import Prefixes
 from leadre.semid.trie import build
 
+Codes = np.ndarray[Any, Any]
 SIZES, ADS, PROMPT, BATCH = (256, 256, 256, 256), 10_000, 128, 16
+LONG, SHARED = 1024, 0.8
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ids", type=int, default=1_000_000)
     parser.add_argument("--work", type=Path, default=Path("work"))
     args = parser.parse_args()
+    found: dict[str, Any] = {}
+    for name, codes in (("", crowded()), ("_spread", spread())):
+        bench = Bench(codes, args.work, args.rounds)
+        found |= {f"{key}{name}": value for key, value in bench.against_transformers(batch=not name).items()}
+        if not name:
+            found |= bench.plain_forward() | bench.prefix() | bench.step()
+    print(json.dumps(found | validity(args.ids)))
+
+
+def crowded() -> Codes:
+    """10,000 ads on ten codes a level."""
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*[np.arange(10)] * 4, indexing="ij"), axis=-1).reshape(-1, 4)
-    crowded = np.stack([rng.permutation(256)[grid[:, level]] for level in range(4)], axis=1)
-    spread = np.unique(rng.integers(0, 256, (ADS, 4)), axis=0)
-    found: dict[str, Any] = {}
-    for name, codes in (("crowded", crowded), ("spread", spread)):
-        found |= {f"{key}_{name}": value for key, value in measure(codes, args, batch=name == "crowded").items()}
-    print(json.dumps(found))
+    return np.stack([rng.permutation(256)[grid[:, level]] for level in range(4)], axis=1)
 
 
-def measure(codes_OL: np.ndarray[Any, Any], args: argparse.Namespace, *, batch: bool) -> dict[str, float]:
-    """Ratios of medians for one live set."""
-    layout = Layout(len(pretrained.tokenizer(source := pretrained.folder_of("smollm2", args.work))), SIZES)
-    backbone = backbones.create(source, layout, codes_OL, layers=0, pointer=False)
-    torch.nn.init.normal_(backbone.codes_SD, std=float(backbone.words_VD.float().std()))
-    searcher = Searcher(backbone.eval())
-    reference = plain(backbone).to(searcher.runner.dtype).eval()
-    trie, objects = build(codes_OL, SIZES), np.arange(len(codes_OL))
-    rng = np.random.default_rng(1)
-    prompts = [rng.integers(0, layout.words, PROMPT).astype(np.int32) for _ in range(BATCH)]
-    allowed = children((layout.words + layout.rows(codes_OL)).tolist())
+def spread() -> Codes:
+    """About 10,000 ads with random codes."""
+    return np.unique(np.random.default_rng(0).integers(0, 256, (ADS, 4)), axis=0)
 
-    def ours(count: int, width: int) -> Any:
-        return searcher([(ids, [Ask(PROMPT - 1, trie, objects)]) for ids in prompts[:count]], width)
 
-    def theirs(count: int, width: int) -> Any:
-        with torch.inference_mode():
-            return reference.generate(
-                torch.from_numpy(np.stack(prompts[:count])).long(),
-                attention_mask=torch.ones(count, PROMPT, dtype=torch.long),
-                prefix_allowed_tokens_fn=lambda _, ids: allowed[tuple(ids[PROMPT:].tolist())],
-                num_beams=width,
-                num_return_sequences=width,
-                max_new_tokens=len(SIZES),
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-                length_penalty=0.0,
-                renormalize_logits=True,
-            )
+class Bench:
+    """Our searcher and its rival over one live set."""
 
-    result, live = {}, set(map(tuple, codes_OL.tolist()))
-    for width in (50, 20):
-        our_s, their_s = interleaved([partial(ours, 1, width), partial(theirs, 1, width)], args.rounds)
-        result[f"speedup_beam{width}"] = round(their_s / our_s, 2)
-        result[f"ours_s_beam{width}"] = round(our_s, 4)
-        overlap = {tuple(codes_OL[row].tolist()) for row in ours(1, width)[0][0].rows[:10]}
-        assert overlap <= live and len(overlap) == 10
-    if batch:
-        our_s, their_s = interleaved([lambda: ours(BATCH, 50), lambda: theirs(BATCH, 50)], 1, warm_up=False)
-        result["speedup_batch16"] = round(their_s / our_s, 2)
-        rows = torch.zeros(1, PROMPT + 50 * (len(SIZES) - 1), backbone.words_VD.shape[1], dtype=searcher.runner.dtype)
+    def __init__(self, codes_OL: Codes, work: Path, rounds: int) -> None:
+        self.codes_OL, self.rounds = codes_OL, rounds
+        self.layout = Layout(len(pretrained.tokenizer(source := pretrained.folder_of("smollm2", work))), SIZES)
+        self.backbone = backbones.create(source, self.layout, codes_OL, layers=0, pointer=False)
+        torch.nn.init.normal_(self.backbone.codes_SD, std=float(self.backbone.words_VD.float().std()))
+        self.searcher = Searcher(self.backbone.eval())
+        self.trie, self.objects = build(codes_OL, SIZES), np.arange(len(codes_OL))
+        self.rng = np.random.default_rng(1)
+        self.prompts = [self.words(PROMPT) for _ in range(BATCH)]
+
+    def words(self, count: int) -> np.ndarray[Any, np.dtype[np.int32]]:
+        return self.rng.integers(0, self.layout.words, count).astype(np.int32)
+
+    def asked(self, prompts: list[Any]) -> list[Any]:
+        return [(ids, [Ask(len(ids) - 1, self.trie, self.objects)]) for ids in prompts]
+
+    def ours(self, count: int, width: int) -> Any:
+        return self.searcher(self.asked(self.prompts[:count]), Policy(width))
+
+    def against_transformers(self, *, batch: bool) -> dict[str, float]:
+        """Ratios of medians, and our own seconds."""
+        reference = causal_lm(self.backbone).to(self.searcher.runner.dtype)
+        allowed = children((self.layout.words + self.layout.rows(self.codes_OL)).tolist())
+
+        def theirs(count: int, width: int) -> Any:
+            with torch.inference_mode():
+                return reference.generate(
+                    torch.from_numpy(np.stack(self.prompts[:count])).long(),
+                    attention_mask=torch.ones(count, PROMPT, dtype=torch.long),
+                    prefix_allowed_tokens_fn=lambda _, ids: allowed[tuple(ids[PROMPT:].tolist())],
+                    num_beams=width,
+                    num_return_sequences=width,
+                    max_new_tokens=len(SIZES),
+                    do_sample=False,
+                    eos_token_id=None,
+                    pad_token_id=0,
+                    length_penalty=0.0,
+                    renormalize_logits=True,
+                )
+
+        result = {}
+        for width in (50, 20):
+            our_s, their_s = interleaved([partial(self.ours, 1, width), partial(theirs, 1, width)], self.rounds)
+            result |= {f"speedup_beam{width}": round(their_s / our_s, 2), f"ours_s_beam{width}": round(our_s, 4)}
+        if batch:
+            calls = [lambda: self.ours(BATCH, 50), lambda: theirs(BATCH, 50)]
+            our_s, their_s = interleaved(calls, 1, warm_up=False)
+            result["speedup_batch16"] = round(their_s / our_s, 2)
+        return result
+
+    def plain_forward(self) -> dict[str, float]:
+        """One pass of the Hugging Face body over as many positions, in the time of our whole call."""
+        rows = torch.zeros(1, PROMPT + 50 * (len(SIZES) - 1), self.backbone.words_VD.shape[1])
+        rows, body = rows.to(self.searcher.runner.dtype), causal_lm(self.backbone).to(self.searcher.runner.dtype).model
 
         def forward() -> None:
             with torch.inference_mode():
-                reference.model(inputs_embeds=rows)
+                body(inputs_embeds=rows)
 
-        plain_s, our_s = interleaved([forward, lambda: ours(1, 50)], 2 * args.rounds + 1)
-        result["of_plain_forward"] = round(plain_s / our_s, 2)
-    return result
+        plain_s, our_s = interleaved([forward, lambda: self.ours(1, 50)], 2 * self.rounds + 1)
+        return {"of_plain_forward": round(plain_s / our_s, 2)}
 
+    def prefix(self) -> dict[str, float]:
+        """Prompts that share their beginning, with its keys and values known and without a cache."""
+        warm = Searcher(self.backbone, self.searcher.runner, Prefixes(capacity_mb=512))
+        start = self.words(int(SHARED * LONG))
+        fresh = [self.asked([np.append(start, self.words(LONG - len(start)))]) for _ in range(2 * self.rounds + 3)]
+        turns = {searcher: iter(fresh) for searcher in (warm, self.searcher)}  # no prompt is seen twice
+        calls = [lambda s=searcher: s(next(turns[s]), Policy(20)) for searcher in turns]
+        warm_s, cold_s = interleaved(calls, 2 * self.rounds + 1)
+        return {"prefix_speedup": round(cold_s / warm_s, 2), "prefix_s": round(warm_s, 4)}
 
-def plain(backbone: backbones.Backbone) -> Any:
-    """The same weights as a causal LM of transformers, with rows and head for the codes."""
-    config = copy.deepcopy(backbone.body.config)
-    words, layout = backbone.layout.words, backbone.layout
-    table_VD = torch.cat([backbone.words_VD.float(), backbone.codes_SD.detach()])
-    config.vocab_size, config.tie_word_embeddings, config._attn_implementation = len(table_VD), False, "sdpa"
-    model = transformers.LlamaForCausalLM(config)
-    model.model.load_state_dict(backbone.body.state_dict(), strict=False)
-    with torch.no_grad():
-        model.model.embed_tokens.weight.copy_(table_VD)
-        model.lm_head.weight.zero_()
-        model.lm_head.weight[words : words + layout.codes] = backbone.codes_SD * backbones.LOGIT_SCALE
-    return model
+    def step(self) -> dict[str, float]:
+        """Milliseconds of a level with 50 open beams."""
+        times = []
+        for _ in range(4):
+            search = Search(self.searcher, self.asked(self.prompts[:1]), Policy(50))
+            while search.open_QW.any():
+                is_full, start_s = search.open_QW.sum() == 50, time.perf_counter()
+                search.step()
+                times += [time.perf_counter() - start_s] * bool(is_full)
+        return {"step_ms_beam50": round(1000 * statistics.median(times), 2)}
 
 
 def children(paths: list[list[int]]) -> dict[tuple[int, ...], list[int]]:
@@ -128,6 +168,52 @@ def children(paths: list[list[int]]) -> dict[tuple[int, ...], list[int]]:
             return [0]
 
     return OrAnything({prefix: sorted(codes) for prefix, codes in following.items()})
+
+
+def validity(wanted: int) -> dict[str, int]:
+    """Generate ``wanted`` IDs from ever other live sets and count those that are not live, without asking the trie."""
+    rng, layout = np.random.default_rng(2), Layout(1000, (32, 32, 32))
+    codes_OL = np.unique(rng.integers(0, 32, (ADS, 3)), axis=0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    body = transformers.LlamaModel(transformers.LlamaConfig(vocab_size=8, num_key_value_heads=2, **shape))
+    body.set_input_embeddings(torch.nn.Identity())
+    backbone = backbones.Backbone(body, torch.randn(1000, 32).bfloat16(), layout, codes_OL, pointer=True).eval()
+    torch.nn.init.normal_(backbone.codes_SD, std=3.0)
+    searcher, made, invalid = Searcher(backbone), 0, 0
+    while made < wanted:
+        threads = []
+        for _ in range(32):
+            live = np.sort(rng.choice(len(codes_OL), int(10 ** rng.uniform(0, 3.5)), replace=False))
+            ids = rng.integers(0, 1000 + layout.codes + len(codes_OL), int(rng.integers(1, 24))).astype(np.int32)
+            threads.append((ids, [Ask(len(ids) - 1, build(codes_OL[live], layout.sizes), live)] * 2))
+        for live_codes, rows, written in written_codes(searcher, threads, codes_OL, width=50):
+            depth = written.shape[1]
+            paths = {tuple(path) for path in live_codes.tolist()}
+            begun = {path[:depth] for path in paths}
+            results = [tuple(path) for path in live_codes[rows].tolist()]
+            dead = [start for start in map(tuple, written.tolist()) if start not in begun]
+            twice = len(results) - len(set(results))
+            lost = len(set(map(tuple, written.tolist())) ^ {path[:depth] for path in results})
+            made, invalid = made + len(rows), invalid + max(len(dead), twice, lost)
+    return {"generated_ids": made, "invalid_ids": invalid}
+
+
+def written_codes(searcher: Searcher, threads: list[Any], codes_OL: Codes, width: int) -> Any:
+    """(live codes [O, L], result rows [K], codes written by their beams [K, levels that were run]) of each request."""
+    search, paths_QWL = Search(searcher, threads, Policy(width)), None
+    while True:
+        last = search.code_QW[..., None]
+        if paths_QWL is None:
+            paths_QWL = last
+        else:
+            before = np.take_along_axis(paths_QWL, search.beam_QW[..., None], axis=1)
+            paths_QWL = np.concatenate([before, last], axis=2)
+        if not search.open_QW.any():
+            break
+        search.step()
+    alive_QW = np.isfinite(search.score_QW.numpy())
+    for q, (ask, answer) in enumerate(zip(search.asks, search.answers(range(len(search.asks))), strict=True)):
+        yield codes_OL[ask.objects], answer.rows, paths_QWL[q, alive_QW[q]]
 
 
 def interleaved(calls: list[Callable[[], Any]], rounds: int, *, warm_up: bool = True) -> list[float]:

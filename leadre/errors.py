@@ -15,3 +15,11 @@ class ArtifactError(LeadreError):
 
 class ShardError(LeadreError):
     """A function mapped over shards failed. The message names the shard; ``__cause__`` is the original error."""
+
+
+class BusyError(LeadreError):
+    """An engine's queue is full. The message says how many wait; the client may try again or go without an answer."""
+
+
+class ClosedError(LeadreError):
+    """An engine was closed or has stopped, and takes and finishes no more requests."""

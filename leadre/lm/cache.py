@@ -1,56 +1,89 @@
 """Keys and values: those of prompts, which all beams share where they lie, and the few that beams have of their own.
 
-Letters: B threads, T positions, N rows (of a prompt, or beams), H heads, G key-value heads, E width of a head, S codes
-that a beam has written, M the most beams of any one thread.
+Letters: B threads, T positions, D width, N rows (of a prompt, or beams), H heads, G key-value heads, E width of a head,
+S codes that a beam has written, M the most beams of any one thread, K keys.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from leadre.lm.attention import CHUNK
+from leadre.lm.layout import Ids
+from leadre.lm.prefix import Block, Prefixes
 from leadre.lm.runner import Runner
 
 
 class Prompts:
-    """Keys and values of ``lengths`` threads, padded at their ends: [B, G, T, E] a layer."""
+    """Keys and values of threads, padded at their ends: [B, G, T, E] a layer. ``prefixes`` may know how some begin."""
 
-    def __init__(self, runner: Runner, lengths: list[int], device: torch.device) -> None:
-        self.runner, self.lengths = runner, lengths
+    def __init__(self, runner: Runner, threads: list[Ids], device: torch.device, prefixes: Prefixes | None) -> None:
+        self.runner, self.prefixes, self.threads = runner, prefixes, threads
+        self.lengths = [len(ids) for ids in threads]
+        self.names = [prefixes.names(ids) if prefixes else [] for ids in threads]
+        self.blocks = [prefixes.get(names) if prefixes else [] for names in self.names]
+        self.starts = [prefixes.positions * len(blocks) if prefixes else 0 for blocks in self.blocks]
         _, G, E = runner.heads
-        shape = (runner.layers, len(lengths), G, max(lengths), E)
-        self.keys = torch.zeros(shape, dtype=runner.dtype, device=device)
-        self.values = torch.zeros(shape, dtype=runner.dtype, device=device)
+        shape = (runner.layers, len(threads), G, max(self.lengths), E)
+        self.keys = torch.empty(shape, dtype=runner.dtype, device=device)
+        self.values = torch.empty(shape, dtype=runner.dtype, device=device)
 
-    def read(self, rows_ND: Tensor) -> Tensor:
-        """Hidden states [B, T, D] of the threads' embedded positions, one thread after the other; zeros are padding."""
-        device = rows_ND.device
-        positions_N = torch.cat([torch.arange(length, device=device) for length in self.lengths])
-        # one bias a block of queries, for all layers and threads: -inf where a key lies ahead
-        self._ahead = [
-            torch.full((CHUNK, first + CHUNK), -torch.inf, device=device).triu(first + 1)
-            for first in range(0, max(self.lengths), CHUNK)
-        ]
-        hidden_ND = self.runner(rows_ND, positions_N, self._attend)
-        del self._ahead
-        return torch.nn.utils.rnn.pad_sequence(hidden_ND.split(self.lengths), batch_first=True)
+    def read(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        """Hidden states [B, T, D] of the threads' positions, zeros are padding; ``embed`` is IDs [N] -> rows [N, D]."""
+        device = self.keys.device
+        self._recall()
+        spans = list(zip(self.starts, self.lengths, strict=True))
+        fresh = [ids[start:].astype(np.int64) for ids, start in zip(self.threads, self.starts, strict=True)]
+        hidden_ND = embed(torch.from_numpy(np.concatenate(fresh)).to(device))
+        if len(hidden_ND):  # else every position is known
+            # for the square of scores that ends a block of queries: -inf where a key lies ahead
+            self._ahead_NK = torch.full((CHUNK, CHUNK), -torch.inf, dtype=self.keys.dtype, device=device).triu(1)
+            positions_N = torch.cat([torch.arange(start, length, device=device) for start, length in spans])
+            hidden_ND = self.runner(hidden_ND, positions_N, self._attend)
+        parts = hidden_ND.split([length - start for start, length in spans])
+        known = [[block.hidden_PD for block in blocks] for blocks in self.blocks]
+        hidden = [torch.cat([*old, new]) for old, new in zip(known, parts, strict=True)]
+        if self.prefixes:
+            self._keep(self.prefixes, hidden)
+        return torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True)
+
+    def _recall(self) -> None:
+        """Put down what the cache knows, and zeros for padding: values of weight zero must be numbers still."""
+        for b, (blocks, length) in enumerate(zip(self.blocks, self.lengths, strict=True)):
+            self.keys[:, b, :, length:] = self.values[:, b, :, length:] = 0
+            for n, block in enumerate(blocks):
+                part = slice(n * len(block.hidden_PD), (n + 1) * len(block.hidden_PD))
+                self.keys[:, b, :, part] = block.keys
+                self.values[:, b, :, part] = block.values
+
+    def _keep(self, prefixes: Prefixes, hidden: list[Tensor]) -> None:
+        """Give the blocks that were read to the cache."""
+        for b, (names, blocks) in enumerate(zip(self.names, self.blocks, strict=True)):
+            for first in range(self.starts[b], prefixes.positions * len(names), prefixes.positions):
+                part = slice(first, first + prefixes.positions)
+                keys, values = self.keys[:, b, :, part].clone(), self.values[:, b, :, part].clone()
+                blocks.append(Block(keys, values, hidden[b][part].clone()))
+            prefixes.put(names, blocks)
 
     def _attend(self, layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor) -> Tensor:
         """Causal attention inside each thread."""
-        mixed, start = torch.empty_like(query_NHE), 0
-        for b, length in enumerate(self.lengths):
-            rows = slice(start, start + length)
-            self.keys[layer, b, :, :length] = key_NGE[rows].transpose(0, 1)
-            self.values[layer, b, :, :length] = value_NGE[rows].transpose(0, 1)
-            for first in range(0, length, CHUNK):
+        mixed, before = torch.empty_like(query_NHE), 0
+        for b, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
+            rows = slice(before, before + length - start)
+            self.keys[layer, b, :, start:length] = key_NGE[rows].transpose(0, 1)
+            self.values[layer, b, :, start:length] = value_NGE[rows].transpose(0, 1)
+            for first in range(start, length, CHUNK):
                 last = min(first + CHUNK, length)
-                block = slice(start + first, start + last)
+                block = slice(before + first - start, before + last - start)
                 keys, values = self.keys[layer, b : b + 1, :, :last], self.values[layer, b : b + 1, :, :last]
-                ahead_NT = self._ahead[first // CHUNK][: last - first, :last]
-                mixed[block] = _look(query_NHE[None, block], keys, values, ahead_NT[None])[0]
-            start += length
+                ahead_NK = self._ahead_NK[: last - first, : last - first]
+                mixed[block] = look(query_NHE[None, block], keys, values, ahead_NK[None])[0]
+            before += length - start
         return mixed
 
 
@@ -76,7 +109,7 @@ class Beams:
         self._place = (self.thread_N, slot_N)
         self._shape = (B, int(counts.max()))
         unread_NT = torch.arange(T, device=parent_N.device) > self.end_N[:, None]
-        bias_NT = torch.zeros(unread_NT.shape, device=parent_N.device).masked_fill_(unread_NT, -torch.inf)
+        bias_NT = torch.zeros_like(unread_NT, dtype=self.keys.dtype).masked_fill_(unread_NT, -torch.inf)
         self._bias_BMT = self._gather(bias_NT)
         positions_N = self.end_N + 1 + self.written
         hidden_ND = self.prompts.runner(rows_ND, positions_N, self._attend)
@@ -87,7 +120,7 @@ class Beams:
         """Attention over the thread up to the row's end and the row's own codes."""
         self.keys[layer, :, -1], self.values[layer, :, -1] = key_NGE, value_NGE
         own = self._gather(self.keys[layer]), self._gather(self.values[layer])
-        mixed_BMHE = _look(
+        mixed_BMHE = look(
             self._gather(query_NHE), self.prompts.keys[layer], self.prompts.values[layer], self._bias_BMT, own
         )
         return mixed_BMHE[self._place]
@@ -101,27 +134,28 @@ class Beams:
         return table
 
 
-def _look(
+def look(
     query_BNHE: Tensor,
     key_BGTE: Tensor,
     value_BGTE: Tensor,
-    bias_BNT: Tensor,
+    bias_BNK: Tensor,
     own_BNSGE: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Attention [B, N, H, E] over the keys of the thread and, where given, each row's own; a key serves H / G heads."""
+    """Attention [B, N, H, E] over the keys of the thread and, where given, each row's own; a key serves H / G heads.
+
+    The bias is added to the scores of the last K keys. Scores and weights keep the type of the products, which rounds
+    them anyway: turning them into float32 and back would cost several times the products.
+    """
     B, N, H, E = query_BNHE.shape
     G, T = key_BGTE.shape[1:3]
-    query = query_BNHE.view(B, N, G, H // G, E).permute(0, 2, 3, 1, 4)
-    exact = torch.promote_types(query.dtype, torch.float32)  # softmax in float32 at least
-    scores = torch.bmm(query.reshape(B * G, -1, E), key_BGTE.flatten(0, 1).transpose(1, 2)).to(exact)
-    scores = scores.view(B, G, H // G, N, T) * E**-0.5 + bias_BNT[:, None, None]
+    query = (query_BNHE * E**-0.5).view(B, N, G, H // G, E).permute(0, 2, 3, 1, 4)  # [B, G, H / G, N, E]
+    scores = torch.bmm(query.reshape(B * G, -1, E), key_BGTE.flatten(0, 1).transpose(1, 2)).view(B, G, H // G, N, T)
+    scores[..., T - bias_BNK.shape[-1] :] += bias_BNK[:, None, None].to(scores.dtype)
     if own_BNSGE is not None:  # a handful of keys a row: products of vectors
         key, value = (part.permute(0, 3, 1, 2, 4)[:, :, None] for part in own_BNSGE)  # [B, G, 1, N, S, E]
-        own = (query[..., None, :].to(exact) * key.to(exact)).sum(-1) * E**-0.5
-        scores = torch.cat([scores, own], dim=-1)
+        scores = torch.cat([scores, (query[..., None, :] * key).sum(-1)], dim=-1)
     weights = torch.softmax(scores, dim=-1)
-    shared = weights[..., :T].to(value_BGTE.dtype).reshape(B * G, -1, T)
-    mixed = torch.bmm(shared, value_BGTE.flatten(0, 1)).view(B, G, H // G, N, E)
+    mixed = torch.bmm(weights[..., :T].reshape(B * G, -1, T), value_BGTE.flatten(0, 1)).view(B, G, H // G, N, E)
     if own_BNSGE is not None:
-        mixed = mixed + (weights[..., T:, None] * value.to(exact)).sum(-2).to(mixed.dtype)
+        mixed = mixed + (weights[..., T:, None] * value).sum(-2)
     return mixed.permute(0, 3, 1, 2, 4).reshape(B, N, H, E)

@@ -7,7 +7,7 @@ A beam whose prefix leads to one live object only is finished: whatever else the
 probability one. Its score stays as it is and it costs nothing more, so most searches end before the last level.
 
 Letters: B threads, T positions, Q requests over all threads, W beams a request, L levels, C codes of a level, N rows
-(beams that are still open), H heads, G key-value heads, E width of a head.
+(beams that are still open, or paths that get a score), D width, K results.
 """
 
 from __future__ import annotations
@@ -21,59 +21,53 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from leadre.lm.asks import Answer, Ask, Ints, Policy, descend, diverse, repeatable
 from leadre.lm.backbone import Backbone, has_bfloat16
 from leadre.lm.cache import Beams, Prompts
-from leadre.lm.layout import Ids, Layout
+from leadre.lm.graphs import Graphs
+from leadre.lm.layout import Ids
+from leadre.lm.pointer import Sources
+from leadre.lm.prefix import Prefixes
 from leadre.lm.runner import Runner, runner_of
 from leadre.semid.trie import Trie
 
-
-@dataclass(frozen=True)
-class Ask:
-    """One request: answered at position ``end`` of its thread, from what is live in ``trie``.
-
-    ``objects`` are the indices of the objects that the trie's rows stand for, ascending.
-    """
-
-    end: int
-    trie: Trie
-    objects: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Rows of the trie, best first, and their log-probabilities within the live set; empty where nothing is live."""
-
-    rows: NDArray[np.int64]
-    log_p: NDArray[np.float32]
+Threads = Sequence[tuple[Ids, Sequence[Ask]]]
 
 
 class Searcher:
-    """A backbone made ready to generate: its weights are copied, so a searcher is made anew after training steps."""
+    """A backbone made ready to generate: its weights are copied, so a searcher is made anew after training steps.
 
-    def __init__(self, backbone: Backbone, runner: Runner | None = None) -> None:
-        self.backbone = backbone
+    ``prefixes`` keeps what prompts have in common from call to call, and belongs to this searcher alone. ``graphs``:
+    whether steps have the fixed shapes of `graphs`; None = on a GPU.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        runner: Runner | None = None,
+        prefixes: Prefixes | None = None,
+        graphs: bool | None = None,
+    ) -> None:
+        self.backbone, self.prefixes = backbone, prefixes
         self.runner = runner or runner_of(backbone.body, _dtype(backbone))
+        wanted = backbone.device.type == "cuda" if graphs is None else graphs
+        self.graphs = Graphs(backbone, self.runner) if wanted else None
 
-    @torch.inference_mode()
-    def __call__(self, threads: Sequence[tuple[Ids, Sequence[Ask]]], width: int | Sequence[int]) -> list[list[Answer]]:
-        """The ``width`` best live rows of each request of each thread, one list of answers a thread.
+    def __call__(self, threads: Threads, policy: Policy) -> list[list[Answer]]:
+        """The best live rows of each request of each thread, one list of answers a thread.
 
-        ``width`` may differ by level. Exact where it is at least the number of live prefixes at every level; narrower
-        beams may miss a row but never return a dead one.
+        Exact where the policy has at least as many beams as there are live prefixes at every level; narrower beams may
+        miss a row but never return a dead one.
         """
-        asked = [b for b, (_, asks) in enumerate(threads) if asks]
-        answers: list[list[Answer]] = [[] for _ in threads]
+        asked = [(ids, asks) for ids, asks in threads if asks]
         if not asked:
-            return answers
-        levels = len(self.backbone.layout.sizes)
-        widths = [width] * levels if isinstance(width, int) else list(width)
-        search = _Search(self.backbone, self.runner, [threads[b] for b in asked])
-        for level, beams in enumerate(widths):
-            search.step(level, beams)
-        for b, found in zip(asked, search.answers(), strict=True):
-            answers[b] = found
-        return answers
+            return [[] for _ in threads]
+        search = Search(self, asked, policy)
+        while search.open_QW.any():
+            search.step()
+        answers = search.answers(range(len(search.asks)))
+        starts = np.cumsum([0, *(len(asks) for _, asks in threads)]).tolist()
+        return [answers[start:end] for start, end in pairwise(starts)]
 
 
 def _dtype(backbone: Backbone) -> torch.dtype:
@@ -82,94 +76,187 @@ def _dtype(backbone: Backbone) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16(backbone.device) else torch.float32
 
 
-class _Search:
-    """The state of one call: Q requests with W beams each, level by level."""
+@dataclass
+class _Rows:
+    """Paths in the making: where each row's hidden state stands, and what its pointer may still repeat."""
 
-    def __init__(self, backbone: Backbone, runner: Runner, threads: Sequence[tuple[Ids, Sequence[Ask]]]) -> None:
-        self.backbone, device = backbone, backbone.device
-        self.asks = [ask for _, asks in threads for ask in asks]
-        self.counts = [len(asks) for _, asks in threads]
-        thread_Q = np.repeat(np.arange(len(threads)), self.counts)
-        end_Q = np.array([ask.end for ask in self.asks])
-        ids = [torch.from_numpy(ids.astype(np.int64)).to(device) for ids, _ in threads]
-        prompts = Prompts(runner, [len(each) for each in ids], device)
-        hidden_BTD = prompts.read(self._embed(torch.cat(ids)))
-        ids_BT = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        self.sources = backbone.sources(hidden_BTD, ids_BT)
-        places = torch.from_numpy(thread_Q).to(device), torch.from_numpy(end_Q).to(device)
-        may_QT = repeatable(backbone.layout, ids_BT.cpu().numpy()[thread_Q], end_Q, [ask.objects for ask in self.asks])
-        # rows are the open beams: at first one a request, standing at its last position of the prompt
-        self.may_NT = torch.from_numpy(may_QT).to(device)
-        self.hidden_ND = hidden_BTD[places]
-        self.beams = Beams(prompts, *places)
-        self.states_QW = np.zeros((len(self.asks), 1), np.int64)
-        self.score_QW = torch.zeros(len(self.asks), 1, dtype=backbone.codes_SD.dtype, device=device)
-        self.row_QW = np.arange(len(self.asks))[:, None]  # the row of each open beam, -1 for the others
+    backbone: Backbone
+    beams: Beams
+    sources: Sources | None
+    hidden_ND: Tensor
+    may_NT: Tensor
 
-    def step(self, level: int, width: int) -> None:
-        """Extend every beam by the codes that may follow and keep the best ``width`` of each request."""
-        prior = np.stack([ask.trie.log_prior(self.states_QW[q], level) for q, ask in enumerate(self.asks)])
-        finished = torch.from_numpy(np.where(np.isfinite(prior), np.float32(0), prior))
-        log_p_QWC = finished.to(self.score_QW)
-        open_QW = self.row_QW >= 0
-        if open_QW.any():  # a finished beam has one way to go, and log-probability zero on it
-            log_p_QWC[torch.from_numpy(open_QW)] = self._log_p(level, prior[open_QW])
-        total_QWC = log_p_QWC + self.score_QW[..., None]
-        codes = total_QWC.shape[-1]
-        self.score_QW, best = total_QWC.flatten(1).topk(min(width, total_QWC[0].numel()), dim=-1)
-        parents_QW, codes_QW = (best // codes).cpu().numpy(), (best % codes).cpu().numpy()
-        came_from = np.take_along_axis(self.states_QW, parents_QW, axis=1)
-        states = [ask.trie.step(came_from[q], codes_QW[q], level) for q, ask in enumerate(self.asks)]
-        self.states_QW = np.where(np.isfinite(self.score_QW.cpu().numpy()), np.stack(states), -1)
-        if level + 1 < len(self.backbone.layout.sizes):
-            self._grow(level, np.take_along_axis(self.row_QW, parents_QW, axis=1), codes_QW)
-
-    def answers(self) -> list[list[Answer]]:
-        """What the beams have found, one list a thread."""
-        found, log_p_QW = [], self.score_QW.float().cpu().numpy()
-        for ask, states_W, log_p_W in zip(self.asks, self.states_QW, log_p_QW, strict=True):
-            live = states_W >= 0
-            found.append(Answer(ask.trie.rows(states_W[live]), log_p_W[live]))
-        starts = np.cumsum([0, *self.counts])
-        return [found[start:end] for start, end in pairwise(starts.tolist())]
-
-    def _log_p(self, level: int, prior_NC: NDArray[np.float32]) -> Tensor:
-        prior = torch.from_numpy(prior_NC).to(self.backbone.device)
+    def log_p(self, level: int, prior_NC: NDArray[np.float32]) -> Tensor:
+        """Log-probabilities of the codes that may come next (`Backbone.log_p`)."""
+        prior = torch.from_numpy(prior_NC).to(self.hidden_ND.device)
         return self.backbone.log_p(self.hidden_ND, level, prior, self.sources, self.beams.thread_N, self.may_NT)
 
-    def _grow(self, level: int, parents_QW: NDArray[np.int64], codes_QW: NDArray[np.int64]) -> None:
-        """Run the model over the codes just written by the beams that are still open."""
-        backbone, device = self.backbone, self.backbone.device
-        choices = np.stack([ask.trie.rows_below(self.states_QW[q]) for q, ask in enumerate(self.asks)])
-        open_QW = choices > 1
-        self.row_QW = np.where(open_QW, np.cumsum(open_QW).reshape(open_QW.shape) - 1, -1)
-        if not open_QW.any():
-            return
-        parent_N = torch.from_numpy(parents_QW[open_QW]).to(device)
-        code_N = torch.from_numpy(codes_QW[open_QW]).to(device)
+    def write(self, level: int, codes_N: Ints, parents_N: Ints) -> None:
+        """Run the model over the codes that continue the rows ``parents_N``, ascending; the others end here."""
+        backbone, device = self.backbone, self.hidden_ND.device
+        code_N, parent_N = torch.from_numpy(codes_N).to(device), torch.from_numpy(parents_N).to(device)
         self.may_NT = self.may_NT[parent_N]
         if self.sources is not None:  # from here on only objects that agree with this code can be repeated
             carried_NT = self.sources.codes_BTL[self.beams.thread_N[parent_N], :, level]
             self.may_NT = self.may_NT & (carried_NT == code_N[:, None])
         ids_N = backbone.layout.words + backbone.layout.offsets[level] + code_N
-        self.hidden_ND = self.beams.grow(self._embed(ids_N), parent_N)
-
-    def _embed(self, ids_N: Tensor) -> Tensor:
-        return self.backbone.embed(ids_N[None])[0]
+        self.hidden_ND = self.beams.grow(_embed(backbone, ids_N), parent_N)
 
 
-def beam_search(
-    backbone: Backbone, threads: Sequence[tuple[Ids, Sequence[Ask]]], width: int | Sequence[int]
-) -> list[list[Answer]]:
-    """One call of a new `Searcher`."""
-    return Searcher(backbone)(threads, width)
+class Search:
+    """Q requests with W beams each, in the order in which they were asked; `step` writes the next code of all beams.
+
+    ``open_QW`` says which beams go on; the search is over when there are none. `answers` can be asked for at any time.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, searcher: Searcher, threads: Threads, policy: Policy) -> None:
+        """Reads the prompts and chooses the first codes. Every thread has a request."""
+        self.backbone, self.policy = searcher.backbone, policy
+        self.asks = [ask for _, asks in threads for ask in asks]
+        self.widths = policy.widths(len(self.backbone.layout.sizes))
+        self.thread_Q = np.repeat(np.arange(len(threads)), [len(asks) for _, asks in threads])
+        self.end_Q = np.array([ask.end for ask in self.asks])
+        self.ids = [ids for ids, _ in threads]
+        device = self.backbone.device
+        self.prompts = Prompts(searcher.runner, self.ids, device, searcher.prefixes)
+        hidden_BTD = self.prompts.read(lambda ids_N: _embed(self.backbone, ids_N))
+        self.ids_BT = np.zeros(hidden_BTD.shape[:2], np.int64)
+        for b, ids in enumerate(self.ids):
+            self.ids_BT[b, : len(ids)] = ids
+        self.sources = self.backbone.sources(hidden_BTD, torch.from_numpy(self.ids_BT).to(device))
+        places = torch.from_numpy(self.thread_Q).to(device), torch.from_numpy(self.end_Q).to(device)
+        self.hidden_QD = hidden_BTD[places]
+        self.rows = self._rows(np.arange(len(self.asks)), [ask.objects for ask in self.asks])
+        self.level = 0  # codes that are written
+        self.states_QW = np.array([[0 if len(ask.objects) else -1] for ask in self.asks])
+        self.score_QW = torch.zeros(len(self.asks), 1, dtype=self.backbone.codes_SD.dtype, device=device)
+        self.open_QW = np.ones((len(self.asks), 1), np.bool_)
+        # which beam each of them continued last, and by which code
+        self.beam_QW, self.code_QW = np.zeros((2, len(self.asks), 1), np.int64)
+        self.graphs, self.bucket = searcher.graphs, None
+        if self.graphs:
+            self.bucket = self.graphs.take(len(self.asks), max(self.widths), hidden_BTD.shape[1])
+            self.bucket.load(self.prompts, *places, self.sources, self.rows.may_NT)
+        self.step()
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Extend every beam by the codes that may follow and keep the best of each request."""
+        level, open_QW = self.level, self.open_QW
+        prior_QWC = np.stack([ask.trie.log_prior(self.states_QW[q], level) for q, ask in enumerate(self.asks)])
+        if level and self.bucket:
+            found = self.bucket.step(level, self.code_QW, self.beam_QW, open_QW, prior_QWC, self.score_QW)
+        else:
+            found = self._extend(prior_QWC)
+        _, W, C = prior_QWC.shape
+        width = min(self.widths[level], W * C)
+        self.score_QW, best_QW = found[0][:, :width], found[1][:, :width].cpu().numpy()
+        self.beam_QW, self.code_QW = np.minimum(best_QW // C, W - 1), best_QW % C
+        before_QW = np.take_along_axis(self.states_QW, self.beam_QW, axis=1)
+        after = [ask.trie.step(before_QW[q], self.code_QW[q], level) for q, ask in enumerate(self.asks)]
+        self.states_QW = np.where(np.isfinite(self.score_QW.cpu().numpy()), np.stack(after), -1)
+        row_QW = np.cumsum(open_QW).reshape(open_QW.shape) - 1
+        self.parent_QW = np.take_along_axis(row_QW, self.beam_QW, axis=1)  # and its row, where it was open
+        choices = [ask.trie.rows_below(self.states_QW[q]) for q, ask in enumerate(self.asks)]
+        self.open_QW = np.stack(choices) > 1
+        self.level += 1
+        self._settle()
+        self._release()
+
+    def _extend(self, prior_QWC: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+        """(scores, places among beams x codes) of the best continuations of each request, from the open rows alone."""
+        level, open_QW = self.level, self.open_QW
+        if level:
+            self.rows.write(level - 1, self.code_QW[open_QW], self.parent_QW[open_QW])
+        finished = torch.from_numpy(np.where(np.isfinite(prior_QWC), np.float32(0), prior_QWC))
+        total_QWC = finished.to(self.score_QW)  # a finished beam has one way to go, and log-probability zero on it
+        total_QWC[torch.from_numpy(open_QW)] = self.rows.log_p(level, prior_QWC[open_QW]).to(total_QWC)
+        total_QWC += self.score_QW[..., None]
+        score_QW, best_QW = total_QWC.flatten(1).topk(min(self.widths[level], total_QWC[0].numel()), dim=-1)
+        return score_QW, best_QW
+
+    def _release(self) -> None:
+        """Give the bucket back when it is not needed any more."""
+        if self.graphs and self.bucket and not self.open_QW.any():
+            self.graphs.give(self.bucket)
+            self.bucket = None
+
+    def close(self, q: int) -> None:
+        """Drop all beams of a request."""
+        self.states_QW[q], self.open_QW[q] = -1, False
+        self._release()
+
+    @torch.inference_mode()
+    def answers(self, requests: Sequence[int]) -> list[Answer]:
+        """What is known of these requests: where beams are open still, they are finished by the prior alone."""
+        score_QW = self.score_QW.float().cpu().numpy()
+        found = [self._results(q, self.states_QW[q] >= 0, score_QW[q]) for q in requests]
+        unmasked: list[NDArray[np.float32] | None] = [None] * len(found)
+        if self.policy.catalogue is not None and found:
+            counts = [len(rows) for rows, _ in found]
+            objects_N = np.concatenate(
+                [self.asks[q].objects[rows] for q, (rows, _) in zip(requests, found, strict=True)]
+            )
+            log_p_N = self._unmasked(self.policy.catalogue, np.repeat(requests, counts), objects_N)
+            unmasked = list(np.split(log_p_N, np.cumsum(counts)[:-1]))
+        return [
+            Answer(rows, log_p, within, complete=not self.open_QW[q].any())
+            for q, (rows, log_p), within in zip(requests, found, unmasked, strict=True)
+        ]
+
+    def _settle(self) -> None:
+        """Close open beams of requests whose ``top`` results are certain."""
+        top = self.policy.top
+        finished_QW = (self.states_QW >= 0) & ~self.open_QW
+        maybe_Q = self.open_QW.any(1) & (finished_QW.sum(1) >= top) & (top > 0)
+        score_QW = self.score_QW.float().cpu().numpy()
+        for q in np.flatnonzero(maybe_Q).tolist():
+            _, log_p_K = self._results(q, finished_QW[q], score_QW[q])
+            if len(log_p_K) == top and log_p_K[-1] > score_QW[q, self.open_QW[q]].max():
+                self.states_QW[q, self.open_QW[q]], self.open_QW[q] = -1, False
+
+    def _results(
+        self, q: int, some_W: NDArray[np.bool_], score_W: NDArray[np.float32]
+    ) -> tuple[Ints, NDArray[np.float32]]:
+        """(rows, log-probabilities) of some beams of a request, best first, under the policy's limits."""
+        ask, policy = self.asks[q], self.policy
+        leaves_K, rest_K = descend(ask.trie, self.states_QW[q, some_W], self.level)
+        rows_K, log_p_K = ask.trie.rows(leaves_K), score_W[some_W] + rest_K
+        order = np.argsort(-log_p_K, kind="stable")[: min(self.widths[self.level :], default=None)]
+        limits = []
+        if policy.per_code:
+            first_K = self.backbone.objects_OL[torch.from_numpy(ask.objects[rows_K[order]]), 0]
+            limits.append((first_K.cpu().numpy(), policy.per_code))
+        if policy.per_group:
+            assert ask.groups is not None, "a limit for each group wants Ask.groups"
+            limits.append((ask.groups[rows_K[order]], policy.per_group))
+        kept = order[diverse(limits, policy.top or len(order))] if limits else order[: policy.top or None]
+        return rows_K[kept], log_p_K[kept]
+
+    def _rows(self, requests_N: Ints, objects: Sequence[Ints] | None) -> _Rows:
+        """Rows at the ends of requests, ascending; ``objects`` are what each of them may repeat, None all."""
+        thread_N, end_N = self.thread_Q[requests_N], self.end_Q[requests_N]
+        may_NT = repeatable(self.backbone.layout, self.ids_BT[thread_N], end_N, objects)
+        request_N, thread, end, may = (
+            torch.from_numpy(each).to(self.backbone.device) for each in (requests_N, thread_N, end_N, may_NT)
+        )
+        return _Rows(self.backbone, Beams(self.prompts, thread, end), self.sources, self.hidden_QD[request_N], may)
+
+    def _unmasked(self, catalogue: Trie, requests_N: Ints, objects_N: Ints) -> NDArray[np.float32]:
+        """Log-probabilities within the catalogue of objects asked about by requests, ascending: float32 [N]."""
+        backbone, layout = self.backbone, self.backbone.layout
+        codes_NL = backbone.objects_OL.cpu().numpy()[objects_N] - np.array(layout.offsets[:-1])
+        rows, places = self._rows(requests_N, None), np.arange(len(objects_N))
+        log_p_N, states_N = np.zeros(len(objects_N), np.float32), catalogue.roots(len(objects_N))
+        for level in range(len(layout.sizes) if len(objects_N) else 0):
+            if level:
+                rows.write(level - 1, codes_NL[:, level - 1], places)
+            log_p_NC = rows.log_p(level, catalogue.log_prior(states_N, level))
+            log_p_N += log_p_NC.float().cpu().numpy()[places, codes_NL[:, level]]
+            states_N = catalogue.step(states_N, codes_NL[:, level], level)
+        return log_p_N
 
 
-def repeatable(
-    layout: Layout, ids_QT: NDArray[np.int64], end_Q: NDArray[np.int64], objects: Sequence[NDArray[np.int64]]
-) -> NDArray[np.bool_]:
-    """bool [Q, T]: positions up to ``end_Q`` that hold an object which is among the live ``objects[q]``."""
-    at_QT = ids_QT - layout.words - layout.codes
-    live = np.stack([np.isin(at_T, some) for at_T, some in zip(at_QT, objects, strict=True)])
-    result: NDArray[np.bool_] = live & (np.arange(ids_QT.shape[1]) <= end_Q[:, None])
-    return result
+def _embed(backbone: Backbone, ids_N: Tensor) -> Tensor:
+    return backbone.embed(ids_N[None])[0]

@@ -7,7 +7,8 @@ level it spreads its probability over the codes of those prompt objects that are
 codes written so far, so what it proposes can always be finished. Untrained, it answers with the user's own counts,
 those of the visits and those that the words of frequency before the long-term interests tell.
 
-Letters: N targets or beams, B threads, T thread positions, D width, P pointer width, L levels, C codes of a level.
+Letters: N targets or beams, M beams of a thread, B threads, T thread positions, D width, P pointer width, L levels,
+C codes of a level.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ FADE_POSITIONS = 256.0  # the unit of distance; the learnt fade starts at a fact
 class Sources:
     """What of each thread can be repeated: ``keys_BTP``, and the codes of the object at each position (-1: none).
 
-    ``counts_BT`` is added to the scores: the logarithm of how many times a position counts.
+    ``counts_BT`` is added to the scores: the logarithm of how many times a position counts. ``rows_each`` is how many
+    rows look at each thread, where that is the same for all; 0 = as they come.
     """
 
     keys_BTP: Tensor
     codes_BTL: Tensor
     counts_BT: Tensor
+    rows_each: int = 0
 
 
 class Pointer(nn.Module):
@@ -91,9 +94,11 @@ class Pointer(nn.Module):
     def _scores(self, hidden_ND: Tensor, sources: Sources, thread_N: Tensor, may_NT: Tensor) -> Tensor:
         """Attention scores [N, T]: likeness of query and key, less for what was read long before the last source."""
         query_NP = self.query(hidden_ND) * WIDTH**-0.5
-        scores = torch.cat(
-            [query_NP[thread_N == b] @ keys.T for b, keys in enumerate(sources.keys_BTP)]
-        )  # rows come thread by thread
+        if sources.rows_each:
+            regular_BMP = query_NP.view(-1, sources.rows_each, WIDTH)
+            scores = torch.bmm(regular_BMP, sources.keys_BTP.transpose(1, 2)).flatten(0, 1)
+        else:  # rows come thread by thread
+            scores = torch.cat([query_NP[thread_N == b] @ keys.T for b, keys in enumerate(sources.keys_BTP)])
         scores = scores + sources.counts_BT[thread_N]
         places = torch.arange(may_NT.shape[1], device=may_NT.device)
         last_N1 = (places * may_NT).amax(-1, keepdim=True)

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from leadre import metrics
 from leadre.data.histories import first_seen
+from leadre.lm.asks import Ask, Policy
 from leadre.lm.backbone import Backbone
-from leadre.lm.decode import Ask, Searcher
+from leadre.lm.decode import Searcher
 from leadre.lm.live import Live
 from leadre.tune.tasks import Threads, Window
 
@@ -50,7 +51,7 @@ def answer(
             (t.ids, [Ask(end, trie, objects) for _, _, end, trie, objects in asks])
             for t, asks in zip(batch, asked, strict=True)
         ]
-        for asks, found in zip(asked, searcher(threads_in, width), strict=True):
+        for asks, found in zip(asked, searcher(threads_in, Policy(width)), strict=True):
             for (r, view, _, _, objects), one in zip(asks, found, strict=True):
                 yield Ranked(r, view, objects[one.rows], one.log_p)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leadre.data.histories import first_seen
-from leadre.lm.decode import repeatable
+from leadre.lm.asks import repeatable
 from leadre.lm.layout import Layout
 from leadre.lm.live import Live
 from leadre.semid.trie import path_priors

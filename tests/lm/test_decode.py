@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leadre.lm import attention
-from leadre.lm.decode import Ask, Searcher, beam_search
+from leadre.lm.asks import Ask, Policy
+from leadre.lm.decode import Searcher
 from leadre.lm.pointer import FADE_POSITIONS, WIDTH
+from leadre.lm.prefix import Prefixes
 from leadre.lm.runner import Packed, Plain
 from leadre.semid.trie import build
 from leadre.tune import losses
@@ -19,6 +21,10 @@ from leadre.tune.answers import VIEWS, answer
 
 WIDE = 16
 QUICK = settings(max_examples=20, deadline=None, derandomize=True)
+
+
+def beam_search(backbone, threads, width):
+    return Searcher(backbone)(threads, Policy(width))
 
 
 def ask(backbone, end, objects):
@@ -102,44 +108,59 @@ def test_wide_beams_give_every_live_row_its_exact_probability(name, request):
     check()
 
 
-@pytest.mark.parametrize("width", [2, 3, 16])
-def test_beams_are_those_of_transformers(without_pointer, width):
+@pytest.mark.parametrize("cached", [False, True])
+def test_beams_are_those_of_transformers(without_pointer, cached):
     backbone, lm = without_pointer
-    layout, rng = backbone.layout, np.random.default_rng(width)
-    words, levels = layout.words, len(layout.sizes)
-    for length in (1, 4, 9):
-        ids = rng.integers(0, words + layout.codes + len(backbone.objects_OL), length).astype(np.int32)
-        one = ask(backbone, length - 1, rng.choice(len(backbone.objects_OL), 14, replace=False))
-        paths = (words + backbone.objects_OL[one.objects]).tolist()
+    searcher = Searcher(backbone, prefixes=Prefixes(capacity_mb=1, positions=2) if cached else None)
+    start = np.random.default_rng(0).integers(0, backbone.layout.words, 8).astype(np.int32)
 
-        def may_follow(_, so_far, paths=paths, length=length):
-            begun = so_far[length:].tolist()
-            live = sorted({path[len(begun)] for path in paths if path[: len(begun)] == begun})
-            return live or [0]  # beams that never were alive stay at -inf, whatever follows
+    @settings(QUICK, max_examples=60)
+    @given(threads(backbone, most_live=20), st.integers(0, 8), st.integers(2, 16))
+    def check(asked, shared, width):
+        asked = [(np.append(start[:shared], ids), [later(one, shared) for one in asks]) for ids, asks in asked]
+        for (ids, asks), answers in zip(asked, searcher(asked, Policy(width)), strict=True):
+            for one, got in zip(asks, answers, strict=True):
+                wanted = of_transformers(backbone, lm, ids[: one.end + 1], one, width)
+                assert got.rows.tolist() == list(wanted)
+                np.testing.assert_allclose(got.log_p, list(wanted.values()), rtol=1e-5, atol=1e-6)
 
-        out = lm.generate(
-            torch.from_numpy(ids[None]).long(),
-            attention_mask=torch.ones(1, length, dtype=torch.long),
-            prefix_allowed_tokens_fn=may_follow,
-            num_beams=width,
-            num_return_sequences=width,
-            max_new_tokens=levels,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            length_penalty=0.0,
-            renormalize_logits=True,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        theirs = [
-            (paths.index(path), score)
-            for path, score in zip(out.sequences[:, length:].tolist(), out.sequences_scores.tolist(), strict=True)
-            if score > -1e8
-        ]
-        ((got,),) = beam_search(backbone, [(ids, [one])], width)
-        assert got.rows.tolist() == [row for row, _ in theirs]
-        np.testing.assert_allclose(got.log_p, [score for _, score in theirs], rtol=1e-5)
+    check()
+    assert not cached or searcher.prefixes.hits > 60
+
+
+def later(one, shared):
+    return Ask(one.end + shared, one.trie, one.objects)
+
+
+def of_transformers(backbone, lm, ids, one, width):
+    """{row: score}, best first, of `generate` held to the live paths by its own callback."""
+    words, length = backbone.layout.words, len(ids)
+    paths = (words + backbone.objects_OL[one.objects]).tolist()
+    if not paths:
+        return {}
+
+    def may_follow(_, so_far):
+        begun = so_far[length:].tolist()
+        live = sorted({path[len(begun)] for path in paths if path[: len(begun)] == begun})
+        return live or [0]  # beams that never were alive stay at -inf, whatever follows
+
+    out = lm.generate(
+        torch.from_numpy(ids[None]).long(),
+        attention_mask=torch.ones(1, length, dtype=torch.long),
+        prefix_allowed_tokens_fn=may_follow,
+        num_beams=width,
+        num_return_sequences=width,
+        max_new_tokens=len(backbone.layout.sizes),
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        length_penalty=0.0,
+        renormalize_logits=True,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    found = zip(out.sequences[:, length:].tolist(), out.sequences_scores.tolist(), strict=True)
+    return {paths.index(path): score for path, score in found if score > -1e8}
 
 
 def test_other_threads_and_requests_change_nothing(with_pointer):
@@ -168,7 +189,7 @@ def test_narrow_beams_never_return_a_dead_row(with_pointer):
     @QUICK
     @given(threads(backbone, most_live=20), st.lists(st.integers(1, 4), min_size=3, max_size=3))
     def check(asked, widths):
-        for (ids, asks), answers in zip(asked, beam_search(backbone, asked, widths), strict=True):
+        for (ids, asks), answers in zip(asked, beam_search(backbone, asked, tuple(widths)), strict=True):
             for one, got in zip(asks, answers, strict=True):
                 rows = got.rows.tolist()
                 assert len(set(rows)) == len(rows) <= widths[-1]
@@ -249,7 +270,7 @@ def test_both_runners_give_the_same_answers(with_pointer):
     found = []
     for runner in (Packed, Plain):
         search = Searcher(backbone, runner(backbone.body, torch.float64))
-        found.append([one for answers in search(asked, 4) for one in answers])
+        found.append([one for answers in search(asked, Policy(4)) for one in answers])
     for one, other in zip(*found, strict=True):
         assert one.rows.tolist() == other.rows.tolist() and len(one.rows) == 4
         np.testing.assert_allclose(one.log_p, other.log_p, rtol=1e-6)

@@ -1,0 +1,40 @@
+"""The same weights as a plain causal LM of transformers, for software that knows nothing of codes, objects or threads.
+
+Letters: V words, S code rows, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from leadre.lm.backbone import LOGIT_SCALE, Backbone
+
+
+def causal_lm(backbone: Backbone, *, attention: str = "sdpa") -> Any:
+    """A causal LM of the body's class, with an embedding row for each word, code and object, in the code rows' type.
+
+    Its logits of codes are those of `Backbone.logits`; all other logits are zero. It has no prior and no pointer.
+    """
+    from transformers import AutoModelForCausalLM
+
+    words, codes_SD = backbone.layout.words, backbone.codes_SD.detach()
+    objects_OD = codes_SD[backbone.objects_OL].sum(1)
+    table = torch.cat([backbone.words_VD.to(codes_SD), codes_SD, objects_OD])
+    config = copy.deepcopy(backbone.body.config)
+    config.vocab_size, config.tie_word_embeddings = len(table), False
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(codes_SD)
+    # all but the embeddings and the head
+    missing, unexpected = model.base_model.load_state_dict(backbone.body.state_dict(), strict=False)
+    assert len(missing) == 1 and not unexpected, f"not in the body: {missing}; not in the causal LM: {unexpected}"
+    head = torch.nn.Linear(codes_SD.shape[1], len(table)).to(codes_SD)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(table)
+        head.weight.zero_()
+        head.bias.zero_()
+        head.weight[words : words + len(codes_SD)] = codes_SD * LOGIT_SCALE
+        head.bias[words : words + len(codes_SD)] = backbone.bias_S.detach()
+    model.set_output_embeddings(head)
+    return model.eval()
