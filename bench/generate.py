@@ -5,10 +5,13 @@ interleaved rounds. Two live sets of about 10,000 ads on four levels of 256 code
 use, so every beam stays open to the last level), which the plain names mean, and *spread* (random paths; most beams are
 finished after two levels and cost us nothing more).
 
-``of_plain_forward``: one pass of the Hugging Face body over the prompt and 50 beams of three steps, divided by our
-whole call. ``prefix_speedup``: a call with 80 % of a prompt of 1,024 known against the same call without a cache, 20
-beams. ``invalid_ids``: how many of ``generated_ids`` were not live, seen from the codes that the beams wrote; random
-live sets, a small random model.
+- ``of_plain_forward``: one pass of the Hugging Face body over the prompt and 50 beams of three steps, divided by our
+  whole call.
+- ``prefix_speedup``: a call with 80 % of a prompt of 1,024 known against the same call without a cache, 20 beams.
+- ``constraint_share``: what the trie costs in a step of 50 beams over the whole step. It and the other figures of tries
+  come from bench/trie.py, which explains them.
+- ``invalid_ids``: how many of ``generated_ids`` were not live, seen from the codes that the beams wrote; random live
+  sets, a small random model.
 
     python bench/generate.py [--rounds 3] [--ids 1000000]
 """
@@ -27,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+import trie as tries
 
 from leadre.lm import backbone as backbones
 from leadre.lm import pretrained
@@ -54,7 +58,7 @@ def main() -> None:
         found |= {f"{key}{name}": value for key, value in bench.against_transformers(batch=not name).items()}
         if not name:
             found |= bench.plain_forward() | bench.prefix() | bench.step()
-    print(json.dumps(found | validity(args.ids)))
+    print(json.dumps(found | constraints(found["step_ms_beam50"]) | validity(args.ids)))
 
 
 def crowded() -> Codes:
@@ -168,6 +172,18 @@ def children(paths: list[list[int]]) -> dict[tuple[int, ...], list[int]]:
             return [0]
 
     return OrAnything({prefix: sorted(codes) for prefix, codes in following.items()})
+
+
+def constraints(step_ms: float) -> dict[str, float]:
+    """What catalogues of one and ten million ads cost, to build, to restrict, and as a share of ``step_ms``."""
+    small, large = tries.measure(1_000_000), tries.measure(10_000_000)
+    return {
+        "constraint_share_1m": round(small["constraint_ms_step"] / step_ms, 5),
+        "constraint_share_10m": round(large["constraint_ms_step"] / step_ms, 5),
+        "trie_seconds_10m": round(large["trie_seconds"], 2),
+        "trie_bytes_per_ad": round(large["trie_bytes_per_ad"], 1),
+        "mask_ms_100k": round(large["mask_ms_100k"], 2),
+    }
 
 
 def validity(wanted: int) -> dict[str, int]:

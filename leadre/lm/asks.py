@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadre.lm.layout import Layout
-from leadre.semid.trie import Trie
+from leadre.semid.trie import Mask
 
 Ints = NDArray[np.int64]
 
@@ -23,12 +23,12 @@ Ints = NDArray[np.int64]
 class Ask:
     """One request: answered at position ``end`` of its thread, from what is live in ``trie``.
 
-    ``objects`` are the indices of the objects that the trie's rows stand for, ascending; ``groups`` is a label of each
-    row (its advertiser), for `Policy.per_group`.
+    ``objects`` are the indices of the objects that the rows of the trie stand for; ``groups`` is a label of each row
+    (its advertiser), for `Policy.per_group`. Both may be longer than what is live: they are only looked up.
     """
 
     end: int
-    trie: Trie
+    trie: Mask
     objects: Ints
     groups: Ints | None = None
 
@@ -71,7 +71,7 @@ class Policy:
     top: int = 0
     per_code: int = 0
     per_group: int = 0
-    catalogue: Trie | None = None
+    catalogue: Mask | None = None
 
     def widths(self, levels: int) -> list[int]:
         """Beams at each level."""
@@ -80,7 +80,7 @@ class Policy:
         return widths
 
 
-def repeatable(layout: Layout, ids_QT: Ints, end_Q: Ints, objects: Sequence[Ints] | None) -> NDArray[np.bool_]:
+def repeatable(layout: Layout, ids_QT: Ints, end_Q: Ints, objects: Sequence[Ints] | None = None) -> NDArray[np.bool_]:
     """bool [Q, T]: positions up to ``end_Q`` that hold an object, one of the live ``objects[q]`` if they are given."""
     at_QT = ids_QT - layout.words - layout.codes
     held = at_QT >= 0
@@ -91,16 +91,25 @@ def repeatable(layout: Layout, ids_QT: Ints, end_Q: Ints, objects: Sequence[Ints
     return result
 
 
-def descend(trie: Trie, states_N: Ints, level: int) -> tuple[Ints, NDArray[np.float32]]:
+def are_live(trie: Mask, codes_NL: Ints) -> NDArray[np.bool_]:
+    """Which of these paths lead to a live row, bool [N]; the size of the inventory does not matter."""
+    states_N = trie.roots(len(codes_NL))
+    for level in range(trie.depth):
+        states_N = trie.step(states_N, codes_NL[:, level], level)
+    return np.asarray(states_N >= 0)
+
+
+def descend(trie: Mask, states_N: Ints, level: int) -> tuple[Ints, NDArray[np.float32]]:
     """(leaves, log-probabilities) where live states of depth ``level`` end, each code the likeliest by the prior alone.
 
-    Where one row only lies below a state, that is the row, with log-probability zero.
+    Where one row only lies below a state, that is the row, with log-probability zero. DEAD where all has been paused.
     """
     log_p_N = np.zeros(len(states_N), np.float32)
     for depth in range(level, trie.depth):
         prior_NC = trie.log_prior(states_N, depth)
         best_N = prior_NC.max(axis=1)
-        log_p_N -= np.log(np.exp(prior_NC - best_N[:, None]).sum(axis=1))
+        with np.errstate(invalid="ignore"):  # nothing is left below: not a number, and nobody reads it
+            log_p_N -= np.log(np.exp(prior_NC - best_N[:, None]).sum(axis=1))
         states_N = trie.step(states_N, prior_NC.argmax(axis=1), depth)
     return states_N, log_p_N
 

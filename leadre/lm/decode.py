@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leadre.lm.asks import Answer, Ask, Ints, Policy, descend, diverse, repeatable
+from leadre.lm.asks import Answer, Ask, Ints, Policy, are_live, descend, diverse, repeatable
 from leadre.lm.backbone import Backbone, has_bfloat16
 from leadre.lm.cache import Beams, Prompts
 from leadre.lm.graphs import Graphs
@@ -29,7 +29,7 @@ from leadre.lm.layout import Ids
 from leadre.lm.pointer import Sources
 from leadre.lm.prefix import Prefixes
 from leadre.lm.runner import Runner, runner_of
-from leadre.semid.trie import Trie
+from leadre.semid.trie import Mask
 
 Threads = Sequence[tuple[Ids, Sequence[Ask]]]
 
@@ -49,6 +49,7 @@ class Searcher:
         graphs: bool | None = None,
     ) -> None:
         self.backbone, self.prefixes = backbone, prefixes
+        self.codes_OL = backbone.objects_OL.cpu().numpy() - np.array(backbone.layout.offsets[:-1])
         self.runner = runner or runner_of(backbone.body, _dtype(backbone))
         wanted = backbone.device.type == "cuda" if graphs is None else graphs
         self.graphs = Graphs(backbone, self.runner) if wanted else None
@@ -112,7 +113,7 @@ class Search:
     @torch.inference_mode()
     def __init__(self, searcher: Searcher, threads: Threads, policy: Policy) -> None:
         """Reads the prompts and chooses the first codes. Every thread has a request."""
-        self.backbone, self.policy = searcher.backbone, policy
+        self.backbone, self.codes_OL, self.policy = searcher.backbone, searcher.codes_OL, policy
         self.asks = [ask for _, asks in threads for ask in asks]
         self.widths = policy.widths(len(self.backbone.layout.sizes))
         self.thread_Q = np.repeat(np.arange(len(threads)), [len(asks) for _, asks in threads])
@@ -127,9 +128,9 @@ class Search:
         self.sources = self.backbone.sources(hidden_BTD, torch.from_numpy(self.ids_BT).to(device))
         places = torch.from_numpy(self.thread_Q).to(device), torch.from_numpy(self.end_Q).to(device)
         self.hidden_QD = hidden_BTD[places]
-        self.rows = self._rows(np.arange(len(self.asks)), [ask.objects for ask in self.asks])
+        self.rows = self._rows(np.arange(len(self.asks)), [ask.trie for ask in self.asks])
         self.level = 0  # codes that are written
-        self.states_QW = np.array([[0 if len(ask.objects) else -1] for ask in self.asks])
+        self.states_QW = np.stack([ask.trie.roots(1) for ask in self.asks])
         self.score_QW = torch.zeros(len(self.asks), 1, dtype=self.backbone.codes_SD.dtype, device=device)
         self.open_QW = np.ones((len(self.asks), 1), np.bool_)
         # which beam each of them continued last, and by which code
@@ -222,34 +223,36 @@ class Search:
         """(rows, log-probabilities) of some beams of a request, best first, under the policy's limits."""
         ask, policy = self.asks[q], self.policy
         leaves_K, rest_K = descend(ask.trie, self.states_QW[q, some_W], self.level)
-        rows_K, log_p_K = ask.trie.rows(leaves_K), score_W[some_W] + rest_K
+        is_live_K = ask.trie.rows_below(leaves_K) > 0  # something may have been paused since the last step
+        rows_K, log_p_K = ask.trie.rows(leaves_K)[is_live_K], (score_W[some_W] + rest_K)[is_live_K]
         order = np.argsort(-log_p_K, kind="stable")[: min(self.widths[self.level :], default=None)]
         limits = []
         if policy.per_code:
-            first_K = self.backbone.objects_OL[torch.from_numpy(ask.objects[rows_K[order]]), 0]
-            limits.append((first_K.cpu().numpy(), policy.per_code))
+            limits.append((self.codes_OL[ask.objects[rows_K[order]], 0], policy.per_code))
         if policy.per_group:
             assert ask.groups is not None, "a limit for each group wants Ask.groups"
             limits.append((ask.groups[rows_K[order]], policy.per_group))
         kept = order[diverse(limits, policy.top or len(order))] if limits else order[: policy.top or None]
         return rows_K[kept], log_p_K[kept]
 
-    def _rows(self, requests_N: Ints, objects: Sequence[Ints] | None) -> _Rows:
-        """Rows at the ends of requests, ascending; ``objects`` are what each of them may repeat, None all."""
+    def _rows(self, requests_N: Ints, tries: Sequence[Mask] | None) -> _Rows:
+        """Rows at the ends of requests, ascending; each may repeat what is live in its trie, without tries anything."""
         thread_N, end_N = self.thread_Q[requests_N], self.end_Q[requests_N]
-        may_NT = repeatable(self.backbone.layout, self.ids_BT[thread_N], end_N, objects)
+        ids_NT, layout = self.ids_BT[thread_N], self.backbone.layout
+        may_NT = repeatable(layout, ids_NT, end_N)
+        for may_T, ids_T, trie in zip(may_NT, ids_NT, tries or (), strict=tries is not None):
+            may_T[may_T] = are_live(trie, self.codes_OL[ids_T[may_T] - layout.words - layout.codes])
         request_N, thread, end, may = (
             torch.from_numpy(each).to(self.backbone.device) for each in (requests_N, thread_N, end_N, may_NT)
         )
         return _Rows(self.backbone, Beams(self.prompts, thread, end), self.sources, self.hidden_QD[request_N], may)
 
-    def _unmasked(self, catalogue: Trie, requests_N: Ints, objects_N: Ints) -> NDArray[np.float32]:
+    def _unmasked(self, catalogue: Mask, requests_N: Ints, objects_N: Ints) -> NDArray[np.float32]:
         """Log-probabilities within the catalogue of objects asked about by requests, ascending: float32 [N]."""
-        backbone, layout = self.backbone, self.backbone.layout
-        codes_NL = backbone.objects_OL.cpu().numpy()[objects_N] - np.array(layout.offsets[:-1])
+        codes_NL = self.codes_OL[objects_N]
         rows, places = self._rows(requests_N, None), np.arange(len(objects_N))
         log_p_N, states_N = np.zeros(len(objects_N), np.float32), catalogue.roots(len(objects_N))
-        for level in range(len(layout.sizes) if len(objects_N) else 0):
+        for level in range(catalogue.depth if len(objects_N) else 0):
             if level:
                 rows.write(level - 1, codes_NL[:, level - 1], places)
             log_p_NC = rows.log_p(level, catalogue.log_prior(states_N, level))

@@ -46,6 +46,7 @@ class Config(config.Common):
     adapter: Literal["full", "lora"] = config.option("full", "train all weights of the body, or LoRA adapters")
     lora_rank: int = config.option(16, "rank of the LoRA adapters")
     shuffle_ids: bool = config.option(False, "permute the semantic IDs among the objects (control runs)")
+    burn_in: float = config.option(0.0, "share of training time that is read as history alone: there all is new")
     epochs: int = config.option(3, "passes over the training visits")
     max_steps: int = config.option(0, "stop after so many steps, 0 = all epochs; the learning rate is fitted to it")
     batch_tokens: int = config.option(4096, "positions in a step, padding included")
@@ -97,6 +98,8 @@ def _check(config: Config) -> None:
     for name in ("epochs", "batch_tokens", "validate_every", "long_items", "short_tokens", "lora_rank"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants 1 or more")
+    if not 0 <= config.burn_in < 1:
+        raise InputError(f"--burn-in {config.burn_in}: wants a share from 0 to below 1")
     if config.max_steps < 0:
         raise InputError(f"--max-steps {config.max_steps}: wants 0 (all epochs) or more")
 
@@ -166,7 +169,7 @@ def _train(
     from leadre.tune.batches import Examples
     from leadre.tune.tasks import Threads
 
-    threads = Threads(prompter)
+    threads = Threads(prompter, config.burn_in)
     if not len(threads.train_R):
         raise InputError(
             "the data artifact has no training requests with an outcome; check the split options of `leadre data`"

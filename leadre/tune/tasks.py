@@ -38,9 +38,12 @@ class Thread:
 
 
 class Threads:
-    """Cuts windows and writes their threads."""
+    """Cuts windows and writes their threads.
 
-    def __init__(self, prompter: Prompter) -> None:
+    ``burn_in`` is the share of training time whose requests are read but not learnt from.
+    """
+
+    def __init__(self, prompter: Prompter, burn_in: float = 0.0) -> None:
         self.prompter, self.logs, self.visits = prompter, prompter.logs, prompter.visits
         first_R = self.visits.user_offsets[self.logs.request_user_R]
         before_R = [
@@ -60,6 +63,10 @@ class Threads:
         self.tokens_V = np.concatenate([[0], ends_V, ends_V[-1:]])
         has_answer_R = np.diff(self.logs.relevant_offsets) > 0  # the others teach nothing
         self.train_R = np.flatnonzero((self.logs.request_split_R == TRAIN) & has_answer_R)
+        if len(self.train_R) and burn_in:
+            at_us_R = self.logs.request_at_us_R[self.train_R]
+            first_us, last_us = int(at_us_R.min()), int(at_us_R.max())
+            self.train_R = self.train_R[at_us_R >= first_us + burn_in * (last_us - first_us)]
 
     def _overhead(self) -> int:
         """Positions of a visit besides its objects: its context and the two names of the domains."""

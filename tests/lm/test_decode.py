@@ -227,7 +227,7 @@ def test_serving_ranks_by_the_number_that_training_lowers(name, small, request):
     """The log-likelihood of every target in a training batch is the score of its row in a wide beam search."""
     backbone, _ = request.getfixturevalue(name)
     examples = small.examples(new_weight=0.5)
-    windows = examples.threads.training(seed=0)[:3]
+    windows = examples.threads.training(seed=0)[:6]
     scored = {
         (one.r, one.view, int(o)): p
         for one in answer(Searcher(backbone), examples.threads, small.live, windows, VIEWS, width=64)

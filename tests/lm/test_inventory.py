@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from leadre.lm.decode import Ask, beam_search
+from leadre.lm.asks import Ask, Policy
+from leadre.lm.decode import Search, Searcher
 from leadre.semid.inventory import Inventory
 from leadre.semid.trie import DEAD, build
 
@@ -31,7 +32,8 @@ class Catalogue:
         words = self.layout.words + self.layout.codes
         entries = np.append(self.rng.integers(0, self.layout.words, 4), words + self.rng.choice(len(self.codes_OL), 5))
         ids = self.rng.permutation(entries).astype(np.int32)
-        return [(ids, [Ask(len(ids) - 1, mask, objects), Ask(len(ids) - 1, fresh, objects)])]
+        every = np.arange(len(self.codes_OL))
+        return [(ids, [Ask(len(ids) - 1, mask, every), Ask(len(ids) - 1, fresh, objects)])]
 
 
 @pytest.mark.parametrize("weighted", WEIGHTED.values(), ids=WEIGHTED)
@@ -57,7 +59,7 @@ def test_beams_are_those_of_a_fresh_trie(with_pointer, weighted, width):
         ]
         for mask, shown in cases:
             objects = np.flatnonzero(shown)
-            ((got, wanted),) = beam_search(backbone, made.asks(mask, objects), width)
+            ((got, wanted),) = Searcher(backbone)(made.asks(mask, objects), Policy(width))
             assert bool(len(got.rows)) == bool(len(objects))
             assert got.rows.tolist() == objects[wanted.rows].tolist()
             np.testing.assert_allclose(got.log_p, wanted.log_p, rtol=1e-5, atol=1e-6)
@@ -74,3 +76,21 @@ def test_an_ad_paused_between_two_levels_is_not_returned(with_pointer):
             made.inventory.pause(np.array([3, len(made.codes_OL) - 1]))
         states = mask.step(states, made.codes_OL[:, level], level)
     assert np.flatnonzero(states == DEAD).tolist() == [3, len(made.codes_OL) - 1]
+
+
+def test_what_is_paused_under_a_search_is_not_in_its_answers(with_pointer):
+    backbone, _ = with_pointer
+    made = Catalogue(backbone, 1, weighted=True)
+    every = np.arange(len(made.codes_OL))
+    ((ids, (ask, _)),) = made.asks(made.inventory.live, every)
+    search = Search(Searcher(backbone), [(ids, [ask])], Policy(12))
+    (before,) = search.answers([0])
+    made.inventory.pause(before.rows[:4])
+    (after,) = search.answers([0])
+    assert len(after.rows) and not np.isin(after.rows, before.rows[:4]).any()
+    made.inventory.pause(every)
+    (nothing,) = search.answers([0])
+    assert not len(nothing.rows)
+    while search.open_QW.any():
+        search.step()
+    assert not len(search.answers([0])[0].rows)

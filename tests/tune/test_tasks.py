@@ -210,3 +210,16 @@ def test_a_visit_longer_than_a_window_gets_one_of_its_own(small, hand):
     logs = hand(events, [(0, t * HOUR, "train", [1]) for t in (1, 2, 3)])
     windows = threads_of(small, logs, short_tokens=1).training(0)
     assert [(w.start, w.stop, w.requests.tolist()) for w in windows] == [(0, 1, [0]), (1, 2, [1]), (2, 3, [2])]
+
+
+def test_what_lies_in_the_burn_in_is_read_and_not_learnt_from(small):
+    logs = small.logs
+    every, late = Threads(small.prompter()), Threads(small.prompter(), burn_in=0.5)
+    at_us = logs.request_at_us_R[every.train_R]
+    half_us = (int(at_us.min()) + int(at_us.max())) / 2
+    assert late.train_R.tolist() == every.train_R[at_us >= half_us].tolist()
+    asked = np.concatenate([window.requests for window in late.training(seed=0)])
+    assert sorted(asked.tolist()) == late.train_R.tolist() and 0 < len(late.train_R) < len(every.train_R)
+    requests = np.flatnonzero(logs.request_split_R == TEST)
+    for one, other in zip(every.serving(requests), late.serving(requests), strict=True):
+        assert one.start == other.start and np.array_equal(every.write(one).ids, late.write(other).ids)
