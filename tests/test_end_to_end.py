@@ -41,7 +41,7 @@ def denormals_back():
 
 
 def read(work, name):
-    return artifact.read(work / "e2e" / STAGES[name], kind=KINDS[name], version=2 if name == "tune" else 1)
+    return artifact.read(work / "e2e" / STAGES[name], kind=KINDS[name], version=3 if name == "tune" else 1)
 
 
 def logs_of(work):

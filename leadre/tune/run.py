@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
     from leadre.tune.sft import History
     from leadre.tune.tasks import Threads
 
-KIND, VERSION = "model", 2
+KIND, VERSION = "model", 3
 VALIDATION_USERS = 200
 VALIDATION_BEAM = 20
 

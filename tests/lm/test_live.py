@@ -44,19 +44,20 @@ def test_codes_follow_the_logs_objects_whatever_the_order_of_the_codebook(small)
     assert np.array_equal(Live(small.logs, mixed).codes_OL, small.live.codes_OL)
 
 
-def test_rates_count_how_often_an_object_was_acted_on_where_it_was_live_and_new(small):
+def test_rates_count_how_often_an_object_was_acted_on_where_it_was_live_new_and_known_apart(small):
     logs = small.logs
-    live, acted = np.zeros(len(logs.objects)), np.zeros(len(logs.objects))
+    live, acted = np.zeros((2, len(logs.objects))), np.zeros((2, len(logs.objects)))
     for r in logs.requests_of(TRAIN).tolist():
         had = set(logs.object_E[logs.history(r)].tolist())
-        for o in set(logs.ad_object_A[logs.inventory(r)].tolist()) - had:
-            live[o] += 1
-            acted[o] += o in logs.ad_object_A[logs.relevant(r)[0]]
-    mean = acted.sum() / live.sum()
+        for o in set(logs.ad_object_A[logs.inventory(r)].tolist()):
+            live[int(o in had), o] += 1
+            acted[int(o in had), o] += o in logs.ad_object_A[logs.relevant(r)[0]]
+    mean = (acted.sum(1) / live.sum(1))[:, None]
     rates = response_rates(logs)
     np.testing.assert_allclose(rates, (acted + PSEUDO_ACTIONS) / (live + PSEUDO_ACTIONS / mean))
-    assert rates[live == 0].tolist() == pytest.approx([mean] * int((live == 0).sum()))
-    assert acted.max() > acted.min() and (live == 0).any()
+    never = live[0] == 0
+    assert rates[0, never].tolist() == pytest.approx([mean[0, 0]] * int(never.sum()))
+    assert acted.max() > acted.min() and never.any() and acted.sum(1).min() > 0
 
 
 def test_affinity_weighs_each_object_by_what_the_user_had_before(small):
@@ -65,9 +66,10 @@ def test_affinity_weighs_each_object_by_what_the_user_had_before(small):
     for r in logs.requests_of(TEST).tolist():
         for trie, objects in (live.all(r), live.new(r)):
             history = live.rows_O[logs.object_E[logs.history(r)]]
-            weights = live.rates_O[objects] * np.exp(AFFINITY * live.affinity.scores(history, live.rows_O[objects]))
+            rates = live.rates_2O[np.isin(objects, logs.object_E[logs.history(r)]).astype(int), objects]
+            weights = rates * np.exp(AFFINITY * live.affinity.scores(history, live.rows_O[objects]))
             np.testing.assert_allclose(trie.mass[trie.level_starts[trie.depth] :], weights[trie.leaf_row])
-            told += len(history) > 0 and np.ptp(weights / live.rates_O[objects]) > 0.1
+            told += len(history) > 0 and np.ptp(weights / rates) > 0.1
     assert told > 10
 
 
