@@ -149,8 +149,8 @@ def test_the_margin_grows_on_the_pairs_that_are_trained(small, contests, tmp_pat
         assert last["margin"] == pytest.approx(PLAIN.beta * (last["gained chosen"] - last["gained rejected"]), abs=1e-4)
     else:
         assert last["margin"] == pytest.approx(PLAIN.beta * (last["log_p chosen"] - last["log_p rejected"]), abs=1e-4)
-    quarter = len(figures) // 4
-    assert np.mean([row["margin"] for row in figures[-quarter:]]) > figures[0]["margin"] + 0.2
+    of_epoch = np.array([row["margin"] for row in figures]).reshape(4, -1).mean(1)  # the same batches in each
+    assert of_epoch[-1] > of_epoch[0] + 0.5
 
 
 def test_the_sft_term_holds_the_chosen_up(small, contests, tmp_path, monkeypatch):
