@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
     from leadre.tune.dpo import Contests
     from leadre.tune.saved import Saved
 
-INHERITED = ("seed", "prior", "affinity", "shuffle_ids")  # what a reader of the model asks (`saved.settings`)
+INHERITED = ("seed", "prior", "affinity", "shuffle_ids", "burn_in")  # what a reader asks (`saved.settings`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,8 @@ def run(config: Config) -> None:
     folder, checkpoint = config.folder("tune-dpo"), config.folder(".tune-dpo.checkpoint")
     parents = _parents(config)
     model = parents[2]
-    effective = dataclasses.asdict(config) | {"sft": {name: model.meta["config"][name] for name in INHERITED}}
+    inherited = {name: value for name, value in model.meta["config"].items() if name in INHERITED}
+    effective = dataclasses.asdict(config) | {"sft": inherited}
     if artifact.current(
         folder, kind=tune.KIND, version=tune.VERSION, config=effective, seed=config.seed, parents=parents
     ):
@@ -129,6 +130,7 @@ def _parents(config: Config) -> list[artifact.Artifact]:
 
 def _contests(config: Config, loaded: Saved, codebook: Codebook, lists: list[artifact.Artifact]) -> Contests:
     """The pairs that the rules find, ready to be trained on. InputError where there are none."""
+    import numpy as np
     import polars as pl
 
     from leadre.data import histories
@@ -137,7 +139,8 @@ def _contests(config: Config, loaded: Saved, codebook: Codebook, lists: list[art
 
     logs, live = loaded.threads.logs, loaded.live
     rules = pairs.Rules(**{field.name: getattr(config, field.name) for field in dataclasses.fields(pairs.Rules)})
-    requests = histories.choose(logs, split="train", users=config.users, seed=config.seed)
+    chosen = histories.choose(logs, split="train", users=config.users, seed=config.seed)
+    requests = np.intersect1d(chosen, loaded.threads.train_R)  # not those that fine-tuning left out as a burn-in
     listed = pairs.listed(pl.read_parquet(lists[0].path / "lists.parquet"), logs) if lists else {}
     if lists and not listed.keys() & set(requests.tolist()):
         raise InputError(

@@ -37,7 +37,7 @@ def load(tables: Artifact, codebook: Codebook, model: Artifact, *, training: boo
     backbone = backbones.load(model.path, live.codes_OL).to(backbones.pick_device())
     tokenizer = pretrained.tokenizer(model.path / "tokenizer")
     prompter = prompts.Prompter(logs, tokenizer, backbone.layout, prompts.load_blocks(model.path))
-    return Saved(backbone, Threads(prompter), live)
+    return Saved(backbone, Threads(prompter, settings(model).get("burn_in", 0.0)), live)
 
 
 def settings(model: Artifact) -> Mapping[str, Any]:

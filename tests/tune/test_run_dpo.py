@@ -9,7 +9,7 @@ from leadre.__main__ import main
 from leadre.data import histories
 from leadre.semid import codebook as codebooks
 from leadre.tune import run as tune
-from leadre.tune import saved
+from leadre.tune import run_dpo, saved
 
 PARENTS = {"data": "tables", "semid": "codebook"}
 
@@ -51,7 +51,7 @@ def aligned(tiny_encoder, tiny_llama, tmp_path_factory):
     import torch
 
     work = tmp_path_factory.mktemp("work")
-    models = {"data": "", "semid": f" --encoder {tiny_encoder}", "tune": f" --backbone {tiny_llama}"}
+    models = {"data": "", "semid": f" --encoder {tiny_encoder}", "tune": f" --backbone {tiny_llama} --burn-in 0.4"}
     for name, flags in [*((name, flags + models[name]) for name, flags in MODEL.items()), *ALIGN]:
         assert verb(name, work, flags) == 0
     yield work
@@ -138,6 +138,20 @@ def test_training_requests_are_weighed_as_they_were_for_fine_tuning(aligned):
             assert np.allclose(ours.weights(r, ours.objects(r)), weights)
             differs += not np.allclose(served.weights(r, served.objects(r)), weights)
         assert differs > 0.5 * np.mean(logs.request_split_R == 0) * r / 7
+
+
+def test_what_was_a_burn_in_for_fine_tuning_makes_no_pairs(aligned):
+    tables, codebook = (artifact.read(aligned / "r" / step, kind=kind, version=1) for step, kind in PARENTS.items())
+    ids = codebooks.load(codebook)
+    for step in ("tune-sft", "tune-dpo"):
+        loaded = saved.load(tables, ids, model(aligned, step), training=True)
+        logs = loaded.threads.logs
+        has_answer_R = np.diff(logs.relevant_offsets) > 0
+        at_us = logs.request_at_us_R[(logs.request_split_R == 0) & has_answer_R]
+        learnt_us = at_us.min() + 0.4 * (at_us.max() - at_us.min())
+        found = run_dpo._contests(run_dpo.Config(), loaded, ids, [])
+        assert logs.request_at_us_R[found.requests_R].min() >= learnt_us > at_us.min()
+        assert len(found.requests_R) == (at_us >= learnt_us).sum()
 
 
 @pytest.mark.parametrize(
