@@ -1,8 +1,8 @@
 """The live inventory of a request as a trie. Training and serving ask here, so both mask with the same code.
 
-Each live object weighs in with how often it was acted on, by users to whom it was new or by those who had it before,
-whichever this one is, times how well it goes with what this user acted on before. A model whose scores say nothing
-answers with that, and a model has only to learn where a user departs from it.
+Each live object weighs in with how often it was acted on when it was live and, where asked for, with how well it goes
+with what this user acted on before. A model whose scores say nothing answers with that, and a model has only to learn
+where a user departs from it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Live:
         held_out: Sequence[Affinity] = (),
     ) -> None:
         self.logs, self.affinity, self.held_out = logs, affinity, held_out
-        self.rates_2O = response_rates(logs) if prior else None
+        # what an affinity is good at is telling strangers apart
+        self.rates_O = response_rates(logs, new_only=affinity is not None) if prior else None
         self.rows_O = codebook.rows(logs.objects["object_id"].to_list())
         self.codes_OL = codebook.codes_OL[self.rows_O]
         self.sizes = codebook.sizes
@@ -62,12 +63,11 @@ class Live:
 
     def weights(self, r: int, objects: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """How likely each of ``objects`` is in request ``r`` before the model is asked, in no unit; None: all alike."""
-        if self.rates_2O is None:
+        if self.rates_O is None:
             return None
-        history = self.logs.object_E[self.logs.history(r)]
-        weights = self.rates_2O[np.isin(objects, history).astype(np.int64), objects]
-        affinity = self._affinity(r)
+        weights, affinity = self.rates_O[objects], self._affinity(r)
         if affinity is not None:
+            history = self.logs.object_E[self.logs.history(r)]
             weights = weights * np.exp(AFFINITY * affinity.scores(self.rows_O[history], self.rows_O[objects]))
         return weights
 
@@ -86,27 +86,25 @@ def _objects(logs: Logs, inventory: int) -> NDArray[np.int64]:
     return np.unique(logs.ad_object_A[logs.inventory_ads[rows]]).astype(np.int64)
 
 
-def response_rates(logs: Logs) -> NDArray[np.float64]:
-    """How often an object was acted on by users to whom it was new, and by those who had it: float64 [2, O], all > 0.
+def response_rates(logs: Logs, *, new_only: bool = False) -> NDArray[np.float64]:
+    """How often an object was acted on: float64 [O], all > 0.
 
-    Of the training requests with the object live and not (row 1: and already) in the user's history, the share in which
-    it was acted on, smoothed. An object that was never live, such as a new ad, gets the mean rate of the row.
+    Of the training requests in which it was live, the share in which it was acted on, smoothed; ``new_only`` leaves out
+    the requests of users who had it before. An object that was never live, such as a new ad, gets the mean rate.
     """
     count = len(logs.objects)
-    live_2O, acted_2O, seen_O = np.zeros((2, count)), np.zeros((2, count)), np.zeros(count, np.bool_)
+    live_O, acted_O, left_out_O = np.zeros(count), np.zeros(count), np.zeros(count, np.bool_)
     inventories: dict[int, NDArray[np.int64]] = {}
     for r in logs.requests_of(TRAIN).tolist():
         inventory = int(logs.request_inventory_R[r])
         if inventory not in inventories:
             inventories[inventory] = _objects(logs, inventory)
-        history = logs.object_E[logs.history(r)]
-        seen_O[history] = True
-        for counts_2O, objects in (
-            (live_2O, inventories[inventory]),
-            (acted_2O, np.unique(logs.ad_object_A[logs.relevant(r)[0]])),
-        ):
-            counts_2O[seen_O[objects].astype(np.int64), objects] += 1
-        seen_O[history] = False
-    mean_21 = np.maximum(acted_2O.sum(1, keepdims=True), 1.0) / np.maximum(live_2O.sum(1, keepdims=True), 1.0)
-    rates: NDArray[np.float64] = (acted_2O + PSEUDO_ACTIONS) / (live_2O + PSEUDO_ACTIONS / mean_21)
+        history = logs.object_E[logs.history(r)] if new_only else np.zeros(0, np.int32)
+        left_out_O[history] = True
+        acted = np.unique(logs.ad_object_A[logs.relevant(r)[0]])
+        for counts_O, objects in ((live_O, inventories[inventory]), (acted_O, acted)):
+            counts_O[objects[~left_out_O[objects]]] += 1
+        left_out_O[history] = False
+    mean = max(acted_O.sum(), 1.0) / max(live_O.sum(), 1.0)
+    rates: NDArray[np.float64] = (acted_O + PSEUDO_ACTIONS) / (live_O + PSEUDO_ACTIONS / mean)
     return rates

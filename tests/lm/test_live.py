@@ -44,20 +44,20 @@ def test_codes_follow_the_logs_objects_whatever_the_order_of_the_codebook(small)
     assert np.array_equal(Live(small.logs, mixed).codes_OL, small.live.codes_OL)
 
 
-def test_rates_count_how_often_an_object_was_acted_on_where_it_was_live_new_and_known_apart(small):
+@pytest.mark.parametrize("new_only", [False, True])
+def test_rates_count_how_often_an_object_was_acted_on_while_live(small, new_only):
     logs = small.logs
-    live, acted = np.zeros((2, len(logs.objects))), np.zeros((2, len(logs.objects)))
+    live, acted = np.zeros(len(logs.objects)), np.zeros(len(logs.objects))
     for r in logs.requests_of(TRAIN).tolist():
-        had = set(logs.object_E[logs.history(r)].tolist())
-        for o in set(logs.ad_object_A[logs.inventory(r)].tolist()):
-            live[int(o in had), o] += 1
-            acted[int(o in had), o] += o in logs.ad_object_A[logs.relevant(r)[0]]
-    mean = (acted.sum(1) / live.sum(1))[:, None]
-    rates = response_rates(logs)
+        had = set(logs.object_E[logs.history(r)].tolist()) if new_only else set()
+        for o in set(logs.ad_object_A[logs.inventory(r)].tolist()) - had:
+            live[o] += 1
+            acted[o] += o in logs.ad_object_A[logs.relevant(r)[0]]
+    mean = acted.sum() / live.sum()
+    rates = response_rates(logs, new_only=new_only)
     np.testing.assert_allclose(rates, (acted + PSEUDO_ACTIONS) / (live + PSEUDO_ACTIONS / mean))
-    never = live[0] == 0
-    assert rates[0, never].tolist() == pytest.approx([mean[0, 0]] * int(never.sum()))
-    assert acted.max() > acted.min() and never.any() and acted.sum(1).min() > 0
+    assert rates[live == 0].tolist() == pytest.approx([mean] * int((live == 0).sum()))
+    assert acted.max() > acted.min() and (live == 0).any()
 
 
 def test_affinity_weighs_each_object_by_what_the_user_had_before(small):
@@ -66,7 +66,7 @@ def test_affinity_weighs_each_object_by_what_the_user_had_before(small):
     for r in logs.requests_of(TEST).tolist():
         for trie, objects in (live.all(r), live.new(r)):
             history = live.rows_O[logs.object_E[logs.history(r)]]
-            rates = live.rates_2O[np.isin(objects, logs.object_E[logs.history(r)]).astype(int), objects]
+            rates = live.rates_O[objects]
             weights = rates * np.exp(AFFINITY * live.affinity.scores(history, live.rows_O[objects]))
             np.testing.assert_allclose(trie.mass[trie.level_starts[trie.depth] :], weights[trie.leaf_row])
             told += len(history) > 0 and np.ptp(weights / rates) > 0.1

@@ -100,12 +100,12 @@ def test_negatives_are_drawn_in_proportion_to_the_prior(market, monkeypatch):
     logs, live = market
     weights_O = np.ones(len(logs.objects))
     weights_O[0], weights_O[5], weights_O[6] = 7, 2, 1
-    monkeypatch.setattr(live, "rates_2O", np.stack([weights_O, weights_O]))
+    monkeypatch.setattr(live, "rates_O", weights_O)
     rules = replace(PLAIN, live_unbought=True)
     drawn = np.concatenate([mine(market, rules, requests=[0], seed=seed).rejected_P for seed in range(1000)])
     share = [float(np.mean(drawn == o)) for o in (0, 5, 6)]
     assert share == pytest.approx([0.7, 0.2, 0.1], abs=0.03)  # three standard errors are 0.025
-    monkeypatch.setattr(live, "rates_2O", None)  # a model without a prior
+    monkeypatch.setattr(live, "rates_O", None)  # a model without a prior
     drawn = np.concatenate([mine(market, rules, requests=[0], seed=seed).rejected_P for seed in range(1000)])
     assert [float(np.mean(drawn == o)) for o in (0, 5, 6)] == pytest.approx([1 / 3] * 3, abs=0.03)
 
