@@ -51,7 +51,11 @@ def aligned(tiny_encoder, tiny_llama, tmp_path_factory):
     import torch
 
     work = tmp_path_factory.mktemp("work")
-    models = {"data": "", "semid": f" --encoder {tiny_encoder}", "tune": f" --backbone {tiny_llama} --burn-in 0.4"}
+    models = {
+        "data": "",
+        "semid": f" --encoder {tiny_encoder}",
+        "tune": f" --backbone {tiny_llama} --burn-in 0.4 --affinity true",
+    }
     for name, flags in [*((name, flags + models[name]) for name, flags in MODEL.items()), *ALIGN]:
         assert verb(name, work, flags) == 0
     yield work
@@ -127,7 +131,7 @@ def test_training_requests_are_weighed_as_they_were_for_fine_tuning(aligned):
     """By affinities that have not seen the user; what is served is weighed by those that have."""
     tables, codebook = (artifact.read(aligned / "r" / step, kind=kind, version=1) for step, kind in PARENTS.items())
     ids, logs = codebooks.load(codebook), histories.load(tables)
-    config = tune.Config()
+    config = tune.Config(affinity=True)
     theirs = tune._live(config, logs, ids)
     for step in ("tune-sft", "tune-dpo"):
         ours = saved.load_live(logs, ids, model(aligned, step), training=True)
