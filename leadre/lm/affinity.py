@@ -22,8 +22,9 @@ from safetensors.numpy import load_file, save_file
 from scipy import sparse
 from scipy.sparse.linalg import svds
 
-from leadre.data.histories import TRAIN, Logs
+from leadre.data.histories import Logs
 from leadre.semid.codebook import Codebook
+from leadre.semid.collaborative import training_end_us
 
 FILE = "affinity.safetensors"
 RANK = 64
@@ -86,9 +87,7 @@ def _fit(counts_UO: sparse.csr_array, seed: int) -> Affinity:
 
 def _damped_counts(logs: Logs, codebook: Codebook) -> sparse.csr_array:
     """log(1 + count) of each user's events of training time, [U, O]."""
-    held_out = logs.request_at_us_R[logs.request_split_R != TRAIN]
-    end_us = held_out.min() if len(held_out) else np.iinfo(np.int64).max
-    known_E = logs.at_us_E < end_us
+    known_E = logs.at_us_E < training_end_us(logs)
     user_E = np.repeat(np.arange(len(logs.users)), np.diff(logs.event_offsets))[known_E]
     row_E = codebook.rows(logs.objects["object_id"].to_list())[logs.object_E[known_E]]
     ones = np.ones(len(row_E), np.float32)

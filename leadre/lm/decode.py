@@ -146,12 +146,12 @@ class Search:
         """Extend every beam by the codes that may follow and keep the best of each request."""
         level, open_QW = self.level, self.open_QW
         prior_QWC = np.stack([ask.trie.log_prior(self.states_QW[q], level) for q, ask in enumerate(self.asks)])
+        _, W, C = prior_QWC.shape
+        width = min(self.widths[level], W * C)
         if level and self.bucket:
             found = self.bucket.step(level, self.code_QW, self.beam_QW, open_QW, prior_QWC, self.score_QW)
         else:
-            found = self._extend(prior_QWC)
-        _, W, C = prior_QWC.shape
-        width = min(self.widths[level], W * C)
+            found = self._extend(prior_QWC, width)
         self.score_QW, best_QW = found[0][:, :width], found[1][:, :width].cpu().numpy()
         self.beam_QW, self.code_QW = np.minimum(best_QW // C, W - 1), best_QW % C
         before_QW = np.take_along_axis(self.states_QW, self.beam_QW, axis=1)
@@ -165,8 +165,8 @@ class Search:
         self._settle()
         self._release()
 
-    def _extend(self, prior_QWC: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-        """(scores, places among beams x codes) of the best continuations of each request, from the open rows alone."""
+    def _extend(self, prior_QWC: NDArray[np.float32], width: int) -> tuple[Tensor, Tensor]:
+        """(scores, places among beams x codes) of the best ``width`` continuations of each request, from open rows."""
         level, open_QW = self.level, self.open_QW
         if level:
             self.rows.write(level - 1, self.code_QW[open_QW], self.parent_QW[open_QW])
@@ -174,7 +174,7 @@ class Search:
         total_QWC = finished.to(self.score_QW)  # a finished beam has one way to go, and log-probability zero on it
         total_QWC[torch.from_numpy(open_QW)] = self.rows.log_p(level, prior_QWC[open_QW]).to(total_QWC)
         total_QWC += self.score_QW[..., None]
-        score_QW, best_QW = total_QWC.flatten(1).topk(min(self.widths[level], total_QWC[0].numel()), dim=-1)
+        score_QW, best_QW = total_QWC.flatten(1).topk(width, dim=-1)
         return score_QW, best_QW
 
     def _release(self) -> None:

@@ -46,10 +46,13 @@ class Live:
         self.codes_OL = codebook.codes_OL[self.rows_O]
         self.sizes = codebook.sizes
         self._objects = lru_cache(maxsize=CACHED)(lambda inventory: _objects(logs, inventory))
+        self._shared = lru_cache(maxsize=CACHED)(self._of_inventory)
 
     def all(self, r: int) -> tuple[Trie, NDArray[np.int64]]:
         """(trie, objects): what is live in request ``r``; row ``n`` of the trie is object ``objects[n]``."""
         objects = self.objects(r)
+        if self._affinity(r) is None:
+            return self._shared(int(self.logs.request_inventory_R[r])), objects
         return self._trie(r, objects), objects
 
     def new(self, r: int) -> tuple[Trie, NDArray[np.int64]]:
@@ -73,6 +76,11 @@ class Live:
 
     def _trie(self, r: int, objects: NDArray[np.int64]) -> Trie:
         return build(self.codes_OL[objects], self.sizes, self.weights(r, objects))
+
+    def _of_inventory(self, inventory: int) -> Trie:
+        """The trie of all requests that only their inventory tells apart."""
+        objects = self._objects(inventory)
+        return build(self.codes_OL[objects], self.sizes, None if self.rates_O is None else self.rates_O[objects])
 
     def _affinity(self, r: int) -> Affinity | None:
         if self.held_out and self.logs.request_split_R[r] == TRAIN:
