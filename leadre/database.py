@@ -1,0 +1,68 @@
+"""SQLite for what must not be lost: write-ahead log, every commit on the disk, a schema that moves forward only.
+
+A commit waits for the disk (``synchronous=FULL``): what was answered after it survives a power cut. There is one writer
+process; readers in other processes see the last commit and hold nobody up.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from leadre.errors import InputError
+
+BUSY_MS = 5_000
+
+
+def connect(path: Path, migrations: Sequence[str], *, read_only: bool = False) -> sqlite3.Connection:
+    """Open a database, brought to the newest schema; transactions are explicit (`transaction`).
+
+    ``migrations`` are SQL scripts in order; how many have run is kept in the file, so a list may only grow at its end.
+    InputError for a file from a newer release, or one that is no database.
+    """
+    if not read_only:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    address = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    try:
+        connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=BUSY_MS / 1000)
+        if not read_only:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        _migrate(connection, migrations, path, read_only)
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"{path}: cannot be opened as a database ({error})") from error
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, migrations: Sequence[str], path: Path, read_only: bool) -> None:
+    (done,) = connection.execute("PRAGMA user_version").fetchone()
+    if done > len(migrations):
+        raise InputError(f"{path}: is of schema {done}, this release knows {len(migrations)}; install a newer leadre")
+    if read_only and done < len(migrations):
+        raise InputError(
+            f"{path}: is of schema {done}, wants {len(migrations)}; start `leadre serve`, which moves it on"
+        )
+    for number, script in enumerate(migrations[done:], done + 1):
+        connection.executescript(f"BEGIN IMMEDIATE;\n{script};\nPRAGMA user_version={number};\nCOMMIT;")
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Everything inside, or nothing. Takes the write lock at once, so that it cannot fail half way for want of it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def backup(connection: sqlite3.Connection, path: Path) -> None:
+    """A consistent copy, while others write."""
+    with sqlite3.connect(path) as copy:
+        connection.backup(copy)
+    copy.close()

@@ -1,0 +1,182 @@
+"""The nouns of serving: what every edge between its parts is made of. Plain frozen dataclasses; nothing here decides.
+
+Money is int64 billionths of the currency (``_nanos``) for one impression: a CPM of 1.234567 is 1,234,567. Times are
+UTC, microseconds since 1970 (``_us``), unless a name says otherwise. Protocol: OpenRTB 2.6 and AdCOM's lists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Size = tuple[int, int]  # width, height in pixels
+BidType = Literal["cpm", "cpc", "cpa"]
+Status = Literal["active", "paused", "ended"]
+Source = Literal["stored", "generated", "contextual"]
+EventKind = Literal["win", "bill", "loss", "imp", "view", "click", "conv"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ad:
+    """An ad that can be shown. ``object_id`` is the marketing object, which semantic IDs belong to."""
+
+    ad_id: str
+    object_id: str
+    campaign_id: str
+    advertiser_id: str
+    title: str
+    description: str = ""
+    brand: str = ""
+    landing_url: str = ""
+    image_url: str = ""
+    adomain: str = ""
+    iab_categories: tuple[str, ...] = ()
+    sizes: tuple[Size, ...] = ()
+    attributes: frozenset[int] = frozenset()  # AdCOM creative attributes, for `battr`
+    status: Status = "active"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Targeting:
+    """Who may see a campaign; an empty set asks for nothing. Hours are those of the account's time zone, 0 to 23."""
+
+    countries: frozenset[str] = frozenset()  # ISO 3166-1 alpha-3, as OpenRTB has them
+    regions: frozenset[str] = frozenset()
+    device_types: frozenset[int] = frozenset()
+    sites: frozenset[str] = frozenset()  # domains, or bundles of apps
+    categories: frozenset[str] = frozenset()  # of the site's content
+    segments: frozenset[str] = frozenset()
+    hours: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Campaign:
+    """What an advertiser pays for. ``bid_nanos`` is for one impression (cpm), one click (cpc), one conversion (cpa).
+
+    ``total_nanos`` and ``daily_nanos`` cap what is charged, ``cap_per_day`` the impressions of one user; 0 = no cap.
+    ``zone`` is the account's IANA time zone: its days are the budget's.
+    """
+
+    campaign_id: str
+    advertiser_id: str
+    name: str
+    bid_type: BidType
+    bid_nanos: int
+    currency: str = "USD"
+    zone: str = "UTC"
+    total_nanos: int = 0
+    daily_nanos: int = 0
+    cap_per_day: int = 0
+    starts_at_us: int = 0
+    ends_at_us: int = 0  # 0 = open end
+    status: Status = "active"
+    targeting: Targeting = field(default_factory=Targeting)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Signals:
+    """What a request says about privacy, the stricter copy where it says it twice. None: absent."""
+
+    gdpr: bool | None = None
+    consent: str = ""  # the TC string
+    us_privacy: str = ""
+    gpp: str = ""
+    gpp_sid: tuple[int, ...] = ()
+    gpc: bool = False
+    coppa: bool = False
+    lmt: bool = False
+    dnt: bool = False
+    dsa_required: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Permissions:
+    """What may be done for one request (TCF purposes in brackets). All off: no bid."""
+
+    store_id: bool = False  # read or write an identifier (1)
+    contextual: bool = False  # show an ad chosen by context (2)
+    add_to_profile: bool = False  # (3)
+    personalise: bool = False  # use history, profile, personal lists (4)
+    measure: bool = False  # (7)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Impression:
+    """One place to fill. ``placement_id`` is the publisher's name for it, ``bidfloor`` in ``floor_currency``."""
+
+    imp_id: str
+    sizes: tuple[Size, ...]
+    placement_id: str = ""
+    floor_nanos: int = 0
+    floor_currency: str = "USD"
+    is_secure: bool = False
+    blocked_attributes: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """A bid request, read and checked. ``user_id`` is who asks, "" where nobody says; addresses are cut short."""
+
+    request_id: str
+    imps: tuple[Impression, ...]
+    user_id: str = ""
+    signals: Signals = field(default_factory=Signals)
+    tmax_ms: int = 0  # 0 = the bidder's own default
+    currencies: tuple[str, ...] = ("USD",)
+    site: str = ""  # domain, or bundle of an app
+    page: str = ""
+    publisher_id: str = ""
+    categories: tuple[str, ...] = ()
+    segments: tuple[str, ...] = ()
+    country: str = ""
+    region: str = ""
+    language: str = ""
+    device_type: int = 0
+    ip: str = ""  # an IPv4 address without its last 8 bits, an IPv6 address without its last 80
+    blocked_categories: frozenset[str] = frozenset()
+    blocked_domains: frozenset[str] = frozenset()
+    allowed_seats: frozenset[str] = frozenset()
+    blocked_seats: frozenset[str] = frozenset()
+    has_deals_only: bool = False  # a private auction: we hold no deals
+    is_test: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """An ad that could answer, where it came from, and what the generator thinks: a log-probability, not a price."""
+
+    ad_id: str
+    source: Source
+    log_p: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bid:
+    """An offer for one impression. ``propensity`` is the probability with which the policy chose this ad."""
+
+    bid_id: str
+    imp_id: str
+    ad_id: str
+    campaign_id: str
+    advertiser_id: str
+    price_nanos: int
+    currency: str
+    size: Size
+    source: Source
+    propensity: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """An event that came back for a bid. ``charge_nanos`` is what the advertiser pays for it."""
+
+    kind: EventKind
+    at_us: int
+    bid_id: str
+    request_id: str
+    ad_id: str
+    campaign_id: str
+    user_id: str = ""
+    price_nanos: int = 0
+    charge_nanos: int = 0
+    value_nanos: int = 0
