@@ -23,3 +23,7 @@ class BusyError(LeadreError):
 
 class ClosedError(LeadreError):
     """An engine was closed or has stopped, and takes and finishes no more requests."""
+
+
+class PeerError(LeadreError):
+    """Another process of the same bidder is not there or too slow. Whoever asked goes on without it."""

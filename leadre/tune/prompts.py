@@ -12,6 +12,7 @@ into one. The long-term part is a snapshot taken where the thread begins; what c
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Sequence
@@ -74,6 +75,13 @@ class Prompter:
         self._words = lru_cache(maxsize=100_000)(self._tokenize)
         self._titles = logs.objects["title"].to_list()
         self._profiles = logs.users.drop("user_id").to_dicts()
+
+    def over(self, logs: Logs) -> Prompter:
+        """The same for other logs of the same objects; what was tokenised stays known."""
+        other = copy.copy(self)
+        other.logs, other.visits = logs, group_visits(logs)
+        other._profiles = logs.users.drop("user_id").to_dicts()
+        return other
 
     def prefix(self, user: int, visit: int) -> Ids:
         """Instruction, profile and the long-term interests as of just before ``visit`` (an index into the visits)."""

@@ -1,0 +1,59 @@
+"""A worker's budgets: slices leased from the ledger ahead of need, so that a bid asks nobody.
+
+`reserve` is called while a request waits and only looks at what is there; `renew` goes round afterwards, off the
+request's path, sends what the slices want and hands them the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from leadre.auction.orders import Lease, Order, Release
+from leadre.auction.slices import Slice
+from leadre.types import Campaign
+
+Send = Callable[[Sequence[Order]], Awaitable[Sequence[Lease | None]]]
+UNCAPPED = 0  # the lease of a campaign without a budget
+
+
+class Budgets:
+    """Slices by campaign of one worker."""
+
+    def __init__(self, worker: str, send: Send) -> None:
+        self.worker, self._send = worker, send
+        self._slices: dict[str, Slice] = {}
+        self._wanted: dict[str, int] = {}  # what one bid of these costs at most, since the last round
+
+    def reserve(self, campaign: Campaign, nanos: int, now_us: int) -> int | None:
+        """The lease that pays for a bid of ``nanos``, `UNCAPPED` where nothing is capped, None where none can."""
+        if not (campaign.total_nanos or campaign.daily_nanos):
+            return UNCAPPED
+        name = campaign.campaign_id
+        if name not in self._slices:
+            self._slices[name] = Slice(self.worker, name)
+        self._wanted[name] = max(nanos, self._wanted.get(name, 0))
+        return self._slices[name].reserve(nanos, now_us) or None
+
+    async def renew(self, now_us: int) -> None:
+        """One round with the ledger. PeerError where it is not there; what was asked is asked again later."""
+        wanted, self._wanted = self._wanted, {}
+        orders: list[Order] = [order for each in self._slices.values() for order in each.releases(now_us)]
+        asking = [self._slices[name] for name in wanted]
+        asks = [each.ask(wanted[each.campaign_id], now_us) for each in asking]
+        orders += [ask for ask in asks if ask is not None]
+        if not orders:
+            return
+        answers: Sequence[Lease | None] = ()
+        try:
+            answers = await self._send(orders)
+        finally:
+            leases = dict(zip((id(order) for order in orders), answers, strict=False))
+            for each, ask in zip(asking, asks, strict=True):
+                if ask is not None:
+                    each.take(leases.get(id(ask)), now_us)
+
+    async def close(self) -> None:
+        """Give back all that is left."""
+        orders: list[Release] = [order for each in self._slices.values() for order in each.close()]
+        if orders:
+            await self._send(orders)

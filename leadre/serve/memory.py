@@ -1,0 +1,81 @@
+"""What a worker remembers of users, through a store that may be slow or gone.
+
+A store that does not answer is left alone for a while, so that it costs one request its milliseconds and not all of
+them. Until it is back everyone is a stranger, and the list for strangers is the last one seen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from leadre.errors import StoreDown
+from leadre.store.contract import Cap, Profile, Store, StoredList
+
+T = TypeVar("T")
+EVERYBODY = "*"  # whose list is that of the context alone
+RETRY_S = 0.5
+RENEWED_S = 5.0  # the list for everybody is read again
+
+
+@dataclass(frozen=True)
+class Known:
+    """What may be read of a user; nothing of a stranger."""
+
+    profile: Profile | None = None
+    listed: StoredList | None = None
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        return self.profile.segments if self.profile else ()
+
+
+class Memory:
+    """A store as one worker sees it."""
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+        self.store, self._clock = store, clock
+        self._not_before_s = self._renew_at_s = 0.0
+        self._everybody: StoredList | None = None
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the store did not answer when it was last asked."""
+        return self._not_before_s > 0
+
+    def read(self, user_id: str) -> Known:
+        """Profile and list of a user; "" is a stranger."""
+        if not user_id:
+            return Known()
+        store = self.store
+        return self._ask(lambda: Known(store.read_profile(user_id), store.read_list(user_id)), Known())
+
+    def everybody(self) -> StoredList | None:
+        """The list for whoever is not known, perhaps an old one."""
+        if self._clock() >= self._renew_at_s:
+            self._renew_at_s = self._clock() + RENEWED_S
+            self._everybody = self._ask(lambda: self.store.read_list(EVERYBODY), None) or self._everybody
+        return self._everybody
+
+    def reserve(self, user_id: str, cap: Cap, *, now_us: int, until_us: int) -> str:
+        """A reservation under a frequency cap; "" where it is reached, or nobody can tell."""
+        granted = self._ask(lambda: self.store.reserve(user_id, [cap], now_us=now_us, until_us=until_us), {})
+        return next(iter(granted.get(cap.campaign_id, ())), "")
+
+    def release(self, reservations: Sequence[str]) -> None:
+        """Free places that were taken for nothing; those of a store that is down free themselves in time."""
+        if reservations:
+            self._ask(lambda: self.store.release(*reservations), None)
+
+    def _ask(self, question: Callable[[], T], otherwise: T) -> T:
+        if self._clock() < self._not_before_s:
+            return otherwise
+        try:
+            answer = question()
+        except StoreDown:
+            self._not_before_s = self._clock() + RETRY_S
+            return otherwise
+        self._not_before_s = 0.0
+        return answer

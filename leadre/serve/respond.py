@@ -1,0 +1,359 @@
+"""The life of one request, from what was asked to what is offered; `respond` reads top to bottom.
+
+Nothing here knows of sockets: a `Bidder` brings what is known, ``now_us`` and ``clock`` say what time it is, so a log can
+be replayed through the same function. Each step has its fallback, named beside it; the last one is to offer nothing.
+
+Letters: A ads of the book, K candidates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadre.auction.ledger import day_of
+from leadre.errors import PeerError
+from leadre.serve import consent, creatives, openrtb
+from leadre.serve.budgets import Budgets
+from leadre.serve.eligibility import Snapshot
+from leadre.serve.generator import Generated, Wanted
+from leadre.serve.memory import Known, Memory
+from leadre.serve.objects import Objects
+from leadre.serve.openrtb import NoBid, Rendered
+from leadre.serve.tokens import Token, event_url, nonce
+from leadre.store.contract import Cap, StoredList
+from leadre.types import Ad, Bid, Campaign, Impression, Permissions, Request, Source
+
+CONSIDERED = 20  # candidates of a place, among which exploration draws
+LEAST_S = 0.005  # with less time left no other process is asked
+GENERATED = 50  # ads wanted of the model
+SECOND_US = 1_000_000
+EPOCH_DAY = 719_163  # date.toordinal() of 1970-01-01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a bidder is told once. ``exploration``: the share of places whose ad is drawn blindly among the best."""
+
+    public_url: str
+    seat: str = "leadre"
+    vendor_id: int = 0
+    gdpr_when_absent: bool = False
+    exploration: float = 0.02
+    token_s: int = 600  # how long events of a bid are believed
+
+
+@dataclass(frozen=True)
+class Market:
+    """What can be bought at one moment; a request keeps the one it began with.
+
+    ``expected_nanos_A`` is what one impression of each ad is worth to its advertiser, and so its price: the bid times
+    the observed rate of what it pays for. ``objects`` are those that the language model knows.
+    """
+
+    book: Snapshot
+    expected_nanos_A: NDArray[np.int64]
+    objects: Objects
+
+
+@dataclass
+class Bidder:
+    """What requests are answered from. ``market`` is replaced as it changes; no ``generate``: no language model."""
+
+    settings: Settings
+    market: Market
+    memory: Memory
+    budgets: Budgets
+    generate: Callable[[Wanted], Awaitable[Generated]] | None
+    sign: Callable[[Token], str]
+    new_id: Callable[[], str]
+    rng: np.random.Generator
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Rows of the book [K] and their log-probabilities by whoever named them, best first."""
+
+    source: Source
+    rows_K: NDArray[np.int64]
+    log_p_K: NDArray[np.float64]
+    version: str = ""
+    made_at_us: int = 0
+
+
+@dataclass
+class Place:
+    """An impression, which ads may be shown there, and what became of the candidates: row of the book -> verdict."""
+
+    imp: Impression
+    eligible_A: NDArray[np.bool_]
+    verdicts: dict[int, str] = field(default_factory=dict)
+    bid: Bid | None = None
+    lease_id: int = 0
+    cap_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What goes back, and what is to be remembered of how it came about."""
+
+    status: int
+    body: bytes
+    permitted: Permissions
+    reason: NoBid | None = None
+    user_id: str = ""
+    places: Sequence[Place] = ()
+    candidates: Candidates | None = None
+
+
+async def respond(
+    request: Request, bidder: Bidder, now_us: int, until_s: float, *, fills_macros: bool = False
+) -> Answer:
+    """Offer ads for the places of a request, until ``until_s`` of the bidder's clock; ``fills_macros`` for a page."""
+    settings, market = bidder.settings, bidder.market
+    permitted = consent.permissions(  # a malformed string: everything is refused
+        request.signals, vendor_id=settings.vendor_id, when_absent=settings.gdpr_when_absent
+    )
+    if not (permitted.contextual or permitted.personalise):
+        return _nothing(request, NoBid.NO_CONSENT, permitted)
+    user_id = request.user_id if permitted.store_id and permitted.personalise else ""
+    known = bidder.memory.read(user_id)  # the store is down: a stranger
+    places = list(_places(request, market.book, now_us, known.segments if user_id else ()))
+    found = _stored(known.listed, "stored", market.book)
+    if not _any_eligible(found, places):  # no list, or nothing of it is live
+        found = await _generated(known, places, market.objects, bidder, now_us, until_s)
+    if not _any_eligible(found, places):  # no model, no history or no time
+        found = _stored(bidder.memory.everybody(), "contextual", market.book)
+    if bidder.clock() > until_s:
+        return _nothing(request, NoBid.INSUFFICIENT_TIME, permitted)
+    for place in places:  # nothing that may be shown, paid and counted: no bid for this place
+        taken = {other.bid.ad_id for other in places if other.bid}
+        _choose(place, found, taken, request, market, bidder, user_id, now_us)
+    rendered = [
+        _rendered(place, request, market.book, settings, bidder.sign, user_id, permitted, now_us)
+        for place in places
+        if place.bid
+    ]
+    if not rendered:
+        nothing = _nothing(request, _reason(places, bidder), permitted)
+        return replace(nothing, user_id=user_id, places=places, candidates=found)
+    body = openrtb.write(request, rendered, seat=settings.seat, fills_macros=fills_macros)
+    return Answer(status=200, body=body, permitted=permitted, user_id=user_id, places=places, candidates=found)
+
+
+def _nothing(request: Request, reason: NoBid, permitted: Permissions) -> Answer:
+    status, body = openrtb.no_bid(request, reason)
+    return Answer(status=status, body=body, permitted=permitted, reason=reason)
+
+
+def _places(request: Request, book: Snapshot, now_us: int, segments: Sequence[str]) -> Iterator[Place]:
+    """The impressions with their masks; alike ones share one."""
+    masks: dict[tuple[object, ...], NDArray[np.bool_]] = {}
+    for imp in request.imps:
+        alike = (imp.sizes, imp.is_secure, imp.blocked_attributes)
+        if alike not in masks:
+            masks[alike] = book.eligible(request, imp, now_us, segments)[0]
+        yield Place(imp, masks[alike])
+
+
+def _stored(listed: StoredList | None, source: Source, book: Snapshot) -> Candidates:
+    """A stored list as rows of the book; ads that the book does not know are left out."""
+    if listed is None:
+        return Candidates(source, np.zeros(0, np.int64), np.zeros(0))
+    rows = [book.row_of_ad.get(ad_id, -1) for ad_id in listed.ad_ids]
+    rows_K, log_p_K = np.array(rows, np.int64), np.array(listed.log_p)
+    known_K = rows_K >= 0
+    return Candidates(source, rows_K[known_K], log_p_K[known_K], listed.version, listed.made_at_us)
+
+
+async def _generated(
+    known: Known, places: Sequence[Place], objects: Objects, bidder: Bidder, now_us: int, until_s: float
+) -> Candidates:
+    """What the language model says of a user whose history may be read."""
+    nothing = Candidates("generated", np.zeros(0, np.int64), np.zeros(0))
+    profile = known.profile
+    if bidder.generate is None or profile is None or not profile.recent or until_s - bidder.clock() < LEAST_S:
+        return nothing
+    eligible_A = np.logical_or.reduce([place.eligible_A for place in places])
+    wanted = Wanted(
+        user_id=profile.user_id,
+        recent=profile.recent,
+        now_us=now_us,
+        eligible=objects.bits(eligible_A),
+        top=GENERATED,
+        until_s=until_s,
+    )
+    try:
+        answer = await bidder.generate(wanted)
+    except PeerError:
+        return nothing
+    rows_K, log_p_K = objects.ads_of(answer.objects, answer.log_p, eligible_A)
+    return Candidates("generated", rows_K, log_p_K, objects.version, now_us)
+
+
+def _any_eligible(found: Candidates, places: Sequence[Place]) -> bool:
+    return any(bool(place.eligible_A[found.rows_K].any()) for place in places)
+
+
+def _choose(
+    place: Place,
+    found: Candidates,
+    taken: set[str],
+    request: Request,
+    market: Market,
+    bidder: Bidder,
+    user_id: str,
+    now_us: int,
+) -> None:
+    """Put a bid into the place: most often the candidate of the highest probability times value, now and then any.
+
+    A candidate that cannot be paid or counted makes room for another. ``propensity`` is that of the draw that was made,
+    among those that were left then.
+    """
+    book, imp = market.book, place.imp
+    open_K = place.eligible_A[found.rows_K]
+    place.verdicts |= dict.fromkeys(found.rows_K[~open_K].tolist(), "ineligible")
+    rows_K, log_p_K = found.rows_K[open_K], found.log_p_K[open_K]
+    price_K = market.expected_nanos_A[rows_K]
+    order = np.argsort(-(log_p_K + np.log(np.maximum(price_K, 1))), kind="stable")
+    left = []
+    for row, price_nanos in zip(rows_K[order].tolist(), price_K[order].tolist(), strict=True):
+        currency = book.campaigns[book.campaign_A[row]].currency
+        verdict = _unfit(book.ads[row], price_nanos, currency, imp, taken)
+        place.verdicts[row] = verdict or "not drawn"
+        if not verdict and len(left) < CONSIDERED:
+            left.append((row, price_nanos))
+    while left:
+        explores = bidder.rng.random() < bidder.settings.exploration
+        drawn = int(bidder.rng.integers(len(left))) if explores else 0
+        propensity = bidder.settings.exploration / len(left) + (1 - bidder.settings.exploration) * (drawn == 0)
+        row, price_nanos = left.pop(drawn)
+        place.verdicts[row] = _hold(
+            place, book.campaigns[book.campaign_A[row]], price_nanos, request, bidder, user_id, now_us
+        )
+        if place.verdicts[row] == "bid":
+            place.bid = _bid(book, row, imp, price_nanos, bidder.new_id(), found.source, propensity)
+            return
+
+
+def _unfit(ad: Ad, price_nanos: int, currency: str, imp: Impression, taken: set[str]) -> str:
+    """Why an eligible ad is no offer for this place; "" where it is one. ``price_nanos`` is in ``currency``."""
+    if ad.ad_id in taken:
+        return "shown in another place"
+    floor_nanos = openrtb.convert(imp.floor_nanos, imp.floor_currency, currency, up=True) if imp.floor_nanos else 0
+    if floor_nanos is None:
+        return "floor in another currency"
+    return "below floor" if price_nanos < max(floor_nanos, 1) else ""
+
+
+def _hold(
+    place: Place, campaign: Campaign, price_nanos: int, request: Request, bidder: Bidder, user_id: str, now_us: int
+) -> str:
+    """Take what a bid needs: budget, and a place under the frequency cap. "bid", or what was missing."""
+    if request.is_test:  # neither charged nor counted
+        return "bid"
+    if campaign.cap_per_day:
+        if not user_id:
+            return "cap cannot be counted"  # a stranger may have seen it any number of times
+        day = day_of(now_us, campaign.zone).toordinal() - EPOCH_DAY
+        cap = Cap(campaign.campaign_id, day, campaign.cap_per_day)
+        until_us = now_us + bidder.settings.token_s * SECOND_US
+        place.cap_id = bidder.memory.reserve(user_id, cap, now_us=now_us, until_us=until_us)
+        if not place.cap_id:
+            return "cap"
+    lease_id = bidder.budgets.reserve(campaign, price_nanos, now_us)
+    if lease_id is None:
+        bidder.memory.release([place.cap_id] if place.cap_id else [])
+        place.cap_id = ""
+        return "budget"
+    place.lease_id = lease_id
+    return "bid"
+
+
+def _bid(
+    book: Snapshot, row: int, imp: Impression, price_nanos: int, bid_id: str, source: Source, propensity: float
+) -> Bid:
+    ad, campaign = book.ads[row], book.campaigns[book.campaign_A[row]]
+    sizes = [size for size in imp.sizes if not ad.sizes or size in ad.sizes]
+    return Bid(
+        bid_id=bid_id,
+        imp_id=imp.imp_id,
+        ad_id=ad.ad_id,
+        campaign_id=ad.campaign_id,
+        advertiser_id=ad.advertiser_id,
+        price_nanos=price_nanos,
+        currency=campaign.currency,
+        size=sizes[0] if sizes else (300, 250),
+        source=source,
+        propensity=propensity,
+    )
+
+
+def _rendered(
+    place: Place,
+    request: Request,
+    book: Snapshot,
+    settings: Settings,
+    sign: Callable[[Token], str],
+    user_id: str,
+    permitted: Permissions,
+    now_us: int,
+) -> Rendered:
+    """The bid with its banner and the URLs by which its events come back."""
+    bid = place.bid
+    assert bid is not None
+    row = book.row_of_ad[bid.ad_id]
+    ad, campaign = book.ads[row], book.campaigns[book.campaign_A[row]]
+    token = Token(
+        bid_id=bid.bid_id,
+        request_id=request.request_id,
+        imp_id=bid.imp_id,
+        ad_id=bid.ad_id,
+        campaign_id=bid.campaign_id,
+        user_id=user_id if permitted.add_to_profile or permitted.measure else "",
+        charge_type=campaign.bid_type,
+        price_cap_nanos=bid.price_nanos,
+        charge_nanos=campaign.bid_nanos,
+        currency=bid.currency,
+        lease_id=place.lease_id,
+        cap_id=place.cap_id,
+        issued_at_us=now_us,
+        expires_at_us=now_us + settings.token_s * SECOND_US,
+        nonce=nonce(),
+        is_test=request.is_test,
+        may_measure=permitted.measure,
+        may_profile=permitted.add_to_profile,
+    )
+    signed = sign(token)
+    return Rendered(
+        bid=bid,
+        adm=creatives.banner(
+            ad,
+            bid.size,
+            click_url=event_url(settings.public_url, "click", signed),
+            impression_url=event_url(settings.public_url, "imp", signed),
+        ),
+        nurl=event_url(settings.public_url, "win", signed),
+        burl=event_url(settings.public_url, "bill", signed),
+        adomain=(ad.adomain,) if ad.adomain else (),
+        iab_categories=ad.iab_categories,
+        attributes=ad.attributes,
+    )
+
+
+def _reason(places: Sequence[Place], bidder: Bidder) -> NoBid:
+    """The furthest that any candidate came."""
+    verdicts = {verdict for place in places for verdict in place.verdicts.values()}
+    for verdict, reason in (
+        ("cap", NoBid.DAILY_USER_CAP),
+        ("budget", NoBid.BUDGET_EXHAUSTED),
+        ("below floor", NoBid.BELOW_FLOOR),
+    ):
+        if verdict in verdicts:
+            return reason
+    return NoBid.DEGRADED if bidder.memory.is_down else NoBid.NO_CANDIDATE

@@ -1,0 +1,50 @@
+"""The one process that writes money and events, so that what it acknowledges cannot be lost.
+
+Questions that come while the disk is busy are answered together: one commit of the books, one sync of the log, then all
+their answers. If the disk refuses, nothing of the batch is written and whoever asked is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from leadre.errors import StorageError
+from leadre.serve.eventlog import Answered, EventLog
+from leadre.serve.messages import Append, Counted, Counts, Done, Event, Failed, Found, Leases, Orders, Question, Recent, Reply, Told
+
+REMEMBERED = 20_000  # requests that can be explained
+EXPIRE_S = 1.0
+
+
+class Writer:
+    """Answers `serve.messages`; `run` until cancelled."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._waiting: list[tuple[Question, asyncio.Future[Reply]]] = []
+        self._arrived = asyncio.Event()
+
+    async def answer(self, question: Question) -> Reply:
+        """What the writer says, when it is on the disk."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting.append((question, future))
+        self._arrived.set()
+        return await future
+
+    async def run(self) -> None:
+        """Batch after batch, each in a thread, so that questions can come in meanwhile."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            batch, self._waiting = self._waiting, []
+            questions = [question for question, _ in batch]
+            try:
+                replies = await asyncio.to_thread(self._desk.settle, questions, time.time_ns() // 1000)
+            except StorageError as error:
+                replies = [Failed(str(error))] * len(batch)
+            for (_, future), reply in zip(batch, replies, strict=True):
+                if not future.done():
+                    future.set_result(reply)

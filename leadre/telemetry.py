@@ -1,0 +1,41 @@
+"""Every counter and histogram of serving, declared once, the unit in its name.
+
+Several processes count into files of one folder (`prometheus_client`'s multi-process mode), and any of them can tell
+the sum: set ``PROMETHEUS_MULTIPROC_DIR`` to an empty folder before this module is imported.
+"""
+
+from __future__ import annotations
+
+import os
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+
+LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
+AGE_S = (60, 600, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 2 * 86400, 7 * 86400, 30 * 86400)
+
+ANSWERS = Counter("leadre_answers", "Bid requests answered", ["route", "outcome"])  # bid, no_bid, bad, shed
+ANSWER_S = Histogram("leadre_answer_seconds", "From the bytes' arrival to the answer", ["route"], buckets=LATENCY_S)
+BIDS = Counter("leadre_bids", "Bids offered, by where the ad came from", ["source"])
+NO_BIDS = Counter("leadre_no_bids", "Requests without a bid, by reason", ["reason"])
+LIST_AGE_S = Histogram("leadre_list_age_seconds", "Age of the stored list that answered", buckets=AGE_S)
+GENERATIONS = Counter("leadre_generations", "Questions to the language model", ["outcome"])  # complete, cut, late, gone
+GENERATE_S = Histogram("leadre_generate_seconds", "Waiting for the language model", buckets=LATENCY_S)
+EVENTS = Counter("leadre_events", "Events that came back", ["kind", "outcome"])
+CHARGED_NANOS = Counter("leadre_charged_nanos", "Charged to advertisers", ["currency"])
+WRITTEN_OFF_NANOS = Counter("leadre_written_off_nanos", "Events that no budget was left for", ["currency"])
+DEGRADED = Gauge("leadre_degraded", "1 while store, writer or engine is away", ["part"], multiprocess_mode="livemax")
+
+
+def exposition() -> bytes:
+    """All metrics of all processes in Prometheus's text format."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest()
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)
+    return generate_latest(registry)
+
+
+def forget(process: int) -> None:
+    """A process has gone: its gauges say nothing any more; what it counted stays."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        multiprocess.mark_process_dead(process)
