@@ -24,10 +24,15 @@ from leadre.errors import BadRequest
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 MOST_BODY = 256 << 10  # bytes, unpacked too
+LEAST_PACKED = 4096  # a shorter answer is not worth packing
 ARRIVED = "leadre.arrived_s"
+JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
+NEVER_KEPT: tuple[bytes, bytes] = (b"cache-control", b"no-store")
+PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")  # a transparent GIF of one pixel
 
 
 class Stamped(HttpToolsProtocol):
@@ -125,9 +130,8 @@ class App:
             outcome, status = "shed", 204
         else:
             with contextlib.suppress(BadRequest):
-                packed = await body_of(scope, receive)
-                answer = await self.worker.bid(packed, arrived_s, fills_macros=route == "auction")
-                outcome, status, body = "no_bid" if answer.reason else "bid", answer.status, answer.body
+                asked = await body_of(scope, receive)
+                outcome, status, body = await self.worker.bid(asked, arrived_s, fills_macros=route == "auction")
         if body:
             headers = [*headers, JSON, (b"x-openrtb-version", b"2.6")]
             if len(body) > LEAST_PACKED and b"gzip" in header(scope, b"accept-encoding"):
@@ -135,3 +139,74 @@ class App:
         await reply(send, status, body, headers)
         telemetry.ANSWERS.labels(route, outcome).inc()
         telemetry.ANSWER_S.labels(route).observe(time.monotonic() - arrived_s)
+
+    async def _preflight(self, scope: Scope, receive: Receive, send: Send) -> None:
+        allowed = cors(scope, self.worker.origins)
+        more = [(b"access-control-allow-methods", b"POST"), (b"access-control-allow-headers", b"content-type")]
+        await reply(send, 204 if allowed else 403, headers=[*allowed, *more] if allowed else [])
+
+    async def _recommend(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._has_key(scope):
+            return await reply(send, 401)
+        try:
+            wanted = _RECOMMEND.decode(await body_of(scope, receive))
+        except (BadRequest, msgspec.DecodeError) as error:
+            return await reply(send, 400, _encode({"error": str(error)}), [JSON])
+        await reply(send, 200, _encode(await self.worker.recommend(wanted, scope.get(ARRIVED, time.monotonic()))), [JSON])
+
+    async def _explain(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._has_key(scope):
+            return await reply(send, 401)
+        try:
+            told = await self.worker.explain(scope["path"].removeprefix("/v1/explain/"))
+        except PeerError as error:
+            return await reply(send, 503, _encode({"error": str(error)}), [JSON])
+        if told is None:
+            return await reply(send, 404, _encode({"error": "not among the last requests"}), [JSON])
+        await reply(send, 200, _encode(told), [JSON])
+
+    async def _event(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An event of a bid: durable before it is acknowledged; a click goes on even where it cannot be counted."""
+        kind = scope["path"].removeprefix("/e/")
+        given = dict(parse_qsl(scope["query_string"].decode("latin-1")))
+        if kind not in get_args(EventKind):
+            return await reply(send, 404)
+        status, landing_url = await self.worker.event(kind, given)
+        telemetry.EVENTS.labels(kind, str(status)).inc()
+        if landing_url:
+            return await reply(send, 302, headers=[(b"location", landing_url.encode()), NEVER_KEPT])
+        if kind in ("imp", "view") and status == 204:
+            return await reply(send, 200, PIXEL, [(b"content-type", b"image/gif"), NEVER_KEPT])
+        await reply(send, status, headers=[NEVER_KEPT])
+
+    async def _metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._has_key(scope):
+            return await reply(send, 401)
+        await reply(send, 200, telemetry.exposition(), [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
+
+    async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await reply(send, 200, b"ok")
+
+    async def _ready(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """200 where bids are made; what is away stands in the answer, as bids go on without it."""
+        degraded = self.worker.degraded()
+        await reply(send, 200, _encode({"status": "degraded" if degraded else "ready", "away": degraded}), [JSON])
+
+    async def _unknown(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await reply(send, 404)
+
+    def _has_key(self, scope: Scope) -> bool:
+        kind, _, presented = header(scope, b"authorization").decode("latin-1").partition(" ")
+        return kind.lower() == "bearer" and self.worker.is_operator(presented.strip())
+
+
+def cors(scope: Scope, origins: frozenset[str]) -> Headers:
+    """What lets a registered page read the answer, cookies and all; nothing for another."""
+    origin = header(scope, b"origin")
+    if origin.decode("latin-1") not in origins:
+        return []
+    return [
+        (b"access-control-allow-origin", origin),
+        (b"access-control-allow-credentials", b"true"),
+        (b"vary", b"Origin"),
+    ]

@@ -100,27 +100,24 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What goes back, and what is to be remembered of how it came about."""
+    """What is offered, or why nothing is, and what is to be remembered of how it came about."""
 
-    status: int
-    body: bytes
     permitted: Permissions
+    rendered: Sequence[Rendered] = ()
     reason: NoBid | None = None
-    user_id: str = ""
+    user_id: str = ""  # "" where it may not be kept
     places: Sequence[Place] = ()
     candidates: Candidates | None = None
 
 
-async def respond(
-    request: Request, bidder: Bidder, now_us: int, until_s: float, *, fills_macros: bool = False
-) -> Answer:
-    """Offer ads for the places of a request, until ``until_s`` of the bidder's clock; ``fills_macros`` for a page."""
+async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float) -> Answer:
+    """Offer ads for the places of a request, until ``until_s`` of the bidder's clock."""
     settings, market = bidder.settings, bidder.market
     permitted = consent.permissions(  # a malformed string: everything is refused
         request.signals, vendor_id=settings.vendor_id, when_absent=settings.gdpr_when_absent
     )
     if not (permitted.contextual or permitted.personalise):
-        return _nothing(request, NoBid.NO_CONSENT, permitted)
+        return Answer(permitted=permitted, reason=NoBid.NO_CONSENT)
     user_id = request.user_id if permitted.store_id and permitted.personalise else ""
     known = bidder.memory.read(user_id)  # the store is down: a stranger
     places = list(_places(request, market.book, now_us, known.segments if user_id else ()))
@@ -130,7 +127,7 @@ async def respond(
     if not _any_eligible(found, places):  # no model, no history or no time
         found = _stored(bidder.memory.everybody(), "contextual", market.book)
     if bidder.clock() > until_s:
-        return _nothing(request, NoBid.INSUFFICIENT_TIME, permitted)
+        return Answer(permitted=permitted, reason=NoBid.INSUFFICIENT_TIME)
     for place in places:  # nothing that may be shown, paid and counted: no bid for this place
         taken = {other.bid.ad_id for other in places if other.bid}
         _choose(place, found, taken, request, market, bidder, user_id, now_us)
@@ -139,16 +136,14 @@ async def respond(
         for place in places
         if place.bid
     ]
-    if not rendered:
-        nothing = _nothing(request, _reason(places, bidder), permitted)
-        return replace(nothing, user_id=user_id, places=places, candidates=found)
-    body = openrtb.write(request, rendered, seat=settings.seat, fills_macros=fills_macros)
-    return Answer(status=200, body=body, permitted=permitted, user_id=user_id, places=places, candidates=found)
-
-
-def _nothing(request: Request, reason: NoBid, permitted: Permissions) -> Answer:
-    status, body = openrtb.no_bid(request, reason)
-    return Answer(status=status, body=body, permitted=permitted, reason=reason)
+    return Answer(
+        permitted=permitted,
+        rendered=rendered,
+        reason=None if rendered else _reason(places, bidder.memory),
+        user_id=user_id,
+        places=places,
+        candidates=found,
+    )
 
 
 def _places(request: Request, book: Snapshot, now_us: int, segments: Sequence[str]) -> Iterator[Place]:
@@ -346,7 +341,7 @@ def _rendered(
     )
 
 
-def _reason(places: Sequence[Place], bidder: Bidder) -> NoBid:
+def _reason(places: Sequence[Place], memory: Memory) -> NoBid:
     """The furthest that any candidate came."""
     verdicts = {verdict for place in places for verdict in place.verdicts.values()}
     for verdict, reason in (
@@ -356,4 +351,4 @@ def _reason(places: Sequence[Place], bidder: Bidder) -> NoBid:
     ):
         if verdict in verdicts:
             return reason
-    return NoBid.DEGRADED if bidder.memory.is_down else NoBid.NO_CANDIDATE
+    return NoBid.DEGRADED if memory.is_down else NoBid.NO_CANDIDATE

@@ -91,14 +91,62 @@ class Worker:
         self.bidder.memory.store.close()
         self._connection.close()
 
-    async def bid(self, body: bytes, arrived_s: float, *, fills_macros: bool) -> Answer:
-        """Answer a bid request. BadRequest where it is none."""
+    async def bid(self, body: bytes, arrived_s: float, *, fills_macros: bool) -> tuple[str, int, bytes]:
+        """(outcome, status, body) of a bid request; ``fills_macros`` for a page. BadRequest where it is none."""
         request = openrtb.read(body)
+        answer = await self._respond(request, arrived_s)
+        if answer.reason is not None:
+            return ("no_bid", *openrtb.no_bid(request, answer.reason))
+        seat = self.settings.seat
+        return "bid", 200, openrtb.write(request, answer.rendered, seat=seat, fills_macros=fills_macros)
+
+    async def recommend(self, wanted: Wanted, arrived_s: float) -> dict[str, object]:
+        """Ads for a page of the site itself, without an auction, as plain JSON."""
+        imps = tuple(Impression(imp_id=str(number + 1), sizes=()) for number in range(wanted.count))
+        answer = await self._respond(wanted.request(self._new_id(), imps), arrived_s)
+        return {"ads": [_plain(each, self.bidder.market.book) for each in answer.rendered]} | (
+            {"reason": answer.reason.name.lower()} if answer.reason is not None else {}
+        )
+
+    async def explain(self, request_id: str) -> dict[str, object] | None:
+        """Where each candidate of one of the last requests came from and what became of it. PeerError: no writer."""
+        found = await self._ask(Recent(request_id))
+        assert isinstance(found, Found), found
+        return None if found.record is None else msgspec.to_builtins(found.record)
+
+    async def event(self, kind: EventKind, given: Mapping[str, str]) -> tuple[int, str]:
+        """(status, where a click goes on to) of something that came back for a bid."""
+        now_us = time.time_ns() // 1000
+        landing_url, status = "", 403
+        try:
+            token = self._keys.check(given.get("t", ""), now_us, late_us=LATE_US)
+        except TokenError:
+            return 403, ""
+        if kind == "click":
+            book = self.bidder.market.book
+            landing_url = book.ads[book.row_of_ad[token.ad_id]].landing_url
+        event = Event(kind, given["t"], now_us, given.get("price", ""), given.get("event_id", ""), _whole(given.get("value_nanos", "")))
+        try:
+            await self._ask(event)
+            status = 204
+        except PeerError:
+            status = 503
+        return status, landing_url
+
+    def is_operator(self, presented: str) -> bool:
+        """Whether this is an operator's key that is in force."""
+        key = auth.find(self._connection, presented)
+        return key is not None and key.is_operator
+
+    def degraded(self) -> list[str]:
+        """What is away: bids go on without it."""
+        away = {"store": self.bidder.memory.is_down, "writer": self._writer_is_away, "model": self._model_is_away}
+        return [name for name, is_away in away.items() if is_away]
+
+    async def _respond(self, request: Request, arrived_s: float) -> Answer:
         tmax_s = request.tmax_ms / 1000 if request.tmax_ms else self.default_tmax_s
         now_us = time.time_ns() // 1000
-        answer = await respond(
-            request, self.bidder, now_us, arrived_s + tmax_s - self.network_s, fills_macros=fills_macros
-        )
+        answer = await respond(request, self.bidder, now_us, arrived_s + tmax_s - self.network_s)
         self._remember(request, answer, now_us)
         return answer
 
