@@ -105,7 +105,7 @@ def read(body: bytes) -> Request:
         signals=_signals(asked.regs or wire.Regs(), user, device),
         tmax_ms=asked.tmax or 0,
         currencies=tuple(dict.fromkeys(code.upper() for code in (asked.cur or ())[:MOST_ASKED])) or ("USD",),
-        site=(place.domain or place.bundle or _host(place.page or "")).lower(),
+        site=(place.domain or "").lower() or place.bundle or _host(place.page or ""),
         page=place.page or "",
         publisher_id=(place.publisher.id if place.publisher else None) or "",
         categories=tuple(dict.fromkeys([*(place.cat or ()), *(place.sectioncat or ()), *(place.pagecat or ())])),
@@ -209,7 +209,7 @@ def _host(url: str) -> str:
 def truncated(address: str) -> str:
     """An IPv4 address without its last 8 bits, an IPv6 address without its last 80; "" for anything else."""
     try:
-        parsed = ipaddress.ip_address(address)
+        parsed = ipaddress.ip_address(address[:64])  # none is longer, and a long text takes long to refuse
     except ValueError:
         return ""
     if isinstance(parsed, ipaddress.IPv6Address):
