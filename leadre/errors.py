@@ -27,3 +27,9 @@ class ClosedError(LeadreError):
 
 class PeerError(LeadreError):
     """Another process of the same bidder is not there or too slow. Whoever asked goes on without it."""
+class BadRequest(LeadreError, ValueError):
+    """A bid request that cannot be acted on: answer 400 with an empty body. ``field`` is the path of what is wrong."""
+
+    def __init__(self, field: str, why: str) -> None:
+        super().__init__(f"{field}: {why}")
+        self.field = field
