@@ -1,8 +1,8 @@
 """The store on a Redis or Valkey server, which several machines share. Reservations are decided in Lua, on the server.
 
-A server that does not answer is `StoreDown` after ``timeout_ms`` (after ten seconds where thousands of lists move). A
-connection that broke is made anew once, at once; nothing else is tried twice. What the server forgets in a restart is
-the server's business: without persistence it starts empty, and so do lists and caps.
+A server that does not answer is `StoreDown` after ``timeout_ms`` (after ten seconds where thousands of lists move), and
+nothing is tried twice. What the server forgets in a restart is the server's business: without persistence it starts
+empty, and so do lists and caps.
 
 Keys begin with ``leadre:`` and join their parts with NUL, which no user ID holds. One server, not a cluster: the
 scripts reach keys that they find in others.
@@ -124,7 +124,7 @@ class RedisStore:
         try:
             self._client, self._bulk = _connect(url, timeout_ms), _connect(url, BULK_TIMEOUT_MS)
         except ValueError as error:
-            raise InputError(f"store {url!r}: {error}; wants redis://HOST:PORT/DB") from error
+            raise InputError(f"store at {_without_password(url)!r}: {error}; wants redis://HOST:PORT/DB") from error
         scripts = (READ, CHANGE, RESERVE, KEEP, RELEASE, FORGET)
         self._scripts = {text: self._client.register_script(text) for text in scripts}
 
@@ -242,18 +242,22 @@ class RedisStore:
         try:
             yield
         except (redis.RedisError, OSError) as error:
-            raise StoreDown(f"store at {self.url.rpartition('@')[2]}: {error}; is the server up?") from error
+            raise StoreDown(f"store at {_without_password(self.url)}: {error}; is the server up?") from error
 
 
 def _connect(url: str, timeout_ms: float) -> redis.Redis:
-    """A client that fails in time. A connection may have died while it lay idle, so that alone is tried again."""
+    """A client that fails in time: by itself it would try again for seconds."""
     timeout_s = timeout_ms / 1000
     return redis.Redis.from_url(
         url,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), 1, (redis.ConnectionError,)),
+        retry=Retry(NoBackoff(), 0),
     )
+
+
+def _without_password(url: str) -> str:
+    return url.rpartition("@")[2]
 
 
 def _list_key(version: str, user: str) -> str:
