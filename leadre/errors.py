@@ -33,3 +33,5 @@ class BadRequest(LeadreError, ValueError):
     def __init__(self, field: str, why: str) -> None:
         super().__init__(f"{field}: {why}")
         self.field = field
+class StoreDown(LeadreError):
+    """A store of lists, profiles or caps does not answer. The message says which; the next call tries anew."""
