@@ -23,3 +23,19 @@ class BusyError(LeadreError):
 
 class ClosedError(LeadreError):
     """An engine was closed or has stopped, and takes and finishes no more requests."""
+
+
+class TokenError(LeadreError):
+    """An event's token is not good: the event counts for nothing. Its kinds follow."""
+
+
+class ForgedError(TokenError):
+    """A token that none of our keys has signed, or not as it stands."""
+
+
+class ExpiredError(TokenError):
+    """A token of ours whose time is over."""
+
+
+class StorageError(LeadreError):
+    """The disk is full or failed. What was being written is not there; what was acknowledged before is."""
