@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import os
 import re
 import secrets
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from leadre.errors import ExpiredError, ForgedError, InputError
+from leadre.serve import durable
 from leadre.types import BidType, EventKind
 
 KEY_BYTES = 32
@@ -144,12 +144,5 @@ def _mac(key: bytes, body: str) -> str:
 
 
 def _write(path: Path, keys: Mapping[int, bytes]) -> None:
-    """Whole or not at all, and for nobody else's eyes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-        file.writelines(f"{version} {key.hex()}\n" for version, key in keys.items())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    """For nobody else's eyes."""
+    durable.replace(path, "".join(f"{version} {key.hex()}\n" for version, key in keys.items()).encode(), mode=0o600)
