@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from leadre.errors import InputError
@@ -25,20 +25,25 @@ def connect(path: Path, migrations: Sequence[str], *, read_only: bool = False) -
     if not read_only:
         path.parent.mkdir(parents=True, exist_ok=True)
     address = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    connection = None
     try:
         connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=BUSY_MS / 1000)
         if not read_only:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
-        _migrate(connection, migrations, path, read_only)
-    except sqlite3.DatabaseError as error:
+        (done,) = connection.execute("PRAGMA user_version").fetchone()
+        _migrate(connection, migrations, done, path, read_only)
+    except (sqlite3.Error, InputError) as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: cannot be opened as a database ({error})") from error
     return connection
 
 
-def _migrate(connection: sqlite3.Connection, migrations: Sequence[str], path: Path, read_only: bool) -> None:
-    (done,) = connection.execute("PRAGMA user_version").fetchone()
+def _migrate(connection: sqlite3.Connection, migrations: Sequence[str], done: int, path: Path, read_only: bool) -> None:
     if done > len(migrations):
         raise InputError(f"{path}: is of schema {done}, this release knows {len(migrations)}; install a newer leadre")
     if read_only and done < len(migrations):
@@ -62,7 +67,6 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def backup(connection: sqlite3.Connection, path: Path) -> None:
-    """A consistent copy, while others write."""
-    with sqlite3.connect(path) as copy:
+    """A consistent copy, while others write; what stood at ``path`` is replaced."""
+    with closing(sqlite3.connect(path)) as copy:
         connection.backup(copy)
-    copy.close()

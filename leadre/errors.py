@@ -35,3 +35,17 @@ class BadRequest(LeadreError, ValueError):
         self.field = field
 class StoreDown(LeadreError):
     """A store of lists, profiles or caps does not answer. The message says which; the next call tries anew."""
+class TokenError(LeadreError):
+    """An event's token is not good: the event counts for nothing. Its kinds follow."""
+
+
+class ForgedError(TokenError):
+    """A token that none of our keys has signed, or not as it stands."""
+
+
+class ExpiredError(TokenError):
+    """A token of ours whose time is over."""
+
+
+class StorageError(LeadreError):
+    """The disk is full or failed. What was being written is not there; what was acknowledged before is."""

@@ -1,1 +1,1 @@
-"""Serving: an OpenRTB bid request in, a response inside its deadline out, and what becomes of it."""
+"""The stage serve: an OpenRTB request -> a response inside a deadline, and what becomes of it."""

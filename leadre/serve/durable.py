@@ -1,0 +1,48 @@
+"""Files that are whole or not there, and on the disk when a call returns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from leadre.errors import StorageError
+
+Sync = Callable[[int], None]  # pushes an open file to the disk; tests replace it
+
+
+def replace(path: Path, data: bytes, *, mode: int = 0o644, sync: Sync = os.fsync) -> None:
+    """Write a file in one step: readers see the old one or the new one. StorageError leaves the old one."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            sync(file.fileno())
+        temporary.rename(path)
+        sync_folder(path.parent, sync)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise failed(path, error) from error
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed processes left half-written under a folder."""
+    for path in folder.rglob(".*.new"):
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path, sync: Sync = os.fsync) -> None:
+    """Push the names in a folder to the disk: a new file is lost without."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        sync(number)
+    finally:
+        os.close(number)
+
+
+def failed(path: Path, error: OSError) -> StorageError:
+    """The error to raise when ``path`` could not be written."""
+    return StorageError(f"{path}: cannot be written ({error.strerror or error}); free or repair the disk")

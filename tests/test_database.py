@@ -1,0 +1,128 @@
+"""SQLite as leadre opens it: schemas move forward only, transactions are whole, a killed writer loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from leadre import database
+from leadre.errors import InputError
+
+FIRST = "CREATE TABLE spend (day TEXT PRIMARY KEY, nanos INTEGER NOT NULL)"
+SECOND = "ALTER TABLE spend ADD COLUMN zone TEXT NOT NULL DEFAULT 'UTC'; CREATE INDEX by_zone ON spend (zone)"
+
+
+def rows(path: Path) -> list[tuple[object, ...]]:
+    with closing(database.connect(path, (FIRST,), read_only=True)) as connection:
+        return connection.execute("SELECT * FROM spend ORDER BY day").fetchall()
+
+
+def put(connection: sqlite3.Connection, day: str, nanos: int = 1) -> None:
+    connection.execute("INSERT INTO spend (day, nanos) VALUES (?, ?)", (day, nanos))
+
+
+def test_a_commit_waits_for_the_disk_and_readers_do_not_wait(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "ledger.db"  # the folder is made
+    with closing(database.connect(path, (FIRST,))) as writer:
+        assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert writer.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+        with database.transaction(writer):
+            put(writer, "2026-03-01")
+            assert rows(path) == []
+        assert rows(path) == [("2026-03-01", 1)]
+
+
+def test_a_schema_moves_forward_and_keeps_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with closing(database.connect(path, (FIRST,))) as connection:
+        put(connection, "2026-03-01")
+    for _ in range(2):  # the second time there is nothing to do
+        with closing(database.connect(path, (FIRST, SECOND))) as connection:
+            assert connection.execute("SELECT * FROM spend").fetchall() == [("2026-03-01", 1, "UTC")]
+    with pytest.raises(InputError, match=r"is of schema 2, this release knows 1; install a newer leadre"):
+        database.connect(path, (FIRST,))
+
+
+def test_a_migration_that_fails_leaves_the_schema_before(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with pytest.raises(InputError, match=r"cannot be opened as a database .*no such table: gone"):
+        database.connect(path, (FIRST, "CREATE TABLE half (a); DROP TABLE gone"))
+    with closing(database.connect(path, (FIRST, SECOND))) as connection:  # not locked, and no half
+        names = connection.execute("SELECT name FROM sqlite_master ORDER BY name").fetchall()
+    assert [name for (name,) in names if not name.startswith("sqlite_")] == ["by_zone", "spend"]
+
+
+def test_a_reader_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with pytest.raises(InputError, match="cannot be opened"):
+        database.connect(path, (FIRST,), read_only=True)
+    assert not path.exists()
+    database.connect(path, (FIRST,)).close()
+    with pytest.raises(InputError, match=r"is of schema 1, wants 2; start `leadre serve`"):
+        database.connect(path, (FIRST, SECOND), read_only=True)
+    with (
+        closing(database.connect(path, (FIRST,), read_only=True)) as reader,
+        pytest.raises(sqlite3.OperationalError, match="readonly"),
+    ):
+        put(reader, "2026-03-01")
+
+
+def test_what_is_no_database_is_said_to_be_none(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    path.write_text("day,nanos\n" * 200)
+    with pytest.raises(InputError, match=r"ledger\.db: cannot be opened as a database \(file is not a database\)"):
+        database.connect(path, (FIRST,))
+    assert path.read_text().startswith("day,nanos")
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_transaction_is_whole_whatever_is_raised(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "ledger.db"
+    with closing(database.connect(path, (FIRST,))) as connection:
+        with pytest.raises(error), database.transaction(connection):
+            put(connection, "2026-03-01")
+            raise error
+        with pytest.raises(sqlite3.IntegrityError), database.transaction(connection):
+            put(connection, "2026-03-02")
+            put(connection, "2026-03-02")
+        with database.transaction(connection):  # the lock was given back
+            put(connection, "2026-03-03")
+    assert rows(path) == [("2026-03-03", 1)]
+
+
+def test_a_backup_is_consistent_and_replaces_the_one_before(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    with closing(database.connect(tmp_path / "ledger.db", (FIRST,))) as connection:
+        for day in ("2026-03-01", "2026-03-02"):
+            put(connection, day)
+            database.backup(connection, copy)
+            assert rows(copy)[-1] == (day, 1)
+
+
+def test_a_killed_writer_loses_what_it_had_not_committed_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    code = f"""
+    import pathlib, time
+    from leadre import database
+    connection = database.connect(pathlib.Path({str(path)!r}), ({FIRST!r},))
+    with database.transaction(connection):
+        connection.execute("INSERT INTO spend VALUES ('2026-03-01', 1)")
+    with database.transaction(connection):
+        connection.execute("INSERT INTO spend VALUES ('2026-03-02', 1)")
+        print("inside", flush=True)
+        time.sleep(60)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "inside\n"
+        os.kill(process.pid, signal.SIGKILL)
+    database.connect(path, (FIRST,)).close()
+    assert rows(path) == [("2026-03-01", 1)]
