@@ -1,0 +1,1 @@
+"""The stage serve: an OpenRTB request -> a response inside a deadline."""
