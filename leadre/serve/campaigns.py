@@ -180,8 +180,8 @@ class Book:
 def checked_campaign(campaign: Campaign) -> Campaign:
     """The campaign with a clean name, its sites in lower case. InputError names the field."""
     where = f"campaign {campaign.campaign_id!r}"
-    _check_id(where, "campaign_id", campaign.campaign_id)
-    _check_id(where, "advertiser_id", campaign.advertiser_id)
+    check_id(where, "campaign_id", campaign.campaign_id)
+    check_id(where, "advertiser_id", campaign.advertiser_id)
     _check_one_of(where, "bid_type", campaign.bid_type, BID_TYPES)
     _check_one_of(where, "status", campaign.status, STATUSES)
     for field in ("bid_nanos", "total_nanos", "daily_nanos"):
@@ -204,7 +204,7 @@ def checked_ad(ad: Ad) -> Ad:
     """The ad with clean text; an empty ``adomain`` becomes the landing page's host. InputError names the field."""
     where = f"ad {ad.ad_id!r}"
     for field in ("ad_id", "object_id", "campaign_id", "advertiser_id"):
-        _check_id(where, field, getattr(ad, field))
+        check_id(where, field, getattr(ad, field))
     _check_one_of(where, "status", ad.status, STATUSES)
     host = _check_url(where, "landing_url", ad.landing_url)
     if ad.image_url:
@@ -244,7 +244,7 @@ def _fault(where: str, field: str, got: object, wanted: str) -> InputError:
     return InputError(f"{where}: {field} = {shown if len(shown) <= 100 else shown[:97] + '...'}; it must be {wanted}")
 
 
-def _check_id(where: str, field: str, value: str) -> None:
+def check_id(where: str, field: str, value: str) -> None:
     """IDs stand in the paths of URLs, where '/', '.' and '..' mean something else."""
     is_plain = value.isprintable() and value == value.strip() and "/" not in value and value not in (".", "..")
     if not (is_plain and 0 < len(value) <= MOST_ID_CHARS):
