@@ -16,10 +16,13 @@ from leadre.errors import InputError
 BUSY_MS = 5_000
 
 
-def connect(path: Path, migrations: Sequence[str], *, read_only: bool = False) -> sqlite3.Connection:
+def connect(
+    path: Path, migrations: Sequence[str], *, read_only: bool = False, any_thread: bool = False
+) -> sqlite3.Connection:
     """Open a database, brought to the newest schema; transactions are explicit (`transaction`).
 
     ``migrations`` are SQL scripts in order; how many have run is kept in the file, so a list may only grow at its end.
+    ``any_thread``: several threads use the connection, and the caller holds a lock while one of them does.
     InputError for a file from a newer release, or one that is no database.
     """
     if not read_only:
@@ -27,7 +30,9 @@ def connect(path: Path, migrations: Sequence[str], *, read_only: bool = False) -
     address = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
     connection = None
     try:
-        connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=BUSY_MS / 1000)
+        connection = sqlite3.connect(
+            address, uri=True, isolation_level=None, timeout=BUSY_MS / 1000, check_same_thread=not any_thread
+        )
         if not read_only:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")

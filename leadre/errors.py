@@ -9,6 +9,14 @@ class InputError(LeadreError, ValueError):
     """The user's fault (config, flag, log file). The message says what is wrong, where, and what to do next."""
 
 
+class MissingError(LeadreError):
+    """Nothing has the ID that was named, or nothing that the caller may see."""
+
+
+class ConflictError(LeadreError):
+    """What is asked contradicts what is there; the message says what may be done instead."""
+
+
 class ArtifactError(LeadreError):
     """An artifact folder is missing, damaged or of another kind. The message says which command writes it."""
 

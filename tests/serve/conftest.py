@@ -1,0 +1,58 @@
+"""A book in a folder of its own, and campaigns and ads that pass every check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from leadre import database
+from leadre.serve import records
+from leadre.serve.campaigns import Book
+from leadre.serve.records import Records
+from leadre.types import Ad, Campaign
+
+
+def make_campaign(campaign_id="c1", **fields):
+    usual = {"advertiser_id": "acme", "name": "Autumn", "bid_type": "cpm", "bid_nanos": 2_000_000}
+    return Campaign(**{"campaign_id": campaign_id} | usual | fields)
+
+
+def make_ad(ad_id="a1", **fields):
+    usual = {"object_id": "o1", "campaign_id": "c1", "advertiser_id": "acme", "title": "Shoes"}
+    return Ad(**{"ad_id": ad_id, "landing_url": "https://www.acme.test/shoes"} | usual | fields)
+
+
+@pytest.fixture
+def campaign():
+    return make_campaign
+
+
+@pytest.fixture
+def ad():
+    return make_ad
+
+
+@pytest.fixture
+def manage_db(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "manage.db"
+
+
+@pytest.fixture
+def desk(manage_db):
+    opened = Records(manage_db)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def book(desk):
+    return Book(desk)
+
+
+@pytest.fixture
+def reader(desk, manage_db):
+    """A bid worker's connection."""
+    connection = database.connect(manage_db, records.MIGRATIONS, read_only=True)
+    yield connection
+    connection.close()
