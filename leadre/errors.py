@@ -35,14 +35,20 @@ class ClosedError(LeadreError):
 
 class PeerError(LeadreError):
     """Another process of the same bidder is not there or too slow. Whoever asked goes on without it."""
+
+
 class BadRequest(LeadreError, ValueError):
     """A bid request that cannot be acted on: answer 400 with an empty body. ``field`` is the path of what is wrong."""
 
     def __init__(self, field: str, why: str) -> None:
         super().__init__(f"{field}: {why}")
         self.field = field
+
+
 class StoreDown(LeadreError):
     """A store of lists, profiles or caps does not answer. The message says which; the next call tries anew."""
+
+
 class TokenError(LeadreError):
     """An event's token is not good: the event counts for nothing. Its kinds follow."""
 

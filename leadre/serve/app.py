@@ -11,15 +11,22 @@ GET  /healthz, /readyz   alive; able to bid
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import gzip
 import time
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, get_args
+from urllib.parse import parse_qsl
 
+import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from leadre import telemetry
-from leadre.errors import BadRequest
+from leadre.errors import BadRequest, PeerError
+from leadre.serve.worker import Recommend, Worker
+from leadre.types import EventKind
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -32,6 +39,8 @@ LEAST_PACKED = 4096  # a shorter answer is not worth packing
 ARRIVED = "leadre.arrived_s"
 JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
 NEVER_KEPT: tuple[bytes, bytes] = (b"cache-control", b"no-store")
+_RECOMMEND = msgspec.json.Decoder(Recommend)
+_encode = msgspec.json.Encoder().encode
 PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")  # a transparent GIF of one pixel
 
 
@@ -152,7 +161,9 @@ class App:
             wanted = _RECOMMEND.decode(await body_of(scope, receive))
         except (BadRequest, msgspec.DecodeError) as error:
             return await reply(send, 400, _encode({"error": str(error)}), [JSON])
-        await reply(send, 200, _encode(await self.worker.recommend(wanted, scope.get(ARRIVED, time.monotonic()))), [JSON])
+        await reply(
+            send, 200, _encode(await self.worker.recommend(wanted, scope.get(ARRIVED, time.monotonic()))), [JSON]
+        )
 
     async def _explain(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._has_key(scope):

@@ -12,6 +12,7 @@ from leadre.auction.orders import Lease, Order, Release
 from leadre.auction.slices import Slice
 from leadre.types import Campaign
 
+# answers to the asks among the orders
 Send = Callable[[Sequence[Order]], Awaitable[Sequence[Lease | None]]]
 UNCAPPED = 0  # the lease of a campaign without a budget
 
@@ -37,20 +38,15 @@ class Budgets:
     async def renew(self, now_us: int) -> None:
         """One round with the ledger. PeerError where it is not there; what was asked is asked again later."""
         wanted, self._wanted = self._wanted, {}
-        orders: list[Order] = [order for each in self._slices.values() for order in each.releases(now_us)]
-        asking = [self._slices[name] for name in wanted]
-        asks = [each.ask(wanted[each.campaign_id], now_us) for each in asking]
-        orders += [ask for ask in asks if ask is not None]
-        if not orders:
-            return
-        answers: Sequence[Lease | None] = ()
+        releases = [order for each in self._slices.values() for order in each.releases(now_us)]
+        asks = [(each, ask) for name in wanted if (ask := (each := self._slices[name]).ask(wanted[name], now_us))]
+        leases: Sequence[Lease | None] = [None] * len(asks)
         try:
-            answers = await self._send(orders)
+            if asks or releases:
+                leases = await self._send([*(ask for _, ask in asks), *releases])
         finally:
-            leases = dict(zip((id(order) for order in orders), answers, strict=False))
-            for each, ask in zip(asking, asks, strict=True):
-                if ask is not None:
-                    each.take(leases.get(id(ask)), now_us)
+            for (each, _), lease in zip(asks, leases, strict=True):
+                each.take(lease, now_us)
 
     async def close(self) -> None:
         """Give back all that is left."""

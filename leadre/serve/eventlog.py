@@ -38,7 +38,10 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
     placements: dict[str, str] = {}  # imp -> the publisher's name for it
     candidates: tuple[Candidate, ...] = ()
     scores: tuple[float, ...] = ()  # of the candidates, what they were chosen by; empty without a ranker
+    verdicts: dict[str, tuple[str, ...]] = {}  # imp -> what became of each candidate there: "bid", or why not
     bids: tuple[Bid, ...] = ()  # what was chosen, with propensity and price
+    reason: str = ""  # why there is no bid
+    asked_id: str = ""  # the caller's ID of the request
     versions: dict[str, str] = {}  # artifact -> version
     is_test: bool = False
 

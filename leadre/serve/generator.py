@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -25,14 +25,25 @@ from leadre.lm.layout import Ids
 from leadre.lm.prefix import Prefixes
 from leadre.semid import codebook as codebooks
 from leadre.semid.inventory import Inventory
+from leadre.store.contract import Seen
 from leadre.tune import saved
 from leadre.tune.tasks import Threads
 
 PREFIX_MB = 256
-Seen: TypeAlias = tuple[str, int, bool, int]  # object_id, at_us, whether through an ad, value_nanos
 
 
-class Wanted(msgspec.Struct, frozen=True, array_like=True):
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """A worker asks what there is. Becomes `Greeting`."""
+
+
+class Greeting(msgspec.Struct, frozen=True, tag="greeting"):
+    """The objects that the model knows, by the numbers of all other messages, and the version of the model."""
+
+    object_ids: list[str]
+    version: str
+
+
+class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
     """A question: who (id, and what they did, oldest first), when, and which objects may be shown.
 
     ``eligible`` has a bit for each object of the catalogue (`numpy.packbits`); ``until_s`` is a time of the machine's
@@ -40,14 +51,14 @@ class Wanted(msgspec.Struct, frozen=True, array_like=True):
     """
 
     user_id: str
-    recent: list[Seen]
+    recent: tuple[Seen, ...]
     now_us: int
     eligible: bytes
     top: int
     until_s: float
 
 
-class Generated(msgspec.Struct, frozen=True, array_like=True):
+class Generated(msgspec.Struct, frozen=True, tag="generated"):
     """An answer: objects of the catalogue, best first, with log-probabilities; nothing where there was no time."""
 
     objects: list[int]
@@ -66,6 +77,7 @@ class Generator:
         self.prompter = loaded.threads.prompter
         self.objects = {object_id: row for row, object_id in enumerate(self.logs.objects["object_id"].to_list())}
         self.users = {user_id: row for row, user_id in enumerate(self.logs.users["user_id"].to_list())}
+        self.version = model.hash[:12]
         weights = self.live.rates_O
         self.inventory = Inventory(self.live.codes_OL, self.live.sizes, weights)
         searcher = Searcher(loaded.backbone, prefixes=Prefixes(capacity_mb=PREFIX_MB))
@@ -78,8 +90,10 @@ class Generator:
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: object) -> None:
         self.engine.__exit__(kind, value, trace)
 
-    async def answer(self, wanted: Wanted) -> Generated:
+    async def answer(self, wanted: Hello | Wanted) -> Greeting | Generated:
         """The best live objects for a user, or what was found in time."""
+        if isinstance(wanted, Hello):
+            return Greeting(list(self.objects), self.version)
         left_ms = (wanted.until_s - time.monotonic()) * 1000
         if left_ms <= 0:
             return Generated([], [], False)
@@ -94,16 +108,20 @@ class Generator:
         found = await asyncio.wrap_future(future)
         return Generated(found.rows.tolist(), found.log_p.tolist(), found.complete)
 
-    def prompt(self, user_id: str, recent: list[Seen], now_us: int) -> Ids:
+    def prompt(self, user_id: str, recent: Sequence[Seen], now_us: int) -> Ids:
         """The prompt of a request that this user makes now."""
         logs = self._logs_of(user_id, recent, now_us)
         threads = Threads(self.prompter.over(logs))
         (window,) = threads.serving(np.zeros(1, np.int64))
         return threads.write(window).ids
 
-    def _logs_of(self, user_id: str, recent: list[Seen], now_us: int) -> Logs:
+    def _logs_of(self, user_id: str, recent: Sequence[Seen], now_us: int) -> Logs:
         """Logs of one user with one request; what the catalogue does not know is left out."""
-        known = [(self.objects[name], *rest) for name, *rest in recent if name in self.objects and rest[0] < now_us]
+        known = [
+            (self.objects[seen.object_id], seen.at_us, seen.domain == "ad", seen.value_nanos)
+            for seen in recent
+            if seen.object_id in self.objects and seen.at_us < now_us
+        ]
         known.sort(key=lambda event: event[1])
         events_EF = np.array(known, np.int64).reshape(-1, 4)
         object_E, at_us_E, is_ad_E, value_E = events_EF.T

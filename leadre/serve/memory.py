@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from leadre.errors import StoreDown
@@ -18,18 +17,6 @@ T = TypeVar("T")
 EVERYBODY = "*"  # whose list is that of the context alone
 RETRY_S = 0.5
 RENEWED_S = 5.0  # the list for everybody is read again
-
-
-@dataclass(frozen=True)
-class Known:
-    """What may be read of a user; nothing of a stranger."""
-
-    profile: Profile | None = None
-    listed: StoredList | None = None
-
-    @property
-    def segments(self) -> tuple[str, ...]:
-        return self.profile.segments if self.profile else ()
 
 
 class Memory:
@@ -45,12 +32,13 @@ class Memory:
         """Whether the store did not answer when it was last asked."""
         return self._not_before_s > 0
 
-    def read(self, user_id: str) -> Known:
-        """Profile and list of a user; "" is a stranger."""
-        if not user_id:
-            return Known()
-        store = self.store
-        return self._ask(lambda: Known(store.read_profile(user_id), store.read_list(user_id)), Known())
+    def listed(self, user_id: str) -> StoredList | None:
+        """The list made ahead of time for a user; "" is a stranger."""
+        return self._ask(lambda: self.store.read_list(user_id), None) if user_id else None
+
+    def profile(self, user_id: str) -> Profile | None:
+        """What a user did lately; nothing of a stranger."""
+        return self._ask(lambda: self.store.read_profile(user_id), None) if user_id else None
 
     def everybody(self) -> StoredList | None:
         """The list for whoever is not known, perhaps an old one."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from leadre.auction.orders import Ask, Charged, Lease, Release
+from leadre.auction.orders import Ask, Lease, Release
 from leadre.serve.eventlog import Answered
 from leadre.types import EventKind
 

@@ -63,6 +63,8 @@ class Rendered:
     adm: str
     nurl: str = ""
     burl: str = ""
+    click_url: str = ""
+    impression_url: str = ""
     adomain: tuple[str, ...] = ()
     iab_categories: tuple[str, ...] = ()
     attributes: frozenset[int] = frozenset()

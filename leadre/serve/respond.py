@@ -1,7 +1,7 @@
 """The life of one request, from what was asked to what is offered; `respond` reads top to bottom.
 
-Nothing here knows of sockets: a `Bidder` brings what is known, ``now_us`` and ``clock`` say what time it is, so a log can
-be replayed through the same function. Each step has its fallback, named beside it; the last one is to offer nothing.
+Nothing here knows of sockets: a `Bidder` brings what is known, ``now_us`` and ``clock`` say what time it is, so a log
+can be replayed through the same function. Each step has its fallback, named beside it; the last one is to offer nothing.
 
 Letters: A ads of the book, K candidates.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from leadre.serve import consent, creatives, openrtb
 from leadre.serve.budgets import Budgets
 from leadre.serve.eligibility import Snapshot
 from leadre.serve.generator import Generated, Wanted
-from leadre.serve.memory import Known, Memory
+from leadre.serve.memory import Memory
 from leadre.serve.objects import Objects
 from leadre.serve.openrtb import NoBid, Rendered
 from leadre.serve.tokens import Token, event_url, nonce
@@ -102,6 +102,7 @@ class Place:
 class Answer:
     """What is offered, or why nothing is, and what is to be remembered of how it came about."""
 
+    request_id: str  # ours, as callers may use theirs twice
     permitted: Permissions
     rendered: Sequence[Rendered] = ()
     reason: NoBid | None = None
@@ -112,31 +113,31 @@ class Answer:
 
 async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float) -> Answer:
     """Offer ads for the places of a request, until ``until_s`` of the bidder's clock."""
-    settings, market = bidder.settings, bidder.market
+    settings, market, request_id = bidder.settings, bidder.market, bidder.new_id()
     permitted = consent.permissions(  # a malformed string: everything is refused
         request.signals, vendor_id=settings.vendor_id, when_absent=settings.gdpr_when_absent
     )
     if not (permitted.contextual or permitted.personalise):
-        return Answer(permitted=permitted, reason=NoBid.NO_CONSENT)
+        return Answer(request_id=request_id, permitted=permitted, reason=NoBid.NO_CONSENT)
     user_id = request.user_id if permitted.store_id and permitted.personalise else ""
-    known = bidder.memory.read(user_id)  # the store is down: a stranger
-    places = list(_places(request, market.book, now_us, known.segments if user_id else ()))
-    found = _stored(known.listed, "stored", market.book)
+    places = list(_places(request, market.book, now_us, _segments(request, user_id, market, bidder.memory)))
+    found = _stored(bidder.memory.listed(user_id), "stored", market.book)  # the store is down: a stranger
     if not _any_eligible(found, places):  # no list, or nothing of it is live
-        found = await _generated(known, places, market.objects, bidder, now_us, until_s)
+        found = await _generated(user_id, places, market.objects, bidder, now_us, until_s)
     if not _any_eligible(found, places):  # no model, no history or no time
         found = _stored(bidder.memory.everybody(), "contextual", market.book)
     if bidder.clock() > until_s:
-        return Answer(permitted=permitted, reason=NoBid.INSUFFICIENT_TIME)
+        return Answer(request_id=request_id, permitted=permitted, reason=NoBid.INSUFFICIENT_TIME)
     for place in places:  # nothing that may be shown, paid and counted: no bid for this place
         taken = {other.bid.ad_id for other in places if other.bid}
         _choose(place, found, taken, request, market, bidder, user_id, now_us)
     rendered = [
-        _rendered(place, request, market.book, settings, bidder.sign, user_id, permitted, now_us)
+        _rendered(place, request, request_id, market.book, bidder, user_id, permitted, now_us)
         for place in places
         if place.bid
     ]
     return Answer(
+        request_id=request_id,
         permitted=permitted,
         rendered=rendered,
         reason=None if rendered else _reason(places, bidder.memory),
@@ -144,6 +145,14 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float)
         places=places,
         candidates=found,
     )
+
+
+def _segments(request: Request, user_id: str, market: Market, memory: Memory) -> Sequence[str]:
+    """The user's segments, if anybody targets some and consent lets us read them."""
+    if not user_id or market.book.columns.segments.all_none:
+        return ()
+    profile = memory.profile(user_id)
+    return (*request.segments, *(profile.segments if profile else ()))
 
 
 def _places(request: Request, book: Snapshot, now_us: int, segments: Sequence[str]) -> Iterator[Place]:
@@ -167,12 +176,14 @@ def _stored(listed: StoredList | None, source: Source, book: Snapshot) -> Candid
 
 
 async def _generated(
-    known: Known, places: Sequence[Place], objects: Objects, bidder: Bidder, now_us: int, until_s: float
+    user_id: str, places: Sequence[Place], objects: Objects, bidder: Bidder, now_us: int, until_s: float
 ) -> Candidates:
     """What the language model says of a user whose history may be read."""
     nothing = Candidates("generated", np.zeros(0, np.int64), np.zeros(0))
-    profile = known.profile
-    if bidder.generate is None or profile is None or not profile.recent or until_s - bidder.clock() < LEAST_S:
+    if bidder.generate is None or until_s - bidder.clock() < LEAST_S:
+        return nothing
+    profile = bidder.memory.profile(user_id)
+    if profile is None or not profile.recent:
         return nothing
     eligible_A = np.logical_or.reduce([place.eligible_A for place in places])
     wanted = Wanted(
@@ -292,21 +303,21 @@ def _bid(
 def _rendered(
     place: Place,
     request: Request,
+    request_id: str,
     book: Snapshot,
-    settings: Settings,
-    sign: Callable[[Token], str],
+    bidder: Bidder,
     user_id: str,
     permitted: Permissions,
     now_us: int,
 ) -> Rendered:
     """The bid with its banner and the URLs by which its events come back."""
-    bid = place.bid
+    bid, settings = place.bid, bidder.settings
     assert bid is not None
     row = book.row_of_ad[bid.ad_id]
     ad, campaign = book.ads[row], book.campaigns[book.campaign_A[row]]
     token = Token(
         bid_id=bid.bid_id,
-        request_id=request.request_id,
+        request_id=request_id,
         imp_id=bid.imp_id,
         ad_id=bid.ad_id,
         campaign_id=bid.campaign_id,
@@ -324,15 +335,13 @@ def _rendered(
         may_measure=permitted.measure,
         may_profile=permitted.add_to_profile,
     )
-    signed = sign(token)
+    signed = bidder.sign(token)
+    click_url, impression_url = (event_url(settings.public_url, kind, signed) for kind in ("click", "imp"))
     return Rendered(
         bid=bid,
-        adm=creatives.banner(
-            ad,
-            bid.size,
-            click_url=event_url(settings.public_url, "click", signed),
-            impression_url=event_url(settings.public_url, "imp", signed),
-        ),
+        adm=creatives.banner(ad, bid.size, click_url=click_url, impression_url=impression_url),
+        click_url=click_url,
+        impression_url=impression_url,
         nurl=event_url(settings.public_url, "win", signed),
         burl=event_url(settings.public_url, "bill", signed),
         adomain=(ad.adomain,) if ad.adomain else (),

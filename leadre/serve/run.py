@@ -8,10 +8,8 @@ answer what they have begun. State lies in one folder; the first start fills its
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from leadre import artifact, config, progress
-from leadre.errors import InputError
+from leadre import artifact, config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """What one impression of an ad is worth to its advertiser: the bid times how often it comes to what is paid for.
 
-The rate is the ad's own as observed, drawn towards that of all ads that pay for the same, as if it had had `PRIOR_IMPRESSIONS` more: never what
-the generator thinks, which ranks ads and is not a probability of anything that is paid. Letters: A ads, C campaigns.
+The rate is the ad's own as observed, drawn towards that of all ads that pay for the same, as if it had been shown
+`PRIOR_IMPRESSIONS` times more: never what the generator thinks, whose scores rank ads and are no probability of
+anything that is paid. Letters: A ads, C campaigns, E kinds of event.
 """
 
 from __future__ import annotations

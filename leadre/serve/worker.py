@@ -7,35 +7,77 @@ process off the request's path. Whatever is away leaves the last thing known in 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import secrets
-import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from leadre import database, telemetry
 from leadre.auction.orders import Lease, Order
-from leadre.errors import PeerError
+from leadre.errors import PeerError, TokenError
 from leadre.serve import auth, eligibility, openrtb, records
 from leadre.serve.budgets import Budgets
+from leadre.serve.eligibility import Snapshot
 from leadre.serve.eventlog import Answered
-from leadre.serve.generator import Generated, Hello, Known as KnownObjects, Wanted
+from leadre.serve.generator import Generated, Greeting, Hello, Wanted
 from leadre.serve.memory import Memory
-from leadre.serve.messages import Append, Appended, Counts, Orders, Reply
+from leadre.serve.messages import (
+    Append,
+    Counted,
+    Counts,
+    Event,
+    Failed,
+    Found,
+    Question,
+    Recent,
+    Reply,
+)
 from leadre.serve.objects import Objects
+from leadre.serve.openrtb import Rendered
+from leadre.serve.paths import Paths
 from leadre.serve.peers import Client
-from leadre.serve.respond import Answer, Bidder, Settings, respond
+from leadre.serve.respond import CONSIDERED, Answer, Bidder, Market, Settings, respond
 from leadre.serve.tokens import Keys
+from leadre.serve.values import Counts as ByAd
 from leadre.serve.values import expected_nanos
 from leadre.store import open_store
+from leadre.types import Candidate, EventKind, Impression, Request, Signals
 
-BOOK_S, BUDGETS_S, RECORDS_S, COUNTS_S, HELLO_S = 0.2, 0.05, 0.02, 5.0, 1.0
-MOST_WAITING = 10_000  # records that a stalled writer may leave with us; later ones are dropped and counted
+BOOK_S, BUDGETS_S, RECORDS_S, COUNTS_S, HELLO_S = 0.2, 0.05, 0.02, 5.0, 1.0  # between renewals
+WRITER_S = 2.0  # how long an event waits for the disk
+LATE_US = 7 * 86_400_000_000  # conversions come so late; the writer is stricter with the others
+MOST_WAITING = 10_000  # records that a stalled writer may leave with us; later ones are lost
+
+
+class Recommend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a site asks for itself. ``tmax_ms`` 0 is the bidder's default; consent as in OpenRTB."""
+
+    user_id: str = ""
+    count: Annotated[int, msgspec.Meta(ge=1, le=20)] = 5
+    site: str = ""
+    categories: list[str] = []
+    tmax_ms: Annotated[int, msgspec.Meta(ge=0)] = 0
+    gdpr: bool | None = None
+    consent: str = ""
+
+    def request(self, request_id: str) -> Request:
+        """As a bid request for so many places of any size."""
+        return Request(
+            request_id=request_id,
+            imps=tuple(Impression(imp_id=str(number), sizes=()) for number in range(1, self.count + 1)),
+            user_id=self.user_id,
+            signals=Signals(gdpr=self.gdpr, consent=self.consent),
+            tmax_ms=self.tmax_ms,
+            site=self.site.lower(),
+            categories=tuple(self.categories),
+        )
 
 
 class Worker:
@@ -50,6 +92,7 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._numbers = itertools.count()
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._writer_is_away = True  # until it has answered
         self.writer: Client[Question, Reply] = Client(paths.writer, Reply)
         self.generator: Client[Hello | Wanted, Greeting | Generated] = Client(paths.generator, Greeting | Generated)
 
@@ -57,18 +100,19 @@ class Worker:
         """Read what there is and begin to renew it. InputError where the state folder has no book yet."""
         self._connection = database.connect(self.paths.book, records.MIGRATIONS, read_only=True)
         book = eligibility.load(self._connection, self.settings.seat)
-        self._counts: Counts = {}
+        self._counts: ByAd = {}
+        self._keys = Keys.open(self.paths.keys)
         self.bidder = Bidder(
             settings=self.settings,
             market=Market(book, expected_nanos(book, {}), Objects((), book.ads, "")),
             memory=Memory(open_store(self.paths.store)),
             budgets=Budgets(self._name, self._send_orders),
             generate=None,
-            sign=Keys.open(self.paths.keys).sign,
+            sign=self._keys.sign,
             new_id=self._new_id,
             rng=np.random.default_rng(),
         )
-        self.origins = auth.origins(self._connection)
+        self.origins = auth.read_origins(self._connection)
         for every_s, renew in (
             (BOOK_S, self._renew_book),
             (BUDGETS_S, self._renew_budgets),
@@ -100,13 +144,16 @@ class Worker:
         seat = self.settings.seat
         return "bid", 200, openrtb.write(request, answer.rendered, seat=seat, fills_macros=fills_macros)
 
-    async def recommend(self, wanted: Wanted, arrived_s: float) -> dict[str, object]:
+    async def recommend(self, wanted: Recommend, arrived_s: float) -> dict[str, Any]:
         """Ads for a page of the site itself, without an auction, as plain JSON."""
-        imps = tuple(Impression(imp_id=str(number + 1), sizes=()) for number in range(wanted.count))
-        answer = await self._respond(wanted.request(self._new_id(), imps), arrived_s)
-        return {"ads": [_plain(each, self.bidder.market.book) for each in answer.rendered]} | (
-            {"reason": answer.reason.name.lower()} if answer.reason is not None else {}
-        )
+        answer = await self._respond(wanted.request(self._new_id()), arrived_s)
+        book = self.bidder.market.book
+        ads = [_plain(each, book) for each in answer.rendered]
+        return {
+            "request_id": answer.request_id,
+            "ads": ads,
+            "reason": answer.reason.name.lower() if answer.reason else None,
+        }
 
     async def explain(self, request_id: str) -> dict[str, object] | None:
         """Where each candidate of one of the last requests came from and what became of it. PeerError: no writer."""
@@ -117,21 +164,26 @@ class Worker:
     async def event(self, kind: EventKind, given: Mapping[str, str]) -> tuple[int, str]:
         """(status, where a click goes on to) of something that came back for a bid."""
         now_us = time.time_ns() // 1000
-        landing_url, status = "", 403
         try:
             token = self._keys.check(given.get("t", ""), now_us, late_us=LATE_US)
         except TokenError:
             return 403, ""
-        if kind == "click":
-            book = self.bidder.market.book
-            landing_url = book.ads[book.row_of_ad[token.ad_id]].landing_url
-        event = Event(kind, given["t"], now_us, given.get("price", ""), given.get("event_id", ""), _whole(given.get("value_nanos", "")))
+        book = self.bidder.market.book
+        landing_url = book.ads[book.row_of_ad[token.ad_id]].landing_url if kind == "click" else ""
+        value = given.get("value_nanos", "")
+        event = Event(
+            kind=kind,
+            token=given["t"],
+            at_us=now_us,
+            price=given.get("price", ""),
+            event_id=given.get("event_id", ""),
+            value_nanos=int(value) if value.isdecimal() and len(value) < 18 else 0,
+        )
         try:
             await self._ask(event)
-            status = 204
         except PeerError:
-            status = 503
-        return status, landing_url
+            return 503, landing_url
+        return 204, landing_url
 
     def is_operator(self, presented: str) -> bool:
         """Whether this is an operator's key that is in force."""
@@ -140,7 +192,11 @@ class Worker:
 
     def degraded(self) -> list[str]:
         """What is away: bids go on without it."""
-        away = {"store": self.bidder.memory.is_down, "writer": self._writer_is_away, "model": self._model_is_away}
+        away = {
+            "store": self.bidder.memory.is_down,
+            "writer": self._writer_is_away,
+            "model": self.bidder.generate is None,
+        }
         return [name for name, is_away in away.items() if is_away]
 
     async def _respond(self, request: Request, arrived_s: float) -> Answer:
@@ -161,7 +217,7 @@ class Worker:
         if found is not None and found.source == "stored" and found.made_at_us:
             telemetry.LIST_AGE_S.observe((now_us - found.made_at_us) / 1e6)
         if len(self._records) < MOST_WAITING:
-            self._records.append(record_of(request, answer, self._new_id(), now_us, self.bidder))
+            self._records.append(_record(request, answer, now_us, self.bidder.market.book))
 
     async def _flush(self) -> None:
         records, self._records = self._records, []
@@ -178,7 +234,7 @@ class Worker:
         book = eligibility.refresh(market.book, self._connection)
         if book is market.book:
             return
-        self.origins = auth.origins(self._connection)
+        self.origins = auth.read_origins(self._connection)
         objects = market.objects
         if book.ads is not market.book.ads:
             objects = Objects(objects.ids, book.ads, objects.version)
@@ -206,17 +262,25 @@ class Worker:
         self.bidder.generate = self._generate
 
     async def _generate(self, wanted: Wanted) -> Generated:
-        answer = await self.generator.ask(wanted, timeout_s=max(0.0, wanted.until_s - time.monotonic()))
-        assert isinstance(answer, Generated), answer
+        start_s, outcome = time.monotonic(), "gone"
+        try:
+            answer = await self.generator.ask(wanted, timeout_s=max(0.0, wanted.until_s - start_s))
+            assert isinstance(answer, Generated), answer
+            outcome = "complete" if answer.is_complete else "cut" if answer.objects else "late"
+        finally:
+            telemetry.GENERATIONS.labels(outcome).inc()
+            telemetry.GENERATE_S.observe(time.monotonic() - start_s)
         return answer
 
     async def _send_orders(self, orders: Sequence[Order]) -> Sequence[Lease | None]: ...
 
     async def _ask(self, question: Question) -> Reply:
         """The writer's answer. PeerError where it is away or its disk is full."""
+        self._writer_is_away = True
         reply = await self.writer.ask(question, timeout_s=WRITER_S)
         if isinstance(reply, Failed):
             raise PeerError(f"the writer: {reply.why}")
+        self._writer_is_away = False
         return reply
 
     def _new_id(self) -> str:
@@ -229,3 +293,43 @@ async def _repeat(every_s: float, renew: Callable[[], Awaitable[None]]) -> None:
         with contextlib.suppress(PeerError):
             await renew()
         await asyncio.sleep(every_s)
+
+
+def _record(request: Request, answer: Answer, now_us: int, book: Snapshot) -> Answered:
+    """What the log keeps of a request; of its user only what measuring or profiling was allowed."""
+    found, is_kept = answer.candidates, answer.permitted.measure or answer.permitted.add_to_profile
+    rows = [] if found is None else found.rows_K[:CONSIDERED].tolist()
+    return Answered(
+        request_id=answer.request_id,
+        asked_id=request.request_id,
+        at_us=now_us,
+        user_id=answer.user_id if is_kept else "",
+        placements={imp.imp_id: imp.placement_id for imp in request.imps if imp.placement_id},
+        candidates=tuple(
+            Candidate(ad_id=book.ads[row].ad_id, source=found.source, log_p=log_p)
+            for row, log_p in zip(rows, found.log_p_K.tolist(), strict=False)
+        )
+        if found is not None
+        else (),
+        verdicts={place.imp.imp_id: tuple(place.verdicts.get(row, "") for row in rows) for place in answer.places},
+        bids=tuple(each.bid for each in answer.rendered),
+        reason=answer.reason.name.lower() if answer.reason else "",
+        versions={"lists": found.version} if found is not None and found.version else {},
+        is_test=request.is_test,
+    )
+
+
+def _plain(rendered: Rendered, book: Snapshot) -> dict[str, Any]:
+    """An ad as a site's own code wants it."""
+    bid = rendered.bid
+    ad = book.ads[book.row_of_ad[bid.ad_id]]
+    return {
+        "ad_id": ad.ad_id,
+        "title": ad.title,
+        "brand": ad.brand,
+        "image_url": ad.image_url,
+        "click_url": rendered.click_url,
+        "impression_url": rendered.impression_url,
+        "source": bid.source,
+        "propensity": bid.propensity,
+    }

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
 
 from leadre.errors import StorageError
-from leadre.serve.eventlog import Answered, EventLog
-from leadre.serve.messages import Append, Counted, Counts, Done, Event, Failed, Found, Leases, Orders, Question, Recent, Reply, Told
+from leadre.serve.messages import (
+    Failed,
+    Question,
+    Reply,
+)
 
 REMEMBERED = 20_000  # requests that can be explained
 EXPIRE_S = 1.0

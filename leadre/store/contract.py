@@ -17,7 +17,7 @@ import msgspec
 
 from leadre.errors import InputError
 
-MOST_RECENT, MOST_SEGMENTS = 256, 256
+MOST_RECENT, MOST_SEGMENTS = 1024, 256
 MOST_USER_BYTES, MOST_CAMPAIGN_BYTES = 400, 96
 MOST_SWITCHES = 16  # how far back `rollback` can go
 US_PER_DAY = 86_400_000_000
@@ -34,11 +34,12 @@ class StoredList(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Seen(msgspec.Struct, frozen=True, array_like=True):
-    """One thing that a user acted on; ``domain`` as in the events table."""
+    """One thing that a user acted on and what it was worth; ``domain`` as in the events table."""
 
     object_id: str
     at_us: int
     domain: str
+    value_nanos: int = 0
 
 
 class Profile(msgspec.Struct, frozen=True, array_like=True):
@@ -50,7 +51,7 @@ class Profile(msgspec.Struct, frozen=True, array_like=True):
     updated_at_us: int = 0
 
     def bounded(self) -> Profile:
-        """Without all but the last 256 things and the first 256 segments."""
+        """Without all but the last `MOST_RECENT` things and the first `MOST_SEGMENTS` segments."""
         return Profile(self.user_id, self.recent[-MOST_RECENT:], self.segments[:MOST_SEGMENTS], self.updated_at_us)
 
 
