@@ -38,4 +38,55 @@ class Config(config.Common):
 def run(config: Config) -> None:
     """Serve until told to stop. InputError for options that cannot be met, ArtifactError where the run has no ads."""
     _check(config)
+    paths = paths_of(config)
     tables = artifact.read(config.folder("data"), kind="tables", version=1)
+    from leadre.serve import first, supervisor
+
+    first.fill(paths, tables)
+    first.check_exposure(paths, (config.host,))
+    model = config.folder("tune-dpo") if config.folder("tune-dpo").exists() else config.folder("tune-sft")
+    has_model = config.generate and model.exists()
+    plan = supervisor.Plan(
+        paths=paths,
+        settings=settings_of(config),
+        host=config.host,
+        port=config.port,
+        manage_port=config.manage_port,
+        workers=config.workers,
+        timing=supervisor.Timing(tmax_ms=config.tmax_ms, network_ms=config.network_ms, shed_ms=config.shed_ms),
+        tables=config.folder("data"),
+        codebook=config.folder("semid"),
+        model=model if has_model else None,
+        beam=config.beam,
+        retain_days=config.retain_days,
+    )
+    progress.say(f"serve: bids at {settings_of(config).public_url}, management at {config.host}:{config.manage_port}")
+    supervisor.run(plan)
+
+
+def paths_of(config: Config) -> Paths:
+    """Where the state lies that ``config`` names."""
+    folder = Path(config.state) if config.state else config.folder("state")
+    return Paths(folder=folder, store=config.store or f"lmdb:{folder / 'lists'}")
+
+
+def settings_of(config: Config) -> Settings:
+    """What workers are told. InputError for a public URL that browsers must not be sent to."""
+    return Settings(
+        public_url=config.public_url or f"http://127.0.0.1:{config.port}",
+        seat=config.seat,
+        vendor_id=config.vendor_id,
+        gdpr_when_absent=config.gdpr_when_absent,
+        exploration=config.exploration,
+    )
+
+
+def _check(config: Config) -> None:
+    """Raise InputError for options that cannot be met, before anything is read."""
+    for name, least in (("workers", 1), ("beam", 1), ("tmax_ms", 1), ("retain_days", 1)):
+        if getattr(config, name) < least:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants {least} or more")
+    if not 0 <= config.exploration < 1:
+        raise InputError(f"--exploration {config.exploration}: wants a share from 0 to below 1")
+    if config.port == config.manage_port:
+        raise InputError(f"--port and --manage-port are both {config.port}; give the management API one of its own")
