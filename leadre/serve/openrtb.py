@@ -125,7 +125,7 @@ def read(body: bytes) -> Request:
         blocked_domains=frozenset(domain.lower() for domain in asked.badv or ()),
         allowed_seats=frozenset(asked.wseat or ()),
         blocked_seats=frozenset(asked.bseat or ()),
-        has_deals_only=len(public) == 0 < len(banners),
+        has_deals_only=bool(banners) and not public,
         is_test=asked.test == 1,
     )
 
@@ -211,7 +211,7 @@ def _host(url: str) -> str:
 def truncated(address: str) -> str:
     """An IPv4 address without its last 8 bits, an IPv6 address without its last 80; "" for anything else."""
     try:
-        parsed = ipaddress.ip_address(address[:64])  # none is longer, and a long text takes long to refuse
+        parsed = ipaddress.ip_address(address)
     except ValueError:
         return ""
     if isinstance(parsed, ipaddress.IPv6Address):

@@ -125,7 +125,6 @@ def test_who_asks(user, found):
         ("::ffff:203.0.113.77", "203.0.113.0"),
         ("203.0.113.0/24", ""),
         ("203.0.113.777", ""),
-        ("1." * 100_000, ""),
     ],
 )
 def test_an_address_is_cut_short(address, kept):

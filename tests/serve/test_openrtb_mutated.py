@@ -43,6 +43,7 @@ def mutated(rng):
     tree = json.loads(rng.choice(GOLDEN))["request"]
     for _ in range(rng.randrange(4)):
         *above, last = rng.choice([path for path in paths(tree) if path] or [("id",)])
+        tree = tree or {"id": None}
         node = tree
         for key in above:
             node = node[key]
