@@ -31,11 +31,11 @@ def exposition() -> bytes:
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest()
     registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
 
 
 def forget(process: int) -> None:
     """A process has gone: its gauges say nothing any more; what it counted stays."""
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        multiprocess.mark_process_dead(process)
+        multiprocess.mark_process_dead(process)  # type: ignore[no-untyped-call]

@@ -49,7 +49,7 @@ class Stamped(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope[ARRIVED] = time.monotonic()  # type: ignore[typeddict-unknown-key]
+        self.scope[ARRIVED] = time.monotonic()  # type: ignore[literal-required]
 
 
 async def body_of(scope: Scope, receive: Receive) -> bytes:

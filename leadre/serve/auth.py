@@ -62,14 +62,9 @@ class Keys:
         return key, f"{key_id}.{secret}"
 
     def find(self, presented: str) -> Key | None:
-        """Whose key this is; None for a wrong or revoked one. How long it takes says nothing about the secret."""
-        key_id, _, secret = presented.partition(".")
-        query = "SELECT key_id, name, advertiser_id, created_at_us, revoked_at_us, hash FROM keys WHERE key_id = ?"
+        """Whose key this is; None for a wrong or revoked one."""
         with self._records.lock:
-            row = self._records.connection.execute(query, [key_id]).fetchone() if key_id.isascii() else None
-        is_right = hmac.compare_digest(_hash(secret), NOBODY if row is None else row[-1])
-        key = None if row is None else _key(row)
-        return key if is_right and key is not None and not key.revoked_at_us else None
+            return find(self._records.connection, presented)
 
     def revoke(self, key_id: str, now_us: int) -> Key:
         """From now on it opens nothing; a second time changes nothing. MissingError for an unknown one."""
@@ -89,6 +84,16 @@ class Keys:
         )
         with self._records.lock:
             return [_key(row) for row in self._records.connection.execute(query)]
+
+
+def find(connection: sqlite3.Connection, presented: str) -> Key | None:
+    """Whose key this is; None for a wrong or revoked one. How long it takes says nothing about the secret."""
+    key_id, _, secret = presented.partition(".")
+    query = "SELECT key_id, name, advertiser_id, created_at_us, revoked_at_us, hash FROM keys WHERE key_id = ?"
+    row = connection.execute(query, [key_id]).fetchone() if key_id.isascii() else None
+    is_right = hmac.compare_digest(_hash(secret), NOBODY if row is None else row[-1])
+    key = None if row is None else _key(row)
+    return key if is_right and key is not None and not key.revoked_at_us else None
 
 
 def check_exposure(host: str, keys: Keys) -> None:

@@ -49,7 +49,8 @@ class Memory:
 
     def reserve(self, user_id: str, cap: Cap, *, now_us: int, until_us: int) -> str:
         """A reservation under a frequency cap; "" where it is reached, or nobody can tell."""
-        granted = self._ask(lambda: self.store.reserve(user_id, [cap], now_us=now_us, until_us=until_us), {})
+        nothing: dict[str, list[str]] = {}
+        granted = self._ask(lambda: self.store.reserve(user_id, [cap], now_us=now_us, until_us=until_us), nothing)
         return next(iter(granted.get(cap.campaign_id, ())), "")
 
     def release(self, reservations: Sequence[str]) -> None:

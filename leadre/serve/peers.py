@@ -11,7 +11,7 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -26,12 +26,12 @@ A = TypeVar("A")
 
 
 class Client(Generic[Q, A]):
-    """Asks one server; reconnects by itself. For one event loop."""
+    """Asks one server, whose answers are of ``answers`` (a type or a union); reconnects by itself. For one event loop."""
 
-    def __init__(self, path: Path, answer_type: type[A]) -> None:
+    def __init__(self, path: Path, answers: Any) -> None:
         self.path = path
         self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(tuple[int, answer_type]).decode  # type: ignore[valid-type]
+        self._decode: Callable[[bytes], tuple[int, A]] = msgspec.msgpack.Decoder(tuple[int, answers]).decode
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Future[A]] = {}
         self._writer: asyncio.StreamWriter | None = None
@@ -89,12 +89,12 @@ class Client(Generic[Q, A]):
                     future.set_exception(ConnectionResetError(f"{self.path.name} hung up"))
 
 
-async def serve(path: Path, question_type: type[Q], answer: Callable[[Q], Awaitable[object]]) -> asyncio.Server:
-    """A server on ``path`` that answers questions side by side; the caller closes it.
+async def serve(path: Path, questions: Any, answer: Callable[[Q], Awaitable[object]]) -> asyncio.Server:
+    """A server on ``path`` that answers ``questions`` (a type or a union) side by side; the caller closes it.
 
     An error in ``answer`` is not the asker's fault: it ends the process that serves, and the supervisor starts another.
     """
-    decode = msgspec.msgpack.Decoder(tuple[int, question_type]).decode  # type: ignore[valid-type]
+    decode: Callable[[bytes], tuple[int, Q]] = msgspec.msgpack.Decoder(tuple[int, questions]).decode
     encode = msgspec.msgpack.Encoder().encode
 
     async def one(number: int, question: Q, writer: asyncio.StreamWriter) -> None:

@@ -227,7 +227,7 @@ def _choose(
     rows_K, log_p_K = found.rows_K[open_K], found.log_p_K[open_K]
     price_K = market.expected_nanos_A[rows_K]
     order = np.argsort(-(log_p_K + np.log(np.maximum(price_K, 1))), kind="stable")
-    left = []
+    left: list[tuple[int, int]] = []
     for row, price_nanos in zip(rows_K[order].tolist(), price_K[order].tolist(), strict=True):
         currency = book.campaigns[book.campaign_A[row]].currency
         verdict = _unfit(book.ads[row], price_nanos, currency, imp, taken)
