@@ -89,6 +89,13 @@ class Backbone(nn.Module):
         start, end = self.layout.offsets[level : level + 2]
         return hidden_ND @ self.codes_SD[start:end].T * LOGIT_SCALE + self.bias_S[start:end]
 
+    def word_logits(self, hidden_ND: Tensor) -> Tensor:
+        """Scores [N, V] of all words, whose frozen embeddings are the head; the body's last norm finds the scale."""
+        fast = self.codes_SD.dtype == torch.float32 and has_bfloat16(self.device)
+        kind = torch.bfloat16 if fast else hidden_ND.dtype
+        scores = hidden_ND.to(kind) @ self.words_VD.to(kind).T
+        return scores.to(hidden_ND.dtype)
+
     def log_p(
         self,
         hidden_ND: Tensor,
