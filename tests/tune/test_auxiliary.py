@@ -230,7 +230,7 @@ def plain_nll(backbone, sentences, sentence):
     hidden = backbone(ids, torch.arange(length)[None], mask, length)[0]
     found = []
     for at in sentence.words.tolist():
-        scores = hidden[at - 1] @ backbone.words_VD.T
+        scores = backbone.word_logits(hidden[at - 1])
         found.append(-float(torch.log_softmax(scores, 0)[int(sentence.ids[at])]))
     if sentence.target >= 0:
         if sentence.request >= 0:
