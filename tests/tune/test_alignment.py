@@ -92,6 +92,13 @@ def meaning(small):
     )
 
 
+def test_a_group_without_ads_has_figures_too(meaning):
+    sentences = Sentences(meaning.threads(), meaning.live, {"search": 1.0}, rows=1, seed=0)
+    nothing = np.zeros(0, np.int64)
+    figures = alignment._group(meaning.backbone(), sentences, nothing, np.arange(8), np.arange(8))
+    assert figures["objects"] == 0 and figures["category"]["full"] == figures["recall@10"] == 0.0
+
+
 @pytest.mark.slow
 def test_ids_come_to_mean_their_category(meaning, monkeypatch):
     """A fifth of the titles is never spoken of, but their first codes say enough.
