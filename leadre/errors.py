@@ -23,3 +23,11 @@ class BusyError(LeadreError):
 
 class ClosedError(LeadreError):
     """An engine was closed or has stopped, and takes and finishes no more requests."""
+
+
+class BadRequest(LeadreError, ValueError):
+    """A bid request that cannot be acted on: answer 400 with an empty body. ``field`` is the path of what is wrong."""
+
+    def __init__(self, field: str, why: str) -> None:
+        super().__init__(f"{field}: {why}")
+        self.field = field

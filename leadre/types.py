@@ -102,7 +102,10 @@ class Permissions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Impression:
-    """One place to fill. ``placement_id`` is the publisher's name for it, ``bidfloor`` in ``floor_currency``."""
+    """One place to fill. ``placement_id`` is the publisher's name for it, ``bidfloor`` in ``floor_currency``.
+
+    ``sizes`` is empty where the publisher names none.
+    """
 
     imp_id: str
     sizes: tuple[Size, ...]
@@ -133,6 +136,8 @@ class Request:
     language: str = ""
     device_type: int = 0
     ip: str = ""  # an IPv4 address without its last 8 bits, an IPv6 address without its last 80
+    cattax: int = 1  # AdCOM's number of the taxonomy that blocked and allowed categories are of
+    allowed_categories: frozenset[str] = frozenset()  # empty: all
     blocked_categories: frozenset[str] = frozenset()
     blocked_domains: frozenset[str] = frozenset()
     allowed_seats: frozenset[str] = frozenset()

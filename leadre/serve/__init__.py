@@ -1,0 +1,1 @@
+"""Serving: an OpenRTB bid request in, a response inside its deadline out, and what becomes of it."""
