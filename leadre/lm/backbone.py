@@ -27,6 +27,7 @@ from leadre.lm.layout import Layout
 from leadre.lm.pointer import Pointer, Sources
 
 LOGIT_SCALE = 0.1  # rows as loud as words would start the softmax far too sure of itself
+WORD_SCALE = 0.3  # states of a cut body are not those the embeddings were tied to, and at full scale far too sure
 WEIGHTS, FACTS, BODY = "model.safetensors", "backbone.json", "body"
 
 
@@ -88,6 +89,13 @@ class Backbone(nn.Module):
         """Scores float32 [N, sizes[level]] of the codes of one level; of no other row of the vocabulary."""
         start, end = self.layout.offsets[level : level + 2]
         return hidden_ND @ self.codes_SD[start:end].T * LOGIT_SCALE + self.bias_S[start:end]
+
+    def word_logits(self, hidden_ND: Tensor) -> Tensor:
+        """Scores [N, V] of all words, whose frozen embeddings are the head."""
+        fast = self.codes_SD.dtype == torch.float32 and has_bfloat16(self.device)
+        kind = torch.bfloat16 if fast else hidden_ND.dtype
+        scores = hidden_ND.to(kind) @ self.words_VD.to(kind).T
+        return scores.to(hidden_ND.dtype) * WORD_SCALE
 
     def log_p(
         self,

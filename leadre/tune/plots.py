@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leadre.tune.auxiliary import Drawn
 from leadre.tune.sft import History
 
 SMOOTH_STEPS = 50
@@ -73,6 +75,25 @@ def preferences(history: History, guard: float, path: Path) -> None:
     recall.set(xlabel="step", ylabel="share of the start", title="validation")
     for axes in (margin, accuracy, likelihood, recall):
         axes.legend(frameon=False)
+    _finish(figure, path)
+
+
+def task_losses(drawn: Sequence[Drawn], path: Path) -> None:
+    """Loss of each alignment task over the steps, and the positions that each has had, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    tasks = list(dict.fromkeys(row.task for row in drawn))
+    for number, task in enumerate(tasks):
+        mine = [row for row in drawn if row.task == task]
+        steps, loss = (np.array([getattr(row, name) for row in mine]) for name in ("step", "loss"))
+        width = max(min(SMOOTH_STEPS, len(mine) // 8), 1)
+        _smooth(left, steps, loss, width, color=f"C{number}", label=task)
+        right.barh(task, sum(row.positions for row in mine), color=f"C{number}")
+    left.set(xlabel="step", ylabel="nats a word or code", title="alignment tasks", ylim=(0, None))
+    left.legend(frameon=False, fontsize="small")
+    right.set(xlabel="positions", title="what was drawn")
     _finish(figure, path)
 
 

@@ -1,7 +1,8 @@
 """Histories + semantic IDs -> a language model that answers a user's intents with the semantic ID of an ad.
 
 Writes the artifact ``work/<run>/tune-sft``: the backbone (model.safetensors, backbone.json, body/, tokenizer/), the
-affinities of its prior (affinity.safetensors), the form of its prompts (prompt.json), loss.csv, valid.csv and loss.png.
+affinities of its prior (affinity.safetensors), the form of its prompts (prompt.json), loss.csv, valid.csv and loss.png;
+with alignment tasks tasks.csv (what was drawn of each), tasks.png and alignment.json (what the IDs mean to the model).
 A killed run resumes from ``work/<run>/.tune-sft.checkpoint``.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
     from leadre.lm.backbone import Backbone
     from leadre.lm.live import Live
     from leadre.semid.codebook import Codebook
+    from leadre.tune.auxiliary import Sentences
     from leadre.tune.prompts import Blocks, Prompter
     from leadre.tune.sft import History
     from leadre.tune.tasks import Threads
@@ -54,6 +57,17 @@ class Config(config.Common):
     codes_learning_rate: float = config.option(3e-3, "peak rate of the semantic-ID rows")
     weight_decay: float = config.option(0.05, "decoupled weight decay")
     new_weight: float = config.option(0.5, "weight of new conversions ranked among new ads, beside all conversions")
+    aux_share: float = config.option(0.0, "share of a step's positions for alignment tasks; 0 = none")
+    aux_hidden: float = config.option(
+        0.0, "share of the titles that no alignment task speaks of, to be asked about later"
+    )
+    task_id_to_text: float = config.option(1.0, "weight of an alignment task: ID -> title, category, brand; 0 = off")
+    task_text_to_id: float = config.option(1.0, "and of: title, category, brand -> ID")
+    task_prefix_to_category: float = config.option(1.0, "first codes of an ID -> as many levels of its category path")
+    task_mixed: float = config.option(1.0, "history, some of it in words -> ID")
+    task_search: float = config.option(1.0, "category and brand in words -> ID")
+    task_content_to_ad: float = config.option(1.0, "contents met elsewhere -> ID")
+    task_why: float = config.option(1.0, "history -> category of what was acted on next, then its ID")
     words: bool = config.option(True, "false writes prompts of IDs alone (control runs)")
     profile: bool = config.option(True, "prompt block: the user's profile")
     long_content: bool = config.option(True, "prompt block: long-term interests outside ads")
@@ -87,9 +101,13 @@ def run(config: Config) -> None:
         folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents
     ) as temporary:
         backbone, prompter, live, source = prepare(config, tables, codebook)
-        history = _train(config, backbone, prompter, live, checkpoint, parents)
+        threads = _threads(config, prompter)
+        sentences = _sentences(config, threads, live)
+        history = _train(config, backbone, threads, live, sentences, checkpoint, parents)
         write(temporary, backbone, live, prompter.blocks, source, history)
         plots.loss_curve(history, temporary / "loss.png")
+        if sentences:
+            _write_alignment(temporary, backbone, sentences, history, config.seed)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
@@ -100,6 +118,14 @@ def _check(config: Config) -> None:
             raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants 1 or more")
     if not 0 <= config.burn_in < 1:
         raise InputError(f"--burn-in {config.burn_in}: wants a share from 0 to below 1")
+    for name in ("aux_share", "aux_hidden"):
+        if not 0 <= getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants a share from 0 to below 1")
+    for name in (field.name for field in dataclasses.fields(config) if field.name.startswith("task_")):
+        if getattr(config, name) < 0:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants 0 (off) or more")
+    if config.aux_share and not config.words:
+        raise InputError(f"--aux-share {config.aux_share}: alignment tasks are about words; leave --words true")
     if config.max_steps < 0:
         raise InputError(f"--max-steps {config.max_steps}: wants 0 (all epochs) or more")
 
@@ -157,16 +183,8 @@ def blocks_of(config: Config) -> Blocks:
     return Blocks(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Blocks)})
 
 
-def _train(
-    config: Config,
-    backbone: Backbone,
-    prompter: Prompter,
-    live: Live,
-    checkpoint: Path,
-    parents: list[artifact.Artifact],
-) -> History:
-    from leadre.tune import sft
-    from leadre.tune.batches import Examples
+def _threads(config: Config, prompter: Prompter) -> Threads:
+    """Threads of the log. InputError where no request teaches anything."""
     from leadre.tune.tasks import Threads
 
     threads = Threads(prompter, config.burn_in)
@@ -174,13 +192,70 @@ def _train(
         raise InputError(
             "the data artifact has no training requests with an outcome; check the split options of `leadre data`"
         )
+    return threads
+
+
+def _sentences(config: Config, threads: Threads, live: Live) -> Sentences | None:
+    """The alignment tasks that ``config`` asks for. InputError where none can be drawn, or all positions are theirs."""
+    if not config.aux_share:
+        return None
+    from leadre.tune import auxiliary
+    from leadre.tune.phrasings import PHRASINGS
+
+    weights = {task: float(getattr(config, f"task_{task}")) for task in PHRASINGS}
+    rows = max(round(config.aux_share * config.batch_tokens / auxiliary.ROW), 1)
+    hidden = auxiliary.hidden_objects(threads.logs.objects["title"].to_list(), config.aux_hidden, config.seed)
+    sentences = auxiliary.Sentences(threads, live, weights, rows=rows, seed=config.seed, hidden=hidden.tolist())
+    if not sentences.weights:
+        raise InputError(
+            "--aux-share: no alignment task can be drawn; give one a weight, and the ads titles or categories"
+        )
+    if sentences.positions >= config.batch_tokens:
+        raise InputError(
+            f"--aux-share {config.aux_share}: {sentences.positions} of {config.batch_tokens} positions a step leave "
+            f"nothing to the main task; give --batch-tokens more than {sentences.positions}"
+        )
+    for task in (task for task, weight in weights.items() if weight and task not in sentences.weights):
+        progress.say(f"tune: the alignment task {task} has nothing to be drawn from and is left out")
+    return sentences
+
+
+def _write_alignment(folder: Path, backbone: Backbone, sentences: Sentences, history: History, seed: int) -> None:
+    """Write tasks.csv, tasks.png and alignment.json."""
+    from leadre.tune import alignment, auxiliary, plots
+
+    header = ("task", "examples", "positions", "first_loss", "last_loss")
+    _csv(folder / "tasks.csv", header, auxiliary.summary(history.tasks))
+    plots.task_losses(history.tasks, folder / "tasks.png")
+    figures = alignment.measure(backbone, sentences, seed)
+    (folder / "alignment.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    for name, group in figures.items():
+        progress.say(
+            f"tune: category of {group['objects']:,} {name} ads: {group['category']['full']:.3f} "
+            f"(majority {group['majority']['full']:.3f})"
+        )
+
+
+def _train(
+    config: Config,
+    backbone: Backbone,
+    threads: Threads,
+    live: Live,
+    sentences: Sentences | None,
+    checkpoint: Path,
+    parents: list[artifact.Artifact],
+) -> History:
+    from leadre.tune import sft
+    from leadre.tune.batches import Examples
+
     examples = Examples(threads, live, backbone.layout, config.new_weight)
     if config.adapter == "lora":
         _add_lora(backbone, config.lora_rank)
     names = [field.name for field in dataclasses.fields(sft.Schedule)]
     schedule = sft.Schedule(**{name: getattr(config, name) for name in names})
     key = artifact.resume_key(dataclasses.asdict(config), parents)
-    history = sft.train(backbone, examples, schedule, checkpoint, key, validator(config.seed, backbone, threads, live))
+    validate = validator(config.seed, backbone, threads, live)
+    history = sft.train(backbone, examples, schedule, checkpoint, key, validate, sentences)
     if config.adapter == "lora":
         backbone.body = backbone.body.merge_and_unload()
     return history
@@ -227,7 +302,7 @@ def write_figures(path: Path, figures: Sequence[tuple[int, Mapping[str, float]]]
     _csv(path, ("step", *names), [(step, *row.values()) for step, row in figures])
 
 
-def _csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[int | float]]) -> None:
+def _csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[int | float | str]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)

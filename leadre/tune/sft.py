@@ -23,7 +23,8 @@ from torch import Tensor
 
 from leadre import progress
 from leadre.lm.backbone import Backbone
-from leadre.tune import losses
+from leadre.tune import auxiliary, losses
+from leadre.tune.auxiliary import Drawn, Sentences
 from leadre.tune.batches import Batch, Examples
 
 WARMUP_STEPS = 60
@@ -53,7 +54,8 @@ class Schedule:
 class History:
     """What the run has seen so far: rows of loss.csv (step, loss, lr, tokens) and valid.csv (step, metrics).
 
-    Where preferences are learnt, ``pairs`` has rows of pairs.csv (step, what the model makes of the step's pairs).
+    Where preferences are learnt, ``pairs`` has rows of pairs.csv (step, what the model makes of the step's pairs);
+    where alignment tasks are, ``tasks`` has what each step drew of them. ``loss`` is that of the main task alone.
     """
 
     step: int = 0
@@ -62,6 +64,7 @@ class History:
     loss: list[tuple[int, float, float, int]] = field(default_factory=list)
     valid: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     pairs: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    tasks: list[Drawn] = field(default_factory=list)
 
 
 def train(
@@ -71,15 +74,20 @@ def train(
     checkpoint: Path,
     identity: str,
     validate: Callable[[], dict[str, float]],
+    sentences: Sentences | None = None,
 ) -> History:
-    """Fine-tune ``backbone`` in place. ``checkpoint`` is a folder of a run with the same ``identity``, or of nobody."""
+    """Fine-tune ``backbone`` in place. ``checkpoint`` is a folder of a run with the same ``identity``, or of nobody.
+
+    ``sentences`` take their positions out of those of a step.
+    """
     torch.set_flush_denormal(True)  # gradients of rare codes underflow, and denormal numbers are slow on CPUs
     optimizer = make_optimizer(backbone, schedule)
     history = resume(checkpoint, identity, backbone, optimizer) or History()
+    batch_tokens = schedule.batch_tokens - (sentences.positions if sentences else 0)
     plan = [
         (epoch, windows)
         for epoch in range(schedule.epochs)
-        for windows in examples.epoch(schedule.seed + epoch, schedule.batch_tokens)
+        for windows in examples.epoch(schedule.seed + epoch, batch_tokens)
     ]
     steps = min(len(plan), schedule.max_steps or len(plan))
     if not history.step:
@@ -91,9 +99,14 @@ def train(
         for step in range(history.step, steps):
             rate = learning_rate(step, steps)
             batch = examples.batch(plan[step][1])
-            loss = step_loss(backbone, batch.to(backbone.device))
-            update(backbone, optimizer, loss, rate)
+            loss = total = step_loss(backbone, batch.to(backbone.device))
             history.step, history.tokens = step + 1, history.tokens + batch.tokens
+            if sentences:
+                aligning, drawn = auxiliary.step_loss(backbone, sentences, step)
+                total = loss + aligning
+                history.tasks += drawn
+                history.tokens += sum(row.positions for row in drawn)
+            update(backbone, optimizer, total, rate)
             history.loss.append((history.step, loss.item(), rate * schedule.learning_rate, history.tokens))
             if history.step % schedule.validate_every == 0 or history.step == steps:
                 history.valid.append((history.step, validate()))
@@ -223,7 +236,8 @@ def resume(folder: Path, identity: str, backbone: Backbone, optimizer: torch.opt
     progress.say(f"tune: takes the weights of step {raw['step']} from {folder}")
     rows = [(int(s), float(loss), float(lr), int(t)) for s, loss, lr, t in raw["loss"]]
     valid, pairs = ([(int(s), dict(m)) for s, m in raw.get(name, [])] for name in ("valid", "pairs"))
-    return History(raw["step"], raw["tokens"], raw["seconds"], rows, valid, pairs)
+    tasks = [Drawn(*row) for row in raw.get("tasks", [])]
+    return History(raw["step"], raw["tokens"], raw["seconds"], rows, valid, pairs, tasks)
 
 
 def _recent(history: History, steps: int = 50) -> float:
