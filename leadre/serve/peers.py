@@ -26,7 +26,7 @@ A = TypeVar("A")
 
 
 class Client(Generic[Q, A]):
-    """Asks one server, whose answers are of ``answers`` (a type or a union); reconnects by itself. For one event loop."""
+    """Asks one server; ``answers`` is the type or union of what it says. Reconnects by itself. For one event loop."""
 
     def __init__(self, path: Path, answers: Any) -> None:
         self.path = path

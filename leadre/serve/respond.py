@@ -1,7 +1,7 @@
 """The life of one request, from what was asked to what is offered; `respond` reads top to bottom.
 
-Nothing here knows of sockets: a `Bidder` brings what is known, ``now_us`` and ``clock`` say what time it is, so a log
-can be replayed through the same function. Each step has its fallback, named beside it; the last one is to offer nothing.
+Nothing here knows of sockets. A `Bidder` brings what is known, ``now_us`` and ``clock`` say what time it is: a log can
+be replayed through the same function. Each step has its fallback, named beside it; the last one is to offer nothing.
 
 Letters: A ads of the book, K candidates.
 """
@@ -24,6 +24,7 @@ from leadre.serve.generator import Generated, Wanted
 from leadre.serve.memory import Memory
 from leadre.serve.objects import Objects
 from leadre.serve.openrtb import NoBid, Rendered
+from leadre.serve.settings import Settings
 from leadre.serve.tokens import Token, event_url, nonce
 from leadre.store.contract import Cap, StoredList
 from leadre.types import Ad, Bid, Campaign, Impression, Permissions, Request, Source
@@ -33,18 +34,6 @@ LEAST_S = 0.005  # with less time left no other process is asked
 GENERATED = 50  # ads wanted of the model
 SECOND_US = 1_000_000
 EPOCH_DAY = 719_163  # date.toordinal() of 1970-01-01
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a bidder is told once. ``exploration``: the share of places whose ad is drawn blindly among the best."""
-
-    public_url: str
-    seat: str = "leadre"
-    vendor_id: int = 0
-    gdpr_when_absent: bool = False
-    exploration: float = 0.02
-    token_s: int = 600  # how long events of a bid are believed
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,19 @@
 """Answers bid requests: OpenRTB in, ads out, inside a deadline.
 
-Starts a writer (money and events), the language model, the management API and bid workers, each a process, starts anew
-whichever of them dies, and stops them in the opposite order when it is told to (SIGTERM): first the workers, which
-answer what they have begun. State lies in one folder; the first start fills its book of campaigns from the ads of the run.
+Starts a writer (money and events), the language model, the management API and bid workers, each a process, starts
+anew whichever of them dies, and stops them in the opposite order when it is told to (SIGTERM): first the workers, which
+answer what they have begun. State lies in one folder; the first start fills its book from the ads of the run.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from leadre import artifact, config
+from leadre import artifact, config, progress
+from leadre.errors import InputError
+from leadre.serve.paths import Paths
+from leadre.serve.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from typing import Any
 from leadre import progress
 from leadre.errors import InputError
 from leadre.serve.paths import Paths
-from leadre.serve.respond import Settings
+from leadre.serve.settings import Settings
 
 BACKLOG = 2048
 DRAIN_S = 10.0  # how long a process may take to end

@@ -43,7 +43,8 @@ from leadre.serve.objects import Objects
 from leadre.serve.openrtb import Rendered
 from leadre.serve.paths import Paths
 from leadre.serve.peers import Client
-from leadre.serve.respond import CONSIDERED, Answer, Bidder, Market, Settings, respond
+from leadre.serve.respond import CONSIDERED, Answer, Bidder, Market, respond
+from leadre.serve.settings import Settings
 from leadre.serve.tokens import Keys
 from leadre.serve.values import Counts as ByAd
 from leadre.serve.values import expected_nanos
@@ -272,7 +273,13 @@ class Worker:
             telemetry.GENERATE_S.observe(time.monotonic() - start_s)
         return answer
 
-    async def _send_orders(self, orders: Sequence[Order]) -> Sequence[Lease | None]: ...
+    async def _send_orders(self, orders: Sequence[Order]) -> Sequence[Lease | None]:
+        """Answers to the asks, in their order."""
+        asks = [order for order in orders if isinstance(order, Ask)]
+        releases = [order for order in orders if isinstance(order, Release)]
+        reply = await self._ask(Orders(asks, releases))
+        assert isinstance(reply, Leases), reply
+        return reply.leases
 
     async def _ask(self, question: Question) -> Reply:
         """The writer's answer. PeerError where it is away or its disk is full."""
