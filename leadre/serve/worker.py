@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from leadre import database, telemetry
-from leadre.auction.orders import Lease, Order
+from leadre.auction.orders import Ask, Lease, Order, Release
 from leadre.errors import PeerError, TokenError
 from leadre.serve import auth, eligibility, openrtb, records
 from leadre.serve.budgets import Budgets
@@ -35,6 +35,8 @@ from leadre.serve.messages import (
     Event,
     Failed,
     Found,
+    Leases,
+    Orders,
     Question,
     Recent,
     Reply,
