@@ -26,6 +26,7 @@ from leadre.errors import InputError
 NO_CAP = 1 << 62  # nanos; stands for "no cap", two of them still fit into an int64
 SHARE = 8  # one lease takes at most this part of what is free, so that the end of a budget reaches every worker
 SECOND_US = 1_000_000
+REMEMBER_LEASE_US = 30 * 86_400 * SECOND_US  # after its end: a late charge still finds the day of its bid
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -51,10 +52,12 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX open_leases ON leases (campaign_id, day) WHERE held_nanos > 0;
     CREATE INDEX leases_by_return ON leases (returns_at_us);
     CREATE TABLE entries (
-        event_id TEXT PRIMARY KEY, campaign_id TEXT NOT NULL, day TEXT NOT NULL, recorded_at_us INTEGER NOT NULL,
+        event_id TEXT PRIMARY KEY, campaign_id TEXT NOT NULL, day TEXT NOT NULL, known_until_us INTEGER NOT NULL,
         charged_nanos INTEGER NOT NULL, written_off_nanos INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
-    CREATE INDEX entries_by_time ON entries (recorded_at_us)
+    CREATE INDEX entries_by_time ON entries (known_until_us);
+    CREATE TABLE log (number INTEGER NOT NULL) STRICT;
+    INSERT INTO log VALUES (0)
     """,
 )
 
@@ -122,21 +125,35 @@ class Ledger:
         if isinstance(order, Charge):
             return self._charge(order, now_us)
         if isinstance(order, Refund):
-            self._refund(order, now_us)
-        else:
-            self._release(order)
+            return self._refund(order, now_us)
+        self._release(order)
         return None
+
+    def knows(self, event_id: str, now_us: int) -> bool:
+        """Whether an event has been charged or refunded and is still remembered."""
+        return self._entry(event_id, now_us) is not None
+
+    @property
+    def log_number(self) -> int:
+        """The last record of the event log that is in the books; set it in the transaction that books it."""
+        (number,) = self.connection.execute("SELECT number FROM log").fetchone()
+        return int(number)
+
+    @log_number.setter
+    def log_number(self, number: int) -> None:
+        self.connection.execute("UPDATE log SET number = ?", (number,))
 
     def expire(self, now_us: int) -> int:
         """Return what is held by leases whose last charge could have come by now; the nanos returned."""
         with database.transaction(self.connection):
             return self._take_back(NO_CAP, "returns_at_us <= ?", (now_us,))
 
-    def forget(self, before_us: int) -> None:
-        """Forget single charges and ended leases from before a time; sums stay. Keep both longer than tokens live."""
+    def forget(self, now_us: int) -> None:
+        """Forget events that need not be known any more, and leases long ended; sums stay."""
+        long_ago_us = now_us - REMEMBER_LEASE_US
         with database.transaction(self.connection):
-            self.connection.execute("DELETE FROM entries WHERE recorded_at_us < ?", (before_us,))
-            self.connection.execute("DELETE FROM leases WHERE returns_at_us < ? AND held_nanos = 0", (before_us,))
+            self.connection.execute("DELETE FROM entries WHERE known_until_us <= ?", (now_us,))
+            self.connection.execute("DELETE FROM leases WHERE returns_at_us <= ? AND held_nanos = 0", (long_ago_us,))
 
     def spent(self, campaign_id: str, day: date | None = None) -> int:
         """Nanos charged, in all or on a day of the campaign's zone."""
@@ -206,9 +223,12 @@ class Ledger:
 
     def _charge(self, charge: Charge, now_us: int) -> Charged:
         assert charge.nanos >= 0, charge
-        known = self._entry(charge.event_id)
+        known = self._entry(charge.event_id, now_us)
         if known is not None:
             return Charged(nanos=known[0], written_off_nanos=known[1], is_new=False)
+        if not charge.nanos:  # most events cost nothing and are only to be known
+            self._enter(charge, "", 0, 0)
+            return Charged(nanos=0, written_off_nanos=0, is_new=True)
         lease = self.connection.execute(
             "SELECT day, held_nanos FROM leases WHERE lease_id = ? AND campaign_id = ?",
             (charge.lease_id, charge.campaign_id),
@@ -228,17 +248,17 @@ class Ledger:
             )
         if found:
             self._book(charge.campaign_id, day, held=-from_lease, charged=booked, written_off=lost)
-        self._enter(charge.event_id, charge.campaign_id, day, now_us, booked, lost)
+        self._enter(charge, day, booked, lost)
         return Charged(nanos=booked, written_off_nanos=lost, is_new=True)
 
-    def _refund(self, refund: Refund, now_us: int) -> None:
+    def _refund(self, refund: Refund, now_us: int) -> Charged:
         assert refund.nanos >= 0, refund
-        lease = self.connection.execute(
-            "SELECT campaign_id, day FROM leases WHERE lease_id = ?", (refund.lease_id,)
-        ).fetchone()
-        if lease is not None and self._entry(refund.event_id) is None:
-            self._take_back(refund.nanos, "lease_id = ?", (refund.lease_id,))
-            self._enter(refund.event_id, lease[0], lease[1], now_us, 0, 0)
+        if self._entry(refund.event_id, now_us) is not None:
+            return Charged(nanos=0, written_off_nanos=0, is_new=False)
+        which = (refund.lease_id, refund.campaign_id)
+        self._take_back(refund.nanos, "lease_id = ? AND campaign_id = ?", which)
+        self._enter(refund, "", 0, 0)
+        return Charged(nanos=0, written_off_nanos=0, is_new=True)
 
     def _release(self, release: Release) -> None:
         assert release.reserved_nanos >= 0, release
@@ -296,15 +316,16 @@ class Ledger:
         ).fetchone()
         return int(min(total, today[0] if today else daily_nanos))
 
-    def _entry(self, event_id: str) -> tuple[int, int] | None:
+    def _entry(self, event_id: str, now_us: int) -> tuple[int, int] | None:
         found: tuple[int, int] | None = self.connection.execute(
-            "SELECT charged_nanos, written_off_nanos FROM entries WHERE event_id = ?", (event_id,)
+            "SELECT charged_nanos, written_off_nanos FROM entries WHERE event_id = ? AND known_until_us > ?",
+            (event_id, now_us),
         ).fetchone()
         return found
 
-    def _enter(self, event_id: str, campaign_id: str, day: str, now_us: int, charged: int, written_off: int) -> None:
-        row = (event_id, campaign_id, day, now_us, charged, written_off)
-        self.connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", row)
+    def _enter(self, order: Charge | Refund, day: str, charged: int, written_off: int) -> None:
+        row = (order.event_id, order.campaign_id, day, order.known_until_us, charged, written_off)
+        self.connection.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def _sum(self, column: str, campaign_id: str, day: date | None) -> int:
         table, extra = ("budgets", "") if day is None else ("days", " AND day = ?")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+FOREVER = (1 << 63) - 1  # us
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
@@ -48,11 +50,13 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refund:
-    """A bid lost: what was reserved for it returns. One ``event_id`` counts once."""
+    """A bid lost: what was reserved for it returns. One ``event_id`` counts once, as for a charge of 0."""
 
     event_id: str
-    lease_id: int
+    campaign_id: str
     nanos: int
+    lease_id: int = 0  # 0 = none
+    known_until_us: int = FOREVER
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +68,7 @@ class Charge:
     nanos: int
     at_us: int
     lease_id: int = 0  # 0 = none
+    known_until_us: int = FOREVER  # the event_id is new again from then on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

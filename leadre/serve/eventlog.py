@@ -53,7 +53,8 @@ class Happened(msgspec.Struct, frozen=True, kw_only=True, tag="happened"):
     outcome: Outcome
     lease_id: int = 0
     owed_nanos: int = 0  # what the advertiser should pay; ``outcome.charge_nanos`` is what the budget allowed
-    remember_us: int = 0  # the key is known until then
+    refund_nanos: int = 0  # what a lost bid gives back to its lease
+    known_until_us: int = 0  # the same key is another event from then on
     is_test: bool = False
     is_training: bool = False  # may become a row to learn from
 

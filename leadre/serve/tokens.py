@@ -49,6 +49,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     charge_nanos: int  # what a click (cpc) or a conversion (cpa) costs the advertiser
     currency: str
     lease_id: int  # of the budget that pays, 0 = none
+    reserved_nanos: int  # what that lease set aside for this bid
     cap_id: str  # the reservation under the user's frequency cap, "" = none
     issued_at_us: int
     expires_at_us: int

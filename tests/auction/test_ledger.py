@@ -60,7 +60,7 @@ def test_a_lease_is_charged_and_what_is_over_comes_back(books: Ledger) -> None:
     assert charge(books, "e1", 30, lease.lease_id) == Charged(nanos=30, written_off_nanos=0, is_new=True)
     assert charge(books, "e1", 30, lease.lease_id) == Charged(nanos=30, written_off_nanos=0, is_new=False)
     for _ in range(2):  # said twice, counted once
-        books.apply([Refund(event_id="e2", lease_id=lease.lease_id, nanos=20)], NOON)
+        books.apply([Refund(event_id="e2", campaign_id="c", lease_id=lease.lease_id, nanos=20)], NOON)
         assert (books.spent("c"), books.held("c")) == (30, 50)
     for _ in range(2):  # 40 were never bid
         books.apply([Release(lease_id=lease.lease_id, reserved_nanos=60)], NOON)
@@ -170,12 +170,16 @@ def test_a_batch_is_whole_and_the_schema_itself_refuses_an_overdraft(books: Ledg
 def test_forgetting_keeps_the_sums(books: Ledger) -> None:
     books.set_budget("c", Budget(total_nanos=100), NOON)
     lease = ask(books, 5)
-    charge(books, "e", 5, lease.lease_id)
-    books.forget(NOON)
-    assert charge(books, "e", 5).is_new is False
-    books.forget(NOON + 1000 * SECOND)
+    order = Charge(event_id="e", campaign_id="c", nanos=5, at_us=NOON, lease_id=lease.lease_id, known_until_us=NOON + 9)
+    books.apply([order], NOON)
+    books.forget(NOON + 8)
+    assert books.knows("e", NOON + 8)
+    for _ in range(2):  # forgotten or only past its time: the event is new again
+        assert not books.knows("e", NOON + 9)
+        books.forget(NOON + 9)
+    books.forget(NOON + 31 * 24 * HOUR)
     assert books.connection.execute("SELECT count(*) FROM leases").fetchone() == (0,)
-    assert books.spent("c") == 5 and charge(books, "e", 5).is_new
+    assert books.spent("c") == 5 and charge(books, "e", 5).is_new and books.spent("c") == 10
 
 
 def test_verify_finds_what_does_not_add_up(tmp_path: Path) -> None:
@@ -249,7 +253,8 @@ class Books(RuleBasedStateMachine):
     def refund(self, event: int, nanos: int, which: int) -> None:
         if which < len(self.leases):
             lease = self.leases[which]
-            self.books.apply([Refund(event_id=f"r{event}", lease_id=lease.lease_id, nanos=nanos)], self.now_us)
+            order = Refund(event_id=f"r{event}", campaign_id=lease.campaign_id, lease_id=lease.lease_id, nanos=nanos)
+            self.books.apply([order], self.now_us)
 
     @rule(which=st.integers(0, 9), reserved=NANOS)
     def release(self, which: int, reserved: int) -> None:

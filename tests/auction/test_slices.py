@@ -111,7 +111,7 @@ class Market:
         if fate < 0.6:
             order: Order = Charge(event_id=event_id, campaign_id="c", nanos=price, at_us=0, lease_id=lease_id)
         elif fate < 0.8:
-            order = Refund(event_id=event_id, lease_id=lease_id, nanos=price)
+            order = Refund(event_id=event_id, campaign_id="c", lease_id=lease_id, nanos=price)
         else:
             return  # lost, and nobody says so
         for _ in range(self.rng.choice((1, 1, 2))):

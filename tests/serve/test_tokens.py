@@ -31,6 +31,7 @@ TOKEN = Token(
     charge_nanos=500_000_000,
     currency="EUR",
     lease_id=7,
+    reserved_nanos=400_000_000,
     cap_id="k",
     issued_at_us=1_000,
     expires_at_us=2_000,
