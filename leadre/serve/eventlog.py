@@ -281,12 +281,17 @@ def _frame(number: int, written_at_us: int, record: Record) -> bytes:
 
 def _without(record: Record, user_id: str) -> Record:
     if isinstance(record, Answered) and record.user_id == user_id:
-        return msgspec.structs.replace(record, user_id="")
+        return without_user(record)
     if isinstance(record, Happened) and record.outcome.user_id == user_id:
         return msgspec.structs.replace(
             record, outcome=dataclasses.replace(record.outcome, user_id=""), is_training=False
         )
     return record
+
+
+def without_user(record: Answered) -> Answered:
+    """The same request, asked by nobody."""
+    return msgspec.structs.replace(record, user_id="")
 
 
 def _write(file: int, data: bytes) -> None:

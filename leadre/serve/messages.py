@@ -46,7 +46,21 @@ class Counts(msgspec.Struct, frozen=True, tag="counts"):
     """What ads were shown and what came of it so far. Becomes `Counted`."""
 
 
-Question = Append | Orders | Event | Recent | Counts
+class Reports(msgspec.Struct, frozen=True, tag="reports"):
+    """What campaigns did on the days that touch a span of time. Becomes `Reported`."""
+
+    campaigns: list[str]
+    from_us: int
+    to_us: int
+
+
+class Erase(msgspec.Struct, frozen=True, tag="erase"):
+    """Take a user out of log and tables. Becomes `Erased`."""
+
+    user_id: str
+
+
+Question = Append | Orders | Event | Recent | Counts | Reports | Erase
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
@@ -60,10 +74,9 @@ class Leases(msgspec.Struct, frozen=True, tag="leases"):
 
 
 class Told(msgspec.Struct, frozen=True, tag="told"):
-    """What became of an event: "new", "known", "expired", "forged" or "refused"; ``ad_id`` is what a click goes to."""
+    """What became of an event: "new", "known" (or not to be counted), or "refused" for its token."""
 
     outcome: str
-    ad_id: str = ""
 
 
 class Found(msgspec.Struct, frozen=True, tag="found"):
@@ -78,10 +91,33 @@ class Counted(msgspec.Struct, frozen=True, tag="counted"):
     by_ad: dict[str, tuple[int, int, int]]
 
 
+class Day(msgspec.Struct, frozen=True, array_like=True):
+    """A campaign's day in its own time zone, ISO 8601."""
+
+    campaign_id: str
+    day: str
+    impressions: int
+    clicks: int
+    conversions: int
+    charged_nanos: int
+
+
+class Reported(msgspec.Struct, frozen=True, tag="reported"):
+    """Days on which something happened, by campaign and time."""
+
+    days: list[Day]
+
+
+class Erased(msgspec.Struct, frozen=True, tag="erased"):
+    """How many records and rows named the user; none does any more."""
+
+    removed: int
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """The disk would not take it; nothing of it was written."""
 
     why: str
 
 
-Reply = Done | Leases | Told | Found | Counted | Failed
+Reply = Done | Leases | Told | Found | Counted | Reported | Erased | Failed

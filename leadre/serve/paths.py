@@ -29,6 +29,11 @@ class Paths:
         return self.folder / "events"
 
     @property
+    def tables(self) -> Path:
+        """What the event log becomes for training; written by the writer."""
+        return self.folder / "tables"
+
+    @property
     def keys(self) -> Path:
         """What event tokens are signed with."""
         return self.folder / "token.keys"

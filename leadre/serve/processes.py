@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -49,16 +50,17 @@ def write(plan: Plan) -> None:
     from leadre.serve.writer import Writer
 
     async def main(stopped: asyncio.Event) -> None:
-        with Desk(plan.paths, retain_days=plan.retain_days) as desk:
-            writer = Writer(desk)
-            running = asyncio.create_task(writer.run())
-            server = await peers.serve(plan.paths.writer, Question, writer.answer)
-            stopping = asyncio.create_task(stopped.wait())
-            await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
-            server.close()
+        writer = Writer(lambda: Desk(plan.paths, retain_days=plan.retain_days))
+        running = asyncio.create_task(writer.run())
+        server = await peers.serve(plan.paths.writer, Question, writer.answer)
+        stopping = asyncio.create_task(stopped.wait())
+        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+        server.close()
+        if not running.done():
             await writer.drain()
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running  # raises what stopped it
 
     _until_told(main)
 

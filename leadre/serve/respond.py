@@ -316,6 +316,7 @@ def _rendered(
         charge_nanos=campaign.bid_nanos,
         currency=bid.currency,
         lease_id=place.lease_id,
+        reserved_nanos=bid.price_nanos if place.lease_id else 0,
         cap_id=place.cap_id,
         issued_at_us=now_us,
         expires_at_us=now_us + settings.token_s * SECOND_US,
