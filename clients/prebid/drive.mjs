@@ -147,18 +147,21 @@ async function startWorld(bidder) {
 }
 
 function passOn(url, request, response, seen) {
-  const entry = { method: request.method, url, status: null, cors: {}, location: null, request: "", response: "" };
-  seen.push(entry);
   const { method, headers } = request;
+  const entry = { method, url, status: null, cors: {}, location: null };
+  if (method === "POST") Object.assign(entry, { asked: "", answered: "" });
+  seen.push(entry);
   const onward = http.request(url, { method, headers: { ...headers, "accept-encoding": "identity" } }, (answer) => {
     entry.status = answer.statusCode;
     entry.location = answer.headers.location ?? null;
     entry.cors = Object.fromEntries(Object.entries(answer.headers).filter(([name]) => name.startsWith("access-control-")));
     response.writeHead(answer.statusCode, answer.headers);
-    answer.on("data", (part) => (entry.response += part)).pipe(response);
+    if (method === "POST") answer.on("data", (part) => (entry.answered += part));
+    answer.pipe(response);
   });
   onward.on("error", () => response.destroy());
-  request.on("data", (part) => (entry.request += part)).pipe(onward);
+  if (method === "POST") request.on("data", (part) => (entry.asked += part));
+  request.pipe(onward);
 }
 
 async function sendFile(name, response) {

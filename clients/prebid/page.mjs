@@ -67,6 +67,6 @@ function render(code, bid) {
   slot.append(frame);
   slot.hidden = false;
   pbjs.renderAd(frame.contentDocument, bid.adId);
-  const { bidderCode, cpm, currency, width, height, creativeId, timeToRespond, meta } = bid;
-  window.auction.bids.push({ code, bidderCode, cpm, currency, width, height, creativeId, timeToRespond, ...meta });
+  const { seatBidId, bidderCode, cpm, currency, width, height, creativeId, meta } = bid;
+  window.auction.bids.push({ code, seatBidId, bidderCode, cpm, currency, width, height, creativeId, ...meta });
 }
