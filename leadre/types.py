@@ -102,7 +102,10 @@ class Permissions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Impression:
-    """One place to fill. ``placement_id`` is the publisher's name for it, ``bidfloor`` in ``floor_currency``."""
+    """One place to fill. ``placement_id`` is the publisher's name for it, ``bidfloor`` in ``floor_currency``.
+
+    ``sizes`` is empty where the publisher names none.
+    """
 
     imp_id: str
     sizes: tuple[Size, ...]

@@ -41,28 +41,32 @@ class _Bits:
     """A cursor over the bits of unpadded base64url. Raises MalformedConsent for other characters and past the end."""
 
     def __init__(self, text: str) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_-]*", text, re.ASCII):
-            raise MalformedConsent("holds a character that is not base64url")
-        self._bytes = urlsafe_b64decode(text + "A" * (-len(text) % 4))
-        self._end, self.at = 6 * len(text), 0
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", text, re.ASCII):
+            raise MalformedConsent("holds a character that is not base64url, or none")
+        whole = urlsafe_b64decode(text + "A" * (-len(text) % 4))
+        self._bits = format(int.from_bytes(whole, "big"), f"0{8 * len(whole)}b")[: 6 * len(text)]
+        self.at = 0
 
-    def read(self, width: int) -> int:
-        first, self.at = self.at, self.at + width
-        if self.at > self._end:
-            raise MalformedConsent(f"ends at bit {self._end}, before bit {self.at}")
-        last = (self.at + 7) // 8
-        return int.from_bytes(self._bytes[first // 8 : last], "big") >> (8 * last - self.at) & ((1 << width) - 1)
+    def take(self, width: int) -> str:
+        """The next bits as they stand, "0" and "1"."""
+        taken = self._bits[self.at : self.at + width]
+        if len(taken) < width:
+            raise MalformedConsent(f"ends at bit {len(self._bits)}, before bit {self.at + width}")
+        self.at += width
+        return taken
+
+    def number(self, width: int) -> int:
+        return int(self.take(width), 2)
 
     def purposes(self) -> frozenset[int]:
-        flags = self.read(24)
-        return frozenset(purpose for purpose in range(1, 25) if flags >> (24 - purpose) & 1)
+        return frozenset(purpose for purpose, bit in enumerate(self.take(24), start=1) if bit == "1")
 
     def has_in_ranges(self, vendor_id: int) -> bool:
         """Whether a list of single vendors and ranges names the vendor; the cursor moves behind it."""
         found = False
-        for _ in range(self.read(12)):
-            is_range, first = self.read(1), self.read(16)
-            last = self.read(16) if is_range else first
+        for _ in range(self.number(12)):
+            is_range, first = divmod(self.number(17), 1 << 16)
+            last = self.number(16) if is_range else first
             if first > last:
                 raise MalformedConsent(f"a range goes from vendor {first} back to {last}")
             found |= first <= vendor_id <= last
@@ -70,11 +74,11 @@ class _Bits:
 
     def has_vendor(self, vendor_id: int) -> bool:
         """The same for a vendor section: a highest ID, then ranges or a bit for each vendor up to it."""
-        most, is_ranges = self.read(16), self.read(1)
+        most, is_ranges = self.number(16), self.take(1) == "1"
         if is_ranges:
             return self.has_in_ranges(vendor_id) and 0 < vendor_id <= most
-        flags = self.read(most)
-        return 0 < vendor_id <= most and bool(flags >> (most - vendor_id) & 1)
+        flags = self.take(most)
+        return 0 < vendor_id <= most and flags[vendor_id - 1] == "1"
 
 
 def decode(text: str, vendor_id: int) -> Consent:
@@ -82,7 +86,7 @@ def decode(text: str, vendor_id: int) -> Consent:
     if len(text) > MOST_CHARACTERS:
         raise MalformedConsent(f"{len(text)} characters, more than {MOST_CHARACTERS}")
     bits = _Bits(text.partition(".")[0])
-    version = bits.read(6)
+    version = bits.number(6)
     if version != 2:
         raise MalformedConsent(f"version {version}, not 2")
     bits.at = _PURPOSE_CONSENTS
@@ -92,8 +96,8 @@ def decode(text: str, vendor_id: int) -> Consent:
     bits.at = _VENDORS
     has_consent, has_interest = bits.has_vendor(vendor_id), bits.has_vendor(vendor_id)
     restricted = set()
-    for _ in range(bits.read(12)):
-        purpose, _kind = bits.read(6), bits.read(2)
+    for _ in range(bits.number(12)):
+        purpose, _kind = bits.number(6), bits.number(2)
         if bits.has_in_ranges(vendor_id):
             restricted.add(purpose)
     return Consent(
@@ -113,7 +117,7 @@ def permissions(
     legitimate_interests: Collection[int] = (),
     has_dsa: bool = False,
 ) -> Permissions:
-    """What may be done for a request. ``vendor_id`` is ours on the Global Vendor List, 0 if we are not on it: nothing is granted.
+    """What may be done for a request. ``vendor_id`` is ours on the Global Vendor List; 0 (on no list) is granted none.
 
     ``when_absent`` is whether GDPR applies where nobody says; a TC string, or GPP's section for one, says that it does.
     ``legitimate_interests`` are the purposes registered under that basis, of 2 and 7; the others take consent. Any US,

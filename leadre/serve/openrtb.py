@@ -105,7 +105,7 @@ def read(body: bytes) -> Request:
         signals=_signals(asked.regs or wire.Regs(), user, device),
         tmax_ms=asked.tmax or 0,
         currencies=tuple(dict.fromkeys(code.upper() for code in (asked.cur or ())[:MOST_ASKED])) or ("USD",),
-        site=(place.domain or place.bundle or _host(place.page or "")).lower(),
+        site=(place.domain or "").lower() or place.bundle or _host(place.page or ""),
         page=place.page or "",
         publisher_id=(place.publisher.id if place.publisher else None) or "",
         categories=tuple(dict.fromkeys([*(place.cat or ()), *(place.sectioncat or ()), *(place.pagecat or ())])),
@@ -123,7 +123,7 @@ def read(body: bytes) -> Request:
         blocked_domains=frozenset(domain.lower() for domain in asked.badv or ()),
         allowed_seats=frozenset(asked.wseat or ()),
         blocked_seats=frozenset(asked.bseat or ()),
-        has_deals_only=len(public) == 0 < len(banners),
+        has_deals_only=bool(banners) and not public,
         is_test=asked.test == 1,
     )
 

@@ -156,18 +156,26 @@ def test_a_malformed_string_is_a_refusal(text):
     assert permissions(Signals(gdpr=True, consent=text), vendor_id=OURS, when_absent=False) == NONE
 
 
-def test_a_range_that_goes_back_is_malformed():
+def one_range(first, last, most):
+    """A string in which vendors ``first`` to ``last`` have consent, and the highest is said to be ``most``."""
     encoder = Encoder()
     encoder.bits = "000010" + "0" * 207
-    encoder.put(16, 900)
+    encoder.put(16, most)
     encoder.put(1, 1)
     encoder.put(12, 1)
     encoder.put(1, 1)
-    encoder.put(16, 800)
-    encoder.put(16, 700)
-    encoder.put(45, 0)
+    encoder.put(16, first)
+    encoder.put(16, last)
+    encoder.put(17 + 12, 0)
+    return encoder.text()
+
+
+def test_a_range_holds_its_ends_and_no_vendor_that_cannot_be():
+    text = one_range(0, 900, most=800)
+    found = [vendor for vendor in (0, 1, 800, 801, 901) if decode(text, vendor).has_vendor_consent]
+    assert found == [1, 800]
     with pytest.raises(MalformedConsent, match="back"):
-        decode(encoder.text(), OURS)
+        decode(one_range(800, 700, most=900), OURS)
 
 
 @pytest.mark.parametrize("purposes", [set(c) for n in range(6) for c in itertools.combinations((1, 2, 3, 4, 7), n)])

@@ -1,0 +1,99 @@
+"""Claim: to read a bid request and write its response takes under 150 microseconds of processor time.
+
+    python bench/openrtb.py
+
+One core, one thread, processor time, medians over batches. What is measured:
+
+- ``read_us``: `openrtb.read` of two golden requests, an exchange's and a page's, and ``read_us_20_imps`` of one with
+  20 places; ``write_us``: `openrtb.write` of two bids for the page, macros filled; ``request_us``: the page's request
+  read and answered;
+- ``consent_us``: `consent.permissions` with the median string of the golden ones; ``consent_us_longest``: the longest.
+
+Ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from leadre.serve import consent, openrtb
+from leadre.types import Bid, Signals
+
+TESTS = Path(__file__).parents[1] / "tests"
+
+
+def us(call: Callable[[], object], *, batches: int = 30, calls: int = 100) -> float:
+    """Median microseconds of processor time of one call."""
+    times = []
+    for _ in range(batches):
+        started_ns = time.thread_time_ns()
+        for _ in range(calls):
+            call()
+        times.append((time.thread_time_ns() - started_ns) / calls / 1e3)
+    return round(statistics.median(times), 1)
+
+
+def body(name: str, *, times: int = 1) -> bytes:
+    """A golden request, compact, its first place ``times`` times."""
+    request = json.loads((TESTS / f"golden/openrtb/{name}.json").read_text())["request"]
+    if times > 1:
+        request["imp"] = [request["imp"][0] | {"id": str(n)} for n in range(times)]
+    return json.dumps(request, separators=(",", ":")).encode()
+
+
+def bid(imp_id: str) -> openrtb.Rendered:
+    event = "https://ads.example/e/{}?t=" + "x" * 180 + "&p=${{AUCTION_PRICE}}"
+    return openrtb.Rendered(
+        bid=Bid(
+            bid_id="b-" + imp_id,
+            imp_id=imp_id,
+            ad_id="ad-1",
+            campaign_id="c-1",
+            advertiser_id="a-1",
+            price_nanos=1_234_567,
+            currency="USD",
+            size=(300, 250),
+            source="stored",
+            propensity=0.1,
+        ),
+        adm=f"<a href='{event.format('click')}'><img src='{event.format('imp')}'></a>" + " " * 500,
+        nurl=event.format("win"),
+        burl=event.format("bill"),
+        adomain=("shop.example",),
+    )
+
+
+def main() -> None:
+    page, exchange, large = body("prebidjs_11"), body("exchange_26"), body("prebidjs_11", times=20)
+    request = openrtb.read(page)
+    bids = [bid(imp.imp_id) for imp in request.imps]
+
+    def answer() -> bytes:
+        return openrtb.write(openrtb.read(page), bids, seat="leadre", fills_macros=True)
+
+    golden = json.loads((TESTS / "serve/golden/tcstrings.json").read_text())
+    strings = sorted((each["text"] for each in golden), key=len)
+    allowed = [
+        us(lambda text=text: consent.permissions(Signals(gdpr=True, consent=text), vendor_id=755, when_absent=True))
+        for text in (strings[len(strings) // 2], strings[-1])
+    ]
+    figures: dict[str, object] = {
+        "bench": "openrtb",
+        "bytes": [len(page), len(exchange)],
+        "read_us": [us(lambda: openrtb.read(page)), us(lambda: openrtb.read(exchange))],
+        "read_us_20_imps": us(lambda: openrtb.read(large)),
+        "write_us": us(lambda: openrtb.write(request, bids, seat="leadre", fills_macros=True)),
+        "request_us": us(answer),
+        "consent_us": allowed[0],
+        "consent_us_longest": allowed[1],
+        "consent_characters": [len(strings[len(strings) // 2]), len(strings[-1])],
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
