@@ -12,6 +12,10 @@ const context = await esbuild.context({
   loader: { ".html": "copy" },
   logLevel: "info",
 });
-await context.rebuild();
-if (process.argv.includes("--serve")) await context.serve({ host: "127.0.0.1", port: 8090, servedir: path.join(root, "dist") });
-else await context.dispose();
+if (process.argv.includes("--serve")) {
+  await context.watch();
+  await context.serve({ host: "127.0.0.1", port: 8090, servedir: path.join(root, "dist") });
+} else {
+  await context.rebuild();
+  await context.dispose();
+}

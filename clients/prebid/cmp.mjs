@@ -37,14 +37,15 @@ export function installCmp(answer, vendorId) {
 }
 
 function vendorList(vendorId) {
-  const named = (ids) => Object.fromEntries(ids.map((id) => [id, { id, name: `${id}`, description: "", illustrations: [] }]));
+  const described = (id) => ({ id, name: `${id}`, description: "", illustrations: [] });
   const vendor = {
     id: vendorId, name: "LEADRE", purposes: PURPOSES, legIntPurposes: [], flexiblePurposes: [],
     specialPurposes: [], features: [], specialFeatures: [], policyUrl: "https://bidder.example/privacy",
   };
   return new GVL({
     gvlSpecificationVersion: 3, vendorListVersion: 1, tcfPolicyVersion: 5, lastUpdated: "2026-01-01T00:00:00Z",
-    purposes: named(PURPOSES), specialPurposes: {}, features: {}, specialFeatures: {}, stacks: {},
+    purposes: Object.fromEntries(PURPOSES.map((id) => [id, described(id)])),
+    specialPurposes: {}, features: {}, specialFeatures: {}, stacks: {},
     vendors: { [vendorId]: vendor },
   });
 }

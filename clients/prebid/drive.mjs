@@ -2,8 +2,8 @@
 //
 //   node drive.mjs --bidder http://127.0.0.1:8080 --scenario all [--user u1] [--vendor 1] [--screenshot page.png]
 //
-// The browser reaches the world through a proxy of this process: garden.example is the page, the bidder is passed on and
-// written down, any other http host is an advertiser's landing page. Nothing else can be reached, https included.
+// The browser reaches the world through a proxy of this process: garden.example is the page, what goes to the bidder is
+// passed on and written down, any other http host is a landing page. Nothing else can be reached, https included.
 import fs from "node:fs/promises";
 import http from "node:http";
 import os from "node:os";
@@ -43,6 +43,7 @@ const profile = await fs.mkdtemp(path.join(os.tmpdir(), "leadre-browser-"));
 const browser = await puppeteer.launch({
   ...(await packaged()),
   headless: "shell",
+  pipe: true, // so that it ends with this process, however that ends
   userDataDir: profile,
   timeout: PATIENCE_MS,
   args: [
@@ -108,13 +109,13 @@ async function readBanners(page) {
   return banners;
 }
 
-/** Clicks a banner and says where the reader ends up, whether that host answers or not; null without a banner or link. */
+/** Clicks a banner and says where the reader ends up, whether that host answers or not; null without a link. */
 async function click(banner) {
   const link = await banner?.frame.$("a[href]");
   if (!link) return null;
   const opened = new Promise((resolve) => browser.once("targetcreated", resolve));
   await link.click();
-  const tab = await Promise.race([opened, sleep(5000).then(() => link.frame.page().target())]);
+  const tab = await Promise.race([opened, sleep(5000, null, { ref: false }).then(() => link.frame.page().target())]);
   await world.quiet();
   const { entries, currentIndex } = await (await tab.createCDPSession()).send("Page.getNavigationHistory");
   return entries[currentIndex].url;
@@ -149,18 +150,16 @@ async function startWorld(bidder) {
 function passOn(url, request, response, seen) {
   const { method, headers } = request;
   const entry = { method, url, status: null, cors: {}, location: null };
-  if (method === "POST") Object.assign(entry, { asked: "", answered: "" });
   seen.push(entry);
-  const onward = http.request(url, { method, headers: { ...headers, "accept-encoding": "identity" } }, (answer) => {
+  const onward = http.request(url, { method, headers }, (answer) => {
     entry.status = answer.statusCode;
     entry.location = answer.headers.location ?? null;
-    entry.cors = Object.fromEntries(Object.entries(answer.headers).filter(([name]) => name.startsWith("access-control-")));
+    const isCors = ([name]) => name.startsWith("access-control-");
+    entry.cors = Object.fromEntries(Object.entries(answer.headers).filter(isCors));
     response.writeHead(answer.statusCode, answer.headers);
-    if (method === "POST") answer.on("data", (part) => (entry.answered += part));
     answer.pipe(response);
   });
   onward.on("error", () => response.destroy());
-  if (method === "POST") request.on("data", (part) => (entry.asked += part));
   request.pipe(onward);
 }
 

@@ -1,9 +1,12 @@
-// What a publisher writes to sell two places to LEADRE. Prebid.js asks the bidder as if it were a Prebid Server: the page
-// needs no adapter of ours, only the bidder's address. The query string says what a test or a demonstration wants:
+// What a publisher writes to sell two places to LEADRE. Prebid.js asks the bidder as if it were a Prebid Server: the
+// page needs no adapter of ours, only the bidder's address. The query string says what a test or a demonstration wants:
 //
-//   bidder   base URL of `leadre serve`                      consent   absent | all | contextual | refused (see cmp.mjs)
-//   user     the publisher's own ID of the reader            vendor    the bidder's ID on the Global Vendor List
-//   floor    least CPM in USD that a place is sold for       timeout   milliseconds until the page goes on without a bid
+//   bidder    base URL of `leadre serve`
+//   consent   what the reader has answered: absent, all, contextual, refused (see cmp.mjs)
+//   vendor    the bidder's ID on the Global Vendor List
+//   user      the publisher's own ID of the reader
+//   floor     the least CPM in USD that a place is sold for
+//   timeout   milliseconds until the page goes on without a bid
 import pbjs from "prebid.js";
 import "prebid.js/modules/consentManagementTcf";
 import "prebid.js/modules/prebidServerBidAdapter";
@@ -29,7 +32,7 @@ pbjs.setConfig({
     enabled: true,
     accountId: "garden-weekly",
     bidders: ["leadre"],
-    endpoint: new URL("/openrtb2/auction", query.get("bidder")).href,
+    endpoint: `${query.get("bidder") ?? "http://127.0.0.1:8080"}/openrtb2/auction`,
     timeout: 1000, // the bidder's `tmax`
   },
   ortb2: {
@@ -63,7 +66,8 @@ pbjs.requestBids({
 // The burl is called by Prebid as it renders, the nurl by the pixel that it puts before the banner.
 function render(code, bid) {
   const slot = document.getElementById(code);
-  const frame = Object.assign(document.createElement("iframe"), { title: "Advertisement", width: 0, height: 0 });
+  const bare = { width: 0, height: 0, marginWidth: 0, marginHeight: 0, scrolling: "no" }; // Prebid sets the size
+  const frame = Object.assign(document.createElement("iframe"), { title: "Advertisement", ...bare });
   slot.append(frame);
   slot.hidden = false;
   pbjs.renderAd(frame.contentDocument, bid.adId);

@@ -102,7 +102,10 @@ def installed() -> Path:
         for name in ("package.json", "package-lock.json", ".npmrc"):
             shutil.copy(CLIENT / name, part)
         done = subprocess.run(
-            ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=part, capture_output=True, text=True
+            ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1"],
+            cwd=part,
+            capture_output=True,
+            text=True,
         )
         if done.returncode and any(sign in done.stderr for sign in NO_REGISTRY):
             pytest.skip(f"npm reaches no registry: {done.stderr.strip().splitlines()[0]}")
