@@ -1,0 +1,21 @@
+// page.html and page.mjs with all that it imports -> dist/. `--serve` keeps them at http://127.0.0.1:8090/page.html.
+import path from "node:path";
+import esbuild from "esbuild";
+
+const root = import.meta.dirname;
+const context = await esbuild.context({
+  entryPoints: [path.join(root, "page.mjs"), path.join(root, "page.html")],
+  outdir: path.join(root, "dist"),
+  bundle: true,
+  format: "iife",
+  target: "es2022",
+  loader: { ".html": "copy" },
+  logLevel: "info",
+});
+if (process.argv.includes("--serve")) {
+  await context.watch();
+  await context.serve({ host: "127.0.0.1", port: 8090, servedir: path.join(root, "dist") });
+} else {
+  await context.rebuild();
+  await context.dispose();
+}

@@ -1,0 +1,171 @@
+// Opens the page in a headless Chromium and prints what came of it as one line of JSON.
+//
+//   node drive.mjs --bidder http://127.0.0.1:8080 --scenario all [--user u1] [--vendor 1] [--screenshot page.png]
+//
+// The browser reaches the world through a proxy of this process: garden.example is the page, what goes to the bidder is
+// passed on and written down, any other http host is a landing page. Nothing else can be reached, https included.
+import fs from "node:fs/promises";
+import http from "node:http";
+import os from "node:os";
+import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { parseArgs } from "node:util";
+import puppeteer from "puppeteer-core";
+import { browser as packaged } from "./browser.mjs";
+
+const PUBLISHER = "http://garden.example";
+const SCENARIOS = {
+  absent: { consent: "absent" }, // no consent manager on the page
+  all: { consent: "all" },
+  contextual: { consent: "contextual" }, // purpose 2 alone
+  refused: { consent: "refused" },
+  floor: { consent: "all", floor: "1000000" }, // a CPM that nobody pays
+};
+const PATIENCE_MS = 60_000; // of a slow machine
+const QUIET_MS = 1000; // without a request: what the page had to say is said
+
+const { values: flags } = parseArgs({
+  options: {
+    bidder: { type: "string" },
+    scenario: { type: "string", default: "all" },
+    user: { type: "string" },
+    vendor: { type: "string", default: "1" },
+    screenshot: { type: "string" },
+  },
+});
+if (!flags.bidder || !(flags.scenario in SCENARIOS)) {
+  console.error(`--bidder URL --scenario ${Object.keys(SCENARIOS).join(" | ")}`);
+  process.exit(2);
+}
+
+const world = await startWorld(new URL(flags.bidder));
+const profile = await fs.mkdtemp(path.join(os.tmpdir(), "leadre-browser-"));
+const browser = await puppeteer.launch({
+  ...(await packaged()),
+  headless: "shell",
+  pipe: true, // so that it ends with this process, however that ends
+  userDataDir: profile,
+  timeout: PATIENCE_MS,
+  args: [
+    `--proxy-server=http://127.0.0.1:${world.port}`,
+    "--proxy-bypass-list=<-loopback>", // loopback goes through the proxy too
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    ...(process.getuid?.() === 0 ? ["--no-sandbox"] : []),
+  ],
+});
+try {
+  console.log(JSON.stringify(await visit()));
+} finally {
+  await browser.close();
+  await fs.rm(profile, { recursive: true, force: true });
+  world.close();
+}
+
+async function visit() {
+  const page = await browser.newPage();
+  await page.setViewport({ width: 1120, height: 760 });
+  const consoleErrors = [];
+  page.on("console", (message) => message.type() === "error" && consoleErrors.push(message.text()));
+  page.on("pageerror", (error) => consoleErrors.push(String(error)));
+
+  const query = { bidder: flags.bidder, vendor: flags.vendor, timeout: PATIENCE_MS / 2, ...SCENARIOS[flags.scenario] };
+  if (flags.user) query.user = flags.user;
+  await page.goto(`${PUBLISHER}/page.html?${new URLSearchParams(query)}`);
+  await page.waitForFunction("window.auction?.isOver", { timeout: PATIENCE_MS });
+  await world.quiet();
+
+  const { bids, errors } = await page.evaluate("window.auction");
+  const banners = await readBanners(page);
+  if (flags.screenshot) await page.screenshot({ path: flags.screenshot });
+  const landed = await click(banners[0]);
+  await world.quiet();
+  return {
+    scenario: flags.scenario,
+    bids,
+    rendered: banners.map(({ slot, text, html }) => ({ slot, text, html })),
+    landed,
+    events: world.seen.filter(({ url }) => url.pathname.startsWith("/e/")),
+    auctions: world.seen.filter(({ url }) => url.pathname.startsWith("/openrtb2/")),
+    consoleErrors,
+    prebidErrors: errors,
+  };
+}
+
+/** The documents with content inside the page's slots. Prebid puts the banner into a frame of its own within ours. */
+async function readBanners(page) {
+  const banners = [];
+  for (const frame of page.frames()) {
+    const [text, html] = await frame.evaluate(() => [document.body.innerText.trim(), document.body.innerHTML]);
+    if (frame.childFrames().length || frame === page.mainFrame() || !html.trim()) continue;
+    let outer = frame;
+    while (outer.parentFrame() !== page.mainFrame()) outer = outer.parentFrame();
+    const slot = await (await outer.frameElement()).evaluate((element) => element.parentElement.id);
+    banners.push({ slot, text, html, frame });
+  }
+  return banners;
+}
+
+/** Clicks a banner and says where the reader ends up, whether that host answers or not; null without a link. */
+async function click(banner) {
+  const link = await banner?.frame.$("a[href]");
+  if (!link) return null;
+  const opened = new Promise((resolve) => browser.once("targetcreated", resolve));
+  await link.click();
+  const tab = await Promise.race([opened, sleep(5000, null, { ref: false }).then(() => link.frame.page().target())]);
+  await world.quiet();
+  const { entries, currentIndex } = await (await tab.createCDPSession()).send("Page.getNavigationHistory");
+  return entries[currentIndex].url;
+}
+
+/** The proxy. `seen` holds the bidder's traffic in order, `quiet()` waits until there is none. */
+async function startWorld(bidder) {
+  const seen = [];
+  let open = 0;
+  let last = Date.now();
+  const server = http.createServer(async (request, response) => {
+    const url = new URL(request.url, PUBLISHER);
+    open += 1;
+    response.on("close", () => { open -= 1; last = Date.now(); });
+    if (url.origin === bidder.origin) passOn(url, request, response, seen);
+    else if (url.origin === PUBLISHER) await sendFile(url.pathname, response);
+    else response.setHeader("content-type", "text/html").end(`<!doctype html><title>${url.host}</title>`);
+  });
+  server.on("connect", (_request, socket) => socket.end("HTTP/1.1 502 Bad Gateway\r\n\r\n"));
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  return {
+    seen,
+    port: server.address().port,
+    async quiet() {
+      last = Date.now();
+      while (open || Date.now() - last < QUIET_MS) await sleep(50);
+    },
+    close: () => { server.close(); server.closeAllConnections(); },
+  };
+}
+
+function passOn(url, request, response, seen) {
+  const { method, headers } = request;
+  const entry = { method, url, status: null, cors: {}, location: null };
+  seen.push(entry);
+  const onward = http.request(url, { method, headers }, (answer) => {
+    entry.status = answer.statusCode;
+    entry.location = answer.headers.location ?? null;
+    const isCors = ([name]) => name.startsWith("access-control-");
+    entry.cors = Object.fromEntries(Object.entries(answer.headers).filter(isCors));
+    response.writeHead(answer.statusCode, answer.headers);
+    answer.pipe(response);
+  });
+  onward.on("error", () => response.destroy());
+  request.pipe(onward);
+}
+
+async function sendFile(name, response) {
+  const types = { ".html": "text/html", ".js": "text/javascript" };
+  const content = await fs.readFile(path.join(import.meta.dirname, "dist", path.basename(name))).catch(() => null);
+  if (content) response.setHeader("content-type", types[path.extname(name)]).end(content);
+  else response.writeHead(404).end();
+}

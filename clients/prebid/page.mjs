@@ -1,0 +1,76 @@
+// What a publisher writes to sell two places to LEADRE. Prebid.js asks the bidder as if it were a Prebid Server: the
+// page needs no adapter of ours, only the bidder's address. The query string says what a test or a demonstration wants:
+//
+//   bidder    base URL of `leadre serve`
+//   consent   what the reader has answered: absent, all, contextual, refused (see cmp.mjs)
+//   vendor    the bidder's ID on the Global Vendor List
+//   user      the publisher's own ID of the reader
+//   floor     the least CPM in USD that a place is sold for
+//   timeout   milliseconds until the page goes on without a bid
+import pbjs from "prebid.js";
+import "prebid.js/modules/consentManagementTcf";
+import "prebid.js/modules/prebidServerBidAdapter";
+import { installCmp } from "./cmp.mjs";
+
+const query = new URLSearchParams(location.search);
+const consent = query.get("consent") ?? "absent";
+const floor = Number(query.get("floor") ?? 0.1);
+const timeout = Number(query.get("timeout") ?? 1500);
+
+const place = (code, size) => ({
+  code,
+  mediaTypes: { banner: { sizes: [size] } },
+  ortb2Imp: { tagid: code, bidfloor: floor, bidfloorcur: "USD" },
+  bids: [{ bidder: "leadre", params: {} }],
+});
+const adUnits = [place("home-top", [728, 90]), place("home-side", [300, 250])];
+
+pbjs.processQueue();
+pbjs.setConfig({
+  bidderTimeout: timeout,
+  s2sConfig: {
+    enabled: true,
+    accountId: "garden-weekly",
+    bidders: ["leadre"],
+    endpoint: `${query.get("bidder") ?? "http://127.0.0.1:8080"}/openrtb2/auction`,
+    timeout: 1000, // the bidder's `tmax`
+  },
+  ortb2: {
+    site: { cat: ["IAB10"], content: { language: "en" } },
+    ...(query.has("user") && { user: { id: query.get("user") } }),
+  },
+});
+
+if (consent !== "absent") {
+  installCmp(consent, Number(query.get("vendor") ?? 1));
+  pbjs.setConfig({ consentManagement: { gdpr: { cmpApi: "iab", timeout } } });
+}
+
+// For those who watch: Prebid keeps its errors to itself unless it is asked.
+window.auction = { bids: [], errors: [], isOver: false };
+pbjs.onEvent("auctionDebug", ({ type, arguments: said }) => {
+  if (type === "ERROR") window.auction.errors.push(Array.from(said, String).join(" "));
+});
+
+pbjs.requestBids({
+  adUnits,
+  bidsBackHandler() {
+    for (const { code } of adUnits) {
+      const bid = pbjs.getHighestCpmBids(code)[0];
+      if (bid) render(code, bid);
+    }
+    window.auction.isOver = true;
+  },
+});
+
+// The burl is called by Prebid as it renders, the nurl by the pixel that it puts before the banner.
+function render(code, bid) {
+  const slot = document.getElementById(code);
+  const bare = { width: 0, height: 0, marginWidth: 0, marginHeight: 0, scrolling: "no" }; // Prebid sets the size
+  const frame = Object.assign(document.createElement("iframe"), { title: "Advertisement", ...bare });
+  slot.append(frame);
+  slot.hidden = false;
+  pbjs.renderAd(frame.contentDocument, bid.adId);
+  const { seatBidId, bidderCode, cpm, currency, width, height, creativeId, meta } = bid;
+  window.auction.bids.push({ code, seatBidId, bidderCode, cpm, currency, width, height, creativeId, ...meta });
+}
