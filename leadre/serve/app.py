@@ -136,7 +136,9 @@ class App:
         arrived_s = scope.get(ARRIVED, time.monotonic())
         outcome, status, body = "bad", 400, b""
         if time.monotonic() - arrived_s > self.worker.shed_s:  # too many before it: quick words are the best help
-            outcome, status = "shed", 204
+            outcome, status, body = "shed", 204, b""
+            if route == "auction":
+                status, body = 200, b"{}"  # Prebid.js wants JSON
         else:
             with contextlib.suppress(BadRequest):
                 asked = await body_of(scope, receive)

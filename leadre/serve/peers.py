@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -87,6 +88,22 @@ class Client(Generic[Q, A]):
             for future in self._waiting.values():
                 if not future.done():
                     future.set_exception(ConnectionResetError(f"{self.path.name} hung up"))
+
+
+def ask_once(path: Path, question: object, answers: Any, *, timeout_s: float) -> Any:
+    """One question from a thread without an event loop. PeerError as from `Client.ask`."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(timeout_s)
+            connection.connect(str(path))
+            message = msgspec.msgpack.encode((0, question))
+            connection.sendall(len(message).to_bytes(LENGTH, "big") + message)
+            with connection.makefile("rb") as stream:
+                length = int.from_bytes(stream.read(LENGTH), "big")
+                _, answer = msgspec.msgpack.decode(stream.read(length), type=tuple[int, answers])
+    except (OSError, msgspec.DecodeError) as error:
+        raise PeerError(f"{path.name}: no answer within {timeout_s:.0f} s") from error
+    return answer
 
 
 async def serve(path: Path, questions: Any, answer: Callable[[Q], Awaitable[object]]) -> asyncio.Server:

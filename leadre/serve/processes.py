@@ -38,7 +38,7 @@ def manage(plan: Plan, listening: socket.socket) -> None:
     _begin()
     from leadre.serve import office
 
-    _serve(office.app(plan), listening)
+    _serve(office.app(plan.paths, plan.tables), listening)
 
 
 def write(plan: Plan) -> None:

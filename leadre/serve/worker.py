@@ -143,7 +143,8 @@ class Worker:
         request = openrtb.read(body)
         answer = await self._respond(request, arrived_s)
         if answer.reason is not None:
-            return ("no_bid", *openrtb.no_bid(request, answer.reason))
+            status, nothing = openrtb.no_bid(request, answer.reason, is_debug=fills_macros)  # Prebid.js wants JSON
+            return "no_bid", status, nothing
         seat = self.settings.seat
         return "bid", 200, openrtb.write(request, answer.rendered, seat=seat, fills_macros=fills_macros)
 
