@@ -23,3 +23,7 @@ class BusyError(LeadreError):
 
 class ClosedError(LeadreError):
     """An engine was closed or has stopped, and takes and finishes no more requests."""
+
+
+class StoreDown(LeadreError):
+    """A store of lists, profiles or caps does not answer. The message says which; the next call tries anew."""

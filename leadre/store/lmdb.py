@@ -1,0 +1,385 @@
+"""The store in a folder, without a server: memory-mapped files (LMDB) that any process of the machine may open.
+
+Three files, so that nothing waits for a disk that need not: ``lists`` (a commit is on the disk), ``profiles`` (the
+last commits may be lost in a power cut) and ``caps``, which is never synchronised: a killed process loses nothing, and
+as a power cut could leave it torn, a file of an earlier boot is not opened.
+
+LMDB leaves deleted bytes on free pages. `erase` therefore copies what lives into a new file of the next number, which
+takes the place of the old one when it is complete; other processes look for a newer number five times a second.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import lmdb
+import msgspec
+
+from leadre.errors import InputError, StoreDown
+from leadre.store.contract import (
+    Cap,
+    Profile,
+    StoredList,
+    Versions,
+    check_caps,
+    check_users,
+    first_day,
+    is_possible,
+)
+
+MAP_BYTES = 1 << 38  # of address space, not of disk
+MOST_READERS = 1024  # threads of all processes that read at the same instant
+LOOK_EVERY_S = 0.2
+PAGE = 1000
+PURGED_A_CALL = 64
+KEPT = 0  # in the place of a time until which a reservation counts
+STATE = b"versions"
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+_lists = msgspec.msgpack.Decoder(StoredList)
+_profiles = msgspec.msgpack.Decoder(Profile)
+_versions = msgspec.msgpack.Decoder(Versions)
+_held = msgspec.msgpack.Decoder(list[tuple[bytes, int]])
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class _Opened(NamedTuple):
+    path: Path
+    env: lmdb.Environment
+    tables: tuple[lmdb._Database, ...]
+
+
+class _File:
+    """One LMDB file, ``NAME.NUMBER.mdb``, which `compact` replaces by the next number.
+
+    Writing, opening and replacing exclude each other by a lock on ``NAME.lock`` that dies with its process.
+    """
+
+    # LMDB forbids to open a file twice in a process, so stores of one folder share it
+    _all: ClassVar[weakref.WeakValueDictionary[Path, _File]] = weakref.WeakValueDictionary()
+    _guard: ClassVar[threading.Lock] = threading.Lock()
+
+    @classmethod
+    def at(cls, path: Path, tables: Sequence[str], *, sync: bool = True, metasync: bool = True) -> _File:
+        with cls._guard:
+            found = cls._all.get(path.absolute())
+            if found is None:
+                found = cls._all[path.absolute()] = cls(path.absolute(), tables, sync, metasync)
+            return found
+
+    def __init__(self, path: Path, tables: Sequence[str], sync: bool, metasync: bool) -> None:
+        self.path, self.names, self.sync, self.metasync = path, tables, sync, metasync
+        self._opened: _Opened | None = None
+        self._looked_s = 0.0
+
+    @contextmanager
+    def read(self) -> Iterator[tuple[lmdb.Transaction, tuple[lmdb._Database, ...]]]:
+        now_s, opened = time.monotonic(), self._opened
+        if opened is None or now_s - self._looked_s > LOOK_EVERY_S:
+            if opened is None or self._newest() != opened.path:
+                with self._locked():
+                    opened = self._open()
+            self._looked_s = now_s
+        with _translated(self.path), opened.env.begin() as transaction:
+            yield transaction, opened.tables
+
+    @contextmanager
+    def write(self) -> Iterator[tuple[lmdb.Transaction, tuple[lmdb._Database, ...]]]:
+        with self._locked():
+            opened = self._open()
+            with _translated(self.path), opened.env.begin(write=True) as transaction:
+                yield transaction, opened.tables
+
+    def compact(self) -> None:
+        """Leave no byte in the folder that is not alive."""
+        with self._locked(), _translated(self.path):
+            opened = self._open()
+            number = int(opened.path.suffixes[-2][1:]) + 1
+            temporary = self.path.with_name(f"{self.path.name}.tmp")
+            with temporary.open("wb") as file:
+                opened.env.copyfd(file.fileno(), compact=True)
+                os.fsync(file.fileno())
+            temporary.rename(self._numbered(number))
+            del opened  # the last thread that reads the old file closes it
+            self._opened = None
+            self._tidy()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with _translated(self.path):
+            file = os.open(self.path.with_name(f"{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(file)
+
+    def _open(self) -> _Opened:
+        """The newest file, opened; the caller has the lock."""
+        newest = self._newest()
+        if self._opened is None or self._opened.path != newest:
+            with _translated(self.path):
+                self._tidy()
+                env = lmdb.open(
+                    str(newest),
+                    subdir=False,
+                    map_size=MAP_BYTES,
+                    max_dbs=len(self.names),
+                    max_readers=MOST_READERS,
+                    sync=self.sync,
+                    metasync=self.metasync,
+                    mode=0o600,
+                )
+                env.reader_check()  # slots of killed processes would keep old pages alive
+                self._opened = _Opened(newest, env, tuple(env.open_db(name.encode()) for name in self.names))
+        return self._opened
+
+    def _newest(self) -> Path:
+        with _translated(self.path):
+            return max(self._numbers(), default=self._numbered(1))
+
+    def _numbers(self) -> list[Path]:
+        """Numbered files; the digits sort as numbers."""
+        start = f"{self.path.name}."
+        names = os.listdir(self.path.parent)
+        return [self.path.with_name(name) for name in names if name.startswith(start) and name.endswith(".mdb")]
+
+    def _numbered(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{number:09d}.mdb")
+
+    def _tidy(self) -> None:
+        """Remove older files, and what a killed `compact` left."""
+        old = sorted(self._numbers())[:-1]
+        locks = [path.with_name(f"{path.name}-lock") for path in old]
+        for path in (*old, *locks, self.path.with_name(f"{self.path.name}.tmp")):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (lmdb.Error, OSError) as error:
+        raise StoreDown(f"store {path}: {error}; check the disk's space and the folder's rights") from error
+
+
+class LmdbStore:
+    """`contract.Store` in a folder, which is made where missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"store {folder}: cannot be made a folder ({error.strerror})") from error
+        caps = f"caps-{BOOT.read_text().strip() if BOOT.exists() else 'any'}"
+        for path in folder.glob("caps-*"):
+            if not path.name.startswith(caps):
+                path.unlink(missing_ok=True)
+        self._lists = _File.at(folder / "lists", ("state", "lists"))
+        self._profiles = _File.at(folder / "profiles", ("profiles",), metasync=False)
+        self._caps = _File.at(folder / caps, ("places", "ids"), sync=False)
+
+    # Lists: version, NUL, user -> list
+
+    def put_lists(self, version: str, lists: Mapping[str, StoredList]) -> None:
+        check_users(list(lists))
+        with self._lists.write() as (txn, (state, table)):
+            known = _read_versions(txn, state)
+            if known.with_name(version) != known:
+                txn.put(STATE, _encode(known.with_name(version)), db=state)
+            start = version.encode() + b"\0"
+            rows = ((start + user.encode(), _encode(lists[user])) for user in sorted(lists))
+            txn.cursor(table).putmulti(rows)
+
+    def read_list(self, user: str) -> StoredList | None:
+        if not is_possible(user):
+            return None
+        with self._lists.read() as (txn, (state, table)):
+            current = _read_versions(txn, state).current
+            if current is None:
+                return None
+            found = txn.get(f"{current}\0{user}".encode(), db=table)
+            return None if found is None else _lists.decode(found)
+
+    def scan(self, version: str) -> Iterator[tuple[str, StoredList]]:
+        self.versions().check(version)
+        after = start = version.encode() + b"\0"
+        while True:
+            page: list[tuple[str, StoredList]] = []
+            with self._lists.read() as (txn, (_, table)):
+                for key, value in _under(txn.cursor(table), start, after):
+                    page.append((key[len(start) :].decode(), _lists.decode(value)))
+                    if len(page) == PAGE:
+                        break
+            yield from page
+            if len(page) < PAGE:
+                return
+            after = start + page[-1][0].encode() + b"\0"
+
+    def versions(self) -> Versions:
+        with self._lists.read() as (txn, (state, _)):
+            return _read_versions(txn, state)
+
+    def switch(self, version: str) -> None:
+        with self._lists.write() as (txn, (state, _)):
+            txn.put(STATE, _encode(_read_versions(txn, state).switch(version)), db=state)
+
+    def rollback(self) -> str:
+        with self._lists.write() as (txn, (state, _)):
+            changed = _read_versions(txn, state).rollback()
+            txn.put(STATE, _encode(changed), db=state)
+        assert changed.current is not None
+        return changed.current
+
+    def drop(self, version: str) -> None:
+        with self._lists.write() as (txn, (state, table)):
+            txn.put(STATE, _encode(_read_versions(txn, state).without(version)), db=state)
+            _delete_under(txn.cursor(table), version.encode() + b"\0")
+
+    # Profiles: user -> profile
+
+    def read_profile(self, user: str) -> Profile | None:
+        if not is_possible(user):
+            return None
+        with self._profiles.read() as (txn, (table,)):
+            found = txn.get(user.encode(), db=table)
+            return None if found is None else _profiles.decode(found)
+
+    def write_profiles(self, *profiles: Profile) -> None:
+        check_users([profile.user_id for profile in profiles])
+        with self._profiles.write() as (txn, (table,)):
+            for profile in profiles:
+                txn.put(profile.user_id.encode(), _encode(profile.bounded()), db=table)
+
+    # Caps. Places: day, user, NUL, campaign -> [(ID, until_us)]; IDs: day, random -> key of its places.
+    # The day comes first so that days gone by lie together at the front.
+
+    def reserve(
+        self, user: str, caps: Sequence[Cap], *, now_us: int, until_us: int, count: int = 1
+    ) -> dict[str, list[str]]:
+        check_caps(user, caps, now_us, until_us, count)
+        granted: dict[str, list[str]] = {}
+        with self._caps.write() as (txn, (places, ids)):
+            for table in (places, ids):
+                _purge(txn.cursor(table), first_day(now_us))
+            for cap in caps:
+                key = _day(cap.day) + f"{user}\0{cap.campaign_id}".encode()
+                held = _held.decode(txn.get(key, db=places, default=b"\x90"))
+                live = [(one, until) for one, until in held if until == KEPT or until > now_us]
+                for one in {one for one, _ in held} - {one for one, _ in live}:
+                    txn.delete(one, db=ids)
+                free = max(0, min(count, cap.limit - len(live)))
+                fresh = [_day(cap.day) + secrets.token_bytes(12) for _ in range(free)]
+                for one in fresh:
+                    txn.put(one, key, db=ids)
+                _put_places(txn, places, key, live + [(one, until_us) for one in fresh])
+                granted[cap.campaign_id] = [one.hex() for one in fresh]
+        return granted
+
+    def keep(self, reservation: str) -> bool:
+        with self._caps.write() as (txn, (places, ids)):
+            one = _from_hex(reservation)
+            key = txn.get(one, db=ids)
+            if key is None:
+                return False
+            held = _held.decode(txn.get(key, db=places, default=b"\x90"))
+            _put_places(txn, places, bytes(key), [(other, KEPT if other == one else until) for other, until in held])
+            return True
+
+    def release(self, *reservations: str) -> None:
+        with self._caps.write() as (txn, (places, ids)):
+            for one in map(_from_hex, reservations):
+                key = txn.get(one, db=ids)
+                if key is None:
+                    continue
+                held = _held.decode(txn.get(key, db=places, default=b"\x90"))
+                if (one, KEPT) not in held:
+                    txn.delete(one, db=ids)
+                    _put_places(txn, places, bytes(key), [other for other in held if other[0] != one])
+
+    def erase(self, *users: str) -> None:
+        known = [user for user in users if is_possible(user)]
+        with self._lists.write() as (txn, (state, table)):
+            for version in _read_versions(txn, state).names:
+                for user in known:
+                    txn.delete(f"{version}\0{user}".encode(), db=table)
+        with self._profiles.write() as (txn, (table,)):
+            for user in known:
+                txn.delete(user.encode(), db=table)
+        with self._caps.write() as (txn, (places, ids)):
+            for day in _days(txn.cursor(places)):
+                for user in known:
+                    for held in _delete_under(txn.cursor(places), day + user.encode() + b"\0"):
+                        for one, _ in _held.decode(held):
+                            txn.delete(one, db=ids)
+        for file in (self._lists, self._profiles, self._caps):
+            file.compact()
+
+    def close(self) -> None:
+        with suppress(AttributeError):  # closed already
+            del self._lists, self._profiles, self._caps  # each file closes when nobody in this process uses it
+
+
+def _read_versions(txn: lmdb.Transaction, state: lmdb._Database) -> Versions:
+    found = txn.get(STATE, db=state)
+    return Versions() if found is None else _versions.decode(found)
+
+
+def _under(cursor: lmdb.Cursor, start: bytes, after: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Records whose key begins with ``start``, from ``after`` on."""
+    found = cursor.set_range(after)
+    while found and bytes(cursor.key()).startswith(start):
+        yield bytes(cursor.key()), bytes(cursor.value())
+        found = cursor.next()
+
+
+def _delete_under(cursor: lmdb.Cursor, start: bytes) -> list[bytes]:
+    """Delete the records whose key begins with ``start``; returns what they held."""
+    gone = []
+    while cursor.set_range(start) and bytes(cursor.key()).startswith(start):
+        gone.append(bytes(cursor.value()))
+        cursor.delete()
+    return gone
+
+
+def _purge(cursor: lmdb.Cursor, day: int) -> None:
+    """Delete a few records of days before ``day``: more than a call can add, so that they come to an end."""
+    for _ in range(PURGED_A_CALL):
+        if not cursor.first() or bytes(cursor.key()) >= _day(day):
+            return
+        cursor.delete()
+
+
+def _days(cursor: lmdb.Cursor) -> list[bytes]:
+    days: list[bytes] = []
+    while cursor.set_range(_day(int.from_bytes(days[-1]) + 1) if days else b"\0"):
+        days.append(bytes(cursor.key()[:4]))
+    return days
+
+
+def _day(day: int) -> bytes:
+    return day.to_bytes(4)
+
+
+def _put_places(txn: lmdb.Transaction, places: lmdb._Database, key: bytes, held: list[tuple[bytes, int]]) -> None:
+    if held:
+        txn.put(key, _encode(held), db=places)
+    else:
+        txn.delete(key, db=places)
+
+
+def _from_hex(reservation: str) -> bytes:
+    """Its bytes; of what is no reservation, bytes that no reservation has."""
+    with suppress(ValueError):
+        return bytes.fromhex(reservation)[:64] or b"\0"
+    return b"\0"
