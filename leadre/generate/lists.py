@@ -165,7 +165,7 @@ class Leases:
 def generate(job: Job, users: int, workers: int) -> None:
     """Lists of all ``users`` of a job into its store; what an earlier run finished is not done again.
 
-    A worker that dies is replaced as long as batches get finished; any other error ends the run (StoreDown, ShardError).
+    A worker that dies is replaced as long as batches get finished; other errors end the run (StoreDown, ShardError).
     """
     count = -(-users // job.batch)
     with closing(Leases(job.leases, job.version)) as leases:
