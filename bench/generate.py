@@ -95,19 +95,19 @@ class Bench:
     def ours(self, count: int, width: int) -> Any:
         return self.searcher(self.asked(self.prompts[:count]), Policy(width))
 
-    def against_transformers(self, *, batch: bool) -> dict[str, float]:
-        """Ratios of medians, and our own seconds."""
+    def rival(self) -> Callable[[list[Any], int, int], Any]:
+        """`transformers.generate` with our weights: (prompts, beams, results wanted) -> written codes."""
         reference = causal_lm(self.backbone).to(self.searcher.runner.dtype)
         allowed = children((self.layout.words + self.layout.rows(self.codes_OL)).tolist())
 
-        def theirs(count: int, width: int) -> Any:
+        def generate(prompts: list[Any], width: int, top: int) -> Any:
             with torch.inference_mode():
                 return reference.generate(
-                    torch.from_numpy(np.stack(self.prompts[:count])).long(),
-                    attention_mask=torch.ones(count, PROMPT, dtype=torch.long),
+                    torch.from_numpy(np.stack(prompts)).long(),
+                    attention_mask=torch.ones(len(prompts), PROMPT, dtype=torch.long),
                     prefix_allowed_tokens_fn=lambda _, ids: allowed[tuple(ids[PROMPT:].tolist())],
                     num_beams=width,
-                    num_return_sequences=width,
+                    num_return_sequences=top,
                     max_new_tokens=len(SIZES),
                     do_sample=False,
                     eos_token_id=None,
@@ -115,6 +115,15 @@ class Bench:
                     length_penalty=0.0,
                     renormalize_logits=True,
                 )
+
+        return generate
+
+    def against_transformers(self, *, batch: bool) -> dict[str, float]:
+        """Ratios of medians, and our own seconds."""
+        rival = self.rival()
+
+        def theirs(count: int, width: int) -> Any:
+            return rival(self.prompts[:count], width, width)
 
         result = {}
         for width in (50, 20):

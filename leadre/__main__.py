@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from leadre import __version__, config
-from leadre.errors import ArtifactError, InputError
+from leadre.errors import ArtifactError, InputError, StoreDown
 
 # Imported only when asked for: --help must not wait for torch. Each module has `Config` and `run(config)`.
 VERBS = {
@@ -20,18 +20,19 @@ VERBS = {
     "tune": "leadre.tune.run",
     "tune-dpo": "leadre.tune.run_dpo",
     "generate": "leadre.generate.run",
+    "generate-lists": "leadre.generate.run_lists",
     "evaluate": "leadre.evaluate.run",
 }
-FIRST_STAGE = {"tune": "sft"}  # of a verb with several; `tune --stage dpo` is `tune-dpo`
+FIRST_STAGE = {"tune": "sft", "generate": "requests"}  # of a verb with several; `tune --stage dpo` is `tune-dpo`
 SWITCHES = {"--help": "help", "-h": "help", "--show": "show"}
 USAGE = "usage: leadre VERB [--config FILE.toml] [--field value ...] [--show] [--help]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit status: 0 done, 2 the user's fault (one line on stderr), 130 interrupted."""
+    """Run one verb and return the exit status: 0 done, 2 for the user to mend (one line on stderr), 130 interrupted."""
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
-    except (InputError, ArtifactError) as error:
+    except (InputError, ArtifactError, StoreDown) as error:
         print(f"leadre: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -98,7 +99,7 @@ def _import(verb: str) -> ModuleType:
 
 def _overview() -> str:
     lines = [f"leadre {__version__}: display ads retrieved by a language model", "", USAGE, "", "verbs, in order:"]
-    lines += [f"  {verb:<10}{_first_docstring_line(module)}" for verb, module in VERBS.items()]
+    lines += [f"  {verb:<16}{_first_docstring_line(module)}" for verb, module in VERBS.items()]
     return "\n".join([*lines, "", "`leadre VERB --help` lists a verb's fields; runs/demo.sh runs them all."])
 
 

@@ -62,7 +62,7 @@ def test_help_lists_each_verb_with_its_line(capsys: pytest.CaptureFixture[str]) 
     for verb, module in cli.VERBS.items():
         docstring = importlib.import_module(module).__doc__
         assert docstring, f"{module} has no docstring"
-        assert f"  {verb:<10}{docstring.splitlines()[0]}\n" in text
+        assert f"  {verb:<16}{docstring.splitlines()[0]}\n" in text
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

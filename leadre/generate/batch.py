@@ -38,12 +38,23 @@ class Loaded:
     live: Live
 
 
-def load(tables: Artifact, codebook: Artifact, model: Artifact, *, training: bool, threads: int = 0) -> Loaded:
-    """A tuned model that answers requests, ``training`` ones too. ``threads``: processor threads, 0 = all."""
+def load(
+    tables: Artifact,
+    codebook: Artifact,
+    model: Artifact,
+    *,
+    training: bool,
+    threads: int = 0,
+    logs: Logs | None = None,
+) -> Loaded:
+    """A tuned model that answers requests, ``training`` ones too, of ``logs`` if they are given.
+
+    ``threads``: processor threads, 0 = all.
+    """
     if threads:
         torch.set_num_threads(threads)
     ids = saved.tuned_ids(codebooks.load(codebook), model)
-    loaded = saved.load(tables, ids, model, training=training)
+    loaded = saved.load(tables, ids, model, training=training, logs=logs)
     return Loaded(Searcher(loaded.backbone), loaded.threads, loaded.live)
 
 

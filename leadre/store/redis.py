@@ -10,6 +10,7 @@ scripts reach keys that they find in others.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -257,7 +258,7 @@ def _connect(url: str, timeout_ms: float) -> redis.Redis:
 
 
 def _without_password(url: str) -> str:
-    return url.rpartition("@")[2]
+    return re.sub(r"//.*@", "//", url)
 
 
 def _list_key(version: str, user: str) -> str:

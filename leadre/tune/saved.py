@@ -30,9 +30,12 @@ class Saved:
     live: Live
 
 
-def load(tables: Artifact, codebook: Codebook, model: Artifact, *, training: bool) -> Saved:
-    """Load model, prompts' form and live sets; ``codebook`` from `tuned_ids`, ``training`` as in `load_live`."""
-    logs = histories.load(tables)
+def load(tables: Artifact, codebook: Codebook, model: Artifact, *, training: bool, logs: Logs | None = None) -> Saved:
+    """Load model, prompts' form and live sets; ``codebook`` from `tuned_ids`, ``training`` as in `load_live`.
+
+    ``logs`` stand in for those of the tables, with the same users, ads and objects.
+    """
+    logs = logs or histories.load(tables)
     live = load_live(logs, codebook, model, training=training)
     backbone = backbones.load(model.path, live.codes_OL).to(backbones.pick_device())
     tokenizer = pretrained.tokenizer(model.path / "tokenizer")

@@ -230,7 +230,7 @@ def test_a_server_that_hangs_or_is_gone_costs_milliseconds_and_comes_back():
             lambda: store.reserve("u", [Cap("c", 1, 1)], now_us=0, until_us=1),
         ):
             start_s = time.perf_counter()
-            with pytest.raises(StoreDown, match=f"127.0.0.1:{port}.*is the server up"):
+            with pytest.raises(StoreDown, match=f"redis://127.0.0.1:{port}.*is the server up"):
                 call()
             assert time.perf_counter() - start_s < 0.3
         os.kill(running._process.pid, signal.SIGCONT)

