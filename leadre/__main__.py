@@ -21,6 +21,7 @@ VERBS = {
     "tune-dpo": "leadre.tune.run_dpo",
     "generate": "leadre.generate.run",
     "generate-lists": "leadre.generate.run_lists",
+    "serve": "leadre.serve.run",
     "evaluate": "leadre.evaluate.run",
 }
 FIRST_STAGE = {"tune": "sft", "generate": "requests"}  # of a verb with several; `tune --stage dpo` is `tune-dpo`
