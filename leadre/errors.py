@@ -63,5 +63,3 @@ class ExpiredError(TokenError):
 
 class StorageError(LeadreError):
     """The disk is full or failed. What was being written is not there; what was acknowledged before is."""
-class StoreDown(LeadreError):
-    """A store of lists, profiles or caps does not answer. The message says which; the next call tries anew."""

@@ -11,7 +11,6 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
-import msgspec
 import numpy as np
 import polars as pl
 
@@ -25,45 +24,12 @@ from leadre.lm.layout import Ids
 from leadre.lm.prefix import Prefixes
 from leadre.semid import codebook as codebooks
 from leadre.semid.inventory import Inventory
+from leadre.serve.messages import Generated, Greeting, Hello, Wanted
 from leadre.store.contract import Seen
 from leadre.tune import saved
 from leadre.tune.tasks import Threads
 
 PREFIX_MB = 256
-
-
-class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """A worker asks what there is. Becomes `Greeting`."""
-
-
-class Greeting(msgspec.Struct, frozen=True, tag="greeting"):
-    """The objects that the model knows, by the numbers of all other messages, and the version of the model."""
-
-    object_ids: list[str]
-    version: str
-
-
-class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
-    """A question: who (id, and what they did, oldest first), when, and which objects may be shown.
-
-    ``eligible`` has a bit for each object of the catalogue (`numpy.packbits`); ``until_s`` is a time of the machine's
-    monotonic clock, which its processes share.
-    """
-
-    user_id: str
-    recent: tuple[Seen, ...]
-    now_us: int
-    eligible: bytes
-    top: int
-    until_s: float
-
-
-class Generated(msgspec.Struct, frozen=True, tag="generated"):
-    """An answer: objects of the catalogue, best first, with log-probabilities; nothing where there was no time."""
-
-    objects: list[int]
-    log_p: list[float]
-    is_complete: bool
 
 
 class Generator:

@@ -1,6 +1,6 @@
-"""What a bid worker says to the writer process, and what it hears: one question, one answer.
+"""What the processes of a bidder say to each other: one question, one answer.
 
-An answer is sent when what it tells is on the disk.
+The writer's answers are sent when what they tell is on the disk; those of the language model when there is no more time.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import msgspec
 
 from leadre.auction.orders import Ask, Lease, Release
 from leadre.serve.eventlog import Answered
+from leadre.store.contract import Seen
 from leadre.types import EventKind
 
 
@@ -121,3 +122,37 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 Reply = Done | Leases | Told | Found | Counted | Reported | Erased | Failed
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """A worker asks what there is. Becomes `Greeting`."""
+
+
+class Greeting(msgspec.Struct, frozen=True, tag="greeting"):
+    """The objects that the model knows, by the numbers of all other messages, and the version of the model."""
+
+    object_ids: list[str]
+    version: str
+
+
+class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
+    """A question: who (id, and what they did, oldest first), when, and which objects may be shown.
+
+    ``eligible`` has a bit for each object of the catalogue (`numpy.packbits`); ``until_s`` is a time of the machine's
+    monotonic clock, which its processes share.
+    """
+
+    user_id: str
+    recent: tuple[Seen, ...]
+    now_us: int
+    eligible: bytes
+    top: int
+    until_s: float
+
+
+class Generated(msgspec.Struct, frozen=True, tag="generated"):
+    """An answer: objects of the catalogue, best first, with log-probabilities; nothing where there was no time."""
+
+    objects: list[int]
+    log_p: list[float]
+    is_complete: bool

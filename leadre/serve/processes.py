@@ -70,7 +70,8 @@ def generate(plan: Plan) -> None:
     _begin()
     from leadre import artifact
     from leadre.serve import peers
-    from leadre.serve.generator import Generator, Hello, Wanted
+    from leadre.serve.generator import Generator
+    from leadre.serve.messages import Hello, Wanted
 
     assert plan.model is not None
     parts = (

@@ -20,8 +20,8 @@ from leadre.errors import PeerError
 from leadre.serve import consent, creatives, openrtb
 from leadre.serve.budgets import Budgets
 from leadre.serve.eligibility import Snapshot
-from leadre.serve.generator import Generated, Wanted
 from leadre.serve.memory import Memory
+from leadre.serve.messages import Generated, Wanted
 from leadre.serve.objects import Objects
 from leadre.serve.openrtb import NoBid, Rendered
 from leadre.serve.settings import Settings

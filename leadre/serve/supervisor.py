@@ -80,10 +80,10 @@ def run(plan: Plan) -> None:
     with tempfile.TemporaryDirectory(prefix="leadre-metrics-") as metrics:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics  # children inherit it
         roles = [_Role("writer", processes.write, (plan,))]
-        if plan.model is not None:
-            roles.append(_Role("model", processes.generate, (plan,)))
-        roles.append(_Role("management", processes.manage, (plan, managing)))
         roles += [_Role(f"worker {n}", processes.bid, (plan, listening)) for n in range(1, plan.workers + 1)]
+        roles.append(_Role("management", processes.manage, (plan, managing)))
+        if plan.model is not None:  # last, as bids need not wait for what takes longest
+            roles.append(_Role("model", processes.generate, (plan,)))
         stopping = [False]
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopping.__setitem__(0, True))
@@ -91,7 +91,7 @@ def run(plan: Plan) -> None:
             while not stopping[0]:
                 _tend(roles)
         finally:
-            for role in reversed(roles):
+            for role in [*roles[1:], roles[0]]:  # the writer hears everybody's last words
                 _end(role)
 
 

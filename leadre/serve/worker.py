@@ -26,7 +26,6 @@ from leadre.serve import auth, eligibility, openrtb, records
 from leadre.serve.budgets import Budgets
 from leadre.serve.eligibility import Snapshot
 from leadre.serve.eventlog import Answered
-from leadre.serve.generator import Generated, Greeting, Hello, Wanted
 from leadre.serve.memory import Memory
 from leadre.serve.messages import (
     Append,
@@ -35,11 +34,15 @@ from leadre.serve.messages import (
     Event,
     Failed,
     Found,
+    Generated,
+    Greeting,
+    Hello,
     Leases,
     Orders,
     Question,
     Recent,
     Reply,
+    Wanted,
 )
 from leadre.serve.objects import Objects
 from leadre.serve.openrtb import Rendered
