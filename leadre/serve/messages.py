@@ -1,6 +1,6 @@
 """What the processes of a bidder say to each other: one question, one answer.
 
-The writer's answers are sent when what they tell is on the disk; those of the language model when there is no more time.
+The writer answers when what it tells is on the disk, the language model when there is no more time.
 """
 
 from __future__ import annotations
