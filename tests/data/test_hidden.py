@@ -105,7 +105,7 @@ def test_requests_without_an_answer_stay_if_asked():
 
 
 def test_errors_teach(tmp_path):
-    with pytest.raises(InputError, match="--hide 1.0: wants a share"):
+    with pytest.raises(InputError, match="wants a share from 0"):
         stage.run(stage.Config(run="x", work=tmp_path, hide=1.0, **SMALL))
     tables = world.read(seed=3, users=24, ads=40, contents=12)
     training = dataclasses.replace(tables, requests=tables.requests.filter(pl.col("split") == "train"))
