@@ -63,7 +63,7 @@ def write(folder: Path, inputs: Inputs) -> None:
         figure = plots.loss(curve, _read_csv(inputs.root / "tune-sft" / "valid.csv"))
         plots.png(figure, folder / "loss.png")
         loss_svg = plots.svg(figure)
-    page = _template().render(
+    page = template("report.html.j2").render(
         run=inputs.root.name,
         split=inputs.split,
         requests=len(inputs.views[0].requests_V),
@@ -240,8 +240,9 @@ def _read_csv(path: Path) -> dict[str, NDArray[np.float64]]:
     return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
 
 
-def _template() -> Any:
-    source = resources.files("leadre.evaluate").joinpath("report.html.j2").read_text(encoding="utf-8")
+def template(name: str) -> Any:
+    """A page of this folder, ready to render: all text is escaped, a missing name is an error."""
+    source = resources.files("leadre.evaluate").joinpath(name).read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["figure"] = lambda value: f"{value:.3f}".removeprefix("0")
     return environment.from_string(source)

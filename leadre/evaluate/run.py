@@ -63,7 +63,7 @@ def run(config: Config) -> None:
 
     data, lists = parents
     logs = histories.load(data)
-    requests_R = _requests(config, logs, lists)
+    requests_R = choose(config, logs, lists)
     views = [retrieval.view(logs, requests_R, name) for name in retrieval.VIEWS]
     methods = _methods(config, logs, data, {OURS: lists, **extras}, views)
     weights = {} if validation is None else _add_reranked(methods, logs, lists, validation, views)
@@ -148,7 +148,7 @@ def _fingerprint(config: Config) -> dict[str, str]:
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.is_file()}
 
 
-def _requests(config: Config, logs: Logs, lists: artifact.Artifact) -> Ints:
+def choose(config: Config, logs: Logs, lists: artifact.Artifact) -> Ints:
     """The requests to evaluate: those of the split that the lists hold, of at most `users` users."""
     import numpy as np
 
