@@ -63,7 +63,7 @@ def comparison(panels: Mapping[str, Sequence[Bar]], *, label: str, ranked: bool 
 
 def _panel(ax: Axes, bars: Sequence[Bar], *, title: str) -> None:
     colour = {"ours": OURS, "kin": KIN, "rival": RIVAL}
-    highest = max(bar.hi for bar in bars)
+    highest = max(bar.hi for bar in bars) or 1.0  # nobody found anything
     for place, bar in enumerate(bars):
         shade = colour[bar.kind]
         if bar.kind == "ours":

@@ -70,7 +70,7 @@ def write(folder: Path, inputs: Inputs) -> None:
         users=inputs.views[0].users,
         ads=len(inputs.logs.ads),
         live=round(float(np.mean([len(inputs.logs.inventory(int(r))) for r in inputs.views[0].requests_V]))),
-        views=[_view(v, inputs.tables[v.name]) for v in inputs.views],
+        views=[_view(v, inputs.tables[v.name]) | {"plot": _plot(v, inputs.tables[v.name])} for v in inputs.views],
         slices=[_view(v, inputs.tables[v.name], slices.METRICS) for v in inputs.slices],
         loss=loss_svg,
         codebook=_codebook(inputs.root / "semid"),
@@ -124,7 +124,6 @@ def _view(v: View, table: Table, columns: Sequence[str] = METRICS) -> dict[str, 
     ]
     rivals = [(method, row[HEADLINE]) for method, row in ordered if method in CHANNELS]
     best = {"title": title(rivals[0][0]), **rivals[0][1], "verdict": verdict(rivals[0][1])} if rivals else None
-    panel = {f"{label(HEADLINE)}, {v.name}": bars(table)}
     return {
         "name": v.name,
         "about": ABOUT[v.name],
@@ -134,8 +133,12 @@ def _view(v: View, table: Table, columns: Sequence[str] = METRICS) -> dict[str, 
         "rows": rows,
         "ours": table[OURS][HEADLINE],
         "best": best,
-        "plot": plots.svg(plots.comparison(panel, label="mean and 95 % interval over users")),
     }
+
+
+def _plot(v: View, table: Table) -> str:
+    panel = {f"{label(HEADLINE)}, {v.name}": bars(table)}
+    return plots.svg(plots.comparison(panel, label="mean and 95 % interval over users"))
 
 
 def cases(inputs: Inputs) -> list[dict[str, Any]]:

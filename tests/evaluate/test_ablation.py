@@ -93,17 +93,21 @@ layers = 0
 short_tokens = 150
 long_tokens = 60
 described = 0
-max_steps = 2
+max_steps = 3
 batch_tokens = 800
+learning_rate = 0.01
+codes_learning_rate = 0.1
 [tune-dpo]
 on_policy = true
 users = 8
 max_steps = 2
 batch_tokens = 800
+learning_rate = 0.01
+codes_learning_rate = 0.1
 validate_every = 2
 guard = 0.9
 [generate]
-users = 10
+users = 25
 [evaluate]
 channels = []
 fusion = false
@@ -148,6 +152,7 @@ def told(work):
     return json.loads((work / "steps" / "evaluate-ablation" / "ablation.json").read_text())["rows"]
 
 
+@pytest.mark.slow
 def test_the_rows_are_told(done):
     rows = told(done)
     assert [(row["name"], row["seeds"], row["against"]) for row in rows] == [
@@ -156,6 +161,7 @@ def test_the_rows_are_told(done):
         ("dpo", [0, 1], "words"),
         ("no-guard", [0], "dpo"),
     ]
+    assert len({row["columns"]["all/value@10"]["mean"] for row in rows}) > 2, "the rows learnt the same"
     for row in rows:
         assert set(row["columns"]) == set(ablation.COLUMNS)
         for column, cell in row["columns"].items():
@@ -167,12 +173,14 @@ def test_the_rows_are_told(done):
     assert (done / "steps" / "evaluate-ablation" / "ablation.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_rows_that_tune_alike_share_a_model(done):
     assert (done / "steps-dpo-1" / "tune-sft").resolve() == done / "steps-words-1" / "tune-sft"
     assert (done / "steps-no-guard-0" / "generate-negatives").resolve() == done / "steps-words-0" / "generate-negatives"
     assert not (done / "steps-base-0" / "tune-sft").is_symlink()
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing(done, capsys):
     made = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
     assert ablate(done) == 0
@@ -180,6 +188,7 @@ def test_a_second_run_does_nothing(done, capsys):
     assert made == {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_stages_run_by_hand(done, tmp_path):
     """Row `base`, seed 1, by five commands."""
     off = [text for field in variants.OFF if field in TUNE for text in (f"--{field.replace('_', '-')}", "false")]
@@ -194,6 +203,7 @@ def test_the_numbers_are_those_of_the_stages_run_by_hand(done, tmp_path):
         assert cell["by_seed"]["1"] == by_view[view]["leadre"][metric]["mean"], column
 
 
+@pytest.mark.slow
 def test_an_artifact_of_another_run_is_not_replaced(done, tmp_path, capsys):
     (tmp_path / "x.toml").write_text((done / "x.toml").read_text())
     (tmp_path / "steps-base-0" / "data").mkdir(parents=True)
