@@ -43,15 +43,16 @@ class Bar:
 
 
 def comparison(panels: Mapping[str, Sequence[Bar]], *, label: str, ranked: bool = True) -> Figure:
-    """Means with intervals, one panel for each title; a hollow dot is a tie.
+    """Means with intervals, one panel for each title, two abreast; a hollow dot is a tie.
 
     ``ranked``: best on top, on an axis from 0; else from below as they come, on one that shows small differences.
     """
-    rows = max(len(bars) for bars in panels.values())
+    rows, across = max(len(bars) for bars in panels.values()), min(len(panels), 2)
+    down = -(-len(panels) // across)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.2 * len(panels), 0.34 * rows + 1.15), layout="constrained")
-        axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for ax, (title, bars) in zip(axes, panels.items(), strict=True):
+        figure = Figure(figsize=(5.2 * across, (0.34 * rows + 0.8) * down + 0.35), layout="constrained")
+        axes = figure.subplots(down, across, squeeze=False).flat
+        for ax, (title, bars) in zip(axes, panels.items(), strict=False):
             _panel(ax, sorted(bars, key=lambda bar: bar.mean) if ranked else bars, title=title)
             if not ranked:
                 lowest, highest = min(bar.lo for bar in bars), max(bar.hi for bar in bars)
