@@ -13,6 +13,7 @@ from leadre.errors import InputError
 from leadre.generate.channels.contract import train_end_us
 from leadre.lm.live import response_rates
 from leadre.semid import codebook as codebooks
+from leadre.semid import embed, rkmeans
 from leadre.semid import run as semid
 
 SMALL = {"source": "world", "world_users": 60, "world_ads": 60, "world_contents": 12}
@@ -121,8 +122,8 @@ def test_they_get_their_ids_from_a_codebook_that_was_fitted_without_them(work, c
     known = int((~cold.hidden_O).sum())
     assert (rows_O[~cold.hidden_O] < known).all() and (rows_O[cold.hidden_O] >= known).all()
     assert not book.embeddings_OD[known:, 16:].any()
+    text_OD = embed.embed(cold.objects["text"].to_list(), str(tiny_encoder))
+    assert np.allclose(book.embeddings_OD[rows_O, :16], text_OD, atol=1e-6), "an ID of another object's text"
     # the centroids are those of a catalogue in which they never were
-    from leadre.semid import rkmeans
-
     alone = rkmeans.fit(book.embeddings_OD[:known], (8, 4), 0)
     assert all(np.array_equal(a, b) for a, b in zip(alone.centroids, book.centroids, strict=True))
