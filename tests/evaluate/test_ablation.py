@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from leadre import artifact
+from leadre import artifact, config
 from leadre.__main__ import main
 from leadre.errors import InputError
 from leadre.evaluate import ablation, variants
@@ -191,7 +191,7 @@ def test_a_second_run_does_nothing(done, capsys):
 @pytest.mark.slow
 def test_the_numbers_are_those_of_the_stages_run_by_hand(done, tmp_path):
     """Row `base`, seed 1, by five commands."""
-    off = [text for field in variants.OFF if field in TUNE for text in (f"--{field.replace('_', '-')}", "false")]
+    off = [f"--{field}={config.show(value)}" for field, value in variants.OFF.items() if field in TUNE]
     own = {"tune": [*off, "--seed", "1"]}
     for name in ("data", "semid", "tune", "generate", "evaluate"):
         flags = ["--config", str(done / "x.toml"), "--work", str(tmp_path), "--run", "hand"]
