@@ -23,8 +23,10 @@ VERBS = {
     "generate-lists": "leadre.generate.run_lists",
     "serve": "leadre.serve.run",
     "evaluate": "leadre.evaluate.run",
+    "evaluate-ablation": "leadre.evaluate.run_ablation",
 }
-FIRST_STAGE = {"tune": "sft", "generate": "requests"}  # of a verb with several; `tune --stage dpo` is `tune-dpo`
+# of a verb with several; `tune --stage dpo` is `tune-dpo`
+FIRST_STAGE = {"tune": "sft", "generate": "requests", "evaluate": "retrieval"}
 SWITCHES = {"--help": "help", "-h": "help", "--show": "show"}
 USAGE = "usage: leadre VERB [--config FILE.toml] [--field value ...] [--show] [--help]"
 
@@ -61,6 +63,8 @@ def _run(arguments: list[str]) -> int:
         print(_help(verb, module))
         return 0
     effective = config.load(module.Config, section=verb, path=path, flags=flags)
+    if path is not None and getattr(effective, "stages", path) is None:
+        effective = dataclasses.replace(effective, stages=path)  # a verb that runs other verbs reads their sections
     if "show" in switches:
         for field in dataclasses.fields(effective):
             print(f"{field.name} = {config.show(getattr(effective, field.name))}")

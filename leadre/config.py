@@ -26,7 +26,17 @@ from typing import Any, NamedTuple, TypeVar
 from leadre.errors import InputError
 
 # The TOML sections, which are the verbs of the command line, in the order in which they run.
-SECTIONS = ("data", "semid", "tune", "tune-dpo", "generate", "generate-lists", "serve", "evaluate")
+SECTIONS = (
+    "data",
+    "semid",
+    "tune",
+    "tune-dpo",
+    "generate",
+    "generate-lists",
+    "serve",
+    "evaluate",
+    "evaluate-ablation",
+)
 
 T = TypeVar("T")
 C = TypeVar("C", bound="Common")

@@ -219,7 +219,7 @@ def make_logs(events, requests=(), *, objects=8, live=None, users=None, titles=N
 
     return Logs(
         ads=pl.DataFrame({"ad_id": [f"a{o}" for o in range(objects)], "title": titles}),
-        objects=pl.DataFrame({"object_id": [f"o{o}" for o in range(objects)], "title": titles}),
+        objects=pl.DataFrame({"object_id": [f"o{o}" for o in range(objects)], "title": titles, "hidden": False}),
         users=users if users is not None else pl.DataFrame({"user_id": [f"u{u}" for u in range(count)]}),
         ad_object_A=np.arange(objects, dtype=np.int32),
         event_offsets=offsets(np.bincount(user, minlength=count)),

@@ -23,6 +23,7 @@ from leadre.data import text
 CONTENT, AD = 0, 1
 TRAIN, VALID, TEST = 0, 1, 2
 SPLITS = ("train", "valid", "test")
+HIDDEN = "hidden.parquet"  # of a data artifact, where objects are hidden
 
 I8 = npt.NDArray[np.int8]
 I32 = npt.NDArray[np.int32]
@@ -40,7 +41,7 @@ class Logs:
     """
 
     ads: pl.DataFrame  # A rows, the ads table sorted by ad_id
-    objects: pl.DataFrame  # O rows: object_id, title, category_path, brand, text; sorted by object_id
+    objects: pl.DataFrame  # O rows: object_id, title, category_path, brand, text, hidden; sorted by object_id
     users: pl.DataFrame  # U rows, sorted by user_id
     ad_object_A: I32
     event_offsets: I64  # [U + 1]
@@ -61,6 +62,12 @@ class Logs:
     relevant_value_nanos: I64  # their money, summed over the request
     inventory_offsets: I64  # [I + 1]
     inventory_ads: I32  # ascending within an inventory
+
+    @property
+    def hidden_O(self) -> Mask:
+        """The objects that were launched when training ended (``data/hidden.py``); nothing is fitted on them."""
+        result: Mask = self.objects["hidden"].to_numpy()
+        return result
 
     def history_end(self, r: int) -> int:
         """Index of the first event of the request's user at or after its time: what lies before may be read."""
@@ -122,7 +129,9 @@ def load(artifact: Artifact) -> Logs:
         name: pl.read_parquet(artifact.path / f"{name}.parquet")
         for name in ("ads", "contents", "users", "events", "requests", "inventories")
     }
-    return build(**frames, positive=str(artifact.meta["config"]["positive"]))
+    is_there = HIDDEN in artifact.meta["files"]
+    hidden = pl.read_parquet(artifact.path / HIDDEN)["object_id"] if is_there else pl.Series(dtype=pl.String)
+    return build(**frames, positive=str(artifact.meta["config"]["positive"]), hidden=hidden)
 
 
 def build(
@@ -134,10 +143,16 @@ def build(
     requests: pl.DataFrame,
     inventories: pl.DataFrame,
     positive: str,
+    hidden: pl.Series | None = None,
 ) -> Logs:
-    """Checked tables -> Logs. ``positive``: the action in the ad domain that counts ("conversion" or "click")."""
+    """Checked tables -> Logs. ``positive``: the action in the ad domain that counts ("conversion" or "click").
+
+    ``hidden``: IDs of the objects that the tables show from the end of training on (``data/hidden.py``).
+    """
     ads, users = ads.sort("ad_id"), users.sort("user_id")
     objects = _objects(ads, contents)
+    late = pl.Series(dtype=pl.String) if hidden is None else hidden
+    objects = objects.with_columns(hidden=pl.col("object_id").is_in(late.implode()))
     ad_object_A = _index(ads["object_id"], objects["object_id"])
     requests = requests.sort("user_id", "at", "request_id")
     placements = sorted(requests["placement_id"].drop_nulls().unique().to_list()) or [""]

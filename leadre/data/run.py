@@ -1,7 +1,8 @@
 """Logs -> clean tables, histories, requests.
 
 Reads one source, validates it, splits its requests by time and writes the artifact ``work/<run>/data``: the four tables
-(ads, contents, users, events), requests, inventories, bad_rows as Parquet, and summary.json. Your own logs:
+(ads, contents, users, events), requests, inventories, bad_rows as Parquet (hidden too, with ``--hide``), and
+summary.json. Your own logs:
 ``leadre data --source files --path FOLDER`` (what the folder must hold: ``leadre/data/sources/files.py``).
 """
 
@@ -40,6 +41,7 @@ class Config(config.Common):
     valid_share: float = config.option(0.1, "share of the requests for validation, where no dates are given")
     test_share: float = config.option(0.1, "share of the requests for the test, the last ones")
     keep_empty: bool = config.option(False, "keep requests without a positive action")
+    hide: float = config.option(0.0, "share of the advertised objects that are launched when training ends: cold start")
     world_users: int = config.option(200, "users of the synthetic market")
     world_ads: int = config.option(120, "ads of the synthetic market")
     world_contents: int = config.option(30, "contents of the synthetic market")
@@ -47,6 +49,8 @@ class Config(config.Common):
 
 def run(config: Config) -> None:
     """Write ``work/<run>/data``, or say that it is current. Raises InputError for logs that cannot be used."""
+    if not 0 <= config.hide < 1:
+        raise InputError(f"--hide {config.hide}: wants a share from 0 to below 1")
     folder = config.folder("data")
     effective = dataclasses.asdict(config) | {"inputs": _fingerprint(config)}
     if artifact.current(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=[]):
@@ -56,6 +60,8 @@ def run(config: Config) -> None:
     with made as temporary:
         progress.say(f"data: reading {config.source}" + (f" from {config.path}" if config.path else ""))
         tables = clean(read(config))
+        if config.hide:
+            tables = _hide(config, tables, temporary)
         for name, frame in tables.named().items():
             frame.write_parquet(temporary / f"{name}.parquet", compression="zstd", statistics=False)
         summary = summarise(tables)
@@ -100,6 +106,16 @@ def read(config: Config) -> Tables:
         latest=config.latest,
     )
     return files.read(config.path, limits, cut, config.positive, config.keep_empty)
+
+
+def _hide(config: Config, tables: Tables, folder: Path) -> Tables:
+    """Tables without what training may not know of a share of the objects, whose IDs are written into ``folder``."""
+    from leadre.data import hidden, histories
+
+    chosen = hidden.draw(tables.ads["object_id"].fill_null(tables.ads["ad_id"]), config.hide, config.seed)
+    chosen.to_frame("object_id").write_parquet(folder / histories.HIDDEN, compression="zstd", statistics=False)
+    progress.say(f"data: {len(chosen):,} objects are hidden until training ends")
+    return hidden.launch_late(tables, chosen, positive=config.positive, keep_empty=config.keep_empty)
 
 
 def clean(tables: Tables) -> Tables:

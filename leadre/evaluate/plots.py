@@ -42,21 +42,29 @@ class Bar:
     tie: bool
 
 
-def comparison(panels: Mapping[str, Sequence[Bar]], *, label: str) -> Figure:
-    """Means with intervals, best on top, one panel for each title; a hollow dot is a tie with ours."""
-    rows = max(len(bars) for bars in panels.values())
+def comparison(panels: Mapping[str, Sequence[Bar]], *, label: str, ranked: bool = True) -> Figure:
+    """Means with intervals, one panel for each title, two abreast; a hollow dot is a tie.
+
+    ``ranked``: best on top, on an axis from 0; else from below as they come, on one that shows small differences.
+    """
+    rows, across = max(len(bars) for bars in panels.values()), min(len(panels), 2)
+    down = -(-len(panels) // across)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.2 * len(panels), 0.34 * rows + 1.15), layout="constrained")
-        axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for ax, (title, bars) in zip(axes, panels.items(), strict=True):
-            _panel(ax, sorted(bars, key=lambda bar: bar.mean), title=title)
+        figure = Figure(figsize=(5.2 * across, (0.34 * rows + 0.8) * down + 0.35), layout="constrained")
+        axes = figure.subplots(down, across, squeeze=False).flat
+        for ax, (title, bars) in zip(axes, panels.items(), strict=False):
+            _panel(ax, sorted(bars, key=lambda bar: bar.mean) if ranked else bars, title=title)
+            if not ranked:
+                lowest, highest = min(bar.lo for bar in bars), max(bar.hi for bar in bars)
+                spread = (highest - lowest) or 1.0
+                ax.set_xlim(lowest - 0.08 * spread, highest + 0.35 * spread)
         figure.supxlabel(label, fontsize=10)
     return figure
 
 
 def _panel(ax: Axes, bars: Sequence[Bar], *, title: str) -> None:
     colour = {"ours": OURS, "kin": KIN, "rival": RIVAL}
-    highest = max(bar.hi for bar in bars)
+    highest = max(bar.hi for bar in bars) or 1.0  # nobody found anything
     for place, bar in enumerate(bars):
         shade = colour[bar.kind]
         if bar.kind == "ours":
@@ -67,7 +75,8 @@ def _panel(ax: Axes, bars: Sequence[Bar], *, title: str) -> None:
         weight = "bold" if bar.kind == "ours" else "normal"
         text = f"{bar.mean:.3f}".removeprefix("0")
         label_box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
-        ax.text(bar.hi + highest * 0.025, place, text, va="center", fontsize=9, weight=weight, bbox=label_box)
+        beside: Any = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "bbox": label_box}
+        ax.annotate(text, (bar.hi, place), fontsize=9, weight=weight, **beside)
     ax.set_yticks(range(len(bars)), [bar.title for bar in bars])
     for tick, bar in zip(ax.get_yticklabels(), bars, strict=True):
         if bar.kind == "ours":

@@ -20,18 +20,20 @@ from numpy.typing import NDArray
 from leadre import artifact, metrics
 from leadre.data.histories import Logs
 from leadre.errors import ArtifactError
-from leadre.evaluate import plots
+from leadre.evaluate import plots, slices
 from leadre.evaluate.retrieval import METRICS, Ads, View
 from leadre.generate.channels import CHANNELS
 from leadre.semid import codebook
 
-OURS, FUSED = "leadre", "leadre+counts"
+OURS, FUSED, RERANKED = "leadre", "leadre+counts", "sft+price"
 CASES, SHOWN = 6, 10
 HEADLINE = "recall@10"
-LABELS = {"recall": "Recall", "ndcg": "nDCG", "gmv": "GMV", "coverage": "Coverage"}
+LABELS = {"recall": "Recall", "ndcg": "nDCG", "gmv": "GMV", "value": "Value", "coverage": "Coverage"}
 ABOUT = {
     "all": "every conversion counts",
     "new": "only first-ever conversions count; lists leave out what the user had before",
+    "cold": "only conversions of ads that were unknown until training ended",
+    "few": f"only conversions of ads with fewer than {slices.FEW} conversions in training",
 }
 
 Table = Mapping[str, Mapping[str, Mapping[str, Any]]]  # method -> metric -> mean, lo, hi, diff
@@ -39,10 +41,11 @@ Table = Mapping[str, Mapping[str, Mapping[str, Any]]]  # method -> metric -> mea
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What the page shows: the comparison `tables` by view, and the `lists` [V, K] of each view and method."""
+    """What the page shows: `tables` by view and slice, and the `lists` [V, K] of each view and method."""
 
     logs: Logs
     views: Sequence[View]
+    slices: Sequence[View]
     tables: Mapping[str, Table]
     lists: Mapping[str, Mapping[str, Ads]]
     root: Path  # work/<run>: the codebook, the loss curve and the prompts are shown where they exist
@@ -60,15 +63,15 @@ def write(folder: Path, inputs: Inputs) -> None:
         figure = plots.loss(curve, _read_csv(inputs.root / "tune-sft" / "valid.csv"))
         plots.png(figure, folder / "loss.png")
         loss_svg = plots.svg(figure)
-    page = _template().render(
+    page = template("report.html.j2").render(
         run=inputs.root.name,
         split=inputs.split,
         requests=len(inputs.views[0].requests_V),
         users=inputs.views[0].users,
         ads=len(inputs.logs.ads),
         live=round(float(np.mean([len(inputs.logs.inventory(int(r))) for r in inputs.views[0].requests_V]))),
-        views=[_view(v, inputs.tables[v.name]) for v in inputs.views],
-        metrics=[label(metric) for metric in METRICS],
+        views=[_view(v, inputs.tables[v.name]) | {"plot": _plot(v, inputs.tables[v.name])} for v in inputs.views],
+        slices=[_view(v, inputs.tables[v.name], slices.METRICS) for v in inputs.slices],
         loss=loss_svg,
         codebook=_codebook(inputs.root / "semid"),
         cases=cases(inputs),
@@ -80,7 +83,7 @@ def title(method: str) -> str:
     """The name of a row for readers."""
     if method in CHANNELS:
         return CHANNELS[method].title
-    return {OURS: "LEADRE", FUSED: "LEADRE + own counts"}.get(method, method)
+    return {OURS: "LEADRE", FUSED: "LEADRE + own counts", RERANKED: "LEADRE x price"}.get(method, method)
 
 
 def label(metric: str) -> str:
@@ -109,29 +112,33 @@ def verdict(cell: Mapping[str, Any]) -> str:
     return "above" if cell["diff"]["mean"] > 0 else "below"
 
 
-def _view(v: View, table: Table) -> dict[str, Any]:
+def _view(v: View, table: Table, columns: Sequence[str] = METRICS) -> dict[str, Any]:
     ordered = sorted(table.items(), key=lambda item: -item[1][HEADLINE]["mean"])
     rows = [
         {
             "title": title(method),
             "ours": method == OURS,
-            "cells": [{**row[metric], "verdict": verdict(row[metric])} for metric in METRICS],
+            "cells": [{**row[metric], "verdict": verdict(row[metric])} for metric in columns],
         }
         for method, row in ordered
     ]
     rivals = [(method, row[HEADLINE]) for method, row in ordered if method in CHANNELS]
     best = {"title": title(rivals[0][0]), **rivals[0][1], "verdict": verdict(rivals[0][1])} if rivals else None
-    panel = {f"{label(HEADLINE)}, {v.name}": bars(table)}
     return {
         "name": v.name,
         "about": ABOUT[v.name],
         "requests": len(v.requests_V),
         "users": v.users,
+        "columns": [label(metric) for metric in columns],
         "rows": rows,
         "ours": table[OURS][HEADLINE],
         "best": best,
-        "plot": plots.svg(plots.comparison(panel, label="mean and 95 % interval over users")),
     }
+
+
+def _plot(v: View, table: Table) -> str:
+    panel = {f"{label(HEADLINE)}, {v.name}": bars(table)}
+    return plots.svg(plots.comparison(panel, label="mean and 95 % interval over users"))
 
 
 def cases(inputs: Inputs) -> list[dict[str, Any]]:
@@ -236,8 +243,9 @@ def _read_csv(path: Path) -> dict[str, NDArray[np.float64]]:
     return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
 
 
-def _template() -> Any:
-    source = resources.files("leadre.evaluate").joinpath("report.html.j2").read_text(encoding="utf-8")
+def template(name: str) -> Any:
+    """A page of this folder, ready to render: all text is escaped, a missing name is an error."""
+    source = resources.files("leadre.evaluate").joinpath(name).read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["figure"] = lambda value: f"{value:.3f}".removeprefix("0")
     return environment.from_string(source)

@@ -10,7 +10,7 @@ Shapes: R requests of the log, V requests of a view, K list places (best first, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from leadre import metrics
 from leadre.data.histories import Logs, first_seen
 from leadre.errors import ArtifactError
+from leadre.evaluate.prices import training_prices
 from leadre.generate.channels import repeats
 from leadre.generate.channels.contract import Channel
 
@@ -29,7 +30,7 @@ Ints = NDArray[np.int64]
 VIEWS = ("all", "new")
 PLACES = 20
 RECALL_AT = (5, 10, 20)
-METRICS = (*(f"recall@{k}" for k in RECALL_AT), "ndcg@10", "gmv@10", "coverage@10")
+METRICS = (*(f"recall@{k}" for k in RECALL_AT), "ndcg@10", "gmv@10", "value@10", "coverage@10")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class View:
     relevant: list[Ads]
     value_nanos: list[Ints]
     live_ads: Ads  # the ads live in at least one request of the view
+    price_A: NDArray[np.float64]  # of every ad of the log, see `prices.training_prices`
 
 
 def view(logs: Logs, requests_R: Ints, name: str) -> View:
@@ -71,6 +73,24 @@ def view(logs: Logs, requests_R: Ints, name: str) -> View:
         relevant=relevant,
         value_nanos=values,
         live_ads=live_ads,
+        price_A=training_prices(logs),
+    )
+
+
+def restrict(v: View, wanted_A: NDArray[np.bool_], name: str) -> View:
+    """The view with the ads of `wanted_A` alone as relevant, and the requests that have one; what is live stays."""
+    masks = [wanted_A[ads] for ads in v.relevant]
+    kept = np.array([bool(mask.any()) for mask in masks], dtype=np.bool_)
+    rows = np.flatnonzero(kept).tolist()
+    users, user_V = np.unique(v.user_V[kept], return_inverse=True)
+    return replace(
+        v,
+        name=name,
+        requests_V=v.requests_V[kept],
+        user_V=user_V.astype(np.int64),
+        users=len(users),
+        relevant=[v.relevant[row][masks[row]] for row in rows],
+        value_nanos=[v.value_nanos[row][masks[row]] for row in rows],
     )
 
 
@@ -192,17 +212,20 @@ def measure(v: View, ads_VK: Ads) -> dict[str, metrics.Ratio]:
     }
     tops["ndcg@10"] = (metrics.ndcg_at(hit_VK, relevant_V, 10), ones_V)
     tops["gmv@10"] = (metrics.value_at(value_VK, 10), total_V)
+    shown_VK = ads_VK[:, :10] >= 0
+    worth_V = np.where(shown_VK, v.price_A[ads_VK[:, :10]], 0.0).sum(axis=1)
+    tops["value@10"] = (worth_V / np.maximum(shown_VK.sum(axis=1), 1), ones_V)
     return {name: metrics.ratio(top_V, base_V, v.user_V, v.users) for name, (top_V, base_V) in tops.items()}
 
 
 def compare(
-    v: View, methods: Mapping[str, Ads], *, ours: str, resamples: int, seed: int
+    v: View, methods: Mapping[str, Ads], *, ours: str, resamples: int, seed: int, columns: Sequence[str] = METRICS
 ) -> dict[str, dict[str, dict[str, object]]]:
     """method -> metric -> mean, lo, hi and, for all but `ours`, diff: the paired difference method - ours."""
     names = list(methods)
     measured = {name: measure(v, ads_VK) for name, ads_VK in methods.items()}
     table: dict[str, dict[str, dict[str, object]]] = {name: {} for name in names}
-    for metric in METRICS:
+    for metric in columns:
         if metric == "coverage@10":  # a union of lists, not a mean over users: no interval
             for name in names:
                 table[name][metric] = {"mean": metrics.coverage_at(methods[name], v.live_ads, 10)}

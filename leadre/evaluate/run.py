@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # numpy and torch load in run, so that --help stays quick
     from leadre.generate.channels import Channel
 
 KIND, VERSION = "metrics", 1
-OURS, FUSED = "leadre", "leadre+counts"
+OURS, FUSED, RERANKED = "leadre", "leadre+counts", "sft+price"
 RIVALS = ("popularity", "popularity_buyers", "own_frequency", "own_frequency_decayed", "item_knn", "als", "sasrec")
 
 
@@ -38,6 +38,9 @@ class Config(config.Common):
     channels: tuple[str, ...] = config.option(RIVALS, "the baselines to fit and compare")
     fusion: bool = config.option(True, "add the row leadre+counts: fused with the user's own decayed counts")
     extra: tuple[str, ...] = config.option((), "further rows NAME=FOLDER: other lists artifacts, such as control runs")
+    rerank: Path | None = config.option(
+        None, "validation lists (generate --split valid --step generate-valid): adds the row sft+price"
+    )
     resamples: int = config.option(1000, "bootstrap resamples over users")
 
 
@@ -45,10 +48,11 @@ def run(config: Config) -> None:
     """Write ``work/<run>/evaluate``, or say that it is current. ArtifactError where data or lists are missing."""
     started_s = time.monotonic()
     folder, parents = config.folder("evaluate"), _parents(config)
-    extras = _extras(config, parents[0])
+    extras, validation = _extras(config, parents[0]), _validation(config, *parents)
     # extras share the folder name `generate`, so they are named by their row rather than as parents
     effective = dataclasses.asdict(config) | {
         "extra": {name: made.hash for name, made in extras.items()},
+        "rerank": None if validation is None else validation.hash,
         "beside": _fingerprint(config),
     }
     if artifact.current(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents):
@@ -59,20 +63,23 @@ def run(config: Config) -> None:
 
     data, lists = parents
     logs = histories.load(data)
-    requests_R = _requests(config, logs, lists)
+    requests_R = choose(config, logs, lists)
     views = [retrieval.view(logs, requests_R, name) for name in retrieval.VIEWS]
     methods = _methods(config, logs, data, {OURS: lists, **extras}, views)
+    weights = {} if validation is None else _add_reranked(methods, logs, lists, validation, views)
     made = artifact.create(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents)
     with made as temporary:
         tables = {
             v.name: retrieval.compare(v, methods[v.name], ours=OURS, resamples=config.resamples, seed=config.seed)
             for v in views
         }
+        parts, by_slice = _slices(config, logs, views[0], methods[views[0].name])
         _write_lists(temporary / "lists.parquet", methods, views)
         inputs = report.Inputs(
             logs=logs,
             views=views,
-            tables=tables,
+            slices=parts,
+            tables={**tables, **by_slice},
             lists=methods,
             root=config.folder("data").parent,
             split=config.split,
@@ -80,7 +87,8 @@ def run(config: Config) -> None:
         )
         report.write(temporary, inputs)
         seconds, peak_rss_mb = round(time.monotonic() - started_s, 1), round(artifact.peak_rss_mb(), 1)
-        figures = {"views": tables, "seconds": seconds, "peak_rss_mb": peak_rss_mb}
+        figures = {"views": tables, "slices": by_slice, "rerank": weights}
+        figures |= {"seconds": seconds, "peak_rss_mb": peak_rss_mb}
         (temporary / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     for line in _summary(tables, views):
         progress.say(line)
@@ -107,13 +115,26 @@ def _extras(settings: Config, data: artifact.Artifact) -> dict[str, artifact.Art
         name, equals, folder = entry.partition("=")
         if not (name and equals and folder):
             raise InputError(f"extra = {entry!r}: write NAME=FOLDER, such as random_init=work/random/generate")
-        if name in found or name in (OURS, FUSED, *RIVALS):
+        if name in found or name in (OURS, FUSED, RERANKED, *RIVALS):
             raise InputError(f"extra = {entry!r}: the row {name!r} exists already; choose another name")
         found[name] = _lists(Path(folder), data)
     unknown = [name for name in settings.channels if name not in RIVALS]
     if unknown:
         nearest = config.nearest(unknown[0], RIVALS)
         raise InputError(f"channels: unknown channel {unknown[0]!r}; the nearest is {nearest!r}")
+    return found
+
+
+def _validation(config: Config, data: artifact.Artifact, lists: artifact.Artifact) -> artifact.Artifact | None:
+    """The validation lists to re-rank by; they must be of the model, the IDs and the logs of `lists`."""
+    if config.rerank is None:
+        return None
+    found = _lists(config.rerank, data)
+    if found.meta["parents"] != lists.meta["parents"]:
+        raise ArtifactError(
+            f"{config.rerank}: another model wrote these lists than those in {lists.path}; "
+            f"run `leadre generate --split valid --step generate-valid` again"
+        )
     return found
 
 
@@ -127,23 +148,34 @@ def _fingerprint(config: Config) -> dict[str, str]:
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.is_file()}
 
 
-def _requests(config: Config, logs: Logs, lists: artifact.Artifact) -> Ints:
+def choose(config: Config, logs: Logs, lists: artifact.Artifact) -> Ints:
     """The requests to evaluate: those of the split that the lists hold, of at most `users` users."""
     import numpy as np
-    import polars as pl
 
-    split_number = {"valid": 1, "test": 2}[config.split]
-    held = pl.read_parquet(lists.path / "lists.parquet", columns=["request"])["request"].unique().sort().to_numpy()
-    requests_R: Ints = held[logs.request_split_R[held] == split_number].astype(np.int64)
-    if not len(requests_R):
-        raise InputError(f"{lists.path} holds no request of the {config.split} split; run `leadre generate` for it")
+    from leadre.data.histories import SPLITS
+
+    requests_R = _held(logs, lists, config.split)
     users = np.unique(logs.request_user_R[requests_R])
     if 0 < config.users < len(users):
         drawn = np.random.default_rng(config.seed).choice(users, size=config.users, replace=False)
         requests_R = requests_R[np.isin(logs.request_user_R[requests_R], drawn)]
         users = drawn
-    whole = int((logs.request_split_R == split_number).sum())
+    whole = int((logs.request_split_R == SPLITS.index(config.split)).sum())
     progress.say(f"evaluate: {len(requests_R):,} of {whole:,} {config.split} requests, {len(users):,} users")
+    return requests_R
+
+
+def _held(logs: Logs, lists: artifact.Artifact, split: str) -> Ints:
+    """The requests of `split` that the lists hold, ascending; InputError where there are none."""
+    import numpy as np
+    import polars as pl
+
+    from leadre.data.histories import SPLITS
+
+    held = pl.read_parquet(lists.path / "lists.parquet", columns=["request"])["request"].unique().sort().to_numpy()
+    requests_R: Ints = held[logs.request_split_R[held] == SPLITS.index(split)].astype(np.int64)
+    if not len(requests_R):
+        raise InputError(f"{lists.path} holds no request of the {split} split; run `leadre generate` for it")
     return requests_R
 
 
@@ -172,6 +204,47 @@ def _methods(
         bar = progress.bar(ranked, total=len(views[0].requests_V), label=f"rank with {name}")
         rows[name] = retrieval.tabulate(bar, views)
     return {v.name: {name: tables[v.name] for name, tables in rows.items()} for v in views}
+
+
+def _add_reranked(
+    methods: dict[str, dict[str, Ads]],
+    logs: Logs,
+    lists: artifact.Artifact,
+    validation: artifact.Artifact,
+    views: Sequence[View],
+) -> dict[str, float]:
+    """Put the row sft+price into `methods`; returns view -> the weight of log-price, chosen on the validation lists."""
+    import polars as pl
+
+    from leadre.evaluate import rerank, retrieval
+
+    frame, requests_R = pl.read_parquet(validation.path / "lists.parquet"), _held(logs, validation, "valid")
+    known = [retrieval.view(logs, requests_R, v.name) for v in views]
+    price_A = views[0].price_A
+    weights = rerank.choose(rerank.scored(frame, logs, known, source=str(validation.path)), known, price_A)
+    progress.say(
+        "evaluate: " + RERANKED + ", weight of log-price: " + ", ".join(f"{k} {w}" for k, w in weights.items())
+    )
+    ours = rerank.scored(pl.read_parquet(lists.path / "lists.parquet"), logs, views, source=str(lists.path))
+    tables = retrieval.tabulate(retrieval.as_ranked(rerank.reorder(ours, price_A, weights)), views)
+    for v in views:
+        methods[v.name][RERANKED] = tables[v.name]
+    return weights
+
+
+def _slices(
+    config: Config, logs: Logs, everything: View, methods: Mapping[str, Ads]
+) -> tuple[list[View], dict[str, dict[str, dict[str, dict[str, object]]]]]:
+    """The slices for cold start, and the comparison of all methods in each by name."""
+    from leadre.evaluate import retrieval, slices
+
+    parts, tables = slices.cut(logs, everything), {}
+    for part in parts:
+        lists = slices.lists(everything, part, methods)
+        tables[part.name] = retrieval.compare(
+            part, lists, ours=OURS, resamples=config.resamples, seed=config.seed, columns=slices.METRICS
+        )
+    return parts, tables
 
 
 def _fitted(config: Config, name: str, logs: Logs, data: artifact.Artifact) -> Channel:

@@ -188,13 +188,18 @@ def cut_depth(body: Any, layers: Sequence[int] | int) -> None:
 
 @torch.no_grad()
 def init_codes(
-    backbone: Backbone, centroids: Sequence[np.ndarray[Any, Any]], title_ids: Sequence[np.ndarray[Any, Any]], seed: int
+    backbone: Backbone,
+    centroids: Sequence[np.ndarray[Any, Any]],
+    title_ids: Sequence[np.ndarray[Any, Any]],
+    seed: int,
+    known_O: np.ndarray[Any, Any] | None = None,
 ) -> None:
     """Set the code rows so that an object, the sum of its codes, points towards its title's mean word embedding.
 
     ``centroids`` are those of the quantised levels, [sizes[l], Z] each; ``title_ids`` the word IDs of each object's
     title, O arrays. One ridge regression maps the centroids' space into the word space; half of each row's power is
     random, so that no two codes start alike; all of it in the last level, which only tells apart objects of equal text.
+    The regression reads the objects of the mask ``known_O``, all of them without it.
     """
     layout, generator = backbone.layout, torch.Generator().manual_seed(seed)
     words_VD = backbone.words_VD.float().cpu()
@@ -205,6 +210,9 @@ def init_codes(
     levels_OL = backbone.objects_OL.cpu() - torch.tensor(layout.offsets[:-1])
     parts = [torch.from_numpy(each)[levels_OL[:, level]] for level, each in enumerate(centroids)]
     sums_OZ = torch.stack(parts).sum(0).float()
+    if known_O is not None:
+        known = torch.from_numpy(np.flatnonzero(known_O))
+        target_OD, sums_OZ = target_OD[known], sums_OZ[known]
     middle_D = target_OD.mean(0)
     gram_ZZ = sums_OZ.T @ sums_OZ
     ridge = 1e-2 * gram_ZZ.diagonal().mean() * torch.eye(len(gram_ZZ))

@@ -71,6 +71,7 @@ def run(config: Config) -> None:
 
 def make(config: Config, parents: Sequence[artifact.Artifact]) -> tuple[Codebook, list[str]]:
     """The codebook of the data artifact `parents[0]`, extending that of `parents[1]` if there; and its rows' titles."""
+    import numpy as np
     import torch
 
     from leadre.data import histories
@@ -90,9 +91,12 @@ def make(config: Config, parents: Sequence[artifact.Artifact]) -> tuple[Codebook
         book = older.encode(embed.embed(texts, config.encoder), [object_ids[row] for row in new]) if new else older
     else:
         text_OD = embed.embed(logs.objects["text"].to_list(), config.encoder)
-        vectors_OD = _with_collaborative(text_OD, logs, config)
+        known, late = np.flatnonzero(~logs.hidden_O), np.flatnonzero(logs.hidden_O)
+        vectors_OD = _with_collaborative(text_OD, logs, config)[known]
         quantiser = _fitter(config.quantiser)(vectors_OD, config.levels, config.seed)
-        book = codebooks.fit(object_ids, vectors_OD, quantiser, config.collisions, text_OD.shape[1])
+        known_ids = [object_ids[row] for row in known]
+        book = codebooks.fit(known_ids, vectors_OD, quantiser, config.collisions, text_OD.shape[1])
+        book = book.encode(text_OD[late], [object_ids[row] for row in late])  # as a new ad gets its ID: from its text
     if book.moved:
         progress.say(
             f"semid: {book.moved} objects found all {book.sizes[-1]} slots of their path taken and went to the next "

@@ -159,7 +159,7 @@ def prepare(
         backbones.randomise(backbone, config.seed)
     prompter = Prompter(logs, tokenizer, layout, blocks_of(config))
     titles = [prompter.plain(" " + title) for title in logs.objects["title"]]
-    backbones.init_codes(backbone, codebook.centroids, titles, config.seed)
+    backbones.init_codes(backbone, codebook.centroids, titles, config.seed, ~logs.hidden_O)
     if backbone.pointer is not None:
         backbone.pointer.start_counts(prompter.counts())
     return backbone.to(backbones.pick_device()), prompter, live, source

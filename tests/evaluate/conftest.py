@@ -16,19 +16,22 @@ from leadre.evaluate import retrieval
 QUICK = ("popularity", "own_frequency")
 
 
-def write_lists(root: Path, logs, *, step: str = "generate", seed: int = 0, swap=None, data=None) -> Path:
-    """Random lists for every test request, both views; `swap(request, view, ads)` may spoil them."""
+def write_lists(
+    root: Path, logs, *, step="generate", seed: int = 0, swap=None, data=None, split=histories.TEST, model=None
+) -> Path:
+    """Random lists for every request of a split, both views; `swap(request, view, ads)` may spoil them."""
     data = data or artifact.read(root / "data", kind="tables", version=1)
+    parents = [data] if model is None else [data, model]
     rng = np.random.default_rng(seed)
     rows = []
-    for r in logs.requests_of(histories.TEST).tolist():
+    for r in logs.requests_of(split).tolist():
         for view in retrieval.VIEWS:
             ads = rng.permutation(logs.inventory(r)[retrieval.eligible(logs, r, view)])[:25]
             ads = ads if swap is None else swap(r, view, ads)
             if ads is not None:
                 rows.append({"request": r, "view": view, "ads": ads.tolist(), "scores": [0.0] * len(ads)})
     schema = {"request": pl.Int32, "view": pl.String, "ads": pl.List(pl.Int32), "scores": pl.List(pl.Float32)}
-    with artifact.create(root / step, kind="lists", version=1, config={}, seed=seed, parents=[data]) as folder:
+    with artifact.create(root / step, kind="lists", version=1, config={}, seed=seed, parents=parents) as folder:
         pl.DataFrame(rows, schema=schema).write_parquet(folder / "lists.parquet")
         told = {"request": rows[0]["request"], "prompt": "Who? <b>& what</b>", "generated": []}
         told["generated"] = [{"ad_id": "x", "title": "<script>alert(1)</script>", "logprob": -1.5}]

@@ -12,8 +12,10 @@ import polars as pl
 import pytest
 
 from leadre import artifact
+from leadre.data import histories
+from leadre.data import run as data_run
 from leadre.errors import ArtifactError, InputError
-from leadre.evaluate import retrieval, run
+from leadre.evaluate import prices, rerank, retrieval, run, slices
 from leadre.evaluate.run import Config
 from leadre.generate.channels import CHANNELS
 
@@ -44,7 +46,8 @@ def done(market, tmp_path_factory):
 def test_metrics_json_has_the_documented_shape(done):
     folder, _ = done
     figures = json.loads((folder / "metrics.json").read_text())
-    assert set(figures) == {"views", "seconds", "peak_rss_mb"} and set(figures["views"]) == {"all", "new"}
+    assert set(figures) == {"views", "slices", "rerank", "seconds", "peak_rss_mb"} and figures["rerank"] == {}
+    assert set(figures["views"]) == {"all", "new"} and set(figures["slices"]) <= {"cold", "few"}
     for table in figures["views"].values():
         assert list(table) == ["leadre", "leadre+counts", "control", "popularity", "own_frequency"]
         for method, row in table.items():
@@ -52,7 +55,9 @@ def test_metrics_json_has_the_documented_shape(done):
             for metric, cell in row.items():
                 keys = {"mean", "lo", "hi"} | ({"diff"} if method != "leadre" else set())
                 assert set(cell) == ({"mean"} if metric == "coverage@10" else keys)
-                assert 0 <= cell["mean"] <= 1 and cell.get("lo", 0) <= cell["mean"] <= cell.get("hi", 1)
+                if metric != "value@10":  # in units of the currency
+                    assert cell["mean"] <= 1
+                assert cell["mean"] >= 0 and cell.get("lo", 0) <= cell["mean"] <= cell.get("hi", 1)
     everything = figures["views"]["all"]
     assert everything["own_frequency"]["recall@10"]["diff"]["lo"] > 0, "counts beat random lists"
     assert everything["control"]["recall@10"]["diff"]["lo"] <= 0 <= everything["control"]["recall@10"]["diff"]["hi"]
@@ -163,3 +168,58 @@ def test_users_are_drawn_by_the_seed(run_folder, said):
     lists = pl.read_parquet(work / "tiny" / "evaluate" / "lists.parquet")
     assert len(np.unique(logs.request_user_R[lists["request"].to_numpy()])) == 7
     assert "leadre+counts" not in set(lists["method"])
+
+
+def test_re_ranked_lists_are_a_row_with_the_weights_that_validation_chose(run_folder, said):
+    work, logs = run_folder
+    price_A = prices.training_prices(logs)
+
+    def cheap_first(r, view, ads):
+        may = logs.inventory(r)[retrieval.eligible(logs, r, view)]
+        wanted = may[np.isin(may, logs.relevant(r)[0])]
+        others = np.setdiff1d(may, wanted)
+        return np.concatenate([others[np.argsort(price_A[others])][:15], wanted])
+
+    helpers.write_lists(work / "tiny", logs)
+    valid = helpers.write_lists(work / "tiny", logs, step="generate-valid", split=histories.VALID, swap=cheap_first)
+    run.run(helpers.config(Config, work, rerank=valid))
+    folder = work / "tiny" / "evaluate"
+    figures = json.loads((folder / "metrics.json").read_text())
+    assert set(figures["rerank"]) == {"all", "new"} and set(figures["rerank"].values()) <= set(rerank.WEIGHTS)
+    lists = pl.read_parquet(folder / "lists.parquet").filter(view="all")
+    ours, theirs = (lists.filter(method=name)["ads"] for name in ("leadre", "sft+price"))
+    assert figures["rerank"]["all"] > 0, "validation found no use for the price"
+    # the lists of this test have equal scores, so only the price can order them
+    assert all(np.all(np.diff(price_A[ads]) <= 0) for ads in theirs.to_list())
+    assert any(a != b for a, b in zip(ours.to_list(), theirs.to_list(), strict=True))
+    assert "LEADRE x price" in (folder / "report.html").read_text(encoding="utf-8")
+    run.run(helpers.config(Config, work, rerank=valid))
+    assert "nothing to do" in said[-1]
+
+
+def test_lists_of_another_model_or_split_do_not_choose_the_weight(run_folder, tmp_path):
+    work, logs = run_folder
+    helpers.write_lists(work / "tiny", logs)
+    test = helpers.write_lists(work / "tiny", logs, step="generate-test")
+    with pytest.raises(InputError, match="no request of the valid split"):
+        run.run(helpers.config(Config, work, rerank=test))
+    with artifact.create(tmp_path / "tune-sft", kind="model", version=3, config={}, seed=0, parents=[]) as folder:
+        (folder / "other").write_text("another model")
+    other = artifact.read(tmp_path / "tune-sft", kind="model", version=3)
+    valid = helpers.write_lists(work / "tiny", logs, step="generate-valid", split=histories.VALID, model=other)
+    with pytest.raises(ArtifactError, match="another model wrote these lists"):
+        run.run(helpers.config(Config, work, rerank=valid))
+
+
+def test_cold_start_is_told_where_objects_are_hidden(tmp_path):
+    settings = {"source": "world", "world_users": 60, "world_ads": 50, "world_contents": 10, "hide": 0.2}
+    data_run.run(data_run.Config(run="tiny", work=tmp_path, **settings))
+    logs = histories.load(artifact.read(tmp_path / "tiny" / "data", kind="tables", version=1))
+    helpers.write_lists(tmp_path / "tiny", logs)
+    run.run(helpers.config(Config, tmp_path))
+    figures = json.loads((tmp_path / "tiny" / "evaluate" / "metrics.json").read_text())
+    row = figures["slices"]["cold"]["popularity"]
+    assert list(row) == list(slices.METRICS) and set(row["recall@10"]) == {"mean", "lo", "hi", "diff"}
+    assert row["recall@10"]["mean"] < figures["views"]["all"]["popularity"]["recall@10"]["mean"]
+    page = (tmp_path / "tiny" / "evaluate" / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Cold start</h2>" in page and "<h3>Cold: " in page

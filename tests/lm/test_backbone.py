@@ -172,6 +172,16 @@ def test_an_object_without_a_title_spoils_nothing(made):
     assert bool(torch.isfinite(made.codes_SD).all())
 
 
+def test_an_object_that_is_not_known_teaches_nothing(made):
+    titles, known_O = title_ids(made.layout.words), np.ones(len(CODES), bool)
+    known_O[3] = False
+    vectors, rows = centroids(titles, made.words_VD.float().numpy()), []
+    for words in (titles[3], np.array([5, 6], np.int64)):
+        backbones.init_codes(made, vectors, [*titles[:3], words, *titles[4:]], 0, known_O)
+        rows.append(made.codes_SD.detach().clone())
+    assert torch.equal(rows[0], rows[1])
+
+
 def test_a_randomised_body_has_forgotten_its_weights(made):
     was = {name: tensor.clone() for name, tensor in made.body.state_dict().items()}
     backbones.randomise(made, seed=1)

@@ -1,0 +1,31 @@
+"""What an ad's object usually brings, as known when training ends: what lists are weighed by, and re-ranked by."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadre.data.histories import Logs
+from leadre.generate.channels.contract import train_end_us
+
+NANOS = 1e9
+
+
+def training_prices(logs: Logs) -> NDArray[np.float64]:
+    """Mean money of an object's training events that brought any, in units of the currency: float64 [A], all > 0.
+
+    An object without one has the price of its ad in the catalogue, or else the median of those that have one; 1 where
+    no money is known at all.
+    """
+    counts_E = (logs.at_us_E < train_end_us(logs)) & (logs.value_nanos_E > 0)
+    objects, count = logs.object_E[counts_E], len(logs.objects)
+    money_O = np.bincount(objects, weights=logs.value_nanos_E[counts_E] / NANOS, minlength=count)
+    events_O = np.bincount(objects, minlength=count)
+    price_O = np.divide(money_O, events_O, out=np.zeros(count), where=events_O > 0)
+    price_A = price_O[logs.ad_object_A]
+    if "price_nanos" in logs.ads.columns:
+        listed_A = logs.ads["price_nanos"].fill_null(0).to_numpy() / NANOS
+        price_A = np.where(price_A > 0, price_A, listed_A)
+    known_A = price_A > 0
+    typical = float(np.median(price_A[known_A])) if known_A.any() else 1.0
+    return np.where(known_A, price_A, typical)

@@ -1,0 +1,111 @@
+"""The rows of the ablation: what is switched off, in which order it comes back, and what preferences are left without.
+
+The last cumulative row before preferences is the config as given; the first is the same with everything in OFF. To add
+a row, put its fields into OFF and a line into STEPS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from leadre import config
+from leadre.errors import InputError
+
+OFF: Mapping[str, Any] = {
+    "long_ad": False,
+    "short_content": False,
+    "long_content": False,
+    "profile": False,
+    "words": False,
+    "aux_share": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A cumulative row: `on` are fields of OFF that have the given config's values from here on."""
+
+    name: str
+    title: str
+    on: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A row beside preferences with all their rules and safeguards: the same without one of them."""
+
+    name: str
+    title: str
+    options: Mapping[str, Any]  # of `tune --stage dpo`
+
+
+BASE = Step("base", "short-term ad IDs only", ())
+STEPS = (
+    Step("long-term", "+ long-term interests", ("long_ad",)),
+    Step("content", "+ content domain", ("short_content", "long_content")),
+    Step("words", "+ profile and words", ("profile", "words")),
+    Step("aux", "+ auxiliary tasks", ("aux_share",)),
+)
+PREFERENCES = Step("dpo", "+ preferences by value", ())
+RULES = ("live_unbought", "higher_value", "on_policy")
+LEFT_OUT = (
+    LeftOut("no-live-unbought", "no pairs over live ads not acted on", {"live_unbought": False}),
+    LeftOut("no-higher-value", "no pairs of two conversions", {"higher_value": False}),
+    LeftOut("no-on-policy", "no pairs over what the model ranked above", {"on_policy": False}),
+    LeftOut("no-similarity", "near-duplicates count in full", {"similarity": False}),
+    LeftOut("no-value-margin", "no margin by value", {"value_margin": 0.0}),
+    LeftOut("no-sft-term", "no likelihood beside the preference", {"sft_weight": 0.0}),
+    LeftOut("no-guard", "no guard on recall", {"guard": 1.0}),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One row: changes to the config of `tune` and, where preferences follow, to theirs; compared with `against`."""
+
+    name: str
+    title: str
+    tune: Mapping[str, Any]
+    dpo: Mapping[str, Any] | None = None
+    left_out: bool = False
+    against: str | None = None
+
+
+def compose(tune: Mapping[str, Any], dpo: Mapping[str, Any], wanted: Collection[str] = ()) -> list[Variant]:
+    """The rows that the given configs tell apart, of those only the `wanted` ones (all, if none is named).
+
+    A step whose fields this config already has off, or does not have, would repeat the row before it and is left out;
+    so is a row without a rule that was not on, or that was the only one. InputError for an unknown name.
+    """
+    left = {field: off for field, off in OFF.items() if field in tune and tune[field] != off}
+    rows = [Variant(name=BASE.name, title=BASE.title, tune=dict(left))]
+    for step in STEPS:
+        restored = left.keys() & set(step.on)
+        if restored:
+            left = {field: off for field, off in left.items() if field not in restored}
+            rows.append(Variant(name=step.name, title=step.title, tune=dict(left)))
+    rows.append(Variant(name=PREFERENCES.name, title=PREFERENCES.title, tune={}, dpo={}))
+    for row in LEFT_OUT:
+        changed = dict(dpo) | dict(row.options)
+        if changed != dpo and any(changed[rule] for rule in RULES):
+            rows.append(Variant(name=row.name, title=row.title, tune={}, dpo=row.options, left_out=True))
+    return _linked(rows, wanted)
+
+
+def _linked(rows: list[Variant], wanted: Collection[str]) -> list[Variant]:
+    """The wanted rows, each with the row that it is compared with: the one before it, or preferences in full."""
+    known = [row.name for row in rows]
+    for name in wanted:
+        if name not in known:
+            raise InputError(f"variants: no row {name!r}; the nearest is {config.nearest(name, known)!r}, of {known}")
+    kept = [row for row in rows if not wanted or row.name in wanted]
+    linked: list[Variant] = []
+    for row in kept:
+        cumulative = [other.name for other in linked if not other.left_out]
+        before = cumulative[-1] if cumulative else None
+        if row.left_out and before != PREFERENCES.name:
+            before = None
+        linked.append(replace(row, against=before))
+    return linked
