@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from leadre.auction.ledger import day_of
 from leadre.errors import PeerError
 from leadre.serve import consent, creatives, openrtb
+from leadre.serve.book.eligibility import Snapshot
+from leadre.serve.book.objects import Objects
 from leadre.serve.budgets import Budgets
-from leadre.serve.eligibility import Snapshot
+from leadre.serve.events.tokens import Token, event_url, nonce
 from leadre.serve.memory import Memory
-from leadre.serve.messages import Generated, Wanted
-from leadre.serve.objects import Objects
 from leadre.serve.openrtb import NoBid, Rendered
+from leadre.serve.processes.messages import Generated, Wanted
 from leadre.serve.settings import Settings
-from leadre.serve.tokens import Token, event_url, nonce
 from leadre.store.contract import Cap, StoredList
 from leadre.types import Ad, Bid, Campaign, Impression, Permissions, Request, Source
 

@@ -44,7 +44,7 @@ def run(config: Config) -> None:
     _check(config)
     paths = paths_of(config)
     tables = artifact.read(config.folder("data"), kind="tables", version=1)
-    from leadre.serve import first, supervisor
+    from leadre.serve.processes import first, supervisor
 
     first.fill(paths, tables)
     first.check_exposure(paths, (config.host,))

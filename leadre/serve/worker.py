@@ -22,12 +22,20 @@ import numpy as np
 from leadre import database, telemetry
 from leadre.auction.orders import Ask, Lease, Order, Release
 from leadre.errors import PeerError, TokenError
-from leadre.serve import auth, eligibility, openrtb, records
+from leadre.serve import openrtb
+from leadre.serve.book import eligibility, records
+from leadre.serve.book.eligibility import Snapshot
+from leadre.serve.book.objects import Objects
+from leadre.serve.book.values import Counts as ByAd
+from leadre.serve.book.values import expected_nanos
 from leadre.serve.budgets import Budgets
-from leadre.serve.eligibility import Snapshot
-from leadre.serve.eventlog import Answered
+from leadre.serve.events.eventlog import Answered
+from leadre.serve.events.tokens import Keys
+from leadre.serve.manage import auth
 from leadre.serve.memory import Memory
-from leadre.serve.messages import (
+from leadre.serve.openrtb import Rendered
+from leadre.serve.paths import Paths
+from leadre.serve.processes.messages import (
     Append,
     Counted,
     Counts,
@@ -44,15 +52,9 @@ from leadre.serve.messages import (
     Reply,
     Wanted,
 )
-from leadre.serve.objects import Objects
-from leadre.serve.openrtb import Rendered
-from leadre.serve.paths import Paths
-from leadre.serve.peers import Client
+from leadre.serve.processes.peers import Client
 from leadre.serve.respond import CONSIDERED, Answer, Bidder, Market, respond
 from leadre.serve.settings import Settings
-from leadre.serve.tokens import Keys
-from leadre.serve.values import Counts as ByAd
-from leadre.serve.values import expected_nanos
 from leadre.store import open_store
 from leadre.types import Candidate, EventKind, Impression, Request, Signals
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from leadre import database
-from leadre.serve import records
-from leadre.serve.campaigns import Book
-from leadre.serve.records import Records
+from leadre.serve.book import records
+from leadre.serve.book.campaigns import Book
+from leadre.serve.book.records import Records
 from leadre.types import Ad, Campaign
 
 

@@ -1,0 +1,1 @@
+"""The management API: who may change what, and the rights of users."""

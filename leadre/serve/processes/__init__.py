@@ -1,0 +1,1 @@
+"""The processes of a bidder, and how they talk."""

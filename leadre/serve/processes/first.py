@@ -1,0 +1,69 @@
+"""The first start: a book of campaigns from the ads of a run, and a list for whoever is not known."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from leadre import progress
+from leadre.artifact import Artifact
+from leadre.serve.book import catalogue
+from leadre.serve.book.campaigns import Book
+from leadre.serve.book.records import Records
+from leadre.serve.events.tokens import Keys
+from leadre.serve.manage import auth
+from leadre.serve.memory import EVERYBODY
+from leadre.serve.paths import Paths
+from leadre.store import open_store
+from leadre.store.contract import StoredList
+
+LISTED = 200  # ads for whoever is not known
+
+
+def fill(paths: Paths, tables: Artifact) -> None:
+    """Make what is missing in the state folder; what is there stays as it is."""
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    Keys.open(paths.keys)
+    records = Records(paths.book)
+    try:
+        if not Book(records).ads(limit=1):
+            import polars as pl
+
+            campaigns, ads = catalogue.read(pl.read_parquet(tables.path / "ads.parquet"), catalogue.Defaults())
+            added = Book(records).add(campaigns, ads)
+            progress.say(f"serve: {added} from {tables.path}")
+    finally:
+        records.close()
+    store = open_store(paths.store)
+    try:
+        if store.read_list(EVERYBODY) is None:
+            version = f"context-{tables.hash[:12]}"
+            store.put_lists(version, {EVERYBODY: popular(tables, version)})
+            store.switch(version)
+    finally:
+        store.close()
+
+
+def popular(tables: Artifact, version: str) -> StoredList:
+    """The ads that most users acted on, with logarithms of their shares."""
+    from leadre.data import histories
+    from leadre.generate.channels import popularity
+
+    logs = histories.load(tables)
+    score_A = popularity.fit_conversions(logs, 0, 1).score_A.astype(np.float64) + 1
+    best = np.argsort(-score_A, kind="stable")[:LISTED]
+    log_p = np.log(score_A[best] / score_A.sum())
+    ad_ids = logs.ads["ad_id"].gather(best).to_list()
+    return StoredList(version, time.time_ns() // 1000, tuple(ad_ids), tuple(log_p.tolist()))
+
+
+def check_exposure(paths: Paths, hosts: Sequence[str]) -> None:
+    """InputError where a server would listen to other machines before any operator's key exists."""
+    records = Records(paths.book)
+    try:
+        for host in hosts:
+            auth.check_exposure(host, auth.Keys(records))
+    finally:
+        records.close()

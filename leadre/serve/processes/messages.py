@@ -1,0 +1,158 @@
+"""What the processes of a bidder say to each other: one question, one answer.
+
+The writer answers when what it tells is on the disk, the language model when there is no more time.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from leadre.auction.orders import Ask, Lease, Release
+from leadre.serve.events.eventlog import Answered
+from leadre.store.contract import Seen
+from leadre.types import EventKind
+
+
+class Append(msgspec.Struct, frozen=True, tag="append"):
+    """Requests that were answered. Becomes `Done`."""
+
+    records: list[Answered]
+
+
+class Orders(msgspec.Struct, frozen=True, tag="orders"):
+    """A worker's side of the ledger: what its slices want and what they give back. Becomes `Leases`."""
+
+    asks: list[Ask]
+    releases: list[Release]
+
+
+class Event(msgspec.Struct, frozen=True, tag="event"):
+    """Something that came back for a bid. ``price`` and ``value_nanos`` as they were sent. Becomes `Told`."""
+
+    kind: EventKind
+    token: str
+    at_us: int
+    price: str = ""
+    event_id: str = ""
+    value_nanos: int = 0
+
+
+class Recent(msgspec.Struct, frozen=True, tag="recent"):
+    """One of the last requests, by our ID or the caller's. Becomes `Found`."""
+
+    request_id: str
+
+
+class Counts(msgspec.Struct, frozen=True, tag="counts"):
+    """What ads were shown and what came of it so far. Becomes `Counted`."""
+
+
+class Reports(msgspec.Struct, frozen=True, tag="reports"):
+    """What campaigns did on the days that touch a span of time. Becomes `Reported`."""
+
+    campaigns: list[str]
+    from_us: int
+    to_us: int
+
+
+class Erase(msgspec.Struct, frozen=True, tag="erase"):
+    """Take a user out of log and tables. Becomes `Erased`."""
+
+    user_id: str
+
+
+Question = Append | Orders | Event | Recent | Counts | Reports | Erase
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """It is on the disk."""
+
+
+class Leases(msgspec.Struct, frozen=True, tag="leases"):
+    """Answers to the asks, in their order; None where a budget is used up."""
+
+    leases: list[Lease | None]
+
+
+class Told(msgspec.Struct, frozen=True, tag="told"):
+    """What became of an event: "new", "known" (or not to be counted), or "refused" for its token."""
+
+    outcome: str
+
+
+class Found(msgspec.Struct, frozen=True, tag="found"):
+    """The record, if it is still remembered."""
+
+    record: Answered | None
+
+
+class Counted(msgspec.Struct, frozen=True, tag="counted"):
+    """Ad -> impressions, clicks, conversions."""
+
+    by_ad: dict[str, tuple[int, int, int]]
+
+
+class Day(msgspec.Struct, frozen=True, array_like=True):
+    """A campaign's day in its own time zone, ISO 8601."""
+
+    campaign_id: str
+    day: str
+    impressions: int
+    clicks: int
+    conversions: int
+    charged_nanos: int
+
+
+class Reported(msgspec.Struct, frozen=True, tag="reported"):
+    """Days on which something happened, by campaign and time."""
+
+    days: list[Day]
+
+
+class Erased(msgspec.Struct, frozen=True, tag="erased"):
+    """How many records and rows named the user; none does any more."""
+
+    removed: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The disk would not take it; nothing of it was written."""
+
+    why: str
+
+
+Reply = Done | Leases | Told | Found | Counted | Reported | Erased | Failed
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """A worker asks what there is. Becomes `Greeting`."""
+
+
+class Greeting(msgspec.Struct, frozen=True, tag="greeting"):
+    """The objects that the model knows, by the numbers of all other messages, and the version of the model."""
+
+    object_ids: list[str]
+    version: str
+
+
+class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
+    """A question: who (id, and what they did, oldest first), when, and which objects may be shown.
+
+    ``eligible`` has a bit for each object of the catalogue (`numpy.packbits`); ``until_s`` is a time of the machine's
+    monotonic clock, which its processes share.
+    """
+
+    user_id: str
+    recent: tuple[Seen, ...]
+    now_us: int
+    eligible: bytes
+    top: int
+    until_s: float
+
+
+class Generated(msgspec.Struct, frozen=True, tag="generated"):
+    """An answer: objects of the catalogue, best first, with log-probabilities; nothing where there was no time."""
+
+    objects: list[int]
+    log_p: list[float]
+    is_complete: bool

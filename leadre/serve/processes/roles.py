@@ -1,0 +1,130 @@
+"""What each process of a bidder does; the supervisor starts them. Each loads what it needs itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from leadre.serve.processes.supervisor import Plan
+
+
+def bid(plan: Plan, listening: socket.socket) -> None:
+    """A bid worker."""
+    _begin()
+    from leadre.serve.app import App, Stamped
+    from leadre.serve.worker import Worker
+
+    timing = plan.timing
+    worker = Worker(
+        plan.paths,
+        plan.settings,
+        network_ms=timing.network_ms,
+        default_tmax_ms=timing.tmax_ms,
+        shed_ms=timing.shed_ms,
+    )
+    _serve(App(worker), listening, http=Stamped)
+
+
+def manage(plan: Plan, listening: socket.socket) -> None:
+    """The management API."""
+    _begin()
+    from leadre.serve.manage import office
+
+    _serve(office.app(plan.paths, plan.tables), listening)
+
+
+def write(plan: Plan) -> None:
+    """The writer of money and events."""
+    _begin()
+    from leadre.serve.processes import peers
+    from leadre.serve.processes.desk import Desk
+    from leadre.serve.processes.messages import Question
+    from leadre.serve.processes.writer import Writer
+
+    async def main(stopped: asyncio.Event) -> None:
+        writer = Writer(lambda: Desk(plan.paths, retain_days=plan.retain_days))
+        running = asyncio.create_task(writer.run())
+        server = await peers.serve(plan.paths.writer, Question, writer.answer)
+        stopping = asyncio.create_task(stopped.wait())
+        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+        server.close()
+        if not running.done():
+            await writer.drain()
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running  # raises what stopped it
+
+    _until_told(main)
+
+
+def generate(plan: Plan) -> None:
+    """The language model."""
+    _begin()
+    from leadre import artifact
+    from leadre.serve.processes import peers
+    from leadre.serve.processes.generator import Generator
+    from leadre.serve.processes.messages import Hello, Wanted
+
+    assert plan.model is not None
+    parts = (
+        artifact.read(plan.tables, kind="tables", version=1),
+        artifact.read(plan.codebook, kind="codebook", version=1),
+        artifact.read(plan.model, kind="model", version=3),
+    )
+
+    async def main(stopped: asyncio.Event) -> None:
+        with Generator(*parts, beam=plan.beam) as generator:
+            server = await peers.serve(plan.paths.generator, Hello | Wanted, generator.answer)
+            await stopped.wait()
+            server.close()
+
+    _until_told(main)
+
+
+def _begin() -> None:
+    """Be a group of one's own, and end when the supervisor has gone."""
+    os.setpgrp()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_follow, args=(parent.join,), daemon=True).start()
+
+
+def _follow(wait_for_parent: Callable[[], None]) -> None:
+    wait_for_parent()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _until_told(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Run until SIGTERM."""
+
+    async def run() -> None:
+        stopped = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+        await main(stopped)
+
+    asyncio.run(run())
+
+
+def _serve(app: object, listening: socket.socket, **options: object) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        loop="uvloop",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        timeout_keep_alive=60,
+        **options,  # type: ignore[arg-type]
+    )
+    uvicorn.Server(config).run(sockets=[listening])

@@ -1,0 +1,75 @@
+"""The one process that writes money and events, so that what it acknowledges cannot be lost.
+
+Questions that come while the disk is busy are answered together: one commit of the books, one sync of the log, then all
+their answers. If the disk refuses, nothing of the batch is written and whoever asked is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from leadre.errors import StorageError
+from leadre.serve.processes.desk import Desk
+from leadre.serve.processes.messages import Failed, Question, Reply
+
+TEND_S = 0.2  # without questions
+
+
+class Writer:
+    """Answers `serve.messages` in batches, while `run` runs. ``make_desk`` is called in the thread that writes."""
+
+    def __init__(self, make_desk: Callable[[], Desk]) -> None:
+        self._make_desk = make_desk
+        self._waiting: list[tuple[Question, asyncio.Future[Reply]]] = []
+        self._arrived, self._idle = asyncio.Event(), asyncio.Event()
+
+    async def answer(self, question: Question) -> Reply:
+        """What the writer says, when it is on the disk."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting.append((question, future))
+        self._idle.clear()
+        self._arrived.set()
+        return await future
+
+    async def run(self) -> None:
+        """Batch after batch, in a thread of its own, so that questions can come in meanwhile; until cancelled."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, thread_name_prefix="leadre-writer") as thread:
+            desk = await loop.run_in_executor(thread, self._make_desk)
+            try:
+                while True:
+                    await self._settle(lambda what, *given: loop.run_in_executor(thread, what, *given), desk)
+            finally:
+                await loop.run_in_executor(thread, desk.close)
+
+    async def _settle(self, call: Callable[..., Awaitable[Any]], desk: Desk) -> None:
+        """One batch, or a moment without any, and what is due by then."""
+        if not self._waiting:
+            self._idle.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._arrived.wait(), TEND_S)
+        self._arrived.clear()
+        batch, self._waiting = self._waiting, []
+        replies: list[Reply] = []
+        try:
+            if batch:
+                replies = await call(desk.settle, [question for question, _ in batch], _now_us())
+            await call(desk.tend, _now_us())
+        except StorageError as error:
+            replies += [Failed(str(error))] * (len(batch) - len(replies))
+        for (_, future), reply in zip(batch, replies, strict=True):
+            if not future.done():
+                future.set_result(reply)
+
+    async def drain(self) -> None:
+        """Wait until all that was asked has its answer."""
+        await self._idle.wait()
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

@@ -1,0 +1,234 @@
+"""What serving logs is what `leadre data` reads: the same users, requests, events and live ads, and nobody erased."""
+
+from __future__ import annotations
+
+import resource
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from leadre.data.sources import files
+from leadre.data.split import Cut
+from leadre.data.tables import Tables
+from leadre.errors import StorageError
+from leadre.serve.events import training
+from leadre.serve.events.eventlog import Answered, EventLog, Happened, Record, Switched
+from leadre.types import Ad, Bid, Candidate, EventKind, Outcome
+
+SECOND = 1_000_000
+DAY = 86_400 * SECOND
+START = round(datetime(2026, 3, 1, tzinfo=UTC).timestamp()) * SECOND
+ADS = [
+    Ad(
+        ad_id=f"a{n}",
+        object_id=f"o{n}",
+        campaign_id="c",
+        advertiser_id="v",
+        title=f"Ad {n}" if n else "",
+        sizes=((300, 250),),
+    )
+    for n in range(3)
+]
+
+
+def answered(request_id: str, at_us: int, user_id: str = "u1", **change: Any) -> Answered:
+    bid = Bid(
+        bid_id=f"b-{request_id}",
+        imp_id="1",
+        ad_id="a0",
+        campaign_id="c",
+        advertiser_id="v",
+        price_nanos=1_000_000,
+        currency="EUR",
+        size=(300, 250),
+        source="stored",
+        propensity=0.5,
+    )
+    candidates = (
+        Candidate(ad_id="a0", source="stored", log_p=-1.0),
+        Candidate(ad_id="a1", source="generated", log_p=-2),
+    )
+    fields: dict[str, Any] = {
+        "placements": {"1": "top"},
+        "candidates": candidates,
+        "bids": (bid,),
+        "scores": (0.5, 0.25),
+    }
+    fields |= {"versions": {"model": "m1"}} | change
+    return Answered(request_id=request_id, at_us=at_us, user_id=user_id, **fields)
+
+
+def happened(
+    request_id: str, kind: EventKind, at_us: int, user_id: str = "u1", value: int = 0, **flags: Any
+) -> Happened:
+    outcome = Outcome(
+        kind=kind,
+        at_us=at_us,
+        bid_id=f"b-{request_id}",
+        request_id=request_id,
+        ad_id="a0",
+        campaign_id="c",
+        user_id=user_id,
+        value_nanos=value,
+    )
+    return Happened(key=f"{request_id}/{kind}", outcome=outcome, **({"is_training": True} | flags))
+
+
+def market() -> list[Record]:
+    """Six days with a request and its outcomes for each of two users; a2 is live on the first day alone."""
+    records: list[Record] = [Switched(at_us=START, ad_id=f"a{n}", is_live=True) for n in range(3)]
+    records.append(Switched(at_us=START + DAY, ad_id="a2", is_live=False))
+    for day in range(6):
+        for user in ("u1", "u2"):
+            at_us, name = START + day * DAY + 3600 * SECOND, f"{user}-{day}"
+            records += [
+                answered(name, at_us, user),
+                happened(name, "win", at_us + 1, user, is_training=False),
+                happened(name, "imp", at_us + 2 * SECOND, user),
+                happened(name, "click", at_us + 9 * SECOND, user),
+                happened(name, "conv", at_us + DAY, user, value=7_000_000_000),
+            ]
+    records += [
+        answered("nobody", START + DAY, user_id=""),
+        happened("nobody", "imp", START + DAY, user_id=""),
+        answered("test", START + DAY, is_test=True),
+        happened("test", "imp", START + DAY, is_test=True, is_training=False),
+    ]
+    return records
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    with EventLog(tmp_path / "events") as made:
+        made.append(market(), START)
+    return tmp_path / "events"
+
+
+def read(folder: Path) -> Tables:
+    return files.read(
+        folder, files.Limits(unordered=True, max_bad_share=0.0), Cut(valid_share=0.2, test_share=0.2), keep_empty=True
+    )
+
+
+def test_serving_logs_are_training_logs(log: Path, tmp_path: Path) -> None:
+    assert training.compact(log, tmp_path / "tables", ADS) == len(market())
+    made = read(tmp_path / "tables")
+    assert made.bad_rows.height == 0
+    assert made.users["user_id"].to_list() == ["u1", "u2"]
+    assert made.events["action"].value_counts().sort("action").rows() == [
+        ("click", 12),
+        ("conversion", 12),
+        ("impression", 12),
+    ]
+    assert made.events.filter(pl.col("value_nanos") > 0)["action"].unique().to_list() == ["conversion"]
+    assert made.requests["request_id"].sort().to_list() == [
+        f"{user}-{day}" for user in ("u1", "u2") for day in range(6)
+    ]
+    assert made.requests["placement_id"].unique().to_list() == ["top"]
+    assert made.requests["at"].dt.epoch("us").min() == START + 3600 * SECOND
+    live = dict(made.inventories.group_by("inventory_id").agg(pl.col("ad_id").sort()).rows())
+    first = made.requests.sort("at")["inventory_id"][0]
+    assert live.pop(first) == ["a0", "a1", "a2"] and list(live.values()) == [["a0", "a1"]]
+    assert made.ads.select("title", "object_id", "creative_sizes").row(0) == ("a0", "o0", ["300x250"])
+
+
+def test_answers_keep_what_off_policy_work_needs(log: Path, tmp_path: Path) -> None:
+    training.compact(log, tmp_path, ADS)
+    answers = pl.read_parquet(tmp_path / "answers" / "*.parquet")
+    assert answers.height == 13, "those of nobody too, tests not"
+    row = answers.filter(pl.col("request_id") == "u1-0").row(0, named=True)
+    assert row["candidates"][1] == {"ad_id": "a1", "source": "generated", "log_p": -2.0, "score": 0.25}
+    assert (row["bids"][0]["propensity"], row["bids"][0]["price_nanos"]) == (0.5, 1_000_000)
+    assert row["versions"] == '{"model":"m1"}'
+    assert answers.filter(pl.col("user_id").is_null())["request_id"].to_list() == ["nobody"]
+
+
+def content(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    return {
+        str(path.relative_to(folder)): pl.read_parquet(path).to_dicts() for path in sorted(folder.rglob("*.parquet"))
+    }
+
+
+def test_in_parts_late_or_twice_the_tables_are_the_same(log: Path, tmp_path: Path) -> None:
+    training.compact(log, tmp_path / "whole", ADS)
+    parts, other = tmp_path / "parts", tmp_path / "events-2"
+    with EventLog(other) as made:
+        for start in range(0, len(market()), 10):
+            made.append(market()[start : start + 10], START)
+            training.compact(other, parts, ADS)
+    assert content(parts) == content(tmp_path / "whole")
+    (parts / training.POSITION).write_text("20")  # as if killed before the last lines were written
+    training.compact(other, parts, ADS, at_most=7)
+    assert content(parts) == content(tmp_path / "whole")
+    assert training.compact(other, parts, ADS) == 0 and training.position(parts) == len(market())
+
+
+def test_an_ad_is_live_in_spells() -> None:
+    def spells(*switches: tuple[int, str, bool]) -> list[tuple[str, int, int | None]]:
+        old = pl.DataFrame(schema=training._WINDOWS)
+        made = [Switched(at_us=at_us, ad_id=ad_id, is_live=is_live) for at_us, ad_id, is_live in switches]
+        for _ in range(2):  # a second time changes nothing
+            old = training._windows(old, made)
+        return old.select("ad_id", pl.col("starts_at", "ends_at").dt.epoch("us")).rows()
+
+    assert spells((1, "a", True), (5, "a", False), (7, "a", True)) == [("a", 1, 5), ("a", 7, None)]
+    assert spells((1, "a", True), (2, "b", True), (3, "b", False)) == [("a", 1, None), ("b", 2, 3)]
+    assert spells((1, "a", False), (4, "a", True), (4, "a", False)) == []
+    assert spells((1, "a", True), (2, "a", True)) == [("a", 1, None)]
+
+
+def test_an_erased_user_is_in_no_file(log: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tables"
+    training.compact(log, folder, ADS)
+    (folder / "events" / ".2026-03-01.parquet.new").write_bytes(b"left over by a kill: u1")
+    untouched = (folder / "ads.parquet").read_bytes()
+    assert training.erase(folder, "u1") == 18 + 6 + 6 and training.erase(folder, "u1") == 0
+    for path in folder.rglob("*.parquet"):
+        assert "u1" not in pl.read_parquet(path).get_column("user_id", default=pl.Series([""])).to_list()
+    assert not list(folder.rglob(".*.new"))
+    assert (folder / "ads.parquet").read_bytes() == untouched
+    assert pl.read_parquet(folder / "answers" / "*.parquet").height == 13
+    assert read(folder).users["user_id"].to_list() == ["u2"]
+
+
+def test_erased_in_the_log_is_erased_in_what_is_made_of_it(log: Path, tmp_path: Path) -> None:
+    with EventLog(log) as made:
+        assert made.erase("u1") == 6 * 5 + 2, "tests too"
+    training.compact(log, tmp_path / "tables", ADS)
+    assert read(tmp_path / "tables").users["user_id"].to_list() == ["u2"]
+
+
+def test_retention_is_in_days(log: Path, tmp_path: Path) -> None:
+    training.compact(log, tmp_path / "tables", ADS)
+    training.retain(tmp_path / "tables", date(2026, 3, 4))
+    days = {
+        name: sorted(path.stem for path in (tmp_path / "tables" / name).iterdir())
+        for name in ("events", "requests", "answers")
+    }
+    assert days["requests"] == days["answers"] == ["2026-03-04", "2026-03-05", "2026-03-06"]
+    assert days["events"] == ["2026-03-04", "2026-03-05", "2026-03-06", "2026-03-07"]
+    assert pl.read_parquet(tmp_path / "tables" / "inventory.parquet")["ad_id"].to_list() == ["a0", "a1"], (
+        "a2 ended before"
+    )
+
+
+def test_a_full_disk_leaves_the_tables_as_they_were(log: Path, tmp_path: Path) -> None:
+    """RLIMIT_FSIZE: a file ends early, as on a full disk."""
+    folder = tmp_path / "tables"
+    training.compact(log, folder, ADS)
+    before = content(folder)
+    with EventLog(log) as made:
+        made.append([happened("u1-5", "click", START + 5 * DAY + 4000 * SECOND)], START)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"cannot be written \(File too large\); free or repair the disk"):
+            training.compact(log, folder, ADS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert content(folder) == before and not list(folder.rglob(".*"))
+    assert training.compact(log, folder, ADS) == 1
+    assert len(pl.read_parquet(folder / "events" / "*.parquet")) == 37
