@@ -151,6 +151,11 @@ class Leases:
             )
         return changed.rowcount == 1
 
+    def forget(self) -> None:
+        """Nothing is done."""
+        with database.transaction(self.connection):
+            self.connection.execute("DELETE FROM batches WHERE version = ?", (self.version,))
+
     def left(self) -> int:
         return self._one("SELECT count(*) FROM batches WHERE version = ? AND done_at_us IS NULL") or 0
 
@@ -169,22 +174,39 @@ def generate(job: Job, users: int, workers: int) -> None:
     """
     count = -(-users // job.batch)
     with closing(Leases(job.leases, job.version)) as leases:
-        leases.start(count)
-        with _shown(job, users, count):
-            while left := leases.left():
-                try:
-                    scale.map_shards(partial(work, job), [str(n) for n in range(workers)], workers, _backend(workers))
-                except ShardError as error:
-                    if isinstance(error.__cause__, StoreDown):
-                        raise error.__cause__ from error
-                    if error.__cause__ is not None or leases.left() == left:
-                        raise
-                    progress.say(f"generate: a worker died, {leases.left():,} of {count:,} batches are left; going on")
+        for _ in range(2):
+            leases.start(count)
+            with _shown(job, users, count):
+                while leases.left():
+                    _work_all(job, leases, workers)
                     leases.start(count)
+            if patiently(partial(_written, job), job.wait_s) >= users:
+                return
+            progress.say(
+                "generate: the store lost lists, or an earlier run had another store; all of them are made again"
+            )
+            leases.forget()
+    raise StoreDown(f"store {job.store.partition(':')[0]}: loses lists of {job.version} while they are written")
 
 
-def _backend(workers: int) -> scale.Backend:
-    return "serial" if workers == 1 else "processes"
+def _work_all(job: Job, leases: Leases, workers: int) -> None:
+    """One generation of workers; ends when all is done, or when one of them died and others had finished something."""
+    left = leases.left()
+    backend: scale.Backend = "serial" if workers == 1 else "processes"
+    try:
+        scale.map_shards(partial(work, job), [str(n) for n in range(workers)], workers, backend)
+    except ShardError as error:
+        if isinstance(error.__cause__, StoreDown):
+            raise error.__cause__ from error
+        if error.__cause__ is not None or leases.left() == left:
+            raise
+        progress.say(f"generate: a worker died, {leases.left():,} batches are left; going on")
+
+
+def _written(job: Job) -> int:
+    """How many lists the store holds that this version made."""
+    with closing(open_store(job.store, timeout_ms=TIMEOUT_MS)) as store:
+        return sum(one.version == job.version for _, one in store.scan(job.version))
 
 
 def work(job: Job, worker: str) -> int:
@@ -228,7 +250,20 @@ def _lists(job: Job, engine: Loaded, windows: list[Window]) -> Iterator[tuple[st
         yield user, StoredList(job.version, made_at_us, ad_ids, tuple(log_p))
 
 
-def carry(store: Store, base: str, version: str) -> int:
+def publish(store: Store, version: str, base: str | None, keep: int) -> int:
+    """Make a version current, lists that it lacks taken from ``base``, and drop all but the newest ``keep`` versions.
+
+    Returns how many lists were taken over.
+    """
+    carried = 0 if base is None else _carry(store, base, version)
+    store.switch(version)
+    others = [name for name in store.versions().names if name != version]
+    for old in others[: max(0, len(others) + 1 - keep)]:
+        store.drop(old)
+    return carried
+
+
+def _carry(store: Store, base: str, version: str) -> int:
     """Copy lists of users who have none in ``version`` from ``base``; they keep the name of what made them."""
     fresh, page, carried = {user for user, _ in store.scan(version)}, dict[str, StoredList](), 0
     for user, one in store.scan(base):

@@ -78,11 +78,7 @@ def run(config: Config) -> None:
         users = len(lists.users_of(logs, now_us, since_us))
         lists.patiently(lambda: store.put_lists(version, {}), config.wait_s)
         lists.generate(job, users, config.workers)
-        carried = lists.patiently(lambda: lists.carry(store, base, version), config.wait_s) if base else 0
-        lists.patiently(lambda: store.switch(version), config.wait_s)
-        others = [name for name in store.versions().names if name != version]
-        for old in others[: max(0, len(others) + 1 - config.keep)]:
-            store.drop(old)
+        carried = lists.patiently(lambda: lists.publish(store, version, base, config.keep), config.wait_s)
     shutil.rmtree(config.folder(".generate-lists"))
     progress.say(f"generate: version {version} in {spec}, lists of {users:,} users and {carried:,} kept")
 

@@ -203,7 +203,7 @@ def test_a_model_learns_no_preferences_in_ids_that_it_does_not_know(aligned, tin
         ("tune", "--stage dpo --live-unbought false --value-ratio 1e9", "the rules find no pair"),
         ("generate", "--step data", "--step data: wants generate or generate-NAME"),
         ("generate", "--model dpo", "there is no model artifact here; run `leadre tune-dpo"),
-        ("generate", "--stage dpo", "unknown key 'stage'"),
+        ("generate", "--stage dpo", "unknown verb 'generate-dpo'"),
     ],
 )
 def test_what_cannot_be_is_one_line(aligned, tmp_path, capsys, name, flags, says):
