@@ -73,13 +73,17 @@ class Form(BaseModel):
 class TargetingForm(Form):
     """Who may see a campaign. An empty list asks for nothing."""
 
-    countries: Names = Field([], description="ISO 3166-1 alpha-3", examples=[["DEU", "FRA"]])
-    regions: Names = Field([], description="as in OpenRTB's geo.region")
-    device_types: list[Annotated[StrictInt, Field(ge=1, le=8)]] = Field([], description="AdCOM device types")
-    sites: Names = Field([], description="domains, or bundles of apps", examples=[["news.example"]])
-    categories: Names = Field([], description="categories of the site's content", examples=[["IAB1"]])
-    segments: Names = Field([], description="segments of users")
-    hours: list[Annotated[StrictInt, Field(ge=0, le=23)]] = Field([], description="hours in the account's time zone")
+    countries: Names = Field(default_factory=list, description="ISO 3166-1 alpha-3", examples=[["DEU", "FRA"]])
+    regions: Names = Field(default_factory=list, description="as in OpenRTB's geo.region")
+    device_types: list[Annotated[StrictInt, Field(ge=1, le=8)]] = Field(
+        default_factory=list, description="AdCOM device types"
+    )
+    sites: Names = Field(default_factory=list, description="domains, or bundles of apps", examples=[["news.example"]])
+    categories: Names = Field(default_factory=list, description="categories of the site's content", examples=[["IAB1"]])
+    segments: Names = Field(default_factory=list, description="segments of users")
+    hours: list[Annotated[StrictInt, Field(ge=0, le=23)]] = Field(
+        default_factory=list, description="hours in the account's time zone"
+    )
 
     def targeting(self) -> Targeting:
         return Targeting(**{name: frozenset(values) for name, values in self})
@@ -88,19 +92,21 @@ class TargetingForm(Form):
 class CampaignForm(Form):
     """What an advertiser pays for."""
 
-    advertiser_id: Id | None = Field(None, description="the account; left out, that of the key", examples=["acme"])
+    advertiser_id: Id | None = Field(
+        default=None, description="the account; left out, that of the key", examples=["acme"]
+    )
     name: Name = Field(examples=["Autumn shoes"])
     bid_type: BidType = Field(description="what is paid for: 1 impression, 1 click or 1 conversion")
     bid_nanos: Nanos = Field(description="for one impression, click or conversion; 2000000 in cpm is a CPM of 2.00")
-    currency: str = Field("USD", pattern="^[A-Z]{3}$", description="ISO 4217; cannot change later")
-    zone: str = Field("UTC", max_length=64, description="IANA time zone, whose days are the budget's")
-    total_nanos: Nanos = Field(0, description="most that is ever charged; 0 = no cap")
-    daily_nanos: Nanos = Field(0, description="most that is charged in a day; 0 = no cap")
+    currency: str = Field(default="USD", pattern="^[A-Z]{3}$", description="ISO 4217; cannot change later")
+    zone: str = Field(default="UTC", max_length=64, description="IANA time zone, whose days are the budget's")
+    total_nanos: Nanos = Field(default=0, description="most that is ever charged; 0 = no cap")
+    daily_nanos: Nanos = Field(default=0, description="most that is charged in a day; 0 = no cap")
     cap_per_day: Annotated[StrictInt, Field(ge=0, le=1_000_000)] = Field(
         0, description="impressions of one user; 0 = no cap"
     )
-    starts_at: When | None = Field(None, description="none = at once")
-    ends_at: When | None = Field(None, description="none = open end")
+    starts_at: When | None = Field(default=None, description="none = at once")
+    ends_at: When | None = Field(default=None, description="none = open end")
     status: Status = "active"
     targeting: TargetingForm = TargetingForm()
 
@@ -151,18 +157,20 @@ class AdForm(Form):
     """An ad of a campaign, whose account it belongs to."""
 
     campaign_id: Id = Field(examples=["c1"])
-    object_id: Id | None = Field(None, description="the marketing object; left out, the ad itself")
+    object_id: Id | None = Field(default=None, description="the marketing object; left out, the ad itself")
     title: str = Field(min_length=1, max_length=512, examples=["Trail running shoes"])
-    description: str = Field("", max_length=4096)
-    brand: str = Field("", max_length=MOST_NAME_CHARS)
+    description: str = Field(default="", max_length=4096)
+    brand: str = Field(default="", max_length=MOST_NAME_CHARS)
     landing_url: Url = Field(description="http(s), where a click leads", examples=["https://shop.example/shoes"])
-    image_url: Url = Field("", description="http(s), or empty", examples=["https://cdn.example/shoes.png"])
-    adomain: str = Field("", max_length=253, description="left out, the host of the landing page")
-    iab_categories: Names = Field([], examples=[["IAB18-3"]])
+    image_url: Url = Field(default="", description="http(s), or empty", examples=["https://cdn.example/shoes.png"])
+    adomain: str = Field(default="", max_length=253, description="left out, the host of the landing page")
+    iab_categories: Names = Field(default_factory=list, examples=[["IAB18-3"]])
     sizes: Annotated[list[tuple[Pixels, Pixels]], Field(max_length=MOST_VALUES)] = Field(
-        [], description="width and height in pixels; none = any", examples=[[[300, 250]]]
+        default_factory=list, description="width and height in pixels; none = any", examples=[[[300, 250]]]
     )
-    attributes: list[Annotated[StrictInt, Field(ge=1, le=999)]] = Field([], description="AdCOM creative attributes")
+    attributes: list[Annotated[StrictInt, Field(ge=1, le=999)]] = Field(
+        default_factory=list, description="AdCOM creative attributes"
+    )
     status: Status = "active"
 
     def ad(self, ad_id: str, advertiser_id: str) -> Ad:
@@ -210,7 +218,9 @@ class KeyForm(Form):
     """Whose key to make. Without an account it is an operator's."""
 
     name: Name = Field(description="who holds it", examples=["Ann"])
-    advertiser_id: Id | None = Field(None, description="the only account that it sees; none = all", examples=["acme"])
+    advertiser_id: Id | None = Field(
+        default=None, description="the only account that it sees; none = all", examples=["acme"]
+    )
 
 
 class KeyShown(BaseModel):
@@ -255,10 +265,10 @@ class ImportForm(Form):
 
     bid_type: BidType = "cpm"
     bid_nanos: Nanos = 2_000_000
-    daily_nanos: Nanos = Field(0, description="0 = no cap")
-    currency: str = Field("USD", pattern="^[A-Z]{3}$")
-    zone: str = Field("UTC", max_length=64)
-    landing_url: Url = Field("https://example.com/ads/{ad_id}", description="`{ad_id}` becomes the ad's ID")
+    daily_nanos: Nanos = Field(default=0, description="0 = no cap")
+    currency: str = Field(default="USD", pattern="^[A-Z]{3}$")
+    zone: str = Field(default="UTC", max_length=64)
+    landing_url: Url = Field(default="https://example.com/ads/{ad_id}", description="`{ad_id}` becomes the ad's ID")
 
 
 class Refused(BaseModel):
