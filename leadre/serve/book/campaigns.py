@@ -32,7 +32,7 @@ BID_TYPES: tuple[BidType, ...] = typing.get_args(BidType)
 MOST_NANOS = 10**18  # a billion of the currency: nine of them still add up in an int64
 LATEST_US = 253_402_300_799_999_999  # the end of the year 9999
 MOST_ID_CHARS, MOST_NAME_CHARS, MOST_TEXT_CHARS, MOST_URL_CHARS = 128, 200, 4096, 2048
-MOST_VALUES = 10_000  # of one list: sites of a targeting, sizes of an ad
+MOST_VALUES = 1_000  # of one list: sites of a targeting, sizes of an ad
 MOST_PIXELS = 10_000
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
