@@ -7,10 +7,10 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 
-from leadre.serve.auth import Keys
-from leadre.serve.manage import manage_app
+from leadre.serve.manage.api import manage_app
+from leadre.serve.manage.auth import Keys
 
-from .test_manage import Around
+from .test_api import Around
 
 
 @pytest.fixture

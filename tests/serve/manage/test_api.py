@@ -9,9 +9,9 @@ from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
 
 from leadre.data import tables
-from leadre.serve import eligibility
-from leadre.serve.auth import Keys
-from leadre.serve.manage import BODY_BYTES, Outside, Spend, manage_app
+from leadre.serve.book import eligibility
+from leadre.serve.manage.api import BODY_BYTES, Outside, Spend, manage_app
+from leadre.serve.manage.auth import Keys
 
 CAMPAIGN = {"name": "Autumn", "bid_type": "cpm", "bid_nanos": 2_000_000}
 AD = {"title": "Shoes", "landing_url": "https://acme.test/shoes"}
