@@ -34,22 +34,32 @@ class Step:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row beside preferences with all their rules and safeguards: the same without one of them."""
+    """A row beside one with all tasks, or all rules and safeguards of preferences: the same without one of them."""
 
     name: str
     title: str
-    options: Mapping[str, Any]  # of `tune --stage dpo`
+    options: Mapping[str, Any]  # of `tune`, or of `tune --stage dpo`
 
 
+AUXILIARY = "aux"
 BASE = Step("base", "short-term ad IDs only", ())
 STEPS = (
     Step("long-term", "+ long-term interests", ("long_ad",)),
     Step("content", "+ content domain", ("short_content", "long_content")),
     Step("words", "+ profile and words", ("profile", "words")),
-    Step("aux", "+ auxiliary tasks", ("aux_share",)),
+    Step(AUXILIARY, "+ auxiliary tasks", ("aux_share",)),
 )
 PREFERENCES = Step("dpo", "+ preferences by value", ())
 RULES = ("live_unbought", "higher_value", "on_policy")
+TASKS = (
+    LeftOut("no-id-to-text", "no task from ID to text", {"task_id_to_text": 0.0}),
+    LeftOut("no-text-to-id", "no task from text to ID", {"task_text_to_id": 0.0}),
+    LeftOut("no-prefix-to-category", "no task from first codes to category", {"task_prefix_to_category": 0.0}),
+    LeftOut("no-mixed", "no histories partly in words", {"task_mixed": 0.0}),
+    LeftOut("no-search", "no search", {"task_search": 0.0}),
+    LeftOut("no-content-to-ad", "no task from contents to ad", {"task_content_to_ad": 0.0}),
+    LeftOut("no-why", "no interest told before the ad", {"task_why": 0.0}),
+)
 LEFT_OUT = (
     LeftOut("no-live-unbought", "no pairs over live ads not acted on", {"live_unbought": False}),
     LeftOut("no-higher-value", "no pairs of two conversions", {"higher_value": False}),
@@ -86,6 +96,12 @@ def compose(tune: Mapping[str, Any], dpo: Mapping[str, Any], wanted: Collection[
         if restored:
             left = {field: off for field, off in left.items() if field not in restored}
             rows.append(Variant(name=step.name, title=step.title, tune=dict(left)))
+        if step.name == AUXILIARY and restored:
+            rows += [
+                Variant(name=row.name, title=row.title, tune={**left, **row.options}, left_out=True)
+                for row in TASKS
+                if any(tune[field] != off for field, off in row.options.items())
+            ]
     rows.append(Variant(name=PREFERENCES.name, title=PREFERENCES.title, tune={}, dpo={}))
     for row in LEFT_OUT:
         changed = dict(dpo) | dict(row.options)
@@ -95,7 +111,7 @@ def compose(tune: Mapping[str, Any], dpo: Mapping[str, Any], wanted: Collection[
 
 
 def _linked(rows: list[Variant], wanted: Collection[str]) -> list[Variant]:
-    """The wanted rows, each with the row that it is compared with: the one before it, or preferences in full."""
+    """The wanted rows, each with the row that it is compared with: the last cumulative one before it."""
     known = [row.name for row in rows]
     for name in wanted:
         if name not in known:
@@ -105,7 +121,7 @@ def _linked(rows: list[Variant], wanted: Collection[str]) -> list[Variant]:
     for row in kept:
         cumulative = [other.name for other in linked if not other.left_out]
         before = cumulative[-1] if cumulative else None
-        if row.left_out and before != PREFERENCES.name:
+        if row.left_out and before != (AUXILIARY if row.dpo is None else PREFERENCES.name):
             before = None
         linked.append(replace(row, against=before))
     return linked

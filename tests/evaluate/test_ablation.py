@@ -22,6 +22,8 @@ TUNE, DPO = dataclasses.asdict(Tune()), dataclasses.asdict(Prefer(on_policy=True
 def test_every_field_of_the_table_is_one_of_its_stage():
     assert set(variants.OFF) <= set(TUNE)
     assert {field for step in variants.STEPS for field in step.on} == set(variants.OFF)
+    for row in variants.TASKS:
+        assert set(row.options) <= set(TUNE)
     for row in variants.LEFT_OUT:
         assert set(row.options) <= set(DPO)
         assert dataclasses.replace(Prefer(), **row.options) != Prefer(on_policy="on_policy" in row.options), row.name
@@ -35,7 +37,15 @@ def test_rows_build_up_to_the_config_as_given():
     assert [len(row.tune) for row in rows[:5]] == [5, 4, 2, 0, 0]
     assert [row.against for row in rows[:6]] == [None, "base", "long-term", "content", "words", "dpo"]
     assert all(row.left_out and row.against == "dpo" and not row.tune for row in rows[5:]) and len(rows) == 12
-    assert [row.name for row in compose({**tune, "aux_share": 0.2}, DPO)[3:6]] == ["words", "aux", "dpo"]
+
+
+def test_each_alignment_task_is_left_out_once_beside_all_of_them():
+    rows = compose({**TUNE, "aux_share": 0.2, "task_why": 0.0}, DPO)
+    names = [row.name for row in rows]
+    assert names[3:5] == ["words", "aux"] and names[11] == "dpo"
+    assert names[5:11] == [row.name for row in variants.TASKS[:-1]]  # the last one is off already
+    assert rows[6].tune == {"task_text_to_id": 0.0} and rows[6].left_out
+    assert {row.against for row in rows[5:11]} == {"aux"} and rows[11].against == "aux" and rows[12].against == "dpo"
 
 
 def test_rows_that_would_repeat_another_are_left_out():
