@@ -143,7 +143,7 @@ class StoreContract:
         store.switch("v1")
         reader = process(
             """
-            seen, until = [], time.monotonic() + 30
+            seen, until = [store.read_list("u0").version], time.monotonic() + 30
             print("ready", flush=True)
             while seen[-1:] != ["v2"] and time.monotonic() < until:
                 for n in range(40):
