@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +18,7 @@ import httpx
 from leadre.serve.book.records import Records
 from leadre.serve.manage.auth import Keys
 from leadre.store import open_store
-from leadre.store.contract import Store
+from leadre.store.contract import Store, StoredList
 
 PATIENCE_S = 60.0  # for what should be a matter of a second on a machine that does nothing else
 
@@ -45,6 +47,7 @@ class Bidder:
     def __exit__(self, *_: object) -> None:
         self.stop()
         self.http.close()
+        print(self.said())  # for pytest, which shows it beside a failure
 
     @property
     def url(self) -> str:
@@ -115,6 +118,42 @@ class Bidder:
         assert answer.is_success, (answer.status_code, answer.text)
         return answer.json()
 
+    def campaign(self, **fields: Any) -> tuple[str, str]:
+        """(campaign, its only ad), made by the operator for an account of its own."""
+        name = os.urandom(6).hex()
+        usual = {"name": name, "advertiser_id": name, "bid_type": "cpm", "bid_nanos": 2_000_000}
+        self.manage("PUT", f"/campaigns/{name}", usual | fields)
+        ad = {"campaign_id": name, "title": "Shoes", "landing_url": f"https://{name}.example/shoes"}
+        self.manage("PUT", f"/ads/ad-{name}", ad)
+        return name, f"ad-{name}"
+
+    def list_for(self, user_id: str, *ad_ids: str) -> None:
+        """Put a list of these ads, best first, into the store, and wait until every worker bids the first of them."""
+        store = self.store()
+        version = store.versions().current
+        assert version is not None
+        log_p = tuple(-float(place) for place, _ in enumerate(ad_ids))
+        store.put_lists(version, {user_id: StoredList(version, 1, ad_ids, log_p)})
+        store.close()
+        workers = set(map(str, self.pids("worker")))
+        until(lambda: workers <= self.bidding(user_id, ad_ids[0]), f"bids for {user_id!r}")
+
+    def bidding(self, user_id: str, ad_id: str) -> set[str]:
+        """Which workers bid an ad for a user, asked a few times in tests that leave no trace."""
+        asked = [self.fresh(user={"id": user_id}, test=1) for _ in range(8)]
+        return {worker_of(bids[0]) for bids in asked if bids and bids[0]["crid"] == ad_id}
+
+    def fresh(self, **fields: Any) -> list[dict[str, Any]]:
+        """Bids over a new connection, which any worker may take."""
+        return bids_in(httpx.post(f"{self.url}/openrtb2/bid", json=bid_request(**fields), timeout=30.0))
+
+    def report(self, campaign_id: str) -> dict[str, int]:
+        """Impressions, clicks, conversions and charged_nanos of a campaign, all its days together."""
+        span = {"since": "2020-01-01T00:00:00Z", "until": "2100-01-01T00:00:00Z", "limit": "1000"}
+        days = self.manage("GET", "/reports/campaigns", advertiser_id=campaign_id, **span)["items"]
+        names = ("impressions", "clicks", "conversions", "charged_nanos")
+        return {name: sum(day[name] for day in days if day["campaign_id"] == campaign_id) for name in names}
+
     def away(self) -> list[str]:
         """What `/readyz` calls away."""
         away: list[str] = self.http.get(f"{self.url}/readyz").json()["away"]
@@ -144,6 +183,19 @@ def bids_in(answer: httpx.Response) -> list[dict[str, Any]]:
     assert answer.status_code in (200, 204), (answer.status_code, answer.text)
     seats = answer.json().get("seatbid", []) if answer.content else []
     return [bid for seat in seats for bid in seat["bid"]]
+
+
+def worker_of(bid: dict[str, Any]) -> str:
+    """Which worker has made it."""
+    return str(bid["id"]).split("-")[0]
+
+
+def event_urls(bid: dict[str, Any]) -> dict[str, str]:
+    """Where the page and the exchange report what became of a bid, by kind of event."""
+    found = [html.unescape(url) for url in re.findall(r"http://127[^\"'\s<>)]+", bid["adm"])]
+    urls = {url.split("/e/")[1].split("?")[0]: url for url in found}
+    filled = {kind: bid[kind].replace("${AUCTION_PRICE}", str(bid["price"])) for kind in ("nurl", "burl")}
+    return urls | {"win": filled["nurl"], "bill": filled["burl"]}
 
 
 def until(condition: Any, what: str, told: Any = str, within_s: float = PATIENCE_S) -> float:

@@ -150,6 +150,8 @@ class Desk:
         if not reports:
             return []
         self._catch_up()
+        if any(report.token.campaign_id not in self._budgets for report in reports):  # made a moment ago
+            self._follow_book(now_us)
         effects = self.outcomes.take(reports, now_us)
         for report, effect in zip(reports, effects, strict=True):
             if effect.record is not None:
@@ -278,9 +280,14 @@ class Desk:
             self._append(switched, now_us)
 
     def _budget_campaigns(self, now_us: int) -> None:
-        """Tell the ledger what campaigns may spend, where that has changed."""
-        for campaign in self._book.campaigns:
-            budget = Budget(total_nanos=campaign.total_nanos, daily_nanos=campaign.daily_nanos, zone=campaign.zone)
-            if self._budgets.get(campaign.campaign_id) != budget and (campaign.total_nanos or campaign.daily_nanos):
-                self.ledger.set_budget(campaign.campaign_id, budget, now_us)
-                self._budgets[campaign.campaign_id] = budget
+        """Tell the ledger what campaigns may spend, where that has changed; it charges none that it does not know."""
+        budgets = {
+            campaign.campaign_id: Budget(
+                total_nanos=campaign.total_nanos, daily_nanos=campaign.daily_nanos, zone=campaign.zone
+            )
+            for campaign in self._book.campaigns
+        }
+        changed = {name: budget for name, budget in budgets.items() if self._budgets.get(name) != budget}
+        if changed:
+            self.ledger.set_budgets(changed, now_us)
+        self._budgets = budgets

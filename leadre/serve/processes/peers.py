@@ -47,6 +47,8 @@ class Client(Generic[Q, A]):
         try:
             async with asyncio.timeout(timeout_s):
                 writer = self._writer or await self._connect()
+                if writer.is_closing():  # uvloop's transport would raise what is no OSError
+                    raise PeerError(f"{self.path.name}: hung up")
                 if writer.transport.get_write_buffer_size() > MOST_UNREAD:
                     raise PeerError(f"{self.path.name}: reads nothing")
                 future = self._waiting[number] = asyncio.get_running_loop().create_future()
