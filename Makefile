@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,\
 	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 
-.PHONY: help setup demo journey test check format bench
+.PHONY: help setup demo journey test soak check format bench
 .DELETE_ON_ERROR:
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo 'make demo    real logs to generated ads on this machine: runs/demo.sh'
 	@echo 'make journey the full run, hours rather than minutes: runs/journey.sh'
 	@echo 'make test    all tests'
+	@echo 'make soak    the long versions of serving'"'"'s tests, minutes each'
 	@echo 'make check   format, lint, types, layout'
 	@echo 'make format  let ruff format and fix'
 	@echo 'make bench   one script per claim, each ends with a line of JSON'
@@ -53,6 +54,9 @@ journey: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+soak: setup
+	$(BIN)/python -m pytest -m soak tests/serve
 
 check: setup
 	$(BIN)/ruff format --check .

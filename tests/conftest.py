@@ -17,6 +17,15 @@ CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 PLAIN_BUT_ADDED = "<tool>"  # some tokenizers add tokens that they do not call special
 
 
+def pytest_collection_modifyitems(config, items):
+    """What takes many minutes runs only where it is asked for."""
+    if "soak" in config.option.markexpr:
+        return
+    soak = [item for item in items if item.get_closest_marker("soak")]
+    config.hook.pytest_deselected(items=soak)
+    items[:] = [item for item in items if item not in soak]
+
+
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory):
     """A sentence-transformers folder: random weights, real tokenizer."""

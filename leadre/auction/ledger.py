@@ -14,7 +14,7 @@ charges belong to that day, however late they come. Nothing here knows a user.
 from __future__ import annotations
 
 import zoneinfo
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Self
@@ -84,34 +84,43 @@ class Ledger:
         What is charged stays charged. A cap below what workers hold takes it from their newest leases; what they go on
         to spend is written off. InputError for an unknown time zone or an amount out of range.
         """
-        for name in ("total_nanos", "daily_nanos", "hold_s"):
-            if not 0 <= getattr(budget, name) < NO_CAP:
-                raise InputError(f"campaign {campaign_id}: {name} = {getattr(budget, name)}; 0 (no cap) or more")
+        self.set_budgets({campaign_id: budget}, now_us)
+
+    def set_budgets(self, budgets: Mapping[str, Budget], now_us: int) -> None:
+        """The same for many campaigns, with one commit. A campaign that is not here is never charged."""
+        for campaign_id, budget in budgets.items():
+            for name in ("total_nanos", "daily_nanos", "hold_s"):
+                if not 0 <= getattr(budget, name) < NO_CAP:
+                    raise InputError(f"campaign {campaign_id}: {name} = {getattr(budget, name)}; 0 (no cap) or more")
+        with database.transaction(self.connection):
+            for campaign_id, budget in budgets.items():
+                self._set_budget(campaign_id, budget, now_us)
+
+    def _set_budget(self, campaign_id: str, budget: Budget, now_us: int) -> None:
         today = day_of(now_us, budget.zone).isoformat()
         total, daily = budget.total_nanos or NO_CAP, budget.daily_nanos or NO_CAP
-        with database.transaction(self.connection):
-            self.connection.execute(
-                "INSERT INTO budgets (campaign_id, zone, hold_us, daily_nanos, cap_nanos) VALUES (?1, ?2, ?3, ?4, ?5)"
-                " ON CONFLICT DO UPDATE SET zone = ?2, hold_us = ?3, daily_nanos = ?4",
-                (campaign_id, budget.zone, budget.hold_s * SECOND_US, daily, total),
-            )
-            days = self.connection.execute(
-                "SELECT day, charged_nanos + held_nanos FROM days WHERE campaign_id = ? AND day >= ?",
-                (campaign_id, today),
-            ).fetchall()
-            for day, taken in days:
-                self._take_back(taken - daily, "campaign_id = ? AND day = ?", (campaign_id, day))
-            self.connection.execute(
-                "UPDATE days SET cap_nanos = max(?3, charged_nanos) WHERE campaign_id = ?1 AND day >= ?2",
-                (campaign_id, today, daily),
-            )
-            (taken,) = self.connection.execute(
-                "SELECT charged_nanos + held_nanos FROM budgets WHERE campaign_id = ?", (campaign_id,)
-            ).fetchone()
-            self._take_back(taken - total, "campaign_id = ?", (campaign_id,))
-            self.connection.execute(
-                "UPDATE budgets SET cap_nanos = max(?2, charged_nanos) WHERE campaign_id = ?1", (campaign_id, total)
-            )
+        self.connection.execute(
+            "INSERT INTO budgets (campaign_id, zone, hold_us, daily_nanos, cap_nanos) VALUES (?1, ?2, ?3, ?4, ?5)"
+            " ON CONFLICT DO UPDATE SET zone = ?2, hold_us = ?3, daily_nanos = ?4",
+            (campaign_id, budget.zone, budget.hold_s * SECOND_US, daily, total),
+        )
+        days = self.connection.execute(
+            "SELECT day, charged_nanos + held_nanos FROM days WHERE campaign_id = ? AND day >= ?",
+            (campaign_id, today),
+        ).fetchall()
+        for day, taken in days:
+            self._take_back(taken - daily, "campaign_id = ? AND day = ?", (campaign_id, day))
+        self.connection.execute(
+            "UPDATE days SET cap_nanos = max(?3, charged_nanos) WHERE campaign_id = ?1 AND day >= ?2",
+            (campaign_id, today, daily),
+        )
+        (taken,) = self.connection.execute(
+            "SELECT charged_nanos + held_nanos FROM budgets WHERE campaign_id = ?", (campaign_id,)
+        ).fetchone()
+        self._take_back(taken - total, "campaign_id = ?", (campaign_id,))
+        self.connection.execute(
+            "UPDATE budgets SET cap_nanos = max(?2, charged_nanos) WHERE campaign_id = ?1", (campaign_id, total)
+        )
 
     def apply(self, orders: Sequence[Order], now_us: int) -> list[Answer]:
         """Carry out a batch in order, with one commit: all of it or, where an error is raised, nothing."""

@@ -39,6 +39,11 @@ class Paths:
         return self.folder / "token.keys"
 
     @property
+    def erased(self) -> Path:
+        """Who was erased; written by the writer."""
+        return self.folder / "erased"
+
+    @property
     def writer(self) -> Path:
         return self.folder / "run" / "writer.sock"
 

@@ -26,7 +26,7 @@ from leadre.serve.memory import Memory
 from leadre.serve.openrtb import NoBid, Rendered
 from leadre.serve.processes.messages import Generated, Wanted
 from leadre.serve.settings import Settings
-from leadre.store.contract import Cap, StoredList
+from leadre.store.contract import Cap, StoredList, is_possible
 from leadre.types import Ad, Bid, Campaign, Impression, Permissions, Request, Source
 
 CONSIDERED = 20  # candidates of a place, among which exploration draws
@@ -108,18 +108,19 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float)
     )
     if not (permitted.contextual or permitted.personalise):
         return Answer(request_id=request_id, permitted=permitted, reason=NoBid.NO_CONSENT)
-    user_id = request.user_id if permitted.store_id and permitted.personalise else ""
+    is_known = permitted.store_id and permitted.personalise and is_possible(request.user_id)
+    user_id = request.user_id if is_known else ""
     places = list(_places(request, market.book, now_us, _segments(request, user_id, market, bidder.memory)))
     found = _stored(bidder.memory.listed(user_id), "stored", market.book)  # the store is down: a stranger
     if not _any_eligible(found, places):  # no list, or nothing of it is live
         found = await _generated(user_id, places, market.objects, bidder, now_us, until_s)
-    if not _any_eligible(found, places):  # no model, no history or no time
+    if permitted.contextual and not _any_eligible(found, places):  # no model, no history or no time
         found = _stored(bidder.memory.everybody(), "contextual", market.book)
     if bidder.clock() > until_s:
         return Answer(request_id=request_id, permitted=permitted, reason=NoBid.INSUFFICIENT_TIME)
     for place in places:  # nothing that may be shown, paid and counted: no bid for this place
-        taken = {other.bid.ad_id for other in places if other.bid}
-        _choose(place, found, taken, request, market, bidder, user_id, now_us)
+        others = [other.bid for other in places if other.bid]
+        _choose(place, found, others, request, market, bidder, user_id, now_us)
     rendered = [
         _rendered(place, request, request_id, market.book, bidder, user_id, permitted, now_us)
         for place in places
@@ -169,7 +170,7 @@ async def _generated(
 ) -> Candidates:
     """What the language model says of a user whose history may be read."""
     nothing = Candidates("generated", np.zeros(0, np.int64), np.zeros(0))
-    if bidder.generate is None or until_s - bidder.clock() < LEAST_S:
+    if bidder.generate is None or not places or until_s - bidder.clock() < LEAST_S:
         return nothing
     profile = bidder.memory.profile(user_id)
     if profile is None or not profile.recent:
@@ -198,7 +199,7 @@ def _any_eligible(found: Candidates, places: Sequence[Place]) -> bool:
 def _choose(
     place: Place,
     found: Candidates,
-    taken: set[str],
+    others: Sequence[Bid],
     request: Request,
     market: Market,
     bidder: Bidder,
@@ -219,7 +220,7 @@ def _choose(
     left: list[tuple[int, int]] = []
     for row, price_nanos in zip(rows_K[order].tolist(), price_K[order].tolist(), strict=True):
         currency = book.campaigns[book.campaign_A[row]].currency
-        verdict = _unfit(book.ads[row], price_nanos, currency, imp, taken)
+        verdict = _unfit(book.ads[row], price_nanos, currency, imp, others)
         place.verdicts[row] = verdict or "not drawn"
         if not verdict and len(left) < CONSIDERED:
             left.append((row, price_nanos))
@@ -236,10 +237,12 @@ def _choose(
             return
 
 
-def _unfit(ad: Ad, price_nanos: int, currency: str, imp: Impression, taken: set[str]) -> str:
+def _unfit(ad: Ad, price_nanos: int, currency: str, imp: Impression, others: Sequence[Bid]) -> str:
     """Why an eligible ad is no offer for this place; "" where it is one. ``price_nanos`` is in ``currency``."""
-    if ad.ad_id in taken:
+    if any(ad.ad_id == other.ad_id for other in others):
         return "shown in another place"
+    if any(currency != other.currency for other in others):
+        return "currency of the answer"  # which has one for all its bids
     floor_nanos = openrtb.convert(imp.floor_nanos, imp.floor_currency, currency, up=True) if imp.floor_nanos else 0
     if floor_nanos is None:
         return "floor in another currency"

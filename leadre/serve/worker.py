@@ -11,6 +11,8 @@ import contextlib
 import itertools
 import os
 import secrets
+import signal
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +31,7 @@ from leadre.serve.book.objects import Objects
 from leadre.serve.book.values import Counts as ByAd
 from leadre.serve.book.values import expected_nanos
 from leadre.serve.budgets import Budgets
+from leadre.serve.events.erased import ErasedUsers
 from leadre.serve.events.eventlog import Answered
 from leadre.serve.events.tokens import Keys
 from leadre.serve.manage import auth
@@ -62,6 +65,7 @@ BOOK_S, BUDGETS_S, RECORDS_S, COUNTS_S, HELLO_S = 0.2, 0.05, 0.02, 5.0, 1.0  # b
 WRITER_S = 2.0  # how long an event waits for the disk
 LATE_US = 7 * 86_400_000_000  # conversions come so late; the writer is stricter with the others
 MOST_WAITING = 10_000  # records that a stalled writer may leave with us; later ones are lost
+AT_ONCE = 500  # of them
 
 
 class Recommend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,12 +93,22 @@ class Recommend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Worker:
-    """A `Bidder` that keeps itself current. ``shed_s``: a request that has waited longer is refused at once."""
+    """A `Bidder` that keeps itself current.
+
+    ``has_model``: whether there should be one to ask. ``shed_s``: a request that has waited longer is refused at once.
+    """
 
     def __init__(
-        self, paths: Paths, settings: Settings, *, network_ms: float, default_tmax_ms: int, shed_ms: float
+        self,
+        paths: Paths,
+        settings: Settings,
+        *,
+        has_model: bool,
+        network_ms: float,
+        default_tmax_ms: int,
+        shed_ms: float,
     ) -> None:
-        self.paths, self.settings = paths, settings
+        self.paths, self.settings, self._has_model = paths, settings, has_model
         self.network_s, self.default_tmax_s, self.shed_s = network_ms / 1000, default_tmax_ms / 1000, shed_ms / 1000
         self._records: list[Answered] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -110,6 +124,7 @@ class Worker:
         book = eligibility.load(self._connection, self.settings.seat)
         self._counts: ByAd = {}
         self._keys = Keys.open(self.paths.keys)
+        self._erased = ErasedUsers(self.paths.erased)
         self.bidder = Bidder(
             settings=self.settings,
             market=Market(book, expected_nanos(book, {}), Objects((), book.ads, "")),
@@ -123,12 +138,15 @@ class Worker:
         self.origins = auth.read_origins(self._connection)
         for every_s, renew in (
             (BOOK_S, self._renew_book),
+            (BOOK_S, self._renew_erased),
             (BUDGETS_S, self._renew_budgets),
             (RECORDS_S, self._flush),
             (COUNTS_S, self._renew_counts),
             (HELLO_S, self._greet),
         ):
-            self._tasks.append(asyncio.create_task(_repeat(every_s, renew)))
+            task = asyncio.create_task(_repeat(every_s, renew))
+            task.add_done_callback(_end_with)
+            self._tasks.append(task)
 
     async def stop(self) -> None:
         """Give budgets back and hand over what is not yet written; what the writer does not take in time is lost."""
@@ -178,7 +196,8 @@ class Worker:
         except TokenError:
             return 403, ""
         book = self.bidder.market.book
-        landing_url = book.ads[book.row_of_ad[token.ad_id]].landing_url if kind == "click" else ""
+        row = book.row_of_ad.get(token.ad_id) if kind == "click" else None
+        landing_url = "" if row is None else book.ads[row].landing_url
         value = given.get("value_nanos", "")
         event = Event(
             kind=kind,
@@ -204,13 +223,15 @@ class Worker:
         away = {
             "store": self.bidder.memory.is_down,
             "writer": self._writer_is_away,
-            "model": self.bidder.generate is None,
+            "model": self._has_model and self.bidder.generate is None,
         }
         return [name for name, is_away in away.items() if is_away]
 
     async def _respond(self, request: Request, arrived_s: float) -> Answer:
         tmax_s = request.tmax_ms / 1000 if request.tmax_ms else self.default_tmax_s
         now_us = time.time_ns() // 1000
+        if request.user_id in self._erased:
+            request = replace(request, user_id="")
         answer = await respond(request, self.bidder, now_us, arrived_s + tmax_s - self.network_s)
         self._remember(request, answer, now_us)
         return answer
@@ -229,14 +250,11 @@ class Worker:
             self._records.append(_record(request, answer, now_us, self.bidder.market.book))
 
     async def _flush(self) -> None:
-        records, self._records = self._records, []
-        if not records:
-            return
-        try:
-            await self._ask(Append(records))
-        except PeerError:
-            self._records = (records + self._records)[:MOST_WAITING]
-            raise
+        """Hand over what was answered; it stays with us until the writer has said that it has it."""
+        while self._records:
+            some = self._records[:AT_ONCE]
+            await self._ask(Append(some))
+            del self._records[: len(some)]
 
     async def _renew_book(self) -> None:
         market = self.bidder.market
@@ -249,6 +267,9 @@ class Worker:
             objects = Objects(objects.ids, book.ads, objects.version)
         self.bidder.market = Market(book, expected_nanos(book, self._counts), objects)
 
+    async def _renew_erased(self) -> None:
+        self._erased.follow()
+
     async def _renew_budgets(self) -> None:
         await self.bidder.budgets.renew(time.time_ns() // 1000)
 
@@ -260,9 +281,10 @@ class Worker:
         self.bidder.market = replace(market, expected_nanos_A=expected_nanos(market.book, self._counts))
 
     async def _greet(self) -> None:
-        """Learn which objects the language model knows, once it is there."""
-        if self.bidder.generate is not None:
+        """Learn which objects the language model knows, whenever there is a new one."""
+        if not self._has_model or (self.bidder.generate is not None and self.generator.is_connected):
             return
+        self.bidder.generate = None
         greeting = await self.generator.ask(Hello(), timeout_s=HELLO_S)
         assert isinstance(greeting, Greeting), greeting
         market = self.bidder.market
@@ -291,10 +313,13 @@ class Worker:
 
     async def _ask(self, question: Question) -> Reply:
         """The writer's answer. PeerError where it is away or its disk is full."""
-        self._writer_is_away = True
-        reply = await self.writer.ask(question, timeout_s=WRITER_S)
-        if isinstance(reply, Failed):
-            raise PeerError(f"the writer: {reply.why}")
+        try:
+            reply = await self.writer.ask(question, timeout_s=WRITER_S)
+            if isinstance(reply, Failed):
+                raise PeerError(f"the writer: {reply.why}")
+        except PeerError:
+            self._writer_is_away = True
+            raise
         self._writer_is_away = False
         return reply
 
@@ -303,11 +328,18 @@ class Worker:
 
 
 async def _repeat(every_s: float, renew: Callable[[], Awaitable[None]]) -> None:
-    """Call it again and again; a process that is away is asked again next time."""
+    """Call it again and again; a process or a disk that is away is asked again next time."""
     while True:
-        with contextlib.suppress(PeerError):
+        with contextlib.suppress(PeerError, sqlite3.OperationalError):
             await renew()
         await asyncio.sleep(every_s)
+
+
+def _end_with(task: asyncio.Task[None]) -> None:
+    """Renewal ended by a mistake of ours: end the process rather than go stale; another takes its place."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise error
 
 
 def _record(request: Request, answer: Answer, now_us: int, book: Snapshot) -> Answered:

@@ -22,6 +22,7 @@ from leadre.config import nearest
 from leadre.data import text
 from leadre.errors import ConflictError, InputError, MissingError
 from leadre.serve.book.records import Records
+from leadre.store.contract import MOST_CAMPAIGN_BYTES
 from leadre.types import Ad, BidType, Campaign, Status, Targeting
 
 T = TypeVar("T", Ad, Campaign)
@@ -187,6 +188,9 @@ def checked_campaign(campaign: Campaign) -> Campaign:
     for field in ("bid_nanos", "total_nanos", "daily_nanos"):
         _check_range(where, field, getattr(campaign, field), 0, MOST_NANOS)
     _check_range(where, "cap_per_day", campaign.cap_per_day, 0, 1_000_000)
+    if campaign.cap_per_day and len(campaign.campaign_id.encode()) > MOST_CAMPAIGN_BYTES:
+        wanted = f"at most {MOST_CAMPAIGN_BYTES} bytes of UTF-8 where cap_per_day is not 0: stores keep caps by it"
+        raise _fault(where, "campaign_id", campaign.campaign_id, wanted)
     if not re.fullmatch(r"[A-Z]{3}", campaign.currency):
         raise _fault(where, "currency", campaign.currency, "a code of ISO 4217, such as 'USD'")
     if campaign.zone not in _zones():

@@ -17,16 +17,28 @@ KEY_BYTES = 32
 
 
 class ErasedUsers:
-    """A set of users in a file: a key in the first line, one HMAC-SHA256 a user behind it. For one process."""
+    """A set of users in a file: a key in the first line, one HMAC-SHA256 a user behind it.
+
+    One process adds, others `follow`; whoever makes the file does so before they start.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         if not path.exists():
             durable.replace(path, secrets.token_bytes(KEY_BYTES).hex().encode() + b"\n", mode=0o600)
-        lines = path.read_text(encoding="ascii").split()
+        self._read_at = (0, 0)
+        self.follow()
+
+    def follow(self) -> None:
+        """Read what another process has added. InputError where the file is damaged."""
+        found = self._path.stat()
+        if (found.st_ino, found.st_mtime_ns) == self._read_at:
+            return
+        lines = self._path.read_text(encoding="ascii").split()
         if not lines or any(len(line) != 64 for line in lines):
-            raise InputError(f"{path}: wants a key and hashes of 32 bytes in hex, one a line; restore the file")
+            raise InputError(f"{self._path}: wants a key and hashes of 32 bytes in hex, one a line; restore the file")
         self._key, self._hashes = bytes.fromhex(lines[0]), set(lines[1:])
+        self._read_at = found.st_ino, found.st_mtime_ns
 
     def add(self, user_id: str) -> None:
         """From now on ``user_id in`` is true, after a restart too."""

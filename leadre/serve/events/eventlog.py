@@ -119,6 +119,11 @@ class EventLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def fault(self) -> str:
+        """Why it takes nothing more until it is opened again; "" where it does."""
+        return self._fault or ""
+
     def close(self) -> None:
         os.close(self._file)
         os.close(self._lock)

@@ -59,6 +59,7 @@ class Effect:
     cap: Cap = ""
     is_new: bool = False  # False: known already, or of a kind that may not be counted
     charged_nanos: int = 0
+    record: Happened | None = None  # what the log has of it
 
 
 def decide(report: Report, now_us: int, was_shown: bool) -> tuple[Happened | None, Cap]:
@@ -158,7 +159,7 @@ class Outcomes:
             return Effect(cap=cap), None
         outcome = replace(record.outcome, charge_nanos=charged.nanos)
         record = msgspec.structs.replace(record, outcome=outcome)
-        return Effect(cap=cap, is_new=True, charged_nanos=charged.nanos), record
+        return Effect(cap=cap, is_new=True, charged_nanos=charged.nanos, record=record), record
 
     def _enter(self, record: Happened, now_us: int) -> Charged:
         campaign_id, at_us = record.outcome.campaign_id, record.outcome.at_us

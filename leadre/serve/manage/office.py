@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 WRITER_S = 60.0  # an erasure rewrites files
+HEARD_S = 1.0  # within which every bid worker knows of it, and remembers the user no more
 
 
 def app(paths: Paths, tables: Path) -> FastAPI:
@@ -52,6 +53,7 @@ class _Office:
         """Remove a user from log and tables first, whose events could bring a profile back, then from the store."""
         answer = self._ask(Erase(user_id))
         assert isinstance(answer, Erased), answer
+        time.sleep(HEARD_S)
         had = sum(each is not None for each in (self.store.read_profile(user_id), self.store.read_list(user_id)))
         self.store.erase(user_id)
         return {"events": answer.removed, "store": had}

@@ -57,7 +57,7 @@ class Desk:
     def __init__(self, paths: Paths, *, retain_days: int) -> None:
         self.paths, self._retain_us = paths, retain_days * DAY_US
         self._keys = Keys.open(paths.keys)
-        self.erased = ErasedUsers(paths.folder / "erased")
+        self.erased = ErasedUsers(paths.erased)
         self.ledger = Ledger(paths.ledger)
         self.log = EventLog(paths.events)
         self.outcomes = Outcomes(self.ledger, self.log, self.erased.__contains__)
@@ -69,8 +69,8 @@ class Desk:
         self._by_ad: dict[str, tuple[int, int, int]] = {}
         self._by_day: dict[tuple[str, str], tuple[int, int, int, int]] = defaultdict(lambda: NOTHING)
         self._live: set[str] = set()
-        for entry in eventlog.read(paths.events):
-            self._count(entry.record)
+        self._counted = 0  # the number of the last record that is in the counts
+        self._catch_up()
         self._compact_at_us = self._retain_at_us = 0
         self._budgets: dict[str, Budget] = {}
         self._budget_campaigns(time.time_ns() // 1000)
@@ -83,13 +83,13 @@ class Desk:
         self._book_connection.close()
 
     def settle(self, questions: Sequence[Question], now_us: int) -> list[Reply]:
-        """Answers in the order of the questions; what they tell is on the disk. StorageError: nothing was done."""
+        """Answers in the order of the questions; what they tell is on the disk.
+
+        StorageError: none may be answered. What was done of them is not done again when they are asked again.
+        """
         answered = [record for each in questions if isinstance(each, Append) for record in each.records]
-        if answered:
-            kept = [self._without_erased(record) for record in answered]
-            self.log.append(kept, now_us)
-            for record in kept:
-                self._remember(record)
+        new = {record.request_id: record for record in answered if not self._has(record)}
+        self._append([self._without_erased(record) for record in new.values()], now_us)
         reports = {n: self._report(each) for n, each in enumerate(questions) if isinstance(each, Event)}
         good = {n: report for n, report in reports.items() if isinstance(report, Report)}
         told = dict(zip(good, self._take(list(good.values()), now_us), strict=True))
@@ -149,16 +149,19 @@ class Desk:
         """Book events, then tell caps and profiles."""
         if not reports:
             return []
-        before = self.log.last
+        self._catch_up()
+        if any(report.token.campaign_id not in self._budgets for report in reports):  # made a moment ago
+            self._follow_book(now_us)
         effects = self.outcomes.take(reports, now_us)
-        for entry in eventlog.read(self.paths.events, before):
-            self._count(entry.record)
         for report, effect in zip(reports, effects, strict=True):
+            if effect.record is not None:
+                self._count(effect.record)
             if effect.cap:
                 self._caps_due.append((effect.cap, report.token.cap_id))
             if effect.is_new and report.kind in ("click", "conv"):
                 self._profile(report.token, report, now_us)
             telemetry.CHARGED_NANOS.labels(report.token.currency).inc(effect.charged_nanos)
+        self._counted = self.log.last
         self._settle_caps()
         return [Told("new" if effect.is_new else "known") for effect in effects]
 
@@ -187,6 +190,26 @@ class Desk:
             self._store.write_profiles(new.bounded())
         except StoreDown:
             pass
+
+    def _append(self, records: Sequence[eventlog.Record], now_us: int) -> None:
+        """Write records down and count them."""
+        self._catch_up()
+        self.log.append(records, now_us)
+        for record in records:
+            self._count(record)
+        self._counted = self.log.last
+
+    def _catch_up(self) -> None:
+        """Count what the log has beyond the counts: all of it at first, and what a failed commit left there."""
+        if self._counted < self.log.last:
+            for entry in eventlog.read(self.paths.events, self._counted):
+                self._count(entry.record)
+            self._counted = self.log.last
+
+    def _has(self, record: Answered) -> bool:
+        """Whether it is written down: a worker that did not hear so sends it again."""
+        known = self._recent.get(record.request_id)
+        return known is not None and known.request_id == record.request_id
 
     def _count(self, record: eventlog.Record) -> None:
         """Add a record of the log to what follows from it."""
@@ -254,13 +277,17 @@ class Desk:
             began, ended = sorted(live - self._live), sorted(self._live - live)
             switched = [Switched(at_us=now_us, ad_id=ad_id, is_live=True) for ad_id in began]
             switched += [Switched(at_us=now_us, ad_id=ad_id, is_live=False) for ad_id in ended]
-            self.log.append(switched, now_us)
-            self._live = live
+            self._append(switched, now_us)
 
     def _budget_campaigns(self, now_us: int) -> None:
-        """Tell the ledger what campaigns may spend, where that has changed."""
-        for campaign in self._book.campaigns:
-            budget = Budget(total_nanos=campaign.total_nanos, daily_nanos=campaign.daily_nanos, zone=campaign.zone)
-            if self._budgets.get(campaign.campaign_id) != budget and (campaign.total_nanos or campaign.daily_nanos):
-                self.ledger.set_budget(campaign.campaign_id, budget, now_us)
-                self._budgets[campaign.campaign_id] = budget
+        """Tell the ledger what campaigns may spend, where that has changed; it charges none that it does not know."""
+        budgets = {
+            campaign.campaign_id: Budget(
+                total_nanos=campaign.total_nanos, daily_nanos=campaign.daily_nanos, zone=campaign.zone
+            )
+            for campaign in self._book.campaigns
+        }
+        changed = {name: budget for name, budget in budgets.items() if self._budgets.get(name) != budget}
+        if changed:
+            self.ledger.set_budgets(changed, now_us)
+        self._budgets = budgets

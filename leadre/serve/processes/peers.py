@@ -21,6 +21,7 @@ from leadre.errors import PeerError
 LENGTH = 4
 LARGEST = 16 << 20  # bytes of a frame; more is a bug, not a message
 RETRY_S = 0.2  # between attempts to reach a process that has gone
+MOST_UNREAD = 1 << 20  # bytes that a process may leave unread before it is asked no more
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -41,11 +42,15 @@ class Client(Generic[Q, A]):
         self._not_before_s = 0.0
 
     async def ask(self, question: Q, *, timeout_s: float) -> A:
-        """The answer. PeerError where the server is not there, goes away, or does not answer in time."""
+        """The answer. PeerError where the server is not there, goes away, reads nothing or does not answer in time."""
         number = next(self._numbers)
         try:
             async with asyncio.timeout(timeout_s):
                 writer = self._writer or await self._connect()
+                if writer.is_closing():  # uvloop's transport would raise what is no OSError
+                    raise PeerError(f"{self.path.name}: hung up")
+                if writer.transport.get_write_buffer_size() > MOST_UNREAD:
+                    raise PeerError(f"{self.path.name}: reads nothing")
                 future = self._waiting[number] = asyncio.get_running_loop().create_future()
                 _send(writer, self._encode((number, question)))
                 answer: A = await future
@@ -54,6 +59,11 @@ class Client(Generic[Q, A]):
             raise PeerError(f"{self.path.name}: no answer within {timeout_s:.3f} s") from error
         finally:
             self._waiting.pop(number, None)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server that was asked last is still there."""
+        return self._writer is not None
 
     async def close(self) -> None:
         """Give up what is asked and hang up."""
@@ -109,7 +119,7 @@ def ask_once(path: Path, question: object, answers: Any, *, timeout_s: float) ->
 async def serve(path: Path, questions: Any, answer: Callable[[Q], Awaitable[object]]) -> asyncio.Server:
     """A server on ``path`` that answers ``questions`` (a type or a union) side by side; the caller closes it.
 
-    An error in ``answer`` is not the asker's fault: it ends the process that serves, and the supervisor starts another.
+    An error in ``answer`` is told to the loop's exception handler and ends the connection: who asked hears it at once.
     """
     decode: Callable[[bytes], tuple[int, Q]] = msgspec.msgpack.Decoder(tuple[int, questions]).decode
     encode = msgspec.msgpack.Encoder().encode

@@ -8,8 +8,10 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ def bid(plan: Plan, listening: socket.socket) -> None:
     worker = Worker(
         plan.paths,
         plan.settings,
+        has_model=plan.model is not None,
         network_ms=timing.network_ms,
         default_tmax_ms=timing.tmax_ms,
         shed_ms=timing.shed_ms,
@@ -68,21 +71,34 @@ def write(plan: Plan) -> None:
 def generate(plan: Plan) -> None:
     """The language model."""
     _begin()
-    from leadre import artifact
+    from leadre import artifact, progress
+    from leadre.errors import ArtifactError, ClosedError
     from leadre.serve.processes import peers
     from leadre.serve.processes.generator import Generator
-    from leadre.serve.processes.messages import Hello, Wanted
+    from leadre.serve.processes.messages import Generated, Greeting, Hello, Wanted
 
     assert plan.model is not None
-    parts = (
-        artifact.read(plan.tables, kind="tables", version=1),
-        artifact.read(plan.codebook, kind="codebook", version=1),
-        artifact.read(plan.model, kind="model", version=3),
-    )
+    try:
+        parts = (
+            artifact.read(plan.tables, kind="tables", version=1),
+            artifact.read(plan.codebook, kind="codebook", version=1),
+            artifact.read(plan.model, kind="model", version=3),
+        )
+    except ArtifactError as error:
+        progress.say(f"serve: bids go on without the language model: {error}")
+        sys.exit(1)
 
     async def main(stopped: asyncio.Event) -> None:
         with Generator(*parts, beam=plan.beam) as generator:
-            server = await peers.serve(plan.paths.generator, Hello | Wanted, generator.answer)
+
+            async def answer(question: Hello | Wanted) -> Greeting | Generated:
+                try:
+                    return await generator.answer(question)
+                except ClosedError:  # its engine has failed; a new process has a new one
+                    stopped.set()
+                    raise
+
+            server = await peers.serve(plan.paths.generator, Hello | Wanted, answer)
             await stopped.wait()
             server.close()
 
@@ -90,8 +106,10 @@ def generate(plan: Plan) -> None:
 
 
 def _begin() -> None:
-    """Be a group of one's own, and end when the supervisor has gone."""
+    """Be a group of one's own, with a name for `ps` and `top`, and end when the supervisor has gone."""
     os.setpgrp()
+    with contextlib.suppress(OSError):  # where there is no /proc
+        Path("/proc/self/comm").write_text(f"leadre {multiprocessing.current_process().name}"[:15])
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent.join,), daemon=True).start()
@@ -120,6 +138,7 @@ def _serve(app: object, listening: socket.socket, **options: object) -> None:
         app,  # type: ignore[arg-type]
         loop="uvloop",
         lifespan="on",
+        ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -1,18 +1,20 @@
 """The one process that writes money and events, so that what it acknowledges cannot be lost.
 
 Questions that come while the disk is busy are answered together: one commit of the books, one sync of the log, then all
-their answers. If the disk refuses, nothing of the batch is written and whoever asked is told.
+their answers. If the disk refuses, whoever asked is told, and asks again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from leadre import progress
 from leadre.errors import StorageError
 from leadre.serve.processes.desk import Desk
 from leadre.serve.processes.messages import Failed, Question, Reply
@@ -27,6 +29,7 @@ class Writer:
         self._make_desk = make_desk
         self._waiting: list[tuple[Question, asyncio.Future[Reply]]] = []
         self._arrived, self._idle = asyncio.Event(), asyncio.Event()
+        self._trouble = ""  # what the disk refused last
 
     async def answer(self, question: Question) -> Reply:
         """What the writer says, when it is on the disk."""
@@ -60,11 +63,21 @@ class Writer:
             if batch:
                 replies = await call(desk.settle, [question for question, _ in batch], _now_us())
             await call(desk.tend, _now_us())
-        except StorageError as error:
+            self._say("")
+        except (StorageError, sqlite3.OperationalError) as error:
             replies += [Failed(str(error))] * (len(batch) - len(replies))
+            self._say(str(error))
         for (_, future), reply in zip(batch, replies, strict=True):
             if not future.done():
                 future.set_result(reply)
+        if desk.log.fault:
+            raise StorageError(desk.log.fault)  # whoever starts this process anew opens the log again
+
+    def _say(self, trouble: str) -> None:
+        """Tell the operator once when the disk begins to refuse, and once when it takes again."""
+        if bool(trouble) != bool(self._trouble):
+            progress.say(f"serve: the writer waits for its disk: {trouble}" if trouble else "serve: the writer writes")
+        self._trouble = trouble
 
     async def drain(self) -> None:
         """Wait until all that was asked has its answer."""

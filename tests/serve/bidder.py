@@ -1,0 +1,221 @@
+"""`leadre serve` as a subprocess, as its users and its operator see it."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from leadre.serve.book.records import Records
+from leadre.serve.manage.auth import Keys
+from leadre.store import open_store
+from leadre.store.contract import Store, StoredList
+
+PATIENCE_S = 60.0  # for what should be a matter of a second on a machine that does nothing else
+
+
+class Bidder:
+    """A bidder over the run ``served`` below ``work``; ``flags`` are those of the verb. Use it in a ``with``.
+
+    ``operator`` is a key that may do everything.
+    """
+
+    def __init__(self, work: Path, state: Path, *flags: str, store: str = "") -> None:
+        self.work, self.state, self.flags = work, state, flags
+        self.store_spec = store or f"lmdb:{state / 'lists'}"
+        self.port, self.manage_port = _free_port(), _free_port()
+        self._said = state.parent / f"{state.name}.txt"
+        self._process: subprocess.Popen[bytes] | None = None
+        records = Records(state / "manage.db")
+        self.operator = Keys(records).create("the tests", 1)[1]
+        records.close()
+        self.http = httpx.Client(timeout=30.0, limits=httpx.Limits(max_connections=64))
+
+    def __enter__(self) -> Bidder:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.http.close()
+        print(self.said())  # for pytest, which shows it beside a failure
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Run it, and wait until every process of it answers."""
+        command = [sys.executable, "-m", "leadre", "serve", "--work", str(self.work), "--run", "served"]
+        command += ["--state", str(self.state), "--store", self.store_spec, "--exploration", "0"]
+        command += ["--port", str(self.port), "--manage-port", str(self.manage_port), *self.flags]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+        with self._said.open("ab") as said:
+            self._process = subprocess.Popen(command, stderr=said, stdout=said, env=environment)
+        until(lambda: self._answers(f"{self.url}/readyz") and "writer" not in self.away(), "ready", self.said)
+        until(lambda: self._answers(f"http://127.0.0.1:{self.manage_port}/health"), "managed", self.said)
+
+    def stop(self) -> int:
+        """Tell it to end (SIGTERM); its exit status."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.terminate()
+        status = self._process.wait(PATIENCE_S)
+        self._process = None
+        return status
+
+    def terminate(self) -> None:
+        """Tell it to end, without waiting."""
+        assert self._process is not None
+        self._process.terminate()
+
+    def said(self) -> str:
+        """All that it has written to the terminal."""
+        return self._said.read_text(errors="replace")
+
+    def pids(self, role: str) -> list[int]:
+        """The processes of a role: `writer`, `worker`, `management`, `model`."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        return [int(pid) for pid in children if _name(pid).startswith(f"leadre {role}"[:15])]
+
+    def signal(self, role: str, number: signal.Signals) -> None:
+        for pid in self.pids(role):
+            os.kill(pid, number)
+
+    def kill(self, role: str) -> None:
+        """Kill a role's processes, and wait until others have taken their place."""
+        old = self.pids(role)
+        self.signal(role, signal.SIGKILL)
+        until(lambda: len(self.pids(role)) == len(old) and not set(old) & set(self.pids(role)), f"a new {role}")
+
+    def ask(self, *, route: str = "bid", **fields: Any) -> httpx.Response:
+        """A bid request for one banner; ``fields`` replace or extend it."""
+        return self.http.post(f"{self.url}/openrtb2/{route}", json=bid_request(**fields))
+
+    def bids(self, **fields: Any) -> list[dict[str, Any]]:
+        """The bids for it, none for a no-bid."""
+        return bids_in(self.ask(**fields))
+
+    def manage(self, method: str, path: str, body: object = None, key: str | None = None, **query: str) -> Any:
+        """What the management API answers, to the operator by default. AssertionError unless it is content."""
+        answer = self.http.request(
+            method,
+            f"http://127.0.0.1:{self.manage_port}{path}",
+            json=body,
+            params=query,
+            headers={"authorization": f"Bearer {key or self.operator}"},
+        )
+        assert answer.is_success, (answer.status_code, answer.text)
+        return answer.json()
+
+    def campaign(self, **fields: Any) -> tuple[str, str]:
+        """(campaign, its only ad), made by the operator for an account of its own."""
+        name = os.urandom(6).hex()
+        usual = {"name": name, "advertiser_id": name, "bid_type": "cpm", "bid_nanos": 2_000_000}
+        self.manage("PUT", f"/campaigns/{name}", usual | fields)
+        ad = {"campaign_id": name, "title": "Shoes", "landing_url": f"https://{name}.example/shoes"}
+        self.manage("PUT", f"/ads/ad-{name}", ad)
+        return name, f"ad-{name}"
+
+    def list_for(self, user_id: str, *ad_ids: str) -> None:
+        """Put a list of these ads, best first, into the store, and wait until every worker bids the first of them."""
+        store = self.store()
+        version = store.versions().current
+        assert version is not None
+        log_p = tuple(-float(place) for place, _ in enumerate(ad_ids))
+        store.put_lists(version, {user_id: StoredList(version, 1, ad_ids, log_p)})
+        store.close()
+        workers = set(map(str, self.pids("worker")))
+        until(lambda: workers <= self.bidding(user_id, ad_ids[0]), f"bids for {user_id!r}")
+
+    def bidding(self, user_id: str, ad_id: str) -> set[str]:
+        """Which workers bid an ad for a user, asked a few times in tests that leave no trace."""
+        asked = [self.fresh(user={"id": user_id}, test=1) for _ in range(8)]
+        return {worker_of(bids[0]) for bids in asked if bids and bids[0]["crid"] == ad_id}
+
+    def fresh(self, **fields: Any) -> list[dict[str, Any]]:
+        """Bids over a new connection, which any worker may take."""
+        return bids_in(httpx.post(f"{self.url}/openrtb2/bid", json=bid_request(**fields), timeout=30.0))
+
+    def report(self, campaign_id: str) -> dict[str, int]:
+        """Impressions, clicks, conversions and charged_nanos of a campaign, all its days together."""
+        span = {"since": "2020-01-01T00:00:00Z", "until": "2100-01-01T00:00:00Z", "limit": "1000"}
+        days = self.manage("GET", "/reports/campaigns", advertiser_id=campaign_id, **span)["items"]
+        names = ("impressions", "clicks", "conversions", "charged_nanos")
+        return {name: sum(day[name] for day in days if day["campaign_id"] == campaign_id) for name in names}
+
+    def away(self) -> list[str]:
+        """What `/readyz` calls away."""
+        away: list[str] = self.http.get(f"{self.url}/readyz").json()["away"]
+        return away
+
+    def store(self) -> Store:
+        """The bidder's store, for the caller to close."""
+        return open_store(self.store_spec)
+
+    def _answers(self, url: str) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.said()
+        try:
+            return httpx.get(url, timeout=5.0).is_success
+        except httpx.TransportError:
+            return False
+
+
+def bid_request(**fields: Any) -> dict[str, Any]:
+    """An exchange's request for one banner of any ad's currency."""
+    usual: dict[str, Any] = {"id": os.urandom(6).hex(), "imp": [{"id": "1", "banner": {"w": 300, "h": 250}}]}
+    return usual | {"cur": ["USD"], "tmax": 2000, "site": {"domain": "news.example"}} | fields
+
+
+def bids_in(answer: httpx.Response) -> list[dict[str, Any]]:
+    """The bids of an answer that is none of ours to be ashamed of."""
+    assert answer.status_code in (200, 204), (answer.status_code, answer.text)
+    seats = answer.json().get("seatbid", []) if answer.content else []
+    return [bid for seat in seats for bid in seat["bid"]]
+
+
+def worker_of(bid: dict[str, Any]) -> str:
+    """Which worker has made it."""
+    return str(bid["id"]).split("-")[0]
+
+
+def event_urls(bid: dict[str, Any]) -> dict[str, str]:
+    """Where the page and the exchange report what became of a bid, by kind of event."""
+    found = [html.unescape(url) for url in re.findall(r"http://127[^\"'\s<>)]+", bid["adm"])]
+    urls = {url.split("/e/")[1].split("?")[0]: url for url in found}
+    filled = {kind: bid[kind].replace("${AUCTION_PRICE}", str(bid["price"])) for kind in ("nurl", "burl")}
+    return urls | {"win": filled["nurl"], "bill": filled["burl"]}
+
+
+def until(condition: Any, what: str, told: Any = str, within_s: float = PATIENCE_S) -> float:
+    """Wait for it; how many seconds that took."""
+    start_s = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start_s < within_s, f"not {what} within {within_s:.0f} s\n{told()}"
+        time.sleep(0.02)
+    return time.monotonic() - start_s
+
+
+def _name(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return ""
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+    return port
