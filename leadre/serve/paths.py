@@ -39,6 +39,16 @@ class Paths:
         return self.folder / "token.keys"
 
     @property
+    def erased(self) -> Path:
+        """Who was erased, as keyed hashes; written by the writer."""
+        return self.folder / "erased"
+
+    @property
+    def erasing(self) -> Path:
+        """Locked while a user is erased, and while a backup is made, so that no backup has half of a user."""
+        return self.folder / "run" / "erasing.lock"
+
+    @property
     def writer(self) -> Path:
         return self.folder / "run" / "writer.sock"
 

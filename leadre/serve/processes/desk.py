@@ -57,7 +57,7 @@ class Desk:
     def __init__(self, paths: Paths, *, retain_days: int) -> None:
         self.paths, self._retain_us = paths, retain_days * DAY_US
         self._keys = Keys.open(paths.keys)
-        self.erased = ErasedUsers(paths.folder / "erased")
+        self.erased = ErasedUsers(paths.erased)
         self.ledger = Ledger(paths.ledger)
         self.log = EventLog(paths.events)
         self.outcomes = Outcomes(self.ledger, self.log, self.erased.__contains__)

@@ -1,4 +1,4 @@
-"""The first start: a book of campaigns from the ads of a run, and a list for whoever is not known."""
+"""The first start: a book of campaigns from the ads of a run, a list for whoever is not known, an operator's key."""
 
 from __future__ import annotations
 
@@ -57,6 +57,18 @@ def popular(tables: Artifact, version: str) -> StoredList:
     log_p = np.log(score_A[best] / score_A.sum())
     ad_ids = logs.ads["ad_id"].gather(best).to_list()
     return StoredList(version, time.time_ns() // 1000, tuple(ad_ids), tuple(log_p.tolist()))
+
+
+def make_key(paths: Paths) -> None:
+    """An operator's key where none is in force, shown this once: whoever reads our words may do everything."""
+    records = Records(paths.book)
+    try:
+        keys = auth.Keys(records)
+        if not keys.have_operator():
+            _, secret = keys.create("first start", time.time_ns() // 1000)
+            progress.say(f"serve: an operator's key, shown only now: {secret}")
+    finally:
+        records.close()
 
 
 def check_exposure(paths: Paths, hosts: Sequence[str]) -> None:
