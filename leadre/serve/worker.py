@@ -178,7 +178,8 @@ class Worker:
         except TokenError:
             return 403, ""
         book = self.bidder.market.book
-        landing_url = book.ads[book.row_of_ad[token.ad_id]].landing_url if kind == "click" else ""
+        row = book.row_of_ad.get(token.ad_id)  # none for an ad that came after the backup from which we went on
+        landing_url = book.ads[row].landing_url if kind == "click" and row is not None else ""
         value = given.get("value_nanos", "")
         event = Event(
             kind=kind,

@@ -5,37 +5,28 @@ A token that is still about must not bring them back, so a keyed hash of each st
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import secrets
 from pathlib import Path
 
-from leadre.errors import InputError
 from leadre.serve.events import durable
-
-KEY_BYTES = 32
+from leadre.store import erased
+from leadre.store.erased import KEY_BYTES
 
 
 class ErasedUsers:
-    """A set of users in a file: a key in the first line, one HMAC-SHA256 a user behind it. For one process."""
+    """A set of users in a file of `leadre.store.erased`. For one process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         if not path.exists():
             durable.replace(path, secrets.token_bytes(KEY_BYTES).hex().encode() + b"\n", mode=0o600)
-        lines = path.read_text(encoding="ascii").split()
-        if not lines or any(len(line) != 64 for line in lines):
-            raise InputError(f"{path}: wants a key and hashes of 32 bytes in hex, one a line; restore the file")
-        self._key, self._hashes = bytes.fromhex(lines[0]), set(lines[1:])
+        self._key, self._hashes = erased.read(path)
 
     def add(self, user_id: str) -> None:
         """From now on ``user_id in`` is true, after a restart too."""
-        self._hashes.add(self._hash(user_id))
+        self._hashes.add(erased.hash_of(self._key, user_id))
         lines = [self._key.hex(), *sorted(self._hashes)]
         durable.replace(self._path, "".join(f"{line}\n" for line in lines).encode(), mode=0o600)
 
     def __contains__(self, user_id: str) -> bool:
-        return bool(self._hashes) and self._hash(user_id) in self._hashes
-
-    def _hash(self, user_id: str) -> str:
-        return hmac.digest(self._key, user_id.encode("utf-8", "surrogatepass"), hashlib.sha256).hex()
+        return bool(self._hashes) and erased.hash_of(self._key, user_id) in self._hashes
