@@ -22,11 +22,14 @@ VERBS = {
     "generate": "leadre.generate.run",
     "generate-lists": "leadre.generate.run_lists",
     "serve": "leadre.serve.run",
+    "serve-key": "leadre.serve.run_key",
+    "serve-backup": "leadre.serve.run_backup",
+    "serve-restore": "leadre.serve.run_restore",
     "evaluate": "leadre.evaluate.run",
     "evaluate-ablation": "leadre.evaluate.run_ablation",
 }
 # of a verb with several; `tune --stage dpo` is `tune-dpo`
-FIRST_STAGE = {"tune": "sft", "generate": "requests", "evaluate": "retrieval"}
+FIRST_STAGE = {"tune": "sft", "generate": "requests", "serve": "bids", "evaluate": "retrieval"}
 SWITCHES = {"--help": "help", "-h": "help", "--show": "show"}
 USAGE = "usage: leadre VERB [--config FILE.toml] [--field value ...] [--show] [--help]"
 

@@ -34,6 +34,9 @@ SECTIONS = (
     "generate",
     "generate-lists",
     "serve",
+    "serve-key",
+    "serve-backup",
+    "serve-restore",
     "evaluate",
     "evaluate-ablation",
 )

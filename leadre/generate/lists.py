@@ -3,7 +3,8 @@
 The log is seen as of one moment, *now*, at which every user is asked about once, in no placement. Users are cut into
 batches, which stay the same whoever works on them: the last bits of a score hang on who shares a batch. Worker
 processes lease batches in a SQLite file; what a killed worker had leased is leased again, and a list that is written
-twice is the same list. Readers see the new version when all of it is there.
+twice is the same list. Readers see the new version when all of it is there. Users who were erased get none, also those
+who are erased meanwhile.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,8 +31,8 @@ from leadre.data.histories import TEST, Logs
 from leadre.errors import InputError, ShardError, StoreDown
 from leadre.generate import batch as batches
 from leadre.generate.batch import Loaded
-from leadre.store import open_store
-from leadre.store.contract import US_PER_DAY, Store, StoredList
+from leadre.store import erased, open_store
+from leadre.store.contract import US_PER_DAY, Profile, Store, StoredList
 from leadre.tune.answers import answer
 from leadre.tune.tasks import Window
 
@@ -55,6 +57,7 @@ class Job:
     model: Path
     leases: Path
     store: str
+    erased: Path  # of `leadre.store.erased`
     version: str
     now_us: int
     since_us: int | None
@@ -167,11 +170,12 @@ class Leases:
         return None if found is None else int(found)
 
 
-def generate(job: Job, users: int, workers: int) -> None:
-    """Lists of all ``users`` of a job into its store; what an earlier run finished is not done again.
+def generate(job: Job, user_ids: Sequence[str], workers: int) -> None:
+    """Lists of all users of a job into its store; what an earlier run finished is not done again.
 
     A worker that dies is replaced as long as batches get finished; other errors end the run (StoreDown, ShardError).
     """
+    users = len(user_ids)
     count = -(-users // job.batch)
     with closing(Leases(job.leases, job.version)) as leases:
         for _ in range(2):
@@ -180,7 +184,7 @@ def generate(job: Job, users: int, workers: int) -> None:
                 while leases.left():
                     _work_all(job, leases, workers)
                     leases.start(count)
-            if patiently(partial(_written, job), job.wait_s) >= users:
+            if not patiently(partial(_missing, job, user_ids), job.wait_s):
                 return
             progress.say(
                 "generate: the store lost lists, or an earlier run had another store; all of them are made again"
@@ -203,10 +207,12 @@ def _work_all(job: Job, leases: Leases, workers: int) -> None:
         progress.say(f"generate: a worker died, {leases.left():,} batches are left; going on")
 
 
-def _written(job: Job) -> int:
-    """How many lists the store holds that this version made."""
+def _missing(job: Job, user_ids: Sequence[str]) -> set[str]:
+    """The users who should have a list of this version in the store, and have none."""
+    is_erased = erased.listed_in(job.erased)
     with closing(open_store(job.store, timeout_ms=TIMEOUT_MS)) as store:
-        return sum(one.version == job.version for _, one in store.scan(job.version))
+        written = {user for user, one in store.scan(job.version) if one.version == job.version}
+    return {user for user in user_ids if user not in written and not is_erased(user)}
 
 
 def work(job: Job, worker: str) -> int:
@@ -241,13 +247,14 @@ def load(job: Job) -> tuple[Loaded, NDArray[np.int64]]:
 
 
 def _lists(job: Job, engine: Loaded, windows: list[Window]) -> Iterator[tuple[str, StoredList]]:
-    logs, made_at_us = engine.threads.logs, time.time_ns() // 1000
+    logs, made_at_us, is_erased = engine.threads.logs, time.time_ns() // 1000, erased.listed_in(job.erased)
     key_A = np.random.default_rng(job.seed).permutation(len(logs.ads))
     for ranked in answer(engine.searcher, engine.threads, engine.live, windows, ("all",), job.beam):
         ads, log_p = batches.ads_of(logs, ranked, key_A, job.top)
         ad_ids = tuple(logs.ads["ad_id"].gather(ads).to_list())
         user = logs.users["user_id"][int(logs.request_user_R[ranked.r])]
-        yield user, StoredList(job.version, made_at_us, ad_ids, tuple(log_p))
+        if not is_erased(user):
+            yield user, StoredList(job.version, made_at_us, ad_ids, tuple(log_p))
 
 
 def publish(store: Store, version: str, base: str | None, keep: int) -> int:
@@ -274,6 +281,30 @@ def _carry(store: Store, base: str, version: str) -> int:
             carried, page = carried + len(page), {}
     store.put_lists(version, page)
     return carried + len(page)
+
+
+def remember(store: Store, profiles: Iterable[Profile], is_erased: Callable[[str], bool], wait_s: float) -> None:
+    """Write profiles as of a moment; what serving has added to them since then stays, segments too."""
+    wanted = (each for each in profiles if not is_erased(each.user_id))
+    while page := list(islice(wanted, PAGE)):
+        patiently(partial(_remember, store, page), wait_s)
+
+
+def _remember(store: Store, page: Sequence[Profile]) -> None:
+    merged = []
+    for new in page:
+        old = store.read_profile(new.user_id) or Profile(new.user_id)
+        since = tuple(seen for seen in old.recent if seen.at_us >= new.updated_at_us)
+        updated_at_us = max(new.updated_at_us, old.updated_at_us)
+        merged.append(Profile(new.user_id, (*new.recent, *since), old.segments, updated_at_us))
+    store.write_profiles(*merged)
+
+
+def forget(store: Store, user_ids: Iterable[str], is_erased: Callable[[str], bool]) -> None:
+    """Erase again whoever was erased while lists and profiles were written."""
+    gone = [user for user in user_ids if is_erased(user) and (store.read_profile(user) or store.read_list(user))]
+    if gone:
+        store.erase(*gone)
 
 
 def patiently(call: Callable[[], T], wait_s: float) -> T:

@@ -1,8 +1,8 @@
 """Users -> lists of ads in a store, by the tuned model, for serving.
 
 Every user is asked about once, as of one moment and in no placement. The lists go into ``--store`` under a version of
-their own, which becomes the current one when all of them are there. A killed run resumes from
-``work/<run>/.generate-lists``.
+their own, which becomes the current one when all of them are there, the popular ads for whoever has no list among them.
+What each user did lately is written beside them. A killed run resumes from ``work/<run>/.generate-lists``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from leadre import artifact, config, progress
@@ -27,7 +28,10 @@ class Config(config.Common):
     """Options of ``leadre generate --stage lists``."""
 
     model: Literal["sft", "dpo"] = config.option("sft", "who answers: the model of tune-sft or of tune-dpo")
-    store: str = config.option("", "lmdb:FOLDER or redis://HOST:PORT/DB; empty = the folder work/<run>/store")
+    state: str = config.option("", "the bidder's folder, where it notes who was erased; default work/<run>/state")
+    store: str = config.option(
+        "", "lmdb:FOLDER or redis://HOST:PORT/DB; default the folder lists in state, as in serve"
+    )
     now: str | None = config.option(None, "ISO time as of which users are seen; none = just after the last event")
     changed_since: str | None = config.option(
         None, "ISO time: answer only users with an event since, keep the current lists of the others; none = all"
@@ -53,8 +57,9 @@ def run(config: Config) -> None:
         artifact.read(config.folder(f"tune-{config.model}"), kind="model", version=3),
     ]
     from leadre.data import histories
-    from leadre.generate import lists
-    from leadre.store import open_store
+    from leadre.generate import lists, remembered
+    from leadre.store import erased, open_store
+    from leadre.store.contract import EVERYBODY
     from leadre.tune import saved
 
     saved.check_ids(parents[2], parents[1])
@@ -63,7 +68,8 @@ def run(config: Config) -> None:
     if now_us is None:
         now_us = int(logs.at_us_E.max(initial=-1)) + 1
     since_us = _moment_us(config.changed_since, "changed-since")
-    spec = config.store or f"lmdb:{config.folder('store')}"
+    state = Path(config.state) if config.state else config.folder("state")
+    spec = config.store or f"lmdb:{state / 'lists'}"
     with closing(open_store(spec, timeout_ms=lists.TIMEOUT_MS)) as store:
         known = lists.patiently(store.versions, config.wait_s)
         base = known.current if since_us is not None else None
@@ -73,18 +79,25 @@ def run(config: Config) -> None:
         if version == known.current:
             progress.say(f"generate: version {version} is current in {spec}, nothing to do")
             return
-        job = _job(config, parents, spec, version, now_us, since_us)
-        lists.candidates(logs, now_us, config.live_days)  # says what is wrong before a worker starts
-        users = len(lists.users_of(logs, now_us, since_us))
+        job = _job(config, parents, spec, state / "erased", version, now_us, since_us)
+        ads = lists.candidates(logs, now_us, config.live_days)  # says what is wrong before a worker starts
+        users = lists.users_of(logs, now_us, since_us)
+        user_ids = logs.users["user_id"].gather(users).to_list()
         lists.patiently(lambda: store.put_lists(version, {}), config.wait_s)
-        lists.generate(job, users, config.workers)
+        lists.generate(job, user_ids, config.workers)
+        everybody = {EVERYBODY: remembered.popular(logs, now_us, ads, version, config.top)}
+        lists.patiently(lambda: store.put_lists(version, everybody), config.wait_s)
+        profiles = remembered.profiles(logs, now_us, users)
+        lists.remember(store, profiles, erased.listed_in(job.erased), config.wait_s)
         carried = lists.patiently(lambda: lists.publish(store, version, base, config.keep), config.wait_s)
+        everyone = logs.users["user_id"].to_list()
+        lists.patiently(lambda: lists.forget(store, everyone, erased.listed_in(job.erased)), config.wait_s)
     shutil.rmtree(config.folder(".generate-lists"))
-    progress.say(f"generate: version {version} in {spec}, lists of {users:,} users and {carried:,} kept")
+    progress.say(f"generate: version {version} in {spec}, lists of {len(users):,} users and {carried:,} kept")
 
 
 def _job(
-    config: Config, parents: list[Artifact], store: str, version: str, now_us: int, since_us: int | None
+    config: Config, parents: list[Artifact], store: str, erased: Path, version: str, now_us: int, since_us: int | None
 ) -> lists.Job:
     from leadre.generate import lists
 
@@ -95,6 +108,7 @@ def _job(
         model=model,
         leases=config.folder(".generate-lists") / "leases.db",
         store=store,
+        erased=erased,
         version=version,
         now_us=now_us,
         since_us=since_us,

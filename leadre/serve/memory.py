@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from leadre.errors import StoreDown
-from leadre.store.contract import Cap, Profile, Store, StoredList
+from leadre.store.contract import EVERYBODY, Cap, Profile, Store, StoredList
 
 T = TypeVar("T")
-EVERYBODY = "*"  # whose list is that of the context alone
 RETRY_S = 0.5
 RENEWED_S = 5.0  # the list for everybody is read again
 

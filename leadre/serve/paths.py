@@ -40,8 +40,13 @@ class Paths:
 
     @property
     def erased(self) -> Path:
-        """Who was erased; written by the writer."""
+        """Who was erased, as keyed hashes; written by the writer."""
         return self.folder / "erased"
+
+    @property
+    def erasing(self) -> Path:
+        """Locked while a user is erased, and while a backup is made, so that no backup has half of a user."""
+        return self.folder / "run" / "erasing.lock"
 
     @property
     def writer(self) -> Path:

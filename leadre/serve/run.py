@@ -48,6 +48,7 @@ def run(config: Config) -> None:
 
     first.fill(paths, tables)
     first.check_exposure(paths, (config.host,))
+    first.make_key(paths)
     model = config.folder("tune-dpo") if config.folder("tune-dpo").exists() else config.folder("tune-sft")
     has_model = config.generate and model.exists()
     plan = supervisor.Plan(
@@ -72,6 +73,15 @@ def paths_of(config: Config) -> Paths:
     """Where the state lies that ``config`` names."""
     folder = Path(config.state) if config.state else config.folder("state")
     return Paths(folder=folder, store=config.store or f"lmdb:{folder / 'lists'}")
+
+
+def place(given: config.Common, stages: Path | None, state: str) -> Paths:
+    """Where the state lies for another stage of the verb: as it was told, else as [serve] of the file ``stages`` says.
+
+    InputError as from `config.load`.
+    """
+    flags = {"run": given.run, "work": str(given.work)} | ({"state": state} if state else {})
+    return paths_of(config.load(Config, section="serve", path=stages, flags=flags))
 
 
 def settings_of(config: Config) -> Settings:

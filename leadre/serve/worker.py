@@ -196,6 +196,7 @@ class Worker:
         except TokenError:
             return 403, ""
         book = self.bidder.market.book
+        # none for an ad that came after the backup from which we went on
         row = book.row_of_ad.get(token.ad_id) if kind == "click" else None
         landing_url = "" if row is None else book.ads[row].landing_url
         value = given.get("value_nanos", "")

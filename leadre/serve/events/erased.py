@@ -5,19 +5,16 @@ A token that is still about must not bring them back, so a keyed hash of each st
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import secrets
 from pathlib import Path
 
-from leadre.errors import InputError
 from leadre.serve.events import durable
-
-KEY_BYTES = 32
+from leadre.store import erased
+from leadre.store.erased import KEY_BYTES
 
 
 class ErasedUsers:
-    """A set of users in a file: a key in the first line, one HMAC-SHA256 a user behind it.
+    """A set of users in a file of `leadre.store.erased`.
 
     One process adds, others `follow`; whoever makes the file does so before they start.
     """
@@ -32,22 +29,15 @@ class ErasedUsers:
     def follow(self) -> None:
         """Read what another process has added. InputError where the file is damaged."""
         found = self._path.stat()
-        if (found.st_ino, found.st_mtime_ns) == self._read_at:
-            return
-        lines = self._path.read_text(encoding="ascii").split()
-        if not lines or any(len(line) != 64 for line in lines):
-            raise InputError(f"{self._path}: wants a key and hashes of 32 bytes in hex, one a line; restore the file")
-        self._key, self._hashes = bytes.fromhex(lines[0]), set(lines[1:])
-        self._read_at = found.st_ino, found.st_mtime_ns
+        if (found.st_ino, found.st_mtime_ns) != self._read_at:
+            self._key, self._hashes = erased.read(self._path)
+            self._read_at = found.st_ino, found.st_mtime_ns
 
     def add(self, user_id: str) -> None:
         """From now on ``user_id in`` is true, after a restart too."""
-        self._hashes.add(self._hash(user_id))
+        self._hashes.add(erased.hash_of(self._key, user_id))
         lines = [self._key.hex(), *sorted(self._hashes)]
         durable.replace(self._path, "".join(f"{line}\n" for line in lines).encode(), mode=0o600)
 
     def __contains__(self, user_id: str) -> bool:
-        return bool(self._hashes) and self._hash(user_id) in self._hashes
-
-    def _hash(self, user_id: str) -> str:
-        return hmac.digest(self._key, user_id.encode("utf-8", "surrogatepass"), hashlib.sha256).hex()
+        return bool(self._hashes) and erased.hash_of(self._key, user_id) in self._hashes

@@ -97,7 +97,7 @@ class EventLog:
         self.folder = folder
         self._most_bytes, self._most_us, self._sync = segment_bytes, round(segment_s * 1e6), sync
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self._lock = os.open(lock_of(folder), os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -105,7 +105,7 @@ class EventLog:
             raise InputError(f"{folder}: another process writes this log; stop it first") from error
         durable.tidy(folder)
         self._fault: str | None = None
-        paths = _segments(folder)
+        paths = segments(folder)
         self.last = _first(paths[-1]) - 1 if paths else 0
         self.cut_bytes, self._size, self._began_us = 0, 0, 0
         if paths:
@@ -169,7 +169,7 @@ class EventLog:
     def retain(self, after_us: int) -> int:
         """Delete segments whose last record was written before a time; how many. The current one stays."""
         gone = 0
-        for path in _segments(self.folder)[:-1]:
+        for path in segments(self.folder)[:-1]:
             if max((entry.written_at_us for entry in _entries(path)), default=0) < after_us:
                 path.unlink()
                 gone += 1
@@ -185,7 +185,7 @@ class EventLog:
         if user_id.encode() in self._path.read_bytes():
             self.rotate()
         changed = 0
-        for path in _segments(self.folder)[:-1]:
+        for path in segments(self.folder)[:-1]:
             if user_id.encode() not in path.read_bytes():
                 continue
             entries = list(_entries(path))
@@ -246,7 +246,7 @@ def read(folder: Path, after: int = 0) -> Iterator[Entry]:
 
     StorageError where a finished segment is damaged.
     """
-    paths = _segments(folder)
+    paths = segments(folder)
     for path, following in zip(paths, [*paths[1:], None], strict=True):
         if following is not None and _first(following) <= after + 1:
             continue
@@ -305,7 +305,13 @@ def _write(file: int, data: bytes) -> None:
         view = view[os.write(file, view) :]
 
 
-def _segments(folder: Path) -> list[Path]:
+def lock_of(folder: Path) -> Path:
+    """The file that whoever writes the log holds locked."""
+    return folder / ".lock"
+
+
+def segments(folder: Path) -> list[Path]:
+    """The files of a log, oldest first."""
     return sorted(folder.glob("[0-9]*.log"))
 
 

@@ -77,6 +77,10 @@ class Keys:
                 )
             return next(key for key in self.all() if key.key_id == key_id)
 
+    def have_operator(self) -> bool:
+        """Whether an operator's key is in force."""
+        return any(key.is_operator and not key.revoked_at_us for key in self.all())
+
     def all(self) -> list[Key]:
         """Revoked ones too, in the order of their making."""
         query = (
@@ -105,10 +109,10 @@ def check_exposure(host: str, keys: Keys) -> None:
         is_local = ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         is_local = host == "localhost"
-    if not is_local and not any(key.is_operator and not key.revoked_at_us for key in keys.all()):
+    if not is_local and not keys.have_operator():
         raise InputError(
             f"host = {host!r} is reachable from other machines, and no operator's key is in force;"
-            " make one first, or listen on 127.0.0.1"
+            " make one with `leadre serve --stage key --name NAME`, or listen on 127.0.0.1"
         )
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from leadre.errors import PeerError
 from leadre.serve.book.records import Records
-from leadre.serve.events import eventlog
+from leadre.serve.events import durable, eventlog
 from leadre.serve.manage import api as manage
 from leadre.serve.manage.api import Outside, Spend
 from leadre.serve.paths import Paths
@@ -51,11 +51,12 @@ class _Office:
 
     def erase(self, user_id: str) -> Mapping[str, int]:
         """Remove a user from log and tables first, whose events could bring a profile back, then from the store."""
-        answer = self._ask(Erase(user_id))
-        assert isinstance(answer, Erased), answer
-        time.sleep(HEARD_S)
-        had = sum(each is not None for each in (self.store.read_profile(user_id), self.store.read_list(user_id)))
-        self.store.erase(user_id)
+        with durable.locked(self.paths.erasing):
+            answer = self._ask(Erase(user_id))
+            assert isinstance(answer, Erased), answer
+            time.sleep(HEARD_S)
+            had = sum(each is not None for each in (self.store.read_profile(user_id), self.store.read_list(user_id)))
+            self.store.erase(user_id)
         return {"events": answer.removed, "store": had}
 
     def export(self, user_id: str) -> Mapping[str, object]:

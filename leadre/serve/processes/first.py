@@ -1,4 +1,4 @@
-"""The first start: a book of campaigns from the ads of a run, and a list for whoever is not known."""
+"""The first start: a book of campaigns from the ads of a run, a list for whoever is not known, an operator's key."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from leadre.serve.book.records import Records
 from leadre.serve.events.erased import ErasedUsers
 from leadre.serve.events.tokens import Keys
 from leadre.serve.manage import auth
-from leadre.serve.memory import EVERYBODY
 from leadre.serve.paths import Paths
 from leadre.store import open_store
-from leadre.store.contract import StoredList
+from leadre.store.contract import EVERYBODY, StoredList
 
 LISTED = 200  # ads for whoever is not known
 
@@ -41,7 +40,7 @@ def fill(paths: Paths, tables: Artifact) -> None:
     store = open_store(paths.store)
     try:
         if store.read_list(EVERYBODY) is None:
-            version = f"context-{tables.hash[:12]}"
+            version = store.versions().current or f"context-{tables.hash[:12]}"
             store.put_lists(version, {EVERYBODY: popular(tables, version)})
             store.switch(version)
     finally:
@@ -49,16 +48,25 @@ def fill(paths: Paths, tables: Artifact) -> None:
 
 
 def popular(tables: Artifact, version: str) -> StoredList:
-    """The ads that most users acted on, with logarithms of their shares."""
+    """The ads that most users acted on, live or not: the book knows which may be shown."""
     from leadre.data import histories
-    from leadre.generate.channels import popularity
+    from leadre.generate import remembered
 
     logs = histories.load(tables)
-    score_A = popularity.fit_conversions(logs, 0, 1).score_A.astype(np.float64) + 1
-    best = np.argsort(-score_A, kind="stable")[:LISTED]
-    log_p = np.log(score_A[best] / score_A.sum())
-    ad_ids = logs.ads["ad_id"].gather(best).to_list()
-    return StoredList(version, time.time_ns() // 1000, tuple(ad_ids), tuple(log_p.tolist()))
+    now_us = int(logs.at_us_E.max(initial=-1)) + 1
+    return remembered.popular(logs, now_us, np.arange(len(logs.ads), dtype=np.int32), version, LISTED)
+
+
+def make_key(paths: Paths) -> None:
+    """An operator's key where none is in force, shown this once: whoever reads our words may do everything."""
+    records = Records(paths.book)
+    try:
+        keys = auth.Keys(records)
+        if not keys.have_operator():
+            _, secret = keys.create("first start", time.time_ns() // 1000)
+            progress.say(f"serve: an operator's key, shown only now: {secret}")
+    finally:
+        records.close()
 
 
 def check_exposure(paths: Paths, hosts: Sequence[str]) -> None:

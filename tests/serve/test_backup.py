@@ -1,0 +1,213 @@
+"""A backup made while a bidder writes agrees with itself, and a bidder goes on from it."""
+
+import shutil
+import threading
+import time
+
+import pytest
+
+from leadre import artifact
+from leadre.auction.ledger import Ledger
+from leadre.auction.orders import Ask
+from leadre.errors import ArtifactError, InputError
+from leadre.serve import backup
+from leadre.serve.events import durable, eventlog, training
+from leadre.serve.events.eventlog import Answered, Happened
+from leadre.serve.events.tokens import Keys, Token, nonce
+from leadre.serve.paths import Paths
+from leadre.serve.processes.desk import Desk
+from leadre.serve.processes.messages import Append, Event, Orders, Reports
+from leadre.store import open_store
+from leadre.store.contract import Profile, Seen, StoredList
+
+CAMPAIGN, AD = "c1", "a1"
+DAY_US = 86_400_000_000
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return paths_in(tmp_path / "state")
+
+
+def paths_in(folder):
+    return Paths(folder=folder, store=f"lmdb:{folder / 'lists'}")
+
+
+def open_desk(paths):
+    return Desk(paths, retain_days=90)
+
+
+class Traffic:
+    """A bidder's writer in a thread, as fast as the disk goes: requests, then a bill and a click of each."""
+
+    def __init__(self, paths):
+        self.paths, self.rounds = paths, 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self):
+        self._thread.start()
+        while self.rounds < 3:
+            time.sleep(0.01)
+            assert self._thread.is_alive()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self):
+        desk, sign = open_desk(self.paths), Keys.open(self.paths.keys).sign
+        while not self._stop.is_set():
+            now_us = time.time_ns() // 1000
+            (leases,) = desk.settle(
+                [Orders([Ask(worker="w", campaign_id=CAMPAIGN, least_nanos=9_000_000, want_nanos=9_000_000)], [])],
+                now_us,
+            )
+            lease_id = leases.leases[0].lease_id
+            request_id = f"r{self.rounds}"
+            token = sign(make_token(request_id, lease_id, now_us))
+            answered = Answered(request_id=request_id, at_us=now_us, user_id=f"u{self.rounds % 7}")
+            events = [Event(kind=kind, token=token, at_us=now_us, price="1.5") for kind in ("bill", "imp", "click")]
+            desk.settle([Append([answered]), *events], now_us)
+            if self.rounds % 20 == 19:
+                desk.tend(now_us)
+                training.compact(self.paths.events, self.paths.tables, ())
+                desk.log.rotate()
+            self.rounds += 1
+        desk.close()
+
+
+def make_token(request_id, lease_id, now_us):
+    return Token(
+        bid_id="b",
+        request_id=request_id,
+        imp_id="1",
+        ad_id=AD,
+        campaign_id=CAMPAIGN,
+        user_id="u1",
+        charge_type="cpm",
+        price_cap_nanos=2_000_000,
+        charge_nanos=2_000_000,
+        currency="USD",
+        lease_id=lease_id,
+        reserved_nanos=2_000_000,
+        cap_id="",
+        issued_at_us=now_us,
+        expires_at_us=now_us + 600_000_000,
+        nonce=nonce(),
+        is_test=False,
+        may_measure=True,
+        may_profile=True,
+    )
+
+
+@pytest.fixture
+def served(paths, campaign, ad):
+    """A state that has served: a campaign of a budget, a list, a profile, an erased user."""
+    from leadre.serve.book.campaigns import Book
+    from leadre.serve.book.records import Records
+
+    records = Records(paths.book)
+    Book(records).add([campaign(campaign_id=CAMPAIGN, total_nanos=1 << 50)], [ad(ad_id=AD, campaign_id=CAMPAIGN)])
+    records.close()
+    store = open_store(paths.store)
+    store.put_lists("v1", {"u1": StoredList("v1", 1, (AD,), (-0.5,))})
+    store.switch("v1")
+    store.write_profiles(Profile("u9", (Seen("o1", 5, "ad", 7),)))
+    store.close()
+    desk = open_desk(paths)
+    desk.erased.add("gone")
+    desk.close()
+    return paths
+
+
+def test_backups_under_traffic_agree_with_themselves_and_a_bidder_goes_on_from_one(served, tmp_path):
+    with Traffic(served) as traffic:
+        for number in range(4):
+            backup.write(served, tmp_path / f"backup-{number}")
+            until = traffic.rounds + 15
+            while traffic.rounds < until:
+                time.sleep(0.005)
+    lasts = []
+    for number in range(4):
+        paths = paths_in(tmp_path / f"state-{number}")
+        backup.restore(tmp_path / f"backup-{number}", paths)
+        entries = list(eventlog.read(paths.events))
+        lasts.append(entries[-1].number)
+        with Ledger(paths.ledger) as ledger:
+            assert ledger.verify() == [] and ledger.log_number <= entries[-1].number
+        assert training.position(paths.tables) <= entries[-1].number
+        desk = open_desk(paths)  # books what the log has beyond the ledger
+        bills = [each.record for each in entries if isinstance(each.record, Happened)]
+        charged = sum(each.outcome.charge_nanos for each in bills)
+        assert desk.ledger.verify() == [] and desk.ledger.spent(CAMPAIGN) == charged > 0
+        now_us = time.time_ns() // 1000
+        (days,) = desk.settle([Reports([CAMPAIGN], now_us - DAY_US, now_us + DAY_US)], now_us)
+        assert sum(day.charged_nanos for day in days.days) == charged
+        assert sum(day.clicks for day in days.days) == sum(each.outcome.kind == "click" for each in bills)
+        assert "gone" in desk.erased and "u1" not in desk.erased
+        desk.close()
+        store = open_store(paths.store)
+        assert store.read_list("u1").ad_ids == (AD,) and store.read_profile("u9").recent[0].value_nanos == 7
+        store.close()
+        with Traffic(paths):
+            pass
+        assert next(eventlog.read(paths.events, lasts[-1])).number == lasts[-1] + 1
+    assert lasts == sorted(lasts) and lasts[0] < lasts[-1]
+
+
+def test_a_backup_is_for_its_owner_alone_and_replaces_nothing(served, tmp_path):
+    made = backup.write(served, tmp_path / "backup")
+    assert made.path.stat().st_mode & 0o077 == 0
+    with pytest.raises(InputError, match="is there already; name a new folder"):
+        backup.write(served, tmp_path / "backup")
+    with pytest.raises(InputError, match="holds no state of a bidder that has served"):
+        backup.write(paths_in(tmp_path / "nothing"), tmp_path / "another")
+
+
+def test_books_that_do_not_add_up_are_not_kept_as_a_backup(served, tmp_path):
+    with Traffic(served):
+        pass
+    shutil.rmtree(served.events)
+    with pytest.raises(InputError, match=r"record \d+ is booked, and the log ends at 0"):
+        backup.write(served, tmp_path / "backup")
+    assert not (tmp_path / "backup").exists()
+
+
+def test_a_backup_waits_for_an_erasure(served, tmp_path):
+    with durable.locked(served.erasing):
+        thread = threading.Thread(target=backup.write, args=(served, tmp_path / "backup"))
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+    thread.join()
+    assert (tmp_path / "backup" / artifact.META).exists()
+
+
+def test_nothing_is_restored_over_a_state_or_from_a_damaged_backup(served, tmp_path):
+    backup.write(served, tmp_path / "backup")
+    with pytest.raises(InputError, match="is not empty; move it away first"):
+        backup.restore(tmp_path / "backup", served)
+    desk = open_desk(served)
+    with pytest.raises(InputError, match="a bidder runs on it; stop it, and move it away first"):
+        backup.restore(tmp_path / "backup", served)
+    desk.close()
+    keys = tmp_path / "backup" / "state" / "token.keys"
+    keys.write_bytes(keys.read_bytes()[::-1])
+    with pytest.raises(ArtifactError, match=r"token\.keys is missing or has changed"):
+        backup.restore(tmp_path / "backup", paths_in(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_lists_that_lie_elsewhere_are_restored_there(served, tmp_path):
+    apart = Paths(folder=served.folder, store=f"lmdb:{tmp_path / 'apart'}")
+    shutil.copytree(served.folder / "lists", tmp_path / "apart")
+    backup.write(apart, tmp_path / "backup")
+    new = Paths(folder=tmp_path / "new", store=f"lmdb:{tmp_path / 'there'}")
+    backup.restore(tmp_path / "backup", new)
+    store = open_store(new.store)
+    assert store.read_list("u1") is not None
+    store.close()
+    on_a_server = Paths(folder=served.folder, store="redis://127.0.0.1:1/0")
+    assert not (backup.write(on_a_server, tmp_path / "without").path / "lists").exists()

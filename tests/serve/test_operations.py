@@ -1,0 +1,117 @@
+"""The verbs of an operator on a bidder that runs: its first key, more keys, a backup, a kill, a restore elsewhere."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+
+from leadre.__main__ import main
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    flags = "--source world --world-users 20 --world-ads 30 --world-contents 6"
+    assert main(["data", "--work", str(folder), "--run", "r", *flags.split()]) == 0
+    return folder
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@contextmanager
+def serving(work, *flags):
+    """(base URL of bids, of the management API, the process, what it says) of `leadre serve`; killed in the end."""
+    port, manage_port = free_port(), free_port()
+    command = [sys.executable, "-m", "leadre", "serve", "--work", str(work), "--run", "r", *flags]
+    command += ["--port", str(port), "--manage-port", str(manage_port)]
+    said = work / f"said-{port}.txt"
+    with said.open("wb") as stderr:
+        running = subprocess.Popen(command, stderr=stderr, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    bids, manages = (f"http://127.0.0.1:{number}" for number in (port, manage_port))
+    try:
+        wait_until(lambda: "writer" not in get(f"{bids}/readyz")["away"], running, said)
+        wait_until(lambda: get(f"{manages}/health"), running, said)
+        yield bids, manages, running, said
+    finally:
+        running.kill()  # its children end when it has gone
+        running.wait()
+
+
+def wait_until(condition, running, said):
+    end_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            if condition():
+                return
+        except OSError:
+            pass
+        assert running.poll() is None and time.monotonic() < end_s, said.read_text()
+        time.sleep(0.1)
+
+
+def get(url, key=""):
+    request = urllib.request.Request(url, headers={"authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.loads(answer.read() or b"null")
+
+
+def bid_and_show(url, number):
+    """One bid whose impression and bill are reported."""
+    asked = {"id": str(number), "imp": [{"id": "1", "banner": {"w": 300, "h": 250}}], "tmax": 2000}
+    asked |= {"user": {"id": f"user-{number % 5}"}, "site": {"domain": "news.example"}}
+    body = json.dumps(asked).encode()
+    with urllib.request.urlopen(f"{url}/openrtb2/bid", body, timeout=10) as answer:
+        bid = json.loads(answer.read())["seatbid"][0]["bid"][0]
+    for event in (
+        bid["burl"].replace("${AUCTION_PRICE}", str(bid["price"])),
+        re.findall(r'src="(http.*?)"', bid["adm"])[-1],
+    ):
+        with urllib.request.urlopen(event.replace("&amp;", "&"), timeout=10) as answer:
+            assert answer.status in (200, 204)
+
+
+def spent(manages, key):
+    """What the reports say, by campaign."""
+    day_s = 86_400
+    span = [time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + days * day_s)) for days in (-1, 1)]
+    rows = get(f"{manages}/reports/campaigns?since={span[0]}&until={span[1]}", key)["items"]
+    return {row["campaign_id"]: (row["impressions"], row["charged_nanos"]) for row in rows}
+
+
+@pytest.mark.slow
+def test_a_bidder_that_was_killed_goes_on_elsewhere_from_its_backup(work, tmp_path, capsys):
+    with serving(work, "--generate", "false") as (bids, manages, running, said):
+        (key,) = re.findall(r"an operator's key, shown only now: (\S+)", said.read_text())
+        for number in range(20):
+            bid_and_show(bids, number)
+        verb = ["serve", "--work", str(work), "--run", "r"]
+        assert main([*verb, "--stage", "key", "--name", "Ada"]) == 0
+        another = re.findall(r"of Ada \(an operator\), shown only now: (\S+)", capsys.readouterr().err)[0]
+        before = spent(manages, another)
+        assert sum(impressions for impressions, _ in before.values()) == 20
+        assert main([*verb, "--stage", "backup", "--to", str(tmp_path / "backup")]) == 0
+        bid_and_show(bids, 20)  # which the backup does not know
+        os.kill(running.pid, signal.SIGKILL)
+    state = str(tmp_path / "elsewhere")
+    assert main([*verb, "--stage", "restore", "--backup", str(tmp_path / "backup")]) == 2
+    assert "move it away first" in capsys.readouterr().err
+    assert main([*verb, "--stage", "restore", "--backup", str(tmp_path / "backup"), "--state", state]) == 0
+    with serving(work, "--generate", "false", "--state", state) as (bids, manages, _, said):
+        assert "an operator's key" not in said.read_text()
+        assert spent(manages, key) == before
+        bid_and_show(bids, 21)
+        assert sum(impressions for impressions, _ in spent(manages, another).values()) == 21
