@@ -9,7 +9,7 @@ Letters: A ads of the book, K candidates.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,7 +109,8 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float)
     if not (permitted.contextual or permitted.personalise):
         return Answer(request_id=request_id, permitted=permitted, reason=NoBid.NO_CONSENT)
     user_id = request.user_id if permitted.store_id and permitted.personalise else ""
-    places = list(_places(request, market.book, now_us, _segments(request, user_id, market, bidder.memory)))
+    masks = market.book.masks(request, now_us, _segments(request, user_id, market, bidder.memory))
+    places = [Place(imp, eligible_A) for imp, eligible_A in zip(request.imps, masks, strict=True)]
     found = _stored(bidder.memory.listed(user_id), "stored", market.book)  # the store is down: a stranger
     if not _any_eligible(found, places):  # no list, or nothing of it is live
         found = await _generated(user_id, places, market.objects, bidder, now_us, until_s)
@@ -142,16 +143,6 @@ def _segments(request: Request, user_id: str, market: Market, memory: Memory) ->
         return ()
     profile = memory.profile(user_id)
     return (*request.segments, *(profile.segments if profile else ()))
-
-
-def _places(request: Request, book: Snapshot, now_us: int, segments: Sequence[str]) -> Iterator[Place]:
-    """The impressions with their masks; alike ones share one."""
-    masks: dict[tuple[object, ...], NDArray[np.bool_]] = {}
-    for imp in request.imps:
-        alike = (imp.sizes, imp.is_secure, imp.blocked_attributes)
-        if alike not in masks:
-            masks[alike] = book.eligible(request, imp, now_us, segments)[0]
-        yield Place(imp, masks[alike])
 
 
 def _stored(listed: StoredList | None, source: Source, book: Snapshot) -> Candidates:
@@ -216,10 +207,13 @@ def _choose(
     rows_K, log_p_K = found.rows_K[open_K], found.log_p_K[open_K]
     price_K = market.expected_nanos_A[rows_K]
     order = np.argsort(-(log_p_K + np.log(np.maximum(price_K, 1))), kind="stable")
+    rows_K, price_K = rows_K[order], price_K[order]
+    floors = {currency: _floor_nanos(imp, currency) for currency in book.currencies}
     left: list[tuple[int, int]] = []
-    for row, price_nanos in zip(rows_K[order].tolist(), price_K[order].tolist(), strict=True):
-        currency = book.campaigns[book.campaign_A[row]].currency
-        verdict = _unfit(book.ads[row], price_nanos, currency, imp, taken)
+    for row, campaign, price_nanos in zip(
+        rows_K.tolist(), book.campaign_A[rows_K].tolist(), price_K.tolist(), strict=True
+    ):
+        verdict = _unfit(book.ads[row], price_nanos, floors[book.campaigns[campaign].currency], taken)
         place.verdicts[row] = verdict or "not drawn"
         if not verdict and len(left) < CONSIDERED:
             left.append((row, price_nanos))
@@ -236,14 +230,19 @@ def _choose(
             return
 
 
-def _unfit(ad: Ad, price_nanos: int, currency: str, imp: Impression, taken: set[str]) -> str:
-    """Why an eligible ad is no offer for this place; "" where it is one. ``price_nanos`` is in ``currency``."""
+def _unfit(ad: Ad, price_nanos: int, floor_nanos: int | None, taken: set[str]) -> str:
+    """Why an eligible ad is no offer for a place; "" where it is one. Price and floor are in the ad's currency."""
     if ad.ad_id in taken:
         return "shown in another place"
-    floor_nanos = openrtb.convert(imp.floor_nanos, imp.floor_currency, currency, up=True) if imp.floor_nanos else 0
     if floor_nanos is None:
         return "floor in another currency"
-    return "below floor" if price_nanos < max(floor_nanos, 1) else ""
+    return "below floor" if price_nanos < floor_nanos else ""
+
+
+def _floor_nanos(imp: Impression, currency: str) -> int | None:
+    """The least that a bid must be, 1 without a floor; None where the floor is in a currency that we cannot convert."""
+    floor_nanos = openrtb.convert(imp.floor_nanos, imp.floor_currency, currency, up=True) if imp.floor_nanos else 0
+    return None if floor_nanos is None else max(floor_nanos, 1)
 
 
 def _hold(

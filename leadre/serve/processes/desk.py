@@ -69,6 +69,7 @@ class Desk:
         self._by_ad: dict[str, tuple[int, int, int]] = {}
         self._by_day: dict[tuple[str, str], tuple[int, int, int, int]] = defaultdict(lambda: NOTHING)
         self._live: set[str] = set()
+        self._is_logged = False  # whether the log says of every ad of the book if it is live
         for entry in eventlog.read(paths.events):
             self._count(entry.record)
         self._compact_at_us = self._retain_at_us = 0
@@ -247,8 +248,10 @@ class Desk:
         """Budgets of campaigns and the times at which ads are live, as the book changes."""
         book = eligibility.refresh(self._book, self._book_connection)
         if book is not self._book:
-            self._book = book
+            self._book, self._is_logged = book, False
             self._budget_campaigns(now_us)
+        if self._is_logged:
+            return
         live = {ad.ad_id for ad, is_live in zip(book.ads, book.live_A.tolist(), strict=True) if is_live}
         if live != self._live:
             began, ended = sorted(live - self._live), sorted(self._live - live)
@@ -256,6 +259,7 @@ class Desk:
             switched += [Switched(at_us=now_us, ad_id=ad_id, is_live=False) for ad_id in ended]
             self.log.append(switched, now_us)
             self._live = live
+        self._is_logged = True
 
     def _budget_campaigns(self, now_us: int) -> None:
         """Tell the ledger what campaigns may spend, where that has changed."""
