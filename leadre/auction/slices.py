@@ -6,7 +6,7 @@ and the answer handed to `take`; what `releases` returns sent too.
 
 from __future__ import annotations
 
-from leadre.auction.orders import Ask, Lease, Release
+from leadre.auction.orders import FOREVER, Ask, Lease, Release
 
 FIRST_BIDS = 4  # the first lease pays for so many bids
 RETRY_US = 500_000  # a budget that is used up is asked for again: leases return
@@ -35,6 +35,7 @@ class Slice:
         self._ended: list[Release] = []
         self._is_asking = False
         self._retry_at_us = 0
+        self._soonest_us = FOREVER  # before it no lease ends
 
     def left_nanos(self, now_us: int) -> int:
         """What can still be reserved, from all leases together."""
@@ -76,6 +77,7 @@ class Slice:
         # A remainder that pays for no bid would be stranded until its lease ends.
         self._end([entry for entry in self._open if entry.left_nanos * FIRST_BIDS < lease.nanos])
         self._open.append(_Open(lease, now_us))
+        self._soonest_us = min(self._soonest_us, lease.expires_at_us)
 
     def releases(self, now_us: int) -> list[Release]:
         """Orders for leases that ended with something left, each once."""
@@ -90,6 +92,8 @@ class Slice:
         return ended
 
     def _drop_expired(self, now_us: int) -> None:
+        if now_us < self._soonest_us:  # a worker goes through all its slices many times a second
+            return
         expired = [entry for entry in self._open if entry.lease.expires_at_us <= now_us]
         if any(2 * entry.left_nanos > entry.lease.nanos for entry in expired):
             self.want_nanos //= 2
@@ -98,3 +102,4 @@ class Slice:
     def _end(self, entries: list[_Open]) -> None:
         self._ended += [entry.release() for entry in entries if entry.left_nanos]
         self._open = [entry for entry in self._open if entry not in entries]
+        self._soonest_us = min((entry.lease.expires_at_us for entry in self._open), default=FOREVER)

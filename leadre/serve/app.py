@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gc
 import gzip
 import time
 import zlib
@@ -36,6 +37,11 @@ Headers = list[tuple[bytes, bytes]]
 
 MOST_BODY = 256 << 10  # bytes, unpacked too
 LEAST_PACKED = 4096  # a shorter answer is not worth packing
+COLLECTED = (
+    10_000,
+    20,
+    20,
+)  # thresholds of the garbage collector: a pass over young objects every few hundred requests
 ARRIVED = "leadre.arrived_s"
 JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
 NEVER_KEPT: tuple[bytes, bytes] = (b"cache-control", b"no-store")
@@ -121,6 +127,8 @@ class App:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         await self.worker.start()
+        gc.freeze()  # the book lives as long as the process: no collection need go through it
+        gc.set_threshold(*COLLECTED)
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self.worker.stop()

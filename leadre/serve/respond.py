@@ -9,7 +9,7 @@ Letters: A ads of the book, K candidates.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,7 +27,7 @@ from leadre.serve.openrtb import NoBid, Rendered
 from leadre.serve.processes.messages import Generated, Wanted
 from leadre.serve.settings import Settings
 from leadre.store.contract import Cap, StoredList, is_possible
-from leadre.types import Ad, Bid, Campaign, Impression, Permissions, Request, Source
+from leadre.types import Bid, Campaign, Impression, Permissions, Request, Source
 
 CONSIDERED = 20  # candidates of a place, among which exploration draws
 LEAST_S = 0.005  # with less time left no other process is asked
@@ -110,7 +110,8 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float)
         return Answer(request_id=request_id, permitted=permitted, reason=NoBid.NO_CONSENT)
     is_known = permitted.store_id and permitted.personalise and is_possible(request.user_id)
     user_id = request.user_id if is_known else ""
-    places = list(_places(request, market.book, now_us, _segments(request, user_id, market, bidder.memory)))
+    masks = market.book.masks(request, now_us, _segments(request, user_id, market, bidder.memory))
+    places = [Place(imp, eligible_A) for imp, eligible_A in zip(request.imps, masks, strict=True)]
     found = _stored(bidder.memory.listed(user_id), "stored", market.book)  # the store is down: a stranger
     if not _any_eligible(found, places):  # no list, or nothing of it is live
         found = await _generated(user_id, places, market.objects, bidder, now_us, until_s)
@@ -143,16 +144,6 @@ def _segments(request: Request, user_id: str, market: Market, memory: Memory) ->
         return ()
     profile = memory.profile(user_id)
     return (*request.segments, *(profile.segments if profile else ()))
-
-
-def _places(request: Request, book: Snapshot, now_us: int, segments: Sequence[str]) -> Iterator[Place]:
-    """The impressions with their masks; alike ones share one."""
-    masks: dict[tuple[object, ...], NDArray[np.bool_]] = {}
-    for imp in request.imps:
-        alike = (imp.sizes, imp.is_secure, imp.blocked_attributes)
-        if alike not in masks:
-            masks[alike] = book.eligible(request, imp, now_us, segments)[0]
-        yield Place(imp, masks[alike])
 
 
 def _stored(listed: StoredList | None, source: Source, book: Snapshot) -> Candidates:
@@ -217,10 +208,16 @@ def _choose(
     rows_K, log_p_K = found.rows_K[open_K], found.log_p_K[open_K]
     price_K = market.expected_nanos_A[rows_K]
     order = np.argsort(-(log_p_K + np.log(np.maximum(price_K, 1))), kind="stable")
+    rows_K, price_K = rows_K[order], price_K[order]
+    floors = {currency: _floor_nanos(imp, currency) for currency in book.currencies}
+    taken, spoken = {bid.ad_id for bid in others}, {bid.currency for bid in others}
     left: list[tuple[int, int]] = []
-    for row, price_nanos in zip(rows_K[order].tolist(), price_K[order].tolist(), strict=True):
-        currency = book.campaigns[book.campaign_A[row]].currency
-        verdict = _unfit(book.ads[row], price_nanos, currency, imp, others)
+    for row, campaign, price_nanos in zip(
+        rows_K.tolist(), book.campaign_A[rows_K].tolist(), price_K.tolist(), strict=True
+    ):
+        currency = book.campaigns[campaign].currency
+        verdict = "shown in another place" if book.ads[row].ad_id in taken else ""
+        verdict = verdict or _unfit(price_nanos, floors[currency], currency, spoken)
         place.verdicts[row] = verdict or "not drawn"
         if not verdict and len(left) < CONSIDERED:
             left.append((row, price_nanos))
@@ -237,16 +234,19 @@ def _choose(
             return
 
 
-def _unfit(ad: Ad, price_nanos: int, currency: str, imp: Impression, others: Sequence[Bid]) -> str:
-    """Why an eligible ad is no offer for this place; "" where it is one. ``price_nanos`` is in ``currency``."""
-    if any(ad.ad_id == other.ad_id for other in others):
-        return "shown in another place"
-    if any(currency != other.currency for other in others):
+def _unfit(price_nanos: int, floor_nanos: int | None, currency: str, spoken: Collection[str]) -> str:
+    """Why a price is no offer for a place, "" where it is one; ``spoken`` is the currency of the bids made so far."""
+    if spoken and currency not in spoken:
         return "currency of the answer"  # which has one for all its bids
-    floor_nanos = openrtb.convert(imp.floor_nanos, imp.floor_currency, currency, up=True) if imp.floor_nanos else 0
     if floor_nanos is None:
         return "floor in another currency"
-    return "below floor" if price_nanos < max(floor_nanos, 1) else ""
+    return "below floor" if price_nanos < floor_nanos else ""
+
+
+def _floor_nanos(imp: Impression, currency: str) -> int | None:
+    """The least that a bid must be, 1 without a floor; None where the floor is in a currency that we cannot convert."""
+    floor_nanos = openrtb.convert(imp.floor_nanos, imp.floor_currency, currency, up=True) if imp.floor_nanos else 0
+    return None if floor_nanos is None else max(floor_nanos, 1)
 
 
 def _hold(

@@ -56,14 +56,22 @@ RULES = CAMPAIGN_RULES | AD_RULES
 
 
 class Carriers:
-    """Which rows carry a value; built once, so that a request costs only the rows that carry one of its values."""
+    """Which rows carry a value; built once, as rows where few do and as a mask where that is smaller."""
 
     def __init__(self, values_of_rows: Sequence[Collection[Hashable]]) -> None:
         rows: dict[Hashable, list[int]] = defaultdict(list)
         for row, values in enumerate(values_of_rows):
             for value in values:
                 rows[value].append(row)
-        self._rows = {value: np.array(numbers, np.int64) for value, numbers in rows.items()}
+        self._rows: dict[Hashable, Ints] = {}
+        self._masks: dict[Hashable, Bools] = {}
+        for value, numbers in rows.items():
+            row_numbers = np.array(numbers, np.int64)
+            if row_numbers.nbytes < len(values_of_rows):
+                self._rows[value] = row_numbers
+            else:
+                self._masks[value] = np.zeros(len(values_of_rows), np.bool_)
+                self._masks[value][row_numbers] = True
         self.none_N: Bools = np.array([not values for values in values_of_rows], np.bool_)
         self.all_none = bool(self.none_N.all())
 
@@ -71,8 +79,9 @@ class Carriers:
         """[N] whether a row carries one of the values."""
         found_N = np.zeros(len(self.none_N), np.bool_)
         for value in values:
-            rows = self._rows.get(value)
-            if rows is not None:
+            if (mask_N := self._masks.get(value)) is not None:
+                found_N |= mask_N
+            elif (rows := self._rows.get(value)) is not None:
                 found_N[rows] = True
         return found_N
 
@@ -87,6 +96,7 @@ class Columns:
         ends = [campaign.ends_at_us or np.iinfo(np.int64).max for campaign in campaigns]
         self.ends_at_us_C = np.array(ends, np.int64)
         self.currencies = Carriers([(campaign.currency,) for campaign in campaigns])
+        self.currency_codes = tuple({campaign.currency for campaign in campaigns})
         targeting = [campaign.targeting for campaign in campaigns]
         self.countries = Carriers([wanted.countries for wanted in targeting])
         self.regions = Carriers([wanted.regions for wanted in targeting])
@@ -125,6 +135,11 @@ class Snapshot:
         return self.columns.campaign_A
 
     @property
+    def currencies(self) -> Sequence[str]:
+        """Those of the campaigns."""
+        return self.columns.currency_codes
+
+    @property
     def live_A(self) -> Bools:
         """[A] whether ad and campaign are active, whatever the request."""
         return self.active_A & self.active_C[self.campaign_A]
@@ -142,11 +157,28 @@ class Snapshot:
             lost[rule] = int(self.columns.ads_C[ok_C & ~passes_C].sum())
             ok_C &= passes_C
         ok_A = ok_C[self.campaign_A]
-        for rule, passes_A in self._ad_rules(request, imp):
+        for rule, passes_A in (*self._ad_rules(request), *self._place_rules(imp)):
             left = np.count_nonzero(ok_A)
             ok_A &= passes_A
             lost[rule] = int(left - np.count_nonzero(ok_A))
         return ok_A, {rule: count for rule, count in lost.items() if count}
+
+    def masks(self, request: Request, now_us: int, segments: Collection[str] = ()) -> list[Bools]:
+        """What `eligible` says of each impression of the request; alike ones share an array."""
+        ok_C: Bools = np.ones(len(self.campaigns), np.bool_)
+        for _, passes_C in self._campaign_rules(request, now_us, segments):
+            ok_C &= passes_C
+        ok_A: Bools = ok_C[self.campaign_A]
+        for _, passes_A in self._ad_rules(request):
+            ok_A &= passes_A
+        masks: dict[Hashable, Bools] = {}
+        alike = [(imp.sizes, imp.is_secure, imp.blocked_attributes) for imp in request.imps]
+        for imp, kind in zip(request.imps, alike, strict=True):
+            if kind not in masks:
+                masks[kind] = ok_A.copy()
+                for _, passes_A in self._place_rules(imp):
+                    masks[kind] &= passes_A
+        return [masks[kind] for kind in alike]
 
     def why_not(
         self, request: Request, imp: Impression, ad_id: str, now_us: int, segments: Collection[str] = ()
@@ -157,7 +189,8 @@ class Snapshot:
             return [f"unknown: no ad has the ID {ad_id!r}"]
         campaign = self.campaign_A[row]
         failed = [rule for rule, ok_C in self._campaign_rules(request, now_us, segments) if not ok_C[campaign]]
-        failed += [rule for rule, ok_A in self._ad_rules(request, imp) if not ok_A[row]]
+        rules = (*self._ad_rules(request), *self._place_rules(imp))
+        failed += [rule for rule, ok_A in rules if not ok_A[row]]
         return [f"{rule}: {RULES[rule]}" for rule in failed]
 
     def _campaign_rules(self, request: Request, now_us: int, segments: Collection[str]) -> Iterator[tuple[str, Bools]]:
@@ -182,8 +215,8 @@ class Snapshot:
         hour_Z = np.array([now.astimezone(zone).hour for zone in columns.zones], np.int64)
         yield "hour", (columns.hours_C >> hour_Z[columns.zone_C]) & 1 == 1
 
-    def _ad_rules(self, request: Request, imp: Impression) -> Iterator[tuple[str, Bools]]:
-        """(rule, [A] whether an ad passes); rules that all pass may be left out.
+    def _ad_rules(self, request: Request) -> Iterator[tuple[str, Bools]]:
+        """(rule, [A] whether an ad passes in any place); rules that all pass may be left out.
 
         Categories are compared as they are written, whatever taxonomy ``cattax`` names: an ad carries its codes of each
         taxonomy in which it wants to be judged, and one without a code passes. The codes of IAB's first taxonomy
@@ -195,6 +228,10 @@ class Snapshot:
             yield "blocked_category", ~columns.ad_categories.any_of(request.blocked_categories)
         if request.blocked_domains:
             yield "blocked_domain", ~columns.domains.any_of(domain.lower() for domain in request.blocked_domains)
+
+    def _place_rules(self, imp: Impression) -> Iterator[tuple[str, Bools]]:
+        """As `_ad_rules`, of one place."""
+        columns = self.columns
         if imp.blocked_attributes and not columns.attributes.all_none:
             yield "blocked_attribute", ~columns.attributes.any_of(imp.blocked_attributes)
         if imp.sizes and not columns.sizes.all_none:  # a side without sizes takes any

@@ -13,6 +13,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -123,13 +124,19 @@ def nonce() -> bytes:
 
 def event_url(public_url: str, kind: EventKind, token: str) -> str:
     """Where the event is reported: ``public_url`` is https, or the machine itself. InputError otherwise."""
+    return f"{_checked(public_url)}/e/{kind}?t={token}{MACROS.get(kind, '')}"
+
+
+@lru_cache(maxsize=8)
+def _checked(public_url: str) -> str:
+    """Without a slash at its end; a bidder has one, and asks for it several times a bid."""
     parts = urlsplit(public_url)
     is_safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
     if not is_safe or not parts.hostname or parts.query or parts.fragment:
         raise InputError(
             f"public_url = {public_url!r}: give an https address without query, e.g. https://ads.example.com"
         )
-    return f"{public_url.rstrip('/')}/e/{kind}?t={token}{MACROS.get(kind, '')}"
+    return public_url.rstrip("/")
 
 
 _ENCODER, _DECODER = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Token)

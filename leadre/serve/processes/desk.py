@@ -71,6 +71,7 @@ class Desk:
         self._live: set[str] = set()
         self._counted = 0  # the number of the last record that is in the counts
         self._catch_up()
+        self._is_logged = False  # whether the log says of every ad of the book if it is live
         self._compact_at_us = self._retain_at_us = 0
         self._budgets: dict[str, Budget] = {}
         self._budget_campaigns(time.time_ns() // 1000)
@@ -270,14 +271,17 @@ class Desk:
         """Budgets of campaigns and the times at which ads are live, as the book changes."""
         book = eligibility.refresh(self._book, self._book_connection)
         if book is not self._book:
-            self._book = book
+            self._book, self._is_logged = book, False
             self._budget_campaigns(now_us)
+        if self._is_logged:
+            return
         live = {ad.ad_id for ad, is_live in zip(book.ads, book.live_A.tolist(), strict=True) if is_live}
         if live != self._live:
             began, ended = sorted(live - self._live), sorted(self._live - live)
             switched = [Switched(at_us=now_us, ad_id=ad_id, is_live=True) for ad_id in began]
             switched += [Switched(at_us=now_us, ad_id=ad_id, is_live=False) for ad_id in ended]
             self._append(switched, now_us)
+        self._is_logged = True
 
     def _budget_campaigns(self, now_us: int) -> None:
         """Tell the ledger what campaigns may spend, where that has changed; it charges none that it does not know."""

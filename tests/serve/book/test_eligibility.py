@@ -203,6 +203,17 @@ def test_all_at_once_is_one_at_a_time(campaigns, ads, request_, imp, segments):
     ]
     assert ok_A.tolist() == [not book.why_not(request_, imp, ad.ad_id, NOON_US, segments) for ad in ads]
     assert sum(lost.values()) + ok_A.sum() == len(ads)
+    places = (imp, dataclasses.replace(imp, sizes=((1, 1),)), imp)
+    masks = book.masks(dataclasses.replace(request_, imps=places), NOON_US, segments)
+    assert [mask_A.tolist() for mask_A in masks] == [
+        book.eligible(request_, place, NOON_US, segments)[0].tolist() for place in places
+    ]
+
+
+@given(st.lists(some(["a", "b", "c"]), max_size=60), some(["a", "b", "z"]))
+def test_few_and_many_rows_carry_a_value(values_of_rows, wanted):
+    found_N = eligibility.Carriers([*values_of_rows, {"rare"}]).any_of({*wanted, "rare"})
+    assert found_N.tolist() == [bool(values & wanted) for values in values_of_rows] + [True]
 
 
 def test_a_snapshot_follows_the_book(book, reader):

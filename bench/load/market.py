@@ -1,0 +1,125 @@
+"""A synthetic market for load: campaigns, ads and a list for every user, written as management and batches write them.
+
+Half of the campaigns have a budget that no load uses up, some a frequency cap, a country, a type of device or hours;
+banners have one to three sizes. A request asks for three places of one page and blocks a category and a domain.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leadre.serve.book.campaigns import Book
+from leadre.serve.book.records import Records
+from leadre.serve.memory import EVERYBODY
+from leadre.serve.paths import Paths
+from leadre.store import open_store
+from leadre.store.contract import StoredList
+from leadre.types import Ad, Campaign, Size, Targeting
+
+VERSION, LISTED, ADS_A_CAMPAIGN, PAGE = "bench", 100, 10, 5_000
+SIZES: tuple[Size, ...] = ((300, 250), (728, 90), (320, 50), (160, 600), (970, 250))
+PLACES: tuple[tuple[Size, ...], ...] = (((300, 250), (160, 600)), ((728, 90), (970, 250)), ((320, 50),))
+COUNTRIES, PHONE = ("DEU", "FRA", "USA"), 4
+
+
+def write(folder: Path, users: int, ads: int, seed: int = 0) -> None:
+    """Fill a state folder with ``ads`` ads and lists of ``users`` users, ``user_id`` by number."""
+    paths, rng = Paths(folder=folder, store=f"lmdb:{folder / 'lists'}"), np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    records = Records(paths.book)
+    campaigns = [_campaign(number, rng) for number in range(ads // ADS_A_CAMPAIGN)]
+    added = Book(records).add(campaigns, [_ad(number, rng) for number in range(ads)])
+    records.close()
+    assert added.ads == ads, added
+    store, log_p = open_store(paths.store), np.log(1 / np.arange(1, LISTED + 1) / 5)
+    ad_ids = [ad_id(number) for number in range(ads)]
+    for page in _pages(users):
+        store.put_lists(VERSION, {user: _list(ad_ids, log_p, rng) for user in page})
+    store.switch(VERSION)
+    store.close()
+
+
+def user_id(number: int) -> str:
+    return f"user-{number}"
+
+
+def ad_id(number: int) -> str:
+    return f"ad-{number:06d}"
+
+
+def request(number: int, user: str, tmax_ms: int = 100) -> dict[str, Any]:
+    """A bid request in OpenRTB's JSON; ``number`` makes its ID."""
+    imps = [
+        {
+            "id": str(place),
+            "banner": {"format": [{"w": w, "h": h} for w, h in sizes]},
+            "bidfloor": 0.1,
+            "tagid": f"place-{place}",
+            "secure": 1,
+        }
+        for place, sizes in enumerate(PLACES, start=1)
+    ]
+    return {
+        "id": f"request-{number}",
+        "imp": imps,
+        "site": {"domain": f"site-{number % 500}.example", "page": "https://site.example/a", "cat": ["IAB7-39"]},
+        "device": {"geo": {"country": COUNTRIES[number % 3]}, "devicetype": PHONE, "ip": "203.0.113.7"},
+        "user": {"buyeruid": user},
+        "bcat": ["IAB25"],
+        "badv": ["brand-7.example"],
+        "cur": ["USD"],
+        "tmax": tmax_ms,
+    }
+
+
+def _pages(users: int) -> Iterator[list[str]]:
+    everybody = [EVERYBODY, *map(user_id, range(users))]
+    for start in range(0, len(everybody), PAGE):
+        yield everybody[start : start + PAGE]
+
+
+def _list(ad_ids: list[str], log_p: np.ndarray[Any, Any], rng: np.random.Generator) -> StoredList:
+    chosen = rng.integers(0, len(ad_ids), 2 * LISTED).tolist()
+    best = list(dict.fromkeys(chosen))[:LISTED]
+    return StoredList(VERSION, time.time_ns() // 1000, tuple(ad_ids[ad] for ad in best), tuple(log_p.tolist()))
+
+
+def _campaign(number: int, rng: np.random.Generator) -> Campaign:
+    draw = rng.random(5)
+    return Campaign(
+        campaign_id=f"campaign-{number}",
+        advertiser_id=f"advertiser-{number % 300}",
+        name=f"Campaign {number}",
+        bid_type="cpm" if draw[0] < 0.5 else "cpc",
+        bid_nanos=int(rng.integers(500_000, 4_000_000)) * (1 if draw[0] < 0.5 else 200),
+        daily_nanos=10**15 if draw[1] < 0.5 else 0,
+        cap_per_day=1000 if draw[2] < 0.05 else 0,
+        targeting=Targeting(
+            countries=frozenset(COUNTRIES[:2]) if draw[3] < 0.2 else frozenset(),
+            device_types=frozenset({PHONE}) if draw[4] < 0.1 else frozenset(),
+            hours=frozenset(range(24)) if draw[4] > 0.9 else frozenset(),
+        ),
+    )
+
+
+def _ad(number: int, rng: np.random.Generator) -> Ad:
+    campaign = number // ADS_A_CAMPAIGN
+    sizes = rng.choice(len(SIZES), int(rng.integers(1, 4)), replace=False).tolist()
+    return Ad(
+        ad_id=ad_id(number),
+        object_id=f"object-{number}",
+        campaign_id=f"campaign-{campaign}",
+        advertiser_id=f"advertiser-{campaign % 300}",
+        title=f"Offer number {number} of this season",
+        brand=f"Brand {campaign % 300}",
+        landing_url=f"https://brand-{campaign % 300}.example/offers/{number}",
+        image_url=f"https://brand-{campaign % 300}.example/images/{number}.png",
+        adomain=f"brand-{campaign % 300}.example",
+        iab_categories=(f"IAB{int(rng.integers(1, 26))}",),
+        sizes=tuple(SIZES[size] for size in sizes),
+    )
