@@ -168,12 +168,15 @@ class Sentences:
         """Positions of a step, padding included."""
         return self.rows * ROW
 
-    def draw(self, step: int) -> list[list[Sentence]]:
-        """The rows of a step. The task that has had the fewest positions is next, so each gets about as many."""
+    def draw(self, step: int, rows: int | None = None) -> list[list[Sentence]]:
+        """The rows of a step, ``rows`` of them if it is theirs alone.
+
+        The task that has had the fewest positions is next, so each gets about as many.
+        """
         rng = np.random.default_rng([self.seed, step, STREAM])
         spent = dict.fromkeys(rng.permutation(list(self.weights)).tolist(), 0)
-        rows: list[list[Sentence]] = [[] for _ in range(self.rows)]
-        left = np.full(self.rows, ROW)
+        drawn: list[list[Sentence]] = [[] for _ in range(rows or self.rows)]
+        left = np.full(len(drawn), ROW)
         while spent:
             task = min(spent, key=lambda name: spent[name])
             sentence = self.make(task, rng)
@@ -182,10 +185,10 @@ class Sentences:
             if left.max() < length:
                 break
             row = int(np.argmax(left >= length))
-            rows[row].append(sentence)
+            drawn[row].append(sentence)
             left[row] -= length
             spent[task] += length
-        return rows
+        return drawn
 
     def make(self, task: str, rng: np.random.Generator) -> Sentence:
         """One sentence of a task."""
@@ -344,12 +347,14 @@ def loss(backbone: Backbone, packed: Packed, weights: Mapping[str, float]) -> tu
     return (mean_K * weight_K).sum() / (count_K > 0).sum(), mean_K.detach()
 
 
-def step_loss(backbone: Backbone, sentences: Sentences, step: int) -> tuple[Tensor, list[Drawn]]:
-    """(loss of the sentences of a step, what was drawn of each task)."""
-    packed = sentences.pack(sentences.draw(step)).to(backbone.device)
+def step_loss(
+    backbone: Backbone, sentences: Sentences, step: int, rows: int | None = None
+) -> tuple[Tensor, list[Drawn]]:
+    """(loss of the sentences of a step, what was drawn of each task); ``rows`` as in `Sentences.draw`."""
+    packed = sentences.pack(sentences.draw(step, rows)).to(backbone.device)
     total, mean_K = loss(backbone, packed, sentences.weights)
-    rows = zip(packed.tasks, mean_K.tolist(), strict=True)
-    drawn = [Drawn(step + 1, t, packed.examples[t], packed.positions[t], m) for t, m in rows if packed.examples[t]]
+    means = zip(packed.tasks, mean_K.tolist(), strict=True)
+    drawn = [Drawn(step + 1, t, packed.examples[t], packed.positions[t], m) for t, m in means if packed.examples[t]]
     return total, drawn
 
 

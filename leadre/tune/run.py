@@ -58,6 +58,7 @@ class Config(config.Common):
     weight_decay: float = config.option(0.05, "decoupled weight decay")
     new_weight: float = config.option(0.5, "weight of new conversions ranked among new ads, beside all conversions")
     aux_share: float = config.option(0.0, "share of a step's positions for alignment tasks; 0 = none")
+    aux_first: int = config.option(0, "steps of the alignment tasks alone before the main task begins")
     aux_hidden: float = config.option(
         0.0, "share of the titles that no alignment task speaks of, to be asked about later"
     )
@@ -128,6 +129,8 @@ def _check(config: Config) -> None:
         raise InputError(f"--aux-share {config.aux_share}: alignment tasks are about words; leave --words true")
     if config.max_steps < 0:
         raise InputError(f"--max-steps {config.max_steps}: wants 0 (all epochs) or more")
+    if config.aux_first < 0 or (config.aux_first and not config.aux_share):
+        raise InputError(f"--aux-first {config.aux_first}: wants 0 or more, and --aux-share above 0 beside it")
 
 
 def prepare(
@@ -255,7 +258,7 @@ def _train(
     schedule = sft.Schedule(**{name: getattr(config, name) for name in names})
     key = artifact.resume_key(dataclasses.asdict(config), parents)
     validate = validator(config.seed, backbone, threads, live)
-    history = sft.train(backbone, examples, schedule, checkpoint, key, validate, sentences)
+    history = sft.train(backbone, examples, schedule, checkpoint, key, validate, sentences, config.aux_first)
     if config.adapter == "lora":
         backbone.body = backbone.body.merge_and_unload()
     return history

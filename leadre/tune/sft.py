@@ -75,10 +75,12 @@ def train(
     identity: str,
     validate: Callable[[], dict[str, float]],
     sentences: Sentences | None = None,
+    aux_first: int = 0,
 ) -> History:
     """Fine-tune ``backbone`` in place. ``checkpoint`` is a folder of a run with the same ``identity``, or of nobody.
 
-    ``sentences`` take their positions out of those of a step.
+    ``sentences`` take their positions out of those of a step. ``aux_first`` steps of them alone come before, with a
+    rise and fall of the rate of their own.
     """
     torch.set_flush_denormal(True)  # gradients of rare codes underflow, and denormal numbers are slow on CPUs
     optimizer = make_optimizer(backbone, schedule)
@@ -89,26 +91,26 @@ def train(
         for epoch in range(schedule.epochs)
         for windows in examples.epoch(schedule.seed + epoch, batch_tokens)
     ]
-    steps = min(len(plan), schedule.max_steps or len(plan))
-    if not history.step:
-        opening = [examples.batch(windows).to(backbone.device) for _, windows in plan[:OPENING_BATCHES]]
-        start_from_prior(backbone, opening)
+    first, most = aux_first if sentences else 0, min(len(plan), schedule.max_steps or len(plan))
+    steps = first + most
     backbone.train()
     saved_s = started_s = time.monotonic()
     with progress.track("tune: steps", steps, done=history.step) as advance:
         for step in range(history.step, steps):
-            rate = learning_rate(step, steps)
-            batch = examples.batch(plan[step][1])
-            loss = total = step_loss(backbone, batch.to(backbone.device))
-            history.step, history.tokens = step + 1, history.tokens + batch.tokens
+            rate = learning_rate(step, first) if step < first else learning_rate(step - first, most)
+            if step == first:
+                opening = [examples.batch(windows).to(backbone.device) for _, windows in plan[:OPENING_BATCHES]]
+                start_from_prior(backbone, opening)
+            total, history.step = torch.zeros((), device=backbone.device), step + 1
             if sentences:
-                aligning, drawn = auxiliary.step_loss(backbone, sentences, step)
-                total = loss + aligning
-                history.tasks += drawn
-                history.tokens += sum(row.positions for row in drawn)
+                rows = schedule.batch_tokens // auxiliary.ROW if step < first else None
+                total = total + _align(backbone, sentences, step, rows, history)
+            if step >= first:
+                loss = _answer(backbone, examples.batch(plan[step - first][1]), history)
+                history.loss.append((history.step, loss.item(), rate * schedule.learning_rate, history.tokens))
+                total = total + loss
             update(backbone, optimizer, total, rate)
-            history.loss.append((history.step, loss.item(), rate * schedule.learning_rate, history.tokens))
-            if history.step % schedule.validate_every == 0 or history.step == steps:
+            if step >= first and ((step + 1 - first) % schedule.validate_every == 0 or history.step == steps):
                 history.valid.append((history.step, validate()))
                 progress.say(
                     f"tune: step {history.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in history.valid[-1][1].items())
@@ -116,13 +118,28 @@ def train(
             rate_s = history.tokens / (history.seconds + time.monotonic() - started_s)
             if history.step % TRIM_STEPS == 0:
                 give_back_memory()
-            advance(1, f"epoch {plan[step][0] + 1}, loss {_recent(history):.3f}, {rate_s:,.0f} tokens/s")
+            where = f"epoch {plan[step - first][0] + 1}, loss {_recent(history):.3f}" if step >= first else "alignment"
+            advance(1, f"{where}, {rate_s:,.0f} tokens/s")
             if time.monotonic() - saved_s > schedule.checkpoint_s:
                 history.seconds += time.monotonic() - started_s
                 started_s = saved_s = time.monotonic()
                 save(checkpoint, identity, backbone, optimizer, history)
     history.seconds += time.monotonic() - started_s
     return history
+
+
+def _align(backbone: Backbone, sentences: Sentences, step: int, rows: int | None, history: History) -> Tensor:
+    """The loss of a step's sentences."""
+    loss, drawn = auxiliary.step_loss(backbone, sentences, step, rows)
+    history.tasks += drawn
+    history.tokens += sum(row.positions for row in drawn)
+    return loss
+
+
+def _answer(backbone: Backbone, batch: Batch, history: History) -> Tensor:
+    """The loss of a step's visits."""
+    history.tokens += batch.tokens
+    return step_loss(backbone, batch.to(backbone.device))
 
 
 def give_back_memory() -> None:

@@ -307,7 +307,7 @@ class Killed(Exception):
     """Stands for whatever ends a process."""
 
 
-def tune(small, folder, *, kill_at=0, weights=EVERY, max_steps=4):
+def tune(small, folder, *, kill_at=0, weights=EVERY, max_steps=4, aux_first=0):
     backbone, calls = small.backbone(), []
 
     def validate():
@@ -328,18 +328,26 @@ def tune(small, folder, *, kill_at=0, weights=EVERY, max_steps=4):
         checkpoint_s=-1.0,
     )
     sentences = sentences_of(small, weights=weights, rows=1)
-    return backbone, sft.train(backbone, small.examples(), schedule, folder, "a", validate, sentences)
+    return backbone, sft.train(backbone, small.examples(), schedule, folder, "a", validate, sentences, aux_first)
 
 
-def test_a_killed_run_ends_where_an_undisturbed_one_does(small, tmp_path):
-    expected, whole = tune(small, tmp_path / "whole")
+@pytest.mark.parametrize("aux_first", [0, 2])
+def test_a_killed_run_ends_where_an_undisturbed_one_does(small, tmp_path, aux_first):
+    expected, whole = tune(small, tmp_path / "whole", aux_first=aux_first)
     with pytest.raises(Killed):
-        tune(small, tmp_path / "killed", kill_at=3)
-    found, history = tune(small, tmp_path / "killed")
+        tune(small, tmp_path / "killed", kill_at=3, aux_first=aux_first)
+    found, history = tune(small, tmp_path / "killed", aux_first=aux_first)
     assert history.tasks == whole.tasks and history.loss == whole.loss and history.tokens == whole.tokens
-    assert {row.step for row in whole.tasks} == {1, 2, 3, 4}
+    assert {row.step for row in whole.tasks} == set(range(1, 5 + aux_first))
+    assert [row[0] for row in whole.loss] == list(range(1 + aux_first, 5 + aux_first))
     after = dict(found.named_parameters())
     assert all(torch.equal(after[name], parameter) for name, parameter in expected.named_parameters())
+
+
+def test_sentences_that_come_first_have_the_step_to_themselves(small, tmp_path):
+    _, history = tune(small, tmp_path, aux_first=1, max_steps=1)
+    alone, beside = (sum(row.positions for row in history.tasks if row.step == step) for step in (1, 2))
+    assert alone > 2 * beside  # three rows, and one
 
 
 def test_weights_decide_what_is_learnt(small, tmp_path):
