@@ -61,7 +61,7 @@ from leadre.serve.settings import Settings
 from leadre.store import open_store
 from leadre.types import Candidate, EventKind, Impression, Request, Signals
 
-BOOK_S, BUDGETS_S, RECORDS_S, COUNTS_S, HELLO_S = 0.2, 0.05, 0.02, 5.0, 1.0  # between renewals
+BOOK_S, BUDGETS_S, RECORDS_S, COUNTS_S, HELLO_S, STORE_S = 0.2, 0.05, 0.02, 5.0, 1.0, 1.0  # between renewals
 WRITER_S = 2.0  # how long an event waits for the disk
 LATE_US = 7 * 86_400_000_000  # conversions come so late; the writer is stricter with the others
 MOST_WAITING = 10_000  # records that a stalled writer may leave with us; later ones are lost
@@ -139,6 +139,7 @@ class Worker:
         for every_s, renew in (
             (BOOK_S, self._renew_book),
             (BOOK_S, self._renew_erased),
+            (STORE_S, self._renew_everybody),
             (BUDGETS_S, self._renew_budgets),
             (RECORDS_S, self._flush),
             (COUNTS_S, self._renew_counts),
@@ -270,6 +271,10 @@ class Worker:
 
     async def _renew_erased(self) -> None:
         self._erased.follow()
+
+    async def _renew_everybody(self) -> None:
+        """Ask the store where no request does, so that `degraded` knows of it."""
+        self.bidder.memory.everybody()
 
     async def _renew_budgets(self) -> None:
         await self.bidder.budgets.renew(time.time_ns() // 1000)

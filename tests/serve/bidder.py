@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 
@@ -33,8 +34,8 @@ class Bidder:
         self.work, self.state, self.flags = work, state, flags
         self.store_spec = store or f"lmdb:{state / 'lists'}"
         self.port, self.manage_port = _free_port(), _free_port()
-        self._said = state.parent / f"{state.name}.txt"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._said: list[str] = []
+        self._process: subprocess.Popen[str] | None = None
         records = Records(state / "manage.db")
         self.operator = Keys(records).create("the tests", 1)[1]
         records.close()
@@ -59,8 +60,8 @@ class Bidder:
         command += ["--state", str(self.state), "--store", self.store_spec, "--exploration", "0"]
         command += ["--port", str(self.port), "--manage-port", str(self.manage_port), *self.flags]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-        with self._said.open("ab") as said:
-            self._process = subprocess.Popen(command, stderr=said, stdout=said, env=environment)
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True, errors="replace")
+        threading.Thread(target=self._hear, args=(self._process.stderr,), daemon=True).start()
         until(lambda: self._answers(f"{self.url}/readyz") and "writer" not in self.away(), "ready", self.said)
         until(lambda: self._answers(f"http://127.0.0.1:{self.manage_port}/health"), "managed", self.said)
 
@@ -79,8 +80,8 @@ class Bidder:
         self._process.terminate()
 
     def said(self) -> str:
-        """All that it has written to the terminal."""
-        return self._said.read_text(errors="replace")
+        """All that it has told whoever started it."""
+        return "".join(self._said)
 
     def pids(self, role: str) -> list[int]:
         """The processes of a role: `writer`, `worker`, `management`, `model`."""
@@ -162,6 +163,10 @@ class Bidder:
     def store(self) -> Store:
         """The bidder's store, for the caller to close."""
         return open_store(self.store_spec)
+
+    def _hear(self, said: IO[str]) -> None:
+        with said:
+            self._said.extend(said)
 
     def _answers(self, url: str) -> bool:
         assert self._process is not None

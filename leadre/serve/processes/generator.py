@@ -92,7 +92,7 @@ class Generator:
         events_EF = np.array(known, np.int64).reshape(-1, 4)
         object_E, at_us_E, is_ad_E, value_E = events_EF.T
         row = self.users.get(user_id)
-        stranger = pl.DataFrame({"user_id": [user_id]}, schema=self.logs.users.schema)
+        stranger = pl.DataFrame([{"user_id": user_id}], schema=self.logs.users.schema)  # nothing else is known
         users = stranger if row is None else self.logs.users[row : row + 1]
         return dataclasses.replace(
             self.logs,

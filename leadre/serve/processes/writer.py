@@ -76,7 +76,10 @@ class Writer:
     def _say(self, trouble: str) -> None:
         """Tell the operator once when the disk begins to refuse, and once when it takes again."""
         if bool(trouble) != bool(self._trouble):
-            progress.say(f"serve: the writer waits for its disk: {trouble}" if trouble else "serve: the writer writes")
+            with contextlib.suppress(OSError):  # what we say may go to a file on the same disk
+                progress.say(
+                    f"serve: the writer waits for its disk: {trouble}" if trouble else "serve: it writes again"
+                )
         self._trouble = trouble
 
     async def drain(self) -> None:
