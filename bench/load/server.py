@@ -134,9 +134,9 @@ def load(server: Server, template: dict[str, Any], rate: float, seconds: int, **
         ["node", str(installed() / "load.mjs")], input=json.dumps(wanted).encode(), stdout=subprocess.PIPE, check=True
     )
     found: dict[str, Any] = json.loads(done.stdout)
-    after, asked = server.cpu_s(), round(rate) * (seconds + 1)
+    after = server.cpu_s()
     for name, start_s, end_s in zip(("writer_ms", "worker_ms"), before, after, strict=False):
-        found[name] = 1000 * (end_s - start_s) / asked
+        found[name] = 1000 * (end_s - start_s) / found["asked"]
     return found
 
 
