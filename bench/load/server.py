@@ -120,7 +120,7 @@ def free_ports() -> tuple[int, int]:
 
 
 def load(server: Server, template: dict[str, Any], rate: float, seconds: int, **users: Any) -> dict[str, Any]:
-    """What `load.mjs` says of a round; ``users``: its `users` or `user_ids`. Beside it milliseconds of our processes."""
+    """What `load.mjs` says of a round, and our milliseconds a request; ``users``: its `users` or `user_ids`."""
     wanted = {
         "url": f"http://127.0.0.1:{server.port}/openrtb2/bid",
         "body": json.dumps(template, separators=(",", ":")),
