@@ -4,24 +4,29 @@
 //
 // In `body` @NUMBER@ and @USER@ are filled in: users by Zipf's law of `users` (user-0 is the most frequent), or any of
 // `user_ids`. autocannon sends a connection's share of the rate in one burst each second. So every connection has one
-// request a second, and connections begin one after the other over the first second, which is not counted: arrivals are
-// even, and do not wait for answers. Milliseconds are the client's, from the write to the end of the answer.
+// request a second, and connections begin one after the other, a few hundred a second, in seconds that are not counted:
+// arrivals are even, and do not wait for answers. Milliseconds are the client's, from the write to the answer's end.
 import autocannon from "autocannon";
 import { monitorEventLoopDelay, performance } from "node:perf_hooks";
 import { setTimeout as sleep } from "node:timers/promises";
 
-const SLOTS = 100; // starts in the first second
+const SLOTS = 100; // starts in a second
+const OPENED = 300; // connections in a second
 const GIVEN_UP_S = 5;
 
 const chunks = [];
 for await (const chunk of process.stdin) chunks.push(chunk);
 const wanted = JSON.parse(Buffer.concat(chunks));
 const parts = wanted.body.split(/(@NUMBER@|@USER@)/);
+const rampS = Math.ceil(wanted.rate / OPENED);
 const run = `${process.pid}-${Date.now().toString(36)}`;
 const answers = []; // [sent ms, took ms, status, bids]
 let number = 0;
 let sent = 0;
 let startMs = 0;
+
+// The start is not counted, nor what connections send later that had to wait for answers.
+const isCounted = (sentMs) => sentMs >= 1000 * rampS && sentMs < 1000 * (rampS + wanted.seconds);
 
 const request = {
   setupRequest(request, context) {
@@ -30,11 +35,11 @@ const request = {
       : `user-${Math.floor(wanted.users ** Math.random()) - 1}`;
     const values = { "@NUMBER@": `${run}-${number++}`, "@USER@": user };
     context.sentMs = performance.now() - startMs;
-    if (context.sentMs >= 1000) sent += 1;
+    if (isCounted(context.sentMs)) sent += 1;
     return { ...request, body: parts.map((part) => values[part] ?? part).join("") };
   },
   onResponse(status, body, context) {
-    if (context.sentMs < 1000) return;
+    if (!isCounted(context.sentMs)) return;
     answers.push([context.sentMs, performance.now() - startMs - context.sentMs, status, body.split('"impid"').length - 1]);
   },
 };
@@ -44,8 +49,9 @@ delay.enable();
 startMs = performance.now();
 const before = process.cpuUsage();
 const runs = [];
-for (let slot = 0; slot < SLOTS; slot++) {
-  const connections = Math.floor(((slot + 1) * wanted.rate) / SLOTS) - Math.floor((slot * wanted.rate) / SLOTS);
+const slots = SLOTS * rampS;
+for (let slot = 0; slot < slots; slot++) {
+  const connections = Math.floor(((slot + 1) * wanted.rate) / slots) - Math.floor((slot * wanted.rate) / slots);
   if (!connections) continue;
   await sleep((slot * 1000) / SLOTS - (performance.now() - startMs));
   runs.push(
@@ -55,7 +61,7 @@ for (let slot = 0; slot < SLOTS; slot++) {
       headers: { "content-type": "application/json" },
       connections,
       overallRate: connections,
-      amount: connections * (wanted.seconds + 1),
+      amount: connections * (wanted.seconds + rampS - Math.floor(slot / SLOTS)),
       timeout: GIVEN_UP_S,
       requests: [request],
     }),
@@ -66,16 +72,16 @@ const cpu = process.cpuUsage(before);
 
 const took = answers.map(([, ms]) => ms).sort((a, b) => a - b);
 const withBids = answers.filter(([, , status, bids]) => status === 200 && bids > 0);
-const lastMs = Math.max(...answers.map(([sentMs]) => sentMs));
 const at = (values, share) => values[Math.min(values.length - 1, Math.floor(share * values.length))] ?? null;
 const seconds = Array.from({ length: wanted.seconds }, (_, second) => {
-  const mine = answers.filter(([sentMs]) => Math.floor(sentMs / 1000) === second + 1);
+  const mine = answers.filter(([sentMs]) => Math.floor(sentMs / 1000) === second + rampS);
   return { p99_ms: at(mine.map(([, ms]) => ms).sort((a, b) => a - b), 0.99), bids: mine.filter((a) => a[3] > 0).length };
 });
 console.log(
   JSON.stringify({
+    asked: number,
     sent,
-    sent_rps: sent / Math.max(wanted.seconds, (lastMs - 1000) / 1000),
+    sent_rps: sent / wanted.seconds,
     p50_ms: at(took, 0.5),
     p99_ms: at(took, 0.99),
     most_ms: took.at(-1) ?? null,
@@ -84,6 +90,7 @@ console.log(
     bids_rps: withBids.filter(([, ms]) => ms <= wanted.inside_ms).length / wanted.seconds,
     bids: answers.reduce((sum, [, , , bids]) => sum + bids, 0),
     errors: results.reduce((sum, result) => sum + result.errors, 0),
+    timeouts: results.reduce((sum, result) => sum + result.timeouts, 0),
     status_5xx: results.reduce((sum, result) => sum + result["5xx"], 0),
     client_ms: (cpu.user + cpu.system) / 1000 / number,
     client_delay_ms: delay.percentile(99) / 1e6,

@@ -52,8 +52,8 @@ def ad_id(number: int) -> str:
     return f"ad-{number:06d}"
 
 
-def request(number: int, user: str, tmax_ms: int = 100) -> dict[str, Any]:
-    """A bid request in OpenRTB's JSON; ``number`` makes its ID."""
+def request(name: str, user: str, tmax_ms: int = 100) -> dict[str, Any]:
+    """A bid request in OpenRTB's JSON; ``name`` is its ID and the site's."""
     imps = [
         {
             "id": str(place),
@@ -65,10 +65,10 @@ def request(number: int, user: str, tmax_ms: int = 100) -> dict[str, Any]:
         for place, sizes in enumerate(PLACES, start=1)
     ]
     return {
-        "id": f"request-{number}",
+        "id": name,
         "imp": imps,
-        "site": {"domain": f"site-{number % 500}.example", "page": "https://site.example/a", "cat": ["IAB7-39"]},
-        "device": {"geo": {"country": COUNTRIES[number % 3]}, "devicetype": PHONE, "ip": "203.0.113.7"},
+        "site": {"domain": f"{name}.example", "page": "https://site.example/a", "cat": ["IAB7-39"]},
+        "device": {"geo": {"country": COUNTRIES[0]}, "devicetype": PHONE, "ip": "203.0.113.7"},
         "user": {"buyeruid": user},
         "bcat": ["IAB25"],
         "badv": ["brand-7.example"],

@@ -120,7 +120,7 @@ def free_ports() -> tuple[int, int]:
 
 
 def load(server: Server, template: dict[str, Any], rate: float, seconds: int, **users: Any) -> dict[str, Any]:
-    """What `load.mjs` says of a round; ``users``: its `users` or `user_ids`. Beside it milliseconds of our processes."""
+    """What `load.mjs` says of a round, and our milliseconds a request; ``users``: its `users` or `user_ids`."""
     wanted = {
         "url": f"http://127.0.0.1:{server.port}/openrtb2/bid",
         "body": json.dumps(template, separators=(",", ":")),
@@ -134,9 +134,9 @@ def load(server: Server, template: dict[str, Any], rate: float, seconds: int, **
         ["node", str(installed() / "load.mjs")], input=json.dumps(wanted).encode(), stdout=subprocess.PIPE, check=True
     )
     found: dict[str, Any] = json.loads(done.stdout)
-    after, asked = server.cpu_s(), round(rate) * (seconds + 1)
+    after = server.cpu_s()
     for name, start_s, end_s in zip(("writer_ms", "worker_ms"), before, after, strict=False):
-        found[name] = 1000 * (end_s - start_s) / asked
+        found[name] = 1000 * (end_s - start_s) / found["asked"]
     return found
 
 

@@ -26,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from leadre import telemetry
 from leadre.errors import BadRequest, PeerError
+from leadre.serve.queue import Queue
 from leadre.serve.worker import Recommend, Worker
 from leadre.types import EventKind
 
@@ -98,7 +99,7 @@ class App:
     """Routes of one worker. uvicorn's lifespan starts and drains the `Worker`."""
 
     def __init__(self, worker: Worker) -> None:
-        self.worker = worker
+        self.worker, self._queue = worker, Queue(worker.shed_s)
         self._exact: dict[tuple[str, str], Handler] = {
             ("POST", "/openrtb2/auction"): self._auction,
             ("OPTIONS", "/openrtb2/auction"): self._preflight,
@@ -143,7 +144,7 @@ class App:
     async def _bid(self, route: str, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         arrived_s = scope.get(ARRIVED, time.monotonic())
         outcome, status, body = "bad", 400, b""
-        if time.monotonic() - arrived_s > self.worker.shed_s:  # too many before it: quick words are the best help
+        if not await self._queue.turn(arrived_s):  # too many before it: quick words are the best help
             outcome, status, body = "shed", 204, b""
             if route == "auction":
                 status, body = 200, b"{}"  # Prebid.js wants JSON
