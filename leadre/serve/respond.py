@@ -100,6 +100,19 @@ class Answer:
     candidates: Candidates | None = None
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A request and what it is answered from, as they were when it began; ``user_id`` is "" for a stranger."""
+
+    request: Request
+    request_id: str
+    permitted: Permissions
+    user_id: str
+    market: Market
+    bidder: Bidder
+    now_us: int
+
+
 async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float) -> Answer:
     """Offer ads for the places of a request, until ``until_s`` of the bidder's clock."""
     settings, market, request_id = bidder.settings, bidder.market, bidder.new_id()
@@ -110,23 +123,19 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float)
         return Answer(request_id=request_id, permitted=permitted, reason=NoBid.NO_CONSENT)
     is_known = permitted.store_id and permitted.personalise and is_possible(request.user_id)
     user_id = request.user_id if is_known else ""
-    masks = market.book.masks(request, now_us, _segments(request, user_id, market, bidder.memory))
+    asked = _Asked(request, request_id, permitted, user_id, market, bidder, now_us)
+    masks = market.book.masks(request, now_us, _segments(asked))
     places = [Place(imp, eligible_A) for imp, eligible_A in zip(request.imps, masks, strict=True)]
     found = _stored(bidder.memory.listed(user_id), "stored", market.book)  # the store is down: a stranger
     if not _any_eligible(found, places):  # no list, or nothing of it is live
-        found = await _generated(user_id, places, market.objects, bidder, now_us, until_s)
+        found = await _generated(asked, places, until_s)
     if permitted.contextual and not _any_eligible(found, places):  # no model, no history or no time
         found = _stored(bidder.memory.everybody(), "contextual", market.book)
     if bidder.clock() > until_s:
         return Answer(request_id=request_id, permitted=permitted, reason=NoBid.INSUFFICIENT_TIME)
     for place in places:  # nothing that may be shown, paid and counted: no bid for this place
-        others = [other.bid for other in places if other.bid]
-        _choose(place, found, others, request, market, bidder, user_id, now_us)
-    rendered = [
-        _rendered(place, request, request_id, market.book, bidder, user_id, permitted, now_us)
-        for place in places
-        if place.bid
-    ]
+        _choose(asked, place, found, [other.bid for other in places if other.bid])
+    rendered = [_rendered(asked, place, place.bid) for place in places if place.bid]
     return Answer(
         request_id=request_id,
         permitted=permitted,
@@ -138,12 +147,12 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float)
     )
 
 
-def _segments(request: Request, user_id: str, market: Market, memory: Memory) -> Sequence[str]:
+def _segments(asked: _Asked) -> Sequence[str]:
     """The user's segments, if anybody targets some and consent lets us read them."""
-    if not user_id or market.book.columns.segments.all_none:
+    if not asked.user_id or asked.market.book.columns.segments.all_none:
         return ()
-    profile = memory.profile(user_id)
-    return (*request.segments, *(profile.segments if profile else ()))
+    profile = asked.bidder.memory.profile(asked.user_id)
+    return (*asked.request.segments, *(profile.segments if profile else ()))
 
 
 def _stored(listed: StoredList | None, source: Source, book: Snapshot) -> Candidates:
@@ -156,21 +165,20 @@ def _stored(listed: StoredList | None, source: Source, book: Snapshot) -> Candid
     return Candidates(source, rows_K[known_K], log_p_K[known_K], listed.version, listed.made_at_us)
 
 
-async def _generated(
-    user_id: str, places: Sequence[Place], objects: Objects, bidder: Bidder, now_us: int, until_s: float
-) -> Candidates:
+async def _generated(asked: _Asked, places: Sequence[Place], until_s: float) -> Candidates:
     """What the language model says of a user whose history may be read."""
+    bidder, objects = asked.bidder, asked.market.objects
     nothing = Candidates("generated", np.zeros(0, np.int64), np.zeros(0))
     if bidder.generate is None or not places or until_s - bidder.clock() < LEAST_S:
         return nothing
-    profile = bidder.memory.profile(user_id)
+    profile = bidder.memory.profile(asked.user_id)
     if profile is None or not profile.recent:
         return nothing
     eligible_A = np.logical_or.reduce([place.eligible_A for place in places])
     wanted = Wanted(
         user_id=profile.user_id,
         recent=profile.recent,
-        now_us=now_us,
+        now_us=asked.now_us,
         eligible=objects.bits(eligible_A),
         top=GENERATED,
         until_s=until_s,
@@ -180,33 +188,24 @@ async def _generated(
     except PeerError:
         return nothing
     rows_K, log_p_K = objects.ads_of(answer.objects, answer.log_p, eligible_A)
-    return Candidates("generated", rows_K, log_p_K, objects.version, now_us)
+    return Candidates("generated", rows_K, log_p_K, objects.version, asked.now_us)
 
 
 def _any_eligible(found: Candidates, places: Sequence[Place]) -> bool:
     return any(bool(place.eligible_A[found.rows_K].any()) for place in places)
 
 
-def _choose(
-    place: Place,
-    found: Candidates,
-    others: Sequence[Bid],
-    request: Request,
-    market: Market,
-    bidder: Bidder,
-    user_id: str,
-    now_us: int,
-) -> None:
+def _choose(asked: _Asked, place: Place, found: Candidates, others: Sequence[Bid]) -> None:
     """Put a bid into the place: most often the candidate of the highest probability times value, now and then any.
 
     A candidate that cannot be paid or counted makes room for another. ``propensity`` is that of the draw that was made,
     among those that were left then.
     """
-    book, imp = market.book, place.imp
+    book, imp, bidder = asked.market.book, place.imp, asked.bidder
     open_K = place.eligible_A[found.rows_K]
     place.verdicts |= dict.fromkeys(found.rows_K[~open_K].tolist(), "ineligible")
     rows_K, log_p_K = found.rows_K[open_K], found.log_p_K[open_K]
-    price_K = market.expected_nanos_A[rows_K]
+    price_K = asked.market.expected_nanos_A[rows_K]
     order = np.argsort(-(log_p_K + np.log(np.maximum(price_K, 1))), kind="stable")
     rows_K, price_K = rows_K[order], price_K[order]
     floors = {currency: _floor_nanos(imp, currency) for currency in book.currencies}
@@ -226,9 +225,7 @@ def _choose(
         drawn = int(bidder.rng.integers(len(left))) if explores else 0
         propensity = bidder.settings.exploration / len(left) + (1 - bidder.settings.exploration) * (drawn == 0)
         row, price_nanos = left.pop(drawn)
-        place.verdicts[row] = _hold(
-            place, book.campaigns[book.campaign_A[row]], price_nanos, request, bidder, user_id, now_us
-        )
+        place.verdicts[row] = _hold(asked, place, book.campaigns[book.campaign_A[row]], price_nanos)
         if place.verdicts[row] == "bid":
             place.bid = _bid(book, row, imp, price_nanos, bidder.new_id(), found.source, propensity)
             return
@@ -249,11 +246,10 @@ def _floor_nanos(imp: Impression, currency: str) -> int | None:
     return None if floor_nanos is None else max(floor_nanos, 1)
 
 
-def _hold(
-    place: Place, campaign: Campaign, price_nanos: int, request: Request, bidder: Bidder, user_id: str, now_us: int
-) -> str:
+def _hold(asked: _Asked, place: Place, campaign: Campaign, price_nanos: int) -> str:
     """Take what a bid needs: budget, and a place under the frequency cap. "bid", or what was missing."""
-    if request.is_test:  # neither charged nor counted
+    bidder, user_id, now_us = asked.bidder, asked.user_id, asked.now_us
+    if asked.request.is_test:  # neither charged nor counted
         return "bid"
     if campaign.cap_per_day:
         if not user_id:
@@ -292,28 +288,18 @@ def _bid(
     )
 
 
-def _rendered(
-    place: Place,
-    request: Request,
-    request_id: str,
-    book: Snapshot,
-    bidder: Bidder,
-    user_id: str,
-    permitted: Permissions,
-    now_us: int,
-) -> Rendered:
+def _rendered(asked: _Asked, place: Place, bid: Bid) -> Rendered:
     """The bid with its banner and the URLs by which its events come back."""
-    bid, settings = place.bid, bidder.settings
-    assert bid is not None
+    book, settings, permitted = asked.market.book, asked.bidder.settings, asked.permitted
     row = book.row_of_ad[bid.ad_id]
     ad, campaign = book.ads[row], book.campaigns[book.campaign_A[row]]
     token = Token(
         bid_id=bid.bid_id,
-        request_id=request_id,
+        request_id=asked.request_id,
         imp_id=bid.imp_id,
         ad_id=bid.ad_id,
         campaign_id=bid.campaign_id,
-        user_id=user_id if permitted.add_to_profile or permitted.measure else "",
+        user_id=asked.user_id if permitted.add_to_profile or permitted.measure else "",
         charge_type=campaign.bid_type,
         price_cap_nanos=bid.price_nanos,
         charge_nanos=campaign.bid_nanos,
@@ -321,14 +307,14 @@ def _rendered(
         lease_id=place.lease_id,
         reserved_nanos=bid.price_nanos if place.lease_id else 0,
         cap_id=place.cap_id,
-        issued_at_us=now_us,
-        expires_at_us=now_us + settings.token_s * SECOND_US,
+        issued_at_us=asked.now_us,
+        expires_at_us=asked.now_us + settings.token_s * SECOND_US,
         nonce=nonce(),
-        is_test=request.is_test,
+        is_test=asked.request.is_test,
         may_measure=permitted.measure,
         may_profile=permitted.add_to_profile,
     )
-    signed = bidder.sign(token)
+    signed = asked.bidder.sign(token)
     click_url, impression_url = (event_url(settings.public_url, kind, signed) for kind in ("click", "imp"))
     return Rendered(
         bid=bid,
