@@ -20,6 +20,7 @@ OFF: Mapping[str, Any] = {
     "profile": False,
     "words": False,
     "aux_share": 0.0,
+    "aux_first": 0,
 }
 
 
@@ -47,7 +48,7 @@ STEPS = (
     Step("long-term", "+ long-term interests", ("long_ad",)),
     Step("content", "+ content domain", ("short_content", "long_content")),
     Step("words", "+ profile and words", ("profile", "words")),
-    Step(AUXILIARY, "+ auxiliary tasks", ("aux_share",)),
+    Step(AUXILIARY, "+ auxiliary tasks", ("aux_share", "aux_first")),
 )
 PREFERENCES = Step("dpo", "+ preferences by value", ())
 RULES = ("live_unbought", "higher_value", "on_policy")

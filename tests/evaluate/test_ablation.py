@@ -30,10 +30,10 @@ def test_every_field_of_the_table_is_one_of_its_stage():
 
 
 def test_rows_build_up_to_the_config_as_given():
-    tune = {name: value for name, value in TUNE.items() if name != "aux_share"}
+    tune = {name: value for name, value in TUNE.items() if not name.startswith("aux_")}
     rows = compose(tune, DPO)
     assert [row.name for row in rows[:5]] == ["base", "long-term", "content", "words", "dpo"]
-    assert rows[0].tune == {name: False for name in variants.OFF if name != "aux_share"}
+    assert rows[0].tune == {name: False for name in variants.OFF if not name.startswith("aux_")}
     assert [len(row.tune) for row in rows[:5]] == [5, 4, 2, 0, 0]
     assert [row.against for row in rows[:6]] == [None, "base", "long-term", "content", "words", "dpo"]
     assert all(row.left_out and row.against == "dpo" and not row.tune for row in rows[5:]) and len(rows) == 12
