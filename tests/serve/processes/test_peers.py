@@ -50,7 +50,7 @@ def test_a_slow_answer_is_an_error_in_time_and_the_next_one_is_its_own(path):
     async def main():
         server = await peers.serve(path, Wait, answer)
         client = Client(path, Waited)
-        with pytest.raises(PeerError, match="no answer within 0.05"):
+        with pytest.raises(PeerError, match=r"no answer within 0\.05"):
             await client.ask(Wait(0.3, "slow"), timeout_s=0.05)
         assert (await client.ask(Wait(0.0, "next"), timeout_s=5)).name == "next"
         await client.close()
