@@ -66,6 +66,7 @@ LEFT_OUT = (
     LeftOut("no-higher-value", "no pairs of two conversions", {"higher_value": False}),
     LeftOut("no-on-policy", "no pairs over what the model ranked above", {"on_policy": False}),
     LeftOut("no-similarity", "near-duplicates count in full", {"similarity": False}),
+    LeftOut("no-prefix", "gradients at shared codes too", {"stop_shared": False}),
     LeftOut("no-value-margin", "no margin by value", {"value_margin": 0.0}),
     LeftOut("no-sft-term", "no likelihood beside the preference", {"sft_weight": 0.0}),
     LeftOut("no-guard", "no guard on recall", {"guard": 1.0}),

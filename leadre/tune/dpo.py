@@ -39,12 +39,17 @@ PASSED = "passed"  # folder in the checkpoint: the last weights that passed the 
 class Objective:
     """``loss`` ("dpo" or "simpo") with its ``beta``, the SFT term's weight, and the guard.
 
+    ``stop_shared``: no gradient of the preference at the codes that a pair shares (`losses.without_shared`).
+    ``sft_value``: in the SFT term a conversion counts its worth to this power, so that the likelihood which the term
+    holds up is that of money rather than that of conversions.
     ``guard``: the run stops where a recall has fallen by more than this share of what it was before the first step.
     """
 
     loss: str
     beta: float
+    stop_shared: bool
     sft_weight: float
+    sft_value: float
     guard: float
 
 
@@ -157,10 +162,13 @@ def step_loss(
     chosen_PL, rejected_PL, shared_PL = log_p_of_pairs(backbone, duels)
     likelihood_2P = torch.stack([chosen_PL, rejected_PL]).sum(-1)
     before = before_2PL[:, duels.pair_P].to(backbone.device)
-    weights_P, margins_P = (
-        torch.from_numpy(column)[duels.pair_P].to(backbone.device) for column in (pairs.weight_P, pairs.margin_P)
+    weights_P, margins_P, worth_P = (
+        torch.from_numpy(column)[duels.pair_P].to(backbone.device)
+        for column in (pairs.weight_P, pairs.margin_P, pairs.worth_P)
     )
-    apart = losses.without_shared(chosen_PL, shared_PL), losses.without_shared(rejected_PL, shared_PL)
+    apart = chosen_PL, rejected_PL
+    if objective.stop_shared:
+        apart = losses.without_shared(chosen_PL, shared_PL), losses.without_shared(rejected_PL, shared_PL)
     if objective.loss == "dpo":
         preference, rewards_P = losses.dpo(
             *apart, before[0], before[1], beta=objective.beta, margins_N=margins_P, weights_N=weights_P
@@ -175,7 +183,8 @@ def step_loss(
     gained_2P = likelihood_2P.detach() - before.sum(-1)
     for row, name in enumerate(("chosen", "rejected")):
         figures |= {f"log_p {name}": likelihood_2P[row].mean().item(), f"gained {name}": gained_2P[row].mean().item()}
-    return preference + objective.sft_weight * losses.sft(likelihood_2P[0], weights_P), figures
+    likelihood = losses.sft(likelihood_2P[0], weights_P * worth_P**objective.sft_value)
+    return preference + objective.sft_weight * likelihood, figures
 
 
 def log_p_of_pairs(backbone: Backbone, duels: Duels) -> tuple[Tensor, Tensor, Tensor]:

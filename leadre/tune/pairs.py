@@ -53,13 +53,17 @@ class Rules:
 
 @dataclass(frozen=True)
 class Pairs:
-    """P pairs, by request ascending: object indices, the reward margin asked for, weight, and index into `RULES`."""
+    """P pairs, by request ascending: object indices, the reward margin asked for, weight, and index into `RULES`.
+
+    ``worth_P`` is the money of the chosen in units of a typical conversion's; 1 where it is not known.
+    """
 
     request_P: Ints
     chosen_P: Ints
     rejected_P: Ints
     margin_P: NDArray[np.float32]
     weight_P: NDArray[np.float32]
+    worth_P: NDArray[np.float32]
     rule_P: NDArray[np.int8]
 
     def __len__(self) -> int:
@@ -84,16 +88,17 @@ def mine(
     typical = _typical_nanos(logs)
     parts = []
     for r in progress.bar(requests_R.tolist(), len(requests_R), "tune-dpo: pairs"):
-        for rule, chosen, rejected, log_ratio in _of_request(logs, live, r, rules, seed, lists.get(r), typical):
+        for rule, chosen, rejected, *nanos in _of_request(logs, live, r, rules, seed, lists.get(r), typical):
             weight = np.full(len(chosen), max(len(chosen), 1) ** -0.5)
             if rules.similarity and rule != "higher_value":  # two conversions differ in money, however alike they are
                 weight *= 1 - np.clip((unit_OD[chosen] * unit_OD[rejected]).sum(1), 0, 1)
-            margin = rules.margin + rules.value_margin * np.maximum(log_ratio, 0)
+            margin = rules.margin + rules.value_margin * np.maximum(_log_ratio(*nanos), 0)
+            worth = np.exp(_log_ratio(nanos[0], typical))
             whose = np.full(len(chosen), r), chosen, rejected
-            parts.append((*whose, margin, weight, np.full(len(chosen), RULES.index(rule))))
+            parts.append((*whose, margin, weight, worth, np.full(len(chosen), RULES.index(rule))))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)] or [np.zeros(0)] * len(fields(Pairs))
     kept = columns[4] >= LEAST_WEIGHT
-    types = (np.int64, np.int64, np.int64, np.float32, np.float32, np.int8)
+    types = (np.int64, np.int64, np.int64, np.float32, np.float32, np.float32, np.int8)
     return Pairs(*(column[kept].astype(kind) for column, kind in zip(columns, types, strict=True)))
 
 
@@ -110,21 +115,21 @@ def listed(lists: pl.DataFrame, logs: Logs) -> dict[int, Ints]:
 
 def _of_request(
     logs: Logs, live: Live, r: int, rules: Rules, seed: int, ranked: Ints | None, typical: float
-) -> Iterator[tuple[str, Ints, Ints, Floats]]:
-    """(rule, chosen, rejected, logarithm of how many times more the chosen is worth) for each rule that is on."""
+) -> Iterator[tuple[str, Ints, Ints, Floats, Floats | float]]:
+    """(rule, chosen, rejected, what the chosen and the rejected are worth in billionths) for each rule that is on."""
     objects, nanos_N = _values(logs, r)
     if not len(objects):
         return
     if rules.live_unbought:
         row_P, rejected = _draw(live, r, objects, rules.negatives, np.random.default_rng((seed, r)))
-        yield "live_unbought", objects[row_P], rejected, _log_ratio(nanos_N[row_P], typical)
+        yield "live_unbought", objects[row_P], rejected, nanos_N[row_P], typical
     if rules.higher_value:
         beats_NN = (nanos_N[:, None] >= rules.value_ratio * nanos_N) & (nanos_N > 0)
         row_P, less_P = np.nonzero(beats_NN)
-        yield "higher_value", objects[row_P], objects[less_P], _log_ratio(nanos_N[row_P], nanos_N[less_P])
+        yield "higher_value", objects[row_P], objects[less_P], nanos_N[row_P], nanos_N[less_P]
     if rules.on_policy and ranked is not None:
         row_P, rejected = _ranked_above(ranked, objects, rules.negatives)
-        yield "on_policy", objects[row_P], rejected, _log_ratio(nanos_N[row_P], typical)
+        yield "on_policy", objects[row_P], rejected, nanos_N[row_P], typical
 
 
 def _values(logs: Logs, r: int) -> tuple[Ints, Floats]:

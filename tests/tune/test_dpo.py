@@ -20,7 +20,7 @@ RULES = pairs.Rules(
     value_margin=0.1,
     similarity=True,
 )
-PLAIN = dpo.Objective(loss="dpo", beta=0.5, sft_weight=0.1, guard=0.1)
+PLAIN = dpo.Objective(loss="dpo", beta=0.5, stop_shared=True, sft_weight=0.1, sft_value=0.0, guard=0.1)
 
 
 def schedule(**changes):
