@@ -19,6 +19,7 @@ import polars as pl
 
 from leadre.artifact import Artifact
 from leadre.data import text
+from leadre.errors import InputError
 
 CONTENT, AD = 0, 1
 TRAIN, VALID, TEST = 0, 1, 2
@@ -261,6 +262,14 @@ def _relevant(arrays: dict[str, Any], requests: pl.DataFrame) -> dict[str, Any]:
         "relevant_ads": frame["ad"].to_numpy().astype(np.int32),
         "relevant_value_nanos": frame["v"].to_numpy().astype(np.int64),
     }
+
+
+def train_end_us(logs: Logs) -> int:
+    """The time of the first held-out request: fitting may read only events strictly before it."""
+    held_out = logs.request_at_us_R[logs.request_split_R >= VALID]
+    if not len(held_out):
+        raise InputError("the log has no validation or test requests, so training time has no end; split it by time")
+    return int(held_out.min())
 
 
 def _index(values: pl.Series, vocabulary: pl.Series, *, missing: bool = False) -> I32:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from leadre import metrics
 from leadre.data.histories import Logs, first_seen
+from leadre.data.prices import training_prices
 from leadre.errors import ArtifactError
-from leadre.evaluate.prices import training_prices
 from leadre.generate.channels import repeats
 from leadre.generate.channels.contract import Channel
 

@@ -14,10 +14,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from leadre.data.histories import AD, Logs
+from leadre.data.histories import AD, Logs, train_end_us
 from leadre.evaluate import retrieval
 from leadre.evaluate.retrieval import Ads, View
-from leadre.generate.channels.contract import train_end_us
 
 FEW = 5
 SLICES = ("cold", "few")

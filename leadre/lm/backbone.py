@@ -36,6 +36,7 @@ class Backbone(nn.Module):
 
     words_VD: Tensor
     objects_OL: Tensor
+    log_worth_O: Tensor
 
     def __init__(
         self, body: Any, words_VD: Tensor, layout: Layout, codes_OL: np.ndarray[Any, Any], *, pointer: bool
@@ -49,6 +50,7 @@ class Backbone(nn.Module):
         self.pointer = Pointer(words_VD.shape[1]) if pointer else None
         self.register_buffer("words_VD", words_VD, persistent=False)
         self.register_buffer("objects_OL", torch.from_numpy(layout.rows(codes_OL)), persistent=False)
+        self.register_buffer("log_worth_O", torch.zeros(len(codes_OL)), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -126,7 +128,12 @@ class Backbone(nn.Module):
         objects_BT = ids_BT - self.layout.words - self.layout.codes
         starts = torch.tensor(self.layout.offsets[:-1], device=ids_BT.device)
         codes_BTL = self.objects_OL[objects_BT.clamp(min=0)] - starts
-        return self.pointer.sources(hidden_BTD, torch.where((objects_BT >= 0)[..., None], codes_BTL, -1), ids_BT)
+        codes_BTL = torch.where((objects_BT >= 0)[..., None], codes_BTL, -1)
+        return self.pointer.sources(hidden_BTD, codes_BTL, ids_BT, self.log_worth_O[objects_BT.clamp(min=0)])
+
+    def weigh(self, log_worth_O: np.ndarray[Any, Any]) -> None:
+        """Let the pointer count each object exp(``log_worth_O``) times, as the prior does (`Live`)."""
+        self.log_worth_O.copy_(torch.from_numpy(log_worth_O))
 
 
 def precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:

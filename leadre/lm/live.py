@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadre.data.histories import TRAIN, Logs
+from leadre.data.prices import object_prices
 from leadre.lm.affinity import Affinity
 from leadre.semid.codebook import Codebook
 from leadre.semid.trie import Trie, build
@@ -27,7 +28,8 @@ class Live:
     """Tries over the objects live in the requests of one log. Rows of a trie are indices into ``objects``.
 
     ``prior`` weighs the objects by their `response_rates` and, where given, by the user's ``affinity``, in training
-    requests by those ``held_out`` (`affinity.held_out`); without it every live code starts alike.
+    requests by those ``held_out`` (`affinity.held_out`); without it every live code starts alike. ``money`` is the
+    power of its price to which each object weighs in beside that; ``log_worth_O`` is the logarithm of it.
     """
 
     def __init__(
@@ -38,10 +40,16 @@ class Live:
         prior: bool = True,
         affinity: Affinity | None = None,
         held_out: Sequence[Affinity] = (),
+        money: float = 0.0,
     ) -> None:
         self.logs, self.affinity, self.held_out = logs, affinity, held_out
         # what an affinity is good at is telling strangers apart
         self.rates_O = response_rates(logs, new_only=affinity is not None) if prior else None
+        self.log_worth_O: NDArray[np.float64] | None = None
+        if money:
+            price_O = object_prices(logs)
+            self.log_worth_O = money * np.log(price_O / np.median(price_O))
+            self.rates_O = np.exp(self.log_worth_O) * (1.0 if self.rates_O is None else self.rates_O)
         self.rows_O = codebook.rows(logs.objects["object_id"].to_list())
         self.codes_OL = codebook.codes_OL[self.rows_O]
         self.sizes = codebook.sizes

@@ -67,11 +67,11 @@ class Pointer(nn.Module):
         self.count_words_W[: len(words)] = torch.tensor(words)
         self.log_counts_W[: len(words)] = torch.tensor([counts[word] for word in words]).log()
 
-    def sources(self, hidden_BTD: Tensor, codes_BTL: Tensor, ids_BT: Tensor) -> Sources:
-        """Keys and counts of all thread positions."""
+    def sources(self, hidden_BTD: Tensor, codes_BTL: Tensor, ids_BT: Tensor, log_worth_BT: Tensor) -> Sources:
+        """Keys and counts of all thread positions; ``log_worth_BT`` is added to the counts' logarithms."""
         before_BT = F.pad(ids_BT[:, :-1], (1, 0), value=NO_WORD + 1)
         counts_BT = ((before_BT[..., None] == self.count_words_W) * self.log_counts_W).sum(-1)
-        return Sources(self.key(hidden_BTD), codes_BTL, counts_BT)
+        return Sources(self.key(hidden_BTD), codes_BTL, counts_BT + log_worth_BT)
 
     def mix(
         self, log_p_NC: Tensor, hidden_ND: Tensor, sources: Sources, thread_N: Tensor, may_NT: Tensor, level: int

@@ -39,6 +39,7 @@ class Config(config.Common):
     value_margin: float = config.option(0.1, "and more for every factor of e in money")
     similarity: bool = config.option(True, "near-duplicates of a conversion count less as what to avoid")
     users: int = config.option(0, "pairs of this many users, drawn by the seed as `leadre generate` does; 0 = all")
+    money: float = config.option(0.0, "power of its price to which an object weighs in with prior and pointer")
     loss: Literal["dpo", "simpo"] = config.option("dpo", "against the model before (dpo), or as it stands (simpo)")
     beta: float = config.option(0.1, "reward of one nat of log-likelihood")
     stop_shared: bool = config.option(True, "no gradient of a preference at the codes that both objects share")
@@ -80,7 +81,7 @@ def run(config: Config) -> None:
         folder, kind=tune.KIND, version=tune.VERSION, config=effective, seed=config.seed, parents=parents
     ) as temporary:
         codebook = saved.tuned_ids(codebooks.load(parents[1]), model)
-        loaded = saved.load(parents[0], codebook, model, training=True)
+        loaded = saved.load(parents[0], codebook, model, training=True, money=config.money)
         contests = _contests(config, loaded, codebook, parents[3:])
         history = dpo.train(
             loaded.backbone,

@@ -30,14 +30,24 @@ class Saved:
     live: Live
 
 
-def load(tables: Artifact, codebook: Codebook, model: Artifact, *, training: bool, logs: Logs | None = None) -> Saved:
+def load(
+    tables: Artifact,
+    codebook: Codebook,
+    model: Artifact,
+    *,
+    training: bool,
+    logs: Logs | None = None,
+    money: float | None = None,
+) -> Saved:
     """Load model, prompts' form and live sets; ``codebook`` from `tuned_ids`, ``training`` as in `load_live`.
 
-    ``logs`` stand in for those of the tables, with the same users, ads and objects.
+    ``logs`` stand in for those of the tables, with the same users, ads and objects; ``money`` for that of the model.
     """
     logs = logs or histories.load(tables)
-    live = load_live(logs, codebook, model, training=training)
+    live = load_live(logs, codebook, model, training=training, money=money)
     backbone = backbones.load(model.path, live.codes_OL).to(backbones.pick_device())
+    if live.log_worth_O is not None:
+        backbone.weigh(live.log_worth_O)
     tokenizer = pretrained.tokenizer(model.path / "tokenizer")
     prompter = prompts.Prompter(logs, tokenizer, backbone.layout, prompts.load_blocks(model.path))
     return Saved(backbone, Threads(prompter, settings(model).get("burn_in", 0.0)), live)
@@ -50,13 +60,15 @@ def settings(model: Artifact) -> Mapping[str, Any]:
     return found
 
 
-def load_live(logs: Logs, ids: Codebook, model: Artifact, *, training: bool) -> Live:
+def load_live(logs: Logs, ids: Codebook, model: Artifact, *, training: bool, money: float | None = None) -> Live:
     """Live sets with the prior that the model was tuned under; ``training`` requests too (`affinity.held_out`)."""
     chosen = settings(model)
+    money = model.meta["config"].get("money", 0.0) if money is None else money
     if not (chosen["prior"] and chosen["affinity"]):
-        return Live(logs, ids, prior=chosen["prior"])
+        return Live(logs, ids, prior=chosen["prior"], money=money)
     others = affinities.held_out(logs, ids, chosen["seed"]) if training else []
-    return Live(logs, ids, affinity=affinities.load(model.path, len(ids.object_ids)), held_out=others)
+    known = affinities.load(model.path, len(ids.object_ids))
+    return Live(logs, ids, affinity=known, held_out=others, money=money)
 
 
 def tuned_ids(codebook: Codebook, model: Artifact) -> Codebook:

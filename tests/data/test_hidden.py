@@ -9,8 +9,8 @@ import pytest
 from leadre import artifact
 from leadre.data import hidden, histories, world
 from leadre.data import run as stage
+from leadre.data.histories import train_end_us
 from leadre.errors import InputError
-from leadre.generate.channels.contract import train_end_us
 from leadre.lm.live import response_rates
 from leadre.semid import codebook as codebooks
 from leadre.semid import embed, rkmeans

@@ -12,10 +12,10 @@ import polars as pl
 import pytest
 
 from leadre import artifact
-from leadre.data import histories
+from leadre.data import histories, prices
 from leadre.data import run as data_run
 from leadre.errors import ArtifactError, InputError
-from leadre.evaluate import prices, rerank, retrieval, run, slices
+from leadre.evaluate import rerank, retrieval, run, slices
 from leadre.evaluate.run import Config
 from leadre.generate.channels import CHANNELS
 

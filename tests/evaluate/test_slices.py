@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from leadre.data import prices
 from leadre.data.histories import AD, CONTENT, TEST
-from leadre.evaluate import prices, rerank, retrieval, slices
+from leadre.evaluate import rerank, retrieval, slices
 
 DAY_US = 86_400_000_000
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from leadre.data import histories
-from leadre.data.histories import Logs
+from leadre.data.histories import Logs, train_end_us
 from leadre.generate.channels import Channel, Method
-from leadre.generate.channels.contract import train_end_us
 
 
 def scored(channel: Channel, logs: Logs, requests: np.ndarray) -> dict[int, np.ndarray]:

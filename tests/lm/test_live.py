@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from leadre.data.histories import TEST, TRAIN
+from leadre.data.prices import object_prices
 from leadre.lm import affinity as affinities
 from leadre.lm.live import AFFINITY, PSEUDO_ACTIONS, Live, response_rates
 
@@ -87,6 +88,20 @@ def test_training_requests_are_weighed_by_a_fit_that_has_not_seen_their_user(sma
         else:
             assert np.array_equal(mass, plain.all(r)[0].mass)
     assert differ > 10
+
+
+def test_money_weighs_each_object_by_a_power_of_its_price(small):
+    logs = small.logs
+    price_O = object_prices(logs)
+    assert price_O.max() > 2 * price_O.min()
+    worth_O = (price_O / np.median(price_O)) ** 0.5
+    live = Live(logs, small.codebook, money=0.5)
+    np.testing.assert_allclose(np.exp(live.log_worth_O), worth_O)
+    r = int(logs.requests_of(TEST)[0])
+    objects = live.objects(r)
+    np.testing.assert_allclose(live.weights(r, objects), small.live.weights(r, objects) * worth_O[objects])
+    plain = Live(logs, small.codebook, prior=False, money=0.5)
+    np.testing.assert_allclose(plain.weights(r, objects), worth_O[objects])
 
 
 def test_without_prior_every_code_starts_alike(small):

@@ -65,12 +65,18 @@ def test_what_was_read_long_before_the_last_source_counts_less(pointer):
     assert got[0] == pytest.approx((old / (1 + old) + 0.5) / 2)
 
 
-def test_an_object_counts_as_often_as_the_word_before_it_says(pointer):
+def test_an_object_counts_as_often_as_the_word_before_it_says_times_its_worth(pointer):
     pointer.start_counts({7: 3.0, 9: 12.0})
     ids = torch.tensor([[5, 100, 7, 101, 9, 102]])
     codes = torch.tensor([[[NONE], [0], [NONE], [1], [NONE], [1]]])
-    counts = pointer.sources(torch.zeros(1, 6, 4, dtype=torch.float64), codes, ids).counts_BT
-    assert counts.exp()[0, [1, 3, 5]].tolist() == pytest.approx([1, 3, 12])
+    hidden, log_worth = torch.zeros(1, 6, 4, dtype=torch.float64), torch.zeros(1, 6)
+    assert pointer.sources(hidden, codes, ids, log_worth).counts_BT.exp()[0, [1, 3, 5]].tolist() == pytest.approx(
+        [1, 3, 12]
+    )
+    log_worth[0, 3] = math.log(2)
+    assert pointer.sources(hidden, codes, ids, log_worth).counts_BT.exp()[0, [1, 3, 5]].tolist() == pytest.approx(
+        [1, 6, 12]
+    )
     got = mix(pointer, [[0], [1]], [True, True], [0.5, 0.5, 0.0], counts=[1, 3])
     assert got[:2] == pytest.approx([(1 / 4 + 0.5) / 2, (3 / 4 + 0.5) / 2])
 

@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from leadre.errors import InputError
+from leadre.data.histories import train_end_us
 
 if TYPE_CHECKING:
     from leadre.data.histories import Logs
 
 Scores = NDArray[np.float32]
-VALID, TEST = 1, 2
 BATCH = 512
 
 
@@ -48,14 +47,6 @@ class Method:
     settings: Mapping[str, object]
     fit: Callable[[Logs, int, int], Channel]
     load: Callable[[Path], Channel]
-
-
-def train_end_us(logs: Logs) -> int:
-    """The time of the first held-out request: fitting may read only events strictly before it."""
-    held_out = logs.request_at_us_R[logs.request_split_R >= VALID]
-    if not len(held_out):
-        raise InputError("the log has no validation or test requests, so training time has no end; split it by time")
-    return int(held_out.min())
 
 
 def event_users(logs: Logs) -> NDArray[np.int64]:

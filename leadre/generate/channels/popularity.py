@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from leadre.generate.channels.contract import Method, Scores, train_counts, train_end_us
+from leadre.data.histories import train_end_us
+from leadre.generate.channels.contract import Method, Scores, train_counts
 
 if TYPE_CHECKING:
     from leadre.data.histories import Logs

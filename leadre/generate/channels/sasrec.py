@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leadre import progress
-from leadre.generate.channels.contract import Method, Scores, baskets, over_inventory, train_end_us
+from leadre.data.histories import train_end_us
+from leadre.generate.channels.contract import Method, Scores, baskets, over_inventory
 
 if TYPE_CHECKING:
     from leadre.data.histories import Logs

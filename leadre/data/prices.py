@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from leadre.data.histories import Logs
-from leadre.generate.channels.contract import train_end_us
+from leadre.data.histories import Logs, train_end_us
 
 NANOS = 1e9
 
@@ -29,3 +28,12 @@ def training_prices(logs: Logs) -> NDArray[np.float64]:
     known_A = price_A > 0
     typical = float(np.median(price_A[known_A])) if known_A.any() else 1.0
     return np.where(known_A, price_A, typical)
+
+
+def object_prices(logs: Logs) -> NDArray[np.float64]:
+    """The mean of `training_prices` over the ads of each object: float64 [O]; the typical one for contents."""
+    price_A = training_prices(logs)
+    ads_O = np.bincount(logs.ad_object_A, minlength=len(logs.objects))
+    sum_O = np.bincount(logs.ad_object_A, weights=price_A, minlength=len(logs.objects))
+    typical = float(np.median(price_A)) if len(price_A) else 1.0
+    return np.divide(sum_O, ads_O, out=np.full(len(logs.objects), typical), where=ads_O > 0)
