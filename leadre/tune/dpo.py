@@ -113,8 +113,12 @@ def train(
     checkpoint: Path,
     identity: str,
     validate: Callable[[], dict[str, float]],
+    before: Callable[[], dict[str, float]],
 ) -> sft.History:
-    """Teach ``backbone`` the pairs, in place. ``checkpoint`` and ``identity`` as in `sft.train`."""
+    """Teach ``backbone`` the pairs, in place. ``checkpoint`` and ``identity`` as in `sft.train`.
+
+    ``before`` validates the model that the guard compares with: the one that was fine-tuned, without prices.
+    """
     torch.set_flush_denormal(True)
     batches = contests.epoch(schedule.seed, schedule.batch_tokens)
     plan = _plan(len(batches), schedule)
@@ -122,7 +126,7 @@ def train(
     optimizer = sft.make_optimizer(backbone, schedule)
     history = sft.resume(checkpoint, identity, backbone, optimizer)
     if history is None:
-        history = sft.History(valid=[(0, validate())])
+        history = sft.History(valid=[(0, before())])
         sft.save(checkpoint / PASSED, identity, backbone, optimizer, history)
     backbone.train()
     saved_s = started_s = time.monotonic()

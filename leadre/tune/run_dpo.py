@@ -82,6 +82,7 @@ def run(config: Config) -> None:
     ) as temporary:
         codebook = saved.tuned_ids(codebooks.load(parents[1]), model)
         loaded = saved.load(parents[0], codebook, model, training=True, money=config.money)
+        plain = saved.load(parents[0], codebook, model, training=False) if config.money else loaded
         contests = _contests(config, loaded, codebook, parents[3:])
         history = dpo.train(
             loaded.backbone,
@@ -91,6 +92,7 @@ def run(config: Config) -> None:
             checkpoint,
             artifact.resume_key(effective, parents),
             tune.validator(config.seed, loaded.backbone, loaded.threads, loaded.live),
+            tune.validator(config.seed, plain.backbone, plain.threads, plain.live),
         )
         blocks = loaded.threads.prompter.blocks
         tune.write(temporary, loaded.backbone, loaded.live, blocks, model.path / "tokenizer", history)
@@ -104,7 +106,7 @@ def _check(config: Config) -> None:
     for name in ("negatives", "epochs", "batch_tokens", "validate_every"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants 1 or more")
-    for name in ("max_steps", "users", "sft_weight", "sft_value", "guard", "margin", "value_margin"):
+    for name in ("max_steps", "users", "sft_weight", "sft_value", "guard", "margin", "value_margin", "money"):
         if getattr(config, name) < 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants 0 or more")
     if config.beta <= 0:

@@ -65,7 +65,7 @@ def learn(small, contests, folder, *, plan=None, objective=PLAIN, recall=(), kil
             raise Killed
         return {"all": recall[len(shots) - first - 1] if recall else 0.5}
 
-    return backbone, dpo.train(backbone, contests, plan or schedule(), objective, folder, identity, validate)
+    return backbone, dpo.train(backbone, contests, plan or schedule(), objective, folder, identity, validate, validate)
 
 
 def weights(backbone):
