@@ -40,8 +40,8 @@ class Objective:
     """``loss`` ("dpo" or "simpo") with its ``beta``, the SFT term's weight, and the guard.
 
     ``stop_shared``: no gradient of the preference at the codes that a pair shares (`losses.without_shared`).
-    ``sft_value``: in the SFT term a conversion counts its worth to this power, so that the likelihood which the term
-    holds up is that of money rather than that of conversions.
+    ``money``: in the SFT term a conversion counts its worth to this power, so that the likelihood which the term holds up
+    is that of money, as prior and pointer have it (`Live`), and does not take back what they say.
     ``guard``: the run stops where a recall has fallen by more than this share of what it was before the first step.
     """
 
@@ -49,7 +49,7 @@ class Objective:
     beta: float
     stop_shared: bool
     sft_weight: float
-    sft_value: float
+    money: float
     guard: float
 
 
@@ -187,7 +187,7 @@ def step_loss(
     gained_2P = likelihood_2P.detach() - before.sum(-1)
     for row, name in enumerate(("chosen", "rejected")):
         figures |= {f"log_p {name}": likelihood_2P[row].mean().item(), f"gained {name}": gained_2P[row].mean().item()}
-    likelihood = losses.sft(likelihood_2P[0], weights_P * worth_P**objective.sft_value)
+    likelihood = losses.sft(likelihood_2P[0], weights_P * worth_P**objective.money)
     return preference + objective.sft_weight * likelihood, figures
 
 

@@ -39,12 +39,13 @@ class Config(config.Common):
     value_margin: float = config.option(0.1, "and more for every factor of e in money")
     similarity: bool = config.option(True, "near-duplicates of a conversion count less as what to avoid")
     users: int = config.option(0, "pairs of this many users, drawn by the seed as `leadre generate` does; 0 = all")
-    money: float = config.option(0.0, "power of its price to which an object weighs in with prior and pointer")
+    money: float = config.option(
+        0.3, "power of its price to which an object weighs in with prior and pointer, and of its money a conversion"
+    )
     loss: Literal["dpo", "simpo"] = config.option("dpo", "against the model before (dpo), or as it stands (simpo)")
     beta: float = config.option(0.1, "reward of one nat of log-likelihood")
     stop_shared: bool = config.option(True, "no gradient of a preference at the codes that both objects share")
-    sft_weight: float = config.option(0.2, "weight of the likelihood of the chosen, which keeps it from sinking")
-    sft_value: float = config.option(0.0, "power of its money to which a conversion counts in that likelihood")
+    sft_weight: float = config.option(1.0, "weight of the likelihood of the chosen, which keeps it from sinking")
     guard: float = config.option(0.02, "stop where validation recall falls by more than this share of what it was")
     epochs: int = config.option(1, "passes over the pairs")
     max_steps: int = config.option(0, "stop after so many steps, 0 = all epochs; the learning rate is fitted to it")
@@ -106,7 +107,7 @@ def _check(config: Config) -> None:
     for name in ("negatives", "epochs", "batch_tokens", "validate_every"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants 1 or more")
-    for name in ("max_steps", "users", "sft_weight", "sft_value", "guard", "margin", "value_margin", "money"):
+    for name in ("max_steps", "users", "sft_weight", "guard", "margin", "value_margin", "money"):
         if getattr(config, name) < 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants 0 or more")
     if config.beta <= 0:

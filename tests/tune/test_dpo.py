@@ -20,7 +20,7 @@ RULES = pairs.Rules(
     value_margin=0.1,
     similarity=True,
 )
-PLAIN = dpo.Objective(loss="dpo", beta=0.5, stop_shared=True, sft_weight=0.1, sft_value=0.0, guard=0.1)
+PLAIN = dpo.Objective(loss="dpo", beta=0.5, stop_shared=True, sft_weight=0.1, money=0.0, guard=0.1)
 
 
 def schedule(**changes):
@@ -162,6 +162,38 @@ def test_the_sft_term_holds_the_chosen_up(small, contests, tmp_path, monkeypatch
         backbone, _ = learn(small, contests, tmp_path / str(weight), plan=plan, objective=objective)
         found[weight] = float(dpo.reference(backbone, contests, everything(contests))[0].sum(1).mean())
     assert found[5.0] > found[0.0] + 0.2
+
+
+def test_the_sft_term_may_count_money(small, contests):
+    """A conversion of twice the typical money counts twice: the mean leans to what is worth more."""
+    backbone, windows = small.backbone(seed=3), everything(contests)[0]
+    duels, before = contests.duels(windows), dpo.reference(backbone, contests, everything(contests))
+    p = duels.pair_P.numpy()
+    chosen, weights_P, worth_P = before[0].sum(1)[p], contests.pairs.weight_P[p], contests.pairs.worth_P[p]
+    assert worth_P.max() > 1.5 * worth_P.min()
+    found = {}
+    for money in (0.0, 1.0):
+        objective = replace(PLAIN, sft_weight=1.0, money=money)
+        loss, figures = dpo.step_loss(backbone, duels, contests.pairs, before, objective)
+        found[money] = loss.item() - figures["preference"]
+        expected = -np.average(chosen.numpy(), weights=weights_P * worth_P**money)
+        assert found[money] == pytest.approx(expected, rel=1e-3)
+    assert abs(found[0.0] - found[1.0]) > 1e-3
+
+
+def test_gradients_at_shared_codes_can_be_left_in(small, contests):
+    """They cancel where they are exact: what stopping them changes is below any gradient that teaches."""
+    duels = contests.duels(everything(contests)[0])
+    grads = {}
+    for stop in (True, False):
+        backbone = small.backbone(seed=3)
+        before = dpo.reference(backbone, contests, [everything(contests)[0]])
+        objective = replace(PLAIN, sft_weight=0.0, stop_shared=stop)
+        dpo.step_loss(backbone, duels, contests.pairs, before, objective)[0].backward()
+        grads[stop] = backbone.codes_SD.grad
+    *_, shared = dpo.log_p_of_pairs(small.backbone(seed=3), duels)
+    assert shared.any() and not torch.equal(grads[True], grads[False])
+    torch.testing.assert_close(grads[True], grads[False], rtol=0, atol=0.05 * float(grads[False].abs().max()))
 
 
 def test_a_killed_run_ends_where_an_undisturbed_one_does(small, contests, tmp_path, capsys):

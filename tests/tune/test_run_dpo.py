@@ -89,6 +89,18 @@ def test_preferences_make_a_model_that_can_be_asked(aligned):
     assert not ours["scores"].equals(theirs["scores"])
 
 
+def test_what_preferences_made_weighs_prices_wherever_it_is_asked(aligned):
+    tables, codebook = (artifact.read(aligned / "r" / step, kind=kind, version=1) for step, kind in PARENTS.items())
+    plain, priced = (
+        saved.load(tables, codebooks.load(codebook), model(aligned, step), training=False)
+        for step in ("tune-sft", "tune-dpo")
+    )
+    assert plain.live.log_worth_O is None and not plain.backbone.log_worth_O.any()
+    np.testing.assert_allclose(priced.backbone.log_worth_O.numpy(), priced.live.log_worth_O, atol=1e-6)
+    assert np.ptp(priced.live.log_worth_O) > 0.1
+    np.testing.assert_allclose(priced.live.rates_O, plain.live.rates_O * np.exp(priced.live.log_worth_O))
+
+
 def test_negatives_answer_training_requests_of_the_users_asked_for(aligned):
     made, negatives = lists(aligned, "generate-negatives")
     logs = histories.load(artifact.read(aligned / "r" / "data", kind="tables", version=1))
