@@ -40,8 +40,8 @@ class Objective:
     """``loss`` ("dpo" or "simpo") with its ``beta``, the SFT term's weight, and the guard.
 
     ``stop_shared``: no gradient of the preference at the codes that a pair shares (`losses.without_shared`).
-    ``money``: in the SFT term a conversion counts its worth to this power, so that the likelihood which the term holds up
-    is that of money, as prior and pointer have it (`Live`), and does not take back what they say.
+    ``money``: in the SFT term a conversion counts its worth to this power, as prior and pointer have it (`Live`); the
+    plain likelihood would take back what they say.
     ``guard``: the run stops where a recall has fallen by more than this share of what it was before the first step.
     """
 

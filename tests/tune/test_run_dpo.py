@@ -146,8 +146,8 @@ def test_training_requests_are_weighed_as_they_were_for_fine_tuning(aligned):
     config = tune.Config(affinity=True)
     theirs = tune._live(config, logs, ids)
     for step in ("tune-sft", "tune-dpo"):
-        ours = saved.load_live(logs, ids, model(aligned, step), training=True)
-        served = saved.load_live(logs, ids, model(aligned, step), training=False)
+        ours = saved.load_live(logs, ids, model(aligned, step), training=True, money=0.0)
+        served = saved.load_live(logs, ids, model(aligned, step), training=False, money=0.0)
         differs = 0
         for r in range(0, len(logs.request_user_R), 7):
             weights = theirs.weights(r, theirs.objects(r))
