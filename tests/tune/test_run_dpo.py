@@ -182,7 +182,7 @@ def test_who_asks_for_training_requests(aligned, tmp_path, monkeypatch, name, fl
     link(tmp_path, aligned)
     asked = []
 
-    def load_live(logs, ids, model, *, training):
+    def load_live(logs, ids, model, *, training, money):
         asked.append(training)
         raise KeyboardInterrupt
 
