@@ -36,4 +36,4 @@ def object_prices(logs: Logs) -> NDArray[np.float64]:
     ads_O = np.bincount(logs.ad_object_A, minlength=len(logs.objects))
     sum_O = np.bincount(logs.ad_object_A, weights=price_A, minlength=len(logs.objects))
     typical = float(np.median(price_A)) if len(price_A) else 1.0
-    return np.divide(sum_O, ads_O, out=np.full(len(logs.objects), typical), where=ads_O > 0)
+    return np.where(ads_O > 0, sum_O / np.maximum(ads_O, 1), typical)

@@ -88,12 +88,12 @@ def mine(
     typical = _typical_nanos(logs)
     parts = []
     for r in progress.bar(requests_R.tolist(), len(requests_R), "tune-dpo: pairs"):
-        for rule, chosen, rejected, *nanos in _of_request(logs, live, r, rules, seed, lists.get(r), typical):
+        for rule, chosen, rejected, nanos, others in _of_request(logs, live, r, rules, seed, lists.get(r), typical):
             weight = np.full(len(chosen), max(len(chosen), 1) ** -0.5)
             if rules.similarity and rule != "higher_value":  # two conversions differ in money, however alike they are
                 weight *= 1 - np.clip((unit_OD[chosen] * unit_OD[rejected]).sum(1), 0, 1)
-            margin = rules.margin + rules.value_margin * np.maximum(_log_ratio(*nanos), 0)
-            worth = np.exp(_log_ratio(nanos[0], typical))
+            margin = rules.margin + rules.value_margin * np.maximum(_log_ratio(nanos, others), 0)
+            worth = np.exp(_log_ratio(nanos, typical))
             whose = np.full(len(chosen), r), chosen, rejected
             parts.append((*whose, margin, weight, worth, np.full(len(chosen), RULES.index(rule))))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)] or [np.zeros(0)] * len(fields(Pairs))
@@ -115,21 +115,21 @@ def listed(lists: pl.DataFrame, logs: Logs) -> dict[int, Ints]:
 
 def _of_request(
     logs: Logs, live: Live, r: int, rules: Rules, seed: int, ranked: Ints | None, typical: float
-) -> Iterator[tuple[str, Ints, Ints, Floats, Floats | float]]:
+) -> Iterator[tuple[str, Ints, Ints, Floats, Floats]]:
     """(rule, chosen, rejected, what the chosen and the rejected are worth in billionths) for each rule that is on."""
     objects, nanos_N = _values(logs, r)
     if not len(objects):
         return
     if rules.live_unbought:
         row_P, rejected = _draw(live, r, objects, rules.negatives, np.random.default_rng((seed, r)))
-        yield "live_unbought", objects[row_P], rejected, nanos_N[row_P], typical
+        yield "live_unbought", objects[row_P], rejected, nanos_N[row_P], np.full(len(row_P), typical)
     if rules.higher_value:
         beats_NN = (nanos_N[:, None] >= rules.value_ratio * nanos_N) & (nanos_N > 0)
         row_P, less_P = np.nonzero(beats_NN)
         yield "higher_value", objects[row_P], objects[less_P], nanos_N[row_P], nanos_N[less_P]
     if rules.on_policy and ranked is not None:
         row_P, rejected = _ranked_above(ranked, objects, rules.negatives)
-        yield "on_policy", objects[row_P], rejected, nanos_N[row_P], typical
+        yield "on_policy", objects[row_P], rejected, nanos_N[row_P], np.full(len(row_P), typical)
 
 
 def _values(logs: Logs, r: int) -> tuple[Ints, Floats]:
