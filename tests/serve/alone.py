@@ -28,6 +28,7 @@ from leadre.serve.processes.messages import Event, Leases, Orders
 from leadre.serve.settings import Settings
 from leadre.store import open_store
 from leadre.store.contract import Profile, Seen, StoredList
+from leadre.types import Request
 
 NOON_US = 1_772_366_400_000_000  # 2026-03-01T12:00:00Z
 VERSION = "lists-1"
@@ -51,6 +52,11 @@ class Spy:
         return noted
 
 
+def asked(**fields: Any) -> Request:
+    """A request for one banner, read from its JSON; ``fields`` replace or extend it."""
+    return openrtb.read(json.dumps({"id": "r", "imp": [IMP]} | fields).encode())
+
+
 class Alone:
     """Use it in a ``with``. ``now_us`` and ``now_s`` stand still until the test moves them."""
 
@@ -68,7 +74,7 @@ class Alone:
         self.store.switch(VERSION)
         self.budgets = Budgets("alone", self._send)
         self._numbers = itertools.count()
-        self._runner = asyncio.Runner()
+        self._loop = asyncio.new_event_loop()
         self.bidder = respond.Bidder(
             settings=Settings(**{"public_url": "https://ads.test", "exploration": 0.0} | settings),
             market=self._market({}),
@@ -85,7 +91,7 @@ class Alone:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._runner.close()
+        self._loop.close()
         self._reader.close()
         self._records.close()
         self.desk.close()  # and with it the store
@@ -98,7 +104,7 @@ class Alone:
         self.now_s += RENEWED_S  # the list for everybody is read again
         self.desk.tend(self.now_us)
         self.bidder.market = self._market(counts or {}, object_ids)
-        self._runner.run(self.budgets.renew(self.now_us))
+        self._loop.run_until_complete(self.budgets.renew(self.now_us))
 
     def remember(self, user_id: str, *ad_ids: str, log_p=None) -> None:
         """The list of a user ("*" is everybody), best first."""
@@ -112,13 +118,12 @@ class Alone:
 
     def answer(self, *, tmax_s: float = 1.0, **fields: Any) -> respond.Answer:
         """What is made of a request, from its JSON on."""
-        return self.answer_bytes(json.dumps({"id": "r", "imp": [IMP]} | fields).encode(), tmax_s=tmax_s)[1]
+        return self.respond(asked(**fields), tmax_s)
 
-    def answer_bytes(self, body: bytes, *, tmax_s: float = 1.0):
-        """(the request, the answer). BadRequest for what is none."""
-        request = openrtb.read(body)
-        until_s = self.now_s + tmax_s
-        return request, self._runner.run(respond.respond(request, self.bidder, self.now_us, until_s))
+    def respond(self, request: Request, tmax_s: float = 1.0) -> respond.Answer:
+        """The same for a request that was read."""
+        made = respond.respond(request, self.bidder, self.now_us, self.now_s + tmax_s)
+        return self._loop.run_until_complete(made)
 
     def record(self, request, answer):
         """What a worker gives to the log."""

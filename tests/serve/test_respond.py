@@ -15,7 +15,7 @@ from leadre.serve.respond import LEAST_S
 from leadre.store.contract import Cap
 from leadre.types import Targeting
 
-from .alone import IMP, NOON_US, Alone, chosen, urls_of, verdicts
+from .alone import IMP, NOON_US, Alone, asked, chosen, urls_of, verdicts
 from .conftest import make_ad, make_campaign
 
 USER = {"id": "known"}
@@ -48,15 +48,15 @@ def three(alone):
 
 def says(alone, *objects, after_s=0.0):
     """A language model that answers with objects after a time of the test's clock; returns what it was asked."""
-    asked = []
+    heard = []
 
     async def generate(wanted):
-        asked.append(wanted)
+        heard.append(wanted)
         alone.now_s += after_s
         return Generated(list(objects), [-1.0] * len(objects), True)
 
     alone.bidder.generate = generate
-    return asked
+    return heard
 
 
 def sources(answer):
@@ -67,14 +67,14 @@ def sources(answer):
 
 
 def test_a_stored_list_is_used_first_and_the_model_is_not_asked(three):
-    asked = says(three, 0)
-    assert sources(three.answer(user=USER)) == [("stored", "listed")] and asked == []
+    heard = says(three, 0)
+    assert sources(three.answer(user=USER)) == [("stored", "listed")] and heard == []
 
 
 def test_without_a_list_the_model_is_asked_for_what_may_be_shown_until_the_deadline(three):
-    asked = says(three, 0)
+    heard = says(three, 0)
     assert sources(three.answer(user={"id": "unlisted"}, tmax_s=0.2)) == [("generated", "generated")]
-    (wanted,) = asked
+    (wanted,) = heard
     assert (wanted.user_id, [seen.object_id for seen in wanted.recent]) == ("unlisted", ["listed"])
     assert wanted.until_s == pytest.approx(three.now_s + 0.2)
     assert np.unpackbits(np.frombuffer(wanted.eligible, np.uint8))[0] == 1
@@ -92,14 +92,14 @@ def test_a_list_of_which_nothing_is_live_is_no_list(three):
 
 @pytest.mark.parametrize("user", [{}, {"id": "without a history"}, {"id": "x" * 500}, {"id": "a\0b"}])
 def test_of_whom_nothing_is_known_the_model_is_not_asked(three, user):
-    asked = says(three, 0)
-    assert sources(three.answer(user=user)) == [("contextual", "popular")] and asked == []
+    heard = says(three, 0)
+    assert sources(three.answer(user=user)) == [("contextual", "popular")] and heard == []
 
 
 def test_without_time_the_model_is_not_asked(three):
-    asked = says(three, 0)
+    heard = says(three, 0)
     answer = three.answer(user={"id": "unlisted"}, tmax_s=LEAST_S * 0.9)
-    assert sources(answer) == [("contextual", "popular")] and asked == []
+    assert sources(answer) == [("contextual", "popular")] and heard == []
 
 
 def test_a_model_that_says_nothing_or_is_gone_leaves_the_context(three):
@@ -126,7 +126,7 @@ def test_after_the_deadline_nothing_is_offered_and_nothing_is_held(three):
 
 
 @pytest.mark.parametrize(
-    ("change", "asked"),
+    ("change", "fields"),
     [
         ({"campaign": {"status": "paused"}}, {}),
         ({"campaign": {"starts_at_us": NOON_US + 1}}, {}),
@@ -142,12 +142,23 @@ def test_after_the_deadline_nothing_is_offered_and_nothing_is_held(three):
         ({"ad": {"landing_url": "http://acme.test"}}, {"imp": [IMP | {"secure": 1}]}),
         ({"ad": {"attributes": frozenset({6})}}, {"imp": [{"id": "1", "banner": {"w": 300, "h": 250, "battr": [6]}}]}),
     ],
-    ids=(
-        "campaign_status begins ends country segment segment_of_a_stranger currency"
-        " ad_status bcat badv size secure battr"
-    ).split(),
+    ids=[
+        "campaign_status",
+        "begins",
+        "ends",
+        "country",
+        "segment",
+        "segment_of_a_stranger",
+        "currency",
+        "ad_status",
+        "bcat",
+        "badv",
+        "size",
+        "secure",
+        "battr",
+    ],
 )
-def test_what_the_rules_forbid_is_never_offered_and_is_said_to_be_so(alone, change, asked):
+def test_what_the_rules_forbid_is_never_offered_and_is_said_to_be_so(alone, change, fields):
     """The better ad is forbidden, the other one is offered in its place; without the reason the better one is."""
     offer(alone, "better", bid_nanos=9_000_000)
     offer(alone, "other")
@@ -155,12 +166,12 @@ def test_what_the_rules_forbid_is_never_offered_and_is_said_to_be_so(alone, chan
     alone.remember("*", "better", "other")
     user = {"id": "known", "data": [{"segment": [{"id": "asked"}]}]} | change.get("user", {})
     alone.renew()
-    assert chosen(alone.answer(user=user, **asked)) == ["better"]
+    assert chosen(alone.answer(user=user)) == ["better"]
     offer(alone, "changed", change.get("ad"), **{"bid_nanos": 9_000_000} | change.get("campaign", {}))
     alone.remember("known", "changed", "other")
     alone.remember("*", "changed", "other")
     alone.renew()
-    answer = alone.answer(user=user, **asked)
+    answer = alone.answer(user=user, **fields)
     assert chosen(answer) == ["other"]
     assert verdicts(alone, answer) == {"changed": "ineligible", "other": "bid"}
 
@@ -309,8 +320,8 @@ def chi_square(counts, expected):
 
 @pytest.mark.parametrize(
     "held_back",
-    [{}, {"a0": {"cap_per_day": 1}}, {"a2": {"cap_per_day": 1}}, {"a0": {"total_nanos": 1}, "a3": {"total_nanos": 1}}],
-    ids=["all can be offered", "the best is capped", "one of the others is capped", "two have no budget"],
+    [{}, {"a0": {"cap_per_day": 1}, "a2": {"cap_per_day": 1}, "a3": {"total_nanos": 1}}],
+    ids=["all can be offered", "the best and another are capped, one has no budget"],
 )
 def test_ads_are_drawn_as_often_as_their_propensities_say(tmp_path, held_back):
     """10,000 requests: 2 % explore. An ad's share is its propensity, and weights 1 / propensity are 1 on average."""
@@ -320,12 +331,12 @@ def test_ads_are_drawn_as_often_as_their_propensities_say(tmp_path, held_back):
             offer(alone, name, **held_back.get(name, {}))
         alone.remember("known", *names)
         alone.renew()
-        for name in held_back:  # its only place of the day is taken
+        for name in held_back:  # the only place of the day is taken
             cap = Cap(f"c-{name}", NOON_US // 86_400_000_000, 1)
             alone.store.reserve("known", [cap], now_us=NOON_US, until_us=2 * NOON_US)
-        seen, propensities = Counter(), {}
+        request, seen, propensities = asked(user=USER), Counter(), {}
         for _ in range(requests):
-            for each in alone.answer(user=USER).rendered:
+            for each in alone.respond(request).rendered:
                 seen[each.bid.ad_id] += 1
                 propensities.setdefault(each.bid.ad_id, set()).add(round(each.bid.propensity, 12))
     assert all(len(found) == 1 for found in propensities.values()), propensities
