@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -350,6 +351,20 @@ def test_only_the_best_are_drawn(tmp_path):
         alone.remember("*", *names)
         alone.renew()
         assert {chosen(alone.answer())[0] for _ in range(600)} == set(names[:20])
+
+
+def test_who_is_drawn_instead_leaves_the_best_its_place_under_the_cap(tmp_path):
+    with Alone(tmp_path / "state", exploration=0.9) as alone:
+        offer(alone, "best", bid_nanos=9_000_000, cap_per_day=1)
+        offer(alone, "other")
+        users = [{"id": f"u{n}"} for n in range(30)]
+        for user in users:
+            alone.remember(user["id"], "best", "other")
+        alone.renew()
+        first = [chosen(alone.answer(user=user))[0] for user in users]
+        alone.bidder.settings = dataclasses.replace(alone.bidder.settings, exploration=0.0)
+        then = [chosen(alone.answer(user=user))[0] for user in users]
+    assert set(zip(first, then, strict=True)) == {("best", "other"), ("other", "best")}
 
 
 def test_what_is_explored_can_be_paid_soon(tmp_path):
