@@ -125,10 +125,10 @@ class Market:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("seconds", "total_nanos"), [(14, 2_000_000), pytest.param(180, 60_000_000, marks=pytest.mark.soak)]
+    ("most_s", "total_nanos"), [(120, 2_000_000), pytest.param(1200, 20_000_000, marks=pytest.mark.soak)]
 )
 def test_eight_workers_killed_at_random_spend_the_budget_and_no_more(
-    tmp_path: Path, seconds: int, total_nanos: int
+    tmp_path: Path, most_s: int, total_nanos: int
 ) -> None:
     rng, market = random.Random(1), Market(random.Random(2))
     context = multiprocessing.get_context("forkserver")
@@ -148,7 +148,7 @@ def test_eight_workers_killed_at_random_spend_the_budget_and_no_more(
         process.join()
         pipe.close()
 
-    kills, ends_at, next_kill = 0, time.time() + seconds, time.time() + 2
+    kills, ends_at, next_kill = 0, time.time() + most_s, time.time() + 2
     with Ledger(tmp_path / "ledger.db", lease_s=LEASE_S) as books:
         books.set_budget("c", Budget(total_nanos=total_nanos, hold_s=HOLD_S), time.time_ns() // 1000)
         for _ in range(8):
