@@ -88,6 +88,7 @@ def test_eight_workers_killed_at_random_charge_the_budget_and_no_more(work, tmp_
             until(lambda: booked(bidder)[0] > 0, "charged")
             kills = 0
             while kills < KILLS or sum(booked(bidder)) < 0.95 * BUDGET_NANOS:
+                until(lambda: len(bidder.pids("worker")) > WORKERS / 2, "started anew", bidder.said)
                 os.kill(rng.choice(bidder.pids("worker")), signal.SIGKILL)
                 kills += 1
                 time.sleep(rng.uniform(0.5, 3))
