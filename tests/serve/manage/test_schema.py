@@ -26,8 +26,9 @@ def described(desk, book, campaign, ad):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("examples", [12, pytest.param(300, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["good", "bad"])
-def test_every_endpoint_does_as_it_is_described(described, mode):
+def test_every_endpoint_does_as_it_is_described(described, mode, examples):
     tried = 0
     for found in described.get_all_operations():
         operation = found.ok()
@@ -35,7 +36,7 @@ def test_every_endpoint_does_as_it_is_described(described, mode):
         if mode is GenerationMode.NEGATIVE and not takes:
             continue  # nothing to get wrong
 
-        @settings(max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(operation.as_strategy(generation_mode=mode))
         def agrees(case):
             case.call_and_validate()
