@@ -36,7 +36,7 @@ class Config(config.Common):
     tmax_ms: int = config.option(200, "deadline of requests that name none")
     network_ms: float = config.option(10.0, "of each deadline, what the way back takes")
     shed_ms: float = config.option(25.0, "a request that has waited longer for its turn gets no bid at once")
-    retain_days: int = config.option(90, "events are kept so long")
+    retain_days: int = config.option(90, "events, lists and profiles are kept so long")
 
 
 def run(config: Config) -> None:

@@ -1,6 +1,7 @@
 """Lists for every user: as of a moment, whoever works on them, whatever dies meanwhile."""
 
 import dataclasses
+import json
 import os
 import random
 import re
@@ -24,7 +25,7 @@ from leadre.data import histories
 from leadre.errors import InputError, StoreDown
 from leadre.generate import lists, remembered
 from leadre.serve.events.erased import ErasedUsers
-from leadre.store import open_store
+from leadre.store import erased, open_store
 from leadre.store.contract import EVERYBODY, US_PER_DAY, StoredList, dump
 
 MODEL = {
@@ -186,30 +187,71 @@ def test_profiles_and_what_is_popular_lie_beside_the_lists(work, logs, undisturb
     store = open_store(f"lmdb:{work / 'r' / 'state' / 'lists'}")
     now_us = int(logs.at_us_E.max()) + 1
     for profile in remembered.profiles(logs, now_us, np.arange(len(logs.users))):
-        assert store.read_profile(profile.user_id) == profile and profile.recent
+        found = store.read_profile(profile.user_id)
+        assert (found.recent, found.updated_at_us, found.log_until_us) == (profile.recent, now_us, now_us)
+        assert found.recent and found.log_read_at_us > time.time_ns() // 1000 - 3600 * 1_000_000
     made = remembered.popular(logs, now_us, lists.candidates(logs, now_us, 7), store.versions().current, 10)
     assert store.read_list(EVERYBODY).ad_ids == made.ad_ids
     store.close()
 
 
-def test_who_was_erased_gets_nothing_also_when_it_happens_meanwhile(work, logs, undisturbed, tmp_path, monkeypatch):
-    state = tmp_path / "state"
-    before, meanwhile, other = logs.users["user_id"].to_list()[:3]
-    gone = ErasedUsers(state / "erased")
-    gone.add(before)
-    publish = lists.publish
+@pytest.mark.parametrize(("writing", "is_carried"), [("put", False), ("_remember", False), ("put", True)])
+def test_who_is_erased_just_before_they_are_written_does_not_come_back(
+    work, logs, undisturbed, tmp_path, monkeypatch, writing, is_carried
+):
+    state, since_us = tmp_path / "state", int(np.sort(logs.at_us_E)[-5])
+    spec, flags = f"lmdb:{state / 'lists'}", f"{LISTS} --state {state}"
+    gone, store = ErasedUsers(state / "erased"), open_store(spec)
+    news = {logs.users["user_id"][int(u)] for u in lists.users_of(logs, 1 << 60, since_us)}
+    before, meanwhile, *others = (user for user in logs.users["user_id"].to_list() if user not in news)
+    write, happened = getattr(lists, writing), []
 
-    def erased_at_the_last_moment(*args):
-        assert store.read_profile(meanwhile) is not None
-        gone.add(meanwhile)
-        return publish(*args)
+    def erase(user):
+        with erased.held(state / "erased"):
+            gone.add(user)
+            store.erase(user)
 
-    monkeypatch.setattr(lists, "publish", erased_at_the_last_moment)
-    store = open_store(f"lmdb:{state / 'lists'}")
-    assert main(argv("generate", work, f"{LISTS} --state {state}")) == 0
-    names = {user for user, _ in store.scan(store.versions().current)}
-    assert names == {*logs.users["user_id"].to_list(), EVERYBODY} - {before, meanwhile}
-    assert [store.read_profile(user) is None for user in (before, meanwhile, other)] == [True, True, False]
+    def write_too_late(*args):
+        about = args[2] if writing == "put" else {each.user_id for each in args[1]}
+        if meanwhile in about and not happened:
+            erase(meanwhile)
+            happened.append(writing)
+        return write(*args)
+
+    erase(before)
+    if is_carried:
+        assert main(argv("generate", work, f"{flags} --now {np.datetime64(since_us, 'us')}Z")) == 0
+        flags += f" --changed-since {np.datetime64(since_us, 'us')}Z"
+    monkeypatch.setattr(lists, writing, write_too_late)
+    assert main(argv("generate", work, flags)) == 0 and happened
+    assert is_carried or lines_of(spec) == [
+        line for line in undisturbed if json.loads(line)[0] not in (before, meanwhile)
+    ]
+    for version in store.versions().names:
+        assert {user for user, _ in store.scan(version)} - news == {*others, EVERYBODY}
+    assert [store.read_profile(user) is None for user in (before, meanwhile, others[0])] == [True, True, False]
+    raw = b"".join(path.read_bytes() for path in (state / "lists").iterdir())
+    assert [user.encode() in raw for user in (before, meanwhile, others[0])] == [False, False, True]
+    store.close()
+
+
+def test_nobody_is_erased_while_lists_are_written(tmp_path):
+    gone, store, entered = tmp_path / "erased", open_store(f"lmdb:{tmp_path / 'lists'}"), threading.Event()
+
+    class Slow:
+        def put_lists(self, version, given):
+            entered.set()
+            time.sleep(0.3)
+            store.put_lists(version, given)
+
+    thread = threading.Thread(target=lists.put, args=(Slow(), "v", {"u": StoredList("v", 1, ("a",), (0.0,))}, gone))
+    thread.start()
+    assert entered.wait(10)
+    with erased.held(gone):
+        ErasedUsers(gone).add("u")
+        store.erase("u")
+    thread.join()
+    assert list(store.scan("v")) == []
     store.close()
 
 

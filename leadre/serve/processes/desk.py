@@ -10,6 +10,8 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+import msgspec
+
 from leadre import database, telemetry
 from leadre.auction.ledger import Ledger, day_of
 from leadre.auction.orders import Budget, Lease
@@ -127,6 +129,8 @@ class Desk:
             oldest_us = now_us - self._retain_us
             self.ledger.forget(now_us)
             self.log.retain(oldest_us)
+            for name in [name for name, record in self._recent.items() if record.at_us < oldest_us]:
+                del self._recent[name]
             training.retain(self.paths.tables, datetime.fromtimestamp(oldest_us / 1e6, UTC).date())
 
     def _report(self, event: Event) -> Report | None:
@@ -187,7 +191,7 @@ class Desk:
         seen = Seen(self._book.ads[row].object_id, report.at_us, "ad", report.value_nanos)
         try:
             old = self._store.read_profile(token.user_id) or Profile(token.user_id)
-            new = Profile(token.user_id, (*old.recent, seen), old.segments, now_us)
+            new = msgspec.structs.replace(old, recent=(*old.recent, seen), updated_at_us=now_us)
             self._store.write_profiles(new.bounded())
         except StoreDown:
             pass
