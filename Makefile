@@ -56,7 +56,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 soak: setup
-	$(BIN)/python -m pytest -m soak tests/serve
+	$(BIN)/python -m pytest -m soak
 
 check: setup
 	$(BIN)/ruff format --check .

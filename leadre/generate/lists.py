@@ -38,6 +38,7 @@ from leadre.tune.tasks import Window
 
 TIMEOUT_MS = 1000.0  # nobody waits for a page here
 RETRY_S, POLL_S = 0.25, 0.5
+MOST_DEATHS = 3
 PAGE = 1000
 MIGRATIONS = (
     """CREATE TABLE batches (version TEXT NOT NULL, batch INTEGER NOT NULL, owner TEXT, until_us INTEGER NOT NULL
@@ -173,7 +174,8 @@ class Leases:
 def generate(job: Job, user_ids: Sequence[str], workers: int) -> None:
     """Lists of all users of a job into its store; what an earlier run finished is not done again.
 
-    A worker that dies is replaced as long as batches get finished; other errors end the run (StoreDown, ShardError).
+    A worker that dies is replaced, unless three in a row died and nothing got finished meanwhile (ShardError); other
+    errors end the run (StoreDown).
     """
     users = len(user_ids)
     count = -(-users // job.batch)
@@ -181,8 +183,12 @@ def generate(job: Job, user_ids: Sequence[str], workers: int) -> None:
         for _ in range(2):
             leases.start(count)
             with _shown(job, users, count):
-                while leases.left():
-                    _work_all(job, leases, workers)
+                deaths = 0  # in a row
+                while left := leases.left():
+                    died = _work_all(job, workers)
+                    deaths = deaths + 1 if leases.left() == left else 0
+                    if died is not None and deaths == MOST_DEATHS:
+                        raise died
                     leases.start(count)
             if not patiently(partial(_missing, job, user_ids), job.wait_s):
                 return
@@ -193,18 +199,19 @@ def generate(job: Job, user_ids: Sequence[str], workers: int) -> None:
     raise StoreDown(f"store {job.store.partition(':')[0]}: loses lists of {job.version} while they are written")
 
 
-def _work_all(job: Job, leases: Leases, workers: int) -> None:
-    """One generation of workers; ends when all is done, or when one of them died and others had finished something."""
-    left = leases.left()
+def _work_all(job: Job, workers: int) -> ShardError | None:
+    """One generation of workers; ends when all is done, or one of them died, which is what it returns."""
     backend: scale.Backend = "serial" if workers == 1 else "processes"
     try:
         scale.map_shards(partial(work, job), [str(n) for n in range(workers)], workers, backend)
     except ShardError as error:
         if isinstance(error.__cause__, StoreDown):
             raise error.__cause__ from error
-        if error.__cause__ is not None or leases.left() == left:
+        if error.__cause__ is not None:
             raise
-        progress.say(f"generate: a worker died, {leases.left():,} batches are left; going on")
+        progress.say("generate: a worker died; others take up what it had begun")
+        return error
+    return None
 
 
 def _missing(job: Job, user_ids: Sequence[str]) -> set[str]:
