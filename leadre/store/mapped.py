@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import lmdb
+import msgspec
 
 from leadre.errors import StoreDown
 
@@ -146,3 +147,7 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except (lmdb.Error, OSError) as error:
         raise StoreDown(f"store {path}: {error}; check the disk's space and the folder's rights") from error
+    except msgspec.DecodeError as error:
+        raise StoreDown(
+            f"store {path}: a record is damaged ({error}); restore a backup, or make the lists anew"
+        ) from error

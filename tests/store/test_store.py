@@ -174,6 +174,16 @@ class TestLmdb(suite.StoreContract):
         with pytest.raises(StoreDown, match="lists"):
             damaged.read_list("u")
 
+    def test_a_damaged_record_is_a_store_that_is_down_for_whoever_reads_it(self, store, folder):
+        self.fill(store, "u", "w")
+        key = b"v2\0u"
+        with store._lists.write() as (txn, (_, table)):
+            whole = txn.get(key, db=table)
+            txn.put(key, bytes([whole[0] ^ 1, *whole[1:]]), db=table)
+        with pytest.raises(StoreDown, match=r"lists: a record is damaged \(.*restore a backup"):
+            store.read_list("u")
+        assert store.read_list("w").version == "v2"
+
     def test_files_are_for_their_owner_alone(self, store, folder):
         self.fill(store, "u")
         assert {path.stat().st_mode & 0o077 for path in folder.iterdir()} == {0}
