@@ -15,7 +15,7 @@ help:
 	@echo 'make demo    real logs to generated ads on this machine: runs/demo.sh'
 	@echo 'make journey the full run, hours rather than minutes: runs/journey.sh'
 	@echo 'make test    all tests'
-	@echo 'make soak    the long versions of serving'"'"'s tests, minutes each'
+	@echo 'make soak    the long versions of tests, minutes each'
 	@echo 'make check   format, lint, types, layout'
 	@echo 'make format  let ruff format and fix'
 	@echo 'make bench   one script per claim, each ends with a line of JSON'

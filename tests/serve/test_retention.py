@@ -31,6 +31,7 @@ class Market:
         self.store = self.office.store
         self.store.put_lists("v", {EVERYBODY: StoredList("v", 1, ("a1",), (0.0,))})
         self.store.switch("v")
+        self.desk.tend(START_US)  # which notes what is live, and writes nothing later on
 
     def serve(self, day):
         now_us, user = START_US + day * US_PER_DAY, user_of(day)
@@ -60,7 +61,7 @@ class Market:
             "tables": {user for frame in frames for user in frame["user_id"].to_list()},
             "explained": {user for user, found in requests.items() if isinstance(found, Found) and found.record},
             "lists": {user for user, _ in self.store.scan("v")} - {EVERYBODY},
-            "profiles": {user for user in everyone if self.store.read_profile(user)},
+            "profiles": {user for user in everyone if (found := self.store.read_profile(user)) and found.recent},
         }
 
     def named(self, day):
