@@ -31,7 +31,7 @@ class Market:
         self.store = self.office.store
         self.store.put_lists("v", {EVERYBODY: StoredList("v", 1, ("a1",), (0.0,))})
         self.store.switch("v")
-        self.desk.tend(START_US)  # which notes what is live, and writes nothing later on
+        self.desk.tend(START_US - US_PER_DAY)  # which notes what is live, and writes nothing later on
 
     def serve(self, day):
         now_us, user = START_US + day * US_PER_DAY, user_of(day)
