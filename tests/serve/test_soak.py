@@ -7,7 +7,7 @@ import random
 import statistics
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,77 +25,93 @@ RATE, TMAX_MS, PRICE_NANOS = 20, 2000, 3_000_000
 GROWTH_MB = 30  # of a process, from a fifth of the time on
 
 
-def resident_mb(pid):
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 2**20
+class Traffic:
+    """What users of one bidder do, and what came of it; ``told`` counts bids and acknowledged events."""
+
+    def __init__(self, bidder, ad_id):
+        self.bidder, self.ad_id, self.rng = bidder, ad_id, random.Random(0)
+        self.told, self.late_s, self.gone, self.sizes_mb = Counter(), [], [], defaultdict(list)
+        self._lock = threading.Lock()
+
+    def visit(self, number):
+        """Every second user has a list. An ad is shown and billed, some are clicked."""
+        user = "listed" if number % 2 else f"user-{self.rng.randrange(5000):04d}"
+        start_s = time.monotonic()
+        bids = bids_in(self.bidder.ask(user={"id": user}, tmax=TMAX_MS))
+        with self._lock:
+            self.late_s.append(time.monotonic() - start_s)
+            self.told["bids"] += len(bids)
+        for bid in bids:
+            urls = event_urls(bid)
+            for kind in ("imp", "bill", *(["click"] if number % 5 == 0 else [])):
+                self.report(kind, urls[kind], bid["crid"])
+
+    def report(self, kind, url, ad_id):
+        """Again while the answer is that the disk is behind, as exchanges and pages do."""
+        while (status := self.bidder.http.get(url).status_code) == 503:
+            with self._lock:
+                self.told["again"] += 1
+            time.sleep(0.2)
+        assert status in (200, 204, 302), (kind, status)
+        with self._lock:
+            self.told[kind, ad_id] += 1
+
+    def disturb(self, threads):
+        """Somebody is erased while they may be browsing; the ad is paused for a moment."""
+        self.gone.append(f"user-{self.rng.randrange(5000):04d}")
+        for action in ("pause", "resume"):
+            self.bidder.manage("POST", f"/ads/{self.ad_id}/{action}")
+        return threads.submit(self.bidder.manage, "DELETE", "/users", user_id=self.gone[-1])
+
+    def weigh(self, pids):
+        for role, pid in pids:
+            pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+            self.sizes_mb[role, pid].append(pages * 4096 / 2**20)
+
+    def grown_mb(self):
+        """Of each process, from the first to the last quarter."""
+        quarters = {key: (mb[: len(mb) // 4 or 1], mb[-(len(mb) // 4 or 1) :]) for key, mb in self.sizes_mb.items()}
+        return {key: statistics.mean(last) - statistics.mean(first) for key, (first, last) in quarters.items()}
+
+    def summary(self, took_s):
+        late_ms = sorted(1000 * late_s for late_s in self.late_s)
+        p50, p99 = (late_ms[int(share * len(late_ms))] for share in (0.5, 0.99))
+        rate = len(late_ms) / took_s
+        return f"{rate:.1f} requests/s for {took_s:.0f} s: p50 {p50:.0f} ms, p99 {p99:.0f} ms, {dict(self.told)}"
+
+
+def processes(bidder):
+    return [(role, pid) for role in ("worker", "writer", "management") for pid in bidder.pids(role)]
 
 
 @pytest.mark.parametrize("seconds", [float(os.environ.get("LEADRE_SOAK_S", "600"))])
 def test_a_steady_rate_leaves_memory_and_books_in_order(work, tmp_path, seconds):
-    """Requests of 5,000 users, shown, billed and clicked; in mid-run a backup, erasures, pauses; a budget that ends."""
-    rng, state, told = random.Random(0), tmp_path / "state", Counter()
-    flags = ("--workers", "2", "--generate", "false")
-    with Bidder(work, state, *flags) as bidder, ThreadPoolExecutor(16) as threads:
-        budget_nanos = int(RATE * seconds / 4) * PRICE_NANOS  # for half of what would be bid on
-        campaign_id, ad_id = bidder.campaign(bid_nanos=PRICE_NANOS, total_nanos=budget_nanos, cap_per_day=1000)
+    """With erasures, pauses, a backup in mid-run, and a budget that ends."""
+    state, count = tmp_path / "state", int(RATE * seconds)
+    budget_nanos = count // 4 * PRICE_NANOS
+    with Bidder(work, state, "--workers", "2", "--generate", "false") as bidder, ThreadPoolExecutor(16) as threads:
+        campaign_id, ad_id = bidder.campaign(bid_nanos=PRICE_NANOS, total_nanos=budget_nanos)
         bidder.list_for("listed", ad_id)
-        late_s, gone, lock, growing = [], [], threading.Lock(), {}
-
-        def visit(number):
-            user = "listed" if number % 2 else f"user-{rng.randrange(5000):04d}"
-            start_s = time.monotonic()
-            answer = bidder.ask(user={"id": user}, tmax=TMAX_MS)
-            took_s = time.monotonic() - start_s
-            bids = bids_in(answer)
-            with lock:
-                late_s.append(took_s)
-                told["bids"] += len(bids)
-            for bid in bids:
-                urls = event_urls(bid)
-                for kind in ("imp", "bill", *(["click"] if number % 5 == 0 else [])):
-                    status = bidder.http.get(urls[kind]).status_code
-                    assert status in (200, 204, 302), (kind, status)
-                    with lock:
-                        told[kind, bid["crid"]] += 1
-
-        pids = {role: bidder.pids(role) for role in ("worker", "writer", "management")}
-        begun_s, visits, next_s = time.monotonic(), [], time.monotonic()
-        for number in range(int(RATE * seconds)):
-            time.sleep(max(0.0, next_s - time.monotonic()))
-            next_s += 1 / RATE
-            visits.append(threads.submit(visit, number))
-            share = number / (RATE * seconds)
+        traffic, pids, begun_s, under_way = Traffic(bidder, ad_id), processes(bidder), time.monotonic(), []
+        for number in range(count):
+            time.sleep(max(0.0, begun_s + number / RATE - time.monotonic()))
+            under_way.append(threads.submit(traffic.visit, number))
             if number % (RATE * 30) == RATE * 15:
-                gone.append(f"user-{rng.randrange(5000):04d}")
-                visits.append(threads.submit(bidder.manage, "DELETE", "/users", user_id=gone[-1]))
-                for action in ("pause", "resume"):
-                    bidder.manage("POST", f"/ads/{ad_id}/{action}")
-            if share >= 0.2 and number % RATE == 0:
-                sizes = {(role, pid): resident_mb(pid) for role, each in pids.items() for pid in each}
-                for key, mb in sizes.items():
-                    growing.setdefault(key, []).append(mb)
-            if number == int(RATE * seconds / 2):
-                paths = Paths(folder=state, store=bidder.store_spec)
-                made = backup.write(paths, tmp_path / "backup")
-        for each in visits:
+                under_way.append(traffic.disturb(threads))
+            if number > count // 5 and number % RATE == 0:
+                traffic.weigh(pids)
+            if number == count // 2:
+                made = backup.write(Paths(folder=state, store=bidder.store_spec), tmp_path / "backup")
+        for each in under_way:
             each.result()
-        took_s = time.monotonic() - begun_s
-        assert pids == {role: bidder.pids(role) for role in pids}, "none has died"
+        told, grown = traffic.told, traffic.grown_mb()
+        print(f"\n{traffic.summary(time.monotonic() - begun_s)}; grown MiB {list(grown.values())}")
         report = bidder.report(campaign_id)
         assert report == recount(state / "events", campaign_id)
         assert (report["impressions"], report["clicks"]) == (told["imp", ad_id], told["click", ad_id])
         assert report["charged_nanos"] == told["bill", ad_id] * PRICE_NANOS <= budget_nanos
-        assert [user for user in gone if holding(state, user)] == []
-        quarter = {key: max(1, len(mb) // 4) for key, mb in growing.items()}
-        grown = {
-            key: statistics.mean(mb[-quarter[key] :]) - statistics.mean(mb[: quarter[key]])
-            for key, mb in growing.items()
-        }
-        late_s.sort()
-        print(
-            f"{len(late_s) / took_s:.1f} requests/s for {took_s:.0f} s, p50 {1000 * late_s[len(late_s) // 2]:.0f} ms, "
-            f"p99 {1000 * late_s[len(late_s) * 99 // 100]:.0f} ms, {told['bids']} bids, grown MiB "
-            + ", ".join(f"{role} {mb:.1f}" for (role, _), mb in grown.items())
-        )
+        assert [user for user in traffic.gone if holding(state, user)] == []
+        assert pids == processes(bidder), "none has died"
         assert max(grown.values()) < GROWTH_MB, grown
     restored = Paths(folder=tmp_path / "restored", store=f"lmdb:{tmp_path / 'restored' / 'lists'}")
     backup.restore(made.path, restored)
