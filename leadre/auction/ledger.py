@@ -13,8 +13,11 @@ charges belong to that day, however late they come. Nothing here knows a user.
 
 from __future__ import annotations
 
+import dataclasses
+import sqlite3
 import zoneinfo
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Self
@@ -341,6 +344,29 @@ class Ledger:
         values = (campaign_id,) if day is None else (campaign_id, day.isoformat())
         found = self.connection.execute(f"SELECT {column} FROM {table} WHERE campaign_id = ?{extra}", values).fetchone()
         return int(found[0]) if found else 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Today:
+    """A campaign's day so far, and all its days. A cap of 0 is none."""
+
+    campaign_id: str
+    charged_nanos: int
+    cap_nanos: int
+    total_charged_nanos: int
+    total_cap_nanos: int
+
+
+def today(connection: sqlite3.Connection, now_us: int) -> list[Today]:
+    """Who was charged on the day that it is in their zone, the most first; for readers of the ledger, in any process."""
+    zones = [zone for (zone,) in connection.execute("SELECT DISTINCT zone FROM budgets")]
+    query = (
+        "SELECT d.campaign_id, d.charged_nanos, ifnull(nullif(d.cap_nanos, ?1), 0), b.charged_nanos,"
+        " ifnull(nullif(b.cap_nanos, ?1), 0) FROM budgets AS b JOIN days AS d USING (campaign_id) WHERE b.zone = ?2 AND d.day = ?3 AND d.charged_nanos > 0"
+    )
+    rows = [row for zone in zones for row in connection.execute(query, (NO_CAP, zone, day_of(now_us, zone).isoformat()))]
+    fields = [field.name for field in dataclasses.fields(Today)]
+    return [Today(**dict(zip(fields, row, strict=True))) for row in sorted(rows, key=lambda row: (-row[1], row[0]))]
 
 
 def day_of(at_us: int, zone: str) -> date:
