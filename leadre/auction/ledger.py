@@ -13,7 +13,6 @@ charges belong to that day, however late they come. Nothing here knows a user.
 
 from __future__ import annotations
 
-import dataclasses
 import sqlite3
 import zoneinfo
 from collections.abc import Mapping, Sequence
@@ -348,25 +347,25 @@ class Ledger:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Today:
-    """A campaign's day so far, and all its days. A cap of 0 is none."""
+    """What a campaign was charged on the day that it is in its zone, and in all."""
 
     campaign_id: str
     charged_nanos: int
-    cap_nanos: int
     total_charged_nanos: int
-    total_cap_nanos: int
 
 
 def today(connection: sqlite3.Connection, now_us: int) -> list[Today]:
-    """Who was charged on the day that it is in their zone, the most first; for readers of the ledger, in any process."""
+    """All campaigns that were ever charged, the most of today first; for whoever reads the ledger beside its writer."""
     zones = [zone for (zone,) in connection.execute("SELECT DISTINCT zone FROM budgets")]
     query = (
-        "SELECT d.campaign_id, d.charged_nanos, ifnull(nullif(d.cap_nanos, ?1), 0), b.charged_nanos,"
-        " ifnull(nullif(b.cap_nanos, ?1), 0) FROM budgets AS b JOIN days AS d USING (campaign_id) WHERE b.zone = ?2 AND d.day = ?3 AND d.charged_nanos > 0"
+        "SELECT b.campaign_id, ifnull(d.charged_nanos, 0), b.charged_nanos FROM budgets AS b"
+        " LEFT JOIN days AS d ON d.campaign_id = b.campaign_id AND d.day = ? WHERE b.zone = ? AND b.charged_nanos > 0"
     )
-    rows = [row for zone in zones for row in connection.execute(query, (NO_CAP, zone, day_of(now_us, zone).isoformat()))]
-    fields = [field.name for field in dataclasses.fields(Today)]
-    return [Today(**dict(zip(fields, row, strict=True))) for row in sorted(rows, key=lambda row: (-row[1], row[0]))]
+    rows = [row for zone in zones for row in connection.execute(query, (day_of(now_us, zone).isoformat(), zone))]
+    return [
+        Today(campaign_id=name, charged_nanos=charged, total_charged_nanos=total)
+        for name, charged, total in sorted(rows, key=lambda row: (-row[1], row[0]))
+    ]
 
 
 def day_of(at_us: int, zone: str) -> date:

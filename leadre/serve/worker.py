@@ -63,7 +63,6 @@ from leadre.types import Candidate, EventKind, Impression, Request, Signals
 
 BOOK_S, BUDGETS_S, RECORDS_S, COUNTS_S = 0.2, 0.05, 0.02, 5.0  # between renewals
 HELLO_S, STORE_S, TELL_S = 1.0, 1.0, 1.0
-PARTS = ("store", "writer", "model")  # without which bids go on
 WRITER_S = 2.0  # how long an event waits for the disk
 LATE_US = 7 * 86_400_000_000  # conversions come so late; the writer is stricter with the others
 MOST_WAITING = 10_000  # records that a stalled writer may leave with us; later ones are lost
@@ -230,7 +229,7 @@ class Worker:
             self._writer_is_away,
             self._has_model and self.bidder.generate is None,
         )
-        return [name for name, this_is in zip(PARTS, is_away, strict=True) if this_is]
+        return [name for name, this_is in zip(telemetry.PARTS, is_away, strict=True) if this_is]
 
     async def _respond(self, request: Request, arrived_s: float) -> Answer:
         tmax_s = request.tmax_ms / 1000 if request.tmax_ms else self.default_tmax_s
@@ -281,7 +280,7 @@ class Worker:
 
     async def _tell_degraded(self) -> None:
         away = self.degraded()
-        for part in PARTS:
+        for part in telemetry.PARTS:
             telemetry.DEGRADED.labels(part).set(part in away)
 
     async def _renew_budgets(self) -> None:

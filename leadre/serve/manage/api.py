@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 
 from leadre import __version__
-from leadre.errors import ConflictError, InputError, MissingError
+from leadre.errors import ConflictError, InputError, MissingError, PeerError, StoreDown
 from leadre.serve.book import catalogue
 from leadre.serve.book.campaigns import MOST_ID_CHARS, Book
 from leadre.serve.book.records import Records
@@ -69,6 +69,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         404: "Nothing has this ID, or it belongs to another account.",
         409: "Contradicts what is there.",
         422: "A field is wrong; `detail` names it.",
+        503: "Writer or store is away; ask again.",
     }
     return {status: {"model": forms.Problem, "description": texts[status]} for status in statuses}
 
@@ -200,7 +201,7 @@ def act_on_ad(key: Caller, book: TheBook, ad_id: Name, action: Action) -> forms.
     return forms.AdShown.of(book.set_ad_status(ad_id, AFTER[action]))
 
 
-@router.get("/reports/campaigns", responses=problems(422), tags=["reports"])
+@router.get("/reports/campaigns", responses=problems(422, 503), tags=["reports"])
 def report(
     key: Caller,
     book: TheBook,
@@ -252,13 +253,13 @@ def put_origins(records: TheRecords, form: forms.OriginsForm) -> forms.OriginsFo
     return forms.OriginsForm(origins=auth.put_origins(records, form.origins))
 
 
-@router.get("/users", responses=problems(403, 422), dependencies=[Operator], tags=["users"])
+@router.get("/users", responses=problems(403, 422, 503), dependencies=[Operator], tags=["users"])
 def export_user(outside: TheOutside, user_id: UserId) -> dict[str, Any]:
     """All that the stores hold of a user, by store."""
     return dict(outside.export(user_id))
 
 
-@router.delete("/users", responses=problems(403, 422), dependencies=[Operator], tags=["users"])
+@router.delete("/users", responses=problems(403, 422, 503), dependencies=[Operator], tags=["users"])
 def erase_user(outside: TheOutside, user_id: UserId) -> forms.Erased:
     """Remove a user from every store. Repeating it removes what came since."""
     return forms.Erased(user_id=user_id, removed=dict(outside.erase(user_id)))
@@ -288,7 +289,7 @@ def manage_app(records: Records, outside: Outside) -> FastAPI:
         title="LEADRE management",
         version=__version__,
         description="Times are ISO 8601 with an offset; money is whole billionths of the currency (`_nanos`).",
-        routes=router.routes,
+        routes=[*router.routes, *status.router.routes],
         openapi_url=None,  # ours wants a key
         docs_url=None,
         redoc_url=None,
@@ -299,8 +300,14 @@ def manage_app(records: Records, outside: Outside) -> FastAPI:
     app.state.records, app.state.book, app.state.keys = records, Book(records), Keys(records)
     app.state.outside = outside
     app.add_exception_handler(RequestValidationError, _invalid)
-    for kind, status in ((InputError, 422), (MissingError, 404), (ConflictError, 409)):
-        app.add_exception_handler(kind, _refusal(status))
+    for kind, code in (
+        (InputError, 422),
+        (MissingError, 404),
+        (ConflictError, 409),
+        (PeerError, 503),
+        (StoreDown, 503),
+    ):
+        app.add_exception_handler(kind, _refusal(code))
     return app
 
 

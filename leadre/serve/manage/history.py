@@ -1,7 +1,7 @@
 """The last hour of what the bidder counted, and what can be told of it: rates, fill, quantiles.
 
-Counters know sums alone, so a thread of the management process notes them every few seconds. The notes are in its memory,
-bounded by `KEPT`, and begin anew with it; nothing is counted twice. Letters: T notes, C columns, B buckets.
+Counters know sums alone, so a thread of the management process notes them every `EVERY_S`. The notes are in its memory,
+at most `KEPT` of them, and begin anew with it; nothing is counted twice. Letters: T notes, C columns, B buckets.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ OUTCOMES = ("bid", "no_bid", "shed", "bad")
 SOURCES = ("stored", "generated", "contextual")
 REASONS = tuple(reason.name.lower() for reason in NoBid)
 GENERATIONS = ("complete", "cut", "late", "gone")
-PARTS = ("store", "writer", "model")
 COLUMNS = (
     *(("leadre_answers_total", "outcome", name) for name in OUTCOMES),
     *(("leadre_bids_total", "source", name) for name in SOURCES),
     *(("leadre_no_bids_total", "reason", name) for name in REASONS),
     *(("leadre_generations_total", "outcome", name) for name in GENERATIONS),
-    *(("leadre_degraded", "part", name) for name in PARTS),
+    *(("leadre_degraded", "part", name) for name in telemetry.PARTS),
     *(("leadre_answer_seconds_bucket", "le", floatToGoString(edge)) for edge in (*telemetry.LATENCY_S, np.inf)),
     *(("leadre_list_age_seconds_bucket", "le", floatToGoString(edge)) for edge in (*telemetry.AGE_S, np.inf)),
 )

@@ -1,35 +1,56 @@
-"""The management process: the API of `manage`, and what it reaches beyond its own database."""
+"""The management process: the API and the status page of `manage`, and what they reach beyond its own database."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from leadre import database
+from leadre.auction import ledger
 from leadre.errors import PeerError
 from leadre.serve.book.records import Records
 from leadre.serve.events import durable, eventlog
 from leadre.serve.manage import api as manage
-from leadre.serve.manage.api import Outside, Spend
+from leadre.serve.manage.access import Lists, Outside, Spend
+from leadre.serve.manage.history import Recorder
 from leadre.serve.paths import Paths
-from leadre.serve.processes.messages import Erase, Erased, Failed, Question, Reply, Reported, Reports
+from leadre.serve.processes.messages import (
+    Counted,
+    Counts,
+    Erase,
+    Erased,
+    Failed,
+    Found,
+    Question,
+    Recent,
+    Reply,
+    Reported,
+    Reports,
+)
 from leadre.serve.processes.peers import ask_once
 from leadre.store import open_store
+from leadre.store.contract import EVERYBODY
 
 if TYPE_CHECKING:
     import polars as pl
     from fastapi import FastAPI
 
-WRITER_S = 60.0  # an erasure rewrites files
+ERASED_S = 60.0  # for the writer's answer: an erasure rewrites files
+SOON_S = 5.0  # for all others
 HEARD_S = 1.0  # within which every bid worker knows of it, and remembers the user no more
 
 
 def app(paths: Paths, tables: Path) -> FastAPI:
     """The management API over the state in ``paths``; imports read the data artifact ``tables``."""
     office = _Office(paths, tables)
+    recorder = Recorder()
+    threading.Thread(target=recorder.keep, name="leadre-history", daemon=True).start()
     return manage.manage_app(
         Records(paths.book),
         Outside(
@@ -38,6 +59,11 @@ def app(paths: Paths, tables: Path) -> FastAPI:
             export=office.export,
             spend=office.spend,
             catalogue=office.catalogue,
+            history=recorder.read,
+            charged_today=office.charged_today,
+            counts=office.counts,
+            explain=office.explain,
+            lists=office.lists,
         ),
     )
 
@@ -52,7 +78,7 @@ class _Office:
     def erase(self, user_id: str) -> Mapping[str, int]:
         """Remove a user from log and tables first, whose events could bring a profile back, then from the store."""
         with durable.locked(self.paths.erasing):
-            answer = self._ask(Erase(user_id))
+            answer = self._ask(Erase(user_id), ERASED_S)
             assert isinstance(answer, Erased), answer
             time.sleep(HEARD_S)
             had = sum(each is not None for each in (self.store.read_profile(user_id), self.store.read_list(user_id)))
@@ -70,9 +96,31 @@ class _Office:
 
     def spend(self, campaigns: Sequence[str], from_us: int, to_us: int) -> Sequence[Spend]:
         """What campaigns did and cost, by day."""
-        answer = self._ask(Reports(list(campaigns), from_us, to_us))
+        answer = self._ask(Reports(list(campaigns), from_us, to_us), SOON_S)
         assert isinstance(answer, Reported), answer
         return [Spend(**msgspec.structs.asdict(day)) for day in answer.days]
+
+    def charged_today(self) -> Sequence[ledger.Today]:
+        """From the ledger itself, so that it is known while the writer is away."""
+        with closing(database.connect(self.paths.ledger, ledger.MIGRATIONS, read_only=True)) as connection:
+            return ledger.today(connection, time.time_ns() // 1000)
+
+    def counts(self) -> Mapping[str, tuple[int, int, int]]:
+        """Ad -> impressions, clicks, conversions since the log begins."""
+        answer = self._ask(Counts(), SOON_S)
+        assert isinstance(answer, Counted), answer
+        return answer.by_ad
+
+    def explain(self, request_id: str) -> eventlog.Answered | None:
+        """One of the last requests, "" the newest."""
+        answer = self._ask(Recent(request_id), SOON_S)
+        assert isinstance(answer, Found), answer
+        return answer.record
+
+    def lists(self) -> Lists:
+        """Which lists are current, and when they were made."""
+        version, everybody = self.store.versions().current, self.store.read_list(EVERYBODY)
+        return Lists(version=version or "", made_at_us=everybody.made_at_us if everybody else 0)
 
     def catalogue(self) -> pl.DataFrame:
         """The table of ads of the run."""
@@ -80,8 +128,8 @@ class _Office:
 
         return pl.read_parquet(self.tables / "ads.parquet")
 
-    def _ask(self, question: Question) -> Any:
-        answer = ask_once(self.paths.writer, question, Reply, timeout_s=WRITER_S)
+    def _ask(self, question: Question, timeout_s: float) -> Any:
+        answer = ask_once(self.paths.writer, question, Reply, timeout_s=timeout_s)
         if isinstance(answer, Failed):
             raise PeerError(f"the writer: {answer.why}")
         return answer
