@@ -10,6 +10,7 @@ import os
 from collections import defaultdict
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client.utils import floatToGoString
 
 LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
 AGE_S = (60, 600, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 2 * 86400, 7 * 86400, 30 * 86400)
@@ -41,6 +42,11 @@ def totals() -> dict[tuple[str, str, str], float]:
             for label, value in sample.labels.items():
                 found[sample.name, label, value] += sample.value
     return found
+
+
+def edge(upper: float) -> str:
+    """The label `le` of a histogram's bucket."""
+    return str(floatToGoString(upper))  # type: ignore[no-untyped-call]
 
 
 def _registry() -> CollectorRegistry:

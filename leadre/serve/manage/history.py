@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client.utils import floatToGoString
 
 from leadre import telemetry
 from leadre.serve.openrtb import NoBid
@@ -34,8 +33,8 @@ COLUMNS = (
     *(("leadre_no_bids_total", "reason", name) for name in REASONS),
     *(("leadre_generations_total", "outcome", name) for name in GENERATIONS),
     *(("leadre_degraded", "part", name) for name in telemetry.PARTS),
-    *(("leadre_answer_seconds_bucket", "le", floatToGoString(edge)) for edge in (*telemetry.LATENCY_S, np.inf)),
-    *(("leadre_list_age_seconds_bucket", "le", floatToGoString(edge)) for edge in (*telemetry.AGE_S, np.inf)),
+    *(("leadre_answer_seconds_bucket", "le", telemetry.edge(edge)) for edge in (*telemetry.LATENCY_S, np.inf)),
+    *(("leadre_list_age_seconds_bucket", "le", telemetry.edge(edge)) for edge in (*telemetry.AGE_S, np.inf)),
 )
 
 
@@ -120,4 +119,4 @@ def quantile(edges_B: tuple[float, ...], grown_B: NDArray[np.float64], q: float)
         return edges_B[-1]
     low_edge, low = (edges_B[bucket - 1], float(grown_B[bucket - 1])) if bucket else (0.0, 0.0)
     share = (wanted - low) / max(float(grown_B[bucket]) - low, 1e-12)
-    return low_edge + share * (edges_B[bucket] - low_edge)
+    return float(low_edge + share * (edges_B[bucket] - low_edge))

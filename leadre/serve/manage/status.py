@@ -89,27 +89,27 @@ def show(session: Visitor, book: TheBook, outside: TheOutside) -> Response:
         "ads": views.ads(book, outside, ""),
         "request": views.request(book, outside, ""),
     }
-    return _page("page", csrf=session.csrf, **pieces)
+    return _page("page", {"csrf": session.csrf, **pieces})
 
 
 @router.get("/status/now")
 def show_now(session: Visitor, outside: TheOutside) -> Response:
-    return _page("now", now=views.now(outside))
+    return _page("now", {"now": views.now(outside)})
 
 
 @router.get("/status/campaigns")
 def show_campaigns(session: Visitor, book: TheBook, outside: TheOutside, campaign: Wanted = "") -> Response:
-    return _page("campaigns", csrf=session.csrf, campaigns=views.campaigns(book, outside, campaign.strip()))
+    return _page("campaigns", {"csrf": session.csrf, "campaigns": views.campaigns(book, outside, campaign.strip())})
 
 
 @router.get("/status/ads")
 def show_ads(session: Visitor, book: TheBook, outside: TheOutside, ad: Wanted = "") -> Response:
-    return _page("ads", csrf=session.csrf, ads=views.ads(book, outside, ad.strip()))
+    return _page("ads", {"csrf": session.csrf, "ads": views.ads(book, outside, ad.strip())})
 
 
 @router.get("/status/request")
 def show_request(session: Visitor, book: TheBook, outside: TheOutside, id: Wanted = "") -> Response:
-    return _page("request", request=views.request(book, outside, id.strip()))
+    return _page("request", {"request": views.request(book, outside, id.strip())})
 
 
 @router.post("/status/campaigns")
@@ -132,7 +132,7 @@ def log_in(request: Request, form: Sent, outside: TheOutside) -> Response:
     """Begin a session with an operator's key."""
     name = sessions_of(request).start(form.get("key", "").strip(), outside.now_us())
     if name is None:
-        return _page("login", 403, problem="This is not an operator's key that is in force.")
+        return _page("login", {"problem": "This is not an operator's key that is in force."}, 403)
     answer = RedirectResponse("/status", 303)
     answer.set_cookie(
         COOKIE,
@@ -185,21 +185,21 @@ def _acted(request: Request, piece: str, session: Session, view: View, problem: 
     if not problem and "hx-request" not in request.headers:
         return RedirectResponse("/status", 303)
     view["problem"] = problem or view["problem"]
-    return _page(piece, 409 if problem else 200, csrf=session.csrf, **{piece: view})
+    return _page(piece, {"csrf": session.csrf, piece: view}, 409 if problem else 200)
 
 
 def _ask_for_key(request: Request, _: Exception) -> Response:
     """The form that asks for a key; a page that is open already is to load itself anew."""
-    answer = _page("login", 401, problem="")
+    answer = _page("login", {"problem": ""}, 401)
     answer.headers["WWW-Authenticate"] = 'Cookie realm="LEADRE", form-action="/status/login"'
     if "hx-request" in request.headers:
         answer.headers["HX-Refresh"] = "true"
     return answer
 
 
-def _page(template: str, status: int = 200, **values: str | View) -> Response:
+def _page(template: str, values: View, status: int = 200) -> Response:
     rendered = creatives.templates().get_template(f"status/{template}.html")
-    return HTMLResponse(rendered.render(version=__version__, asset=_address, **values), status, HEADERS)
+    return HTMLResponse(rendered.render(values, version=__version__, asset=_address), status, HEADERS)
 
 
 def _address(name: str) -> str:

@@ -266,7 +266,8 @@ def _duration(seconds: float) -> str:
     """In its two largest units."""
     if not math.isfinite(seconds):
         return NOTHING
-    whole, parts = max(0, round(seconds)), []
+    whole = max(0, round(seconds))
+    parts: list[str] = []
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
         if whole >= size or (unit == "s" and not parts):
             parts.append(f"{whole // size} {unit}")
