@@ -296,9 +296,9 @@ def manage_app(records: Records, outside: Outside) -> FastAPI:
         max_body_size=BODY_BYTES,
     )
     app.get("/health", tags=["health"])(health)
-    status.install(app)
     app.state.records, app.state.book, app.state.keys = records, Book(records), Keys(records)
     app.state.outside = outside
+    status.install(app)
     app.add_exception_handler(RequestValidationError, _invalid)
     for kind, code in (
         (InputError, 422),

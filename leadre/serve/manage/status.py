@@ -81,13 +81,15 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 @router.get("/status")
-def show(session: Visitor, book: TheBook, outside: TheOutside) -> Response:
+def show(
+    session: Visitor, book: TheBook, outside: TheOutside, campaign: Wanted = "", ad: Wanted = "", id: Wanted = ""
+) -> Response:
     """The whole page."""
     pieces = {
         "now": views.now(outside),
-        "campaigns": views.campaigns(book, outside, ""),
-        "ads": views.ads(book, outside, ""),
-        "request": views.request(book, outside, ""),
+        "campaigns": views.campaigns(book, outside, campaign.strip()),
+        "ads": views.ads(book, outside, ad.strip()),
+        "request": views.request(book, outside, id.strip()),
     }
     return _page("page", {"csrf": session.csrf, **pieces})
 

@@ -22,7 +22,7 @@ from leadre.serve.manage.access import Outside, Spend
 from leadre.serve.manage.history import GENERATIONS, OUTCOMES, REASONS, SOURCES, History, quantile
 from leadre.types import Ad, Campaign
 
-SHOWN = 20  # rows of a table
+SHOWN = 10  # rows of a table
 MINUTE_S = 60.0
 NOTHING = "\N{EN DASH}"
 View = dict[str, Any]
@@ -251,7 +251,7 @@ def _percent(part: float, whole: float) -> str:
 
 def _amount(nanos: int) -> str:
     value = nanos / 1e9
-    return f"{value:,.2f}" if value >= 1 or not value else f"{value:.4f}"
+    return "< 0.01" if 0 < value < 0.01 else f"{value:,.2f}"
 
 
 def _money(nanos: int, currency: str) -> str:

@@ -12,6 +12,10 @@
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const shown = (_, value) => (value == null ? "–" : value.toLocaleString("en", { maximumFractionDigits: 1 }));
 
+  const clock = (_, times, __, ___, step) => times.map((seconds) => (
+    new Date(seconds * 1000).toISOString().slice(11, step < 60 ? 19 : 16)
+  ));
+
   function options(chart, width) {
     const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
     const lines = CHARTS[chart].map(([label, name]) => (
@@ -22,8 +26,8 @@
       height: HEIGHT,
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
       scales: { y: { range: (_, __, most) => [0, chart === "fill" ? 100 : Math.max(1, 1.1 * most)] } },
-      axes: [axis, { ...axis, size: 44 }],
-      series: [{ label: "UTC", value: "{HH}:{mm}:{ss}" }, ...lines],
+      axes: [{ ...axis, values: clock }, { ...axis, size: 44 }],
+      series: [{ label: "UTC", value: (_, seconds) => (seconds == null ? "–" : clock(_, [seconds], 0, 0, 1)[0]) }, ...lines],
     };
   }
 
