@@ -26,7 +26,8 @@
       height: HEIGHT,
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
       scales: { y: { range: (_, __, most) => [0, chart === "fill" ? 100 : Math.max(1, 1.1 * most)] } },
-      axes: [{ ...axis, values: clock }, { ...axis, size: 44 }],
+      padding: [8, 24, 0, 0],
+      axes: [{ ...axis, values: clock, size: 28 }, { ...axis, size: 44 }],
       series: [{ label: "UTC", value: (_, seconds) => (seconds == null ? "–" : clock(_, [seconds], 0, 0, 1)[0]) }, ...lines],
     };
   }
