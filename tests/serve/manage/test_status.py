@@ -101,6 +101,8 @@ def test_spend_ads_and_a_request_show(bidder, page):
     assert re.search(r'data-label="Imp.">1<', page.get("/status/ads", ad=ad_id))
     told = until_row(page, "/status/request", "asked-by-the-test", id="asked-by-the-test")
     assert ad_id in told and "stored" in told and '<td class="won">bid</td>' in told
+    bidder.bids(user={"id": "spends"}, id="the-newest")
+    until_row(page, "/status/request", "the-newest")  # without an ID
     assert "not among the last requests" in page.get("/status/request", id="nobody's")
     assert "No campaign has the ID none" in page.get("/status/campaigns", campaign="none")
 
