@@ -19,7 +19,7 @@ from leadre.auction.ledger import Today
 from leadre.errors import PeerError, StoreDown
 from leadre.serve.book.campaigns import Book
 from leadre.serve.manage.access import Outside, Spend
-from leadre.serve.manage.history import GENERATIONS, OUTCOMES, REASONS, SOURCES, History, quantile
+from leadre.serve.manage.history import EVERY_S, GENERATIONS, OUTCOMES, REASONS, SOURCES, History, quantile
 from leadre.types import Ad, Campaign
 
 SHOWN = 10  # rows of a table
@@ -57,6 +57,8 @@ def now(outside: Outside) -> View:
 
 def series(history: History) -> dict[str, list[list[float | None]]]:
     """Chart -> seconds since 1970, then its lines; None where there was nothing to measure."""
+    if len(history.at_s_T) > 2 and history.at_s_T[-1] - history.at_s_T[-2] < EVERY_S / 2:
+        history = History(history.at_s_T[:-1], history.counts_TC[:-1])  # so short a time says little
     at_s = history.at_s_T[1:]
     answers = history.rates("answers_total")
     bids, requests = answers[:, OUTCOMES.index("bid")], answers.sum(axis=1)
