@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 ERASED_S = 60.0  # for the writer's answer: an erasure rewrites files
-SOON_S = 5.0  # for all others
+SOON_S, RETRY_S = 3.0, 1.0  # for all others; after silence
 HEARD_S = 1.0  # within which every bid worker knows of it, and remembers the user no more
 
 
@@ -74,6 +74,7 @@ class _Office:
     def __init__(self, paths: Paths, tables: Path) -> None:
         self.paths, self.tables = paths, tables
         self.store = open_store(paths.store, timeout_ms=1000.0)
+        self._silent_until_s = 0.0  # a page asks several times, and one wait for a stalled writer is enough
 
     def erase(self, user_id: str) -> Mapping[str, int]:
         """Remove a user from log and tables first, whose events could bring a profile back, then from the store."""
@@ -129,7 +130,13 @@ class _Office:
         return pl.read_parquet(self.tables / "ads.parquet")
 
     def _ask(self, question: Question, timeout_s: float) -> Any:
-        answer = ask_once(self.paths.writer, question, Reply, timeout_s=timeout_s)
+        if timeout_s == SOON_S and time.monotonic() < self._silent_until_s:
+            raise PeerError(f"{self.paths.writer.name}: no answer a moment ago")
+        try:
+            answer = ask_once(self.paths.writer, question, Reply, timeout_s=timeout_s)
+        except PeerError:
+            self._silent_until_s = time.monotonic() + RETRY_S
+            raise
         if isinstance(answer, Failed):
             raise PeerError(f"the writer: {answer.why}")
         return answer

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
+import signal
 import time
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -40,7 +42,7 @@ class Browser:
         assert answer.status_code == 200, answer.text
         return answer.text
 
-    @property
+    @functools.cached_property
     def csrf(self):
         return re.search(r'name="csrf" value="([^"]+)"', self.get())[1]
 
@@ -84,7 +86,7 @@ def test_traffic_shows(bidder, page):
         assert counted(after, name) == counted(before, name) + grown, name
     assert float(figure(after, "Requests a second")) > 0 and "%" in figure(after, "Fill")
     assert float(figure(after, "Latency p99")) > 0
-    assert "all parts answer" in after
+    until(lambda: "all parts answer" in page.get("/status/now"), "all parts there")
 
 
 def test_spend_ads_and_a_request_show(bidder, page):
@@ -110,6 +112,23 @@ def test_spend_ads_and_a_request_show(bidder, page):
 def until_row(page, path, wanted="2.00 USD", **query):
     until(lambda: wanted in page.get(path, **query), f"{wanted} at {path}")
     return page.get(path, **query)
+
+
+def test_while_the_writer_stalls_the_page_says_so_and_shows_the_rest(bidder, page):
+    campaign_id, ad_id = bidder.campaign(name="Still here")
+    assert page.csrf
+    bidder.signal("writer", signal.SIGSTOP)
+    try:
+        until(lambda: "away: writer" in page.get("/status/now"), "said to be away")
+        campaigns = page.get("/status/campaigns", campaign=campaign_id)
+        assert "writer.sock: no answer" in campaigns and "Still here" in campaigns
+        start_s = time.monotonic()
+        assert page.get().count("writer.sock: no answer") == 3  # campaigns, ads, request
+        assert time.monotonic() - start_s < 8, "it waits for the writer once, not for each piece"
+        assert page.act("ads", "pause", ad_id, **PARTIAL).status_code == 200
+    finally:
+        bidder.signal("writer", signal.SIGCONT)
+    until(lambda: "all parts answer" in page.get("/status/now"), "back")
 
 
 @pytest.mark.parametrize("piece", ["ads", "campaigns"])
