@@ -1,5 +1,6 @@
-"""The management API: campaigns, ads, keys, origins, users' rights, import, reports. It listens on a port of its own,
-which it shares with the status page (`status`).
+"""The management API: campaigns, ads, keys, origins, users' rights, import, reports.
+
+It listens on a port of its own, which it shares with the status page (`leadre.serve.manage.status`).
 
 Every endpoint but `/health` wants a key. An operator's key may do everything; an advertiser's sees and changes its own
 account, and for all else gets the same 404 as for what does not exist. Such a key cannot choose the ID of what it makes
