@@ -27,7 +27,7 @@
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
       scales: { y: { range: (_, __, most) => [0, chart === "fill" ? 100 : Math.max(1, 1.1 * most)] } },
       padding: [8, 24, 0, 0],
-      axes: [{ ...axis, values: clock, size: 28 }, { ...axis, size: 44 }],
+      axes: [{ ...axis, values: clock, size: 28, space: 76 }, { ...axis, size: 44 }],
       series: [{ label: "UTC", value: (_, seconds) => (seconds == null ? "–" : clock(_, [seconds], 0, 0, 1)[0]) }, ...lines],
     };
   }
