@@ -107,7 +107,7 @@ class Desk:
                     found = self.ledger.apply([*question.releases, *question.asks], now_us)[len(question.releases) :]
                     replies.append(Leases([each if isinstance(each, Lease) else None for each in found]))
                 case Recent():
-                    replies.append(Found(self._recent.get(question.request_id)))
+                    replies.append(Found(self._found(question.request_id)))
                 case Counts():
                     replies.append(Counted(self._by_ad))
                 case Reports():
@@ -245,17 +245,18 @@ class Desk:
         while len(self._recent) > 2 * REMEMBERED:
             self._recent.popitem(last=False)
 
+    def _found(self, name: str) -> Answered | None:
+        """The request of this name; "" is the newest."""
+        return self._recent.get(name or next(reversed(self._recent), ""))
+
     def _without_erased(self, record: Answered) -> Answered:
         return eventlog.without_user(record) if record.user_id and record.user_id in self.erased else record
 
     def _days(self, asked: Reports) -> list[Day]:
         """Days of campaigns that touch a span of time, in order."""
         wanted = set(asked.campaigns)
-        return [
-            Day(campaign_id, day, *counts)
-            for (campaign_id, day), counts in sorted(self._by_day.items())
-            if campaign_id in wanted and self._overlaps(campaign_id, day, asked)
-        ]
+        days = [(key, counts) for key, counts in self._by_day.items() if key[0] in wanted]
+        return [Day(*key, *counts) for key, counts in sorted(days) if self._overlaps(*key, asked)]
 
     def _overlaps(self, campaign_id: str, day: str, asked: Reports) -> bool:
         row = self._book.row_of_campaign.get(campaign_id)
