@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from leadre import __version__, config
-from leadre.errors import ArtifactError, InputError, StoreDown
+from leadre.errors import ArtifactError, InputError, ParityError, StorageError, StoreDown
 
 # Imported only when asked for: --help must not wait for torch. Each module has `Config` and `run(config)`.
 VERBS = {
@@ -21,12 +21,14 @@ VERBS = {
     "tune-dpo": "leadre.tune.run_dpo",
     "generate": "leadre.generate.run",
     "generate-lists": "leadre.generate.run_lists",
+    "generate-switch": "leadre.generate.run_switch",
     "serve": "leadre.serve.run",
     "serve-key": "leadre.serve.run_key",
     "serve-backup": "leadre.serve.run_backup",
     "serve-restore": "leadre.serve.run_restore",
     "evaluate": "leadre.evaluate.run",
     "evaluate-ablation": "leadre.evaluate.run_ablation",
+    "evaluate-replay": "leadre.evaluate.run_replay",
 }
 # of a verb with several; `tune --stage dpo` is `tune-dpo`
 FIRST_STAGE = {"tune": "sft", "generate": "requests", "serve": "bids", "evaluate": "retrieval"}
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status: 0 done, 2 for the user to mend (one line on stderr), 130 interrupted."""
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
-    except (InputError, ArtifactError, StoreDown) as error:
+    except (InputError, ArtifactError, ParityError, StorageError, StoreDown) as error:
         print(f"leadre: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -33,12 +33,14 @@ SECTIONS = (
     "tune-dpo",
     "generate",
     "generate-lists",
+    "generate-switch",
     "serve",
     "serve-key",
     "serve-backup",
     "serve-restore",
     "evaluate",
     "evaluate-ablation",
+    "evaluate-replay",
 )
 
 T = TypeVar("T")

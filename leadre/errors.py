@@ -61,5 +61,9 @@ class ExpiredError(TokenError):
     """A token of ours whose time is over."""
 
 
+class ParityError(LeadreError):
+    """A logged request was answered otherwise in a replay. The message says how many, and what tells of each."""
+
+
 class StorageError(LeadreError):
     """The disk is full or failed. What was being written is not there; what was acknowledged before is."""

@@ -24,7 +24,7 @@ GENERATIONS = Counter("leadre_generations", "Questions to the language model", [
 GENERATE_S = Histogram("leadre_generate_seconds", "Waiting for the language model", buckets=LATENCY_S)
 EVENTS = Counter("leadre_events", "Events that came back", ["kind", "outcome"])
 CHARGED_NANOS = Counter("leadre_charged_nanos", "Charged to advertisers", ["currency"])
-WRITTEN_OFF_NANOS = Counter("leadre_written_off_nanos", "Events that no budget was left for", ["currency"])
+WRITTEN_OFF_NANOS = Counter("leadre_written_off_nanos", "Owed for events, with no budget left to pay it", ["currency"])
 PARTS = ("store", "writer", "model")  # without which bids go on
 DEGRADED = Gauge("leadre_degraded", "1 while store, writer or model is away", ["part"], multiprocess_mode="livemax")
 

@@ -48,7 +48,7 @@ def write(paths: Paths, folder: Path) -> artifact.Artifact:
         _copy_files([paths.tables / training.POSITION, *_visible(paths.tables)], paths.tables, copy.tables)
         _copy_files(eventlog.segments(paths.events), paths.events, copy.events)
         _copy_database(paths.book, records.MIGRATIONS, copy.book)
-        _copy_files([paths.keys, paths.erased], paths.folder, copy.folder)
+        _copy_files([paths.keys, paths.draws, paths.erased], paths.folder, copy.folder)
         _check(copy)
         lists = _lists_of(paths)
         if lists is not None:

@@ -39,6 +39,11 @@ class Paths:
         return self.folder / "token.keys"
 
     @property
+    def draws(self) -> Path:
+        """The key that decides, with a request's ID, what is drawn for it."""
+        return self.folder / "draws.key"
+
+    @property
     def erased(self) -> Path:
         """Who was erased, as keyed hashes; written by the writer."""
         return self.folder / "erased"

@@ -9,7 +9,7 @@ Letters: A ads of the book, K candidates.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,13 +21,14 @@ from leadre.serve import consent, creatives, openrtb
 from leadre.serve.book.eligibility import Snapshot
 from leadre.serve.book.objects import Objects
 from leadre.serve.budgets import Budgets
+from leadre.serve.draws import Draws
 from leadre.serve.events.tokens import Token, event_url, nonce
 from leadre.serve.memory import Memory
 from leadre.serve.openrtb import NoBid, Rendered
 from leadre.serve.processes.messages import Generated, Wanted
 from leadre.serve.settings import Settings
 from leadre.store.contract import Cap, StoredList, is_possible
-from leadre.types import Bid, Campaign, Impression, Permissions, Request, Source
+from leadre.types import Bid, Impression, Permissions, Request, Source
 
 CONSIDERED = 20  # candidates of a place, among which exploration draws
 LEAST_S = 0.005  # with less time left no other process is asked
@@ -41,17 +42,23 @@ class Market:
     """What can be bought at one moment; a request keeps the one it began with.
 
     ``expected_nanos_A`` is what one impression of each ad is worth to its advertiser, and so its price: the bid times
-    the observed rate of what it pays for. ``objects`` are those that the language model knows.
+    the observed rate of what it pays for, as the log has it up to record ``counted``. ``objects`` are those that the
+    language model knows.
     """
 
     book: Snapshot
     expected_nanos_A: NDArray[np.int64]
     objects: Objects
+    counted: int = 0
 
 
 @dataclass
 class Bidder:
-    """What requests are answered from. ``market`` is replaced as it changes; no ``generate``: no language model."""
+    """What requests are answered from. ``market`` is replaced as it changes; no ``generate``: no language model.
+
+    ``held``: in a replay, what became of a bid (place, ad) that wanted budget and a place under its cap: "bid" or what
+    was missing. It depended on all other requests of that moment, so the log has to say it.
+    """
 
     settings: Settings
     market: Market
@@ -60,28 +67,39 @@ class Bidder:
     generate: Callable[[Wanted], Awaitable[Generated]] | None
     sign: Callable[[Token], str]
     new_id: Callable[[], str]
-    rng: np.random.Generator
+    draws: Draws
     clock: Callable[[], float] = time.monotonic
+    held: Callable[[str, str], str] | None = None
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Rows of the book [K] and their log-probabilities by whoever named them, best first."""
+    """Rows of the book [K] and their log-probabilities by whoever named them, best first.
+
+    ``history_us``: when the last thing happened that the language model was told of. ``is_cut``: its answer was cut
+    short by the deadline.
+    """
 
     source: Source
     rows_K: NDArray[np.int64]
     log_p_K: NDArray[np.float64]
     version: str = ""
     made_at_us: int = 0
+    history_us: int = 0
+    is_cut: bool = False
 
 
 @dataclass
 class Place:
-    """An impression, which ads may be shown there, and what became of the candidates: row of the book -> verdict."""
+    """An impression, which ads may be shown there, and what became of the candidates: row of the book -> verdict.
+
+    ``considered``: the rows among which was drawn.
+    """
 
     imp: Impression
     eligible_A: NDArray[np.bool_]
     verdicts: dict[int, str] = field(default_factory=dict)
+    considered: Sequence[int] = ()
     bid: Bid | None = None
     lease_id: int = 0
     cap_id: str = ""
@@ -89,7 +107,10 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What is offered, or why nothing is, and what is to be remembered of how it came about."""
+    """What is offered, or why nothing is, and what is to be remembered of how it came about.
+
+    ``versions``: of what it was made from.
+    """
 
     request_id: str  # ours, as callers may use theirs twice
     permitted: Permissions
@@ -98,6 +119,7 @@ class Answer:
     user_id: str = ""  # "" where it may not be kept
     places: Sequence[Place] = ()
     candidates: Candidates | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,7 +148,7 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float)
     asked = _Asked(request, request_id, permitted, user_id, market, bidder, now_us)
     masks = market.book.masks(request, now_us, _segments(asked))
     places = [Place(imp, eligible_A) for imp, eligible_A in zip(request.imps, masks, strict=True)]
-    found = _stored(bidder.memory.listed(user_id), "stored", market.book)  # the store is down: a stranger
+    found = listed = _stored(bidder.memory.listed(user_id), "stored", market.book)  # the store is down: a stranger
     if not _any_eligible(found, places):  # no list, or nothing of it is live
         found = await _generated(asked, places, until_s)
     if permitted.contextual and not _any_eligible(found, places):  # no model, no history or no time
@@ -144,7 +166,20 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float)
         user_id=user_id,
         places=places,
         candidates=found,
+        versions=_versions(market, listed, found),
     )
+
+
+def _versions(market: Market, listed: Candidates, found: Candidates) -> dict[str, str]:
+    """Of the book, the counts behind its prices, the user's own list, and whatever else the candidates came from."""
+    versions = {"book": str(market.book.version), "counts": str(market.counted)}
+    if listed.version:
+        versions["lists"] = listed.version
+    if found.source == "contextual":
+        versions["everybody"] = found.version
+    if found.source == "generated" and len(found.rows_K):
+        versions |= {"model": found.version, "history": str(found.history_us)}
+    return versions
 
 
 def _segments(asked: _Asked) -> Sequence[str]:
@@ -188,7 +223,15 @@ async def _generated(asked: _Asked, places: Sequence[Place], until_s: float) -> 
     except PeerError:
         return nothing
     rows_K, log_p_K = objects.ads_of(answer.objects, answer.log_p, eligible_A)
-    return Candidates("generated", rows_K, log_p_K, objects.version, asked.now_us)
+    return Candidates(
+        "generated",
+        rows_K,
+        log_p_K,
+        objects.version,
+        made_at_us=asked.now_us,
+        history_us=profile.recent[-1].at_us,
+        is_cut=not answer.is_complete,
+    )
 
 
 def _any_eligible(found: Candidates, places: Sequence[Place]) -> bool:
@@ -217,15 +260,17 @@ def _choose(asked: _Asked, place: Place, found: Candidates, others: Sequence[Bid
         currency = book.campaigns[campaign].currency
         verdict = "shown in another place" if book.ads[row].ad_id in taken else ""
         verdict = verdict or _unfit(price_nanos, floors[currency], currency, spoken)
-        place.verdicts[row] = verdict or "not drawn"
         if not verdict and len(left) < CONSIDERED:
             left.append((row, price_nanos))
+            verdict = "not drawn"
+        place.verdicts[row] = verdict or "not among the best"
+    place.considered, share = [row for row, _ in left], bidder.settings.exploration
     while left:
-        explores = bidder.rng.random() < bidder.settings.exploration
-        drawn = int(bidder.rng.integers(len(left))) if explores else 0
-        propensity = bidder.settings.exploration / len(left) + (1 - bidder.settings.exploration) * (drawn == 0)
+        explores, which = bidder.draws.pair(asked.request_id, imp.imp_id, len(left))
+        drawn = int(which * len(left)) if explores < share else 0
+        propensity = share / len(left) + (1 - share) * (drawn == 0)
         row, price_nanos = left.pop(drawn)
-        place.verdicts[row] = _hold(asked, place, book.campaigns[book.campaign_A[row]], price_nanos)
+        place.verdicts[row] = _hold(asked, place, row, price_nanos)
         if place.verdicts[row] == "bid":
             place.bid = _bid(book, row, imp, price_nanos, bidder.new_id(), found.source, propensity)
             return
@@ -246,14 +291,17 @@ def _floor_nanos(imp: Impression, currency: str) -> int | None:
     return None if floor_nanos is None else max(floor_nanos, 1)
 
 
-def _hold(asked: _Asked, place: Place, campaign: Campaign, price_nanos: int) -> str:
+def _hold(asked: _Asked, place: Place, row: int, price_nanos: int) -> str:
     """Take what a bid needs: budget, and a place under the frequency cap. "bid", or what was missing."""
-    bidder, user_id, now_us = asked.bidder, asked.user_id, asked.now_us
+    bidder, user_id, now_us, book = asked.bidder, asked.user_id, asked.now_us, asked.market.book
+    campaign = book.campaigns[book.campaign_A[row]]
     if asked.request.is_test:  # neither charged nor counted
         return "bid"
+    if campaign.cap_per_day and not user_id:
+        return "cap cannot be counted"  # a stranger may have seen it any number of times
+    if bidder.held is not None:
+        return bidder.held(place.imp.imp_id, book.ads[row].ad_id)
     if campaign.cap_per_day:
-        if not user_id:
-            return "cap cannot be counted"  # a stranger may have seen it any number of times
         day = day_of(now_us, campaign.zone).toordinal() - EPOCH_DAY
         cap = Cap(campaign.campaign_id, day, campaign.cap_per_day)
         until_us = now_us + bidder.settings.token_s * SECOND_US

@@ -49,8 +49,6 @@ def run(config: Config) -> None:
     first.fill(paths, tables)
     first.check_exposure(paths, (config.host,))
     first.make_key(paths)
-    model = config.folder("tune-dpo") if config.folder("tune-dpo").exists() else config.folder("tune-sft")
-    has_model = config.generate and model.exists()
     plan = supervisor.Plan(
         paths=paths,
         settings=settings_of(config),
@@ -61,12 +59,18 @@ def run(config: Config) -> None:
         timing=supervisor.Timing(tmax_ms=config.tmax_ms, network_ms=config.network_ms, shed_ms=config.shed_ms),
         tables=config.folder("data"),
         codebook=config.folder("semid"),
-        model=model if has_model else None,
+        model=model_of(config),
         beam=config.beam,
         retain_days=config.retain_days,
     )
     progress.say(f"serve: bids at {settings_of(config).public_url}, management at {config.host}:{config.manage_port}")
     supervisor.run(plan)
+
+
+def model_of(config: Config) -> Path | None:
+    """The model that answers online: the last that was tuned; None where there is none, or none is wanted."""
+    tuned = (config.folder("tune-dpo"), config.folder("tune-sft"))
+    return next((folder for folder in tuned if config.generate and folder.exists()), None)
 
 
 def paths_of(config: Config) -> Paths:

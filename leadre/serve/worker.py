@@ -19,7 +19,6 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 import msgspec
-import numpy as np
 
 from leadre import database, telemetry
 from leadre.auction.orders import Ask, Lease, Order, Release
@@ -31,6 +30,7 @@ from leadre.serve.book.objects import Objects
 from leadre.serve.book.values import Counts as ByAd
 from leadre.serve.book.values import expected_nanos
 from leadre.serve.budgets import Budgets
+from leadre.serve.draws import Draws
 from leadre.serve.events.erased import ErasedUsers
 from leadre.serve.events.eventlog import Answered
 from leadre.serve.events.tokens import Keys
@@ -56,10 +56,11 @@ from leadre.serve.processes.messages import (
     Wanted,
 )
 from leadre.serve.processes.peers import Client
-from leadre.serve.respond import CONSIDERED, Answer, Bidder, Market, respond
+from leadre.serve.record import digest, record
+from leadre.serve.respond import Answer, Bidder, Market, respond
 from leadre.serve.settings import Settings
 from leadre.store import open_store
-from leadre.types import Candidate, EventKind, Impression, Request, Signals
+from leadre.types import EventKind, Impression, Request, Signals
 
 BOOK_S, BUDGETS_S, RECORDS_S, COUNTS_S = 0.2, 0.05, 0.02, 5.0  # between renewals
 HELLO_S, STORE_S, TELL_S = 1.0, 1.0, 1.0
@@ -67,6 +68,7 @@ WRITER_S = 2.0  # how long an event waits for the disk
 LATE_US = 7 * 86_400_000_000  # conversions come so late; the writer is stricter with the others
 MOST_WAITING = 10_000  # records that a stalled writer may leave with us; later ones are lost
 AT_ONCE = 500  # of them
+PARTS = ("store", "writer", "model")  # that may be away
 
 
 class Recommend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,6 +113,7 @@ class Worker:
     ) -> None:
         self.paths, self.settings, self._has_model = paths, settings, has_model
         self.network_s, self.default_tmax_s, self.shed_s = network_ms / 1000, default_tmax_ms / 1000, shed_ms / 1000
+        self._options = digest(settings)
         self._records: list[Answered] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._numbers = itertools.count()
@@ -134,7 +137,7 @@ class Worker:
             generate=None,
             sign=self._keys.sign,
             new_id=self._new_id,
-            rng=np.random.default_rng(),
+            draws=Draws.open(self.paths.draws),
         )
         self.origins = auth.read_origins(self._connection)
         for every_s, renew in (
@@ -251,7 +254,8 @@ class Worker:
         if found is not None and found.source == "stored" and found.made_at_us:
             telemetry.LIST_AGE_S.observe((now_us - found.made_at_us) / 1e6)
         if len(self._records) < MOST_WAITING:
-            self._records.append(_record(request, answer, now_us, self.bidder.market.book))
+            is_down, book = self.bidder.memory.is_down, self.bidder.market.book
+            self._records.append(record(request, answer, now_us, book, self._options, is_degraded=is_down))
 
     async def _flush(self) -> None:
         """Hand over what was answered; it stays with us until the writer has said that it has it."""
@@ -269,7 +273,9 @@ class Worker:
         objects = market.objects
         if book.ads is not market.book.ads:
             objects = Objects(objects.ids, book.ads, objects.version)
-        self.bidder.market = Market(book, expected_nanos(book, self._counts), objects)
+        self.bidder.market = replace(
+            market, book=book, expected_nanos_A=expected_nanos(book, self._counts), objects=objects
+        )
 
     async def _renew_erased(self) -> None:
         self._erased.follow()
@@ -291,7 +297,8 @@ class Worker:
         assert isinstance(answer, Counted), answer
         self._counts = answer.by_ad
         market = self.bidder.market
-        self.bidder.market = replace(market, expected_nanos_A=expected_nanos(market.book, self._counts))
+        worth_A = expected_nanos(market.book, self._counts)
+        self.bidder.market = replace(market, expected_nanos_A=worth_A, counted=answer.last)
 
     async def _greet(self) -> None:
         """Learn which objects the language model knows, whenever there is a new one."""
@@ -353,30 +360,6 @@ def _end_with(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         os.kill(os.getpid(), signal.SIGTERM)
         raise error
-
-
-def _record(request: Request, answer: Answer, now_us: int, book: Snapshot) -> Answered:
-    """What the log keeps of a request; of its user only what measuring or profiling was allowed."""
-    found, is_kept = answer.candidates, answer.permitted.measure or answer.permitted.add_to_profile
-    rows = [] if found is None else found.rows_K[:CONSIDERED].tolist()
-    return Answered(
-        request_id=answer.request_id,
-        asked_id=request.request_id,
-        at_us=now_us,
-        user_id=answer.user_id if is_kept else "",
-        placements={imp.imp_id: imp.placement_id for imp in request.imps if imp.placement_id},
-        candidates=tuple(
-            Candidate(ad_id=book.ads[row].ad_id, source=found.source, log_p=log_p)
-            for row, log_p in zip(rows, found.log_p_K.tolist(), strict=False)
-        )
-        if found is not None
-        else (),
-        verdicts={place.imp.imp_id: tuple(place.verdicts.get(row, "") for row in rows) for place in answer.places},
-        bids=tuple(each.bid for each in answer.rendered),
-        reason=answer.reason.name.lower() if answer.reason else "",
-        versions={"lists": found.version} if found is not None and found.version else {},
-        is_test=request.is_test,
-    )
 
 
 def _plain(rendered: Rendered, book: Snapshot) -> dict[str, Any]:

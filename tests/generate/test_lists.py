@@ -173,7 +173,11 @@ def test_a_run_that_stops_half_way_changes_nothing_and_goes_on(work, undisturbed
         assert main(argv("generate", work, f"{LISTS} --store {spec}")) == 0
     assert len(calls) == 3 + 60 // 4 - 2
     assert lines_of(spec) == undisturbed
-    assert store.rollback() == "old"
+    new = store.versions().current
+    for flags, current in (("", "old"), (f" --to {new}", new)):
+        assert main(argv("generate", work, f"--stage switch --store {spec}{flags}")) == 0
+        assert store.versions().current == current
+    assert main(argv("generate", work, f"--stage switch --store {spec} --to none-such")) == 2
     store.close()
 
 

@@ -4,6 +4,7 @@ import shutil
 import threading
 import time
 
+import polars as pl
 import pytest
 
 from leadre import artifact
@@ -211,3 +212,11 @@ def test_lists_that_lie_elsewhere_are_restored_there(served, tmp_path):
     store.close()
     on_a_server = Paths(folder=served.folder, store="redis://127.0.0.1:1/0")
     assert not (backup.write(on_a_server, tmp_path / "without").path / "lists").exists()
+
+
+def test_a_writer_that_ends_leaves_tables_up_to_its_log(served):
+    with Traffic(served):
+        pass
+    numbers = [entry.number for entry in eventlog.read(served.events)]
+    assert training.position(served.tables) == numbers[-1] > 10
+    assert pl.read_parquet(served.tables / "events").height > 0

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -42,6 +42,10 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
     bids: tuple[Bid, ...] = ()  # what was chosen, with propensity and price
     reason: str = ""  # why there is no bid
     asked_id: str = ""  # the caller's ID of the request
+    asked: dict[str, Any] = {}  # the request as far as it decides; see `leadre.serve.record`
+    is_known: bool = False  # what we know of its user was looked at
+    is_degraded: bool = False  # the store was down
+    is_cut: bool = False  # the language model's answer was cut short by the deadline
     versions: dict[str, str] = {}  # artifact -> version
     is_test: bool = False
 
@@ -308,7 +312,8 @@ def _without(record: Record, user_id: str) -> Record:
 
 def without_user(record: Answered) -> Answered:
     """The same request, asked by nobody."""
-    return msgspec.structs.replace(record, user_id="")
+    asked = {name: value for name, value in record.asked.items() if name != "segments"}
+    return msgspec.structs.replace(record, user_id="", asked=asked)
 
 
 def _write(file: int, data: bytes) -> None:

@@ -5,6 +5,7 @@ One thread calls it, in batches (`Desk.settle`) and between them (`Desk.tend`).
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import msgspec
 from leadre import database, telemetry
 from leadre.auction.ledger import Ledger, day_of
 from leadre.auction.orders import Budget, Lease
-from leadre.errors import StoreDown, TokenError
+from leadre.errors import StorageError, StoreDown, TokenError
 from leadre.serve import openrtb
 from leadre.serve.book import eligibility, records
 from leadre.serve.events import eventlog, training
@@ -79,7 +80,9 @@ class Desk:
         self._budget_campaigns(time.time_ns() // 1000)
 
     def close(self) -> None:
-        """Let go of all files."""
+        """Bring the tables for training up to the log, where the disk allows it, and let go of all files."""
+        with contextlib.suppress(StorageError):
+            training.compact(self.paths.events, self.paths.tables, self._book.ads)
         self.log.close()
         self.ledger.close()
         self._store.close()
@@ -109,7 +112,7 @@ class Desk:
                 case Recent():
                     replies.append(Found(self._found(question.request_id)))
                 case Counts():
-                    replies.append(Counted(self._by_ad))
+                    replies.append(Counted(dict(self._by_ad), self._counted))  # a copy: the counts go on
                 case Reports():
                     replies.append(Reported(self._days(question)))
                 case Erase():
@@ -161,6 +164,8 @@ class Desk:
         for report, effect in zip(reports, effects, strict=True):
             if effect.record is not None:
                 self._count(effect.record)
+                unpaid_nanos = effect.record.owed_nanos - effect.charged_nanos
+                telemetry.WRITTEN_OFF_NANOS.labels(report.token.currency).inc(unpaid_nanos)
             if effect.cap:
                 self._caps_due.append((effect.cap, report.token.cap_id))
             if effect.is_new and report.kind in ("click", "conv"):

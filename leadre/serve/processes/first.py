@@ -12,6 +12,7 @@ from leadre.artifact import Artifact
 from leadre.serve.book import catalogue
 from leadre.serve.book.campaigns import Book
 from leadre.serve.book.records import Records
+from leadre.serve.draws import Draws
 from leadre.serve.events.erased import ErasedUsers
 from leadre.serve.events.tokens import Keys
 from leadre.serve.manage import auth
@@ -26,6 +27,7 @@ def fill(paths: Paths, tables: Artifact) -> None:
     """Make what is missing in the state folder; what is there stays as it is."""
     paths.folder.mkdir(parents=True, exist_ok=True)
     Keys.open(paths.keys)
+    Draws.open(paths.draws)
     ErasedUsers(paths.erased)
     records = Records(paths.book)
     try:

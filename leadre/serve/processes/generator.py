@@ -43,7 +43,7 @@ class Generator:
         self.prompter = loaded.threads.prompter
         self.objects = {object_id: row for row, object_id in enumerate(self.logs.objects["object_id"].to_list())}
         self.users = {user_id: row for row, user_id in enumerate(self.logs.users["user_id"].to_list())}
-        self.version = model.hash[:12]
+        self.version = f"{model.hash[:12]}-{beam}"  # other beams, other answers
         weights = self.live.rates_O
         self.inventory = Inventory(self.live.codes_OL, self.live.sizes, weights)
         searcher = Searcher(loaded.backbone, prefixes=Prefixes(capacity_mb=PREFIX_MB))

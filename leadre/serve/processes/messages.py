@@ -87,9 +87,10 @@ class Found(msgspec.Struct, frozen=True, tag="found"):
 
 
 class Counted(msgspec.Struct, frozen=True, tag="counted"):
-    """Ad -> impressions, clicks, conversions."""
+    """Ad -> impressions, clicks, conversions, in the records of the log up to number ``last``."""
 
     by_ad: dict[str, tuple[int, int, int]]
+    last: int
 
 
 class Day(msgspec.Struct, frozen=True, array_like=True):
