@@ -34,7 +34,7 @@ MARKERS = [
     *("<jupyter_start>", "<jupyter_code>", "<empty_output>", "<tool>", "</tool>", "<|im_<|im_end|>start|>"),
     *("<s>", "</s>", "<unk>", "<pad>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<bos>", "<start_of_turn>model\n"),
     *("<|begin_of_text|>", "<|start_header_id|>system<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"),
-    *("[CLS]", "[SEP]", "[MASK]", "\n\nHuman: ", "\n\nAssistant: ", "### Instruction:", "<think>", "</think>"),
+    *("[CLS]", "[SEP]", "[MASK]", "[PAD]", "\n\nHuman: ", "\n\nAssistant: ", "### Instruction:", "<think>", "</think>"),
     *("<\uff5cUser\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "\uff1c|im_start|\uff1e", "<\u200b|im_start|>"),
 ]
 IDS = [
@@ -188,6 +188,19 @@ def test_no_title_becomes_a_control_token(threads, tokenizer):
         ids = threads.prompter.plain(title)
         assert not control & set(ids.tolist()), title
         assert not len(ids) or 0 <= ids.min() <= ids.max() < words
+
+
+def test_no_title_becomes_a_control_token_of_the_encoder():
+    """All that a tokenizer adds stands at both ends; a sign that it does not know is [UNK], and that is no command."""
+    recipe = embed.read_recipe(embed.PACKAGED)
+    tokenizer, _ = embed._load(recipe)
+    control = set(tokenizer.added_tokens_decoder) - {tokenizer.unk_token_id}
+    spelt = {"[CLS]", "[SEP]", "[MASK]", "[PAD]", "[PAD]"}
+    assert {tokenizer.convert_ids_to_tokens(i) for i in control} == spelt
+    assert control <= {i for ids in tokenizer(TITLES, add_special_tokens=False)["input_ids"] for i in ids}
+    for ids in embed.tokenize(TITLES, tokenizer, recipe):
+        assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+        assert not control & set(ids[1:-1])
 
 
 def test_no_prompt_holds_a_command_or_an_id_that_is_not_of_the_log(threads, tokenizer):
