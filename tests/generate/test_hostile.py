@@ -195,7 +195,7 @@ def test_no_title_becomes_a_control_token_of_the_encoder():
     recipe = embed.read_recipe(embed.PACKAGED)
     tokenizer, _ = embed._load(recipe)
     control = set(tokenizer.added_tokens_decoder) - {tokenizer.unk_token_id}
-    spelt = {"[CLS]", "[SEP]", "[MASK]", "[PAD]", "[PAD]"}
+    spelt = {"[CLS]", "[SEP]", "[MASK]", "[PAD]"}
     assert {tokenizer.convert_ids_to_tokens(i) for i in control} == spelt
     assert control <= {i for ids in tokenizer(TITLES, add_special_tokens=False)["input_ids"] for i in ids}
     for ids in embed.tokenize(TITLES, tokenizer, recipe):
