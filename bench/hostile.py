@@ -8,10 +8,10 @@ place of the one it copies, and live in every visit of a sample. An advertiser t
 It has the encoder and the codebook, and knows what a newcomer is worth at every path of the catalogue from the model's
 own answers to other visits; what it may not do is change brand and category, or look at the visits that count.
 
-Exposure of an ad: 1/log2(1 + rank) in the list of 20 that beam search returns, zero outside of it, the mean over test
-visits of as many households; a list of the mean over ads is divided by that of honest titles (``*_ratio``, with a 95 %
-bootstrap interval over ads), since an ad that was never listed has no ratio of its own. Each ad has one in the
-probability that the model writes its ID (``*_chance_*``: median, mean and 95th percentile of after / before).
+Measures of an ad are means over test visits of as many households. ``exposure`` is 1/log2(1 + rank) among all live ads,
+so that an ad which no list holds has one too; ``chance``, the probability that the model writes its ID, tells more
+apart where ranks are low; ``listed`` is how often it is among the best 20. ``*_ratio`` are those of single ads, climbed over
+honest.
 
 - ``raw``: the text is embedded as it was written.
 - ``clean``: after `leadre.data.text`.
@@ -43,7 +43,7 @@ from leadre.semid import embed
 from leadre.semid.trie import build
 
 Paths = NDArray[np.int64]  # [N, L]
-BEAM, TOP = 24, 20  # as in `leadre generate`
+TOP = 20  # ads of a list, as in `leadre generate`
 TARGETS, CHILDREN, FINALISTS = 48, 32, 3
 TRICKS = (
     "\u200b",
@@ -85,6 +85,22 @@ def clean(listing: Listing, suffix: str) -> str:
 ARMS: dict[str, Write] = {"raw": raw, "clean": clean}
 
 
+@dataclass(frozen=True)
+class Places:
+    """Of N newcomers in V visits: the probability that the model writes them, and their rank among all that is live."""
+
+    chance_VN: NDArray[np.float64]
+    rank_VN: NDArray[np.int64]
+
+    def measures(self) -> dict[str, NDArray[np.float64]]:
+        """Of each newcomer, the mean over visits: [N] each."""
+        return {
+            "exposure": (1 / np.log2(1 + self.rank_VN)).mean(0),
+            "chance": self.chance_VN.mean(0),
+            "listed": (self.rank_VN <= TOP).mean(0),
+        }
+
+
 class Market:
     """A run's model, IDs and log."""
 
@@ -120,47 +136,72 @@ class Market:
         at = {object_id: o for o, object_id in enumerate(logs.objects["object_id"])}
         return [Listing(t, b or "", tuple(c or ()), d or "", at[o]) for t, b, c, d, o in rows.iter_rows()]
 
-    def asks(self, thread: Any, paths: Paths, originals: Sequence[int]) -> list[Ask]:
-        """One ask for each newcomer, which is the last row of its trie; its original is not live."""
-        r, found = int(thread.requests[0]), []
-        objects = self.live.objects(r)
-        for path, original in zip(paths, originals, strict=True):
-            others = objects[objects != original]
-            codes_NL = np.vstack([self.live.codes_OL[others], path])
-            weights_N = np.append(self.live.rates_O[others], self.weight)
-            trie = build(codes_NL, self.live.sizes, weights_N)
-            found.append(Ask(int(thread.ends[0]), trie, np.append(others, 0)))
-        return found
-
     @torch.inference_mode()
-    def chances(self, visits: Sequence[Any], paths: Paths, originals: Sequence[int]) -> NDArray[np.float64]:
-        """The probability of each newcomer within its live set, [visits, N]."""
-        chances = np.empty((len(visits), len(paths)))
+    def place(self, visits: Sequence[Any], paths: Paths, originals: Sequence[int]) -> Places:
+        """What newcomers at these paths get in each visit, one at a time, each in the place of its original."""
+        shape, (apart, of_N) = (len(visits), len(paths)), np.unique(originals, return_inverse=True)
+        found = Places(np.empty(shape), np.empty(shape, np.int64))
         for v, thread in enumerate(visits):
-            asks = self.asks(thread, paths, originals)
-            search = Search(self.engine.searcher, [(thread.ids, asks[:1])], Policy(1))
-            tries, places = [ask.trie for ask in asks], np.arange(len(asks))
-            rows, log_p_N = search._rows(np.zeros(len(asks), np.int64), tries), np.zeros(len(asks))
-            states = [trie.roots(1) for trie in tries]
-            for level in range(paths.shape[1]):
-                if level:
-                    rows.write(level - 1, paths[:, level - 1], places)
-                prior = np.concatenate([t.log_prior(s, level) for t, s in zip(tries, states, strict=True)])
-                log_p_N += rows.log_p(level, prior).double().cpu().numpy()[places, paths[:, level]]
-                states = [t.step(s, p[level : level + 1], level) for t, s, p in zip(tries, states, paths, strict=True)]
-            chances[v] = np.exp(log_p_N)
-        return chances
+            objects = self.live.objects(int(thread.requests[0]))
+            codes_NL, weights_N = self.live.codes_OL[objects], self.live.rates_O[objects]
 
-    def exposures(self, visits: Sequence[Any], paths: Paths, originals: Sequence[int]) -> NDArray[np.float64]:
-        """1/log2(1 + rank) of each newcomer in its list, 0 where it is not listed: [visits, N]."""
-        found = np.zeros((len(visits), len(paths)))
-        for v, thread in enumerate(visits):
-            asks = self.asks(thread, paths, originals)
-            (answers,) = self.engine.searcher([(thread.ids, asks)], Policy(BEAM, TOP))
-            for n, (ask, answer) in enumerate(zip(asks, answers, strict=True)):
-                rank = np.flatnonzero(answer.rows == len(ask.objects) - 1) + 1
-                found[v, n] = (1 / np.log2(1 + rank)).sum()
+            def ask(there: NDArray[np.bool_], end: int = int(thread.ends[0])) -> Ask:
+                trie = build(codes_NL[there], self.live.sizes, weights_N[there])  # noqa: B023
+                return Ask(end, trie, np.flatnonzero(there))
+
+            there_N = [objects != original for original in apart]
+            whole = ask(np.ones(len(objects), np.bool_))
+            ((everyone,),) = self.engine.searcher([(thread.ids, [whole])], Policy(len(objects)))
+            p_N = np.empty(len(objects))
+            p_N[everyone.rows] = np.exp(everyone.log_p.astype(np.float64))
+            search = Search(self.engine.searcher, [(thread.ids, [ask(there) for there in there_N])], Policy(1))
+            order = np.argsort(of_N, kind="stable")
+            levels = self._levels(search, of_N[order], paths[order])
+            for n, *log_p_C in zip(order, *levels, strict=True):
+                there = there_N[of_N[n]]
+                found.chance_VN[v, n], found.rank_VN[v, n] = _rank(paths[n], log_p_C, codes_NL[there], p_N[there])
         return found
+
+    def _levels(self, search: Search, ask_N: NDArray[np.int64], paths: Paths) -> list[NDArray[np.float64]]:
+        """Log-probabilities of all codes along each path, were it live in its ask (ascending): L of [N, sizes[l]]."""
+        rows, places = search._rows(ask_N, None), np.arange(len(paths))
+        rows.may_NT = search.rows.may_NT[ask_N].clone()  # nobody has met a newcomer, so it cannot be repeated
+        states, found = np.zeros(len(paths), np.int64), []
+        for level in range(paths.shape[1]):
+            if level:
+                rows.write(level - 1, paths[:, level - 1], places)
+            masses_NC = np.empty((len(paths), self.live.sizes[level]))
+            after = np.empty_like(states)
+            for q in np.unique(ask_N):
+                mine, trie = ask_N == q, search.asks[q].trie
+                masses_NC[mine] = trie.masses(states[mine], level)
+                after[mine] = trie.step(states[mine], paths[mine, level], level)
+            masses_NC[places, paths[:, level]] += self.weight
+            with np.errstate(divide="ignore"):
+                prior_NC = np.log(masses_NC).astype(np.float32)
+            found.append(rows.log_p(level, prior_NC).double().cpu().numpy())
+            states = after
+        return found
+
+
+def _rank(
+    path_L: NDArray[np.int64], log_p_C: Sequence[NDArray[np.float64]], codes_NL: Paths, p_N: NDArray[np.float64]
+) -> tuple[float, int]:
+    """(probability, rank) of a newcomer among others that had ``p_N`` before it came.
+
+    Where another leaves the newcomer's path it has what is left for its code there, and below that the share it had.
+    """
+    on_path_N, before, now_N = np.ones(len(p_N), np.bool_), 1.0, np.zeros(len(p_N))
+    for level, code in enumerate(path_L.tolist()):
+        p_C = np.exp(log_p_C[level])
+        leaves_N = on_path_N & (codes_NL[:, level] != code)
+        sums_C = np.bincount(codes_NL[leaves_N, level], p_N[leaves_N], len(p_C))
+        at = codes_NL[leaves_N, level]
+        now_N[leaves_N] = before * p_C[at] * p_N[leaves_N] / sums_C[at]
+        on_path_N &= codes_NL[:, level] == code
+        before *= p_C[code]
+    assert not on_path_N.any() and abs(now_N.sum() + before - 1) < 1e-3, (now_N.sum(), before)
+    return float(before), 1 + int((now_N > before).sum())
 
 
 class Encoder:
@@ -202,7 +243,7 @@ class Advertiser:
         prefixes, of_O, taken = np.unique(codes_OL[:, :-1], axis=0, return_inverse=True, return_counts=True)
         room = np.flatnonzero(taken < slots)
         paths = np.column_stack([prefixes, taken])[room].astype(np.int64)
-        worth = market.chances(visits, paths, [-1] * len(paths)).mean(0)
+        worth = market.place(visits, paths, [-1] * len(paths)).chance_VN.mean(0)
         self.worth = dict(zip(map(tuple, prefixes[room].tolist()), worth.tolist(), strict=True))
         best = room[np.argsort(-worth)[:TARGETS]]
         text_OD = market.codebook.embeddings_OD[:, : market.codebook.text_width]
@@ -214,6 +255,11 @@ class Advertiser:
         self.phrases = [title[market.codebook.object_ids[int(rows[0])]] for rows in members]
         named = [title[market.codebook.object_ids[int(row)]] for rows in members for row in rows]
         self.words = sorted({word for name in named for word in name.replace(",", " ").split()})
+
+    def texts(self, listings: Sequence[Listing], write: Write, evaluations: int) -> list[str]:
+        """What the climbed listings say."""
+        suffixes = self.climb(listings, write, evaluations)
+        return [write(listing, suffix) for listing, suffix in zip(listings, suffixes, strict=True)]
 
     def climb(self, listings: Sequence[Listing], write: Write, evaluations: int) -> list[str]:
         """The best suffix of each listing after about so many looks at its codes."""
@@ -267,56 +313,47 @@ class Advertiser:
         finals = [some + [""] * (1 + FINALISTS - len(some)) for some in finals]
         texts = [write(listing, suffix) for listing, some in zip(listings, finals, strict=True) for suffix in some]
         originals = [listing.original for listing in listings for _ in range(1 + FINALISTS)]
-        chances = self.market.chances(self.visits, self.encoder.paths(texts), originals).mean(0)
+        chances = self.market.place(self.visits, self.encoder.paths(texts), originals).chance_VN.mean(0)
         best = chances.reshape(len(listings), -1).argmax(1)
         return [some[at] for some, at in zip(finals, best, strict=True)]
-
-
-def ratio_of(after_A: NDArray[np.float64], before_A: NDArray[np.float64], seed: int) -> tuple[float, float, float]:
-    """(ratio of means, and its 95 % interval by a bootstrap over ads)."""
-    draws = np.random.default_rng(seed).integers(0, len(after_A), (2000, len(after_A)))
-    ratios = after_A[draws].mean(1) / np.maximum(before_A[draws].mean(1), 1e-12)
-    return float(after_A.mean() / before_A.mean()), *np.quantile(ratios, [0.025, 0.975]).tolist()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ads", type=int, default=50)
-    parser.add_argument("--evaluations", type=int, default=256, help="of each ad")
-    parser.add_argument("--requests", type=int, default=24)
+    parser.add_argument("--evaluations", type=int, default=300, help="of each ad")
+    parser.add_argument("--visits", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("work"))
     parser.add_argument("--run", default="demo")
     args = parser.parse_args()
     market = Market(args.work / args.run, args.seed)
     encoder, listings = Encoder(market.codebook), market.listings(args.ads)
-    advertiser = Advertiser(market, encoder, market.visits("valid", args.requests * 2 // 3), args.seed)
-    texts = {"before": [clean(listing, "") for listing in listings]}
-    for name, write in ARMS.items():
-        suffixes = advertiser.climb(listings, write, args.evaluations)
-        texts[name] = [write(listing, suffix) for listing, suffix in zip(listings, suffixes, strict=True)]
-        for listing, suffix in list(zip(listings, suffixes, strict=True))[:5]:
-            print(f"{name}: {listing.title!r} + {suffix!r}", flush=True)
-    visits, originals = market.visits("test", args.requests), [listing.original for listing in listings]
-    found: dict[str, Any] = {"ads": len(listings), "requests": len(visits), "evaluations": args.evaluations}
-    chance, exposure = {}, {}
-    for name, some in texts.items():
-        paths = encoder.paths(some)
-        chance[name] = market.chances(visits, paths, originals).mean(0)
-        exposure[name] = market.exposures(visits, paths, originals).mean(0)
-        found[f"{name}_exposure"] = round(float(exposure[name].mean()), 4)
-        if name != "before":
-            found[f"{name}_ratio"] = [
-                round(each, 2) for each in ratio_of(exposure[name], exposure["before"], args.seed)
-            ]
-            ratio_A = chance[name] / chance["before"]
-            for what, value in (
-                ("median", np.median(ratio_A)),
-                ("mean", ratio_A.mean()),
-                ("p95", np.quantile(ratio_A, 0.95)),
-            ):
-                found[f"{name}_chance_{what}"] = round(float(value), 2)
-    print(json.dumps(found))
+    advertiser = Advertiser(market, encoder, market.visits("valid", args.visits // 3), args.seed)
+    honest = [clean(listing, "") for listing in listings]
+    texts = {
+        "honest": honest,
+        **{name: advertiser.texts(listings, write, args.evaluations) for name, write in ARMS.items()},
+    }
+    print(json.dumps(compare(market, encoder, listings, texts, args.visits)))
+
+
+def compare(
+    market: Market, encoder: Encoder, listings: Sequence[Listing], texts: dict[str, list[str]], visits: int
+) -> dict[str, Any]:
+    originals, sample = [listing.original for listing in listings], market.visits("test", visits)
+    found: dict[str, Any] = {"ads": len(listings), "visits": len(sample)}
+    measured = {name: market.place(sample, encoder.paths(some), originals).measures() for name, some in texts.items()}
+    for name, measures in measured.items():
+        found |= {f"{name}_{what}": round(float(value_A.mean()), 5) for what, value_A in measures.items()}
+        for what in ("exposure", "chance") if name != "honest" else ():
+            ratio_A = measures[what] / measured["honest"][what]
+            low, middle, high = np.quantile(ratio_A, [0.05, 0.5, 0.95])
+            found[f"{name}_{what}_ratio"] = {
+                key: round(float(value), 2)
+                for key, value in (("median", middle), ("mean", ratio_A.mean()), ("p95", high), ("p5", low))
+            }
+    return found
 
 
 if __name__ == "__main__":
