@@ -10,8 +10,8 @@ own answers to other visits; what it may not do is change brand and category, or
 
 Measures of an ad are means over test visits of as many households. ``exposure`` is 1/log2(1 + rank) among all live ads,
 so that an ad which no list holds has one too; ``chance``, the probability that the model writes its ID, tells more
-apart where ranks are low; ``listed`` is how often it is among the best 20. ``*_ratio`` are those of single ads, climbed over
-honest.
+apart where ranks are low; ``listed`` is how often it is among the best 20. ``*_ratio`` are those of single ads, after
+the climb over before it.
 
 - ``raw``: the text is embedded as it was written.
 - ``clean``: after `leadre.data.text`.
