@@ -42,6 +42,11 @@ class Slice:
         self._drop_expired(now_us)
         return sum(entry.left_nanos for entry in self._open)
 
+    def can_pay(self, nanos: int, now_us: int) -> bool:
+        """Whether a lease has so much left."""
+        self._drop_expired(now_us)
+        return any(entry.left_nanos >= nanos for entry in self._open)
+
     def reserve(self, nanos: int, now_us: int) -> int:
         """Set aside what one bid can cost at most; the lease's number for its token, 0 where no lease can pay."""
         assert nanos > 0, nanos
@@ -57,8 +62,7 @@ class Slice:
 
         ``bid_nanos``: what one bid reserves. A lease half spent is the time to ask for the next.
         """
-        self._drop_expired(now_us)
-        has_bid = any(entry.left_nanos >= bid_nanos for entry in self._open)
+        has_bid = self.can_pay(bid_nanos, now_us)
         has_half = has_bid and 2 * self.left_nanos(now_us) >= self._open[-1].lease.nanos
         if self._is_asking or now_us < self._retry_at_us or has_half:
             return None

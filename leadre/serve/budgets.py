@@ -25,15 +25,27 @@ class Budgets:
         self._slices: dict[str, Slice] = {}
         self._wanted: dict[str, int] = {}  # what one bid of these costs at most, since the last round
 
+    def can_pay(self, campaign: Campaign, nanos: int, now_us: int, *, asks: bool) -> bool:
+        """Whether `reserve` would find a lease. Where not and ``asks``, the next round asks for one."""
+        if not (campaign.total_nanos or campaign.daily_nanos):
+            return True
+        mine = self._slices.get(campaign.campaign_id)
+        has_lease = mine is not None and mine.can_pay(nanos, now_us)
+        if asks and not has_lease:
+            self._want(campaign.campaign_id, nanos)
+        return has_lease
+
     def reserve(self, campaign: Campaign, nanos: int, now_us: int) -> int | None:
         """The lease that pays for a bid of ``nanos``, `UNCAPPED` where nothing is capped, None where none can."""
         if not (campaign.total_nanos or campaign.daily_nanos):
             return UNCAPPED
-        name = campaign.campaign_id
+        return self._want(campaign.campaign_id, nanos).reserve(nanos, now_us) or None
+
+    def _want(self, name: str, nanos: int) -> Slice:
         if name not in self._slices:
             self._slices[name] = Slice(self.worker, name)
         self._wanted[name] = max(nanos, self._wanted.get(name, 0))
-        return self._slices[name].reserve(nanos, now_us) or None
+        return self._slices[name]
 
     async def renew(self, now_us: int) -> None:
         """One round with the ledger. PeerError where it is not there; what was asked is asked again later."""

@@ -35,9 +35,9 @@ class Draws:
             raise InputError(f"{path}: wants a key of {KEY_BYTES} bytes in hex; restore the file")
         return cls(key)
 
-    def pair(self, request_id: str, place: str, attempt: int) -> tuple[float, float]:
-        """Two numbers for one attempt to fill a place of a request."""
-        text = f"{request_id}\0{place}\0{attempt}".encode(errors="surrogatepass")
+    def pair(self, request_id: str, place: str) -> tuple[float, float]:
+        """Two numbers for a place of a request."""
+        text = f"{request_id}\0{place}".encode(errors="surrogatepass")
         digest = hashlib.blake2b(text, key=self._key, digest_size=16).digest()
         first, second = (int.from_bytes(part) >> 11 for part in (digest[:8], digest[8:]))  # 53 bits: exact as a float
         return first * 2.0**-53, second * 2.0**-53

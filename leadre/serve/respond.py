@@ -89,17 +89,25 @@ class Candidates:
     is_cut: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """A row of the book and what it pays for an impression."""
+
+    row: int
+    price_nanos: int
+
+
 @dataclass
 class Place:
     """An impression, which ads may be shown there, and what became of the candidates: row of the book -> verdict.
 
-    ``considered``: the rows among which was drawn.
+    ``considered``: the rows that fitted and were asked for budget, in order.
     """
 
     imp: Impression
     eligible_A: NDArray[np.bool_]
     verdicts: dict[int, str] = field(default_factory=dict)
-    considered: Sequence[int] = ()
+    considered: list[int] = field(default_factory=list)
     bid: Bid | None = None
     lease_id: int = 0
     cap_id: str = ""
@@ -239,12 +247,38 @@ def _any_eligible(found: Candidates, places: Sequence[Place]) -> bool:
 
 
 def _choose(asked: _Asked, place: Place, found: Candidates, others: Sequence[Bid]) -> None:
-    """Put a bid into the place: most often the candidate of the highest probability times value, now and then any.
+    """Put a bid into the place: the best candidate whose cap has room, or now and then any below it.
 
-    A candidate that cannot be paid or counted makes room for another. ``propensity`` is that of the draw that was made,
-    among those that were left then.
+    ``propensity`` is exact for whoever knows budgets and caps as they were. So an explorer whose draw turns out to be
+    capped offers nothing: if another came instead, nobody could say how probable that one was.
     """
-    book, imp, bidder = asked.market.book, place.imp, asked.bidder
+    bidder, campaigns = asked.bidder, asked.market.book.campaigns
+    share = bidder.settings.exploration
+    first, which = bidder.draws.pair(asked.request_id, place.imp.imp_id)
+    explores = first < share
+    left = _offers(asked, place, found, others, explores)
+    while left and not _count(asked, place, left[0].row):
+        left.pop(0)
+    if not left:
+        return
+    drawn = int(which * len(left)) if explores else 0
+    if drawn:
+        _uncount(asked, place)
+        place.verdicts[left[0].row] = "not drawn"
+        if not _count(asked, place, left[drawn].row):
+            return
+    offer, propensity = left[drawn], share / len(left) + (1 - share) * (drawn == 0)
+    if not asked.request.is_test and bidder.held is None:
+        campaign = campaigns[asked.market.book.campaign_A[offer.row]]
+        lease_id = bidder.budgets.reserve(campaign, offer.price_nanos, asked.now_us)
+        assert lease_id is not None, f"{campaign.campaign_id} could pay {offer.price_nanos} a moment ago"
+        place.lease_id = lease_id
+    place.bid = _bid(asked, place.imp, offer, found.source, propensity)
+
+
+def _offers(asked: _Asked, place: Place, found: Candidates, others: Sequence[Bid], explores: bool) -> list[_Offer]:
+    """The candidates that fit the place and can be paid, those of the highest probability times value first."""
+    book, imp = asked.market.book, place.imp
     open_K = place.eligible_A[found.rows_K]
     place.verdicts |= dict.fromkeys(found.rows_K[~open_K].tolist(), "ineligible")
     rows_K, log_p_K = found.rows_K[open_K], found.log_p_K[open_K]
@@ -253,27 +287,21 @@ def _choose(asked: _Asked, place: Place, found: Candidates, others: Sequence[Bid
     rows_K, price_K = rows_K[order], price_K[order]
     floors = {currency: _floor_nanos(imp, currency) for currency in book.currencies}
     taken, spoken = {bid.ad_id for bid in others}, {bid.currency for bid in others}
-    left: list[tuple[int, int]] = []
-    for row, campaign, price_nanos in zip(
+    left: list[_Offer] = []
+    for row, campaign_row, price_nanos in zip(
         rows_K.tolist(), book.campaign_A[rows_K].tolist(), price_K.tolist(), strict=True
     ):
-        currency = book.campaigns[campaign].currency
+        campaign = book.campaigns[campaign_row]
         verdict = "shown in another place" if book.ads[row].ad_id in taken else ""
-        verdict = verdict or _unfit(price_nanos, floors[currency], currency, spoken)
+        verdict = verdict or _unfit(price_nanos, floors[campaign.currency], campaign.currency, spoken)
         if not verdict and len(left) < CONSIDERED:
-            left.append((row, price_nanos))
-            verdict = "not drawn"
+            place.considered.append(row)
+            verdict = _unpayable(asked, place.imp, row, price_nanos, asks=explores or not left)
+            if not verdict:
+                left.append(_Offer(row, price_nanos))
+                verdict = "not drawn"
         place.verdicts[row] = verdict or "not among the best"
-    place.considered, share = [row for row, _ in left], bidder.settings.exploration
-    while left:
-        explores, which = bidder.draws.pair(asked.request_id, imp.imp_id, len(left))
-        drawn = int(which * len(left)) if explores < share else 0
-        propensity = share / len(left) + (1 - share) * (drawn == 0)
-        row, price_nanos = left.pop(drawn)
-        place.verdicts[row] = _hold(asked, place, row, price_nanos)
-        if place.verdicts[row] == "bid":
-            place.bid = _bid(book, row, imp, price_nanos, bidder.new_id(), found.source, propensity)
-            return
+    return left
 
 
 def _unfit(price_nanos: int, floor_nanos: int | None, currency: str, spoken: Collection[str]) -> str:
@@ -291,44 +319,52 @@ def _floor_nanos(imp: Impression, currency: str) -> int | None:
     return None if floor_nanos is None else max(floor_nanos, 1)
 
 
-def _hold(asked: _Asked, place: Place, row: int, price_nanos: int) -> str:
-    """Take what a bid needs: budget, and a place under the frequency cap. "bid", or what was missing."""
-    bidder, user_id, now_us, book = asked.bidder, asked.user_id, asked.now_us, asked.market.book
+def _unpayable(asked: _Asked, imp: Impression, row: int, price_nanos: int, *, asks: bool) -> str:
+    """Why an ad can make no offer now, "" where it can; ``asks``: a budget that is not leased is asked for."""
+    bidder, book = asked.bidder, asked.market.book
     campaign = book.campaigns[book.campaign_A[row]]
     if asked.request.is_test:  # neither charged nor counted
-        return "bid"
-    if campaign.cap_per_day and not user_id:
+        return ""
+    if campaign.cap_per_day and not asked.user_id:
         return "cap cannot be counted"  # a stranger may have seen it any number of times
     if bidder.held is not None:
-        return bidder.held(place.imp.imp_id, book.ads[row].ad_id)
-    if campaign.cap_per_day:
-        day = day_of(now_us, campaign.zone).toordinal() - EPOCH_DAY
+        return "budget" if bidder.held(imp.imp_id, book.ads[row].ad_id) == "budget" else ""
+    return "" if bidder.budgets.can_pay(campaign, price_nanos, asked.now_us, asks=asks) else "budget"
+
+
+def _count(asked: _Asked, place: Place, row: int) -> bool:
+    """Give an ad the place, under its campaign's frequency cap; whether there was room."""
+    bidder, book = asked.bidder, asked.market.book
+    campaign = book.campaigns[book.campaign_A[row]]
+    has_room = True
+    if bidder.held is not None:
+        has_room = bidder.held(place.imp.imp_id, book.ads[row].ad_id) != "cap"
+    elif campaign.cap_per_day and not asked.request.is_test:
+        day = day_of(asked.now_us, campaign.zone).toordinal() - EPOCH_DAY
         cap = Cap(campaign.campaign_id, day, campaign.cap_per_day)
-        until_us = now_us + bidder.settings.token_s * SECOND_US
-        place.cap_id = bidder.memory.reserve(user_id, cap, now_us=now_us, until_us=until_us)
-        if not place.cap_id:
-            return "cap"
-    lease_id = bidder.budgets.reserve(campaign, price_nanos, now_us)
-    if lease_id is None:
-        bidder.memory.release([place.cap_id] if place.cap_id else [])
-        place.cap_id = ""
-        return "budget"
-    place.lease_id = lease_id
-    return "bid"
+        until_us = asked.now_us + bidder.settings.token_s * SECOND_US
+        place.cap_id = bidder.memory.reserve(asked.user_id, cap, now_us=asked.now_us, until_us=until_us)
+        has_room = bool(place.cap_id)
+    place.verdicts[row] = "bid" if has_room else "cap"
+    return has_room
 
 
-def _bid(
-    book: Snapshot, row: int, imp: Impression, price_nanos: int, bid_id: str, source: Source, propensity: float
-) -> Bid:
-    ad, campaign = book.ads[row], book.campaigns[book.campaign_A[row]]
+def _uncount(asked: _Asked, place: Place) -> None:
+    asked.bidder.memory.release([place.cap_id] if place.cap_id else [])
+    place.cap_id = ""
+
+
+def _bid(asked: _Asked, imp: Impression, offer: _Offer, source: Source, propensity: float) -> Bid:
+    book = asked.market.book
+    ad, campaign = book.ads[offer.row], book.campaigns[book.campaign_A[offer.row]]
     sizes = [size for size in imp.sizes if not ad.sizes or size in ad.sizes]
     return Bid(
-        bid_id=bid_id,
+        bid_id=asked.bidder.new_id(),
         imp_id=imp.imp_id,
         ad_id=ad.ad_id,
         campaign_id=ad.campaign_id,
         advertiser_id=ad.advertiser_id,
-        price_nanos=price_nanos,
+        price_nanos=offer.price_nanos,
         currency=campaign.currency,
         size=sizes[0] if sizes else (300, 250),
         source=source,

@@ -85,14 +85,14 @@ def test_whatever_was_considered_is_kept_however_far_behind(book, reader, campai
 def test_draws_are_even_independent_and_the_same_again(tmp_path):
     first, again = (Draws.open(tmp_path / "draws.key") for _ in range(2))
     other = Draws.open(tmp_path / "other.key")
-    pairs = np.array([first.pair(f"r{n}", "1", 20) for n in range(4000)])
+    pairs = np.array([first.pair(f"r{n}", "1") for n in range(4000)])
     assert pairs.min() >= 0 and pairs.max() < 1
     counts, *_ = np.histogram2d(*pairs.T, bins=4, range=[[0, 1], [0, 1]])
     assert counts.min() > 180 and counts.max() < 320  # 250 each, give or take four deviations
-    assert [first.pair("r", place, n) for place in "12" for n in (1, 2)] == [
-        again.pair("r", place, n) for place in "12" for n in (1, 2)
+    assert [first.pair(f"r{n}", place) for place in "12" for n in (1, 2)] == [
+        again.pair(f"r{n}", place) for place in "12" for n in (1, 2)
     ]
-    assert len({draws.pair("r", place, n) for draws in (first, other) for place in "12" for n in (1, 2)}) == 8
+    assert len({draws.pair(f"r{n}", place) for draws in (first, other) for place in "12" for n in (1, 2)}) == 8
 
 
 @pytest.mark.parametrize("content", ["", "00", "x" * 64])

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import json
-import re
 
 import polars as pl
 import pytest
-from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
 
 from leadre.data import tables
@@ -18,7 +16,6 @@ from leadre.serve.manage.history import Recorder
 
 CAMPAIGN = {"name": "Autumn", "bid_type": "cpm", "bid_nanos": 2_000_000}
 AD = {"title": "Shoes", "landing_url": "https://acme.test/shoes"}
-SECRETS = ("bolt", "c-bolt", "a-bolt", "Bolt's plan", "k-user")  # what acme may never read
 
 
 class Around:
@@ -61,18 +58,12 @@ def api(desk, around):
 
 @pytest.fixture
 def held(desk):
-    """Name -> headers. Both accounts have a campaign and an ad; `revoked` was an operator's key."""
+    """Name -> headers."""
     keys = Keys(desk)
-    made = {name: keys.create(name, 1, account) for name, account in HOLDERS.items()}
-    keys.revoke(made["revoked"][0].key_id, 2)
-    return {name: {"Authorization": f"Bearer {shown}"} for name, (_, shown) in made.items()} | {
-        "nobody": {},
-        "wrong": {"Authorization": f"Bearer {made['operator'][1][:-1]}"},
-        "basic": {"Authorization": "Basic YTpi"},
+    return {
+        name: {"Authorization": f"Bearer {keys.create(name, 1, account)[1]}"}
+        for name, account in (("operator", ""), ("acme", "acme"))
     }
-
-
-HOLDERS = {"operator": "", "acme": "acme", "revoked": ""}
 
 
 @pytest.fixture
@@ -236,131 +227,3 @@ def test_origins_users_and_import(api, held, around):
     assert (done["campaigns"], done["ads"], done["refused_ads"]) == (1, 1, 1)
     assert "title" in done["refused"][0]["why"]
     assert api.get("/campaigns/unknown", headers=operator).json()["bid_nanos"] == 5
-
-
-# The access sweep. It reads the app's own routes, so that a new endpoint is in it from its first day.
-
-OPERATORS_ONLY = ("/keys", "/origins", "/users", "/import")
-BODIES = {
-    "/campaigns": CAMPAIGN,
-    "/campaigns/{campaign_id}": CAMPAIGN,
-    "/ads": AD | {"campaign_id": "c-bolt"},
-    "/ads/{ad_id}": AD | {"campaign_id": "c-bolt"},
-    "/keys": {"name": "Eve"},
-    "/origins": {"origins": ["https://evil.test"]},
-    "/import": {},
-}
-QUERY = {"since": "2026-03-01T00:00:00Z", "until": "2026-03-02T00:00:00Z", "user_id": "k-user"}
-
-
-def endpoints(app):
-    """(method, path template) of every route of the API; test_status.py sweeps those of the page."""
-    assert all(isinstance(route, APIRoute) for route in app.routes), "a route that the sweep cannot read"
-    of_page = {route.path for route in page.router.routes}
-    return [
-        (method, route.path) for route in app.routes if route.path not in of_page for method in sorted(route.methods)
-    ]
-
-
-def ask(api, method, template, headers, *, account="bolt", params=QUERY, body=None):
-    values = {
-        "campaign_id": f"c-{account}",
-        "ad_id": f"a-{account}",
-        "action": "end",
-        "key_id": "k",
-        "user_id": "k-user",
-    }
-    path = re.sub(r"\{(\w+)\}", lambda match: values[match[1]], template)
-    body = BODIES.get(template) if body is None else body
-    sends = {"json": body} if method in ("POST", "PUT") and body is not None else {}
-    return api.request(method, path, headers=headers, params=params, **sends)
-
-
-def everything(desk):
-    return [
-        desk.connection.execute(f"SELECT * FROM {table}").fetchall()
-        for table in ("campaigns", "ads", "keys", "origins")
-    ]
-
-
-def test_the_sweep_knows_every_endpoint(api):
-    found = endpoints(api.app)
-    assert len(found) == 21, "an endpoint came or went: see that the sweep sends it a body that would pass"
-    templates = {path for _, path in found}
-    assert set(BODIES) <= templates
-
-
-@pytest.mark.parametrize("holder", ["nobody", "wrong", "basic", "revoked"])
-def test_without_a_key_in_force_nothing_opens(api, held, around, market, desk, holder):
-    before = everything(desk)
-    for method, path in endpoints(api.app):
-        answer = ask(api, method, path, held[holder])
-        if path == "/health":
-            assert answer.status_code == 200
-            continue
-        assert (answer.status_code, answer.headers.get("WWW-Authenticate")) == (401, "Bearer"), (method, path)
-        assert not [word for word in SECRETS if word in answer.text]
-    assert everything(desk) == before and around.calls == []
-
-
-def test_an_account_neither_reads_nor_changes_another(api, held, around, market, desk):
-    before = everything(desk)
-    for method, path in endpoints(api.app):
-        if path in ("/health", "/openapi.json"):
-            continue
-        params = QUERY | {"advertiser_id": "bolt", "campaign_id": "c-bolt"}
-        body = BODIES.get(path, {}) | {"advertiser_id": "bolt"} if path.startswith("/campaigns") else None
-        answer = ask(api, method, path, held["acme"], params=params, body=body)
-        if path.startswith(OPERATORS_ONLY):
-            assert answer.status_code == 403, (method, path)
-        elif "{" in path or method == "POST":
-            assert answer.status_code == 404, (method, path, answer.text)
-            # what does not exist gives the very same answer
-            assert answer.content == ask(api, method, path, held["acme"], account="none", body=body).content
-        else:
-            assert answer.json() == {"items": [], "next": None}, (method, path)
-        assert not [word for word in SECRETS if word in answer.text], (method, path)
-    assert everything(desk) == before and around.calls == []
-
-
-def test_an_account_without_filters_sees_itself_alone(api, held, around, market):
-    for method, path in endpoints(api.app):
-        if method == "GET" and "{" not in path and path != "/openapi.json" and not path.startswith(OPERATORS_ONLY):
-            answer = ask(api, method, path, held["acme"])
-            assert answer.status_code == 200, (method, path)
-            assert not [word for word in SECRETS if word in answer.text], (method, path)
-            assert path == "/health" or "acme" in answer.text
-
-
-def test_an_operator_is_let_in_everywhere(api, held, market):
-    for method, path in endpoints(api.app):
-        body = BODIES[path] | {"advertiser_id": "bolt"} if path.startswith("/campaigns") and path in BODIES else None
-        answer = ask(api, method, path, held["operator"], body=body)
-        assert answer.status_code in (200, 201) or (path, answer.status_code) in {
-            ("/keys/{key_id}", 404),
-            ("/campaigns/{campaign_id}", 409),
-            ("/ads/{ad_id}", 409),
-        }, (method, path, answer.text)
-
-
-def test_an_account_cannot_move_into_another(api, held, market, desk):
-    before = everything(desk)
-    own = {"campaign_id": "c-acme"}
-    assert api.put("/ads/a-acme", json=AD | {"campaign_id": "c-bolt"}, headers=held["acme"]).status_code == 404
-    assert api.put("/ads/a-bolt", json=AD | own, headers=held["acme"]).status_code == 404
-    assert api.put("/ads/new", json=AD | own, headers=held["acme"]).status_code == 404
-    assert api.put("/campaigns/new", json=CAMPAIGN, headers=held["acme"]).status_code == 404
-    theirs = CAMPAIGN | {"advertiser_id": "bolt"}
-    assert api.put("/campaigns/c-acme", json=theirs, headers=held["acme"]).status_code == 404
-    assert everything(desk) == before
-
-
-def test_the_description_is_complete(api, held):
-    described = api.get("/openapi.json", headers=held["acme"]).json()
-    assert {path for _, path in endpoints(api.app)} == {*described["paths"], "/openapi.json"}
-    for path, methods in described["paths"].items():
-        for method, operation in methods.items():
-            is_open = path == "/health"
-            assert bool(operation.get("security")) != is_open, (method, path)
-            assert operation["summary"] and operation["description"], (method, path)
-            assert is_open or "401" in operation["responses"]

@@ -1,0 +1,164 @@
+"""One bidder inside the test's process: a real book, store, writer and keys; the test says what time it is."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+
+from leadre import database
+from leadre.auction.orders import Ask, Lease, Order, Release
+from leadre.serve import openrtb, respond, worker
+from leadre.serve.book import eligibility, records
+from leadre.serve.book.campaigns import Book
+from leadre.serve.book.objects import Objects
+from leadre.serve.book.records import Records
+from leadre.serve.book.values import expected_nanos
+from leadre.serve.budgets import Budgets
+from leadre.serve.draws import Draws
+from leadre.serve.memory import RENEWED_S, Memory
+from leadre.serve.paths import Paths
+from leadre.serve.processes.desk import Desk
+from leadre.serve.processes.messages import Event, Leases, Orders
+from leadre.serve.settings import Settings
+from leadre.store import open_store
+from leadre.store.contract import Profile, Seen, StoredList
+from leadre.types import Request
+
+NOON_US = 1_772_366_400_000_000  # 2026-03-01T12:00:00Z
+VERSION = "lists-1"
+IMP = {"id": "1", "banner": {"w": 300, "h": 250}}
+
+
+class Spy:
+    """A store that notes what it is asked of whom."""
+
+    def __init__(self, store):
+        self.store = store
+        self.asked: list[tuple[str, Any]] = []
+
+    def __getattr__(self, name):
+        method = getattr(self.store, name)
+
+        def noted(*arguments, **named):
+            self.asked.append((name, arguments[0] if arguments else None))
+            return method(*arguments, **named)
+
+        return noted
+
+
+def asked(**fields: Any) -> Request:
+    """A request for one banner, read from its JSON; ``fields`` replace or extend it."""
+    return openrtb.read(json.dumps({"id": "r", "imp": [IMP]} | fields).encode())
+
+
+class Alone:
+    """Use it in a ``with``. ``now_us`` and ``now_s`` stand still until the test moves them."""
+
+    def __init__(self, folder: Path, *, seed: int = 0, **settings: Any) -> None:
+        self.now_us, self.now_s = NOON_US, 0.0
+        self.paths = Paths(folder=folder, store=f"lmdb:{folder / 'lists'}")
+        self._records = Records(self.paths.book)
+        self.book = Book(self._records)
+        self._reader = database.connect(self.paths.book, records.MIGRATIONS, read_only=True)
+        self.desk = Desk(self.paths, retain_days=90)
+        self.store = Spy(open_store(self.paths.store))
+        self.desk._store.close()
+        self.desk._store = self.store  # type: ignore[assignment]
+        self.store.put_lists(VERSION, {})
+        self.store.switch(VERSION)
+        self.budgets = Budgets("alone", self._send)
+        self._numbers = itertools.count()
+        self._loop = asyncio.new_event_loop()
+        self.bidder = respond.Bidder(
+            settings=Settings(**{"public_url": "https://ads.test", "exploration": 0.0} | settings),
+            market=self._market({}),
+            memory=Memory(self.store, self.clock),  # type: ignore[arg-type]
+            budgets=self.budgets,
+            generate=None,
+            sign=self.desk._keys.sign,
+            new_id=lambda: f"id-{next(self._numbers)}",
+            draws=Draws(f"key {seed}".encode()),
+            clock=self.clock,
+        )
+
+    def __enter__(self) -> Alone:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.close()
+        self._reader.close()
+        self._records.close()
+        self.desk.close()  # and with it the store
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def renew(self, counts=None, object_ids=()) -> None:
+        """What a worker does beside its requests: follow the book, and one round with the ledger."""
+        self.now_s += RENEWED_S  # the list for everybody is read again
+        self.desk.tend(self.now_us)
+        self.bidder.market = self._market(counts or {}, object_ids)
+        self._loop.run_until_complete(self.budgets.renew(self.now_us))
+
+    def remember(self, user_id: str, *ad_ids: str, log_p=None) -> None:
+        """The list of a user ("*" is everybody), best first."""
+        log_p = log_p or [-float(place) for place in range(len(ad_ids))]
+        self.store.put_lists(VERSION, {user_id: StoredList(VERSION, NOON_US, ad_ids, tuple(log_p))})
+
+    def has_done(self, user_id: str, *object_ids: str, segments=()) -> None:
+        """The profile of a user."""
+        recent = tuple(Seen(name, NOON_US - 1000 + place, "ad") for place, name in enumerate(object_ids))
+        self.store.write_profiles(Profile(user_id, recent, tuple(segments)))
+
+    def answer(self, *, tmax_s: float = 1.0, **fields: Any) -> respond.Answer:
+        """What is made of a request, from its JSON on."""
+        return self.respond(asked(**fields), tmax_s)
+
+    def respond(self, request: Request, tmax_s: float = 1.0) -> respond.Answer:
+        """The same for a request that was read."""
+        made = respond.respond(request, self.bidder, self.now_us, self.now_s + tmax_s)
+        return self._loop.run_until_complete(made)
+
+    def record(self, request, answer):
+        """What a worker gives to the log."""
+        return worker._record(request, answer, self.now_us, self.bidder.market.book)
+
+    def happened(self, *events: tuple[str, str]) -> list[str]:
+        """What the writer makes of (kind, URL), all in one batch."""
+        made = [Event(kind=kind, token=re.search(r"[?&]t=([^&]+)", url)[1], at_us=self.now_us) for kind, url in events]
+        return [told.outcome for told in self.desk.settle(made, self.now_us)]
+
+    def _market(self, counts, object_ids=()) -> respond.Market:
+        book = eligibility.load(self._reader)
+        return respond.Market(book, expected_nanos(book, counts), Objects(object_ids, book.ads, "model-1"))
+
+    async def _send(self, orders: list[Order]) -> list[Lease | None]:
+        asks = [order for order in orders if isinstance(order, Ask)]
+        releases = [order for order in orders if isinstance(order, Release)]
+        (reply,) = self.desk.settle([Orders(asks, releases)], self.now_us)
+        assert isinstance(reply, Leases)
+        return list(reply.leases)
+
+
+def chosen(answer: respond.Answer) -> list[str]:
+    """The ads that are offered, place by place."""
+    return [each.bid.ad_id for each in answer.rendered]
+
+
+def verdicts(alone: Alone, answer: respond.Answer, place: int = 0) -> dict[str, str]:
+    """Candidate -> what became of it."""
+    ads = alone.bidder.market.book.ads
+    return {ads[row].ad_id: verdict for row, verdict in answer.places[place].verdicts.items()}
+
+
+def urls_of(rendered) -> dict[str, str]:
+    """Where the events of a bid go, by kind."""
+    return {"win": rendered.nurl, "bill": rendered.burl} | {
+        kind: html.unescape(url) for kind, url in (("click", rendered.click_url), ("imp", rendered.impression_url))
+    }

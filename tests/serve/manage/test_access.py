@@ -1,0 +1,289 @@
+"""Every endpoint, every key, a foreign account: nothing is readable or changeable that should not be.
+
+The sweep is made from the API's own description (OpenAPI): a new endpoint is in it from its first day, with a body that
+its schema allows. Whoever adds a parameter of a new name is told by `test_the_sweep_knows_what_to_send`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from fastapi.routing import APIRoute
+from starlette.testclient import TestClient
+
+from leadre.serve.book.campaigns import Book
+from leadre.serve.book.records import Records
+from leadre.serve.manage.api import manage_app
+from leadre.serve.manage.auth import Keys
+
+from ..conftest import make_ad, make_campaign
+from .test_api import AD, CAMPAIGN, Around
+
+HOLDERS = {"operator": "", "acme": "acme", "bolt": "bolt", "revoked": ""}
+ACCOUNTS = ("acme", "bolt", "none")
+SPAN = {"since": "2026-03-01T00:00:00Z", "until": "2026-03-02T00:00:00Z"}
+ANYBODYS = ("object_id",)
+DATES = ("starts_at", "ends_at")  # left out: they have to be in order
+OPEN = ("/health",)
+UNDESCRIBED = ("/openapi.json",)
+
+
+class Place:
+    """An API over a book with two accounts, which have a campaign and an ad each; use it in a ``with``."""
+
+    def __init__(self, folder):
+        self.records, self.around = Records(folder / "manage.db"), Around()
+        book, keys = Book(self.records), Keys(self.records)
+        for account in ("acme", "bolt"):
+            book.put_campaign(make_campaign(f"c-{account}", advertiser_id=account, name=f"{account}'s plan"))
+            book.put_ad(make_ad(f"a-{account}", campaign_id=f"c-{account}", advertiser_id=account))
+        made = {name: keys.create(name, 1, account) for name, account in HOLDERS.items()}
+        keys.revoke(made["revoked"][0].key_id, 2)
+        self.key_id = {name: about.key_id for name, (about, _) in made.items()}
+        shown = {name: key for name, (_, key) in made.items()}
+        self.secrets = [shown["bolt"].split(".")[1], self.key_id["bolt"], "c-bolt", "a-bolt", "bolt's plan", "k-user"]
+        self.headers = {name: {"Authorization": f"Bearer {key}"} for name, key in shown.items()}
+        self.headers |= {
+            "nobody": {},
+            "wrong": {"Authorization": f"Bearer {shown['operator'][:-1]}"},
+            "basic": {"Authorization": f"Basic {shown['operator']}"},
+            "another's secret": {"Authorization": f"Bearer {self.key_id['operator']}.{shown['acme'].split('.')[1]}"},
+        }
+        self.api = TestClient(manage_app(self.records, self.around.outside()))
+
+    def __enter__(self):
+        self.api.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.api.__exit__(*error)
+        self.records.close()
+
+    def ask(self, call, holder):
+        sent = {} if call.body is None else {"json": call.body}
+        headers = self.headers[holder]
+        return self.api.request(call.method, call.path, params=call.query, headers=headers, **sent)
+
+    def rows(self, account=""):
+        """All that is stored, or what belongs to an account and, as nobody's, to the operator."""
+        tables = {"campaigns": "advertiser_id", "ads": "advertiser_id", "keys": "advertiser_id", "origins": ""}
+        return [
+            self.records.connection.execute(
+                f"SELECT * FROM {table}" + (f" WHERE {owner} != 'acme'" if account and owner else "")
+            ).fetchall()
+            for table, owner in tables.items()
+        ]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request; ``owners`` says whose each of its IDs is, by where it stands and its name."""
+
+    method: str
+    path: str
+    query: dict[str, Any]
+    body: Any
+    owners: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A method of a path as it is described."""
+
+    method: str
+    path: str
+    about: dict[str, Any]
+    schemas: dict[str, Any]
+
+    @property
+    def name(self):
+        return f"{self.method} {self.path}"
+
+    @property
+    def is_operators(self):
+        return "403" in self.about["responses"]
+
+    @property
+    def ids(self):
+        """Where an ID that belongs to somebody stands, and its name."""
+        found = [(each["in"], each["name"]) for each in self.about.get("parameters", ())]
+        found += [("body", name) for name in self.body_properties()]
+        return [f"{where}.{name}" for where, name in found if name.endswith("_id") and name not in ANYBODYS]
+
+    def body_properties(self):
+        content = self.about.get("requestBody", {}).get("content", {})
+        schema = content.get("application/json", {}).get("schema")
+        return {} if schema is None else self.resolved(schema).get("properties", {})
+
+    def resolved(self, schema):
+        """Without a reference, and of alternatives the first that is not null."""
+        if "$ref" in schema:
+            return self.resolved(self.schemas[schema["$ref"].rsplit("/", 1)[1]])
+        kinds = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
+        return self.resolved(kinds[0]) if kinds else schema
+
+    def calls(self, key_ids, accounts) -> Iterator[Call]:
+        """Every action of the path, with each ID each account's; an account "" leaves an optional ID out."""
+        parameters = self.about.get("parameters", ())
+        enums = {each["name"]: each["schema"]["enum"] for each in parameters if each["in"] == "path" and _enum(each)}
+        for owners in itertools.product(accounts, repeat=len(self.ids)):
+            whose = dict(zip(self.ids, owners, strict=True))
+            for actions in itertools.product(*enums.values()):
+                yield self._call(whose, dict(zip(enums, actions, strict=True)), key_ids)
+
+    def _call(self, whose, actions, key_ids):
+        path, query = self.path, dict(SPAN)
+        for each in self.about.get("parameters", ()):
+            name = each["name"]
+            value = actions.get(name) or self.value(name, each["schema"], whose.get(f"{each['in']}.{name}"), key_ids)
+            if each["in"] == "path":
+                path = path.replace(f"{{{name}}}", value)
+            elif value is not None:
+                query[name] = value
+        body = None
+        if properties := self.body_properties():
+            made = {
+                name: self.value(name, schema, whose.get(f"body.{name}"), key_ids)
+                for name, schema in properties.items()
+                if name not in DATES
+            }
+            body = {name: value for name, value in made.items() if value is not None}
+        return Call(self.method, path, query, body, whose)
+
+    def value(self, name, schema, owner, key_ids):
+        """What to send for a field; None to leave it out."""
+        if owner is not None:
+            known = {"advertiser_id": owner, "campaign_id": f"c-{owner}", "ad_id": f"a-{owner}"}
+            known |= {"key_id": key_ids.get(owner, "none")}
+            known["user_id"] = "k-user"
+            return known[name]  # KeyError: say here what a new kind of ID looks like
+        schema = schema | self.resolved(schema)
+        if name in SPAN:
+            return SPAN[name]
+        if "default" in schema and schema["default"] is not None:
+            return schema["default"]
+        if "examples" in schema:
+            return schema["examples"][0]
+        if name in AD | CAMPAIGN:
+            return (AD | CAMPAIGN)[name]
+        return schema["enum"][0] if "enum" in schema else None
+
+
+def _enum(parameter):
+    return "enum" in parameter["schema"]
+
+
+def operations(api, headers):
+    """All that is described."""
+    described = api.get("/openapi.json", headers=headers).json()
+    schemas = described["components"]["schemas"]
+    return [
+        Operation(method.upper(), path, about, schemas)
+        for path, methods in described["paths"].items()
+        for method, about in methods.items()
+    ]
+
+
+@pytest.fixture
+def place(tmp_path):
+    with Place(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def places(tmp_path):
+    """A new one for each operation, as calls change things."""
+    numbers = itertools.count()
+    return lambda: Place(tmp_path / str(next(numbers)))
+
+
+def test_every_route_is_described_and_wants_a_key(place):
+    found = operations(place.api, place.headers["acme"])
+    routes = place.api.app.routes
+    assert all(isinstance(route, APIRoute) for route in routes), "a route that the sweep cannot read"
+    assert {route.path for route in routes} == {each.path for each in found} | set(UNDESCRIBED)
+    for each in found:
+        assert bool(each.about.get("security")) != (each.path in OPEN), each.name
+        assert each.about["summary"] and each.about["description"], each.name
+        assert each.path in OPEN or "401" in each.about["responses"], each.name
+
+
+def test_the_sweep_knows_what_to_send(places, place):
+    """An operator's call of every operation for an account is let in: so no other is refused for a mistake in it."""
+    found = operations(place.api, place.headers["operator"])
+    assert len(found) >= 20
+    for operation in found:
+        for number, _ in enumerate(operation.calls(place.key_id, ("acme",))):
+            with places() as fresh:
+                call = list(operation.calls(fresh.key_id, ("acme",)))[number]
+                answer = fresh.ask(call, "operator")
+            assert answer.status_code in (200, 201), (call, answer.text)
+
+
+@pytest.mark.parametrize("holder", ["nobody", "wrong", "basic", "revoked", "another's secret"])
+def test_without_a_key_in_force_nothing_opens(place, holder):
+    before = place.rows()
+    calls = [Call("GET", path, {}, None) for path in UNDESCRIBED]
+    for operation in operations(place.api, place.headers["operator"]):
+        if operation.path not in OPEN:
+            calls += operation.calls(place.key_id, ("bolt",))
+    for call in calls:
+        answer = place.ask(call, holder)
+        assert (answer.status_code, answer.headers.get("WWW-Authenticate")) == (401, "Bearer"), call
+        assert not [word for word in place.secrets if word in answer.text], call
+    assert place.rows() == before and place.around.calls == []
+
+
+def test_an_account_neither_reads_nor_changes_another(places, place):
+    """Each ID of each call may be its own, another's or nobody's; what is another's is as if it were not there."""
+    swept = 0
+    for operation in operations(place.api, place.headers["operator"]):
+        if operation.path in OPEN:
+            continue
+        with places() as here:
+            before = here.rows("bolt")
+            for call in operation.calls(here.key_id, ACCOUNTS):
+                answer, swept = here.ask(call, "acme"), swept + 1
+                assert not [word for word in here.secrets if word in answer.text], (call, answer.text)
+                assert here.rows("bolt") == before, call
+                assert not here.around.calls or here.around.calls == _own_spend(here.around.calls), call
+                owners = set(call.owners.values())
+                if operation.is_operators:
+                    assert answer.status_code == 403, call
+                elif ("bolt" in owners and call.method != "GET") or "bolt" in _in_path(call):
+                    assert answer.status_code == 404, (call, answer.text)
+                elif "bolt" in owners:
+                    assert answer.json() == {"items": [], "next": None}, call
+                if owners == {"bolt"} and call.method != "GET":  # what does not exist gives the very same answer
+                    absent = dict.fromkeys(call.owners, "none")
+                    twin = next(each for each in operation.calls(here.key_id, ACCOUNTS) if each.owners == absent)
+                    assert here.ask(twin, "acme").content == answer.content, call
+    assert swept > 70
+
+
+def test_an_account_sees_itself_without_filters(place):
+    for operation in operations(place.api, place.headers["operator"]):
+        if operation.method == "GET" and "{" not in operation.path and not operation.is_operators:
+            answer = place.api.get(operation.path, params=SPAN, headers=place.headers["acme"])
+            assert answer.status_code == 200, operation.name
+            assert not [word for word in place.secrets if word in answer.text], operation.name
+            assert operation.path in OPEN or "acme" in answer.text, operation.name
+
+
+def test_an_account_cannot_choose_the_id_of_what_it_makes(place):
+    before = place.rows()
+    for path, body in (("/ads/new", AD | {"campaign_id": "c-acme"}), ("/campaigns/new", CAMPAIGN)):
+        assert place.api.put(path, json=body, headers=place.headers["acme"]).status_code == 404
+    assert place.rows() == before
+
+
+def _in_path(call):
+    return {owner for name, owner in call.owners.items() if name.startswith("path.")}
+
+
+def _own_spend(calls):
+    return [call for call in calls if call[0] == "spend" and not {"c-bolt", "c-none"} & set(call[1:])]
