@@ -61,7 +61,7 @@ def templates() -> jinja2.Environment:
 
 def banner(ad: Ad, size: Size, *, click_url: str, impression_url: str) -> str:
     """HTML of ``size`` pixels that links to ``click_url`` and asks for ``impression_url`` once when it is shown."""
-    price = shown_price(ad.price_nanos, ad.price_currency) if ad.price_nanos else ""
+    price = shown_price(ad.price_nanos, ad.price_currency)
     word = max(map(_letters, ad.title.split()), default=0)
     fields = (len(price), bool(ad.image_url), bool(ad.description))
     title_px, title_lines = _fit(size, _letters(ad.title), word, *fields)
@@ -78,10 +78,12 @@ def banner(ad: Ad, size: Size, *, click_url: str, impression_url: str) -> str:
 
 
 def shown_price(nanos: int, currency: str) -> str:
-    """A price as people read it: $2.44, CHF 1,200.00, ¥300."""
+    """A price as people read it: $2.44, CHF 1,200.00, JPY 300; "" for none, and for what would be read as none."""
     places = 0 if currency in WHOLE else 2
     unit = 10 ** (9 - places)
     whole, cents = divmod((nanos + unit // 2) // unit, 10**places)
+    if not (whole or cents):
+        return ""
     return SIGNS.get(currency, f"{currency}\u00a0") + f"{whole:,}" + (f".{cents:02}" if places else "")
 
 

@@ -47,6 +47,8 @@ def test_a_long_title_is_smaller_than_a_short_one_and_never_unreadable(ad):
         (1_234_567_895_000_000, "EUR", "€1,234,567.90"),
         (50_000_000, "CHF", "CHF\u00a00.05"),
         (300_499_999_999, "JPY", "JPY\u00a0300"),
+        (4_999_999, "USD", ""),
+        (0, "USD", ""),
     ],
 )
 def test_prices_are_written_as_people_read_them(nanos, currency, shown):
