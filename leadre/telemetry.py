@@ -15,7 +15,7 @@ from prometheus_client.utils import floatToGoString
 LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
 AGE_S = (60, 600, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 2 * 86400, 7 * 86400, 30 * 86400)
 
-ANSWERS = Counter("leadre_answers", "Bid requests answered", ["route", "outcome"])  # bid, no_bid, bad, shed
+ANSWERS = Counter("leadre_answers", "Bid requests answered", ["route", "outcome"])  # bid, no_bid, bad, shed, foreign
 ANSWER_S = Histogram("leadre_answer_seconds", "From the bytes' arrival to the answer", ["route"], buckets=LATENCY_S)
 BIDS = Counter("leadre_bids", "Bids offered, by where the ad came from", ["source"])
 NO_BIDS = Counter("leadre_no_bids", "Requests without a bid, by reason", ["reason"])
