@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-
 from leadre import database
 from leadre.auction.orders import Ask, Lease, Order, Release
 from leadre.serve import openrtb, respond, worker

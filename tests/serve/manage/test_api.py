@@ -8,7 +8,6 @@ from starlette.testclient import TestClient
 
 from leadre.data import tables
 from leadre.serve.book import eligibility
-from leadre.serve.manage import status as page
 from leadre.serve.manage.access import Lists, Outside, Spend
 from leadre.serve.manage.api import BODY_BYTES, manage_app
 from leadre.serve.manage.auth import Keys
