@@ -22,6 +22,7 @@ import numpy as np
 
 from leadre.errors import PeerError
 from leadre.serve import record
+from leadre.serve.bidder import Bidder, Market
 from leadre.serve.book.eligibility import Snapshot
 from leadre.serve.book.objects import Objects
 from leadre.serve.book.values import expected_nanos
@@ -34,7 +35,7 @@ from leadre.serve.openrtb import NoBid
 from leadre.serve.processes.desk import COUNTED
 from leadre.serve.processes.generator import Generator
 from leadre.serve.processes.messages import Generated, Wanted
-from leadre.serve.respond import Bidder, Market, respond
+from leadre.serve.respond import respond
 from leadre.serve.settings import Settings
 from leadre.store.contract import Profile, Store
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 
+from leadre.serve.bidder import Answer
 from leadre.serve.book.eligibility import Snapshot
+from leadre.serve.choose import CONSIDERED
 from leadre.serve.events.eventlog import Answered
-from leadre.serve.respond import CONSIDERED, Answer
 from leadre.serve.settings import Settings
 from leadre.types import Candidate, Impression, Request, Signals
 

@@ -24,6 +24,7 @@ from leadre import database, telemetry
 from leadre.auction.orders import Ask, Lease, Order, Release
 from leadre.errors import PeerError, TokenError
 from leadre.serve import openrtb
+from leadre.serve.bidder import Answer, Bidder, Market
 from leadre.serve.book import eligibility, records
 from leadre.serve.book.eligibility import Snapshot
 from leadre.serve.book.objects import Objects
@@ -57,7 +58,7 @@ from leadre.serve.processes.messages import (
 )
 from leadre.serve.processes.peers import Client
 from leadre.serve.record import digest, record
-from leadre.serve.respond import Answer, Bidder, Market, respond
+from leadre.serve.respond import respond
 from leadre.serve.settings import Settings
 from leadre.store import open_store
 from leadre.types import EventKind, Impression, Request, Signals

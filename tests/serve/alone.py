@@ -12,7 +12,7 @@ from typing import Any
 
 from leadre import database
 from leadre.auction.orders import Ask, Lease, Order, Release
-from leadre.serve import openrtb, respond, worker
+from leadre.serve import bidder, openrtb, record, respond
 from leadre.serve.book import eligibility, records
 from leadre.serve.book.campaigns import Book
 from leadre.serve.book.objects import Objects
@@ -74,7 +74,7 @@ class Alone:
         self.budgets = Budgets("alone", self._send)
         self._numbers = itertools.count()
         self._loop = asyncio.new_event_loop()
-        self.bidder = respond.Bidder(
+        self.bidder = bidder.Bidder(
             settings=Settings(**{"public_url": "https://ads.test", "exploration": 0.0} | settings),
             market=self._market({}),
             memory=Memory(self.store, self.clock),  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ class Alone:
             generate=None,
             sign=self.desk._keys.sign,
             new_id=lambda: f"id-{next(self._numbers)}",
-            draws=Draws(f"key {seed}".encode()),
+            draws=Draws(seed.to_bytes(32)),
             clock=self.clock,
         )
 
@@ -115,27 +115,27 @@ class Alone:
         recent = tuple(Seen(name, NOON_US - 1000 + place, "ad") for place, name in enumerate(object_ids))
         self.store.write_profiles(Profile(user_id, recent, tuple(segments)))
 
-    def answer(self, *, tmax_s: float = 1.0, **fields: Any) -> respond.Answer:
+    def answer(self, *, tmax_s: float = 1.0, **fields: Any) -> bidder.Answer:
         """What is made of a request, from its JSON on."""
         return self.respond(asked(**fields), tmax_s)
 
-    def respond(self, request: Request, tmax_s: float = 1.0) -> respond.Answer:
+    def respond(self, request: Request, tmax_s: float = 1.0) -> bidder.Answer:
         """The same for a request that was read."""
         made = respond.respond(request, self.bidder, self.now_us, self.now_s + tmax_s)
         return self._loop.run_until_complete(made)
 
     def record(self, request, answer):
         """What a worker gives to the log."""
-        return worker._record(request, answer, self.now_us, self.bidder.market.book)
+        return record.record(request, answer, self.now_us, self.bidder.market.book, "", is_degraded=False)
 
     def happened(self, *events: tuple[str, str]) -> list[str]:
         """What the writer makes of (kind, URL), all in one batch."""
         made = [Event(kind=kind, token=re.search(r"[?&]t=([^&]+)", url)[1], at_us=self.now_us) for kind, url in events]
         return [told.outcome for told in self.desk.settle(made, self.now_us)]
 
-    def _market(self, counts, object_ids=()) -> respond.Market:
+    def _market(self, counts, object_ids=()) -> bidder.Market:
         book = eligibility.load(self._reader)
-        return respond.Market(book, expected_nanos(book, counts), Objects(object_ids, book.ads, "model-1"))
+        return bidder.Market(book, expected_nanos(book, counts), Objects(object_ids, book.ads, "model-1"))
 
     async def _send(self, orders: list[Order]) -> list[Lease | None]:
         asks = [order for order in orders if isinstance(order, Ask)]
@@ -145,12 +145,12 @@ class Alone:
         return list(reply.leases)
 
 
-def chosen(answer: respond.Answer) -> list[str]:
+def chosen(answer: bidder.Answer) -> list[str]:
     """The ads that are offered, place by place."""
     return [each.bid.ad_id for each in answer.rendered]
 
 
-def verdicts(alone: Alone, answer: respond.Answer, place: int = 0) -> dict[str, str]:
+def verdicts(alone: Alone, answer: bidder.Answer, place: int = 0) -> dict[str, str]:
     """Candidate -> what became of it."""
     ads = alone.bidder.market.book.ads
     return {ads[row].ad_id: verdict for row, verdict in answer.places[place].verdicts.items()}
