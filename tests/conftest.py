@@ -199,15 +199,6 @@ def exact():
         yield
 
 
-@pytest.fixture
-def denormals():
-    """Training flushes denormal numbers to zero in this thread; later tests must not notice."""
-    import torch
-
-    yield
-    torch.set_flush_denormal(False)
-
-
 def make_logs(events, requests=(), *, objects=8, live=None, users=None, titles=None):
     """``events``: (user, at_us, domain, object, value_nanos); ``requests``: (user, at_us, split, objects acted on).
 
@@ -260,7 +251,6 @@ def hand():
 @pytest.fixture(scope="session")
 def work(tiny_encoder, tiny_llama, tmp_path_factory):
     """A work folder with the run `served`: the synthetic market, its IDs and a model that has hardly learnt."""
-    import torch
 
     from leadre.__main__ import main
 
@@ -274,5 +264,4 @@ def work(tiny_encoder, tiny_llama, tmp_path_factory):
     for verb, flags in stages.items():
         shared = ["--work", str(work), "--run", "served", "--threads", "1"]
         assert main([verb, *shared, *flags.split()]) == 0, verb
-    torch.set_flush_denormal(False)
     return work

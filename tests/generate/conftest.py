@@ -18,14 +18,12 @@ def logs():
 @pytest.fixture(scope="session")
 def work(tiny_encoder, tiny_llama, tmp_path_factory):
     """A run with a hardly trained model."""
-    import torch
 
     folder = tmp_path_factory.mktemp("work")
     models = {"data": "", "semid": f" --encoder {tiny_encoder}", "tune": f" --backbone {tiny_llama}"}
     for name, flags in MODEL.items():
         assert main(argv(name, folder, flags + models[name])) == 0
-    yield folder
-    torch.set_flush_denormal(False)
+    return folder
 
 
 @pytest.fixture(scope="session")
