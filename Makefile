@@ -7,15 +7,17 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,\
 	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 
-.PHONY: help setup demo journey test soak check format bench
+.PHONY: help setup demo journey serve page test soak check format bench
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make setup   create $(VENV) and install the exact versions of constraints.txt'
 	@echo 'make demo    real logs to generated ads on this machine: runs/demo.sh'
 	@echo 'make journey the full run, hours rather than minutes: runs/journey.sh'
+	@echo 'make serve   lists for all users of the demo, then a bidder at http://127.0.0.1:8080'
+	@echo 'make page    a publisher'"'"'s page that asks it, at http://127.0.0.1:8090/page.html'
 	@echo 'make test    all tests'
-	@echo 'make soak    the long versions of serving'"'"'s tests, minutes each'
+	@echo 'make soak    the long versions of tests, minutes each'
 	@echo 'make check   format, lint, types, layout'
 	@echo 'make format  let ruff format and fix'
 	@echo 'make bench   one script per claim, each ends with a line of JSON'
@@ -52,11 +54,24 @@ demo: setup
 journey: setup
 	bash runs/journey.sh
 
+serve: setup
+	$(BIN)/leadre generate --stage lists --config configs/demo.toml
+	$(BIN)/leadre serve --config configs/demo.toml
+
+PAGE := clients/prebid
+page: $(PAGE)/node_modules/.package-lock.json
+	npm --prefix $(PAGE) start
+
+$(PAGE)/node_modules/.package-lock.json: $(PAGE)/package-lock.json
+	@command -v npm >/dev/null || { echo 'npm is missing: install Node 20.11 or newer, e.g. from https://nodejs.org' >&2; exit 1; }
+	npm --prefix $(PAGE) ci --ignore-scripts --no-audit --no-fund
+	@touch $@
+
 test: setup
 	$(BIN)/python -m pytest
 
 soak: setup
-	$(BIN)/python -m pytest -m soak tests/serve tests/clients
+	$(BIN)/python -m pytest -m soak
 
 check: setup
 	$(BIN)/ruff format --check .

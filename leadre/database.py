@@ -55,8 +55,17 @@ def _migrate(connection: sqlite3.Connection, migrations: Sequence[str], done: in
         raise InputError(
             f"{path}: is of schema {done}, wants {len(migrations)}; start `leadre serve`, which moves it on"
         )
-    for number, script in enumerate(migrations[done:], done + 1):
-        connection.executescript(f"BEGIN IMMEDIATE;\n{script};\nPRAGMA user_version={number};\nCOMMIT;")
+    while done < len(migrations):
+        try:
+            connection.executescript(f"BEGIN IMMEDIATE;\n{migrations[done]};\nPRAGMA user_version={done + 1};\nCOMMIT;")
+        except sqlite3.OperationalError:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            (now,) = connection.execute("PRAGMA user_version").fetchone()
+            if now == done:  # else another process was faster
+                raise
+            done = now - 1
+        done += 1
 
 
 @contextmanager

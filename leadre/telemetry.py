@@ -7,13 +7,15 @@ the sum: set ``PROMETHEUS_MULTIPROC_DIR`` to an empty folder before this module 
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client.utils import floatToGoString
 
 LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
 AGE_S = (60, 600, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 2 * 86400, 7 * 86400, 30 * 86400)
 
-ANSWERS = Counter("leadre_answers", "Bid requests answered", ["route", "outcome"])  # bid, no_bid, bad, shed
+ANSWERS = Counter("leadre_answers", "Bid requests answered", ["route", "outcome"])  # bid, no_bid, bad, shed, foreign
 ANSWER_S = Histogram("leadre_answer_seconds", "From the bytes' arrival to the answer", ["route"], buckets=LATENCY_S)
 BIDS = Counter("leadre_bids", "Bids offered, by where the ad came from", ["source"])
 NO_BIDS = Counter("leadre_no_bids", "Requests without a bid, by reason", ["reason"])
@@ -23,16 +25,36 @@ GENERATE_S = Histogram("leadre_generate_seconds", "Waiting for the language mode
 EVENTS = Counter("leadre_events", "Events that came back", ["kind", "outcome"])
 CHARGED_NANOS = Counter("leadre_charged_nanos", "Charged to advertisers", ["currency"])
 WRITTEN_OFF_NANOS = Counter("leadre_written_off_nanos", "Owed for events, with no budget left to pay it", ["currency"])
+PARTS = ("store", "writer", "model")  # without which bids go on
 DEGRADED = Gauge("leadre_degraded", "1 while store, writer or model is away", ["part"], multiprocess_mode="livemax")
 
 
 def exposition() -> bytes:
     """All metrics of all processes in Prometheus's text format."""
+    return generate_latest(_registry())
+
+
+def totals() -> dict[tuple[str, str, str], float]:
+    """(sample, label, value of the label) -> the sum over processes and all other labels, now."""
+    found: dict[tuple[str, str, str], float] = defaultdict(float)
+    for metric in _registry().collect():
+        for sample in metric.samples:
+            for label, value in sample.labels.items():
+                found[sample.name, label, value] += sample.value
+    return found
+
+
+def edge(upper: float) -> str:
+    """The label `le` of a histogram's bucket."""
+    return str(floatToGoString(upper))  # type: ignore[no-untyped-call]
+
+
+def _registry() -> CollectorRegistry:
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return generate_latest()
+        return REGISTRY
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    return registry
 
 
 def forget(process: int) -> None:

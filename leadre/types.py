@@ -29,6 +29,8 @@ class Ad:
     brand: str = ""
     landing_url: str = ""
     image_url: str = ""
+    price_nanos: int = 0  # what the thing costs, for the banner to show; 0 = says nothing
+    price_currency: str = "USD"
     adomain: str = ""
     iab_categories: tuple[str, ...] = ()
     sizes: tuple[Size, ...] = ()

@@ -199,15 +199,6 @@ def exact():
         yield
 
 
-@pytest.fixture
-def denormals():
-    """Training flushes denormal numbers to zero in this thread; later tests must not notice."""
-    import torch
-
-    yield
-    torch.set_flush_denormal(False)
-
-
 def make_logs(events, requests=(), *, objects=8, live=None, users=None, titles=None):
     """``events``: (user, at_us, domain, object, value_nanos); ``requests``: (user, at_us, split, objects acted on).
 
@@ -255,3 +246,22 @@ def make_logs(events, requests=(), *, objects=8, live=None, users=None, titles=N
 @pytest.fixture
 def hand():
     return make_logs
+
+
+@pytest.fixture(scope="session")
+def work(tiny_encoder, tiny_llama, tmp_path_factory):
+    """A work folder with the run `served`: the synthetic market, its IDs and a model that has hardly learnt."""
+
+    from leadre.__main__ import main
+
+    work = tmp_path_factory.mktemp("work")
+    stages = {
+        "data": "--source world --world-users 60 --world-ads 60 --world-contents 12",
+        "semid": f"--encoder {tiny_encoder} --levels 8,6 --collisions 24 --collaborative 2 --collaborative-dim 8",
+        "tune": f"--backbone {tiny_llama} --layers 0 --short-tokens 150 --long-tokens 60 --described 0 --max-steps 2"
+        " --batch-tokens 800",
+    }
+    for verb, flags in stages.items():
+        shared = ["--work", str(work), "--run", "served", "--threads", "1"]
+        assert main([verb, *shared, *flags.split()]) == 0, verb
+    return work

@@ -161,6 +161,31 @@ def test_current_is_about_config_seed_and_parents(tmp_path: Path) -> None:
     assert not artifact.current(folder, kind="tables", version=2, config=config, seed=0, parents=(parent,))
 
 
+def test_no_bit_of_an_artifact_can_be_flipped(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    make(folder, "some words", layers=6, positive="conversion")
+    for path in (folder / "meta.json", folder / "part" / "a.txt"):
+        whole = path.read_bytes()
+        for bit in range(0, 8 * len(whole), 5):
+            flipped = bytearray(whole)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            with pytest.raises(ArtifactError, match="run `leadre data"):
+                artifact.read(folder, kind="tables", version=1)
+        path.write_bytes(whole)
+    artifact.read(folder, kind="tables", version=1)
+
+
+def test_an_artifact_of_the_first_release_is_read(tmp_path: Path) -> None:
+    meta = make(tmp_path / "data").meta
+    del meta["meta_sha256"]
+    (tmp_path / "data" / "meta.json").write_text(json.dumps(meta))
+    assert artifact.read(tmp_path / "data", kind="tables", version=1).meta == meta
+    (tmp_path / "data" / "meta.json").write_text(json.dumps(meta | {"meta_sha257": ""}))
+    with pytest.raises(ArtifactError, match=r"meta\.json has changed"):
+        artifact.read(tmp_path / "data", kind="tables", version=1)
+
+
 def test_a_stage_that_writes_meta_json_is_our_bug(tmp_path: Path) -> None:
     with (
         pytest.raises(AssertionError, match=r"meta\.json"),

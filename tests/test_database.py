@@ -8,6 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -58,6 +60,39 @@ def test_a_migration_that_fails_leaves_the_schema_before(tmp_path: Path) -> None
     with closing(database.connect(path, (FIRST, SECOND))) as connection:  # not locked, and no half
         names = connection.execute("SELECT name FROM sqlite_master ORDER BY name").fetchall()
     assert [name for (name,) in names if not name.startswith("sqlite_")] == ["by_zone", "spend"]
+
+
+def test_a_migration_that_is_killed_half_way_leaves_the_schema_before(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with closing(database.connect(path, (FIRST,))) as connection:
+        put(connection, "2026-03-01")
+    endless = """
+    ALTER TABLE spend ADD COLUMN half TEXT;
+    CREATE TABLE half (n INTEGER);
+    INSERT INTO half WITH RECURSIVE up (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM up) SELECT n FROM up
+    """
+    opening = f"database.connect(pathlib.Path({str(path)!r}), {(FIRST, endless)!r})"
+    code = f"import pathlib; from leadre import database; {opening}"
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        log = path.with_name("ledger.db-wal")
+        while not (log.exists() and log.stat().st_size > 1 << 22):  # more than its cache holds
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    assert rows(path) == [("2026-03-01", 1)]
+    with closing(database.connect(path, (FIRST, SECOND))) as connection:
+        assert connection.execute("SELECT * FROM spend").fetchall() == [("2026-03-01", 1, "UTC")]
+
+
+def test_two_processes_may_move_a_schema_on_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    steps = (FIRST, SECOND, *(f"CREATE TABLE t{n} (a)" for n in range(40)))
+    with ThreadPoolExecutor(4) as threads:
+        opened = [threads.submit(database.connect, path, steps, any_thread=True) for _ in range(4)]
+        versions = [one.result().execute("PRAGMA user_version").fetchone() for one in opened]
+        for one in opened:
+            one.result().close()
+    assert versions == [(42,)] * 4
 
 
 def test_a_reader_changes_nothing(tmp_path: Path) -> None:

@@ -32,14 +32,6 @@ def models(tiny_encoder, tiny_llama):
     return tiny_encoder, tiny_llama
 
 
-@pytest.fixture(scope="module", autouse=True)
-def denormals_back():
-    import torch
-
-    yield
-    torch.set_flush_denormal(False)
-
-
 def read(work, name):
     return artifact.read(work / "e2e" / STAGES[name], kind=KINDS[name], version=3 if name == "tune" else 1)
 

@@ -7,7 +7,7 @@ const FONTS = `<?xml version="1.0"?>
 <fontconfig>
   <dir prefix="relative">fonts</dir>
   <dir>/usr/share/fonts</dir>
-  <cachedir prefix="relative">cache</cachedir>
+  <cachedir prefix="xdg">fontconfig</cachedir>
 </fontconfig>
 `;
 
@@ -15,7 +15,7 @@ const FONTS = `<?xml version="1.0"?>
 export async function browser() {
   if (process.env.CHROMIUM) return { executablePath: process.env.CHROMIUM };
   const modules = await fs.realpath(path.join(import.meta.dirname, "node_modules"));
-  const folder = path.join(path.dirname(modules), "browser");
+  const folder = path.join(modules, ".chromium"); // which npm clears when it installs another version
   if (!(await exists(folder))) await unpack(folder);
   const libraries = [path.join(folder, "al2023", "lib"), process.env.LD_LIBRARY_PATH].filter(Boolean).join(":");
   const env = { ...process.env, LD_LIBRARY_PATH: libraries, FONTCONFIG_PATH: path.join(folder, "fonts") };

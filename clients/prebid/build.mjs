@@ -3,6 +3,7 @@ import path from "node:path";
 import esbuild from "esbuild";
 
 const root = import.meta.dirname;
+const isServed = process.argv.includes("--serve");
 const context = await esbuild.context({
   entryPoints: [path.join(root, "page.mjs"), path.join(root, "page.html")],
   outdir: path.join(root, "dist"),
@@ -10,11 +11,12 @@ const context = await esbuild.context({
   format: "iife",
   target: "es2022",
   loader: { ".html": "copy" },
-  logLevel: "info",
+  logLevel: isServed ? "warning" : "info",
 });
-if (process.argv.includes("--serve")) {
+if (isServed) {
   await context.watch();
-  await context.serve({ host: "127.0.0.1", port: 8090, servedir: path.join(root, "dist") });
+  const { port } = await context.serve({ host: "127.0.0.1", port: 8090, servedir: path.join(root, "dist") });
+  console.log(`the page: http://127.0.0.1:${port}/page.html?user=household-6 (Ctrl+C ends it)`);
 } else {
   await context.rebuild();
   await context.dispose();

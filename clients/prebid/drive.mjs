@@ -1,8 +1,9 @@
 // Opens the page in a headless Chromium and prints what came of it as one line of JSON.
 //
 //   node drive.mjs --bidder http://127.0.0.1:8080 --scenario all [--user u1] [--vendor 1] [--screenshot page.png]
+//                 [--publisher http://garden.example]
 //
-// The browser reaches the world through a proxy of this process: garden.example is the page, what goes to the bidder is
+// The browser reaches the world through a proxy of this process: the publisher is the page, what goes to the bidder is
 // passed on and written down, any other http host is a landing page. Nothing else can be reached, https included.
 import fs from "node:fs/promises";
 import http from "node:http";
@@ -13,7 +14,6 @@ import { parseArgs } from "node:util";
 import puppeteer from "puppeteer-core";
 import { browser as packaged } from "./browser.mjs";
 
-const PUBLISHER = "http://garden.example";
 const SCENARIOS = {
   absent: { consent: "absent" }, // no consent manager on the page
   all: { consent: "all" },
@@ -29,6 +29,7 @@ const { values: flags } = parseArgs({
     bidder: { type: "string" },
     scenario: { type: "string", default: "all" },
     user: { type: "string" },
+    publisher: { type: "string", default: "http://garden.example" }, // the page's origin, which the bidder must know
     vendor: { type: "string", default: "1" },
     screenshot: { type: "string" },
   },
@@ -74,21 +75,28 @@ async function visit() {
 
   const query = { bidder: flags.bidder, vendor: flags.vendor, timeout: PATIENCE_MS / 2, ...SCENARIOS[flags.scenario] };
   if (flags.user) query.user = flags.user;
-  await page.goto(`${PUBLISHER}/page.html?${new URLSearchParams(query)}`);
-  await page.waitForFunction("window.auction?.isOver", { timeout: PATIENCE_MS });
+  await page.goto(`${flags.publisher}/page.html?${new URLSearchParams(query)}`);
+  await page.waitForFunction("window.auction?.isOver", { timeout: PATIENCE_MS }).catch((error) => {
+    throw new Error(`the auction never ended; the page says: ${consoleErrors.join("; ") || "nothing"}`, { cause: error });
+  });
   await world.quiet();
 
   const { bids, errors } = await page.evaluate("window.auction");
   const banners = await readBanners(page);
+  const slots = await page.$$eval(".ad", (places) => Object.fromEntries(
+    places.map(({ id, hidden, childElementCount }) => [id, hidden ? 0 : childElementCount])));
   if (flags.screenshot) await page.screenshot({ path: flags.screenshot });
   const landed = await click(banners[0]);
   await world.quiet();
   return {
     scenario: flags.scenario,
     bids,
-    rendered: banners.map(({ slot, text, html }) => ({ slot, text, html })),
+    rendered: banners.map(({ slot, size, text, html }) => ({ slot, size, text, html })),
+    slots, // place -> frames in sight
     landed,
-    events: world.seen.filter(({ url }) => url.pathname.startsWith("/e/")),
+    events: world.seen.filter(({ url }) => url.pathname.startsWith("/e/")).map((event) => ({
+      kind: event.url.pathname.slice(3), ...event,
+    })),
     auctions: world.seen.filter(({ url }) => url.pathname.startsWith("/openrtb2/")),
     consoleErrors,
     prebidErrors: errors,
@@ -99,12 +107,14 @@ async function visit() {
 async function readBanners(page) {
   const banners = [];
   for (const frame of page.frames()) {
-    const [text, html] = await frame.evaluate(() => [document.body.innerText.trim(), document.body.innerHTML]);
+    const [text, html, size] = await frame.evaluate(() => [
+      document.body.innerText.trim(), document.body.innerHTML, [innerWidth, innerHeight],
+    ]);
     if (frame.childFrames().length || frame === page.mainFrame() || !html.trim()) continue;
     let outer = frame;
     while (outer.parentFrame() !== page.mainFrame()) outer = outer.parentFrame();
     const slot = await (await outer.frameElement()).evaluate((element) => element.parentElement.id);
-    banners.push({ slot, text, html, frame });
+    banners.push({ slot, size, text, html, frame });
   }
   return banners;
 }
@@ -127,11 +137,11 @@ async function startWorld(bidder) {
   let open = 0;
   let last = Date.now();
   const server = http.createServer(async (request, response) => {
-    const url = new URL(request.url, PUBLISHER);
+    const url = new URL(request.url, flags.publisher);
     open += 1;
     response.on("close", () => { open -= 1; last = Date.now(); });
     if (url.origin === bidder.origin) passOn(url, request, response, seen);
-    else if (url.origin === PUBLISHER) await sendFile(url.pathname, response);
+    else if (url.origin === flags.publisher) await sendFile(url.pathname, response);
     else response.setHeader("content-type", "text/html").end(`<!doctype html><title>${url.host}</title>`);
   });
   server.on("connect", (_request, socket) => socket.end("HTTP/1.1 502 Bad Gateway\r\n\r\n"));

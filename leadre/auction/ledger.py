@@ -13,8 +13,10 @@ charges belong to that day, however late they come. Nothing here knows a user.
 
 from __future__ import annotations
 
+import sqlite3
 import zoneinfo
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Self
@@ -341,6 +343,29 @@ class Ledger:
         values = (campaign_id,) if day is None else (campaign_id, day.isoformat())
         found = self.connection.execute(f"SELECT {column} FROM {table} WHERE campaign_id = ?{extra}", values).fetchone()
         return int(found[0]) if found else 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Today:
+    """What a campaign was charged on the day that it is in its zone, and in all."""
+
+    campaign_id: str
+    charged_nanos: int
+    total_charged_nanos: int
+
+
+def today(connection: sqlite3.Connection, now_us: int) -> list[Today]:
+    """All campaigns that were ever charged, the most of today first; for whoever reads the ledger beside its writer."""
+    zones = [zone for (zone,) in connection.execute("SELECT DISTINCT zone FROM budgets")]
+    query = (
+        "SELECT b.campaign_id, ifnull(d.charged_nanos, 0), b.charged_nanos FROM budgets AS b"
+        " LEFT JOIN days AS d ON d.campaign_id = b.campaign_id AND d.day = ? WHERE b.zone = ? AND b.charged_nanos > 0"
+    )
+    rows = [row for zone in zones for row in connection.execute(query, (day_of(now_us, zone).isoformat(), zone))]
+    return [
+        Today(campaign_id=name, charged_nanos=charged, total_charged_nanos=total)
+        for name, charged, total in sorted(rows, key=lambda row: (-row[1], row[0]))
+    ]
 
 
 def day_of(at_us: int, zone: str) -> date:

@@ -84,7 +84,7 @@ def _panel(ax: Axes, bars: Sequence[Bar], *, title: str) -> None:
             tick.set_color(OURS)
     ax.set_xlim(0, highest * 1.16)
     ax.set_ylim(-0.7, len(bars) - 0.3)
-    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.grid(axis="x", color=FAINT, lw=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(axis="y", length=0)

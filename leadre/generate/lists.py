@@ -4,7 +4,7 @@ The log is seen as of one moment, *now*, at which every user is asked about once
 batches, which stay the same whoever works on them: the last bits of a score hang on who shares a batch. Worker
 processes lease batches in a SQLite file; what a killed worker had leased is leased again, and a list that is written
 twice is the same list. Readers see the new version when all of it is there. Users who were erased get none, also those
-who are erased meanwhile.
+who are erased meanwhile (`erased.held`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +38,7 @@ from leadre.tune.tasks import Window
 
 TIMEOUT_MS = 1000.0  # nobody waits for a page here
 RETRY_S, POLL_S = 0.25, 0.5
+MOST_DEATHS = 3
 PAGE = 1000
 MIGRATIONS = (
     """CREATE TABLE batches (version TEXT NOT NULL, batch INTEGER NOT NULL, owner TEXT, until_us INTEGER NOT NULL
@@ -57,7 +58,7 @@ class Job:
     model: Path
     leases: Path
     store: str
-    erased: Path  # of `leadre.store.erased`
+    erased: Path  # `leadre.store.erased`
     version: str
     now_us: int
     since_us: int | None
@@ -173,7 +174,8 @@ class Leases:
 def generate(job: Job, user_ids: Sequence[str], workers: int) -> None:
     """Lists of all users of a job into its store; what an earlier run finished is not done again.
 
-    A worker that dies is replaced as long as batches get finished; other errors end the run (StoreDown, ShardError).
+    A worker that dies is replaced, unless three in a row died and nothing got finished meanwhile (ShardError); other
+    errors end the run (StoreDown).
     """
     users = len(user_ids)
     count = -(-users // job.batch)
@@ -181,8 +183,12 @@ def generate(job: Job, user_ids: Sequence[str], workers: int) -> None:
         for _ in range(2):
             leases.start(count)
             with _shown(job, users, count):
-                while leases.left():
-                    _work_all(job, leases, workers)
+                deaths = 0  # in a row
+                while left := leases.left():
+                    died = _work_all(job, workers)
+                    deaths = deaths + 1 if leases.left() == left else 0
+                    if died is not None and deaths == MOST_DEATHS:
+                        raise died
                     leases.start(count)
             if not patiently(partial(_missing, job, user_ids), job.wait_s):
                 return
@@ -193,18 +199,19 @@ def generate(job: Job, user_ids: Sequence[str], workers: int) -> None:
     raise StoreDown(f"store {job.store.partition(':')[0]}: loses lists of {job.version} while they are written")
 
 
-def _work_all(job: Job, leases: Leases, workers: int) -> None:
-    """One generation of workers; ends when all is done, or when one of them died and others had finished something."""
-    left = leases.left()
+def _work_all(job: Job, workers: int) -> ShardError | None:
+    """One generation of workers; ends when all is done, or one of them died, which is what it returns."""
     backend: scale.Backend = "serial" if workers == 1 else "processes"
     try:
         scale.map_shards(partial(work, job), [str(n) for n in range(workers)], workers, backend)
     except ShardError as error:
         if isinstance(error.__cause__, StoreDown):
             raise error.__cause__ from error
-        if error.__cause__ is not None or leases.left() == left:
+        if error.__cause__ is not None:
             raise
-        progress.say(f"generate: a worker died, {leases.left():,} batches are left; going on")
+        progress.say("generate: a worker died; others take up what it had begun")
+        return error
+    return None
 
 
 def _missing(job: Job, user_ids: Sequence[str]) -> set[str]:
@@ -230,7 +237,7 @@ def work(job: Job, worker: str) -> int:
                 time.sleep(POLL_S)
                 continue
             lists = dict(_lists(job, engine, windows[number * job.batch : (number + 1) * job.batch]))
-            patiently(partial(s.put_lists, job.version, lists), job.wait_s)
+            patiently(partial(put, s, job.version, lists, job.erased), job.wait_s)
             done += leases.finish(number, time.time_ns() // 1000)
     return done
 
@@ -247,22 +254,27 @@ def load(job: Job) -> tuple[Loaded, NDArray[np.int64]]:
 
 
 def _lists(job: Job, engine: Loaded, windows: list[Window]) -> Iterator[tuple[str, StoredList]]:
-    logs, made_at_us, is_erased = engine.threads.logs, time.time_ns() // 1000, erased.listed_in(job.erased)
+    logs, made_at_us = engine.threads.logs, time.time_ns() // 1000
     key_A = np.random.default_rng(job.seed).permutation(len(logs.ads))
     for ranked in answer(engine.searcher, engine.threads, engine.live, windows, ("all",), job.beam):
         ads, log_p = batches.ads_of(logs, ranked, key_A, job.top)
         ad_ids = tuple(logs.ads["ad_id"].gather(ads).to_list())
         user = logs.users["user_id"][int(logs.request_user_R[ranked.r])]
-        if not is_erased(user):
-            yield user, StoredList(job.version, made_at_us, ad_ids, tuple(log_p))
+        yield user, StoredList(job.version, made_at_us, ad_ids, tuple(log_p))
 
 
-def publish(store: Store, version: str, base: str | None, keep: int) -> int:
+def put(store: Store, version: str, lists: Mapping[str, StoredList], gone: Path) -> None:
+    """Write lists, none of a user who stands in the file ``gone`` of `leadre.store.erased`."""
+    with erased.held(gone) as is_erased:
+        store.put_lists(version, {user: one for user, one in lists.items() if not is_erased(user)})
+
+
+def publish(store: Store, version: str, base: str | None, keep: int, gone: Path) -> int:
     """Make a version current, lists that it lacks taken from ``base``, and drop all but the newest ``keep`` versions.
 
     Returns how many lists were taken over.
     """
-    carried = 0 if base is None else _carry(store, base, version)
+    carried = 0 if base is None else _carry(store, base, version, gone)
     store.switch(version)
     others = [name for name in store.versions().names if name != version]
     for old in others[: max(0, len(others) + 1 - keep)]:
@@ -270,41 +282,38 @@ def publish(store: Store, version: str, base: str | None, keep: int) -> int:
     return carried
 
 
-def _carry(store: Store, base: str, version: str) -> int:
+def _carry(store: Store, base: str, version: str, gone: Path) -> int:
     """Copy lists of users who have none in ``version`` from ``base``; they keep the name of what made them."""
     fresh, page, carried = {user for user, _ in store.scan(version)}, dict[str, StoredList](), 0
     for user, one in store.scan(base):
         if user not in fresh:
             page[user] = one
         if len(page) == PAGE:
-            store.put_lists(version, page)
+            put(store, version, page, gone)
             carried, page = carried + len(page), {}
-    store.put_lists(version, page)
+    put(store, version, page, gone)
     return carried + len(page)
 
 
-def remember(store: Store, profiles: Iterable[Profile], is_erased: Callable[[str], bool], wait_s: float) -> None:
+def remember(store: Store, profiles: Iterable[Profile], gone: Path, wait_s: float) -> None:
     """Write profiles as of a moment; what serving has added to them since then stays, segments too."""
-    wanted = (each for each in profiles if not is_erased(each.user_id))
-    while page := list(islice(wanted, PAGE)):
-        patiently(partial(_remember, store, page), wait_s)
+    following = iter(profiles)
+    while page := list(islice(following, PAGE)):
+        patiently(partial(_remember, store, page, gone), wait_s)
 
 
-def _remember(store: Store, page: Sequence[Profile]) -> None:
-    merged = []
-    for new in page:
-        old = store.read_profile(new.user_id) or Profile(new.user_id)
-        since = tuple(seen for seen in old.recent if seen.at_us >= new.updated_at_us)
-        updated_at_us = max(new.updated_at_us, old.updated_at_us)
-        merged.append(Profile(new.user_id, (*new.recent, *since), old.segments, updated_at_us))
-    store.write_profiles(*merged)
-
-
-def forget(store: Store, user_ids: Iterable[str], is_erased: Callable[[str], bool]) -> None:
-    """Erase again whoever was erased while lists and profiles were written."""
-    gone = [user for user in user_ids if is_erased(user) and (store.read_profile(user) or store.read_list(user))]
-    if gone:
-        store.erase(*gone)
+def _remember(store: Store, page: Sequence[Profile], gone: Path) -> None:
+    merged, read_at_us = [], time.time_ns() // 1000
+    with erased.held(gone) as is_erased:
+        for new in page:
+            if is_erased(new.user_id):
+                continue
+            old = store.read_profile(new.user_id) or Profile(new.user_id)
+            since = tuple(seen for seen in old.recent if seen.at_us >= new.updated_at_us)
+            updated_at_us = max(new.updated_at_us, old.updated_at_us)
+            recent = (*new.recent, *since)
+            merged.append(Profile(new.user_id, recent, old.segments, updated_at_us, new.updated_at_us, read_at_us))
+        store.write_profiles(*merged)
 
 
 def patiently(call: Callable[[], T], wait_s: float) -> T:

@@ -58,7 +58,7 @@ def run(config: Config) -> None:
     ]
     from leadre.data import histories
     from leadre.generate import lists, remembered
-    from leadre.store import erased, open_store
+    from leadre.store import open_store
     from leadre.store.contract import EVERYBODY
     from leadre.tune import saved
 
@@ -88,10 +88,8 @@ def run(config: Config) -> None:
         everybody = {EVERYBODY: remembered.popular(logs, now_us, ads, version, config.top)}
         lists.patiently(lambda: store.put_lists(version, everybody), config.wait_s)
         profiles = remembered.profiles(logs, now_us, users)
-        lists.remember(store, profiles, erased.listed_in(job.erased), config.wait_s)
-        carried = lists.patiently(lambda: lists.publish(store, version, base, config.keep), config.wait_s)
-        everyone = logs.users["user_id"].to_list()
-        lists.patiently(lambda: lists.forget(store, everyone, erased.listed_in(job.erased)), config.wait_s)
+        lists.remember(store, profiles, job.erased, config.wait_s)
+        carried = lists.patiently(lambda: lists.publish(store, version, base, config.keep, job.erased), config.wait_s)
     shutil.rmtree(config.folder(".generate-lists"))
     progress.say(f"generate: version {version} in {spec}, lists of {len(users):,} users and {carried:,} kept")
 

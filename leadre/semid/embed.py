@@ -82,8 +82,7 @@ def embed(texts: Sequence[str], encoder: str = PACKAGED) -> Floats:
     tokenizer, model = _load(recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device).eval()
-    lowered = [str(text).lower() if recipe.lower else str(text) for text in distinct]
-    tokens = tokenizer(lowered, truncation=True, max_length=recipe.max_tokens)["input_ids"]
+    tokens = tokenize(distinct.tolist(), tokenizer, recipe)
     lengths = np.array([len(ids) for ids in tokens])
     order = np.argsort(lengths, kind="stable")
     vectors = np.empty((len(distinct), model.config.hidden_size), dtype=np.float32)
@@ -94,6 +93,13 @@ def embed(texts: Sequence[str], encoder: str = PACKAGED) -> Floats:
             vectors[batch] = _pool(hidden_BTD.float(), padded["attention_mask"], recipe.pooling).cpu().numpy()
             advance(len(batch))
     return vectors[index_N.reshape(-1)]
+
+
+def tokenize(texts: Sequence[str], tokenizer: Any, recipe: Recipe) -> list[list[int]]:
+    """Token IDs of each text. Control tokens stand at both ends alone: a text that spells [SEP] is read as letters."""
+    lowered = [text.lower() if recipe.lower else text for text in texts]
+    ids = tokenizer(lowered, truncation=True, max_length=recipe.max_tokens, split_special_tokens=True)["input_ids"]
+    return cast(list[list[int]], ids)
 
 
 def _packaged() -> Path:

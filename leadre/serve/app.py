@@ -136,7 +136,13 @@ class App:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _auction(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._bid("auction", scope, receive, send, cors(scope, self.worker.origins))
+        """A page's request. One that is not registered could not read the answer: nothing is set aside for it."""
+        allowed = cors(scope, self.worker.origins)
+        if header(scope, b"origin") and not allowed:
+            telemetry.ANSWERS.labels("auction", "foreign").inc()
+            why = "pages of this origin may not ask; register it by PUT /origins of the management API"
+            return await reply(send, 403, _encode({"error": why}), [JSON])
+        await self._bid("auction", scope, receive, send, allowed)
 
     async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._bid("bid", scope, receive, send, [])

@@ -24,6 +24,7 @@ from leadre.serve.book import records
 from leadre.serve.events import durable, eventlog, training
 from leadre.serve.events.eventlog import EventLog
 from leadre.serve.paths import Paths
+from leadre.store import erased
 from leadre.store.lmdb import LmdbStore
 
 KIND, VERSION = "backup", 1
@@ -37,7 +38,7 @@ def write(paths: Paths, folder: Path) -> artifact.Artifact:
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: is there already; name a new folder, so that no backup is lost")
     with (
-        durable.locked(paths.erasing),
+        erased.held(paths.erased),  # so that it has no half of a user
         artifact.create(folder, kind=KIND, version=VERSION, config={}, seed=0, parents=[]) as made,
     ):
         made.chmod(0o700)  # it names users, and holds what tokens are signed with

@@ -49,11 +49,6 @@ class Paths:
         return self.folder / "erased"
 
     @property
-    def erasing(self) -> Path:
-        """Locked while a user is erased, and while a backup is made, so that no backup has half of a user."""
-        return self.folder / "run" / "erasing.lock"
-
-    @property
     def writer(self) -> Path:
         return self.folder / "run" / "writer.sock"
 

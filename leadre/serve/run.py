@@ -24,6 +24,7 @@ class Config(config.Common):
     port: int = config.option(8080, "port for bids, events and health")
     manage_port: int = config.option(8081, "port of the management API, the status page and its documentation")
     public_url: str = config.option("", "how browsers reach the port; https, unless it is this machine (default)")
+    origins: tuple[str, ...] = config.option((), "pages that may ask for bids, added to those registered at the API")
     workers: int = config.option(1, "processes that answer bid requests")
     state: str = config.option("", "folder of books, events and lists; default work/<run>/state")
     store: str = config.option("", "where lists, profiles and caps are: lmdb:FOLDER or redis://...; default in state")
@@ -36,7 +37,7 @@ class Config(config.Common):
     tmax_ms: int = config.option(200, "deadline of requests that name none")
     network_ms: float = config.option(10.0, "of each deadline, what the way back takes")
     shed_ms: float = config.option(25.0, "a request that has waited longer for its turn gets no bid at once")
-    retain_days: int = config.option(90, "events are kept so long")
+    retain_days: int = config.option(90, "events, lists and profiles are kept so long")
 
 
 def run(config: Config) -> None:
@@ -47,6 +48,7 @@ def run(config: Config) -> None:
     from leadre.serve.processes import first, supervisor
 
     first.fill(paths, tables)
+    origins = first.register(paths, config.origins)
     first.check_exposure(paths, (config.host,))
     first.make_key(paths)
     plan = supervisor.Plan(
@@ -64,6 +66,7 @@ def run(config: Config) -> None:
         retain_days=config.retain_days,
     )
     progress.say(f"serve: bids at {settings_of(config).public_url}, management at {config.host}:{config.manage_port}")
+    progress.say(f"serve: pages that may ask: {', '.join(sorted(origins)) or 'none; name them by --origins'}")
     supervisor.run(plan)
 
 

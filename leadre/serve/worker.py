@@ -63,7 +63,8 @@ from leadre.serve.settings import Settings
 from leadre.store import open_store
 from leadre.types import EventKind, Impression, Request, Signals
 
-BOOK_S, BUDGETS_S, RECORDS_S, COUNTS_S, HELLO_S, STORE_S = 0.2, 0.05, 0.02, 5.0, 1.0, 1.0  # between renewals
+BOOK_S, BUDGETS_S, RECORDS_S, COUNTS_S = 0.2, 0.05, 0.02, 5.0  # between renewals
+HELLO_S, STORE_S, TELL_S = 1.0, 1.0, 1.0
 WRITER_S = 2.0  # how long an event waits for the disk
 LATE_US = 7 * 86_400_000_000  # conversions come so late; the writer is stricter with the others
 MOST_WAITING = 10_000  # records that a stalled writer may leave with us; later ones are lost
@@ -148,6 +149,7 @@ class Worker:
             (RECORDS_S, self._flush),
             (COUNTS_S, self._renew_counts),
             (HELLO_S, self._greet),
+            (TELL_S, self._tell_degraded),
         ):
             task = asyncio.create_task(_repeat(every_s, renew))
             task.add_done_callback(_end_with)
@@ -226,9 +228,12 @@ class Worker:
 
     def degraded(self) -> list[str]:
         """What is away: bids go on without it."""
-        no_model = self._has_model and self.bidder.generate is None
-        are_away = (self.bidder.memory.is_down, self._writer_is_away, no_model)
-        return [part for part, is_away in zip(PARTS, are_away, strict=True) if is_away]
+        is_away = (
+            self.bidder.memory.is_down,
+            self._writer_is_away,
+            self._has_model and self.bidder.generate is None,
+        )
+        return [name for name, this_is in zip(telemetry.PARTS, is_away, strict=True) if this_is]
 
     async def _respond(self, request: Request, arrived_s: float) -> Answer:
         tmax_s = request.tmax_ms / 1000 if request.tmax_ms else self.default_tmax_s
@@ -277,10 +282,12 @@ class Worker:
         self._erased.follow()
 
     async def _renew_everybody(self) -> None:
-        """Ask the store where no request does, so that `degraded` knows of it, and say what is away."""
+        """Ask the store where no request does, so that `degraded` knows of it."""
         self.bidder.memory.everybody()
+
+    async def _tell_degraded(self) -> None:
         away = self.degraded()
-        for part in PARTS:
+        for part in telemetry.PARTS:
             telemetry.DEGRADED.labels(part).set(part in away)
 
     async def _renew_budgets(self) -> None:

@@ -44,16 +44,36 @@ class Seen(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Profile(msgspec.Struct, frozen=True, array_like=True):
-    """What a user did lately, oldest first, and the segments they are in; `bounded` when written."""
+    """What a user did lately, oldest first, and the segments they are in; `bounded` when written.
+
+    ``log_until_us``, ``log_read_at_us``: what is older than the first came out of a log, which was read at the second.
+    """
 
     user_id: str
     recent: tuple[Seen, ...] = ()
     segments: tuple[str, ...] = ()
     updated_at_us: int = 0
+    log_until_us: int = 0
+    log_read_at_us: int = 0
 
     def bounded(self) -> Profile:
         """Without all but the last `MOST_RECENT` things and the first `MOST_SEGMENTS` segments."""
-        return Profile(self.user_id, self.recent[-MOST_RECENT:], self.segments[:MOST_SEGMENTS], self.updated_at_us)
+        recent, segments = self.recent[-MOST_RECENT:], self.segments[:MOST_SEGMENTS]
+        return msgspec.structs.replace(self, recent=recent, segments=segments)
+
+    def retained(self, after_us: int) -> Profile | None:
+        """Without what we have had since before a time; None where nothing newer is left.
+
+        A log may have ended years ago: what came out of it is as old as its reading.
+        """
+        recent = tuple(
+            seen
+            for seen in self.recent
+            if (self.log_read_at_us if seen.at_us < self.log_until_us else seen.at_us) >= after_us
+        )
+        if not recent and max(self.updated_at_us, self.log_read_at_us) < after_us:
+            return None
+        return msgspec.structs.replace(self, recent=recent)
 
 
 class Cap(msgspec.Struct, frozen=True, array_like=True):
@@ -168,6 +188,14 @@ class Store(Protocol):
         """Remove lists of all versions, profiles and caps, free pages included. May take seconds.
 
         A version that is being written meanwhile can bring a list back: whoever writes must leave erased users out.
+        """
+        ...
+
+    def retain(self, after_us: int, now_us: int) -> int:
+        """Forget users' lists made before ``after_us``, what profiles have from before it, and caps of days gone by.
+
+        The list for everybody stays. Free pages included, as in `erase`; may take seconds. How many lists and profiles
+        have changed or gone.
         """
         ...
 

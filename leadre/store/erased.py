@@ -1,13 +1,18 @@
 """The file of users who were erased, which names none of them: who writes lists or profiles must leave them out.
 
-A key stands in the first line, and behind it one keyed hash (HMAC-SHA256) a user, all in hex.
+A key stands in the first line, and behind it one keyed hash (HMAC-SHA256) a user, all in hex. Whoever erases a user
+holds the file's lock from the moment in which the user is added until the stores have forgotten; who writes what may
+name users holds it meanwhile. So either the user is in the file already, or the erasure finds what was written.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from leadre.errors import InputError
@@ -37,3 +42,16 @@ def listed_in(path: Path) -> Callable[[str], bool]:
         return lambda user_id: False
     key, hashes = read(path)
     return lambda user_id: bool(hashes) and hash_of(key, user_id) in hashes
+
+
+@contextmanager
+def held(path: Path) -> Iterator[Callable[[str], bool]]:
+    """Nobody is erased while another process or thread is in here; yields `listed_in`. Dies with its process."""
+    lock = path.parent / "run" / "erasing.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield listed_in(path)
+    finally:
+        os.close(file)

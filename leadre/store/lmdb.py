@@ -10,22 +10,18 @@ takes the place of the old one when it is complete; other processes look for a n
 
 from __future__ import annotations
 
-import fcntl
-import os
 import secrets
-import threading
-import time
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
-from typing import ClassVar, NamedTuple
 
 import lmdb
 import msgspec
 
-from leadre.errors import InputError, StoreDown
+from leadre.errors import InputError
 from leadre.store.contract import (
+    EVERYBODY,
     Cap,
     Profile,
     StoredList,
@@ -35,10 +31,8 @@ from leadre.store.contract import (
     first_day,
     is_possible,
 )
+from leadre.store.mapped import File
 
-MAP_BYTES = 1 << 38  # of address space, not of disk
-MOST_READERS = 1024  # threads of all processes that read at the same instant
-LOOK_EVERY_S = 0.2
 PAGE = 1000
 PURGED_A_CALL = 64
 KEPT = 0  # in the place of a time until which a reservation counts
@@ -50,133 +44,6 @@ _profiles = msgspec.msgpack.Decoder(Profile)
 _versions = msgspec.msgpack.Decoder(Versions)
 _held = msgspec.msgpack.Decoder(list[tuple[bytes, int]])
 _encode = msgspec.msgpack.Encoder().encode
-
-
-class _Opened(NamedTuple):
-    path: Path
-    env: lmdb.Environment
-    tables: tuple[lmdb._Database, ...]
-
-
-class _File:
-    """One LMDB file, ``NAME.NUMBER.mdb``, which `compact` replaces by the next number.
-
-    Writing, opening and replacing exclude each other by a lock on ``NAME.lock`` that dies with its process.
-    """
-
-    # LMDB forbids to open a file twice in a process, so stores of one folder share it
-    _all: ClassVar[weakref.WeakValueDictionary[Path, _File]] = weakref.WeakValueDictionary()
-    _guard: ClassVar[threading.Lock] = threading.Lock()
-
-    @classmethod
-    def at(cls, path: Path, tables: Sequence[str], *, sync: bool = True, metasync: bool = True) -> _File:
-        with cls._guard:
-            found = cls._all.get(path.absolute())
-            if found is None:
-                found = cls._all[path.absolute()] = cls(path.absolute(), tables, sync, metasync)
-            return found
-
-    def __init__(self, path: Path, tables: Sequence[str], sync: bool, metasync: bool) -> None:
-        self.path, self.names, self.sync, self.metasync = path, tables, sync, metasync
-        self._opened: _Opened | None = None
-        self._looked_s = 0.0
-
-    @contextmanager
-    def read(self) -> Iterator[tuple[lmdb.Transaction, tuple[lmdb._Database, ...]]]:
-        now_s, opened = time.monotonic(), self._opened
-        if opened is None or now_s - self._looked_s > LOOK_EVERY_S:
-            if opened is None or self._newest() != opened.path:
-                with self._locked():
-                    opened = self._open()
-            self._looked_s = now_s
-        with _translated(self.path), opened.env.begin() as transaction:
-            yield transaction, opened.tables
-
-    @contextmanager
-    def write(self) -> Iterator[tuple[lmdb.Transaction, tuple[lmdb._Database, ...]]]:
-        with self._locked():
-            opened = self._open()
-            with _translated(self.path), opened.env.begin(write=True) as transaction:
-                yield transaction, opened.tables
-
-    def copy(self, folder: Path) -> None:
-        """What is there now as a file of another folder; nobody waits meanwhile."""
-        with self._locked():
-            opened = self._open()
-        with _translated(folder), (folder / self._numbered(1).name).open("wb") as file:
-            opened.env.copyfd(file.fileno(), compact=True)
-
-    def compact(self) -> None:
-        """Leave no byte in the folder that is not alive."""
-        with self._locked(), _translated(self.path):
-            opened = self._open()
-            number = int(opened.path.suffixes[-2][1:]) + 1
-            temporary = self.path.with_name(f"{self.path.name}.tmp")
-            with temporary.open("wb") as file:
-                opened.env.copyfd(file.fileno(), compact=True)
-                os.fsync(file.fileno())
-            temporary.rename(self._numbered(number))
-            del opened  # the last thread that reads the old file closes it
-            self._opened = None
-            self._tidy()
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with _translated(self.path):
-            file = os.open(self.path.with_name(f"{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(file)
-
-    def _open(self) -> _Opened:
-        """The newest file, opened; the caller has the lock."""
-        newest = self._newest()
-        if self._opened is None or self._opened.path != newest:
-            with _translated(self.path):
-                self._tidy()
-                env = lmdb.open(
-                    str(newest),
-                    subdir=False,
-                    map_size=MAP_BYTES,
-                    max_dbs=len(self.names),
-                    max_readers=MOST_READERS,
-                    sync=self.sync,
-                    metasync=self.metasync,
-                    mode=0o600,
-                )
-                env.reader_check()  # slots of killed processes would keep old pages alive
-                self._opened = _Opened(newest, env, tuple(env.open_db(name.encode()) for name in self.names))
-        return self._opened
-
-    def _newest(self) -> Path:
-        with _translated(self.path):
-            return max(self._numbers(), default=self._numbered(1))
-
-    def _numbers(self) -> list[Path]:
-        """Numbered files; the digits sort as numbers."""
-        start = f"{self.path.name}."
-        names = os.listdir(self.path.parent)
-        return [self.path.with_name(name) for name in names if name.startswith(start) and name.endswith(".mdb")]
-
-    def _numbered(self, number: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.{number:09d}.mdb")
-
-    def _tidy(self) -> None:
-        """Remove older files, and what a killed `compact` left."""
-        old = sorted(self._numbers())[:-1]
-        locks = [path.with_name(f"{path.name}-lock") for path in old]
-        for path in (*old, *locks, self.path.with_name(f"{self.path.name}.tmp")):
-            path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (lmdb.Error, OSError) as error:
-        raise StoreDown(f"store {path}: {error}; check the disk's space and the folder's rights") from error
 
 
 class LmdbStore:
@@ -192,9 +59,9 @@ class LmdbStore:
         for path in folder.glob("caps-*"):
             if not path.name.startswith(caps):
                 path.unlink(missing_ok=True)
-        self._lists = _File.at(folder / "lists", ("state", "lists"))
-        self._profiles = _File.at(folder / "profiles", ("profiles",), metasync=False)
-        self._caps = _File.at(folder / caps, ("places", "ids"), sync=False)
+        self._lists = File.at(folder / "lists", ("state", "lists"))
+        self._profiles = File.at(folder / "profiles", ("profiles",), metasync=False)
+        self._caps = File.at(folder / caps, ("places", "ids"), sync=False)
 
     # Lists: version, NUL, user -> list
 
@@ -278,7 +145,7 @@ class LmdbStore:
         granted: dict[str, list[str]] = {}
         with self._caps.write() as (txn, (places, ids)):
             for table in (places, ids):
-                _purge(txn.cursor(table), first_day(now_us))
+                _purge(txn.cursor(table), first_day(now_us), PURGED_A_CALL)
             for cap in caps:
                 key = _day(cap.day) + f"{user}\0{cap.campaign_id}".encode()
                 held = _held.decode(txn.get(key, db=places, default=b"\x90"))
@@ -332,6 +199,28 @@ class LmdbStore:
         for file in (self._lists, self._profiles, self._caps):
             file.compact()
 
+    def retain(self, after_us: int, now_us: int) -> int:
+        everybody = f"\0{EVERYBODY}".encode()
+
+        def listed(key: bytes, value: bytes) -> bytes | None:
+            return value if key.endswith(everybody) or _lists.decode(value).made_at_us >= after_us else None
+
+        def profiled(key: bytes, value: bytes) -> bytes | None:
+            old = _profiles.decode(value)
+            new = old.retained(after_us)
+            return value if new == old else None if new is None else _encode(new)
+
+        counts = [_sweep(file, decide) for file, decide in ((self._lists, listed), (self._profiles, profiled))]
+        purged = PAGE
+        while purged:
+            with self._caps.write() as (txn, tables):
+                purged = sum(_purge(txn.cursor(table), first_day(now_us), PAGE) for table in tables)
+        # `reserve` purges too, and leaves free pages
+        for file, count in ((self._lists, counts[0]), (self._profiles, counts[1]), (self._caps, 1)):
+            if count:
+                file.compact()
+        return sum(counts)
+
     def copy(self, folder: Path) -> None:
         """Lists and profiles, each as of one moment, into an existing folder, which can be opened as a store.
 
@@ -367,12 +256,34 @@ def _delete_under(cursor: lmdb.Cursor, start: bytes) -> list[bytes]:
     return gone
 
 
-def _purge(cursor: lmdb.Cursor, day: int) -> None:
-    """Delete a few records of days before ``day``: more than a call can add, so that they come to an end."""
-    for _ in range(PURGED_A_CALL):
+def _purge(cursor: lmdb.Cursor, day: int, at_most: int) -> int:
+    """Delete records of days before ``day``; how many. In a call at least more than it adds, so that they come to an
+    end."""
+    for gone in range(at_most):
         if not cursor.first() or bytes(cursor.key()) >= _day(day):
-            return
+            return gone
         cursor.delete()
+    return at_most
+
+
+def _sweep(file: File, decide: Callable[[bytes, bytes], bytes | None]) -> int:
+    """Give each record of a file's last table the value that ``decide`` says, None = none; how many were others.
+
+    In pages, so that whoever wants to write need not wait for long.
+    """
+    after, changed = b"", 0
+    while True:
+        with file.write() as (txn, tables):
+            table = tables[-1]
+            page = list(islice(_under(txn.cursor(table), b"", after), PAGE))
+            for key, value in page:
+                new = decide(key, value)
+                if new != value:
+                    changed += 1
+                    txn.delete(key, db=table) if new is None else txn.put(key, new, db=table)
+        if len(page) < PAGE:
+            return changed
+        after = page[-1][0] + b"\0"
 
 
 def _days(cursor: lmdb.Cursor) -> list[bytes]:

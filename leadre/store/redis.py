@@ -14,6 +14,8 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -24,6 +26,7 @@ from redis.retry import Retry
 from leadre.errors import InputError, StoreDown
 from leadre.store.contract import (
     DAYS_KEPT,
+    EVERYBODY,
     US_PER_DAY,
     Cap,
     Profile,
@@ -217,6 +220,33 @@ class RedisStore:
             self._command(self._bulk, "DEL", _profile_key(user))
             self._script(FORGET, [_caps_key(user)], [])
 
+    def retain(self, after_us: int, now_us: int) -> int:
+        return self._retain_lists(after_us) + self._retain_profiles(after_us)  # caps end by themselves
+
+    def _retain_lists(self, after_us: int) -> int:
+        count = 0
+        for version in self.versions().names:
+            listed = (user for user, one in self.scan(version) if user != EVERYBODY and one.made_at_us < after_us)
+            while users := list(islice(listed, PAGE)):
+                self._command(self._bulk, "UNLINK", *(_list_key(version, user) for user in users))
+                self._command(self._bulk, "ZREM", _users_key(version), *users)
+                count += len(users)
+        return count
+
+    def _retain_profiles(self, after_us: int) -> int:
+        count = 0
+        with self._answering():
+            keys = self._bulk.scan_iter(match=_profile_key("*"), count=PAGE)
+            while page := list(islice(keys, PAGE)):
+                values: Any = self._bulk.mget(page)
+                for key, profile in (
+                    (key, _profiles.decode(value)) for key, value in zip(page, values, strict=True) if value
+                ):
+                    if profile.retained(after_us) != profile:
+                        self._bulk.transaction(partial(_retain, key=key, after_us=after_us), key)
+                        count += 1
+        return count
+
     def close(self) -> None:
         self._client.close()
         self._bulk.close()
@@ -255,6 +285,17 @@ def _connect(url: str, timeout_ms: float) -> redis.Redis:
         socket_connect_timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),
     )
+
+
+def _retain(pipe: redis.client.Pipeline, *, key: bytes, after_us: int) -> None:
+    """Called again where somebody else changes the profile meanwhile."""
+    found: Any = pipe.get(key)
+    pipe.multi()
+    new = _profiles.decode(found).retained(after_us) if found else None
+    if new is None:
+        pipe.delete(key)
+    else:
+        pipe.set(key, _encode(new))
 
 
 def _without_password(url: str) -> str:

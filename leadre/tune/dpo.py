@@ -105,6 +105,7 @@ class Contests(Examples):
         return Duels(self.batch(windows), *index)
 
 
+@sft.flushed_denormals()
 def train(
     backbone: Backbone,
     contests: Contests,
@@ -119,7 +120,6 @@ def train(
 
     ``before`` validates the model that the guard compares with: the one that was fine-tuned, without prices.
     """
-    torch.set_flush_denormal(True)
     batches = contests.epoch(schedule.seed, schedule.batch_tokens)
     plan = _plan(len(batches), schedule)
     before_2PL = reference(backbone, contests, [batches[b] for b in np.unique(plan)])

@@ -11,7 +11,7 @@ import ctypes
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -67,6 +67,17 @@ class History:
     tasks: list[Drawn] = field(default_factory=list)
 
 
+@contextlib.contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Gradients of rare codes underflow, and denormal numbers are slow on CPUs; who called has them back afterwards."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@flushed_denormals()
 def train(
     backbone: Backbone,
     examples: Examples,
@@ -82,7 +93,6 @@ def train(
     ``sentences`` take their positions out of those of a step. ``aux_first`` steps of them alone come before, with a
     rise and fall of the rate of their own.
     """
-    torch.set_flush_denormal(True)  # gradients of rare codes underflow, and denormal numbers are slow on CPUs
     optimizer = make_optimizer(backbone, schedule)
     history = resume(checkpoint, identity, backbone, optimizer) or History()
     batch_tokens = schedule.batch_tokens - (sentences.positions if sentences else 0)

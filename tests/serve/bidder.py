@@ -134,7 +134,7 @@ class Bidder:
         version = store.versions().current
         assert version is not None
         log_p = tuple(-float(place) for place, _ in enumerate(ad_ids))
-        store.put_lists(version, {user_id: StoredList(version, 1, ad_ids, log_p)})
+        store.put_lists(version, {user_id: StoredList(version, time.time_ns() // 1000, ad_ids, log_p)})
         store.close()
         workers = set(map(str, self.pids("worker")))
         until(lambda: workers <= self.bidding(user_id, ad_ids[0]), f"bids for {user_id!r}")

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from leadre import database
-from leadre.__main__ import main
 from leadre.serve.book import records
 from leadre.serve.book.campaigns import Book
 from leadre.serve.book.records import Records
@@ -59,25 +58,6 @@ def reader(desk, manage_db):
     connection = database.connect(manage_db, records.MIGRATIONS, read_only=True)
     yield connection
     connection.close()
-
-
-@pytest.fixture(scope="session")
-def work(tiny_encoder, tiny_llama, tmp_path_factory):
-    """A work folder with the run `served`: the synthetic market, its IDs and a model that has hardly learnt."""
-    import torch
-
-    work = tmp_path_factory.mktemp("work")
-    stages = {
-        "data": "--source world --world-users 60 --world-ads 60 --world-contents 12",
-        "semid": f"--encoder {tiny_encoder} --levels 8,6 --collisions 24 --collaborative 2 --collaborative-dim 8",
-        "tune": f"--backbone {tiny_llama} --layers 0 --short-tokens 150 --long-tokens 60 --described 0 --max-steps 2"
-        " --batch-tokens 800",
-    }
-    for verb, flags in stages.items():
-        shared = ["--work", str(work), "--run", "served", "--threads", "1"]
-        assert main([verb, *shared, *flags.split()]) == 0, verb
-    torch.set_flush_denormal(False)
-    return work
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,13 @@ from leadre.auction.ledger import Ledger
 from leadre.auction.orders import Ask
 from leadre.errors import ArtifactError, InputError
 from leadre.serve import backup
-from leadre.serve.events import durable, eventlog, training
+from leadre.serve.events import eventlog, training
 from leadre.serve.events.eventlog import Answered, Happened
 from leadre.serve.events.tokens import Keys, Token, nonce
 from leadre.serve.paths import Paths
 from leadre.serve.processes.desk import Desk
 from leadre.serve.processes.messages import Append, Event, Orders, Reports
-from leadre.store import open_store
+from leadre.store import erased, open_store
 from leadre.store.contract import Profile, Seen, StoredList
 
 CAMPAIGN, AD = "c1", "a1"
@@ -177,7 +177,7 @@ def test_books_that_do_not_add_up_are_not_kept_as_a_backup(served, tmp_path):
 
 
 def test_a_backup_waits_for_an_erasure(served, tmp_path):
-    with durable.locked(served.erasing):
+    with erased.held(served.erased):
         thread = threading.Thread(target=backup.write, args=(served, tmp_path / "backup"))
         thread.start()
         thread.join(0.3)

@@ -7,13 +7,14 @@ import sys
 import textwrap
 import time
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leadre.errors import InputError
 from leadre.store import open_store
-from leadre.store.contract import MOST_RECENT, US_PER_DAY, Cap, Profile, Seen, StoredList, dump
+from leadre.store.contract import EVERYBODY, MOST_RECENT, US_PER_DAY, Cap, Profile, Seen, StoredList, dump
 
 DAY = 20_000
 NOON_US = DAY * US_PER_DAY + US_PER_DAY // 2
@@ -303,6 +304,33 @@ class StoreContract:
         child.communicate()
         assert len(self.reserve(store, count=3)) == 2
         assert len(self.reserve(store, user="w", count=3, now_us=NOON_US + 9)) == 3
+
+    # Retention
+
+    def test_what_is_too_old_is_forgotten_and_nothing_younger(self, store):
+        after_us = NOON_US
+        for version in ("v1", "v2"):
+            lists = {f"old{n}": made(version, "ad", at_us=after_us - 1) for n in range(1200)}
+            lists |= {"young": made(version, "ad", at_us=after_us), EVERYBODY: made(version, "ad", at_us=1)}
+            store.put_lists(version, lists)
+            store.switch(version)
+        before, later = Seen("o", after_us - 1, "ad"), Seen("p", after_us, "ad")
+        out_of_a_log = Profile("log", (Seen("q", 5, "ad"),), (), 9, 9, after_us)
+        store.write_profiles(
+            Profile("old", (before,), ("s",), after_us - 1),
+            Profile("both", (before, later), ("s",), after_us),
+            Profile("young", (later,), (), after_us),
+            msgspec.structs.replace(out_of_a_log, recent=(*out_of_a_log.recent, before)),
+            msgspec.structs.replace(out_of_a_log, user_id="old log", log_read_at_us=after_us - 1),
+        )
+        assert store.retain(after_us, NOON_US) == 2 * 1200 + 4
+        for version in ("v1", "v2"):
+            assert [user for user, _ in store.scan(version)] == [EVERYBODY, "young"]
+        assert store.read_list("old7") is store.read_profile("old") is store.read_profile("old log") is None
+        assert store.read_profile("both") == Profile("both", (later,), ("s",), after_us)
+        assert store.read_profile("young").recent == (later,)
+        assert store.read_profile("log") == out_of_a_log
+        assert store.retain(after_us, NOON_US) == 0
 
     # Erasure
 

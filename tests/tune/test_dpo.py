@@ -8,8 +8,6 @@ import torch
 
 from leadre.tune import dpo, losses, pairs, plots, sft
 
-pytestmark = pytest.mark.usefixtures("denormals")
-
 RULES = pairs.Rules(
     live_unbought=True,
     higher_value=True,

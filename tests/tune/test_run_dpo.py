@@ -48,7 +48,6 @@ def interrupt(*_):
 @pytest.fixture(scope="module")
 def aligned(tiny_encoder, tiny_llama, tmp_path_factory):
     """A hardly trained model, its lists of training requests, preferences over them, and what it says then."""
-    import torch
 
     work = tmp_path_factory.mktemp("work")
     models = {
@@ -58,8 +57,7 @@ def aligned(tiny_encoder, tiny_llama, tmp_path_factory):
     }
     for name, flags in [*((name, flags + models[name]) for name, flags in MODEL.items()), *ALIGN]:
         assert verb(name, work, flags) == 0
-    yield work
-    torch.set_flush_denormal(False)
+    return work
 
 
 def model(work, step="tune-dpo"):

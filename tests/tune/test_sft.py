@@ -11,8 +11,6 @@ from leadre.tune import run as tune_stage
 from leadre.tune import sft
 from leadre.tune.batches import Examples
 
-pytestmark = pytest.mark.usefixtures("denormals")
-
 
 def schedule(**changes):
     settings = {
@@ -64,10 +62,7 @@ def weights(backbone):
 
 @pytest.fixture(scope="module")
 def undisturbed(small, tmp_path_factory):
-    try:
-        backbone, history = train(small, tmp_path_factory.mktemp("whole"))
-    finally:
-        torch.set_flush_denormal(False)
+    backbone, history = train(small, tmp_path_factory.mktemp("whole"))
     return weights(backbone), history
 
 
@@ -181,3 +176,8 @@ def test_lora_trains_adapters_beside_the_codes_and_merges_into_the_body(small, t
     backbones.save(backbone, tmp_path)
     loaded = backbones.load(tmp_path, small.live.codes_OL)
     assert all(torch.equal(tensor, now[name]) for name, tensor in weights(loaded).items())
+
+
+def test_training_leaves_denormal_numbers_as_they_were(small, tmp_path):
+    train(small, tmp_path, plan=schedule(max_steps=1))
+    assert float(torch.tensor(1e-310, dtype=torch.float64) * 0.5) > 0

@@ -191,8 +191,7 @@ def checked_campaign(campaign: Campaign) -> Campaign:
     if campaign.cap_per_day and len(campaign.campaign_id.encode()) > MOST_CAMPAIGN_BYTES:
         wanted = f"at most {MOST_CAMPAIGN_BYTES} bytes of UTF-8 where cap_per_day is not 0: stores keep caps by it"
         raise _fault(where, "campaign_id", campaign.campaign_id, wanted)
-    if not re.fullmatch(r"[A-Z]{3}", campaign.currency):
-        raise _fault(where, "currency", campaign.currency, "a code of ISO 4217, such as 'USD'")
+    _check_currency(where, "currency", campaign.currency)
     if campaign.zone not in _zones():
         hint = f"an IANA time zone; the nearest is {nearest(campaign.zone, _zones())!r}"
         raise _fault(where, "zone", campaign.zone, hint)
@@ -213,6 +212,8 @@ def checked_ad(ad: Ad) -> Ad:
     host = _check_url(where, "landing_url", ad.landing_url)
     if ad.image_url:
         _check_url(where, "image_url", ad.image_url)
+    _check_range(where, "price_nanos", ad.price_nanos, 0, MOST_NANOS)
+    _check_currency(where, "price_currency", ad.price_currency)
     _check_values(where, "iab_categories", ad.iab_categories)
     if len(ad.sizes) > MOST_VALUES or any(not 0 < side <= MOST_PIXELS for size in ad.sizes for side in size):
         raise _fault(where, "sizes", ad.sizes, f"pairs of width and height from 1 to {MOST_PIXELS:,} pixels")
@@ -263,6 +264,11 @@ def _check_one_of(where: str, field: str, value: str, allowed: Sequence[str]) ->
 def _check_range(where: str, field: str, value: int, least: int, most: int) -> None:
     if not least <= value <= most:
         raise _fault(where, field, value, f"a whole number from {least:,} to {most:,}")
+
+
+def _check_currency(where: str, field: str, value: str) -> None:
+    if not re.fullmatch(r"[A-Z]{3}", value):
+        raise _fault(where, field, value, "a code of ISO 4217, such as 'USD'")
 
 
 def _check_values(where: str, field: str, values: Iterable[str]) -> None:

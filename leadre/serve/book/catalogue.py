@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from leadre.serve.book.campaigns import MOST_NANOS
 from leadre.types import Ad, BidType, Campaign, Size, Status
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def read(ads: pl.DataFrame, defaults: Defaults) -> tuple[list[Campaign], list[Ad
     for row in ads.iter_rows(named=True):
         campaign = _campaign(row, defaults)
         campaigns.setdefault(campaign.campaign_id, campaign)
+        price_nanos, price_currency = _price(row, defaults)
         url = row["landing_url"] or defaults.landing_url.replace("{ad_id}", quote(row["ad_id"], safe=""))
         made.append(
             Ad(
@@ -53,6 +55,8 @@ def read(ads: pl.DataFrame, defaults: Defaults) -> tuple[list[Campaign], list[Ad
                 description=row["description"] or "",
                 brand=row["brand"] or "",
                 landing_url=url,
+                price_nanos=price_nanos,
+                price_currency=price_currency,
                 adomain=row["adomain"] or "",
                 iab_categories=(row["iab_category"],) if row["iab_category"] else (),
                 sizes=tuple(_size(text) for text in row["creative_sizes"] or ()),
@@ -88,6 +92,13 @@ def _campaign(row: Mapping[str, Any], defaults: Defaults) -> Campaign:
         starts_at_us=starts_at_us,
         ends_at_us=ends_at_us,
     )
+
+
+def _price(row: Mapping[str, Any], defaults: Defaults) -> tuple[int, str]:
+    """What a banner shows; nothing where it is no price, as an ad does without."""
+    nanos, currency = row["price_nanos"] or 0, row["currency"] or defaults.currency
+    is_price = 0 < nanos <= MOST_NANOS and re.fullmatch(r"[A-Z]{3}", currency)
+    return (nanos, currency) if is_price else (0, defaults.currency)
 
 
 def _status(row: Mapping[str, Any]) -> Status:

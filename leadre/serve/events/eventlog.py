@@ -171,12 +171,15 @@ class EventLog:
             os.close(old)
 
     def retain(self, after_us: int) -> int:
-        """Delete segments whose last record was written before a time; how many. The current one stays."""
+        """Delete segments whose last record was written before a time; how many. A new one takes up the count."""
         gone = 0
+        if _ended_us(self._path) < after_us:
+            self.rotate()
         for path in segments(self.folder)[:-1]:
-            if max((entry.written_at_us for entry in _entries(path)), default=0) < after_us:
-                path.unlink()
-                gone += 1
+            if _ended_us(path) >= after_us:
+                break
+            path.unlink()
+            gone += 1
         durable.sync_folder(self.folder, self._sync)
         return gone
 
@@ -280,6 +283,15 @@ def _scan(data: bytes, number: int) -> Iterator[tuple[Entry, int]]:
             return
         yield Entry(number, written_at_us, _DECODER.decode(data[start + _FRAME.size : end])), end
         start, number = end, number + 1
+
+
+def _ended_us(path: Path) -> int:
+    """When the last record of a segment was written, 0 where there is none; damaged records count too."""
+    data, start, ended_us = path.read_bytes(), len(MAGIC), 0
+    while start + _FRAME.size <= len(data):
+        length, _, _, ended_us = _FRAME.unpack_from(data, start)
+        start += _FRAME.size + length
+    return ended_us
 
 
 def _frame(number: int, written_at_us: int, record: Record) -> bytes:

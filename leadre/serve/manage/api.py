@@ -1,4 +1,6 @@
-"""The management API: campaigns, ads, keys, origins, users' rights, import, reports. It listens on a port of its own.
+"""The management API: campaigns, ads, keys, origins, users' rights, import, reports.
+
+It listens on a port of its own, which it shares with the status page (`leadre.serve.manage.status`).
 
 Every endpoint but `/health` wants a key. An operator's key may do everything; an advertiser's sees and changes its own
 account, and for all else gets the same 404 as for what does not exist. Such a key cannot choose the ID of what it makes
@@ -9,26 +11,32 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
 
 from leadre import __version__
-from leadre.errors import ConflictError, InputError, MissingError
+from leadre.errors import ConflictError, InputError, MissingError, PeerError, StoreDown
 from leadre.serve.book import catalogue
 from leadre.serve.book.campaigns import MOST_ID_CHARS, Book
 from leadre.serve.book.records import Records
-from leadre.serve.manage import auth, forms
+from leadre.serve.manage import auth, forms, status
+from leadre.serve.manage.access import (
+    Caller,
+    Operator,
+    Outside,
+    Spend,
+    TheBook,
+    TheKeys,
+    TheOutside,
+    TheRecords,
+    caller,
+)
 from leadre.serve.manage.auth import Key, Keys
 from leadre.types import Ad, Campaign, Status
-
-if TYPE_CHECKING:
-    import polars as pl
 
 T = TypeVar("T")
 Owned = TypeVar("Owned", Ad, Campaign)
@@ -38,29 +46,6 @@ MOST_USER_CHARS = 512
 AFTER: dict[str, Status] = {"pause": "paused", "resume": "active", "end": "ended"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spend:
-    """A campaign's day, in its own time zone. ``charged_nanos`` is what the advertiser owes for it."""
-
-    campaign_id: str
-    day: str  # ISO 8601, without a time
-    impressions: int
-    clicks: int
-    conversions: int
-    charged_nanos: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outside:
-    """What the API reaches beyond ``manage.db``. Each function may be called from several threads."""
-
-    now_us: Callable[[], int]
-    erase: Callable[[str], Mapping[str, int]]  # a user's ID -> store -> records removed; returns when they are gone
-    export: Callable[[str], Mapping[str, object]]  # a user's ID -> store -> what it holds, ready for JSON
-    spend: Callable[[Sequence[str], int, int], Sequence[Spend]]  # campaigns, from_us, until before to_us
-    catalogue: Callable[[], pl.DataFrame]  # the table of ads that an import reads
-
-
 class Page(BaseModel, Generic[T]):
     """Some of many. ``next`` goes into `after` to get more; null on the last page."""
 
@@ -68,50 +53,6 @@ class Page(BaseModel, Generic[T]):
     next: str | None
 
 
-bearer = HTTPBearer(auto_error=False, description="A key of the management API.")
-
-
-def caller(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> Key:
-    keys: Keys = request.app.state.keys
-    key = keys.find(credentials.credentials) if credentials else None
-    if key is None:
-        detail = "send a key that is in force as `Authorization: Bearer KEY`"
-        raise HTTPException(401, detail, headers={"WWW-Authenticate": "Bearer"})
-    return key
-
-
-def operator(key: Annotated[Key, Depends(caller)]) -> Key:
-    if not key.is_operator:
-        raise HTTPException(403, "this wants an operator's key")
-    return key
-
-
-def book_of(request: Request) -> Book:
-    book: Book = request.app.state.book
-    return book
-
-
-def keys_of(request: Request) -> Keys:
-    keys: Keys = request.app.state.keys
-    return keys
-
-
-def records_of(request: Request) -> Records:
-    records: Records = request.app.state.records
-    return records
-
-
-def outside_of(request: Request) -> Outside:
-    outside: Outside = request.app.state.outside
-    return outside
-
-
-Caller = Annotated[Key, Depends(caller)]
-Operator = Depends(operator)
-TheBook = Annotated[Book, Depends(book_of)]
-TheKeys = Annotated[Keys, Depends(keys_of)]
-TheRecords = Annotated[Records, Depends(records_of)]
-TheOutside = Annotated[Outside, Depends(outside_of)]
 Name = Annotated[str, Path(min_length=1, max_length=MOST_ID_CHARS)]
 UserId = Annotated[str, Query(min_length=1, max_length=MOST_USER_CHARS)]  # any text, also what no path can hold
 Filter = Annotated[str, Query(max_length=MOST_ID_CHARS, description="only of this one; empty = all")]
@@ -129,6 +70,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         404: "Nothing has this ID, or it belongs to another account.",
         409: "Contradicts what is there.",
         422: "A field is wrong; `detail` names it.",
+        503: "Writer or store is away; ask again.",
     }
     return {status: {"model": forms.Problem, "description": texts[status]} for status in statuses}
 
@@ -260,7 +202,7 @@ def act_on_ad(key: Caller, book: TheBook, ad_id: Name, action: Action) -> forms.
     return forms.AdShown.of(book.set_ad_status(ad_id, AFTER[action]))
 
 
-@router.get("/reports/campaigns", responses=problems(422), tags=["reports"])
+@router.get("/reports/campaigns", responses=problems(422, 503), tags=["reports"])
 def report(
     key: Caller,
     book: TheBook,
@@ -312,13 +254,13 @@ def put_origins(records: TheRecords, form: forms.OriginsForm) -> forms.OriginsFo
     return forms.OriginsForm(origins=auth.put_origins(records, form.origins))
 
 
-@router.get("/users", responses=problems(403, 422), dependencies=[Operator], tags=["users"])
+@router.get("/users", responses=problems(403, 422, 503), dependencies=[Operator], tags=["users"])
 def export_user(outside: TheOutside, user_id: UserId) -> dict[str, Any]:
     """All that the stores hold of a user, by store."""
     return dict(outside.export(user_id))
 
 
-@router.delete("/users", responses=problems(403, 422), dependencies=[Operator], tags=["users"])
+@router.delete("/users", responses=problems(403, 422, 503), dependencies=[Operator], tags=["users"])
 def erase_user(outside: TheOutside, user_id: UserId) -> forms.Erased:
     """Remove a user from every store. Repeating it removes what came since."""
     return forms.Erased(user_id=user_id, removed=dict(outside.erase(user_id)))
@@ -348,7 +290,7 @@ def manage_app(records: Records, outside: Outside) -> FastAPI:
         title="LEADRE management",
         version=__version__,
         description="Times are ISO 8601 with an offset; money is whole billionths of the currency (`_nanos`).",
-        routes=router.routes,
+        routes=[*router.routes, *status.router.routes],
         openapi_url=None,  # ours wants a key
         docs_url=None,
         redoc_url=None,
@@ -357,9 +299,16 @@ def manage_app(records: Records, outside: Outside) -> FastAPI:
     app.get("/health", tags=["health"])(health)
     app.state.records, app.state.book, app.state.keys = records, Book(records), Keys(records)
     app.state.outside = outside
+    status.install(app)
     app.add_exception_handler(RequestValidationError, _invalid)
-    for kind, status in ((InputError, 422), (MissingError, 404), (ConflictError, 409)):
-        app.add_exception_handler(kind, _refusal(status))
+    for kind, code in (
+        (InputError, 422),
+        (MissingError, 404),
+        (ConflictError, 409),
+        (PeerError, 503),
+        (StoreDown, 503),
+    ):
+        app.add_exception_handler(kind, _refusal(code))
     return app
 
 

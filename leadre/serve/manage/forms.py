@@ -170,6 +170,8 @@ class AdForm(Form):
     brand: str = Field(default="", max_length=MOST_NAME_CHARS)
     landing_url: Url = Field(description="http(s), where a click leads", examples=["https://shop.example/shoes"])
     image_url: Url = Field(default="", description="http(s), or empty", examples=["https://cdn.example/shoes.png"])
+    price_nanos: Nanos = Field(default=0, description="what the banner says that the thing costs; 0 = nothing")
+    price_currency: str = Field(default="USD", pattern="^[A-Z]{3}$", description="ISO 4217")
     adomain: str = Field(default="", max_length=253, description="left out, the host of the landing page")
     iab_categories: Names = Field(default_factory=list, examples=[["IAB18-3"]])
     sizes: Annotated[list[tuple[Pixels, Pixels]], Field(max_length=MOST_VALUES)] = Field(
@@ -204,6 +206,8 @@ class AdShown(BaseModel):
     brand: str
     landing_url: str
     image_url: str
+    price_nanos: int
+    price_currency: str
     adomain: str
     iab_categories: list[str]
     sizes: list[tuple[int, int]]

@@ -11,6 +11,8 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+import msgspec
+
 from leadre import database, telemetry
 from leadre.auction.ledger import Ledger, day_of
 from leadre.auction.orders import Budget, Lease
@@ -108,7 +110,7 @@ class Desk:
                     found = self.ledger.apply([*question.releases, *question.asks], now_us)[len(question.releases) :]
                     replies.append(Leases([each if isinstance(each, Lease) else None for each in found]))
                 case Recent():
-                    replies.append(Found(self._recent.get(question.request_id)))
+                    replies.append(Found(self._found(question.request_id)))
                 case Counts():
                     replies.append(Counted(dict(self._by_ad), self._counted))  # a copy: the counts go on
                 case Reports():
@@ -130,6 +132,8 @@ class Desk:
             oldest_us = now_us - self._retain_us
             self.ledger.forget(now_us)
             self.log.retain(oldest_us)
+            for name in [name for name, record in self._recent.items() if record.at_us < oldest_us]:
+                del self._recent[name]
             training.retain(self.paths.tables, datetime.fromtimestamp(oldest_us / 1e6, UTC).date())
 
     def _report(self, event: Event) -> Report | None:
@@ -192,7 +196,7 @@ class Desk:
         seen = Seen(self._book.ads[row].object_id, report.at_us, "ad", report.value_nanos)
         try:
             old = self._store.read_profile(token.user_id) or Profile(token.user_id)
-            new = Profile(token.user_id, (*old.recent, seen), old.segments, now_us)
+            new = msgspec.structs.replace(old, recent=(*old.recent, seen), updated_at_us=now_us)
             self._store.write_profiles(new.bounded())
         except StoreDown:
             pass
@@ -246,17 +250,18 @@ class Desk:
         while len(self._recent) > 2 * REMEMBERED:
             self._recent.popitem(last=False)
 
+    def _found(self, name: str) -> Answered | None:
+        """The request of this name; "" is the newest."""
+        return self._recent.get(name or next(reversed(self._recent), ""))
+
     def _without_erased(self, record: Answered) -> Answered:
         return eventlog.without_user(record) if record.user_id and record.user_id in self.erased else record
 
     def _days(self, asked: Reports) -> list[Day]:
         """Days of campaigns that touch a span of time, in order."""
         wanted = set(asked.campaigns)
-        return [
-            Day(campaign_id, day, *counts)
-            for (campaign_id, day), counts in sorted(self._by_day.items())
-            if campaign_id in wanted and self._overlaps(campaign_id, day, asked)
-        ]
+        days = [(key, counts) for key, counts in self._by_day.items() if key[0] in wanted]
+        return [Day(*key, *counts) for key, counts in sorted(days) if self._overlaps(*key, asked)]
 
     def _overlaps(self, campaign_id: str, day: str, asked: Reports) -> bool:
         row = self._book.row_of_campaign.get(campaign_id)

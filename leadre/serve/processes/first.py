@@ -36,7 +36,8 @@ def fill(paths: Paths, tables: Artifact) -> None:
 
             campaigns, ads = catalogue.read(pl.read_parquet(tables.path / "ads.parquet"), catalogue.Defaults())
             added = Book(records).add(campaigns, ads)
-            progress.say(f"serve: {added} from {tables.path}")
+            counts = f"{added.campaigns:,} campaigns with {added.ads:,} ads"
+            progress.say(f"serve: {counts} from {tables.path}, {len(added.refused):,} ads refused")
     finally:
         records.close()
     store = open_store(paths.store)
@@ -67,6 +68,15 @@ def make_key(paths: Paths) -> None:
         if not keys.have_operator():
             _, secret = keys.create("first start", time.time_ns() // 1000)
             progress.say(f"serve: an operator's key, shown only now: {secret}")
+    finally:
+        records.close()
+
+
+def register(paths: Paths, origins: Sequence[str]) -> list[str]:
+    """Let the pages of these origins ask for bids, besides those that may already: all of them. InputError for none."""
+    records = Records(paths.book)
+    try:
+        return auth.put_origins(records, [*auth.read_origins(records.connection), *origins])
     finally:
         records.close()
 

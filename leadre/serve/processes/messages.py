@@ -38,7 +38,7 @@ class Event(msgspec.Struct, frozen=True, tag="event"):
 
 
 class Recent(msgspec.Struct, frozen=True, tag="recent"):
-    """One of the last requests, by our ID or the caller's. Becomes `Found`."""
+    """One of the last requests, by our ID or the caller's; "" is the newest. Becomes `Found`."""
 
     request_id: str
 

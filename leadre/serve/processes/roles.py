@@ -41,7 +41,7 @@ def manage(plan: Plan, listening: socket.socket) -> None:
     _begin()
     from leadre.serve.manage import office
 
-    _serve(office.app(plan.paths, plan.tables), listening)
+    _serve(office.app(plan.paths, plan.tables, plan.retain_days), listening)
 
 
 def write(plan: Plan) -> None:

@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from leadre import progress
+from leadre import progress, telemetry
 from leadre.errors import InputError
 from leadre.serve.paths import Paths
 from leadre.serve.settings import Settings
@@ -121,6 +121,8 @@ def _tend(roles: list[_Role]) -> None:
         role = alive[sentinel]  # type: ignore[index]
         assert role.process is not None
         role.process.join()
+        assert role.process.pid is not None
+        telemetry.forget(role.process.pid)
         lived_s = time.monotonic() - role.started_s
         role.again_s = AGAIN_S if lived_s > LIVED_S else min(2 * role.again_s, LONGEST_S)
         role.not_before_s = time.monotonic() + role.again_s

@@ -101,6 +101,8 @@ def test_a_bad_campaign_is_refused_by_field(book, desk, campaign, fields, messag
         ({"landing_url": 'https://acme.test/"onload="'}, "landing_url"),
         ({"landing_url": "https://acme.test/" + "a" * 2048}, "landing_url"),
         ({"image_url": "data:image/png;base64,AA"}, "image_url"),
+        ({"price_nanos": -1}, "price_nanos"),
+        ({"price_currency": "euro"}, "price_currency"),
         ({"adomain": "https://acme.test"}, "adomain"),
         ({"sizes": ((0, 250),)}, "sizes"),
         ({"sizes": ((300, 10_001),)}, "sizes"),

@@ -19,7 +19,7 @@ def test_a_table_that_says_nothing_gets_the_defaults(book):
     frame = table(
         {"ad_id": "a 1", "title": "Tea", "advertiser_id": "leaf", "brand": "x", "price_nanos": 5, "currency": "EUR"},
         {"ad_id": "a2", "title": "Rum", "advertiser_id": None, "brand": "A/B", "price_nanos": 5, "currency": "EUR"},
-        {"ad_id": "a3", "title": "Gin", "advertiser_id": "leaf", "brand": None, "price_nanos": 5, "currency": "EUR"},
+        {"ad_id": "a3", "title": "Gin", "advertiser_id": "leaf", "brand": None, "price_nanos": 5, "currency": "euro"},
         {"ad_id": "a4", "title": "Ice", "advertiser_id": None, "brand": None, "price_nanos": 5, "currency": "EUR"},
     )
     campaigns, ads = catalogue.read(frame, Defaults(bid_nanos=7, zone="Europe/Berlin"))
@@ -30,6 +30,8 @@ def test_a_table_that_says_nothing_gets_the_defaults(book):
     assert (leaf.bid_type, leaf.bid_nanos, leaf.currency, leaf.zone) == ("cpm", 7, "USD", "Europe/Berlin")
     tea = book.ad("a 1")
     assert (tea.object_id, tea.campaign_id, tea.sizes, tea.status) == ("a 1", "leaf", (), "active")
+    assert (tea.price_nanos, tea.price_currency) == (5, "EUR")
+    assert book.ad("a3").price_nanos == 0, "what is no price is not shown, and the ad goes on"
     assert (tea.landing_url, tea.adomain) == ("https://example.com/ads/a%201", "example.com")
     assert book.add(*catalogue.read(frame, Defaults())).known_ads == 4
 

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 
 from leadre.serve.book.campaigns import Book
 from leadre.serve.book.records import Records
+from leadre.serve.manage import status
 from leadre.serve.manage.api import manage_app
 from leadre.serve.manage.auth import Keys
 
@@ -30,6 +31,8 @@ ANYBODYS = ("object_id",)
 DATES = ("starts_at", "ends_at")  # left out: they have to be in order
 OPEN = ("/health",)
 UNDESCRIBED = ("/openapi.json",)
+PAGES = {route.path for route in status.router.routes}  # for people, with sessions: test_status.py
+NO_SESSION = ("/status/login", "/status/assets/{name}")
 
 
 class Place:
@@ -205,7 +208,7 @@ def test_every_route_is_described_and_wants_a_key(place):
     found = operations(place.api, place.headers["acme"])
     routes = place.api.app.routes
     assert all(isinstance(route, APIRoute) for route in routes), "a route that the sweep cannot read"
-    assert {route.path for route in routes} == {each.path for each in found} | set(UNDESCRIBED)
+    assert {route.path for route in routes} == {each.path for each in found} | set(UNDESCRIBED) | PAGES
     for each in found:
         assert bool(each.about.get("security")) != (each.path in OPEN), each.name
         assert each.about["summary"] and each.about["description"], each.name
@@ -263,6 +266,19 @@ def test_an_account_neither_reads_nor_changes_another(places, place):
                     twin = next(each for each in operation.calls(here.key_id, ACCOUNTS) if each.owners == absent)
                     assert here.ask(twin, "acme").content == answer.content, call
     assert swept > 70
+
+
+def test_no_key_of_the_api_opens_a_page(place):
+    before = place.rows()
+    for route, holder in itertools.product(place.api.app.routes, place.headers):
+        if route.path in PAGES and route.path not in NO_SESSION:
+            for method in route.methods:
+                answer = place.api.request(
+                    method, route.path, content="action=pause&id=a-bolt", headers=place.headers[holder]
+                )
+                assert answer.status_code == 401, (method, route.path, holder)
+                assert not [word for word in place.secrets if word in answer.text], (method, route.path, holder)
+    assert place.rows() == before and place.around.calls == []
 
 
 def test_an_account_sees_itself_without_filters(place):

@@ -8,8 +8,10 @@ from starlette.testclient import TestClient
 
 from leadre.data import tables
 from leadre.serve.book import eligibility
-from leadre.serve.manage.api import BODY_BYTES, Outside, Spend, manage_app
+from leadre.serve.manage.access import Lists, Outside, Spend
+from leadre.serve.manage.api import BODY_BYTES, manage_app
 from leadre.serve.manage.auth import Keys
+from leadre.serve.manage.history import Recorder
 
 CAMPAIGN = {"name": "Autumn", "bid_type": "cpm", "bid_nanos": 2_000_000}
 AD = {"title": "Shoes", "landing_url": "https://acme.test/shoes"}
@@ -29,6 +31,11 @@ class Around:
             export=lambda user: self.calls.append(("export", user)) or {"profiles": {"k-user": [1]}},
             spend=self.spend,
             catalogue=lambda: self.calls.append(("import",)) or frame,
+            history=Recorder(dict).read,
+            charged_today=list,
+            counts=dict,
+            explain=lambda _: None,
+            lists=lambda: Lists(version="", made_at_us=0),
         )
 
     def spend(self, campaigns, from_us, to_us):

@@ -1,0 +1,360 @@
+"""Claim: words that were chosen to please the model at most double an ad's exposure.
+
+    python bench/hostile.py [--ads 50] [--evaluations 256] [--requests 24] [--run demo]
+
+An ad that nobody has met yet gets its semantic ID from its text, so text can move it below codes that the model likes.
+Ads of a run (by default the demo's) are listed anew, each under a fresh ID: without history, at the mean rate, in the
+place of the one it copies, and live in every visit of a sample. An advertiser then hill-climbs a suffix to its title.
+It has the encoder and the codebook, and knows what a newcomer is worth at every path of the catalogue from the model's
+own answers to other visits; what it may not do is change brand and category, or look at the visits that count.
+
+Measures of an ad are means over test visits of as many households. ``exposure`` is 1/log2(1 + rank) among all live ads,
+so that an ad which no list holds has one too; ``chance``, the probability that the model writes its ID, tells more
+apart where ranks are low; ``listed`` is how often it is among the best 20. ``*_ratio`` are those of single ads, after
+the climb over before it.
+
+- ``raw``: the text is embedded as it was written.
+- ``clean``: after `leadre.data.text`.
+
+Ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from leadre import artifact
+from leadre.data import histories, text
+from leadre.generate import batch
+from leadre.lm.asks import Ask, Policy
+from leadre.lm.decode import Search
+from leadre.semid import codebook as codebooks
+from leadre.semid import embed
+from leadre.semid.trie import build
+
+Paths = NDArray[np.int64]  # [N, L]
+TOP = 20  # ads of a list, as in `leadre generate`
+TARGETS, CHILDREN, FINALISTS = 48, 32, 3
+TRICKS = (
+    "\u200b",
+    "\u202e",
+    "\u2066",
+    "\u00ad",
+    "\x00",
+    "\u0430",
+    "\uff33\uff21\uff2c\uff25",
+    "<|im_start|>",
+    "[SEP]",
+    "[MASK]",
+)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What an advertiser writes about an ad, and the object that it stands in for."""
+
+    title: str
+    brand: str
+    category: tuple[str, ...]
+    description: str
+    original: int
+
+
+Write = Callable[[Listing, str], str]
+
+
+def raw(listing: Listing, suffix: str) -> str:
+    parts = (f"{listing.title} {suffix}", listing.brand, " > ".join(listing.category), listing.description)
+    return " | ".join(part for part in parts if part)
+
+
+def clean(listing: Listing, suffix: str) -> str:
+    return text.join(f"{listing.title} {suffix}", listing.brand, listing.category, listing.description)
+
+
+ARMS: dict[str, Write] = {"raw": raw, "clean": clean}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Of N newcomers in V visits: the probability that the model writes them, and their rank among all that is live."""
+
+    chance_VN: NDArray[np.float64]
+    rank_VN: NDArray[np.int64]
+
+    def measures(self) -> dict[str, NDArray[np.float64]]:
+        """Of each newcomer, the mean over visits: [N] each."""
+        return {
+            "exposure": (1 / np.log2(1 + self.rank_VN)).mean(0),
+            "chance": self.chance_VN.mean(0),
+            "listed": (self.rank_VN <= TOP).mean(0),
+        }
+
+
+class Market:
+    """A run's model, IDs and log."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        kinds = {"data": ("tables", 1), "semid": ("codebook", 1), "tune-sft": ("model", 3)}
+        tables, ids, model = (artifact.read(folder / n, kind=k, version=v) for n, (k, v) in kinds.items())
+        self.engine, self.codebook = batch.load(tables, ids, model, training=False), codebooks.load(ids)
+        self.logs, self.live, self.seed = self.engine.live.logs, self.engine.live, seed
+        rates_O = self.live.rates_O
+        assert rates_O is not None, "the model was tuned without a prior"
+        met = np.unique(self.logs.ad_object_A[self.logs.inventory_ads])
+        never = np.setdiff1d(np.arange(len(rates_O)), met)
+        self.weight = float(rates_O[never].min()) if len(never) else float(np.median(rates_O))
+
+    def visits(self, split: str, count: int) -> list[Any]:
+        """Threads of one visit each, of ``count`` households."""
+        logs, rng = self.logs, np.random.default_rng([self.seed, count])
+        requests = rng.permutation(logs.requests_of(histories.SPLITS.index(split)))
+        _, first = np.unique(logs.request_user_R[requests], return_index=True)
+        windows = self.engine.threads.serving(requests[np.sort(first)[:count]])
+        return [self.engine.threads.write(window) for window in windows]
+
+    def listings(self, count: int) -> list[Listing]:
+        """Ads that were live in a test visit."""
+        logs, rng = self.logs, np.random.default_rng(self.seed)
+        inventories = np.unique(logs.request_inventory_R[logs.requests_of(histories.TEST)])
+        ads = np.unique(
+            np.concatenate([logs.inventory_ads[slice(*logs.inventory_offsets[i : i + 2])] for i in inventories])
+        )
+        rows = logs.ads[np.sort(rng.choice(ads, count, replace=False))].select(
+            "title", "brand", "category_path", "description", "object_id"
+        )
+        at = {object_id: o for o, object_id in enumerate(logs.objects["object_id"])}
+        return [Listing(t, b or "", tuple(c or ()), d or "", at[o]) for t, b, c, d, o in rows.iter_rows()]
+
+    @torch.inference_mode()
+    def place(self, visits: Sequence[Any], paths: Paths, originals: Sequence[int]) -> Places:
+        """What newcomers at these paths get in each visit, one at a time, each in the place of its original."""
+        shape, (apart, of_N) = (len(visits), len(paths)), np.unique(originals, return_inverse=True)
+        found = Places(np.empty(shape), np.empty(shape, np.int64))
+        for v, thread in enumerate(visits):
+            objects = self.live.objects(int(thread.requests[0]))
+            codes_NL, weights_N = self.live.codes_OL[objects], self.live.rates_O[objects]
+
+            def ask(there: NDArray[np.bool_], end: int = int(thread.ends[0])) -> Ask:
+                trie = build(codes_NL[there], self.live.sizes, weights_N[there])  # noqa: B023
+                return Ask(end, trie, np.flatnonzero(there))
+
+            there_N = [objects != original for original in apart]
+            whole = ask(np.ones(len(objects), np.bool_))
+            ((everyone,),) = self.engine.searcher([(thread.ids, [whole])], Policy(len(objects)))
+            p_N = np.empty(len(objects))
+            p_N[everyone.rows] = np.exp(everyone.log_p.astype(np.float64))
+            search = Search(self.engine.searcher, [(thread.ids, [ask(there) for there in there_N])], Policy(1))
+            order = np.argsort(of_N, kind="stable")
+            levels = self._levels(search, of_N[order], paths[order])
+            for n, *log_p_C in zip(order, *levels, strict=True):
+                there = there_N[of_N[n]]
+                found.chance_VN[v, n], found.rank_VN[v, n] = _rank(paths[n], log_p_C, codes_NL[there], p_N[there])
+        return found
+
+    def _levels(self, search: Search, ask_N: NDArray[np.int64], paths: Paths) -> list[NDArray[np.float64]]:
+        """Log-probabilities of all codes along each path, were it live in its ask (ascending): L of [N, sizes[l]]."""
+        rows, places = search._rows(ask_N, None), np.arange(len(paths))
+        rows.may_NT = search.rows.may_NT[ask_N].clone()  # nobody has met a newcomer, so it cannot be repeated
+        states, found = np.zeros(len(paths), np.int64), []
+        for level in range(paths.shape[1]):
+            if level:
+                rows.write(level - 1, paths[:, level - 1], places)
+            masses_NC = np.empty((len(paths), self.live.sizes[level]))
+            after = np.empty_like(states)
+            for q in np.unique(ask_N):
+                mine, trie = ask_N == q, search.asks[q].trie
+                masses_NC[mine] = trie.masses(states[mine], level)
+                after[mine] = trie.step(states[mine], paths[mine, level], level)
+            masses_NC[places, paths[:, level]] += self.weight
+            with np.errstate(divide="ignore"):
+                prior_NC = np.log(masses_NC).astype(np.float32)
+            found.append(rows.log_p(level, prior_NC).double().cpu().numpy())
+            states = after
+        return found
+
+
+def _rank(
+    path_L: NDArray[np.int64], log_p_C: Sequence[NDArray[np.float64]], codes_NL: Paths, p_N: NDArray[np.float64]
+) -> tuple[float, int]:
+    """(probability, rank) of a newcomer among others that had ``p_N`` before it came.
+
+    Where another leaves the newcomer's path it has what is left for its code there, and below that the share it had.
+    """
+    on_path_N, before, now_N = np.ones(len(p_N), np.bool_), 1.0, np.zeros(len(p_N))
+    for level, code in enumerate(path_L.tolist()):
+        p_C = np.exp(log_p_C[level])
+        leaves_N = on_path_N & (codes_NL[:, level] != code)
+        sums_C = np.bincount(codes_NL[leaves_N, level], p_N[leaves_N], len(p_C))
+        at = codes_NL[leaves_N, level]
+        now_N[leaves_N] = before * p_C[at] * p_N[leaves_N] / sums_C[at]
+        on_path_N &= codes_NL[:, level] == code
+        before *= p_C[code]
+    assert not on_path_N.any() and abs(now_N.sum() + before - 1) < 1e-3, (now_N.sum(), before)
+    return float(before), 1 + int((now_N > before).sum())
+
+
+class Encoder:
+    """Text to codes as `leadre semid --extend` does it; ``quick`` in bfloat16, for climbing."""
+
+    def __init__(self, codebook: codebooks.Codebook) -> None:
+        self.codebook, self.recipe = codebook, embed.read_recipe(embed.PACKAGED)
+        self.tokenizer, self.model = embed._load(self.recipe)
+        self.model = self.model.bfloat16().eval()
+
+    @torch.inference_mode()
+    def quick(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        tokens = embed.tokenize([each.strip() for each in texts], self.tokenizer, self.recipe)
+        lengths = np.array([len(ids) for ids in tokens])
+        vectors = np.empty((len(texts), self.model.config.hidden_size), np.float32)
+        for some in embed._batches(np.argsort(lengths, kind="stable"), lengths):
+            padded = self.tokenizer.pad({"input_ids": [tokens[i] for i in some]}, return_tensors="pt")
+            hidden = self.model(**{name: padded[name] for name in ("input_ids", "attention_mask")})[0]
+            vectors[some] = embed._pool(hidden.float(), padded["attention_mask"], self.recipe.pooling).numpy()
+        return vectors
+
+    def prefixes(self, vectors_ND: NDArray[np.float32]) -> list[tuple[int, ...]]:
+        codes = self.codebook.quantiser.encode(self.codebook._widen(vectors_ND))
+        return [tuple(path) for path in codes.tolist()]
+
+    def paths(self, texts: Sequence[str]) -> Paths:
+        """The ID that each text would get, were it the only newcomer."""
+        vectors = embed.embed(texts)
+        books = [self.codebook.encode(vector[None], ["a newcomer"]) for vector in vectors]
+        return np.array([book.codes_OL[-1] for book in books], np.int64)
+
+
+class Advertiser:
+    """Climbs suffixes towards paths of worth: what a newcomer gets there, as the model answers ``visits``."""
+
+    def __init__(self, market: Market, encoder: Encoder, visits: Sequence[Any], seed: int) -> None:
+        self.market, self.encoder, self.visits, self.rng = market, encoder, visits, random.Random(seed)
+        codes_OL, slots = market.codebook.codes_OL, market.codebook.sizes[-1]
+        prefixes, of_O, taken = np.unique(codes_OL[:, :-1], axis=0, return_inverse=True, return_counts=True)
+        room = np.flatnonzero(taken < slots)
+        paths = np.column_stack([prefixes, taken])[room].astype(np.int64)
+        worth = market.place(visits, paths, [-1] * len(paths)).chance_VN.mean(0)
+        self.worth = dict(zip(map(tuple, prefixes[room].tolist()), worth.tolist(), strict=True))
+        best = room[np.argsort(-worth)[:TARGETS]]
+        text_OD = market.codebook.embeddings_OD[:, : market.codebook.text_width]
+        self.log_worth_T = np.log(np.sort(worth)[::-1][:TARGETS])
+        self.middle_TD = np.stack([text_OD[of_O == t].mean(0) for t in best])
+        self.middle_TD /= np.linalg.norm(self.middle_TD, axis=1, keepdims=True)
+        title = dict(zip(market.logs.objects["object_id"], market.logs.objects["title"], strict=True))
+        members = [np.flatnonzero(of_O == t) for t in best]
+        self.phrases = [title[market.codebook.object_ids[int(rows[0])]] for rows in members]
+        named = [title[market.codebook.object_ids[int(row)]] for rows in members for row in rows]
+        self.words = sorted({word for name in named for word in name.replace(",", " ").split()})
+
+    def texts(self, listings: Sequence[Listing], write: Write, evaluations: int) -> list[str]:
+        """What the climbed listings say."""
+        suffixes = self.climb(listings, write, evaluations)
+        return [write(listing, suffix) for listing, suffix in zip(listings, suffixes, strict=True)]
+
+    def climb(self, listings: Sequence[Listing], write: Write, evaluations: int) -> list[str]:
+        """The best suffix of each listing after about so many looks at its codes."""
+        found: list[dict[tuple[int, ...], tuple[tuple[float, float], str]]] = [{} for _ in listings]
+        tried = 0
+        while tried < evaluations:
+            made = [[*self.phrases, ""] if not tried else self._children(each) for each in found]
+            texts = [write(listing, suffix) for listing, some in zip(listings, made, strict=True) for suffix in some]
+            vectors_ND = self.encoder.quick(texts)
+            scored = iter(zip(self.encoder.prefixes(vectors_ND), vectors_ND @ self.middle_TD.T, strict=True))
+            for best, some in zip(found, made, strict=True):
+                for suffix in some:
+                    prefix, likeness_T = next(scored)
+                    key = self.worth.get(prefix, 0.0), float((self.log_worth_T + 8 * likeness_T).max())
+                    if prefix not in best or key > best[prefix][0]:
+                        best[prefix] = key, suffix
+            tried += len(made[0])
+        return self._choose(listings, write, found)
+
+    def _children(self, best: dict[tuple[int, ...], tuple[tuple[float, float], str]]) -> list[str]:
+        """Mutations of the best suffix, of the runner-up and of the one that is nearest to something better."""
+        ranked = sorted(best.values(), reverse=True)
+        parents = [
+            ranked[0][1],
+            ranked[0][1],
+            ranked[min(1, len(ranked) - 1)][1],
+            max(ranked, key=lambda b: b[0][1])[1],
+        ]
+        return [self._mutate(self.rng.choice(parents)) for _ in range(CHILDREN)]
+
+    def _mutate(self, suffix: str) -> str:
+        rng, words = self.rng, suffix.split(" ") if suffix else []
+        for _ in range(rng.choice([1, 1, 2, 4])):
+            new = rng.choice(
+                [rng.choice(self.words), rng.choice(self.words), rng.choice(self.phrases), rng.choice(TRICKS)]
+            )
+            at, kind = rng.randrange(len(words) + 1), rng.random()
+            if kind < 0.5 or not words:
+                words.insert(at, new)
+            elif kind < 0.75:
+                words[at % len(words)] = new
+            elif kind < 0.9:
+                del words[at % len(words)]
+            else:
+                words += words
+        return " ".join(words)[:2000]
+
+    def _choose(self, listings: Sequence[Listing], write: Write, found: Sequence[dict[Any, Any]]) -> list[str]:
+        """Of the best few the one that the model itself likes most, which may be the honest title."""
+        finals = [["", *(s for _, s in sorted(best.values(), reverse=True)[:FINALISTS])] for best in found]
+        finals = [some + [""] * (1 + FINALISTS - len(some)) for some in finals]
+        texts = [write(listing, suffix) for listing, some in zip(listings, finals, strict=True) for suffix in some]
+        originals = [listing.original for listing in listings for _ in range(1 + FINALISTS)]
+        chances = self.market.place(self.visits, self.encoder.paths(texts), originals).chance_VN.mean(0)
+        best = chances.reshape(len(listings), -1).argmax(1)
+        return [some[at] for some, at in zip(finals, best, strict=True)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ads", type=int, default=50)
+    parser.add_argument("--evaluations", type=int, default=300, help="of each ad")
+    parser.add_argument("--visits", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("work"))
+    parser.add_argument("--run", default="demo")
+    args = parser.parse_args()
+    market = Market(args.work / args.run, args.seed)
+    encoder, listings = Encoder(market.codebook), market.listings(args.ads)
+    advertiser = Advertiser(market, encoder, market.visits("valid", args.visits // 3), args.seed)
+    honest = [clean(listing, "") for listing in listings]
+    texts = {
+        "honest": honest,
+        **{name: advertiser.texts(listings, write, args.evaluations) for name, write in ARMS.items()},
+    }
+    print(json.dumps(compare(market, encoder, listings, texts, args.visits)))
+
+
+def compare(
+    market: Market, encoder: Encoder, listings: Sequence[Listing], texts: dict[str, list[str]], visits: int
+) -> dict[str, Any]:
+    originals, sample = [listing.original for listing in listings], market.visits("test", visits)
+    found: dict[str, Any] = {"ads": len(listings), "visits": len(sample)}
+    measured = {name: market.place(sample, encoder.paths(some), originals).measures() for name, some in texts.items()}
+    for name, measures in measured.items():
+        found |= {f"{name}_{what}": round(float(value_A.mean()), 5) for what, value_A in measures.items()}
+        for what in ("exposure", "chance") if name != "honest" else ():
+            ratio_A = measures[what] / measured["honest"][what]
+            low, middle, high = np.quantile(ratio_A, [0.05, 0.5, 0.95])
+            found[f"{name}_{what}_ratio"] = {
+                key: round(float(value), 2)
+                for key, value in (("median", middle), ("mean", ratio_A.mean()), ("p95", high), ("p5", low))
+            }
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+// Shows banners in a headless Chromium and prints what their readers see of them as one line of JSON.
+//
+//   node gallery.mjs --banners banners.json [--screenshot gallery.png]
+//
+// The file is a list of {"name", "width", "height", "html"}. Nothing can be reached from there.
+import fs from "node:fs/promises";
+import os from "node:os";
+import path from "node:path";
+import { parseArgs } from "node:util";
+import puppeteer from "puppeteer-core";
+import { browser as packaged } from "./browser.mjs";
+
+const { values: flags } = parseArgs({ options: { banners: { type: "string" }, screenshot: { type: "string" } } });
+const banners = JSON.parse(await fs.readFile(flags.banners, "utf8"));
+const profile = await fs.mkdtemp(path.join(os.tmpdir(), "leadre-browser-"));
+const browser = await puppeteer.launch({
+  ...(await packaged()),
+  headless: "shell",
+  pipe: true,
+  userDataDir: profile,
+  args: ["--proxy-server=http://127.0.0.1:9", "--no-first-run", "--disable-background-networking",
+    ...(process.getuid?.() === 0 ? ["--no-sandbox"] : [])],
+});
+try {
+  const page = await browser.newPage();
+  await page.setViewport({ width: 1560, height: 800 });
+  const figures = banners.map(({ name, width, height, html }) =>
+    `<figure><iframe title="${name}" width="${width}" height="${height}" srcdoc="${escaped(frame(html))}"></iframe>
+     <figcaption>${name}</figcaption></figure>`);
+  await page.setContent(`<!doctype html><style>body{display:flex;flex-wrap:wrap;gap:14px;font:12px sans-serif;margin:14px}
+    figure{margin:0}iframe{border:0;display:block}</style>${figures.join("")}`, { waitUntil: "load" });
+  const seen = [];
+  for (const [number, element] of (await page.$$("iframe")).entries()) {
+    seen.push({ name: banners[number].name, ...(await (await element.contentFrame()).evaluate(look)) });
+  }
+  if (flags.screenshot) await page.screenshot({ path: flags.screenshot, fullPage: true });
+  console.log(JSON.stringify(seen));
+} finally {
+  await browser.close();
+  await fs.rm(profile, { recursive: true, force: true });
+}
+
+/** Of each text: where it lies, whether all of it is there, its font's size in pixels. */
+function look() {
+  const texts = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const text = walker.currentNode.textContent.trim();
+    if (!text) continue;
+    const element = walker.currentNode.parentElement;
+    const clip = element.closest("[style*=overflow]") ?? element;
+    const range = document.createRange();
+    range.selectNodeContents(walker.currentNode);
+    const [mine, outer] = [range.getBoundingClientRect(), clip.getBoundingClientRect()];
+    const px = parseFloat(getComputedStyle(element).fontSize);
+    texts.push({
+      text,
+      left: Math.max(mine.left, outer.left), right: Math.min(mine.right, outer.right),
+      top: Math.max(mine.top, outer.top), bottom: Math.min(mine.bottom, outer.bottom),
+      isCut: clip.scrollHeight > clip.clientHeight + px / 2 || clip.scrollWidth > clip.clientWidth,
+      px,
+      direction: getComputedStyle(element).direction,
+    });
+  }
+  return { texts, width: document.documentElement.scrollWidth, height: document.documentElement.scrollHeight };
+}
+
+function frame(html) {
+  return `<!doctype html><body style="margin:0">${html}`;
+}
+
+function escaped(text) {
+  return text.replaceAll("&", "&amp;").replaceAll('"', "&quot;");
+}

@@ -1,0 +1,70 @@
+"""The publisher's page and its browser, installed by npm from the lock file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+CLIENT = Path(__file__).parents[2] / "clients" / "prebid"
+OLDEST_NODE = (20, 11)
+# What npm says where there is no registry; any other failure is a fault.
+NO_REGISTRY = ("ENOTFOUND", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EAI_AGAIN", "ENETUNREACH", "ERR_SOCKET_TIMEOUT")
+
+
+@pytest.fixture(scope="session")
+def client(tmp_path_factory):
+    """Runs a script of the client in Node: (script, flags) -> what it prints.
+
+    The sources are copied, so that npm's files stay out of the repository. Skips where there is no browser to be had;
+    with LEADRE_BROWSER=required that is a failure.
+    """
+    folder = tmp_path_factory.mktemp("client") / "prebid"
+    shutil.copytree(CLIENT, folder, ignore=shutil.ignore_patterns("node_modules", "dist"))
+    (folder / "node_modules").symlink_to(installed() / "node_modules")
+    run("node", "build.mjs", at=folder)
+    return lambda *command: run("node", *command, at=folder)
+
+
+def installed() -> Path:
+    """The folder with the node_modules of the lock file, kept from run to run."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        without_browser("node and npm are not installed")
+    version = run("node", "--version", at=CLIENT).strip().removeprefix("v")
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_NODE:
+        without_browser(f"node {version} is older than {'.'.join(map(str, OLDEST_NODE))}")
+    cache = Path(os.environ.get("LEADRE_NODE", "~/.cache/leadre")).expanduser()
+    folder = cache / f"prebid-{hashlib.sha256((CLIENT / 'package-lock.json').read_bytes()).hexdigest()[:16]}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=cache))
+    try:
+        for name in ("package.json", "package-lock.json", ".npmrc"):
+            shutil.copy(CLIENT / name, part)
+        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1"]
+        done = subprocess.run(command, cwd=part, capture_output=True, text=True)
+        if done.returncode and any(sign in done.stderr for sign in NO_REGISTRY):
+            without_browser(f"npm reaches no registry: {done.stderr.strip().splitlines()[0]}")
+        assert done.returncode == 0, done.stderr
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def without_browser(why: str) -> None:
+    if os.environ.get("LEADRE_BROWSER") == "required":
+        pytest.fail(f"LEADRE_BROWSER=required, but {why}")
+    pytest.skip(f"no browser: {why}")
+
+
+def run(*command: str, at: Path) -> str:
+    done = subprocess.run(command, cwd=at, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout

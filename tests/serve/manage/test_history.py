@@ -1,0 +1,81 @@
+"""Figures from counters, worked by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from leadre.serve.manage import history, views
+from leadre.serve.manage.history import KEPT, Recorder, quantile
+
+EDGES = (0.01, 0.02, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("cumulative", "q", "value"),
+    [
+        ([4, 4, 4, 4], 0.5, 0.005),  # half of the first bucket
+        ([2, 6, 6, 6], 0.5, 0.0125),  # 1 of the 4 in the second
+        ([0, 0, 10, 10], 1.0, 0.05),
+        ([1, 1, 1, 100], 0.99, 0.05),  # beyond the last edge
+    ],
+)
+def test_a_quantile_lies_within_its_bucket(cumulative, q, value):
+    assert quantile(EDGES, np.array(cumulative, float), q) == pytest.approx(value)
+
+
+def test_nothing_has_no_quantile():
+    assert np.isnan(quantile(EDGES, np.zeros(4), 0.5))
+
+
+@pytest.fixture
+def counted():
+    """(a recorder, what it reads: seconds, and totals that are given)."""
+    now = {"at_s": 100.0, "totals": {}}
+    return Recorder(lambda: now["totals"], lambda: now["at_s"]), now
+
+
+def bids(count, no_bids=0):
+    return {("leadre_answers_total", "outcome", "bid"): count, ("leadre_answers_total", "outcome", "no_bid"): no_bids}
+
+
+def test_rates_and_fill_are_between_two_notes(counted):
+    recorder, now = counted
+    for at_s, totals in ((110.0, bids(20, 20)), (115.0, bids(40, 20))):
+        now |= {"at_s": at_s, "totals": totals}
+        recorder.note()
+    now |= {"at_s": 120.0}
+    read = recorder.read()
+    assert read.seconds == 20
+    assert read.grown("answers_total").tolist() == [40, 20, 0, 0]
+    assert read.since(5).grown("answers_total").tolist() == [0, 0, 0, 0]
+    assert read.since(10).grown("answers_total").tolist() == [20, 0, 0, 0]
+    series = views.series(read)
+    assert series["traffic"] == [[110.0, 115.0, 120.0], [4.0, 4.0, 0.0], [2.0, 4.0, 0.0]]
+    assert series["fill"][1] == [50.0, 100.0, None]  # nobody asked in the last five seconds
+
+
+def test_notes_are_bounded(counted):
+    recorder, _ = counted
+    for _ in range(2 * KEPT):
+        recorder.note()
+    assert len(recorder.read().at_s_T) == KEPT + 1
+
+
+def test_every_column_is_a_metric_that_is_counted():
+    """A column that is named otherwise than its metric would be zero for ever."""
+    from leadre import telemetry
+
+    telemetry.ANSWERS.labels("bid", "shed").inc(3)
+    telemetry.BIDS.labels("generated").inc(4)
+    telemetry.NO_BIDS.labels("below_floor").inc(5)
+    telemetry.GENERATIONS.labels("late").inc(6)
+    telemetry.ANSWER_S.labels("bid").observe(0.07)
+    telemetry.LIST_AGE_S.observe(1e6)
+    telemetry.DEGRADED.labels("model").set(1)
+    totals = telemetry.totals()
+    counted = {column for column in history.COLUMNS if totals.get(column)}
+    wanted = {"leadre_answers_total": "shed", "leadre_bids_total": "generated", "leadre_no_bids_total": "below_floor"}
+    wanted |= {"leadre_generations_total": "late", "leadre_degraded": "model", "leadre_answer_seconds_bucket": "0.08"}
+    wanted |= {"leadre_list_age_seconds_bucket": "2.592e+06"}
+    assert set(wanted.items()) <= {(name, value) for name, _, value in counted}

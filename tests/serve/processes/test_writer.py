@@ -1,0 +1,150 @@
+"""What the writer acknowledges is on the disk: log synced, books committed, in this order, before the answer."""
+
+import asyncio
+import os
+import threading
+import time
+from contextlib import closing
+
+import pytest
+
+from leadre import database
+from leadre.auction import ledger
+from leadre.errors import StorageError
+from leadre.serve.book.campaigns import Book
+from leadre.serve.book.records import Records
+from leadre.serve.events import eventlog
+from leadre.serve.events.eventlog import Answered, Happened
+from leadre.serve.events.tokens import Keys, Token, nonce
+from leadre.serve.paths import Paths
+from leadre.serve.processes.desk import Desk
+from leadre.serve.processes.messages import Append, Done, Event, Failed, Told
+from leadre.serve.processes.writer import Writer
+
+NANOS = 1_500_000
+
+
+@pytest.fixture
+def paths(tmp_path, campaign, ad):
+    made = Paths(folder=tmp_path / "state", store=f"lmdb:{tmp_path / 'state' / 'lists'}")
+    records = Records(made.book)
+    Book(records).add([campaign(total_nanos=1 << 40)], [ad()])
+    records.close()
+    return made
+
+
+def bill(paths):
+    """The bill of a bid, as a worker hands it over."""
+    now_us = time.time_ns() // 1000
+    token = Token(
+        bid_id="b",
+        request_id="r",
+        imp_id="1",
+        ad_id="a1",
+        campaign_id="c1",
+        user_id="",
+        charge_type="cpm",
+        price_cap_nanos=NANOS,
+        charge_nanos=NANOS,
+        currency="USD",
+        lease_id=0,
+        reserved_nanos=NANOS,
+        cap_id="",
+        issued_at_us=now_us,
+        expires_at_us=now_us + 600_000_000,
+        nonce=nonce(),
+        is_test=False,
+        may_measure=True,
+        may_profile=False,
+    )
+    return Event(kind="bill", token=Keys.open(paths.keys).sign(token), at_us=now_us, price="1.5")
+
+
+def booked(paths):
+    with closing(database.connect(paths.ledger, ledger.MIGRATIONS, read_only=True)) as books:
+        return books.execute("SELECT ifnull(sum(charged_nanos), 0) FROM budgets").fetchone()[0]
+
+
+def logged(paths):
+    return [entry.record for entry in eventlog.read(paths.events)]
+
+
+def writer_of(paths, sync):
+    """A writer whose log is pushed to the disk by ``sync``."""
+
+    def make_desk():
+        desk = Desk(paths, retain_days=90)
+        desk.tend(time.time_ns() // 1000)  # which says what is live
+        desk.log._sync = sync
+        return desk
+
+    return Writer(make_desk)
+
+
+def answered_by(paths, sync, ask):
+    """What ``ask(writer)`` returns while the writer runs."""
+
+    async def main():
+        writer = writer_of(paths, sync)
+        running = asyncio.create_task(writer.run())
+        try:
+            return await ask(writer)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    return asyncio.run(main())
+
+
+def test_an_event_is_acknowledged_after_its_record_is_synced_and_its_charge_committed(paths):
+    syncing, may_go_on = threading.Event(), threading.Event()
+
+    def sync(file):
+        syncing.set()
+        assert may_go_on.wait(30)
+        os.fsync(file)
+
+    async def ask(writer):
+        told = asyncio.create_task(writer.answer(bill(paths)))
+        await asyncio.to_thread(syncing.wait, 30)
+        await asyncio.sleep(0.2)
+        assert not told.done() and booked(paths) == 0, "the disk has not said yet that it has it"
+        may_go_on.set()
+        assert await told == Told("new")
+        return booked(paths), sum(isinstance(record, Happened) for record in logged(paths))
+
+    assert answered_by(paths, sync, ask) == (NANOS, 1)
+
+
+def test_a_request_is_acknowledged_after_its_record_is_synced(paths):
+    synced = []
+
+    def sync(file):
+        os.fsync(file)
+        synced.append(sum(isinstance(record, Answered) for record in logged(paths)))
+
+    async def ask(writer):
+        assert await writer.answer(Append([Answered(request_id="r", at_us=1)])) == Done()
+        return list(synced)
+
+    assert answered_by(paths, sync, ask) == [1]
+
+
+def test_what_could_not_be_synced_is_not_acknowledged_and_the_writer_ends(paths):
+    """Nobody knows what the disk holds then: whoever starts the writer anew reads it, and books what is there."""
+
+    def sync(file):
+        raise OSError(5, "Input/output error")
+
+    async def main():
+        writer = writer_of(paths, sync)
+        running = asyncio.create_task(writer.run())
+        told = await writer.answer(bill(paths))
+        with pytest.raises(StorageError, match="could not be synced"):
+            await running
+        return told
+
+    assert isinstance(asyncio.run(main()), Failed)
+    with closing(Desk(paths, retain_days=90)) as desk:
+        charged = sum(each.outcome.charge_nanos for each in logged(paths) if isinstance(each, Happened))
+        assert desk.ledger.verify() == [] and desk.ledger.spent("c1") == charged == booked(paths)

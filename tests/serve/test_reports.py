@@ -1,0 +1,101 @@
+"""Reports are an independent recount of the raw events, by days of the account's zone, also of 23 or 25 hours."""
+
+import random
+from collections import Counter, defaultdict
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from leadre.serve.book.campaigns import Book
+from leadre.serve.book.records import Records
+from leadre.serve.events import eventlog
+from leadre.serve.events.eventlog import Happened
+from leadre.serve.events.tokens import Keys, Token
+from leadre.serve.paths import Paths
+from leadre.serve.processes.desk import Desk
+from leadre.serve.processes.messages import Event, Reports
+
+HOUR_US = 3_600_000_000
+PRICE_NANOS, BILLS_A_DAY = 1_000_000, 20
+
+
+def us(moment):
+    return round(moment.timestamp()) * 1_000_000
+
+
+def bid(campaign_id, number, at_us):
+    return Token(
+        bid_id=f"b{number}",
+        request_id=f"r{number}",
+        imp_id="1",
+        ad_id="a1",
+        campaign_id=campaign_id,
+        user_id="",
+        charge_type="cpm",
+        price_cap_nanos=PRICE_NANOS,
+        charge_nanos=PRICE_NANOS,
+        currency="USD",
+        lease_id=0,
+        reserved_nanos=PRICE_NANOS,
+        cap_id="",
+        issued_at_us=at_us,
+        expires_at_us=at_us + HOUR_US,
+        nonce=number.to_bytes(12),
+        is_test=False,
+        may_measure=True,
+        may_profile=False,
+    )
+
+
+def recount(log, zones):
+    """(campaign, day) -> impressions, clicks, conversions, charged nanos."""
+    days = defaultdict(Counter)
+    for entry in eventlog.read(log):
+        if isinstance(entry.record, Happened):
+            done = entry.record.outcome
+            moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=done.at_us)
+            day = days[done.campaign_id, moment.astimezone(ZoneInfo(zones[done.campaign_id])).date().isoformat()]
+            day[done.kind] += 1
+            day["nanos"] += done.charge_nanos
+    return {key: (day["imp"], day["click"], day["conv"], day["nanos"]) for key, day in days.items()}
+
+
+def hours_of(day, zone):
+    """How many hours a local day has."""
+    noon = datetime.fromisoformat(f"{day}T12:00").replace(tzinfo=ZoneInfo(zone))
+    ends = [noon.replace(hour=0), (noon + timedelta(days=1)).replace(hour=0)]
+    return (us(ends[1]) - us(ends[0])) / HOUR_US
+
+
+@pytest.mark.parametrize("first", [datetime(2026, 3, 27), datetime(2026, 10, 23), datetime(2026, 10, 30)])
+def test_reports_and_budgets_go_by_days_of_the_account_over_a_change_of_clocks(tmp_path, campaign, ad, first):
+    """An event each quarter of an hour for five days; the budget of a day pays for twenty bills, in its first hours."""
+    zones = {"rome": "Europe/Rome", "york": "America/New_York", "howe": "Australia/Lord_Howe"}
+    paths = Paths(folder=tmp_path / "state", store=f"lmdb:{tmp_path / 'lists'}")
+    records = Records(paths.book)
+    budget = {"daily_nanos": BILLS_A_DAY * PRICE_NANOS, "bid_nanos": PRICE_NANOS}
+    campaigns = [campaign(campaign_id=name, zone=zone, **budget) for name, zone in zones.items()]
+    Book(records).add(campaigns, [ad(ad_id=f"a-{name}", campaign_id=name) for name in zones])
+    records.close()
+    desk, rng = Desk(paths, retain_days=10_000), random.Random(0)
+    sign, begun_us = Keys.open(paths.keys).sign, us(first.replace(tzinfo=UTC))
+    desk.tend(begun_us)
+    for number in range(5 * 24 * 4):
+        at_us = begun_us + number * HOUR_US // 4
+        events = [
+            Event(kind=kind, token=sign(bid(name, 10 * number + place, at_us)), at_us=at_us, price="1.0")
+            for place, name in enumerate(zones)
+            for kind in ("bill", "imp", *(["click"] if rng.random() < 0.3 else []))
+        ]
+        *_, told = desk.settle([*events, Reports(list(zones), begun_us, at_us + 1)], at_us)
+    shown = {(d.campaign_id, d.day): (d.impressions, d.clicks, d.conversions, d.charged_nanos) for d in told.days}
+    assert shown == recount(paths.events, zones), "with the very last events in it"
+    for name, zone in zones.items():
+        whole = [key for key in sorted(shown) if key[0] == name][1:-1]
+        assert [shown[key][3] for key in whole] == [BILLS_A_DAY * PRICE_NANOS] * len(whole)
+        assert [shown[key][0] for key in whole] == [4 * hours_of(day, zone) for _, day in whole]
+    desk.close()
+    desk = Desk(paths, retain_days=10_000)
+    assert desk.settle([Reports(list(zones), begun_us, at_us + 1)], at_us) == [told], "a restart counts the same"
+    desk.close()
