@@ -23,10 +23,10 @@ LISTED, PROFILED, USERS = 20, 30, 40  # users with a list; the next ones have a 
 
 @pytest.mark.slow
 def test_what_was_answered_is_answered_again(work, tmp_path, capsys):
-    log_and_replay(work, tmp_path, requests=300)
+    log_and_replay(work, tmp_path, requests=200)
     state = tmp_path / "state"
     report, status = replayed(work, state, tmp_path, "--generate", "false", options="")
-    assert status == 0 and report["skipped"] == {"options": 300} and report["compared"] == 0
+    assert status == 0 and report["skipped"] == {"options": 200} and report["compared"] == 0
     (state / "draws.key").write_text("00" * 32)
     report, status = replayed(work, state, tmp_path, "--generate", "false")
     assert status == 2 and "were answered otherwise" in capsys.readouterr().err
