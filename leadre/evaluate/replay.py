@@ -39,7 +39,8 @@ from leadre.serve.respond import respond
 from leadre.serve.settings import Settings
 from leadre.store.contract import Profile, Store
 
-CLOSE = 1e-5  # of two log-probabilities: a model that answers several at once rounds otherwise
+CLOSE = 1e-5  # of two log-probabilities
+CLOSE_BFLOAT16 = 1e-2  # of a model that computes in it: its rounding depends on which requests are answered together
 HELD = ("cap", "budget")
 LATE = NoBid.INSUFFICIENT_TIME.name.lower()
 PATIENCE_S = 60.0  # for the language model, which has no deadline here
@@ -89,7 +90,7 @@ class Report:
     logged: int = 0
     alike: int = 0
     bids: int = 0
-    largest_gap: float = 0.0  # between two log-probabilities of a candidate
+    gaps: dict[str, float] = field(default_factory=dict)  # largest one between log-probabilities, by their source
     sources: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
@@ -118,7 +119,7 @@ async def replay(world: World, last: int) -> Report:
     report = Report()
     model = world.model
     objects = Objects(list(model.objects) if model else (), world.book.ads, model.version if model else "")
-    bidder = _bidder(world, objects)
+    bidder, rounds = _bidder(world, objects), model is not None and model.is_bfloat16
     for answered, market in _in_their_markets(world, objects, last):
         report.logged += 1
         why = _cannot(answered, world)
@@ -126,7 +127,7 @@ async def replay(world: World, last: int) -> Report:
             report.skipped[why] += 1
             continue
         bidder.market = market
-        _compare(answered, await _again(answered, bidder, world), report)
+        _compare(answered, await _again(answered, bidder, world), report, rounds)
     return report
 
 
@@ -216,8 +217,8 @@ async def _again(answered: Answered, bidder: Bidder, world: World) -> Answered:
     return record.record(request, answer, answered.at_us, world.book, record.digest(world.settings), is_degraded=False)
 
 
-def _compare(logged: Answered, replayed: Answered, report: Report) -> None:
-    """Add what came of one request to the report."""
+def _compare(logged: Answered, replayed: Answered, report: Report, rounds: bool) -> None:
+    """Add what came of one request to the report. ``rounds``: the language model computes in bfloat16."""
     for name in VERSIONED:
         before, now = logged.versions.get(name), replayed.versions.get(name)
         # A source that was not asked, or had nothing, has no version: that is a difference, and told as one.
@@ -226,19 +227,20 @@ def _compare(logged: Answered, replayed: Answered, report: Report) -> None:
             return
     scores, others = ({one.ad_id: one.log_p for one in each.candidates} for each in (logged, replayed))
     gap = max((abs(scores[ad_id] - others[ad_id]) for ad_id in scores.keys() & others.keys()), default=0.0)
-    report.largest_gap = max(report.largest_gap, gap)
+    source = logged.candidates[0].source if logged.candidates else "none"
+    report.gaps[source] = max(report.gaps.get(source, 0.0), gap)
     found = [
         Difference(request_id=logged.request_id, what=what, logged=str(before), replayed=str(now))
         for what, before, now in _aspects(logged, replayed)
         if before != now
     ]
-    if gap > CLOSE:
+    if gap > (CLOSE_BFLOAT16 if rounds and source == "generated" else CLOSE):
         found.append(Difference(request_id=logged.request_id, what="scores", logged=str(scores), replayed=str(others)))
     report.differences += found
     if not found:
         report.alike += 1
         report.bids += len(logged.bids)
-        report.sources[logged.candidates[0].source if logged.candidates else "none"] += 1
+        report.sources[source] += 1
 
 
 def _aspects(logged: Answered, replayed: Answered) -> Iterator[tuple[str, object, object]]:

@@ -66,9 +66,10 @@ def told(report: Report) -> list[str]:
     from leadre.evaluate.replay import SKIPPED
 
     sources = ", ".join(f"{count:,} {source}" for source, count in report.sources.most_common())
+    gaps = ", ".join(f"{gap:.1e} ({source})" for source, gap in sorted(report.gaps.items()) if source != "none")
     lines = [
         f"{report.alike:,} of {report.compared:,} requests alike ({sources or 'nothing'}), {report.bids:,} bids;"
-        f" scores at most {report.largest_gap:.1e} apart"
+        f" scores at most {gaps or 'nothing'} apart"
     ]
     lines += [f"{count:,} not compared: {SKIPPED[why]}" for why, count in report.skipped.most_common()]
     return lines

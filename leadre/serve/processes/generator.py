@@ -19,6 +19,7 @@ from leadre.data.histories import AD, CONTENT, TEST, Logs
 from leadre.errors import BusyError
 from leadre.generate.engine import Engine
 from leadre.lm.asks import Ask, Policy
+from leadre.lm.backbone import has_bfloat16
 from leadre.lm.decode import Searcher
 from leadre.lm.layout import Ids
 from leadre.lm.prefix import Prefixes
@@ -46,6 +47,7 @@ class Generator:
         self.version = f"{model.hash[:12]}-{beam}"  # other beams, other answers
         weights = self.live.rates_O
         self.inventory = Inventory(self.live.codes_OL, self.live.sizes, weights)
+        self.is_bfloat16 = has_bfloat16(loaded.backbone.device)
         searcher = Searcher(loaded.backbone, prefixes=Prefixes(capacity_mb=PREFIX_MB))
         self.engine = Engine(searcher, queue=queue, batch=batch)
 
