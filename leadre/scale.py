@@ -43,10 +43,15 @@ def _serial(fn: Callable[[S], R], shards: Sequence[S], workers: int) -> list[R]:
 
 
 def _processes(fn: Callable[[S], R], shards: Sequence[S], workers: int) -> list[R]:
+    if not shards:
+        return []
     # spawn, not fork: a fork copies the locks that polars', torch's and faiss's threads hold, and then waits on them.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(max_workers=min(workers, len(shards)), mp_context=context) as pool:
         futures = [pool.submit(fn, shard) for shard in shards]
+        # A submission wakes the thread that watches the workers before it starts one (CPython 3.11), so the death of
+        # the last worker would go unseen while the others wait for it. One that starts none puts it under watch.
+        pool.submit(int)
         wait(futures, return_when=FIRST_EXCEPTION)
         pool.shutdown(wait=True, cancel_futures=True)
     lost = []

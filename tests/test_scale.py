@@ -3,6 +3,7 @@
 import os
 import time
 from functools import partial
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,11 @@ def die(shard: str) -> int:
     return 1
 
 
+def wait_or_die(shard: str) -> int:
+    time.sleep(30 if shard == "a" else 2)  # both are under way when one dies
+    return die(shard)
+
+
 def fail_or_mark(shard: Path) -> None:
     assert shard.stem != "0"
     time.sleep(0.2)
@@ -49,6 +55,20 @@ def test_results_come_in_the_order_of_the_shards(tmp_path: Path, backend: Backen
     assert map_shards(size, shards, 2, backend) == [3, 1, 4, 5]
     assert map_shards(size, [], 2, backend) == []
     assert map_shards(partial(scaled, 10), ["2", "1"], 2, backend) == [20, 10]
+
+
+def test_the_death_of_the_worker_that_started_last_is_seen_while_others_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = SpawnProcess.start
+
+    def slowly(process: SpawnProcess) -> None:
+        start(process)
+        time.sleep(0.5)  # the pool's thread looks at its workers now, and this one is not among them yet
+
+    monkeypatch.setattr(SpawnProcess, "start", slowly)
+    started_s = time.monotonic()
+    with pytest.raises(ShardError, match="a worker process died"):
+        map_shards(wait_or_die, ["a", "b"], 2)
+    assert time.monotonic() - started_s < 25
 
 
 @pytest.mark.parametrize("backend", backends())
