@@ -58,7 +58,7 @@ def run(config: Config) -> None:
     ]
     from leadre.data import histories
     from leadre.generate import lists, remembered
-    from leadre.store import open_store
+    from leadre.store import open_store, spec_in
     from leadre.store.contract import EVERYBODY
     from leadre.tune import saved
 
@@ -69,7 +69,7 @@ def run(config: Config) -> None:
         now_us = int(logs.at_us_E.max(initial=-1)) + 1
     since_us = _moment_us(config.changed_since, "changed-since")
     state = Path(config.state) if config.state else config.folder("state")
-    spec = config.store or f"lmdb:{state / 'lists'}"
+    spec = spec_in(state, config.store)
     with closing(open_store(spec, timeout_ms=lists.TIMEOUT_MS)) as store:
         known = lists.patiently(store.versions, config.wait_s)
         base = known.current if since_us is not None else None

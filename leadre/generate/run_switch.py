@@ -25,10 +25,10 @@ class Config(config.Common):
 
 def run(config: Config) -> None:
     """Switch. InputError where there is no such version, or none was current before; StoreDown."""
-    from leadre.store import open_store
+    from leadre.store import open_store, spec_in
 
     state = Path(config.state) if config.state else config.folder("state")
-    with closing(open_store(config.store or f"lmdb:{state / 'lists'}")) as store:
+    with closing(open_store(spec_in(state, config.store))) as store:
         if config.to:
             store.switch(config.to)
         else:

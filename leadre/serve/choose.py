@@ -23,9 +23,10 @@ EPOCH_DAY = 719_163  # date.toordinal() of 1970-01-01
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """A row of the book and what it pays for an impression."""
+    """A row of the book, its campaign, and what it pays for an impression."""
 
     row: int
+    campaign: Campaign
     price_nanos: int
 
 
@@ -35,12 +36,11 @@ def choose(asked: Asked, place: Place, found: Candidates, others: Sequence[Bid])
     ``propensity`` is exact for whoever knows budgets and caps as they were. So an explorer whose draw turns out to be
     capped offers nothing: if another came instead, nobody could say how probable that one was.
     """
-    bidder, campaigns = asked.bidder, asked.market.book.campaigns
-    share = bidder.settings.exploration
+    bidder, share = asked.bidder, asked.bidder.settings.exploration
     explorer, which = bidder.draws.pair(asked.request_id, place.imp.imp_id)
     explores = explorer < share
     left = _offers(asked, place, found, others, explores)
-    while left and not _count(asked, place, left[0].row):
+    while left and not _count(asked, place, left[0]):
         left.pop(0)
     if not left:
         return
@@ -48,13 +48,12 @@ def choose(asked: Asked, place: Place, found: Candidates, others: Sequence[Bid])
     if drawn:
         _uncount(asked, place)
         place.verdicts[left[0].row] = "not drawn"
-        if not _count(asked, place, left[drawn].row):
+        if not _count(asked, place, left[drawn]):
             return
     offer, propensity = left[drawn], share / len(left) + (1 - share) * (drawn == 0)
     if not asked.request.is_test and bidder.held is None:
-        campaign = campaigns[asked.market.book.campaign_A[offer.row]]
-        lease_id = bidder.budgets.reserve(campaign, offer.price_nanos, asked.now_us)
-        assert lease_id is not None, f"{campaign.campaign_id} could pay {offer.price_nanos} a moment ago"
+        lease_id = bidder.budgets.reserve(offer.campaign, offer.price_nanos, asked.now_us)
+        assert lease_id is not None, f"{offer.campaign.campaign_id} could pay {offer.price_nanos} a moment ago"
         place.lease_id = lease_id
     place.bid = _bid(asked, place.imp, offer, found.source, propensity)
 
@@ -80,8 +79,8 @@ def _offers(asked: Asked, place: Place, found: Candidates, others: Sequence[Bid]
         verdict = verdict or _unfit(price_nanos, floors[campaign.currency], campaign.currency, spoken)
         if not verdict and len(left) < CONSIDERED:
             considered.append(row)
-            offer = _Offer(row, price_nanos)
-            verdict = _unpayable(asked, place, campaign, offer, asks=explores or not left)
+            offer = _Offer(row, campaign, price_nanos)
+            verdict = _unpayable(asked, place, offer, asks=explores or not left)
             if not verdict:
                 left.append(offer)
         place.verdicts[row] = verdict or "not drawn"
@@ -104,21 +103,21 @@ def _floor_nanos(imp: Impression, currency: str) -> int | None:
     return None if floor_nanos is None else max(floor_nanos, 1)
 
 
-def _unpayable(asked: Asked, place: Place, campaign: Campaign, offer: _Offer, *, asks: bool) -> str:
-    """Why a campaign can make no offer now, "" where it can; ``asks``: a budget that is not leased is asked for."""
+def _unpayable(asked: Asked, place: Place, offer: _Offer, *, asks: bool) -> str:
+    """Why an ad can make no offer now, "" where it can; ``asks``: a budget that is not leased is asked for."""
     if asked.request.is_test:  # neither charged nor counted
         return ""
-    if campaign.cap_per_day and not asked.user_id:
+    if offer.campaign.cap_per_day and not asked.user_id:
         return "cap cannot be counted"  # a stranger may have seen it any number of times
     if asked.bidder.held is not None:
         verdict = asked.bidder.held(place.imp.imp_id, asked.market.book.ads[offer.row].ad_id)
         return verdict if verdict == "budget" else ""
-    return "" if asked.bidder.budgets.can_pay(campaign, offer.price_nanos, asked.now_us, asks=asks) else "budget"
+    return "" if asked.bidder.budgets.can_pay(offer.campaign, offer.price_nanos, asked.now_us, asks=asks) else "budget"
 
 
-def _count(asked: Asked, place: Place, row: int) -> bool:
+def _count(asked: Asked, place: Place, offer: _Offer) -> bool:
     """Give an ad the place, under its campaign's frequency cap; whether there was room."""
-    campaign = asked.market.book.campaigns[asked.market.book.campaign_A[row]]
+    campaign, row = offer.campaign, offer.row
     place.verdicts[row] = "bid"
     if campaign.cap_per_day and not asked.request.is_test and asked.bidder.held is not None:
         place.verdicts[row] = asked.bidder.held(place.imp.imp_id, asked.market.book.ads[row].ad_id)
@@ -138,8 +137,7 @@ def _uncount(asked: Asked, place: Place) -> None:
 
 
 def _bid(asked: Asked, imp: Impression, offer: _Offer, source: Source, propensity: float) -> Bid:
-    book = asked.market.book
-    ad, campaign = book.ads[offer.row], book.campaigns[book.campaign_A[offer.row]]
+    ad = asked.market.book.ads[offer.row]
     sizes = [size for size in imp.sizes if not ad.sizes or size in ad.sizes]
     return Bid(
         bid_id=asked.bidder.new_id(),
@@ -148,7 +146,7 @@ def _bid(asked: Asked, imp: Impression, offer: _Offer, source: Source, propensit
         campaign_id=ad.campaign_id,
         advertiser_id=ad.advertiser_id,
         price_nanos=offer.price_nanos,
-        currency=campaign.currency,
+        currency=offer.campaign.currency,
         size=sizes[0] if sizes else (300, 250),
         source=source,
         propensity=propensity,

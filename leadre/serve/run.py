@@ -78,8 +78,10 @@ def model_of(config: Config) -> Path | None:
 
 def paths_of(config: Config) -> Paths:
     """Where the state lies that ``config`` names."""
+    from leadre.store import spec_in
+
     folder = Path(config.state) if config.state else config.folder("state")
-    return Paths(folder=folder, store=config.store or f"lmdb:{folder / 'lists'}")
+    return Paths(folder=folder, store=spec_in(folder, config.store))
 
 
 def place(given: config.Common, stages: Path | None, state: str) -> Paths:

@@ -69,7 +69,6 @@ WRITER_S = 2.0  # how long an event waits for the disk
 LATE_US = 7 * 86_400_000_000  # conversions come so late; the writer is stricter with the others
 MOST_WAITING = 10_000  # records that a stalled writer may leave with us; later ones are lost
 AT_ONCE = 500  # of them
-PARTS = ("store", "writer", "model")  # that may be away
 
 
 class Recommend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,6 +8,11 @@ from leadre.errors import InputError
 from leadre.store.contract import Store
 
 
+def spec_in(state: Path, given: str = "") -> str:
+    """The name of the store that is ``given``, or else of the folder of lists in a bidder's folder."""
+    return given or f"lmdb:{state / 'lists'}"
+
+
 def open_store(spec: str, *, timeout_ms: float = 20.0) -> Store:
     """The store named by ``lmdb:FOLDER`` (made where missing) or ``redis://HOST:PORT/DB`` (also rediss:, unix:).
 

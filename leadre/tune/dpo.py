@@ -42,7 +42,7 @@ class Objective:
     ``stop_shared``: no gradient of the preference at the codes that a pair shares (`losses.without_shared`).
     ``money``: in the SFT term a conversion counts its worth to this power, as prior and pointer have it (`Live`); the
     plain likelihood would take back what they say.
-    ``guard``: the run stops where a recall has fallen by more than this share of what it was before the first step.
+    ``guard``: the run stops where a recall has fallen by more than this share of the fine-tuned model's.
     """
 
     loss: str

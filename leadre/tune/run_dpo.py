@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from leadre import artifact, config, progress
@@ -46,7 +47,7 @@ class Config(config.Common):
     beta: float = config.option(0.1, "reward of one nat of log-likelihood")
     stop_shared: bool = config.option(True, "no gradient of a preference at the codes that both objects share")
     sft_weight: float = config.option(1.0, "weight of the likelihood of the chosen, which keeps it from sinking")
-    guard: float = config.option(0.02, "stop where validation recall falls by more than this share of what it was")
+    guard: float = config.option(0.02, "stop where validation recall falls by more than this share of fine-tuning's")
     epochs: int = config.option(1, "passes over the pairs")
     max_steps: int = config.option(0, "stop after so many steps, 0 = all epochs; the learning rate is fitted to it")
     batch_tokens: int = config.option(4096, "positions in a step, padding included")
@@ -83,7 +84,6 @@ def run(config: Config) -> None:
     ) as temporary:
         codebook = saved.tuned_ids(codebooks.load(parents[1]), model)
         loaded = saved.load(parents[0], codebook, model, training=True, money=config.money)
-        plain = saved.load(parents[0], codebook, model, training=False) if config.money else loaded
         contests = _contests(config, loaded, codebook, parents[3:])
         history = dpo.train(
             loaded.backbone,
@@ -93,13 +93,25 @@ def run(config: Config) -> None:
             checkpoint,
             artifact.resume_key(effective, parents),
             tune.validator(config.seed, loaded.backbone, loaded.threads, loaded.live),
-            tune.validator(config.seed, plain.backbone, plain.threads, plain.live),
+            partial(_before, config, parents[0], codebook, model, loaded),
         )
         blocks = loaded.threads.prompter.blocks
         tune.write(temporary, loaded.backbone, loaded.live, blocks, model.path / "tokenizer", history)
         tune.write_figures(temporary / "pairs.csv", history.pairs)
         plots.preferences(history, config.guard, temporary / "pairs.png")
     shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _before(
+    config: Config, tables: artifact.Artifact, codebook: Codebook, model: artifact.Artifact, loaded: Saved
+) -> dict[str, float]:
+    """Recall of the fine-tuned model without prices, which is let go again; ``loaded`` is the one that will learn."""
+    from leadre.tune import saved
+
+    plain = loaded
+    if config.money:
+        plain = saved.load(tables, codebook, model, training=False, logs=loaded.threads.logs)
+    return tune.validator(config.seed, plain.backbone, plain.threads, plain.live)()
 
 
 def _check(config: Config) -> None:

@@ -18,7 +18,6 @@ def logs():
 @pytest.fixture(scope="session")
 def work(tiny_encoder, tiny_llama, tmp_path_factory):
     """A run with a hardly trained model."""
-
     folder = tmp_path_factory.mktemp("work")
     models = {"data": "", "semid": f" --encoder {tiny_encoder}", "tune": f" --backbone {tiny_llama}"}
     for name, flags in MODEL.items():

@@ -10,6 +10,7 @@ from leadre import database
 from leadre.serve.book import records
 from leadre.serve.book.campaigns import Book
 from leadre.serve.book.records import Records
+from leadre.serve.events.tokens import Token, nonce
 from leadre.types import Ad, Campaign
 
 from .bidder import Bidder
@@ -23,6 +24,16 @@ def make_campaign(campaign_id="c1", **fields):
 def make_ad(ad_id="a1", **fields):
     usual = {"object_id": "o1", "campaign_id": "c1", "advertiser_id": "acme", "title": "Shoes"}
     return Ad(**{"ad_id": ad_id, "landing_url": "https://www.acme.test/shoes"} | usual | fields)
+
+
+def make_token(now_us, nanos, **fields):
+    """What a bid of ``nanos`` for the ad of `make_ad` carries through its URLs, for ten minutes."""
+    usual = {"bid_id": "b", "request_id": "r", "imp_id": "1", "ad_id": "a1", "campaign_id": "c1", "user_id": ""}
+    usual |= {"charge_type": "cpm", "price_cap_nanos": nanos, "charge_nanos": nanos, "currency": "USD"}
+    usual |= {"lease_id": 0, "reserved_nanos": nanos, "cap_id": "", "nonce": nonce()}
+    usual |= {"issued_at_us": now_us, "expires_at_us": now_us + 600_000_000}
+    usual |= {"is_test": False, "may_measure": True, "may_profile": True}
+    return Token(**usual | fields)
 
 
 @pytest.fixture

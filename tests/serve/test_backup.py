@@ -14,12 +14,14 @@ from leadre.errors import ArtifactError, InputError
 from leadre.serve import backup
 from leadre.serve.events import eventlog, training
 from leadre.serve.events.eventlog import Answered, Happened
-from leadre.serve.events.tokens import Keys, Token, nonce
+from leadre.serve.events.tokens import Keys
 from leadre.serve.paths import Paths
 from leadre.serve.processes.desk import Desk
 from leadre.serve.processes.messages import Append, Event, Orders, Reports
 from leadre.store import erased, open_store
 from leadre.store.contract import Profile, Seen, StoredList
+
+from .conftest import make_token
 
 CAMPAIGN, AD = "c1", "a1"
 DAY_US = 86_400_000_000
@@ -67,7 +69,7 @@ class Traffic:
             )
             lease_id = leases.leases[0].lease_id
             request_id = f"r{self.rounds}"
-            token = sign(make_token(request_id, lease_id, now_us))
+            token = sign(make_token(now_us, 2_000_000, request_id=request_id, user_id="u1", lease_id=lease_id))
             answered = Answered(request_id=request_id, at_us=now_us, user_id=f"u{self.rounds % 7}")
             events = [Event(kind=kind, token=token, at_us=now_us, price="1.5") for kind in ("bill", "imp", "click")]
             desk.settle([Append([answered]), *events], now_us)
@@ -77,30 +79,6 @@ class Traffic:
                 desk.log.rotate()
             self.rounds += 1
         desk.close()
-
-
-def make_token(request_id, lease_id, now_us):
-    return Token(
-        bid_id="b",
-        request_id=request_id,
-        imp_id="1",
-        ad_id=AD,
-        campaign_id=CAMPAIGN,
-        user_id="u1",
-        charge_type="cpm",
-        price_cap_nanos=2_000_000,
-        charge_nanos=2_000_000,
-        currency="USD",
-        lease_id=lease_id,
-        reserved_nanos=2_000_000,
-        cap_id="",
-        issued_at_us=now_us,
-        expires_at_us=now_us + 600_000_000,
-        nonce=nonce(),
-        is_test=False,
-        may_measure=True,
-        may_profile=True,
-    )
 
 
 @pytest.fixture

@@ -11,10 +11,12 @@ from leadre.serve.book.campaigns import Book
 from leadre.serve.book.records import Records
 from leadre.serve.events import eventlog
 from leadre.serve.events.eventlog import Happened
-from leadre.serve.events.tokens import Keys, Token
+from leadre.serve.events.tokens import Keys
 from leadre.serve.paths import Paths
 from leadre.serve.processes.desk import Desk
 from leadre.serve.processes.messages import Event, Reports
+
+from .conftest import make_token
 
 HOUR_US = 3_600_000_000
 PRICE_NANOS, BILLS_A_DAY = 1_000_000, 20
@@ -25,25 +27,14 @@ def us(moment):
 
 
 def bid(campaign_id, number, at_us):
-    return Token(
+    return make_token(
+        at_us,
+        PRICE_NANOS,
         bid_id=f"b{number}",
         request_id=f"r{number}",
-        imp_id="1",
-        ad_id="a1",
         campaign_id=campaign_id,
-        user_id="",
-        charge_type="cpm",
-        price_cap_nanos=PRICE_NANOS,
-        charge_nanos=PRICE_NANOS,
-        currency="USD",
-        lease_id=0,
-        reserved_nanos=PRICE_NANOS,
-        cap_id="",
-        issued_at_us=at_us,
         expires_at_us=at_us + HOUR_US,
         nonce=number.to_bytes(12),
-        is_test=False,
-        may_measure=True,
         may_profile=False,
     )
 

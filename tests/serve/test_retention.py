@@ -11,12 +11,14 @@ from leadre.serve.book.campaigns import Book
 from leadre.serve.book.records import Records
 from leadre.serve.events import eventlog
 from leadre.serve.events.eventlog import Answered, Happened
-from leadre.serve.events.tokens import Keys, Token, nonce
+from leadre.serve.events.tokens import Keys
 from leadre.serve.manage.office import Office
 from leadre.serve.paths import Paths
 from leadre.serve.processes.desk import Desk
 from leadre.serve.processes.messages import Append, Event, Found, Recent
 from leadre.store.contract import EVERYBODY, US_PER_DAY, Cap, StoredList
+
+from .conftest import make_token
 
 DAYS, SERVED = 4, 9
 START_US = round(datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
@@ -38,7 +40,7 @@ class Market:
         self.store.put_lists("v", {user: StoredList("v", now_us, ("a1",), (0.0,))})
         caps = [Cap("c1", now_us // US_PER_DAY, 9)]
         self.store.reserve(user, caps, now_us=now_us, until_us=now_us + 60_000_000)
-        token = self.sign(token_of(user, now_us))
+        token = self.sign(make_token(now_us, 1, request_id=f"r-{user}", user_id=user))
         answered = Answered(request_id=f"r-{user}", at_us=now_us, user_id=user)
         events = [Event(kind=kind, token=token, at_us=now_us) for kind in ("imp", "click")]
         self.desk.settle([Append([answered]), *events], now_us)
@@ -76,30 +78,6 @@ class Market:
 
 def user_of(day):
     return f"user-of-day-{day:02d}"
-
-
-def token_of(user, now_us):
-    return Token(
-        bid_id="b",
-        request_id=f"r-{user}",
-        imp_id="1",
-        ad_id="a1",
-        campaign_id="c1",
-        user_id=user,
-        charge_type="cpm",
-        price_cap_nanos=1,
-        charge_nanos=1,
-        currency="USD",
-        lease_id=0,
-        reserved_nanos=1,
-        cap_id="",
-        issued_at_us=now_us,
-        expires_at_us=now_us + 600_000_000,
-        nonce=nonce(),
-        is_test=False,
-        may_measure=True,
-        may_profile=True,
-    )
 
 
 @pytest.fixture

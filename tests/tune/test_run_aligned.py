@@ -31,7 +31,6 @@ def linked(work, made):
 @pytest.fixture(scope="module")
 def plain(tiny_encoder, tiny_llama, tmp_path_factory):
     """(work, flags of the backbone): a run without alignment tasks."""
-
     work, backbone = tmp_path_factory.mktemp("work"), f" --backbone {tiny_llama}"
     assert verb("data", work, "--source world --world-users 30 --world-ads 40 --world-contents 12") == 0
     assert verb("semid", work, f"--encoder {tiny_encoder} --levels 8,6 --collisions 24") == 0

@@ -48,7 +48,6 @@ def interrupt(*_):
 @pytest.fixture(scope="module")
 def aligned(tiny_encoder, tiny_llama, tmp_path_factory):
     """A hardly trained model, its lists of training requests, preferences over them, and what it says then."""
-
     work = tmp_path_factory.mktemp("work")
     models = {
         "data": "",

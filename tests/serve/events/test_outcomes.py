@@ -25,31 +25,26 @@ from leadre.serve.events.outcomes import HOUR_US, Effect, Outcomes, Report
 from leadre.serve.events.tokens import Token
 from leadre.types import EventKind
 
+from ..conftest import make_token
+
 NOW = 1_790_000_000_000_000
 KINDS: tuple[EventKind, ...] = ("win", "bill", "loss", "imp", "view", "click", "conv")
 
 
 def token(number: int = 0, **change: Any) -> Token:
-    made = Token(
+    made = make_token(
+        NOW,
+        100,
         bid_id=f"b{number}",
         request_id=f"r{number}",
-        imp_id="1",
         ad_id="a",
         campaign_id="c",
         user_id="u",
-        charge_type="cpm",
-        price_cap_nanos=100,
         charge_nanos=7000,
         currency="EUR",
-        lease_id=0,
-        reserved_nanos=100,
         cap_id=f"cap{number}",
-        issued_at_us=NOW,
         expires_at_us=NOW + HOUR_US,
         nonce=number.to_bytes(12, "big"),
-        is_test=False,
-        may_measure=True,
-        may_profile=True,
     )
     return msgspec.structs.replace(made, **change)
 

@@ -15,11 +15,13 @@ from leadre.serve.book.campaigns import Book
 from leadre.serve.book.records import Records
 from leadre.serve.events import eventlog
 from leadre.serve.events.eventlog import Answered, Happened
-from leadre.serve.events.tokens import Keys, Token, nonce
+from leadre.serve.events.tokens import Keys
 from leadre.serve.paths import Paths
 from leadre.serve.processes.desk import Desk
 from leadre.serve.processes.messages import Append, Done, Event, Failed, Told
 from leadre.serve.processes.writer import Writer
+
+from ..conftest import make_token
 
 NANOS = 1_500_000
 
@@ -36,27 +38,7 @@ def paths(tmp_path, campaign, ad):
 def bill(paths):
     """The bill of a bid, as a worker hands it over."""
     now_us = time.time_ns() // 1000
-    token = Token(
-        bid_id="b",
-        request_id="r",
-        imp_id="1",
-        ad_id="a1",
-        campaign_id="c1",
-        user_id="",
-        charge_type="cpm",
-        price_cap_nanos=NANOS,
-        charge_nanos=NANOS,
-        currency="USD",
-        lease_id=0,
-        reserved_nanos=NANOS,
-        cap_id="",
-        issued_at_us=now_us,
-        expires_at_us=now_us + 600_000_000,
-        nonce=nonce(),
-        is_test=False,
-        may_measure=True,
-        may_profile=False,
-    )
+    token = make_token(now_us, NANOS, may_profile=False)
     return Event(kind="bill", token=Keys.open(paths.keys).sign(token), at_us=now_us, price="1.5")
 
 
