@@ -27,7 +27,7 @@ class Budgets:
 
     def can_pay(self, campaign: Campaign, nanos: int, now_us: int, *, asks: bool) -> bool:
         """Whether `reserve` would find a lease. Where not and ``asks``, the next round asks for one."""
-        if not (campaign.total_nanos or campaign.daily_nanos):
+        if not _is_capped(campaign):
             return True
         mine = self._slices.get(campaign.campaign_id)
         has_lease = mine is not None and mine.can_pay(nanos, now_us)
@@ -37,7 +37,7 @@ class Budgets:
 
     def reserve(self, campaign: Campaign, nanos: int, now_us: int) -> int | None:
         """The lease that pays for a bid of ``nanos``, `UNCAPPED` where nothing is capped, None where none can."""
-        if not (campaign.total_nanos or campaign.daily_nanos):
+        if not _is_capped(campaign):
             return UNCAPPED
         return self._want(campaign.campaign_id, nanos).reserve(nanos, now_us) or None
 
@@ -65,3 +65,7 @@ class Budgets:
         orders: list[Release] = [order for each in self._slices.values() for order in each.close()]
         if orders:
             await self._send(orders)
+
+
+def _is_capped(campaign: Campaign) -> bool:
+    return bool(campaign.total_nanos or campaign.daily_nanos)
