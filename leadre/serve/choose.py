@@ -6,7 +6,7 @@ Letters: A ads of the book, K candidates.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,7 @@ SECOND_US = 1_000_000
 EPOCH_DAY = 719_163  # date.toordinal() of 1970-01-01
 
 
-@dataclass(frozen=True, slots=True)
-class _Offer:
+class _Offer(NamedTuple):
     """A row of the book, its campaign, and what it pays for an impression."""
 
     row: int
