@@ -1,4 +1,4 @@
-"""One memory-mapped file that can be replaced, while others read it, by a copy without free pages."""
+"""One memory-mapped file that can be replaced, while others read it, by one with nothing in it but what is alive."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class File:
         """What is there now as a file of another folder; nobody waits meanwhile."""
         with self._locked():
             opened = self._open()
-        with translated(folder), (folder / self._numbered(1).name).open("wb") as file:
-            opened.env.copyfd(file.fileno(), compact=True)
+        with translated(folder):
+            self._rewrite(opened, folder / self._numbered(1).name)
 
     def compact(self) -> None:
         """Leave no byte in the folder that is not alive."""
@@ -82,13 +82,26 @@ class File:
             opened = self._open()
             number = int(opened.path.suffixes[-2][1:]) + 1
             temporary = self.path.with_name(f"{self.path.name}.tmp")
-            with temporary.open("wb") as file:
-                opened.env.copyfd(file.fileno(), compact=True)
-                os.fsync(file.fileno())
+            self._rewrite(opened, temporary)
             temporary.rename(self._numbered(number))
             del opened  # the last thread that reads the old file closes it
             self._opened = None
             self._tidy()
+
+    def _rewrite(self, opened: _Opened, path: Path) -> None:
+        """Every entry into a new file, in order.
+
+        LMDB's own compacting copy would not do: branch pages keep keys that were deleted from the leaves as separators.
+        """
+        path.unlink(missing_ok=True)  # an earlier try may have ended on a full disk
+        target = lmdb.open(str(path), subdir=False, map_size=MAP_BYTES, max_dbs=len(self.names), lock=False, mode=0o600)
+        try:
+            with opened.env.begin(buffers=True) as source, target.begin(write=True) as transaction:
+                for name, table in zip(self.names, opened.tables, strict=True):
+                    into = target.open_db(name.encode(), txn=transaction)
+                    transaction.cursor(into).putmulti(source.cursor(table), append=True)
+        finally:
+            target.close()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

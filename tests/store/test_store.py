@@ -48,6 +48,20 @@ class TestLmdb(suite.StoreContract):
         assert len(list(store.scan("v1"))) == len(list(store.scan("v2"))) == 200
         assert len([path for path in folder.iterdir() if path.suffix == ".mdb"]) == 3
 
+    def test_no_erased_user_stays_as_a_separator_of_pages(self, store, folder, tmp_path):
+        """LMDB's branch pages hold copies of keys, and keep them when the entry itself is deleted."""
+        users = [f"find-{n:04d}-me" for n in range(2000)]
+        self.fill(store, *users)
+        erased = users[::3]
+        store.erase(*erased)
+        backup = tmp_path / "backup"
+        backup.mkdir()
+        store.copy(backup)
+        for place in (folder, backup):
+            left = bytes_of(place)
+            assert [user for user in erased if user.encode() in left] == []
+            assert users[1].encode() in left
+
     def test_no_byte_of_what_is_too_old_is_left_in_the_folder(self, store, folder):
         held = self.fill(store, "find-me", "stays")["stays"]
         later_us = suite.NOON_US + 3 * suite.US_PER_DAY
