@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from leadre.data.histories import Logs, train_end_us
 
 NANOS = 1e9
+PSEUDO_PAYMENTS = (
+    0.5  # what is typical counts as half a payment of the user's own; best of .5, 1, 2 on validation weeks
+)
 
 
 def training_prices(logs: Logs) -> NDArray[np.float64]:
@@ -37,3 +40,18 @@ def object_prices(logs: Logs) -> NDArray[np.float64]:
     sum_O = np.bincount(logs.ad_object_A, weights=price_A, minlength=len(logs.objects))
     typical = float(np.median(price_A)) if len(price_A) else 1.0
     return np.where(ads_O > 0, sum_O / np.maximum(ads_O, 1), typical)
+
+
+def own_log_prices(
+    logs: Logs, history: slice, log_price_O: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(objects that the user paid for in these events, ascending; logarithm of what they usually pay for each).
+
+    That is the mean over their payments, drawn to ``log_price_O`` (of `object_prices`) where they are few.
+    """
+    paid_E = logs.value_nanos_E[history] > 0
+    objects, place_E, count = np.unique(logs.object_E[history][paid_E], return_inverse=True, return_counts=True)
+    log_paid_E = np.log(logs.value_nanos_E[history][paid_E] / NANOS)
+    total = np.bincount(place_E, weights=log_paid_E, minlength=len(objects))
+    own = (total + PSEUDO_PAYMENTS * log_price_O[objects]) / (count + PSEUDO_PAYMENTS)
+    return objects.astype(np.int64), own

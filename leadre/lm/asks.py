@@ -25,12 +25,14 @@ class Ask:
 
     ``objects`` are the indices of the objects that the rows of the trie stand for; ``groups`` is a label of each row
     (its advertiser), for `Policy.per_group`. Both may be longer than what is live: they are only looked up.
+    ``log_worth_T`` is what the pointer counts each position of the thread for, as a logarithm; None = all alike.
     """
 
     end: int
     trie: Mask
     objects: Ints
     groups: Ints | None = None
+    log_worth_T: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Policy:
 
 def repeatable(layout: Layout, ids_QT: Ints, end_Q: Ints, objects: Sequence[Ints] | None = None) -> NDArray[np.bool_]:
     """bool [Q, T]: positions up to ``end_Q`` that hold an object, one of the live ``objects[q]`` if they are given."""
-    at_QT = ids_QT - layout.words - layout.codes
+    at_QT = layout.objects(ids_QT)
     held = at_QT >= 0
     if objects is not None:
         live = [np.isin(at_T, some) for at_T, some in zip(at_QT, objects, strict=True)]

@@ -36,7 +36,6 @@ class Backbone(nn.Module):
 
     words_VD: Tensor
     objects_OL: Tensor
-    log_worth_O: Tensor
 
     def __init__(
         self, body: Any, words_VD: Tensor, layout: Layout, codes_OL: np.ndarray[Any, Any], *, pointer: bool
@@ -50,7 +49,6 @@ class Backbone(nn.Module):
         self.pointer = Pointer(words_VD.shape[1]) if pointer else None
         self.register_buffer("words_VD", words_VD, persistent=False)
         self.register_buffer("objects_OL", torch.from_numpy(layout.rows(codes_OL)), persistent=False)
-        self.register_buffer("log_worth_O", torch.zeros(len(codes_OL)), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -106,20 +104,20 @@ class Backbone(nn.Module):
         prior_NC: Tensor,
         sources: Sources | None,
         thread_N: Tensor,
-        may_NT: Tensor,
+        log_worth_NT: Tensor,
     ) -> Tensor:
         """Log-probabilities float32 [N, sizes[level]] of the codes of one level, normalised over what is live.
 
         The one place where codes get their probability, in training and serving alike. ``prior_NC`` is what the trie
         says of each code (`Trie.log_prior`: -inf where nothing live follows) and is added to the scores. ``sources``,
-        ``thread_N`` and ``may_NT`` are the pointer's (see `Pointer.mix`) and unread without one.
+        ``thread_N`` and ``log_worth_NT`` are the pointer's (see `Pointer.mix`) and unread without one.
         """
         kept = self.logits(hidden_ND, level) + prior_NC
         log_p_NC = kept - torch.logsumexp(kept, dim=-1, keepdim=True)
         log_p_NC = torch.where(prior_NC > -torch.inf, log_p_NC, -torch.inf)  # a row with nothing live would be nan
         if self.pointer is None or sources is None:
             return log_p_NC
-        return self.pointer.mix(log_p_NC, hidden_ND, sources, thread_N, may_NT, level)
+        return self.pointer.mix(log_p_NC, hidden_ND, sources, thread_N, log_worth_NT, level)
 
     def sources(self, hidden_BTD: Tensor, ids_BT: Tensor) -> Sources | None:
         """What the pointer may repeat of the threads ``ids_BT`` [B, T], whose hidden states these are."""
@@ -129,11 +127,7 @@ class Backbone(nn.Module):
         starts = torch.tensor(self.layout.offsets[:-1], device=ids_BT.device)
         codes_BTL = self.objects_OL[objects_BT.clamp(min=0)] - starts
         codes_BTL = torch.where((objects_BT >= 0)[..., None], codes_BTL, -1)
-        return self.pointer.sources(hidden_BTD, codes_BTL, ids_BT, self.log_worth_O[objects_BT.clamp(min=0)])
-
-    def weigh(self, log_worth_O: np.ndarray[Any, Any]) -> None:
-        """Let the pointer count each object exp(``log_worth_O``) times, as the prior does (`Live`)."""
-        self.log_worth_O.copy_(torch.from_numpy(log_worth_O))
+        return self.pointer.sources(hidden_BTD, codes_BTL, ids_BT)
 
 
 def precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -65,7 +65,7 @@ class Bucket:
             self.sources = replace(self.sources, rows_each=W)
         # of the beams
         self.own = [zeros(runner.layers, Q, W, levels - 1, G, E, dtype=runner.dtype) for _ in range(2)]
-        self.may_QWT = zeros(Q, W, T, dtype=torch.bool)
+        self.log_worth_QWT = zeros(Q, W, T, dtype=torch.float32)
         self.score_QW = zeros(Q, W, dtype=dtype)
         # from the host, at every step
         self.code_QW, self.beam_QW = zeros(Q, W), zeros(Q, W)
@@ -77,15 +77,17 @@ class Bucket:
             for level in range(1, levels):
                 self._capture(level)
 
-    def load(self, prompts: Prompts, thread_Q: Tensor, end_Q: Tensor, sources: Sources | None, may_QT: Tensor) -> None:
-        """Begin a search of requests that are answered at ``end_Q`` of their threads and may repeat ``may_QT``."""
+    def load(
+        self, prompts: Prompts, thread_Q: Tensor, end_Q: Tensor, sources: Sources | None, log_worth_QT: Tensor
+    ) -> None:
+        """Begin a search of requests that are answered at ``end_Q`` of their threads (`Pointer.mix`)."""
         Q, T, device = len(end_Q), prompts.keys.shape[3], end_Q.device
         self.keys[:, :Q, :, :T], self.values[:, :Q, :, :T] = prompts.keys[:, thread_Q], prompts.values[:, thread_Q]
         self.end_Q[:Q] = end_Q
         ahead_QT = torch.arange(self.shape[2], device=device) > self.end_Q[:, None]
         self.bias_Q1T.zero_().masked_fill_(ahead_QT[:, None], -torch.inf)
-        self.may_QWT.zero_()
-        self.may_QWT[:Q, 0, :T] = may_QT
+        self.log_worth_QWT.fill_(-torch.inf)
+        self.log_worth_QWT[:Q, 0, :T] = log_worth_QT
         if self.sources is not None and sources is not None:
             self.sources.keys_BTP[:Q, :T] = sources.keys_BTP[thread_Q]
             self.sources.codes_BTL[:Q, :T] = sources.codes_BTL[thread_Q]
@@ -127,9 +129,10 @@ class Bucket:
         backbone, (Q, W) = self.backbone, self.shape[:2]
         for own in self.own:
             own.copy_(own[:, self.each_Q1, self.beam_QW])
-        self.may_QWT.copy_(self.may_QWT[self.each_Q1, self.beam_QW])
+        self.log_worth_QWT.copy_(self.log_worth_QWT[self.each_Q1, self.beam_QW])
         if self.sources is not None:
-            self.may_QWT &= self.sources.codes_BTL[:, None, :, level - 1] == self.code_QW[..., None]
+            other_QWT = self.sources.codes_BTL[:, None, :, level - 1] != self.code_QW[..., None]
+            self.log_worth_QWT.masked_fill_(other_QWT, -torch.inf)
         ids_QW = backbone.layout.words + backbone.layout.offsets[level - 1] + self.code_QW
         positions_QW = (self.end_Q[:, None] + level).expand(Q, W)
 
@@ -142,8 +145,8 @@ class Bucket:
         hidden_ND = self.runner(backbone.embed(ids_QW).flatten(0, 1), positions_QW.flatten(), attend)
         prior_QWC = self.prior_QWC[..., : backbone.layout.sizes[level]]
         thread_N = self.each_Q1.expand(Q, W).flatten()
-        prior_NC, may_NT = prior_QWC.flatten(0, 1), self.may_QWT.flatten(0, 1)
-        log_p_NC = backbone.log_p(hidden_ND, level, prior_NC, self.sources, thread_N, may_NT)
+        prior_NC, log_worth_NT = prior_QWC.flatten(0, 1), self.log_worth_QWT.flatten(0, 1)
+        log_p_NC = backbone.log_p(hidden_ND, level, prior_NC, self.sources, thread_N, log_worth_NT)
         finished_QWC = torch.where(prior_QWC > -torch.inf, 0.0, -torch.inf)
         log_p_QWC = torch.where(self.open_QW[..., None], log_p_NC.view(prior_QWC.shape), finished_QWC)
         score, best = (log_p_QWC + self.score_QW[..., None]).flatten(1).topk(W, dim=-1)

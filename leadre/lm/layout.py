@@ -48,3 +48,7 @@ class Layout:
     def object(self, objects: NDArray[np.integer]) -> Ids:
         """IDs of whole objects, given by their index."""
         return (self.words + self.codes + np.asarray(objects)).astype(np.int32)
+
+    def objects(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The index of the object that each ID is; below zero where it is none."""
+        return np.asarray(ids, np.int64) - self.words - self.codes

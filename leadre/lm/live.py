@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadre.data.histories import TRAIN, Logs
-from leadre.data.prices import object_prices
+from leadre.data.prices import object_prices, own_log_prices
 from leadre.lm.affinity import Affinity
 from leadre.semid.codebook import Codebook
 from leadre.semid.trie import Trie, build
@@ -29,7 +29,7 @@ class Live:
 
     ``prior`` weighs the objects by their `response_rates` and, where given, by the user's ``affinity``, in training
     requests by those ``held_out`` (`affinity.held_out`); without it every live code starts alike. ``money`` is the
-    power of its price to which each object weighs in beside that; ``log_worth_O`` is the logarithm of it.
+    power of its price to which each object weighs in beside that, and with the pointer (`log_worth`).
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class Live:
         self.logs, self.affinity, self.held_out = logs, affinity, held_out
         # what an affinity is good at is telling strangers apart
         self.rates_O = response_rates(logs, new_only=affinity is not None) if prior else None
-        self.log_worth_O: NDArray[np.float64] | None = None
-        if money:
-            price_O = object_prices(logs)
-            self.log_worth_O = money * np.log(price_O / np.median(price_O))
-            self.rates_O = np.exp(self.log_worth_O) * (1.0 if self.rates_O is None else self.rates_O)
+        self.money, self.log_price_O = money, np.log(object_prices(logs)) if money else None
+        if self.log_price_O is not None:
+            self.typical = float(np.median(self.log_price_O))
+            worth_O = np.exp(money * (self.log_price_O - self.typical))
+            self.rates_O = worth_O * (1.0 if self.rates_O is None else self.rates_O)
         self.rows_O = codebook.rows(logs.objects["object_id"].to_list())
         self.codes_OL = codebook.codes_OL[self.rows_O]
         self.sizes = codebook.sizes
@@ -81,6 +81,23 @@ class Live:
             history = self.logs.object_E[self.logs.history(r)]
             weights = weights * np.exp(AFFINITY * affinity.scores(self.rows_O[history], self.rows_O[objects]))
         return weights
+
+    def log_worth(self, r: int, objects_T: NDArray[np.int64], logs: Logs | None = None) -> NDArray[np.float32] | None:
+        """What the pointer counts each position of a thread for in request ``r``, as a logarithm; None = all alike.
+
+        ``objects_T`` are the objects there, below zero = none. An object counts its price to the power ``money``, as
+        in the prior, and what the user had before the price that this user pays: one buys a can, another a crate.
+        ``r`` is a request of ``logs`` where they are given, of the same objects.
+        """
+        if self.log_price_O is None:
+            return None
+        logs = logs or self.logs
+        had, own = own_log_prices(logs, logs.history(r), self.log_price_O)
+        price_T = self.log_price_O[objects_T.clip(0)]
+        if len(had):
+            place_T = np.searchsorted(had, objects_T).clip(max=len(had) - 1)
+            price_T = np.where(had[place_T] == objects_T, own[place_T], price_T)
+        return np.where(objects_T >= 0, self.money * (price_T - self.typical), 0).astype(np.float32)
 
     def _trie(self, r: int, objects: NDArray[np.int64]) -> Trie:
         return build(self.codes_OL[objects], self.sizes, self.weights(r, objects))

@@ -67,21 +67,23 @@ class Pointer(nn.Module):
         self.count_words_W[: len(words)] = torch.tensor(words)
         self.log_counts_W[: len(words)] = torch.tensor([counts[word] for word in words]).log()
 
-    def sources(self, hidden_BTD: Tensor, codes_BTL: Tensor, ids_BT: Tensor, log_worth_BT: Tensor) -> Sources:
-        """Keys and counts of all thread positions; ``log_worth_BT`` is added to the counts' logarithms."""
+    def sources(self, hidden_BTD: Tensor, codes_BTL: Tensor, ids_BT: Tensor) -> Sources:
+        """Keys and counts of all thread positions."""
         before_BT = F.pad(ids_BT[:, :-1], (1, 0), value=NO_WORD + 1)
         counts_BT = ((before_BT[..., None] == self.count_words_W) * self.log_counts_W).sum(-1)
-        return Sources(self.key(hidden_BTD), codes_BTL, counts_BT + log_worth_BT)
+        return Sources(self.key(hidden_BTD), codes_BTL, counts_BT)
 
     def mix(
-        self, log_p_NC: Tensor, hidden_ND: Tensor, sources: Sources, thread_N: Tensor, may_NT: Tensor, level: int
+        self, log_p_NC: Tensor, hidden_ND: Tensor, sources: Sources, thread_N: Tensor, log_worth_NT: Tensor, level: int
     ) -> Tensor:
         """Log-probabilities [N, C] of the mixture of the head's ``log_p_NC`` and the pointer.
 
-        ``thread_N`` is the thread of each row, ``may_NT`` (bool) which of its positions hold an object that is live,
-        agrees with the codes written so far, and stands before the request. Where there is none, the head decides.
+        ``thread_N`` is the thread of each row. ``log_worth_NT`` is added to the scores of its positions, and is -inf
+        unless a position holds an object that is live, agrees with the codes written so far, and stands before the
+        request. Where there is none, the head decides.
         """
-        weight_NT = torch.softmax(self._scores(hidden_ND, sources, thread_N, may_NT), dim=-1) * may_NT
+        may_NT = log_worth_NT > -torch.inf
+        weight_NT = torch.softmax(self._scores(hidden_ND, sources, thread_N, log_worth_NT), dim=-1) * may_NT
         codes_NT = sources.codes_BTL[thread_N, :, level].clamp(min=0)
         copied_NC = torch.zeros_like(log_p_NC).scatter_add(1, codes_NT, weight_NT)
         # a code that nothing in the prompt carries has no logarithm; a floor far below any probability keeps its slope
@@ -91,7 +93,7 @@ class Pointer(nn.Module):
         mixed = torch.where(torch.isfinite(log_p_NC), mixed, -torch.inf)
         return torch.where(may_NT.any(-1, keepdim=True), mixed, log_p_NC)
 
-    def _scores(self, hidden_ND: Tensor, sources: Sources, thread_N: Tensor, may_NT: Tensor) -> Tensor:
+    def _scores(self, hidden_ND: Tensor, sources: Sources, thread_N: Tensor, log_worth_NT: Tensor) -> Tensor:
         """Attention scores [N, T]: likeness of query and key, less for what was read long before the last source."""
         query_NP = self.query(hidden_ND) * WIDTH**-0.5
         if sources.rows_each:
@@ -99,7 +101,8 @@ class Pointer(nn.Module):
             scores = torch.bmm(regular_BMP, sources.keys_BTP.transpose(1, 2)).flatten(0, 1)
         else:  # rows come thread by thread
             scores = torch.cat([query_NP[thread_N == b] @ keys.T for b, keys in enumerate(sources.keys_BTP)])
-        scores = scores + sources.counts_BT[thread_N]
+        scores = scores + sources.counts_BT[thread_N] + log_worth_NT
+        may_NT = log_worth_NT > -torch.inf
         places = torch.arange(may_NT.shape[1], device=may_NT.device)
         last_N1 = (places * may_NT).amax(-1, keepdim=True)
         distance = (last_N1 - places).clamp(min=0) / FADE_POSITIONS

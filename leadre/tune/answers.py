@@ -34,7 +34,7 @@ def answer(
     searcher: Searcher, threads: Threads, live: Live, windows: Sequence[Window], views: Sequence[View], width: int
 ) -> Iterator[Ranked]:
     """Beam-search every request of the windows in each view; "new" leaves out what the user had before the request."""
-    live_in = {"all": live.all, "new": live.new}
+    live_in, layout = {"all": live.all, "new": live.new}, searcher.backbone.layout
     # every thread of a batch is padded to the most requests any of them has, which costs more than padded text
     written = sorted(map(threads.write, windows), key=lambda thread: (len(thread.ends), len(thread.ids)))
     for start in range(0, len(written), THREADS_AT_ONCE):
@@ -48,7 +48,13 @@ def answer(
             for t in batch
         ]
         threads_in = [
-            (t.ids, [Ask(end, trie, objects) for _, _, end, trie, objects in asks])
+            (
+                t.ids,
+                [
+                    Ask(end, trie, objects, None, live.log_worth(r, layout.objects(t.ids)))
+                    for r, _, end, trie, objects in asks
+                ],
+            )
             for t, asks in zip(batch, asked, strict=True)
         ]
         for asks, found in zip(asked, searcher(threads_in, Policy(width)), strict=True):

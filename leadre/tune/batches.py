@@ -41,7 +41,7 @@ class Batch:
     priors: list[Tensor]  # L of float32 [N, sizes[l]], -inf where nothing live follows
     weights_N: Tensor
     thread_N: Tensor  # row of each target in ids_BT
-    may_NT: Tensor  # bool [N, thread]: positions whose object the pointer may repeat for this target
+    log_worth_NT: Tensor  # float32 [N, thread]: what each position counts for with the pointer (`Pointer.mix`)
 
     @property
     def tokens(self) -> int:
@@ -153,18 +153,20 @@ class Examples:
             priors=priors,
             weights_N=torch.from_numpy(np.concatenate([t.weights_N for t in targets]).astype(np.float32)),
             thread_N=torch.from_numpy(np.repeat(np.arange(len(rows)), [len(row.predicts) for row in rows])),
-            may_NT=torch.from_numpy(np.concatenate([self._may(row, thread) for row in rows])),
+            log_worth_NT=torch.from_numpy(np.concatenate([self._log_worth(row, thread) for row in rows])),
         )
 
-    def _may(self, row: _Row, thread: int) -> NDArray[np.bool_]:
-        """bool [N, thread] of one thread's targets: what the pointer may repeat."""
+    def _log_worth(self, row: _Row, thread: int) -> NDArray[np.float32]:
+        """float32 [N, thread] of one thread's targets."""
         ids_T = np.zeros(thread, np.int64)
         ids_T[: row.thread] = row.ids[: row.thread]
-        parts = []
-        for end, target in zip(row.ends, row.targets, strict=True):
+        objects_T, parts = self.layout.objects(ids_T), []
+        for r, end, target in zip(row.requests, row.ends, row.targets, strict=True):
             views = len(target.live)
             by_view = repeatable(self.layout, np.tile(ids_T, (views, 1)), np.full(views, end), target.live)
-            parts.append(by_view[target.view_N])
+            log_worth_T = self.live.log_worth(r, objects_T)
+            counted = np.zeros_like(by_view, np.float32) if log_worth_T is None else log_worth_T
+            parts.append(np.where(by_view, counted, np.float32(-np.inf))[target.view_N])
         return np.concatenate(parts)
 
 
@@ -176,7 +178,8 @@ class _Row:
         self.thread = n
         ids, positions = [thread.ids], [np.arange(n)]
         until, branch = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
-        self.ends, self.targets, self.predicts = thread.ends.tolist(), targets, list[list[int]]()
+        self.requests, self.ends = thread.requests.tolist(), thread.ends.tolist()
+        self.targets, self.predicts = targets, list[list[int]]()
         length, branches, depth = n, 0, len(layout.sizes) - 1
         for end, target in zip(self.ends, targets, strict=True):
             count = int(target.branch_N.max()) + 1

@@ -46,8 +46,6 @@ def load(
     logs = logs or histories.load(tables)
     live = load_live(logs, codebook, model, training=training, money=money)
     backbone = backbones.load(model.path, live.codes_OL).to(backbones.pick_device())
-    if live.log_worth_O is not None:
-        backbone.weigh(live.log_worth_O)
     tokenizer = pretrained.tokenizer(model.path / "tokenizer")
     prompter = prompts.Prompter(logs, tokenizer, backbone.layout, prompts.load_blocks(model.path))
     return Saved(backbone, Threads(prompter, settings(model).get("burn_in", 0.0)), live)

@@ -178,13 +178,13 @@ def level_log_p(backbone: Backbone, batch: Batch) -> list[Tensor]:
     hidden_BTD = backbone(batch.ids_BT, batch.positions_BT.clamp(min=0), batch.mask_BNT, batch.thread)
     sources = backbone.sources(hidden_BTD[:, : batch.thread], batch.ids_BT[:, : batch.thread])
     hidden = hidden_BTD.flatten(0, 1)
-    log_p, may_NT = [], batch.may_NT
+    log_p, log_worth_NT = [], batch.log_worth_NT
     for level, prior in enumerate(batch.priors):
         states = hidden[batch.predicts_NL[:, level]]
-        log_p.append(backbone.log_p(states, level, prior, sources, batch.thread_N, may_NT))
+        log_p.append(backbone.log_p(states, level, prior, sources, batch.thread_N, log_worth_NT))
         if sources is not None:  # from here on only objects that agree with this code can be repeated
             carried = sources.codes_BTL[batch.thread_N, :, level]
-            may_NT = may_NT & (carried == batch.targets_NL[:, level, None])
+            log_worth_NT = log_worth_NT.where(carried == batch.targets_NL[:, level, None], -torch.inf)
     return log_p
 
 

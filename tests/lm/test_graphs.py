@@ -25,7 +25,9 @@ def threads(draw, backbone):
         for end in sorted(draw(st.lists(st.integers(0, len(ids) - 1), min_size=1, max_size=3))):
             objects = np.array(sorted(draw(st.sets(st.integers(0, count - 1), max_size=25))), np.int64)
             codes = backbone.objects_OL.cpu()[objects].numpy() - np.array(layout.offsets[:-1])
-            asks.append(Ask(end, build(codes, layout.sizes), objects))
+            seed = draw(st.none() | st.integers(0, 99))
+            log_worth_T = None if seed is None else np.random.default_rng(seed).normal(size=len(ids)).astype(np.float32)
+            asks.append(Ask(end, build(codes, layout.sizes), objects, log_worth_T=log_worth_T))
         made.append((ids, asks))
     return made
 

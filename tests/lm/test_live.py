@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from leadre.data.histories import TEST, TRAIN
-from leadre.data.prices import object_prices
+from leadre.data.prices import PSEUDO_PAYMENTS, object_prices
 from leadre.lm import affinity as affinities
 from leadre.lm.live import AFFINITY, PSEUDO_ACTIONS, Live, response_rates
 
@@ -96,12 +96,30 @@ def test_money_weighs_each_object_by_a_power_of_its_price(small):
     assert price_O.max() > 2 * price_O.min()
     worth_O = (price_O / np.median(price_O)) ** 0.5
     live = Live(logs, small.codebook, money=0.5)
-    np.testing.assert_allclose(np.exp(live.log_worth_O), worth_O)
     r = int(logs.requests_of(TEST)[0])
     objects = live.objects(r)
     np.testing.assert_allclose(live.weights(r, objects), small.live.weights(r, objects) * worth_O[objects])
     plain = Live(logs, small.codebook, prior=False, money=0.5)
     np.testing.assert_allclose(plain.weights(r, objects), worth_O[objects])
+
+
+def test_the_pointer_counts_what_the_user_usually_pays(small):
+    logs, every = small.logs, np.arange(-1, len(small.logs.objects))
+    live, log_price_O = Live(logs, small.codebook, money=0.5), np.log(object_prices(logs))
+    assert small.live.log_worth(0, every) is None
+    differ = 0
+    for r in range(0, len(logs.request_user_R), 7):
+        paid: dict[int, list[float]] = {}
+        for e in range(*logs.history(r).indices(len(logs.at_us_E))):
+            if logs.value_nanos_E[e] > 0:
+                paid.setdefault(int(logs.object_E[e]), []).append(np.log(logs.value_nanos_E[e] / 1e9))
+        own_O = log_price_O.copy()
+        for o, values in paid.items():
+            own_O[o] = (sum(values) + PSEUDO_PAYMENTS * log_price_O[o]) / (len(values) + PSEUDO_PAYMENTS)
+        wanted = np.append(0, 0.5 * (own_O - np.median(log_price_O)))
+        np.testing.assert_allclose(live.log_worth(r, every), wanted, rtol=1e-5, atol=1e-6)
+        differ += bool(paid) and np.abs(own_O - log_price_O).max() > 0.1
+    assert differ > 10
 
 
 def test_without_prior_every_code_starts_alike(small):

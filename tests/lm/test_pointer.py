@@ -20,8 +20,9 @@ def pointer():
     return made
 
 
-def mix(pointer, codes, may, head, level=0, counts=None):
+def mix(pointer, codes, may, head, level=0, counts=None, worth=1.0):
     """Mixture over 3 codes for one request of one thread."""
+    log_worth = (torch.tensor([may], dtype=torch.float64) * torch.tensor(worth)).log()
     keys = torch.zeros(1, len(codes), 64, dtype=torch.float64)
     sources = Sources(
         keys, torch.tensor([codes]), torch.tensor([counts or [1] * len(codes)], dtype=torch.float64).log()
@@ -29,7 +30,7 @@ def mix(pointer, codes, may, head, level=0, counts=None):
     log_p = torch.tensor([head], dtype=torch.float64).log()
     hidden, thread = torch.zeros(1, 4, dtype=torch.float64), torch.tensor([0])
     with torch.no_grad():
-        return pointer.mix(log_p, hidden, sources, thread, torch.tensor([may]), level).exp()[0].tolist()
+        return pointer.mix(log_p, hidden, sources, thread, log_worth, level).exp()[0].tolist()
 
 
 def test_without_taste_it_answers_with_the_users_own_counts(pointer):
@@ -69,16 +70,12 @@ def test_an_object_counts_as_often_as_the_word_before_it_says_times_its_worth(po
     pointer.start_counts({7: 3.0, 9: 12.0})
     ids = torch.tensor([[5, 100, 7, 101, 9, 102]])
     codes = torch.tensor([[[NONE], [0], [NONE], [1], [NONE], [1]]])
-    hidden, log_worth = torch.zeros(1, 6, 4, dtype=torch.float64), torch.zeros(1, 6)
-    assert pointer.sources(hidden, codes, ids, log_worth).counts_BT.exp()[0, [1, 3, 5]].tolist() == pytest.approx(
-        [1, 3, 12]
-    )
-    log_worth[0, 3] = math.log(2)
-    assert pointer.sources(hidden, codes, ids, log_worth).counts_BT.exp()[0, [1, 3, 5]].tolist() == pytest.approx(
-        [1, 6, 12]
-    )
+    counts = pointer.sources(torch.zeros(1, 6, 4, dtype=torch.float64), codes, ids).counts_BT.exp()
+    assert counts[0, [1, 3, 5]].tolist() == pytest.approx([1, 3, 12])
     got = mix(pointer, [[0], [1]], [True, True], [0.5, 0.5, 0.0], counts=[1, 3])
     assert got[:2] == pytest.approx([(1 / 4 + 0.5) / 2, (3 / 4 + 0.5) / 2])
+    got = mix(pointer, [[0], [1]], [True, True], [0.5, 0.5, 0.0], counts=[1, 3], worth=[2.0, 1.0])
+    assert got[:2] == pytest.approx([(2 / 5 + 0.5) / 2, (3 / 5 + 0.5) / 2])
 
 
 def test_the_gate_shuts_and_opens(pointer):
@@ -94,10 +91,10 @@ def test_each_target_looks_at_its_own_thread(pointer):
     keys = torch.zeros(2, 1, 64, dtype=torch.float64)
     sources = Sources(keys, torch.tensor([[[0]], [[1]]]), torch.zeros(2, 1, dtype=torch.float64))
     log_p = torch.full((3, 2), 0.5, dtype=torch.float64).log()
-    may = torch.ones(3, 1, dtype=torch.bool)
+    log_worth = torch.zeros(3, 1)
     hidden = torch.zeros(3, 4, dtype=torch.float64)
     with torch.no_grad():
-        got = pointer.mix(log_p, hidden, sources, torch.tensor([0, 1, 1]), may, 0).exp()
+        got = pointer.mix(log_p, hidden, sources, torch.tensor([0, 1, 1]), log_worth, 0).exp()
     torch.testing.assert_close(got, torch.tensor([[0.75, 0.25], [0.25, 0.75], [0.25, 0.75]], dtype=torch.float64))
 
 

@@ -143,7 +143,7 @@ def test_what_the_pointer_may_repeat(small, hand):
     end = int(batch.predicts_NL[0, 0])
     assert read and all(t <= end for t in read)
     expected = [[t in read and n < 3 for t in range(batch.thread)] for n in range(5)]
-    assert batch.may_NT.tolist() == expected
+    assert torch.isfinite(batch.log_worth_NT).tolist() == expected
 
 
 def test_every_target_is_live_and_every_prior_is_of_its_prefix(small, examples, windows):
@@ -183,4 +183,4 @@ def test_moving_a_batch_keeps_it_whole(examples, windows):
     moved = batch.to(torch.device("cpu"))
     assert moved.thread == batch.thread
     assert all(torch.equal(a, b) for a, b in zip(moved.priors, batch.priors, strict=True))
-    assert torch.equal(moved.may_NT, batch.may_NT)
+    assert torch.equal(moved.log_worth_NT, batch.log_worth_NT)

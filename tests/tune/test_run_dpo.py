@@ -7,6 +7,7 @@ import pytest
 from leadre import artifact
 from leadre.__main__ import main
 from leadre.data import histories
+from leadre.data.prices import object_prices
 from leadre.semid import codebook as codebooks
 from leadre.tune import run as tune
 from leadre.tune import run_dpo, saved
@@ -92,10 +93,10 @@ def test_what_preferences_made_weighs_prices_wherever_it_is_asked(aligned):
         saved.load(tables, codebooks.load(codebook), model(aligned, step), training=False)
         for step in ("tune-sft", "tune-dpo")
     )
-    assert plain.live.log_worth_O is None and not plain.backbone.log_worth_O.any()
-    np.testing.assert_allclose(priced.backbone.log_worth_O.numpy(), priced.live.log_worth_O, atol=1e-6)
-    assert np.ptp(priced.live.log_worth_O) > 0.1
-    np.testing.assert_allclose(priced.live.rates_O, plain.live.rates_O * np.exp(priced.live.log_worth_O))
+    worth_O = priced.live.rates_O / plain.live.rates_O
+    price_O = object_prices(plain.threads.logs)
+    np.testing.assert_allclose(worth_O, (price_O / np.median(price_O)) ** priced.live.money)
+    assert plain.live.money == 0 and worth_O.max() > 1.1 * worth_O.min()
 
 
 def test_negatives_answer_training_requests_of_the_users_asked_for(aligned):

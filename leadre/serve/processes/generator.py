@@ -67,8 +67,11 @@ class Generator:
             return Generated([], [], False)
         count = len(self.live.codes_OL)
         eligible_O = np.unpackbits(np.frombuffer(wanted.eligible, np.uint8), count=count).astype(np.bool_)
-        ids = self.prompt(wanted.user_id, wanted.recent, wanted.now_us)
-        ask = Ask(len(ids) - 1, self.inventory.restrict(allowed=eligible_O), np.arange(count))
+        logs = self.logs_of(wanted.user_id, wanted.recent, wanted.now_us)
+        ids = self.prompt(logs)
+        log_worth_T = self.live.log_worth(0, self.prompter.layout.objects(ids), logs)
+        inventory = self.inventory.restrict(allowed=eligible_O)
+        ask = Ask(len(ids) - 1, inventory, np.arange(count), log_worth_T=log_worth_T)
         try:
             future = self.engine.submit(ids, ask, Policy(self.beam, top=wanted.top), deadline_ms=left_ms)
         except BusyError:
@@ -76,14 +79,13 @@ class Generator:
         found = await asyncio.wrap_future(future)
         return Generated(found.rows.tolist(), found.log_p.tolist(), found.complete)
 
-    def prompt(self, user_id: str, recent: Sequence[Seen], now_us: int) -> Ids:
-        """The prompt of a request that this user makes now."""
-        logs = self._logs_of(user_id, recent, now_us)
+    def prompt(self, logs: Logs) -> Ids:
+        """The prompt of the one request of these logs."""
         threads = Threads(self.prompter.over(logs))
         (window,) = threads.serving(np.zeros(1, np.int64))
         return threads.write(window).ids
 
-    def _logs_of(self, user_id: str, recent: Sequence[Seen], now_us: int) -> Logs:
+    def logs_of(self, user_id: str, recent: Sequence[Seen], now_us: int) -> Logs:
         """Logs of one user with one request; what the catalogue does not know is left out."""
         known = [
             (self.objects[seen.object_id], seen.at_us, seen.domain == "ad", seen.value_nanos)
