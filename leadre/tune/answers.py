@@ -62,10 +62,12 @@ def answer(
                 yield Ranked(r, view, objects[one.rows], one.log_p)
 
 
-def recall(backbone: Backbone, threads: Threads, live: Live, windows: Sequence[Window], width: int) -> dict[str, float]:
-    """Mean Recall@10 of objects in each view, over the requests of the windows that have something to find there."""
+def recall(
+    backbone: Backbone, threads: Threads, live: Live, windows: Sequence[Window], width: int
+) -> dict[str, NDArray[np.float64]]:
+    """Recall@10 of objects in each view, of every request of the windows with something to find there, ascending."""
     logs = threads.logs
-    values: dict[str, list[float]] = {view: [] for view in VIEWS}
+    values: dict[str, dict[int, float]] = {view: {} for view in VIEWS}
     backbone.eval()
     for ranked in answer(Searcher(backbone), threads, live, windows, VIEWS, width):
         wanted = logs.relevant(ranked.r)[0]
@@ -74,6 +76,6 @@ def recall(backbone: Backbone, threads: Threads, live: Live, windows: Sequence[W
         objects = np.unique(logs.ad_object_A[wanted])
         if len(objects):
             hits = np.isin(ranked.objects[None, :10], objects)
-            values[ranked.view].append(float(metrics.recall_at(hits, np.array([len(objects)]), 10)[0]))
+            values[ranked.view][ranked.r] = float(metrics.recall_at(hits, np.array([len(objects)]), 10)[0])
     backbone.train()
-    return {f"recall@10 {view}": float(np.mean(found)) if found else 0.0 for view, found in values.items()}
+    return {f"recall@10 {view}": np.array([found[r] for r in sorted(found)]) for view, found in values.items()}

@@ -13,7 +13,7 @@ Letters: P pairs of a batch, L levels, N objects (targets) of a batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,8 @@ class Objective:
     ``stop_shared``: no gradient of the preference at the codes that a pair shares (`losses.without_shared`).
     ``money``: in the SFT term a conversion counts its worth to this power, as prior and pointer have it (`Live`); the
     plain likelihood would take back what they say.
-    ``guard``: the run stops where a recall has fallen by more than this share of the fine-tuned model's.
+    ``guard``: the run stops where a recall has fallen by more than this share of the fine-tuned model's or, where so
+    few requests cannot tell so little, by more than one standard error of the fall.
     """
 
     loss: str
@@ -113,8 +114,8 @@ def train(
     objective: Objective,
     checkpoint: Path,
     identity: str,
-    validate: Callable[[], dict[str, float]],
-    before: Callable[[], dict[str, float]],
+    validate: sft.Validate,
+    before: sft.Validate,
 ) -> sft.History:
     """Teach ``backbone`` the pairs, in place. ``checkpoint`` and ``identity`` as in `sft.train`.
 
@@ -124,9 +125,10 @@ def train(
     plan = _plan(len(batches), schedule)
     before_2PL = reference(backbone, contests, [batches[b] for b in np.unique(plan)])
     optimizer = sft.make_optimizer(backbone, schedule)
+    recalls_before = before()
     history = sft.resume(checkpoint, identity, backbone, optimizer)
     if history is None:
-        history = sft.History(valid=[(0, before())])
+        history = sft.History(valid=[(0, sft.means(recalls_before))])
         sft.save(checkpoint / PASSED, identity, backbone, optimizer, history)
     backbone.train()
     saved_s = started_s = time.monotonic()
@@ -143,8 +145,9 @@ def train(
                 sft.give_back_memory()
             advance(1, f"loss {loss.item():.3f}, margin {figures['margin']:.3f}, accuracy {figures['accuracy']:.2f}")
             if history.step % schedule.validate_every == 0 or history.step == len(plan):
-                history.valid.append((history.step, validate()))
-                if _has_fallen(history, objective.guard):
+                recalls = validate()
+                history.valid.append((history.step, sft.means(recalls)))
+                if _has_fallen(history.step, recalls, recalls_before, objective.guard):
                     sft.resume(checkpoint / PASSED, identity, backbone, optimizer)
                     break
                 sft.save(checkpoint / PASSED, identity, backbone, optimizer, history)
@@ -217,10 +220,14 @@ def _plan(batches: int, schedule: sft.Schedule) -> NDArray[np.int64]:
     return plan[: schedule.max_steps or None]
 
 
-def _has_fallen(history: sft.History, share: float) -> bool:
-    """Say how recall stands against before the first step; whether any has fallen by more than ``share`` of it."""
-    before, (step, now) = history.valid[0][1], history.valid[-1]
-    told = ", ".join(f"{name} {value:.4f} (was {before[name]:.4f})" for name, value in now.items())
-    fallen = any(value < before[name] * (1 - share) for name, value in now.items())
-    progress.say(f"tune-dpo: step {step}: {told}" + "; too low, so the run ends with the last that passed" * fallen)
-    return fallen
+def _has_fallen(step: int, recalls: sft.Recalls, before: sft.Recalls, share: float) -> bool:
+    """Say how recall stands against before the first step; whether it has fallen too far in any view (`Objective`)."""
+    told, has_fallen = [], False
+    for name, now in recalls.items():
+        fall = before[name] - now
+        error = float(fall.std() / max(len(fall), 1) ** 0.5) if len(fall) else 0.0
+        told.append(f"{name} {now.mean():.4f} (was {before[name].mean():.4f}, standard error of the fall {error:.4f})")
+        has_fallen |= bool(fall.mean() > max(share * before[name].mean(), error))
+    ending = "; too low, so the run ends with the last that passed" * has_fallen
+    progress.say(f"tune-dpo: step {step}: {', '.join(told)}{ending}")
+    return has_fallen

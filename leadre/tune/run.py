@@ -20,7 +20,7 @@ from leadre import artifact, config, progress
 from leadre.errors import InputError
 
 if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from leadre.data.histories import Logs
     from leadre.lm.backbone import Backbone
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
     from leadre.semid.codebook import Codebook
     from leadre.tune.auxiliary import Sentences
     from leadre.tune.prompts import Blocks, Prompter
-    from leadre.tune.sft import History
+    from leadre.tune.sft import History, Validate
     from leadre.tune.tasks import Threads
 
 KIND, VERSION = "model", 3
@@ -264,7 +264,7 @@ def _train(
     return history
 
 
-def validator(seed: int, backbone: Backbone, threads: Threads, live: Live) -> Callable[[], dict[str, float]]:
+def validator(seed: int, backbone: Backbone, threads: Threads, live: Live) -> Validate:
     """Recall@10 in both views over a sample of users of the validation weeks, drawn by ``seed``."""
     import numpy as np
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
     from leadre.semid.codebook import Codebook
     from leadre.tune.dpo import Contests
     from leadre.tune.saved import Saved
+    from leadre.tune.sft import Recalls
 
 INHERITED = ("seed", "prior", "affinity", "shuffle_ids", "burn_in")  # what a reader asks (`saved.settings`)
 
@@ -41,13 +42,15 @@ class Config(config.Common):
     similarity: bool = config.option(True, "near-duplicates of a conversion count less as what to avoid")
     users: int = config.option(0, "pairs of this many users, drawn by the seed as `leadre generate` does; 0 = all")
     money: float = config.option(
-        0.3, "power of its price to which an object weighs in with prior and pointer, and of its money a conversion"
+        0.4, "power of its price to which an object weighs in with prior and pointer, and of its money a conversion"
     )
     loss: Literal["dpo", "simpo"] = config.option("dpo", "against the model before (dpo), or as it stands (simpo)")
     beta: float = config.option(0.1, "reward of one nat of log-likelihood")
     stop_shared: bool = config.option(True, "no gradient of a preference at the codes that both objects share")
     sft_weight: float = config.option(1.0, "weight of the likelihood of the chosen, which keeps it from sinking")
-    guard: float = config.option(0.02, "stop where validation recall falls by more than this share of fine-tuning's")
+    guard: float = config.option(
+        0.02, "stop where validation recall falls by more than this share of fine-tuning's, and by more than chance"
+    )
     epochs: int = config.option(1, "passes over the pairs")
     max_steps: int = config.option(0, "stop after so many steps, 0 = all epochs; the learning rate is fitted to it")
     batch_tokens: int = config.option(4096, "positions in a step, padding included")
@@ -104,7 +107,7 @@ def run(config: Config) -> None:
 
 def _before(
     config: Config, tables: artifact.Artifact, codebook: Codebook, model: artifact.Artifact, loaded: Saved
-) -> dict[str, float]:
+) -> Recalls:
     """Recall of the fine-tuned model without prices, which is let go again; ``loaded`` is the one that will learn."""
     from leadre.tune import saved
 

@@ -11,13 +11,15 @@ import ctypes
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,6 +28,9 @@ from leadre.lm.backbone import Backbone
 from leadre.tune import auxiliary, losses
 from leadre.tune.auxiliary import Drawn, Sentences
 from leadre.tune.batches import Batch, Examples
+
+Recalls = Mapping[str, NDArray[np.float64]]  # by view, of each request with something to find
+Validate = Callable[[], Recalls]
 
 WARMUP_STEPS = 60
 BETAS = (0.9, 0.98)
@@ -84,7 +89,7 @@ def train(
     schedule: Schedule,
     checkpoint: Path,
     identity: str,
-    validate: Callable[[], dict[str, float]],
+    validate: Validate,
     sentences: Sentences | None = None,
     aux_first: int = 0,
 ) -> History:
@@ -121,7 +126,7 @@ def train(
                 total = total + loss
             update(backbone, optimizer, total, rate)
             if step >= first and ((step + 1 - first) % schedule.validate_every == 0 or history.step == steps):
-                history.valid.append((history.step, validate()))
+                history.valid.append((history.step, means(validate())))
                 progress.say(
                     f"tune: step {history.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in history.valid[-1][1].items())
                 )
@@ -166,6 +171,11 @@ def update(backbone: Backbone, optimizer: torch.optim.AdamW, loss: Tensor, rate:
     loss.backward()
     torch.nn.utils.clip_grad_norm_(trained(backbone).values(), CLIP_NORM)
     optimizer.step()
+
+
+def means(found: Recalls) -> dict[str, float]:
+    """One number a view; zero where no request had anything to find."""
+    return {name: float(values.mean()) if len(values) else 0.0 for name, values in found.items()}
 
 
 def step_loss(backbone: Backbone, batch: Batch) -> Tensor:

@@ -39,7 +39,7 @@ def train(small, folder, plan=None, *, backbone=None, identity="a", kill_at=0):
         calls.append(1)
         if kill_at and 2 * len(calls) >= kill_at:
             raise Killed
-        return {"calls": float(len(calls))}
+        return {"calls": np.array([len(calls)])}
 
     history = sft.train(backbone, small.examples(), plan or schedule(), folder, identity, validate)
     return backbone, history
