@@ -5,6 +5,7 @@ Nothing is loaded from elsewhere: plots are inline SVG, styles are inline, all t
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 from collections.abc import Mapping, Sequence
@@ -73,6 +74,8 @@ def write(folder: Path, inputs: Inputs) -> None:
         views=[_view(v, inputs.tables[v.name]) | {"plot": _plot(v, inputs.tables[v.name])} for v in inputs.views],
         slices=[_view(v, inputs.tables[v.name], slices.METRICS) for v in inputs.slices],
         loss=loss_svg,
+        meaning=_meaning(inputs.root / "tune-sft" / "alignment.json"),
+        preferences=_encoded(inputs.root / "tune-dpo" / "pairs.png"),
         codebook=_codebook(inputs.root / "semid"),
         cases=cases(inputs),
     )
@@ -230,6 +233,26 @@ def _codebook(folder: Path) -> dict[str, Any] | None:
         "sizes": " x ".join(str(size) for size in book.sizes[:-1]),
         "collided": 1 - prefixes / objects,
     }
+
+
+def _meaning(path: Path) -> dict[str, Any] | None:
+    """What the alignment tasks have taught (`tune.alignment`); None where there were none."""
+    if not path.is_file():
+        return None
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    seen, new = figures["seen"], figures["new"]
+    rows = [
+        ("ID to category, first level", seen["category"]["1"], new["category"]["1"]),
+        ("the commonest category", seen["majority"]["1"], new["majority"]["1"]),
+        ("ID to title, F1 of words", seen["title_f1"], new["title_f1"]),
+        ("title to ID, recall@10 among all ads", seen["recall@10"], new["recall@10"]),
+    ]
+    return {"seen": seen["objects"], "new": new["objects"], "rows": rows}
+
+
+def _encoded(path: Path) -> str | None:
+    """A picture's bytes as text for the page; None where there is none."""
+    return base64.b64encode(path.read_bytes()).decode() if path.is_file() else None
 
 
 def _read_csv(path: Path) -> dict[str, NDArray[np.float64]]:

@@ -144,6 +144,8 @@ def _fingerprint(config: Config) -> dict[str, str]:
         "semid": config.folder("semid") / artifact.META,
         "loss": config.folder("tune-sft") / "loss.csv",
         "valid": config.folder("tune-sft") / "valid.csv",
+        "meaning": config.folder("tune-sft") / "alignment.json",
+        "preferences": config.folder("tune-dpo") / "pairs.png",
     }
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.is_file()}
 

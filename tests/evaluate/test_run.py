@@ -1,5 +1,6 @@
 """The stage as a whole: files, skipping, resuming, errors that teach, a page that loads nothing."""
 
+import base64
 import csv
 import importlib.util
 import json
@@ -24,6 +25,8 @@ _spec = importlib.util.spec_from_file_location("evaluate_helpers", Path(__file__
 helpers = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(helpers)
 
+PIXEL = b"\x89PNG, as good as any for a page that only embeds it"
+
 
 @pytest.fixture(scope="module")
 def done(market, tmp_path_factory):
@@ -39,6 +42,10 @@ def done(market, tmp_path_factory):
         rows = [("step", "loss", "lr", "tokens"), *((i, 5 / (i + 1) + 1, 1e-3, 100 * i) for i in range(200))]
         csv.writer(file).writerows(rows)
     (root / "tune-sft" / "valid.csv").write_text("step,recall@10\n0,0.1\n100,0.2\n")
+    group = {"objects": 7, "category": {"1": 0.75}, "majority": {"1": 0.25}, "title_f1": 0.5, "recall@10": 0.125}
+    (root / "tune-sft" / "alignment.json").write_text(json.dumps({"seen": group, "new": group | {"objects": 3}}))
+    (root / "tune-dpo").mkdir()
+    (root / "tune-dpo" / "pairs.png").write_bytes(PIXEL)
     run.run(helpers.config(Config, work, extra=(f"control={control}",)))
     return root / "evaluate", market[1]
 
@@ -75,10 +82,12 @@ def test_lists_hold_live_ads_of_every_method(done):
 def test_the_page_loads_nothing_and_escapes_everything(done):
     folder, _ = done
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#)""", page), "no outside references"
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#|data:)""", page), "no outside references"
     assert not re.findall(r"url\((?!#)", page) and "<script" not in page and "@import" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "&lt;b&gt;&amp; what" in page
     assert page.count("<article") == 6 and page.count("<svg") == 3
+    assert "<th>7 seen</th><th>3 new</th>" in page and "<td>.750</td>" in page
+    assert f"data:image/png;base64,{base64.b64encode(PIXEL).decode()}" in page
     for name in ("comparison.png", "loss.png"):
         assert (folder / name).read_bytes()[:4] == b"\x89PNG"
 
