@@ -43,7 +43,7 @@ class Objective:
     ``money``: in the SFT term a conversion counts its worth to this power, as prior and pointer have it (`Live`); the
     plain likelihood would take back what they say.
     ``guard``: the run stops where a recall has fallen by more than this share of the fine-tuned model's or, where so
-    few requests cannot tell so little, by more than one standard error of the fall.
+    few requests cannot tell so little, by more than two standard errors of the fall.
     """
 
     loss: str
@@ -227,7 +227,7 @@ def _has_fallen(step: int, recalls: sft.Recalls, before: sft.Recalls, share: flo
         fall = before[name] - now
         error = float(fall.std() / max(len(fall), 1) ** 0.5) if len(fall) else 0.0
         told.append(f"{name} {now.mean():.4f} (was {before[name].mean():.4f}, standard error of the fall {error:.4f})")
-        has_fallen |= bool(fall.mean() > max(share * before[name].mean(), error))
+        has_fallen |= bool(fall.mean() > max(share * before[name].mean(), 2 * error))
     ending = "; too low, so the run ends with the last that passed" * has_fallen
     progress.say(f"tune-dpo: step {step}: {', '.join(told)}{ending}")
     return has_fallen

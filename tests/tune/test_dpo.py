@@ -240,7 +240,7 @@ def test_a_fall_that_so_few_requests_cannot_tell_from_chance_does_not_count(caps
     before[:20], now[2:21] = 1, 1
     assert not dpo._has_fallen(2, {"new": now}, {"new": before}, 0.02)
     assert "new 0.1900 (was 0.2000, standard error of the fall 0.0173)" in capsys.readouterr().err
-    assert dpo._has_fallen(2, {"new": np.tile(now, 16)}, {"new": np.tile(before, 16)}, 0.02)
+    assert dpo._has_fallen(2, {"new": np.tile(now, 16)}, {"new": np.tile(before, 16)}, 0.02)  # 2.3 standard errors
     assert not dpo._has_fallen(2, {"new": np.tile(now, 16)}, {"new": np.tile(before, 16)}, 0.06)
 
 
