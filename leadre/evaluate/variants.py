@@ -68,7 +68,7 @@ LEFT_OUT = (
     LeftOut("no-similarity", "near-duplicates count in full", {"similarity": False}),
     LeftOut("no-prefix", "gradients at shared codes too", {"stop_shared": False}),
     LeftOut("no-value-margin", "no margin by value", {"value_margin": 0.0}),
-    LeftOut("no-money", "no price in prior and pointer", {"money": 0.0}),
+    LeftOut("no-money", "no price in prior and pointer", {"money": 0.0, "money_prior": 0.0}),
     LeftOut("no-sft-term", "no likelihood beside the preference", {"sft_weight": 0.0}),
     LeftOut("no-guard", "no guard on recall", {"guard": 1.0}),
 )

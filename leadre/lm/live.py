@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +25,22 @@ PSEUDO_ACTIONS = 2.0  # an object seldom live is drawn to the mean rate as if it
 AFFINITY = 0.6  # what one standard deviation of affinity adds to a log-weight; best of six on validation weeks
 
 
+class Money(NamedTuple):
+    """Powers of its price to which an object weighs in: with the pointer, and in the prior."""
+
+    pointer: float
+    prior: float
+
+
+NO_MONEY = Money(0.0, 0.0)
+
+
 class Live:
     """Tries over the objects live in the requests of one log. Rows of a trie are indices into ``objects``.
 
     ``prior`` weighs the objects by their `response_rates` and, where given, by the user's ``affinity``, in training
-    requests by those ``held_out`` (`affinity.held_out`); without it every live code starts alike. ``money`` is the
-    power of its price to which each object weighs in beside that, and with the pointer (`log_worth`).
+    requests by those ``held_out`` (`affinity.held_out`); without it every live code starts alike. ``money`` says how
+    much prices weigh in beside that, and with the pointer (`log_worth`).
     """
 
     def __init__(
@@ -40,15 +51,15 @@ class Live:
         prior: bool = True,
         affinity: Affinity | None = None,
         held_out: Sequence[Affinity] = (),
-        money: float = 0.0,
+        money: Money = NO_MONEY,
     ) -> None:
         self.logs, self.affinity, self.held_out = logs, affinity, held_out
         # what an affinity is good at is telling strangers apart
         self.rates_O = response_rates(logs, new_only=affinity is not None) if prior else None
-        self.money, self.log_price_O = money, np.log(object_prices(logs)) if money else None
+        self.money, self.log_price_O = money, np.log(object_prices(logs)) if money != NO_MONEY else None
         if self.log_price_O is not None:
             self.typical = float(np.median(self.log_price_O))
-            worth_O = np.exp(money * (self.log_price_O - self.typical))
+            worth_O = np.exp(money.prior * (self.log_price_O - self.typical))
             self.rates_O = worth_O * (1.0 if self.rates_O is None else self.rates_O)
         self.rows_O = codebook.rows(logs.objects["object_id"].to_list())
         self.codes_OL = codebook.codes_OL[self.rows_O]
@@ -85,8 +96,9 @@ class Live:
     def log_worth(self, r: int, objects_T: NDArray[np.int64], logs: Logs | None = None) -> NDArray[np.float32] | None:
         """What the pointer counts each position of a thread for in request ``r``, as a logarithm; None = all alike.
 
-        ``objects_T`` are the objects there, below zero = none. An object counts its price to the power ``money``, as
-        in the prior, and what the user had before the price that this user pays: one buys a can, another a crate.
+        ``objects_T`` are the objects there, below zero = none. An object counts its price to the power
+        ``money.pointer``: the price that this user usually pays, where they have paid for it, as one buys a can and
+        another a crate.
         ``r`` is a request of ``logs`` where they are given, of the same objects.
         """
         if self.log_price_O is None:
@@ -97,7 +109,7 @@ class Live:
         if len(had):
             place_T = np.searchsorted(had, objects_T).clip(max=len(had) - 1)
             price_T = np.where(had[place_T] == objects_T, own[place_T], price_T)
-        return np.where(objects_T >= 0, self.money * (price_T - self.typical), 0).astype(np.float32)
+        return np.where(objects_T >= 0, self.money.pointer * (price_T - self.typical), 0).astype(np.float32)
 
     def _trie(self, r: int, objects: NDArray[np.int64]) -> Trie:
         return build(self.codes_OL[objects], self.sizes, self.weights(r, objects))

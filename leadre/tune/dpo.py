@@ -40,8 +40,8 @@ class Objective:
     """``loss`` ("dpo" or "simpo") with its ``beta``, the SFT term's weight, and the guard.
 
     ``stop_shared``: no gradient of the preference at the codes that a pair shares (`losses.without_shared`).
-    ``money``: in the SFT term a conversion counts its worth to this power, as prior and pointer have it (`Live`); the
-    plain likelihood would take back what they say.
+    ``money``: in the SFT term a conversion counts its worth to this power, as the pointer has it (`Live`); the plain
+    likelihood would take back what it says.
     ``guard``: the run stops where a recall has fallen by more than this share of the fine-tuned model's or, where so
     few requests cannot tell so little, by more than two standard errors of the fall.
     """

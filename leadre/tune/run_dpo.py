@@ -42,8 +42,9 @@ class Config(config.Common):
     similarity: bool = config.option(True, "near-duplicates of a conversion count less as what to avoid")
     users: int = config.option(0, "pairs of this many users, drawn by the seed as `leadre generate` does; 0 = all")
     money: float = config.option(
-        0.4, "power of its price to which an object weighs in with prior and pointer, and of its money a conversion"
+        0.6, "power of its price to which an object counts with the pointer, and of its money a conversion"
     )
+    money_prior: float = config.option(0.1, "power of its price to which an object weighs in with the prior")
     loss: Literal["dpo", "simpo"] = config.option("dpo", "against the model before (dpo), or as it stands (simpo)")
     beta: float = config.option(0.1, "reward of one nat of log-likelihood")
     stop_shared: bool = config.option(True, "no gradient of a preference at the codes that both objects share")
@@ -76,6 +77,7 @@ def run(config: Config) -> None:
         return
     import torch
 
+    from leadre.lm.live import Money
     from leadre.semid import codebook as codebooks
     from leadre.tune import dpo, plots, saved, sft
 
@@ -86,7 +88,7 @@ def run(config: Config) -> None:
         folder, kind=tune.KIND, version=tune.VERSION, config=effective, seed=config.seed, parents=parents
     ) as temporary:
         codebook = saved.tuned_ids(codebooks.load(parents[1]), model)
-        loaded = saved.load(parents[0], codebook, model, training=True, money=config.money)
+        loaded = saved.load(parents[0], codebook, model, training=True, money=Money(config.money, config.money_prior))
         contests = _contests(config, loaded, codebook, parents[3:])
         history = dpo.train(
             loaded.backbone,
@@ -112,7 +114,7 @@ def _before(
     from leadre.tune import saved
 
     plain = loaded
-    if config.money:
+    if config.money or config.money_prior:
         plain = saved.load(tables, codebook, model, training=False, logs=loaded.threads.logs)
     return tune.validator(config.seed, plain.backbone, plain.threads, plain.live)()
 
@@ -122,7 +124,7 @@ def _check(config: Config) -> None:
     for name in ("negatives", "epochs", "batch_tokens", "validate_every"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants 1 or more")
-    for name in ("max_steps", "users", "sft_weight", "guard", "margin", "value_margin", "money"):
+    for name in ("max_steps", "users", "sft_weight", "guard", "margin", "value_margin", "money", "money_prior"):
         if getattr(config, name) < 0:
             raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants 0 or more")
     if config.beta <= 0:

@@ -14,7 +14,7 @@ from leadre.lm import affinity as affinities
 from leadre.lm import backbone as backbones
 from leadre.lm import pretrained
 from leadre.lm.backbone import Backbone
-from leadre.lm.live import Live
+from leadre.lm.live import Live, Money
 from leadre.semid import codebook as codebooks
 from leadre.semid.codebook import Codebook
 from leadre.tune import prompts
@@ -37,7 +37,7 @@ def load(
     *,
     training: bool,
     logs: Logs | None = None,
-    money: float | None = None,
+    money: Money | None = None,
 ) -> Saved:
     """Load model, prompts' form and live sets; ``codebook`` from `tuned_ids`, ``training`` as in `load_live`.
 
@@ -58,10 +58,12 @@ def settings(model: Artifact) -> Mapping[str, Any]:
     return found
 
 
-def load_live(logs: Logs, ids: Codebook, model: Artifact, *, training: bool, money: float | None = None) -> Live:
+def load_live(logs: Logs, ids: Codebook, model: Artifact, *, training: bool, money: Money | None = None) -> Live:
     """Live sets with the prior that the model was tuned under; ``training`` requests too (`affinity.held_out`)."""
     chosen = settings(model)
-    money = model.meta["config"].get("money", 0.0) if money is None else money
+    if money is None:
+        config = model.meta["config"]
+        money = Money(config.get("money", 0.0), config.get("money_prior", 0.0))  # of fine-tuning: none
     if not (chosen["prior"] and chosen["affinity"]):
         return Live(logs, ids, prior=chosen["prior"], money=money)
     others = affinities.held_out(logs, ids, chosen["seed"]) if training else []

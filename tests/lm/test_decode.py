@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from leadre.lm import attention
 from leadre.lm.asks import Ask, Policy
 from leadre.lm.decode import Searcher
-from leadre.lm.live import Live
+from leadre.lm.live import Live, Money
 from leadre.lm.pointer import FADE_POSITIONS, WIDTH
 from leadre.lm.prefix import Prefixes
 from leadre.lm.runner import Packed, Plain
@@ -228,7 +228,7 @@ def test_no_row_is_likelier_for_being_asked_about_twice(with_pointer):
 def test_serving_ranks_by_the_number_that_training_lowers(name, money, small, request):
     """The log-likelihood of every target in a training batch is the score of its row in a wide beam search."""
     backbone, _ = request.getfixturevalue(name)
-    live = Live(small.logs, small.codebook, money=money)
+    live = Live(small.logs, small.codebook, money=Money(money, money))
     examples = Examples(small.threads(), live, small.layout, new_weight=0.5)
     windows = examples.threads.training(seed=0)[:6]
     scored = {

@@ -6,7 +6,7 @@ import pytest
 from leadre.data.histories import TEST, TRAIN
 from leadre.data.prices import PSEUDO_PAYMENTS, object_prices
 from leadre.lm import affinity as affinities
-from leadre.lm.live import AFFINITY, PSEUDO_ACTIONS, Live, response_rates
+from leadre.lm.live import AFFINITY, PSEUDO_ACTIONS, Live, Money, response_rates
 
 
 def test_the_trie_of_a_request_holds_its_inventory(small):
@@ -95,17 +95,17 @@ def test_money_weighs_each_object_by_a_power_of_its_price(small):
     price_O = object_prices(logs)
     assert price_O.max() > 2 * price_O.min()
     worth_O = (price_O / np.median(price_O)) ** 0.5
-    live = Live(logs, small.codebook, money=0.5)
+    live = Live(logs, small.codebook, money=Money(0.2, 0.5))
     r = int(logs.requests_of(TEST)[0])
     objects = live.objects(r)
     np.testing.assert_allclose(live.weights(r, objects), small.live.weights(r, objects) * worth_O[objects])
-    plain = Live(logs, small.codebook, prior=False, money=0.5)
+    plain = Live(logs, small.codebook, prior=False, money=Money(0.2, 0.5))
     np.testing.assert_allclose(plain.weights(r, objects), worth_O[objects])
 
 
 def test_the_pointer_counts_what_the_user_usually_pays(small):
     logs, every = small.logs, np.arange(-1, len(small.logs.objects))
-    live, log_price_O = Live(logs, small.codebook, money=0.5), np.log(object_prices(logs))
+    live, log_price_O = Live(logs, small.codebook, money=Money(0.5, 0.2)), np.log(object_prices(logs))
     assert small.live.log_worth(0, every) is None
     differ = 0
     for r in range(0, len(logs.request_user_R), 7):

@@ -8,6 +8,7 @@ from leadre import artifact
 from leadre.__main__ import main
 from leadre.data import histories
 from leadre.data.prices import object_prices
+from leadre.lm.live import NO_MONEY
 from leadre.semid import codebook as codebooks
 from leadre.tune import run as tune
 from leadre.tune import run_dpo, saved
@@ -95,8 +96,8 @@ def test_what_preferences_made_weighs_prices_wherever_it_is_asked(aligned):
     )
     worth_O = priced.live.rates_O / plain.live.rates_O
     price_O = object_prices(plain.threads.logs)
-    np.testing.assert_allclose(worth_O, (price_O / np.median(price_O)) ** priced.live.money)
-    assert plain.live.money == 0 and worth_O.max() > 1.1 * worth_O.min()
+    np.testing.assert_allclose(worth_O, (price_O / np.median(price_O)) ** priced.live.money.prior)
+    assert plain.live.money == NO_MONEY and priced.live.money == (0.6, 0.1) and worth_O.max() > 1.1 * worth_O.min()
 
 
 def test_negatives_answer_training_requests_of_the_users_asked_for(aligned):
@@ -144,8 +145,8 @@ def test_training_requests_are_weighed_as_they_were_for_fine_tuning(aligned):
     config = tune.Config(affinity=True)
     theirs = tune._live(config, logs, ids)
     for step in ("tune-sft", "tune-dpo"):
-        ours = saved.load_live(logs, ids, model(aligned, step), training=True, money=0.0)
-        served = saved.load_live(logs, ids, model(aligned, step), training=False, money=0.0)
+        ours = saved.load_live(logs, ids, model(aligned, step), training=True, money=NO_MONEY)
+        served = saved.load_live(logs, ids, model(aligned, step), training=False, money=NO_MONEY)
         differs = 0
         for r in range(0, len(logs.request_user_R), 7):
             weights = theirs.weights(r, theirs.objects(r))
