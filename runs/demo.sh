@@ -19,12 +19,20 @@ leadre semid --config configs/demo.toml
 
 # 3. A small language model learns to answer a prompt (who is this, what did they buy, where are they now) with the
 #    codes of a line that was bought. It trains under the mask it will serve under, the lines live at that visit: a
-#    model that learns to tell live ads from dead ones learns what the mask knows already.
+#    model that learns to tell live ads from dead ones learns what the mask knows already. Sentences that say what the
+#    codes mean (a code's title, a category's code, and so on) come first, and then take a quarter of each step.
 leadre tune --config configs/demo.toml
 
-# 4. Beam search along the trie of live codes: what comes out is an ad that could be shown, always.
-leadre generate --config configs/demo.toml
+# 4. Not all conversions are worth the same. A second model, from the first: prices weigh in, and pairs of lines that
+#    households had the choice of teach it to prefer what brings more money.
+leadre tune --stage dpo --config configs/demo.toml
 
-# 5. The same test visits for every rival, full ranking over the live inventory, and intervals by household. Open
+# 5. Beam search along the trie of live codes, by both models: what comes out is an ad that could be shown, always. The
+#    lists of the validation weeks are for a rival that costs nothing: the first model's lists, re-ranked by price.
+leadre generate --config configs/demo.toml
+leadre generate --config configs/demo.toml --model dpo --step generate-dpo
+leadre generate --config configs/demo.toml --split valid --step generate-valid
+
+# 6. The same test visits for every rival, full ranking over the live inventory, and intervals by household. Open
 #    work/demo/evaluate/report.html.
-leadre evaluate --config configs/demo.toml
+leadre evaluate --config configs/demo.toml --extra dpo=work/demo/generate-dpo --rerank work/demo/generate-valid
