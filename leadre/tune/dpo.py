@@ -129,6 +129,12 @@ def train(
     history = sft.resume(checkpoint, identity, backbone, optimizer)
     if history is None:
         history = sft.History(valid=[(0, sft.means(recalls_before))])
+        if objective.money:
+            recalls = validate()
+            history.valid.append((0, sft.means(recalls)))
+            told, has_fallen = _compare(recalls, recalls_before, objective.guard)
+            advice = "; the guard wants more: lower --money or --money-prior" * has_fallen
+            progress.say(f"tune-dpo: prices alone: {told}{advice}")
         sft.save(checkpoint / PASSED, identity, backbone, optimizer, history)
     backbone.train()
     saved_s = started_s = time.monotonic()
@@ -147,7 +153,10 @@ def train(
             if history.step % schedule.validate_every == 0 or history.step == len(plan):
                 recalls = validate()
                 history.valid.append((history.step, sft.means(recalls)))
-                if _has_fallen(history.step, recalls, recalls_before, objective.guard):
+                told, has_fallen = _compare(recalls, recalls_before, objective.guard)
+                ending = "; too low, so the run ends with the last that passed" * has_fallen
+                progress.say(f"tune-dpo: step {history.step}: {told}{ending}")
+                if has_fallen:
                     sft.resume(checkpoint / PASSED, identity, backbone, optimizer)
                     break
                 sft.save(checkpoint / PASSED, identity, backbone, optimizer, history)
@@ -220,14 +229,12 @@ def _plan(batches: int, schedule: sft.Schedule) -> NDArray[np.int64]:
     return plan[: schedule.max_steps or None]
 
 
-def _has_fallen(step: int, recalls: sft.Recalls, before: sft.Recalls, share: float) -> bool:
-    """Say how recall stands against before the first step; whether it has fallen too far in any view (`Objective`)."""
+def _compare(recalls: sft.Recalls, before: sft.Recalls, share: float) -> tuple[str, bool]:
+    """(how recall stands in words, whether it has fallen too far in any view, see `Objective`)."""
     told, has_fallen = [], False
     for name, now in recalls.items():
         fall = before[name] - now
         error = float(fall.std() / max(len(fall), 1) ** 0.5) if len(fall) else 0.0
         told.append(f"{name} {now.mean():.4f} (was {before[name].mean():.4f}, standard error of the fall {error:.4f})")
         has_fallen |= bool(fall.mean() > max(share * before[name].mean(), 2 * error))
-    ending = "; too low, so the run ends with the last that passed" * has_fallen
-    progress.say(f"tune-dpo: step {step}: {', '.join(told)}{ending}")
-    return has_fallen
+    return ", ".join(told), has_fallen

@@ -231,17 +231,25 @@ def test_a_guard_that_trips_at_once_gives_back_the_reference(small, contests, tm
 
 def test_one_view_that_falls_is_enough():
     before, now = ({"all": np.full(9, one), "new": np.full(9, other)} for one, other in ((0.5, 0.1), (0.6, 0.08)))
-    assert dpo._has_fallen(2, now, before, 0.1) and not dpo._has_fallen(2, now, before, 0.3)
+    assert dpo._compare(now, before, 0.1)[1] and not dpo._compare(now, before, 0.3)[1]
 
 
-def test_a_fall_that_so_few_requests_cannot_tell_from_chance_does_not_count(capsys):
+def test_a_fall_that_so_few_requests_cannot_tell_from_chance_does_not_count():
     """Two hits lost and one won in 100 requests that had 20 is a fall of 5 % that may be chance; in 1,600 it is one."""
     before, now = np.zeros(100), np.zeros(100)
     before[:20], now[2:21] = 1, 1
-    assert not dpo._has_fallen(2, {"new": now}, {"new": before}, 0.02)
-    assert "new 0.1900 (was 0.2000, standard error of the fall 0.0173)" in capsys.readouterr().err
-    assert dpo._has_fallen(2, {"new": np.tile(now, 16)}, {"new": np.tile(before, 16)}, 0.02)  # 2.3 standard errors
-    assert not dpo._has_fallen(2, {"new": np.tile(now, 16)}, {"new": np.tile(before, 16)}, 0.06)
+    told, has_fallen = dpo._compare({"new": now}, {"new": before}, 0.02)
+    assert told == "new 0.1900 (was 0.2000, standard error of the fall 0.0173)" and not has_fallen
+    many = {"new": np.tile(now, 16)}, {"new": np.tile(before, 16)}
+    assert dpo._compare(*many, 0.02)[1] and not dpo._compare(*many, 0.06)[1]  # 2.3 standard errors
+
+
+def test_what_prices_alone_do_is_told_before_the_first_step(small, contests, tmp_path, capsys):
+    objective = replace(PLAIN, money=0.5)
+    _, history = learn(small, contests, tmp_path, objective=objective, recall=(0.4, 0.5, 0.5, 0.5))
+    assert [(step, row["all"]) for step, row in history.valid][:3] == [(0, 0.5), (0, pytest.approx(0.4)), (2, 0.5)]
+    assert "prices alone: all 0.4000 (was 0.5000" in (said := capsys.readouterr().err)
+    assert "lower --money or --money-prior" in said and "too low" not in said
 
 
 def test_a_run_killed_after_a_pass_still_falls_back_to_it(small, contests, tmp_path):

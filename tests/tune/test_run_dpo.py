@@ -80,7 +80,7 @@ def test_preferences_make_a_model_that_can_be_asked(aligned):
     of = [f"{what} {name}" for name in ("chosen", "rejected") for what in ("log_p", "gained")]
     assert told.columns == ["step", "preference", "margin", "accuracy", *of]
     assert told["step"].to_list() == [1, 2, 3, 4] and told["margin"][0] == pytest.approx(0, abs=1e-6)
-    assert pl.read_csv(made.path / "valid.csv")["step"].to_list() == [0, 2, 4]
+    assert pl.read_csv(made.path / "valid.csv")["step"].to_list() == [0, 0, 2, 4]  # before, with prices, and so on
     generated, ours = lists(aligned, "generate-dpo")
     assert generated.meta["parents"]["tune-dpo"] == made.hash
     _, theirs = lists(aligned, "generate")
