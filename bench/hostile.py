@@ -165,9 +165,8 @@ class Market:
     def _levels(self, search: Search, ask_N: NDArray[np.int64], paths: Paths) -> list[NDArray[np.float64]]:
         """Log-probabilities of all codes along each path, were it live in its ask (ascending): L of [N, sizes[l]]."""
         rows, places = search._rows(ask_N, None), np.arange(len(paths))
-        rows.log_worth_NT = search.rows.log_worth_NT[
-            ask_N
-        ].clone()  # nobody has met a newcomer, so it cannot be repeated
+        # nobody has met a newcomer, so it cannot be repeated
+        rows.log_worth_NT = search.rows.log_worth_NT[ask_N].clone()
         states, found = np.zeros(len(paths), np.int64), []
         for level in range(paths.shape[1]):
             if level:

@@ -19,8 +19,8 @@ leadre semid --config configs/demo.toml
 
 # 3. A small language model learns to answer a prompt (who is this, what did they buy, where are they now) with the
 #    codes of a line that was bought. It trains under the mask it will serve under, the lines live at that visit: a
-#    model that learns to tell live ads from dead ones learns what the mask knows already. Sentences that say what the
-#    codes mean (a code's title, a category's code, and so on) come first, and then take a quarter of each step.
+#    model that learns to tell live ads from dead ones learns what the mask knows already. Sentences that say what IDs mean
+#    (the title of an ID, the ID of a title, the category of its first code) come first, then take a quarter of each step.
 leadre tune --config configs/demo.toml
 
 # 4. Not all conversions are worth the same. A second model, from the first: prices weigh in, and pairs of lines that

@@ -8,9 +8,7 @@ from numpy.typing import NDArray
 from leadre.data.histories import Logs, train_end_us
 
 NANOS = 1e9
-PSEUDO_PAYMENTS = (
-    0.5  # what is typical counts as half a payment of the user's own; best of .5, 1, 2 on validation weeks
-)
+PSEUDO_PAYMENTS = 0.5  # for how many of a user's own payments the usual price counts; best of three on validation weeks
 
 
 def training_prices(logs: Logs) -> NDArray[np.float64]:

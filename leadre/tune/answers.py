@@ -47,16 +47,11 @@ def answer(
             ]
             for t in batch
         ]
-        threads_in = [
-            (
-                t.ids,
-                [
-                    Ask(end, trie, objects, None, live.log_worth(r, layout.objects(t.ids)))
-                    for r, _, end, trie, objects in asks
-                ],
-            )
-            for t, asks in zip(batch, asked, strict=True)
-        ]
+        threads_in = []
+        for t, asks in zip(batch, asked, strict=True):
+            objects_T = layout.objects(t.ids)
+            worth_of = {r: live.log_worth(r, objects_T) for r in t.requests.tolist()}
+            threads_in.append((t.ids, [Ask(e, trie, o, log_worth_T=worth_of[r]) for r, _, e, trie, o in asks]))
         for asks, found in zip(asked, searcher(threads_in, Policy(width)), strict=True):
             for (r, view, _, _, objects), one in zip(asks, found, strict=True):
                 yield Ranked(r, view, objects[one.rows], one.log_p)

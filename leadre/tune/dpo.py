@@ -231,10 +231,10 @@ def _plan(batches: int, schedule: sft.Schedule) -> NDArray[np.int64]:
 
 def _compare(recalls: sft.Recalls, before: sft.Recalls, share: float) -> tuple[str, bool]:
     """(how recall stands in words, whether it has fallen too far in any view, see `Objective`)."""
-    told, has_fallen = [], False
-    for name, now in recalls.items():
-        fall = before[name] - now
-        error = float(fall.std() / max(len(fall), 1) ** 0.5) if len(fall) else 0.0
-        told.append(f"{name} {now.mean():.4f} (was {before[name].mean():.4f}, standard error of the fall {error:.4f})")
-        has_fallen |= bool(fall.mean() > max(share * before[name].mean(), 2 * error))
+    was, told, has_fallen = sft.means(before), [], False
+    for name, now in sft.means(recalls).items():
+        fall_R = before[name] - recalls[name]
+        error = float(fall_R.std() / len(fall_R) ** 0.5) if len(fall_R) else 0.0
+        told.append(f"{name} {now:.4f} (was {was[name]:.4f}, standard error of the fall {error:.4f})")
+        has_fallen |= was[name] - now > max(share * was[name], 2 * error)
     return ", ".join(told), has_fallen

@@ -67,7 +67,7 @@ class Generator:
             return Generated([], [], False)
         count = len(self.live.codes_OL)
         eligible_O = np.unpackbits(np.frombuffer(wanted.eligible, np.uint8), count=count).astype(np.bool_)
-        logs = self.logs_of(wanted.user_id, wanted.recent, wanted.now_us)
+        logs = self._logs_of(wanted.user_id, wanted.recent, wanted.now_us)
         ids = self.prompt(logs)
         log_worth_T = self.live.log_worth(0, self.prompter.layout.objects(ids), logs)
         inventory = self.inventory.restrict(allowed=eligible_O)
@@ -85,7 +85,7 @@ class Generator:
         (window,) = threads.serving(np.zeros(1, np.int64))
         return threads.write(window).ids
 
-    def logs_of(self, user_id: str, recent: Sequence[Seen], now_us: int) -> Logs:
+    def _logs_of(self, user_id: str, recent: Sequence[Seen], now_us: int) -> Logs:
         """Logs of one user with one request; what the catalogue does not know is left out."""
         known = [
             (self.objects[seen.object_id], seen.at_us, seen.domain == "ad", seen.value_nanos)
