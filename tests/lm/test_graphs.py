@@ -18,7 +18,10 @@ QUICK = settings(max_examples=20, deadline=None, derandomize=True)
 def threads(draw, backbone):
     """Up to three threads with up to three requests each, over live sets of their own."""
     layout, count, made = backbone.layout, len(backbone.objects_OL), []
-    entry = st.integers(0, layout.words + layout.codes + count - 1)
+    first = layout.words + layout.codes
+    entry = st.integers(0, first - 1) | st.integers(
+        first, first + count - 1
+    )  # as many objects, to be repeated, as else
     for _ in range(draw(st.integers(1, 3))):
         ids = np.array(draw(st.lists(entry, min_size=1, max_size=10)), np.int32)
         asks = []

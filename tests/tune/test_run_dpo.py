@@ -1,5 +1,8 @@
 """The verb `tune-dpo` on the synthetic market: an artifact that generates, made once, and errors that teach."""
 
+import asyncio
+import time
+
 import numpy as np
 import polars as pl
 import pytest
@@ -10,6 +13,9 @@ from leadre.data import histories
 from leadre.data.prices import object_prices
 from leadre.lm.live import NO_MONEY
 from leadre.semid import codebook as codebooks
+from leadre.serve.processes.generator import Generator
+from leadre.serve.processes.messages import Wanted
+from leadre.store.contract import Seen
 from leadre.tune import run as tune
 from leadre.tune import run_dpo, saved
 
@@ -188,6 +194,25 @@ def test_who_asks_for_training_requests(aligned, tmp_path, monkeypatch, name, fl
     monkeypatch.setattr(saved, "load_live", load_live)
     assert verb(name, tmp_path, flags) == 130
     assert asked == [training]
+
+
+def test_a_bidder_counts_what_the_user_pays(aligned):
+    """Two users who bought the same and paid the other way round: to each the one that they paid more for."""
+    tables, codebook = (artifact.read(aligned / "r" / step, kind=kind, version=1) for step, kind in PARENTS.items())
+    with Generator(tables, codebook, model(aligned, "tune-dpo"), beam=8) as generator:
+        one, other = generator.live.objects(0)[:2].tolist()
+        ids, count = list(generator.objects), len(generator.live.codes_OL)
+        live = np.packbits(np.isin(np.arange(count), [one, other])).tobytes()
+        found, prompts = [], []
+        for paid in ((100, 1), (1, 100)):
+            nanos = dict(zip((one, other), (euros * 1_000_000_000 for euros in paid), strict=True))
+            recent = [Seen(ids[o], 1_000_000 * (n + 1), "ad", nanos[o]) for n, o in enumerate((one, other))]
+            wanted = Wanted("stranger", recent, 9_000_000, live, 2, time.monotonic() + 60)
+            answer = asyncio.run(generator.answer(wanted))
+            found.append(dict(zip(answer.objects, answer.log_p, strict=True)))
+            prompts.append(generator.prompt(generator._logs_of(wanted.user_id, recent, wanted.now_us)).tolist())
+    assert prompts[0] == prompts[1] and set(found[0]) == {one, other}
+    assert found[0][one] > found[1][one] + 0.1 and found[1][other] > found[0][other] + 0.1
 
 
 def test_a_model_learns_no_preferences_in_ids_that_it_does_not_know(aligned, tiny_encoder, tmp_path, capsys):
