@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("--help", "-h", "help"):
-        print(_overview())
+        _tell(_overview())
         return 0
     verb, *rest = arguments
     if verb == "--version":
@@ -65,14 +66,14 @@ def _run(arguments: list[str]) -> int:
         raise InputError(f"unknown verb {verb!r}; the nearest is {nearest!r}, and `leadre --help` lists them all")
     module = _import(verb)
     if "help" in switches:
-        print(_help(verb, module))
+        _tell(_help(verb, module))
         return 0
     effective = config.load(module.Config, section=verb, path=path, flags=flags)
     if path is not None and getattr(effective, "stages", path) is None:
         effective = dataclasses.replace(effective, stages=path)  # a verb that runs other verbs reads their sections
     if "show" in switches:
-        for field in dataclasses.fields(effective):
-            print(f"{field.name} = {config.show(getattr(effective, field.name))}")
+        named = [(field.name, getattr(effective, field.name)) for field in dataclasses.fields(effective)]
+        _tell("\n".join(f"{name} = {config.show(value)}" for name, value in named))
         return 0
     module.run(effective)
     return 0
@@ -105,6 +106,13 @@ def _import(verb: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] == "leadre":
             raise
         raise InputError(f"`leadre {verb}` needs the package {error.name!r}: pip install 'leadre[all]'") from error
+
+
+def _tell(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` has read enough; what is still buffered would raise once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _overview() -> str:

@@ -1,6 +1,7 @@
 """The command line: quick help, one line for the user's fault, config from file and flags."""
 
 import importlib
+import os
 import re
 import resource
 import statistics
@@ -76,6 +77,16 @@ def test_each_verb_explains_every_field(verb: str, capsys: pytest.CaptureFixture
         assert f"--{row.field.replace('_', '-')} " in text
     assert cli.main([verb, "--show"]) == 0
     assert "run = demo\n" in capsys.readouterr().out
+
+
+def test_a_reader_who_has_read_enough_is_no_error() -> None:
+    for argv in ("--help", "serve --help", "tune --show"):
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = [sys.executable, "-m", "leadre", *argv.split()]
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_second_stage_has_a_name_of_its_own_and_is_picked_by_a_flag(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,7 @@ class Inputs:
     slices: Sequence[View]
     tables: Mapping[str, Table]
     lists: Mapping[str, Mapping[str, Ads]]
+    tuned: Path  # the last model: the curves of its preferences are shown, if it learnt any
     root: Path  # work/<run>: the codebook, the loss curve and the prompts are shown where they exist
     split: str
     seed: int
@@ -75,7 +76,7 @@ def write(folder: Path, inputs: Inputs) -> None:
         slices=[_view(v, inputs.tables[v.name], slices.METRICS) for v in inputs.slices],
         loss=loss_svg,
         meaning=_meaning(inputs.root / "tune-sft" / "alignment.json"),
-        preferences=_encoded(inputs.root / "tune-dpo" / "pairs.png"),
+        preferences=_encoded(inputs.tuned / "pairs.png"),
         codebook=_codebook(inputs.root / "semid"),
         cases=cases(inputs),
     )

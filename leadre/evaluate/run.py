@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from leadre import artifact, config, progress
 from leadre.errors import ArtifactError, InputError
+from leadre.tune import run as tune
 
 if TYPE_CHECKING:  # numpy and torch load in run, so that --help stays quick
     from leadre.data.histories import Logs
@@ -53,7 +54,7 @@ def run(config: Config) -> None:
     effective = dataclasses.asdict(config) | {
         "extra": {name: made.hash for name, made in extras.items()},
         "rerank": None if validation is None else validation.hash,
-        "beside": _fingerprint(config),
+        "beside": _fingerprint(config, tuned := tune.latest(config)),
     }
     if artifact.current(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents):
         progress.say(f"evaluate: {folder} is current, nothing to do")
@@ -82,6 +83,7 @@ def run(config: Config) -> None:
             tables={**tables, **by_slice},
             lists=methods,
             root=config.folder("data").parent,
+            tuned=tuned,
             split=config.split,
             seed=config.seed,
         )
@@ -138,14 +140,14 @@ def _validation(config: Config, data: artifact.Artifact, lists: artifact.Artifac
     return found
 
 
-def _fingerprint(config: Config) -> dict[str, str]:
+def _fingerprint(config: Config, tuned: Path) -> dict[str, str]:
     """Hashes of what the report shows beside its parents: when one of them changes, the report is made again."""
     paths = {
         "semid": config.folder("semid") / artifact.META,
         "loss": config.folder("tune-sft") / "loss.csv",
         "valid": config.folder("tune-sft") / "valid.csv",
         "meaning": config.folder("tune-sft") / "alignment.json",
-        "preferences": config.folder("tune-dpo") / "pairs.png",
+        "preferences": tuned / "pairs.png",
     }
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.is_file()}
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from leadre import artifact, config, progress
 from leadre.artifact import Artifact
 from leadre.errors import InputError
+from leadre.tune import run as tune
 
 if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
     from leadre.generate import lists
@@ -27,7 +28,9 @@ if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
 class Config(config.Common):
     """Options of ``leadre generate --stage lists``."""
 
-    model: Literal["sft", "dpo"] = config.option("sft", "who answers: the model of tune-sft or of tune-dpo")
+    model: Literal["latest", "sft", "dpo"] = config.option(
+        "latest", "who answers: the model of tune-sft, of tune-dpo, or as in serve the one that was tuned last"
+    )
     state: str = config.option("", "the bidder's folder, where it notes who was erased; default work/<run>/state")
     store: str = config.option(
         "", "lmdb:FOLDER or redis://HOST:PORT/DB; default the folder lists in state, as in serve"
@@ -51,10 +54,11 @@ def run(config: Config) -> None:
     for name in ("live_days", "beam", "top", "workers", "batch", "lease_s", "keep"):
         if getattr(config, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants 1 or more")
+    folder = tune.latest(config) if config.model == "latest" else config.folder(f"tune-{config.model}")
     parents = [
         artifact.read(config.folder("data"), kind="tables", version=1),
         artifact.read(config.folder("semid"), kind="codebook", version=1),
-        artifact.read(config.folder(f"tune-{config.model}"), kind="model", version=3),
+        artifact.read(folder, kind=tune.KIND, version=tune.VERSION),
     ]
     from leadre.data import histories
     from leadre.generate import lists, remembered

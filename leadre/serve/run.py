@@ -14,6 +14,7 @@ from leadre import artifact, config, progress
 from leadre.errors import InputError
 from leadre.serve.paths import Paths
 from leadre.serve.settings import Settings
+from leadre.tune import run as tune
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +72,9 @@ def run(config: Config) -> None:
 
 
 def model_of(config: Config) -> Path | None:
-    """The model that answers online: the last that was tuned; None where there is none, or none is wanted."""
-    tuned = (config.folder("tune-dpo"), config.folder("tune-sft"))
-    return next((folder for folder in tuned if config.generate and folder.exists()), None)
+    """The model that answers online (`tune.latest`); None where there is none, or none is wanted."""
+    folder = tune.latest(config)
+    return folder if config.generate and folder.exists() else None
 
 
 def paths_of(config: Config) -> Paths:

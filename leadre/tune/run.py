@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from leadre import artifact, config, progress
-from leadre.errors import InputError
+from leadre.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
     from collections.abc import Mapping, Sequence
@@ -110,6 +110,21 @@ def run(config: Config) -> None:
         if sentences:
             _write_alignment(temporary, backbone, sentences, history, config.seed)
     shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def latest(run: config.Common) -> Path:
+    """Folder of the run's last model, which answers users: `tune-dpo`, unless `tune-sft` was made anew since."""
+    tuned, valued = run.folder("tune-sft"), run.folder("tune-dpo")
+    if not (tuned.exists() and valued.exists()):
+        return valued if valued.exists() else tuned
+    try:
+        before = artifact.read(tuned, kind=KIND, version=VERSION).hash
+        if artifact.read(valued, kind=KIND, version=VERSION).meta["parents"].get(tuned.name) == before:
+            return valued
+    except ArtifactError:
+        return valued  # whoever reads the two is told what is wrong with them
+    progress.say(f"{valued} was learnt from another model than {tuned}, which answers; run `leadre tune --stage dpo`")
+    return tuned
 
 
 def _check(config: Config) -> None:

@@ -1,13 +1,14 @@
 """The verb `tune-dpo` on the synthetic market: an artifact that generates, made once, and errors that teach."""
 
 import asyncio
+import shutil
 import time
 
 import numpy as np
 import polars as pl
 import pytest
 
-from leadre import artifact
+from leadre import artifact, config
 from leadre.__main__ import main
 from leadre.data import histories
 from leadre.data.prices import object_prices
@@ -104,6 +105,21 @@ def test_what_preferences_made_weighs_prices_wherever_it_is_asked(aligned):
     price_O = object_prices(plain.threads.logs)
     np.testing.assert_allclose(worth_O, (price_O / np.median(price_O)) ** priced.live.money.prior)
     assert plain.live.money == NO_MONEY and priced.live.money == (0.6, 0.2) and worth_O.max() > 1.1 * worth_O.min()
+
+
+def test_the_last_model_is_the_one_by_value_until_another_is_fine_tuned(aligned, tmp_path, capsys):
+    ask = config.Common(work=tmp_path, run="r")
+    assert tune.latest(ask) == tmp_path / "r" / "tune-sft"  # where there is none yet
+    link(tmp_path, aligned)
+    assert tune.latest(ask) == tmp_path / "r" / "tune-sft"
+    (tmp_path / "r" / "tune-dpo").symlink_to(aligned / "r" / "tune-dpo")
+    assert tune.latest(ask) == tmp_path / "r" / "tune-dpo"
+    (tmp_path / "r" / "tune-sft").unlink()
+    assert tune.latest(ask) == tmp_path / "r" / "tune-dpo"
+    shutil.copytree(aligned / "r" / "tune-dpo", tmp_path / "r" / "tune-sft")  # a model, but not the one it began with
+    capsys.readouterr()
+    assert tune.latest(ask) == tmp_path / "r" / "tune-sft"
+    assert "run `leadre tune --stage dpo`" in capsys.readouterr().err
 
 
 def test_negatives_answer_training_requests_of_the_users_asked_for(aligned):
