@@ -52,6 +52,7 @@ STEPS = (
 )
 PREFERENCES = Step("dpo", "+ preferences by value", ())
 RULES = ("live_unbought", "higher_value", "on_policy")
+RATES = ("learning_rate", "codes_learning_rate")
 TASKS = (
     LeftOut("no-id-to-text", "no task from ID to text", {"task_id_to_text": 0.0}),
     LeftOut("no-text-to-id", "no task from text to ID", {"task_text_to_id": 0.0}),
@@ -68,6 +69,7 @@ LEFT_OUT = (
     LeftOut("no-similarity", "near-duplicates count in full", {"similarity": False}),
     LeftOut("no-prefix", "gradients at shared codes too", {"stop_shared": False}),
     LeftOut("no-value-margin", "no margin by value", {"value_margin": 0.0}),
+    LeftOut("no-pairs", "prices alone, nothing learnt", {"max_steps": 1} | dict.fromkeys(RATES, 0.0)),
     LeftOut("no-money", "no price in prior and pointer", {"money": 0.0, "money_prior": 0.0}),
     LeftOut("no-sft-term", "no likelihood beside the preference", {"sft_weight": 0.0}),
     LeftOut("no-guard", "no guard on recall", {"guard": 1.0}),
