@@ -334,9 +334,8 @@ def loss(backbone: Backbone, packed: Packed, weights: Mapping[str, float]) -> tu
     """
     hidden = backbone(packed.ids_BT, packed.positions_BT, packed.mask_BTT, 0).flatten(0, 1)
     words_N = F.cross_entropy(backbone.word_logits(hidden[packed.words_at_N]), packed.words_N, reduction="none")
-    nothing = torch.zeros(len(packed.codes_ML), 0, dtype=torch.bool, device=hidden.device)
     log_p = [
-        backbone.log_p(hidden[packed.codes_at_ML[:, level]], level, prior, None, packed.codes_ML[:, 0], nothing)
+        backbone.head_log_p(hidden[packed.codes_at_ML[:, level]], level, prior)
         for level, prior in enumerate(packed.priors)
     ]
     nll_N = torch.cat([words_N, -losses.by_level(log_p, packed.codes_ML).flatten()]) if log_p else words_N

@@ -17,7 +17,7 @@ from leadre.lm.pointer import FADE_POSITIONS, WIDTH
 from leadre.lm.prefix import Prefixes
 from leadre.lm.runner import Packed, Plain
 from leadre.semid.trie import build
-from leadre.tune import losses
+from leadre.tune import losses, sft
 from leadre.tune.answers import VIEWS, answer
 from leadre.tune.batches import Examples
 
@@ -78,20 +78,26 @@ def mixed(backbone, hidden, at, p_head, path, thread, codes):
     first = layout.words + layout.codes
     log_count = dict(zip(pointer.count_words_W.tolist(), pointer.log_counts_W.tolist(), strict=True))
     rows = backbone.objects_OL.tolist()
-    may = [t for t, i in enumerate(thread) if i >= first and rows[i - first] in codes]
-    may = [t for t in may if rows[thread[t] - first][:level] == path[:-1]]
-    if not may:
-        return p_head
+    held = {t: rows[i - first] for t, i in enumerate(thread) if i >= first and rows[i - first][:level] == path[:-1]}
+    may_follow = {other[level] for other in codes if other[:level] == path[:-1]}
     query = pointer.query(hidden[at]) * WIDTH**-0.5
-    scores = [float(query @ pointer.key(hidden[t]) - pointer.fade * (may[-1] - t) / FADE_POSITIONS) for t in may]
-    scores = [score + log_count.get(thread[t - 1] if t else None, 0.0) for score, t in zip(scores, may, strict=True)]
-    weights = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
-    p_copy = sum(w for w, t in zip(weights, may, strict=True) if rows[thread[t] - first][level] == path[-1])
-    gate = float(torch.sigmoid(pointer.gate(hidden[at])))
-    return (1 - gate) * p_head + gate * p_copy
+
+    def blend(p, may, gate):
+        if not may:
+            return p
+        scores = [float(query @ pointer.key(hidden[t]) - pointer.fade * (may[-1] - t) / FADE_POSITIONS) for t in may]
+        scores = [s + log_count.get(thread[t - 1] if t else None, 0.0) for s, t in zip(scores, may, strict=True)]
+        weights = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
+        p_copy = sum(w for w, t in zip(weights, may, strict=True) if held[t][level] == path[-1])
+        trust = float(torch.sigmoid(gate(hidden[at])))
+        return (1 - trust) * p + trust * p_copy
+
+    if pointer.alike is not None:
+        p_head = blend(p_head, [t for t, row in held.items() if row[level] in may_follow], pointer.alike)
+    return blend(p_head, [t for t, row in held.items() if row in codes], pointer.gate)
 
 
-@pytest.mark.parametrize("name", ["with_pointer", "without_pointer"])
+@pytest.mark.parametrize("name", ["with_pointer", "repeating", "without_pointer"])
 def test_wide_beams_give_every_live_row_its_exact_probability(name, request):
     backbone, lm = request.getfixturevalue(name)
 
@@ -238,7 +244,7 @@ def test_serving_ranks_by_the_number_that_training_lowers(name, money, small, re
     }
     batch = examples.batch(windows)
     with torch.no_grad():
-        log_p_N = losses.log_likelihood(log_p_of(backbone, batch), batch.targets_NL).tolist()
+        log_p_N = losses.log_likelihood(sft.level_log_p(backbone, batch), batch.targets_NL).tolist()
     expected, order = [], {tuple(c): o for o, c in enumerate(small.live.codes_OL.tolist())}
     codes = iter(batch.targets_NL.tolist())
     for r in np.concatenate([window.requests for window in windows]).tolist():
@@ -247,20 +253,6 @@ def test_serving_ranks_by_the_number_that_training_lowers(name, money, small, re
     assert {view for _, view, _ in scored} == set(VIEWS)
     assert len(expected) == len(log_p_N) > 20
     np.testing.assert_allclose(log_p_N, expected, rtol=1e-5)
-
-
-def log_p_of(backbone, batch):
-    """What `sft.step_loss` computes before it sums."""
-    hidden_BTD = backbone(batch.ids_BT, batch.positions_BT.clamp(min=0), batch.mask_BNT, batch.thread)
-    sources = backbone.sources(hidden_BTD[:, : batch.thread], batch.ids_BT[:, : batch.thread])
-    hidden, log_worth_NT, found = hidden_BTD.flatten(0, 1), batch.log_worth_NT, []
-    for level, prior in enumerate(batch.priors):
-        states = hidden[batch.predicts_NL[:, level]]
-        found.append(backbone.log_p(states, level, prior, sources, batch.thread_N, log_worth_NT))
-        if sources is not None:
-            agrees_NT = sources.codes_BTL[batch.thread_N, :, level] == batch.targets_NL[:, level, None]
-            log_worth_NT = log_worth_NT.where(agrees_NT, -torch.inf)
-    return found
 
 
 def test_both_runners_give_the_same_answers(with_pointer):
