@@ -35,7 +35,7 @@ class Held:
     """What rows find at the positions of their threads, [N, T].
 
     ``log_worth_NT`` is what a position counts for, as a logarithm: -inf unless it holds an object, stands before the
-    request and agrees with the codes written so far. ``live_NT`` says whether that object is live: it can be the answer.
+    request and agrees with the codes written so far. ``live_NT`` says whether that object is live, an answer itself.
     """
 
     log_worth_NT: Tensor
@@ -105,8 +105,8 @@ class Pointer(nn.Module):
     ) -> Tensor:
         """Log-probabilities [N, C] of the mixture of the head's ``log_p_NC`` and the pointer.
 
-        ``thread_N`` is the thread of each row. Where it holds nothing, the head decides; where it holds nothing live, the
-        head and what is alike.
+        ``thread_N`` is the thread of each row. Where it holds nothing, the head decides; where it holds nothing live,
+        the head and what is alike.
         """
         scores_NT = self._scores(hidden_ND, sources, thread_N, held)
         codes_NT = sources.codes_BTL[thread_N, :, level].clamp(min=0)
