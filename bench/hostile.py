@@ -105,7 +105,7 @@ class Market:
     """A run's model, IDs and log."""
 
     def __init__(self, folder: Path, seed: int) -> None:
-        kinds = {"data": ("tables", 1), "semid": ("codebook", 1), "tune-sft": ("model", 4)}
+        kinds = {"data": ("tables", 1), "semid": ("codebook", 1), "tune-sft": ("model", 3)}
         tables, ids, model = (artifact.read(folder / n, kind=k, version=v) for n, (k, v) in kinds.items())
         self.engine, self.codebook = batch.load(tables, ids, model, training=False), codebooks.load(ids)
         self.logs, self.live, self.seed = self.engine.live.logs, self.engine.live, seed
@@ -166,7 +166,7 @@ class Market:
         """Log-probabilities of all codes along each path, were it live in its ask (ascending): L of [N, sizes[l]]."""
         rows, places = search._rows(ask_N, None), np.arange(len(paths))
         # nobody has met a newcomer, so it cannot be repeated
-        rows.held = search.rows.held.of(torch.from_numpy(ask_N))
+        rows.log_worth_NT = search.rows.log_worth_NT[ask_N].clone()
         states, found = np.zeros(len(paths), np.int64), []
         for level in range(paths.shape[1]):
             if level:

@@ -129,7 +129,7 @@ class Small:
 
         return Examples(self.threads(**blocks), self.live, self.layout, new_weight)
 
-    def backbone(self, seed=0, pointer="alike", double=False):
+    def backbone(self, seed=0, pointer=True, double=False):
         """A fresh model whose answers vary: weights louder than a trainer would start with."""
         from leadre.lm import backbone as backbones
 

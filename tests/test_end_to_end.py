@@ -33,7 +33,7 @@ def models(tiny_encoder, tiny_llama):
 
 
 def read(work, name):
-    return artifact.read(work / "e2e" / STAGES[name], kind=KINDS[name], version=4 if name == "tune" else 1)
+    return artifact.read(work / "e2e" / STAGES[name], kind=KINDS[name], version=3 if name == "tune" else 1)
 
 
 def logs_of(work):

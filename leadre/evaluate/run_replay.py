@@ -108,7 +108,7 @@ def _model(bidder: serve.Config) -> AbstractContextManager[Generator | None]:
 
     tables = artifact.read(bidder.folder("data"), kind="tables", version=1)
     codebook = artifact.read(bidder.folder("semid"), kind="codebook", version=1)
-    return Generator(tables, codebook, artifact.read(folder, kind="model", version=4), beam=bidder.beam)
+    return Generator(tables, codebook, artifact.read(folder, kind="model", version=3), beam=bidder.beam)
 
 
 def _write(settings: Config, report: Report) -> None:

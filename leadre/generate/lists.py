@@ -246,7 +246,7 @@ def load(job: Job) -> tuple[Loaded, NDArray[np.int64]]:
     """The model, and the request of each user among those of its log."""
     tables = artifact.read(job.tables, kind="tables", version=1)
     codebook = artifact.read(job.codebook, kind="codebook", version=1)
-    model = artifact.read(job.model, kind="model", version=4)
+    model = artifact.read(job.model, kind="model", version=3)
     logs = histories.load(tables)
     users, ads = users_of(logs, job.now_us, job.since_us), candidates(logs, job.now_us, job.live_days)
     logs, requests = as_of(logs, job.now_us, users, ads)

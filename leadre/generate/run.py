@@ -40,7 +40,7 @@ def run(config: Config) -> None:
     parents = [
         artifact.read(config.folder("data"), kind="tables", version=1),
         artifact.read(config.folder("semid"), kind="codebook", version=1),
-        artifact.read(config.folder(f"tune-{config.model}"), kind="model", version=4),
+        artifact.read(config.folder(f"tune-{config.model}"), kind="model", version=3),
     ]
     effective = {name: value for name, value in dataclasses.asdict(config).items() if name != "step"}
     if artifact.current(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents):

@@ -82,9 +82,14 @@ class Policy:
         return widths
 
 
-def holds(layout: Layout, ids_QT: Ints, end_Q: Ints) -> NDArray[np.bool_]:
-    """bool [Q, T]: positions up to ``end_Q`` that hold an object."""
-    result: NDArray[np.bool_] = (layout.objects(ids_QT) >= 0) & (np.arange(ids_QT.shape[1]) <= end_Q[:, None])
+def repeatable(layout: Layout, ids_QT: Ints, end_Q: Ints, objects: Sequence[Ints] | None = None) -> NDArray[np.bool_]:
+    """bool [Q, T]: positions up to ``end_Q`` that hold an object, one of the live ``objects[q]`` if they are given."""
+    at_QT = layout.objects(ids_QT)
+    held = at_QT >= 0
+    if objects is not None:
+        live = [np.isin(at_T, some) for at_T, some in zip(at_QT, objects, strict=True)]
+        held = np.array(live, np.bool_).reshape(at_QT.shape)
+    result: NDArray[np.bool_] = held & (np.arange(ids_QT.shape[1]) <= end_Q[:, None])
     return result
 
 

@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +24,10 @@ from torch import Tensor, nn
 from leadre.errors import InputError
 from leadre.lm import attention
 from leadre.lm.layout import Layout
-from leadre.lm.pointer import Held, Pointer, Sources
+from leadre.lm.pointer import Pointer, Sources
 
 LOGIT_SCALE = 0.1  # rows as loud as words would start the softmax far too sure of itself
 WORD_SCALE = 0.3  # states of a cut body are not those the embeddings were tied to, and at full scale far too sure
-PointerKind = Literal["alike", "repeat", "none"]
 WEIGHTS, FACTS, BODY = "model.safetensors", "backbone.json", "body"
 
 
@@ -39,7 +38,7 @@ class Backbone(nn.Module):
     objects_OL: Tensor
 
     def __init__(
-        self, body: Any, words_VD: Tensor, layout: Layout, codes_OL: np.ndarray[Any, Any], *, pointer: PointerKind
+        self, body: Any, words_VD: Tensor, layout: Layout, codes_OL: np.ndarray[Any, Any], *, pointer: bool
     ) -> None:
         super().__init__()
         assert len(words_VD) == layout.words, f"{len(words_VD)} word rows for {layout.words} words"
@@ -47,7 +46,7 @@ class Backbone(nn.Module):
         body.set_attn_implementation(attention.NAME)
         self.codes_SD = nn.Parameter(torch.zeros(layout.codes, words_VD.shape[1]))
         self.bias_S = nn.Parameter(torch.zeros(layout.codes))
-        self.pointer = Pointer(words_VD.shape[1], alike=pointer == "alike") if pointer != "none" else None
+        self.pointer = Pointer(words_VD.shape[1]) if pointer else None
         self.register_buffer("words_VD", words_VD, persistent=False)
         self.register_buffer("objects_OL", torch.from_numpy(layout.rows(codes_OL)), persistent=False)
 
@@ -105,18 +104,18 @@ class Backbone(nn.Module):
         prior_NC: Tensor,
         sources: Sources | None,
         thread_N: Tensor,
-        held: Held,
+        log_worth_NT: Tensor,
     ) -> Tensor:
         """Log-probabilities float32 [N, sizes[level]] of the codes of one level, normalised over what is live.
 
         The one place where codes get their probability, in training and serving alike. ``prior_NC`` is what the trie
         says of each code (`Trie.log_prior`: -inf where nothing live follows) and is added to the scores. ``sources``,
-        ``thread_N`` and ``held`` are the pointer's (see `Pointer.mix`) and unread without one.
+        ``thread_N`` and ``log_worth_NT`` are the pointer's (see `Pointer.mix`) and unread without one.
         """
         log_p_NC = self.head_log_p(hidden_ND, level, prior_NC)
         if self.pointer is None or sources is None:
             return log_p_NC
-        return self.pointer.mix(log_p_NC, hidden_ND, sources, thread_N, held, level)
+        return self.pointer.mix(log_p_NC, hidden_ND, sources, thread_N, log_worth_NT, level)
 
     def head_log_p(self, hidden_ND: Tensor, level: int, prior_NC: Tensor) -> Tensor:
         """What `log_p` would be without a pointer: no prompt is looked at but through the hidden state."""
@@ -156,11 +155,10 @@ def pick_device() -> torch.device:
 
 
 def create(
-    folder: Path, layout: Layout, codes_OL: np.ndarray[Any, Any], *, layers: Sequence[int] | int, pointer: PointerKind
+    folder: Path, layout: Layout, codes_OL: np.ndarray[Any, Any], *, layers: Sequence[int] | int, pointer: bool
 ) -> Backbone:
     """A backbone from a Hugging Face folder of safetensors, cut to ``layers``; code rows are zero until `init_codes`.
 
-    ``pointer``: whether it repeats objects, or also leads to what is alike (`pointer.Pointer`).
     ``layers``: 0 keeps all, a number the first so many, a sequence exactly those, in order. InputError where the model
     has no such layers.
     """
@@ -250,8 +248,8 @@ def save(backbone: Backbone, folder: Path) -> None:
     state["words_VD"] = backbone.words_VD.cpu()
     save_file(state, folder / WEIGHTS)
     backbone.body.config.save_pretrained(folder / BODY)
-    pointer = "none" if backbone.pointer is None else "repeat" if backbone.pointer.alike is None else "alike"
-    facts = {"words": backbone.layout.words, "sizes": backbone.layout.sizes, "pointer": pointer}
+    has_pointer = backbone.pointer is not None
+    facts = {"words": backbone.layout.words, "sizes": backbone.layout.sizes, "pointer": has_pointer}
     (folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 

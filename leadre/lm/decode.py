@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leadre.lm.asks import Answer, Ask, Ints, Policy, are_live, descend, diverse, holds
+from leadre.lm.asks import Answer, Ask, Ints, Policy, are_live, descend, diverse, repeatable
 from leadre.lm.backbone import Backbone, has_bfloat16
 from leadre.lm.cache import Beams, Prompts
 from leadre.lm.graphs import Graphs
 from leadre.lm.layout import Ids
-from leadre.lm.pointer import Held, Sources
+from leadre.lm.pointer import Sources
 from leadre.lm.prefix import Prefixes
 from leadre.lm.runner import Runner, runner_of
 from leadre.semid.trie import Mask
@@ -79,27 +79,27 @@ def _dtype(backbone: Backbone) -> torch.dtype:
 
 @dataclass
 class _Rows:
-    """Paths in the making: where each row's hidden state stands, and what its pointer still finds."""
+    """Paths in the making: where each row's hidden state stands, and what its pointer may still repeat."""
 
     backbone: Backbone
     beams: Beams
     sources: Sources | None
     hidden_ND: Tensor
-    held: Held
+    log_worth_NT: Tensor
 
     def log_p(self, level: int, prior_NC: NDArray[np.float32]) -> Tensor:
         """Log-probabilities of the codes that may come next (`Backbone.log_p`)."""
         prior = torch.from_numpy(prior_NC).to(self.hidden_ND.device)
-        return self.backbone.log_p(self.hidden_ND, level, prior, self.sources, self.beams.thread_N, self.held)
+        return self.backbone.log_p(self.hidden_ND, level, prior, self.sources, self.beams.thread_N, self.log_worth_NT)
 
     def write(self, level: int, codes_N: Ints, parents_N: Ints) -> None:
         """Run the model over the codes that continue the rows ``parents_N``, ascending; the others end here."""
         backbone, device = self.backbone, self.hidden_ND.device
         code_N, parent_N = torch.from_numpy(codes_N).to(device), torch.from_numpy(parents_N).to(device)
-        self.held = self.held.of(parent_N)
-        if self.sources is not None:  # from here on only objects that agree with this code count
+        self.log_worth_NT = self.log_worth_NT[parent_N]
+        if self.sources is not None:  # from here on only objects that agree with this code can be repeated
             carried_NT = self.sources.codes_BTL[self.beams.thread_N[parent_N], :, level]
-            self.held = self.held.after(carried_NT == code_N[:, None])
+            self.log_worth_NT = self.log_worth_NT.where(carried_NT == code_N[:, None], -torch.inf)
         ids_N = backbone.layout.words + backbone.layout.offsets[level] + code_N
         self.hidden_ND = self.beams.grow(_embed(backbone, ids_N), parent_N)
 
@@ -138,7 +138,7 @@ class Search:
         self.graphs, self.bucket = searcher.graphs, None
         if self.graphs:
             self.bucket = self.graphs.take(len(self.asks), max(self.widths), hidden_BTD.shape[1])
-            self.bucket.load(self.prompts, *places, self.sources, self.rows.held)
+            self.bucket.load(self.prompts, *places, self.sources, self.rows.log_worth_NT)
         self.step()
 
     @torch.inference_mode()
@@ -239,21 +239,19 @@ class Search:
         """Rows at the ends of requests, ascending; each may repeat what is live in its trie, without tries anything."""
         thread_N, end_N = self.thread_Q[requests_N], self.end_Q[requests_N]
         ids_NT, layout = self.ids_BT[thread_N], self.backbone.layout
-        held_NT = holds(layout, ids_NT, end_N)
-        live_NT = held_NT.copy()
-        for live_T, ids_T, trie in zip(live_NT, ids_NT, tries or (), strict=tries is not None):
-            live_T[live_T] = are_live(trie, self.codes_OL[layout.objects(ids_T[live_T])])
-        log_worth_NT = np.where(held_NT, np.float32(0), np.float32(-np.inf))
+        may_NT = repeatable(layout, ids_NT, end_N)
+        for may_T, ids_T, trie in zip(may_NT, ids_NT, tries or (), strict=tries is not None):
+            may_T[may_T] = are_live(trie, self.codes_OL[layout.objects(ids_T[may_T])])
+        log_worth_NT = np.where(may_NT, np.float32(0), np.float32(-np.inf))
         for log_worth_T, q in zip(log_worth_NT, requests_N, strict=True):
             given_T = self.asks[q].log_worth_T
             if given_T is not None:
                 log_worth_T[: len(given_T)] += given_T
-        request_N, thread, end, log_worth, live = (
-            torch.from_numpy(each).to(self.backbone.device)
-            for each in (requests_N, thread_N, end_N, log_worth_NT, live_NT)
+        request_N, thread, end, log_worth = (
+            torch.from_numpy(each).to(self.backbone.device) for each in (requests_N, thread_N, end_N, log_worth_NT)
         )
         beams = Beams(self.prompts, thread, end)
-        return _Rows(self.backbone, beams, self.sources, self.hidden_QD[request_N], Held(log_worth, live))
+        return _Rows(self.backbone, beams, self.sources, self.hidden_QD[request_N], log_worth)
 
     def _unmasked(self, catalogue: Mask, requests_N: Ints, objects_N: Ints) -> NDArray[np.float32]:
         """Log-probabilities within the catalogue of objects asked about by requests, ascending: float32 [N]."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from leadre.lm.backbone import Backbone
 from leadre.lm.cache import Prompts, look
-from leadre.lm.pointer import Held, Sources
+from leadre.lm.pointer import Sources
 from leadre.lm.runner import Runner
 
 
@@ -66,7 +66,6 @@ class Bucket:
         # of the beams
         self.own = [zeros(runner.layers, Q, W, levels - 1, G, E, dtype=runner.dtype) for _ in range(2)]
         self.log_worth_QWT = zeros(Q, W, T, dtype=torch.float32)
-        self.live_QWT = zeros(Q, W, T, dtype=torch.bool)
         self.score_QW = zeros(Q, W, dtype=dtype)
         # from the host, at every step
         self.code_QW, self.beam_QW = zeros(Q, W), zeros(Q, W)
@@ -78,16 +77,17 @@ class Bucket:
             for level in range(1, levels):
                 self._capture(level)
 
-    def load(self, prompts: Prompts, thread_Q: Tensor, end_Q: Tensor, sources: Sources | None, held: Held) -> None:
-        """Begin a search of requests that are answered at ``end_Q`` of their threads and find ``held`` there."""
+    def load(
+        self, prompts: Prompts, thread_Q: Tensor, end_Q: Tensor, sources: Sources | None, log_worth_QT: Tensor
+    ) -> None:
+        """Begin a search of requests that are answered at ``end_Q`` of their threads (`Pointer.mix`)."""
         Q, T, device = len(end_Q), prompts.keys.shape[3], end_Q.device
         self.keys[:, :Q, :, :T], self.values[:, :Q, :, :T] = prompts.keys[:, thread_Q], prompts.values[:, thread_Q]
         self.end_Q[:Q] = end_Q
         ahead_QT = torch.arange(self.shape[2], device=device) > self.end_Q[:, None]
         self.bias_Q1T.zero_().masked_fill_(ahead_QT[:, None], -torch.inf)
         self.log_worth_QWT.fill_(-torch.inf)
-        self.log_worth_QWT[:Q, 0, :T] = held.log_worth_NT
-        self.live_QWT[:Q, :, :T] = held.live_NT[:, None]
+        self.log_worth_QWT[:Q, 0, :T] = log_worth_QT
         if self.sources is not None and sources is not None:
             self.sources.keys_BTP[:Q, :T] = sources.keys_BTP[thread_Q]
             self.sources.codes_BTL[:Q, :T] = sources.codes_BTL[thread_Q]
@@ -145,8 +145,8 @@ class Bucket:
         hidden_ND = self.runner(backbone.embed(ids_QW).flatten(0, 1), positions_QW.flatten(), attend)
         prior_QWC = self.prior_QWC[..., : backbone.layout.sizes[level]]
         thread_N = self.each_Q1.expand(Q, W).flatten()
-        held = Held(self.log_worth_QWT.flatten(0, 1), self.live_QWT.flatten(0, 1))
-        log_p_NC = backbone.log_p(hidden_ND, level, prior_QWC.flatten(0, 1), self.sources, thread_N, held)
+        prior_NC, log_worth_NT = prior_QWC.flatten(0, 1), self.log_worth_QWT.flatten(0, 1)
+        log_p_NC = backbone.log_p(hidden_ND, level, prior_NC, self.sources, thread_N, log_worth_NT)
         finished_QWC = torch.where(prior_QWC > -torch.inf, 0.0, -torch.inf)
         log_p_QWC = torch.where(self.open_QW[..., None], log_p_NC.view(prior_QWC.shape), finished_QWC)
         score, best = (log_p_QWC + self.score_QW[..., None]).flatten(1).topk(W, dim=-1)

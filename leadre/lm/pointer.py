@@ -7,10 +7,6 @@ level it spreads its probability over the codes of those prompt objects that are
 codes written so far, so what it proposes can always be finished. Untrained, it answers with the user's own counts,
 those of the visits and those that the words of frequency before the long-term interests tell.
 
-What is not live says something too, as objects that share codes are alike. So from the same look, by a gate of its own,
-the codes of any prompt object gain, wherever something live follows them. That leads to what a user never had but is
-like what they had.
-
 Letters: N targets or beams, M beams of a thread, B threads, T thread positions, D width, P pointer width, L levels,
 C codes of a level.
 """
@@ -31,26 +27,6 @@ FADE_POSITIONS = 256.0  # the unit of distance; the learnt fade starts at a fact
 
 
 @dataclass(frozen=True)
-class Held:
-    """What rows find at the positions of their threads, [N, T].
-
-    ``log_worth_NT`` is what a position counts for, as a logarithm: -inf unless it holds an object, stands before the
-    request and agrees with the codes written so far. ``live_NT`` says whether that object is live, an answer itself.
-    """
-
-    log_worth_NT: Tensor
-    live_NT: Tensor
-
-    def of(self, rows_M: Tensor) -> Held:
-        """What these rows find."""
-        return Held(self.log_worth_NT[rows_M], self.live_NT[rows_M])
-
-    def after(self, agrees_NT: Tensor) -> Held:
-        """What is left when each row has written one more code, with which these positions agree."""
-        return Held(self.log_worth_NT.where(agrees_NT, -torch.inf), self.live_NT)
-
-
-@dataclass(frozen=True)
 class Sources:
     """What of each thread can be repeated: ``keys_BTP``, and the codes of the object at each position (-1: none).
 
@@ -65,27 +41,24 @@ class Sources:
 
 
 class Pointer(nn.Module):
-    """Where to look (query, key, fade) and how much to trust it; all from the hidden state.
+    """Where to look (query, key, fade) and how much to trust it (gate); both from the hidden state.
 
-    ``gate`` is for objects that can be the answer, ``alike``, which may be left out, for codes that lead to others. An
-    object counts once, or as many times as the word before it says (`start_counts`), which is learnt from there.
+    An object counts once, or as many times as the word before it says (`start_counts`), which is learnt from there.
     """
 
     count_words_W: Tensor
 
-    def __init__(self, width: int, *, alike: bool) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("count_words_W", torch.full((COUNT_WORDS,), NO_WORD))
         self.log_counts_W = nn.Parameter(torch.zeros(COUNT_WORDS))
         self.query, self.key = nn.Linear(width, WIDTH, bias=False), nn.Linear(width, WIDTH, bias=False)
-        self.gate, self.alike = nn.Linear(width, 1), nn.Linear(width, 1) if alike else None
+        self.gate = nn.Linear(width, 1)
         self.fade = nn.Parameter(torch.tensor(0.25))
         nn.init.normal_(self.query.weight, std=0.02)
         nn.init.normal_(self.key.weight, std=0.02)
-        for gate, start in ((self.gate, 1.0), (self.alike, -2.0)):
-            if gate is not None:
-                nn.init.zeros_(gate.weight)
-                nn.init.constant_(gate.bias, start)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.constant_(self.gate.bias, 1.0)
 
     @torch.no_grad()
     def start_counts(self, counts: Mapping[int, float]) -> None:
@@ -101,41 +74,36 @@ class Pointer(nn.Module):
         return Sources(self.key(hidden_BTD), codes_BTL, counts_BT)
 
     def mix(
-        self, log_p_NC: Tensor, hidden_ND: Tensor, sources: Sources, thread_N: Tensor, held: Held, level: int
+        self, log_p_NC: Tensor, hidden_ND: Tensor, sources: Sources, thread_N: Tensor, log_worth_NT: Tensor, level: int
     ) -> Tensor:
         """Log-probabilities [N, C] of the mixture of the head's ``log_p_NC`` and the pointer.
 
-        ``thread_N`` is the thread of each row. Where it holds nothing, the head decides; where it holds nothing live,
-        the head and what is alike.
+        ``thread_N`` is the thread of each row. ``log_worth_NT`` is added to the scores of its positions, and is -inf
+        unless a position holds an object that is live, agrees with the codes written so far, and stands before the
+        request. Where there is none, the head decides.
         """
-        scores_NT = self._scores(hidden_ND, sources, thread_N, held)
+        may_NT = log_worth_NT > -torch.inf
+        weight_NT = torch.softmax(self._scores(hidden_ND, sources, thread_N, log_worth_NT), dim=-1) * may_NT
         codes_NT = sources.codes_BTL[thread_N, :, level].clamp(min=0)
-        held_NT = held.log_worth_NT > -torch.inf
-        if self.alike is not None:
-            leads_NT = held_NT & torch.isfinite(log_p_NC.gather(1, codes_NT))
-            log_p_NC = _mixed(log_p_NC, scores_NT, codes_NT, leads_NT, self.alike(hidden_ND))
-        return _mixed(log_p_NC, scores_NT, codes_NT, held_NT & held.live_NT, self.gate(hidden_ND))
+        copied_NC = torch.zeros_like(log_p_NC).scatter_add(1, codes_NT, weight_NT)
+        # a code that nothing in the prompt carries has no logarithm; a floor far below any probability keeps its slope
+        log_copied_NC = torch.where(copied_NC > 0, copied_NC, 1e-30).log()
+        gate_N1 = self.gate(hidden_ND)
+        mixed = torch.logaddexp(F.logsigmoid(-gate_N1) + log_p_NC, F.logsigmoid(gate_N1) + log_copied_NC)
+        mixed = torch.where(torch.isfinite(log_p_NC), mixed, -torch.inf)
+        return torch.where(may_NT.any(-1, keepdim=True), mixed, log_p_NC)
 
-    def _scores(self, hidden_ND: Tensor, sources: Sources, thread_N: Tensor, held: Held) -> Tensor:
-        """Attention scores [N, T]: likeness of query and key, less for what was read long ago; and what it counts."""
+    def _scores(self, hidden_ND: Tensor, sources: Sources, thread_N: Tensor, log_worth_NT: Tensor) -> Tensor:
+        """Attention scores [N, T]: likeness of query and key, less for what was read long before the last source."""
         query_NP = self.query(hidden_ND) * WIDTH**-0.5
         if sources.rows_each:
             regular_BMP = query_NP.view(-1, sources.rows_each, WIDTH)
             scores = torch.bmm(regular_BMP, sources.keys_BTP.transpose(1, 2)).flatten(0, 1)
         else:  # rows come thread by thread
             scores = torch.cat([query_NP[thread_N == b] @ keys.T for b, keys in enumerate(sources.keys_BTP)])
-        places = torch.arange(scores.shape[1], device=scores.device)
-        ago = (len(places) - 1 - places) / FADE_POSITIONS
-        return scores + sources.counts_BT[thread_N] + held.log_worth_NT - self.fade * ago
-
-
-def _mixed(log_p_NC: Tensor, scores_NT: Tensor, codes_NT: Tensor, may_NT: Tensor, gate_N1: Tensor) -> Tensor:
-    """Log-probabilities [N, C] with a share, the sigmoid of the gate, for the codes at positions that may have one."""
-    scores_NT = scores_NT.masked_fill(~may_NT, torch.finfo(scores_NT.dtype).min)
-    weight_NT = torch.softmax(scores_NT, dim=-1) * may_NT
-    copied_NC = torch.zeros_like(log_p_NC).scatter_add(1, codes_NT, weight_NT)
-    # a code that nothing in the prompt carries has no logarithm; a floor far below any probability keeps its slope
-    log_copied_NC = torch.where(copied_NC > 0, copied_NC, 1e-30).log()
-    mixed = torch.logaddexp(F.logsigmoid(-gate_N1) + log_p_NC, F.logsigmoid(gate_N1) + log_copied_NC)
-    mixed = torch.where(torch.isfinite(log_p_NC), mixed, -torch.inf)
-    return torch.where(may_NT.any(-1, keepdim=True), mixed, log_p_NC)
+        scores = scores + sources.counts_BT[thread_N] + log_worth_NT
+        may_NT = log_worth_NT > -torch.inf
+        places = torch.arange(may_NT.shape[1], device=may_NT.device)
+        last_N1 = (places * may_NT).amax(-1, keepdim=True)
+        distance = (last_N1 - places).clamp(min=0) / FADE_POSITIONS
+        return (scores - self.fade * distance).masked_fill(~may_NT, torch.finfo(scores.dtype).min)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leadre.data.histories import first_seen
-from leadre.lm.asks import holds
+from leadre.lm.asks import repeatable
 from leadre.lm.layout import Layout
 from leadre.lm.live import Live
 from leadre.semid.trie import path_priors
@@ -41,8 +41,7 @@ class Batch:
     priors: list[Tensor]  # L of float32 [N, sizes[l]], -inf where nothing live follows
     weights_N: Tensor
     thread_N: Tensor  # row of each target in ids_BT
-    log_worth_NT: Tensor  # [N, thread]: what each position counts for with the pointer, and whether it is live
-    live_NT: Tensor  # (`pointer.Held`)
+    log_worth_NT: Tensor  # float32 [N, thread]: what each position counts for with the pointer (`Pointer.mix`)
 
     @property
     def tokens(self) -> int:
@@ -144,7 +143,6 @@ class Examples:
             torch.from_numpy(np.concatenate([t.priors[level] for t in targets]))
             for level in range(len(self.layout.sizes))
         ]
-        held = [self._held(row, thread) for row in rows]
         return Batch(
             ids_BT=torch.from_numpy(ids_BT),
             positions_BT=torch.from_numpy(positions_BT),
@@ -155,23 +153,21 @@ class Examples:
             priors=priors,
             weights_N=torch.from_numpy(np.concatenate([t.weights_N for t in targets]).astype(np.float32)),
             thread_N=torch.from_numpy(np.repeat(np.arange(len(rows)), [len(row.predicts) for row in rows])),
-            log_worth_NT=torch.from_numpy(np.concatenate([log_worth_NT for log_worth_NT, _ in held])),
-            live_NT=torch.from_numpy(np.concatenate([live_NT for _, live_NT in held])),
+            log_worth_NT=torch.from_numpy(np.concatenate([self._log_worth(row, thread) for row in rows])),
         )
 
-    def _held(self, row: _Row, thread: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """(log-worth, live) [N, thread] of one thread's targets."""
+    def _log_worth(self, row: _Row, thread: int) -> NDArray[np.float32]:
+        """float32 [N, thread] of one thread's targets."""
         ids_T = np.zeros(thread, np.int64)
         ids_T[: row.thread] = row.ids[: row.thread]
-        objects_T = self.layout.objects(ids_T)
-        held_QT = holds(self.layout, np.tile(ids_T, (len(row.ends), 1)), np.array(row.ends))
-        worths, lives = [], []
-        for r, held_T, target in zip(row.requests, held_QT, row.targets, strict=True):
+        objects_T, parts = self.layout.objects(ids_T), []
+        for r, end, target in zip(row.requests, row.ends, row.targets, strict=True):
+            views = len(target.live)
+            by_view = repeatable(self.layout, np.tile(ids_T, (views, 1)), np.full(views, end), target.live)
             log_worth_T = self.live.log_worth(r, objects_T)
-            counted_T = np.where(held_T, np.float32(0) if log_worth_T is None else log_worth_T, np.float32(-np.inf))
-            worths.append(np.tile(counted_T, (len(target.view_N), 1)))
-            lives.append(np.array([np.isin(objects_T, live) for live in target.live])[target.view_N])
-        return np.concatenate(worths), np.concatenate(lives)
+            counted = np.zeros_like(by_view, np.float32) if log_worth_T is None else log_worth_T
+            parts.append(np.where(by_view, counted, np.float32(-np.inf))[target.view_N])
+        return np.concatenate(parts)
 
 
 class _Row:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
     from leadre.tune.sft import History, Validate
     from leadre.tune.tasks import Threads
 
-KIND, VERSION = "model", 4
+KIND, VERSION = "model", 3
 VALIDATION_USERS = 200
 VALIDATION_BEAM = 20
 
@@ -43,9 +43,7 @@ class Config(config.Common):
     backbone: str = config.option("smollm2", "smollm2 (packaged), a local Hugging Face folder or a hub name")
     random_backbone: bool = config.option(False, "start the body from random weights (control runs)")
     layers: int = config.option(4, "keep only the first so many layers (for CPUs); 0 keeps all")
-    pointer: Literal["alike", "repeat", "none"] = config.option(
-        "alike", "beside the head, a pointer that repeats objects of the prompt, or leads to what is like them too"
-    )
+    pointer: bool = config.option(True, "a pointer over the objects in the prompt beside the head")
     prior: bool = config.option(True, "start from how often each object was acted on when it was live")
     affinity: bool = config.option(False, "prior for prospecting: rates among new users x what goes with a history")
     adapter: Literal["full", "lora"] = config.option("full", "train all weights of the body, or LoRA adapters")

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from leadre import progress
 from leadre.lm.backbone import Backbone
-from leadre.lm.pointer import Held
 from leadre.tune import auxiliary, losses
 from leadre.tune.auxiliary import Drawn, Sentences
 from leadre.tune.batches import Batch, Examples
@@ -189,13 +188,13 @@ def level_log_p(backbone: Backbone, batch: Batch) -> list[Tensor]:
     hidden_BTD = backbone(batch.ids_BT, batch.positions_BT.clamp(min=0), batch.mask_BNT, batch.thread)
     sources = backbone.sources(hidden_BTD[:, : batch.thread], batch.ids_BT[:, : batch.thread])
     hidden = hidden_BTD.flatten(0, 1)
-    log_p, held = [], Held(batch.log_worth_NT, batch.live_NT)
+    log_p, log_worth_NT = [], batch.log_worth_NT
     for level, prior in enumerate(batch.priors):
         states = hidden[batch.predicts_NL[:, level]]
-        log_p.append(backbone.log_p(states, level, prior, sources, batch.thread_N, held))
+        log_p.append(backbone.log_p(states, level, prior, sources, batch.thread_N, log_worth_NT))
         if sources is not None:  # from here on only objects that agree with this code can be repeated
             carried = sources.codes_BTL[batch.thread_N, :, level]
-            held = held.after(carried == batch.targets_NL[:, level, None])
+            log_worth_NT = log_worth_NT.where(carried == batch.targets_NL[:, level, None], -torch.inf)
     return log_p
 
 

@@ -212,9 +212,9 @@ def test_lists_of_another_model_or_split_do_not_choose_the_weight(run_folder, tm
     test = helpers.write_lists(work / "tiny", logs, step="generate-test")
     with pytest.raises(InputError, match="no request of the valid split"):
         run.run(helpers.config(Config, work, rerank=test))
-    with artifact.create(tmp_path / "tune-sft", kind="model", version=4, config={}, seed=0, parents=[]) as folder:
+    with artifact.create(tmp_path / "tune-sft", kind="model", version=3, config={}, seed=0, parents=[]) as folder:
         (folder / "other").write_text("another model")
-    other = artifact.read(tmp_path / "tune-sft", kind="model", version=4)
+    other = artifact.read(tmp_path / "tune-sft", kind="model", version=3)
     valid = helpers.write_lists(work / "tiny", logs, step="generate-valid", split=histories.VALID, model=other)
     with pytest.raises(ArtifactError, match="another model wrote these lists"):
         run.run(helpers.config(Config, work, rerank=valid))

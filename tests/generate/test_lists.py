@@ -113,7 +113,7 @@ def test_lists_are_those_of_the_model(work, logs, undisturbed):
 
     parents = [
         artifact.read(work / "r" / step, kind=kind, version=version)
-        for step, kind, version in (("data", "tables", 1), ("semid", "codebook", 1), ("tune-sft", "model", 4))
+        for step, kind, version in (("data", "tables", 1), ("semid", "codebook", 1), ("tune-sft", "model", 3))
     ]
     engine = batch.load(*parents, training=False, threads=1, logs=seen)
     for r in requests[:5]:

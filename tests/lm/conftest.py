@@ -13,13 +13,6 @@ def with_pointer(small, exact):
 
 
 @pytest.fixture(scope="module")
-def repeating(small, exact):
-    """With a pointer that knows nothing of what is alike."""
-    made = small.backbone(seed=1, pointer="repeat", double=True)
-    return made, causal_lm(made, attention="eager")
-
-
-@pytest.fixture(scope="module")
 def without_pointer(small, exact):
-    made = small.backbone(seed=2, pointer="none", double=True)
+    made = small.backbone(seed=2, pointer=False, double=True)
     return made, causal_lm(made, attention="eager")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from leadre.lm.pointer import FADE_POSITIONS, Held, Pointer, Sources
+from leadre.lm.pointer import FADE_POSITIONS, Pointer, Sources
 
 NONE = -1
 
@@ -13,21 +13,16 @@ NONE = -1
 @pytest.fixture
 def pointer():
     """A pointer without taste: every source is alike but for its distance; the gate is half open."""
-    return plain(alike=False)
-
-
-def plain(alike):
-    made = Pointer(4, alike=alike).double()
+    made = Pointer(4).double()
     with torch.no_grad():
         for part in (made.query.weight, made.gate.weight, made.gate.bias, made.fade):
             part.zero_()
     return made
 
 
-def mix(pointer, codes, may, head, level=0, counts=None, worth=1.0, live=None):
-    """Mixture over 3 codes for one request of one thread. ``may`` and ``live``: of each source; all are, by default."""
+def mix(pointer, codes, may, head, level=0, counts=None, worth=1.0):
+    """Mixture over 3 codes for one request of one thread."""
     log_worth = (torch.tensor([may], dtype=torch.float64) * torch.tensor(worth)).log()
-    held = Held(log_worth, torch.tensor([live or [True] * len(codes)]))
     keys = torch.zeros(1, len(codes), 64, dtype=torch.float64)
     sources = Sources(
         keys, torch.tensor([codes]), torch.tensor([counts or [1] * len(codes)], dtype=torch.float64).log()
@@ -35,7 +30,7 @@ def mix(pointer, codes, may, head, level=0, counts=None, worth=1.0, live=None):
     log_p = torch.tensor([head], dtype=torch.float64).log()
     hidden, thread = torch.zeros(1, 4, dtype=torch.float64), torch.tensor([0])
     with torch.no_grad():
-        return pointer.mix(log_p, hidden, sources, thread, held, level).exp()[0].tolist()
+        return pointer.mix(log_p, hidden, sources, thread, log_worth, level).exp()[0].tolist()
 
 
 def test_without_taste_it_answers_with_the_users_own_counts(pointer):
@@ -83,20 +78,6 @@ def test_an_object_counts_as_often_as_the_word_before_it_says_times_its_worth(po
     assert got[:2] == pytest.approx([(2 / 5 + 0.5) / 2, (3 / 5 + 0.5) / 2])
 
 
-def test_what_is_not_live_leads_to_codes_that_something_live_follows():
-    pointer = plain(alike=True)
-    with torch.no_grad():
-        pointer.alike.bias.fill_(math.log(0.25 / 0.75))
-    codes, head = [[0], [1], [1], [2]], [0.6, 0.4, 0.0]
-    nothing_live = mix(pointer, codes, [True] * 4, head, live=[False] * 4)
-    # a quarter for the sources of codes 0 and 1; nothing live follows code 2, whatever was read
-    assert nothing_live == pytest.approx([0.75 * 0.6 + 0.25 / 3, 0.75 * 0.4 + 0.25 * 2 / 3, 0])
-    one_live = mix(pointer, codes, [True] * 4, head, live=[True, False, False, False])
-    assert one_live == pytest.approx([(nothing_live[0] + 1) / 2, nothing_live[1] / 2, 0])  # and is repeated
-    assert mix(pointer, codes, [False] * 4, head) == pytest.approx(head)
-    assert mix(plain(alike=False), codes, [True] * 4, head, live=[False] * 4) == pytest.approx(head)
-
-
 def test_the_gate_shuts_and_opens(pointer):
     with torch.no_grad():
         pointer.gate.bias.fill_(-40.0)
@@ -110,14 +91,14 @@ def test_each_target_looks_at_its_own_thread(pointer):
     keys = torch.zeros(2, 1, 64, dtype=torch.float64)
     sources = Sources(keys, torch.tensor([[[0]], [[1]]]), torch.zeros(2, 1, dtype=torch.float64))
     log_p = torch.full((3, 2), 0.5, dtype=torch.float64).log()
-    held = Held(torch.zeros(3, 1), torch.ones(3, 1, dtype=torch.bool))
+    log_worth = torch.zeros(3, 1)
     hidden = torch.zeros(3, 4, dtype=torch.float64)
     with torch.no_grad():
-        got = pointer.mix(log_p, hidden, sources, torch.tensor([0, 1, 1]), held, 0).exp()
+        got = pointer.mix(log_p, hidden, sources, torch.tensor([0, 1, 1]), log_worth, 0).exp()
     torch.testing.assert_close(got, torch.tensor([[0.75, 0.25], [0.25, 0.75], [0.25, 0.75]], dtype=torch.float64))
 
 
-def test_gradients_are_finite_where_codes_are_dead_or_beyond_reach():
+def test_gradients_are_finite_where_codes_are_dead_or_beyond_reach(pointer):
     keys = torch.randn(1, 3, 64, dtype=torch.float64)
     sources = Sources(keys, torch.tensor([[[0], [NONE], [1]]]), torch.zeros(1, 3, dtype=torch.float64))
     logits = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
@@ -125,9 +106,7 @@ def test_gradients_are_finite_where_codes_are_dead_or_beyond_reach():
     kept = logits.masked_fill(~allowed, -torch.inf)
     log_p = torch.where(allowed, kept - kept.logsumexp(-1, keepdim=True), -torch.inf)
     may = torch.tensor([[True, False, True], [False, False, False]])
-    held = Held(torch.where(may, 0.0, -torch.inf), torch.tensor([[True, True, False], [True, True, True]]))
-    pointer = plain(alike=True)
-    mixed = pointer.mix(log_p, torch.randn(2, 4, dtype=torch.float64), sources, torch.tensor([0, 0]), held, 0)
+    mixed = pointer.mix(log_p, torch.randn(2, 4, dtype=torch.float64), sources, torch.tensor([0, 0]), may, 0)
     mixed[:, 2].sum().backward()  # a code that no source carries
     assert bool(torch.isfinite(logits.grad).all())
     assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in pointer.parameters())

@@ -69,7 +69,7 @@ def aligned(tiny_encoder, tiny_llama, tmp_path_factory):
 
 
 def model(work, step="tune-dpo"):
-    return artifact.read(work / "r" / step, kind="model", version=4)
+    return artifact.read(work / "r" / step, kind="model", version=3)
 
 
 def lists(work, step):

@@ -47,7 +47,7 @@ def train(small, folder, plan=None, *, backbone=None, identity="a", kill_at=0):
 
 def fresh(small):
     """As `tune` makes it, without pretraining's loud words."""
-    made = backbones.create(small.folder, small.layout, small.live.codes_OL, layers=0, pointer="alike")
+    made = backbones.create(small.folder, small.layout, small.live.codes_OL, layers=0, pointer=True)
     titles = [np.array([o % 90, 7]) for o in range(len(made.objects_OL))]
     backbones.init_codes(made, small.codebook.centroids, titles, seed=0)
     with torch.no_grad():  # the pointer's start comes from the global generator

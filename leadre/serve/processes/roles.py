@@ -82,7 +82,7 @@ def generate(plan: Plan) -> None:
         parts = (
             artifact.read(plan.tables, kind="tables", version=1),
             artifact.read(plan.codebook, kind="codebook", version=1),
-            artifact.read(plan.model, kind="model", version=4),
+            artifact.read(plan.model, kind="model", version=3),
         )
     except ArtifactError as error:
         progress.say(f"serve: bids go on without the language model: {error}")
