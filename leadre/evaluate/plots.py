@@ -85,6 +85,7 @@ def _panel(ax: Axes, bars: Sequence[Bar], *, title: str) -> None:
     ax.set_xlim(0, highest * 1.16)
     ax.set_ylim(-0.7, len(bars) - 0.3)
     ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}".replace("0.", ".", 1))  # as the means, and room for it
     ax.grid(axis="x", color=FAINT, lw=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(axis="y", length=0)
