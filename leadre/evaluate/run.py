@@ -50,11 +50,12 @@ def run(config: Config) -> None:
     started_s = time.monotonic()
     folder, parents = config.folder("evaluate"), _parents(config)
     extras, validation = _extras(config, parents[0]), _validation(config, *parents)
+    tuned = tune.latest(config)
     # extras share the folder name `generate`, so they are named by their row rather than as parents
     effective = dataclasses.asdict(config) | {
         "extra": {name: made.hash for name, made in extras.items()},
         "rerank": None if validation is None else validation.hash,
-        "beside": _fingerprint(config, tuned := tune.latest(config)),
+        "beside": _fingerprint(config, tuned),
     }
     if artifact.current(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents):
         progress.say(f"evaluate: {folder} is current, nothing to do")

@@ -112,9 +112,9 @@ def run(config: Config) -> None:
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def latest(run: config.Common) -> Path:
+def latest(given: config.Common) -> Path:
     """Folder of the run's last model, which answers users: `tune-dpo`, unless `tune-sft` was made anew since."""
-    tuned, valued = run.folder("tune-sft"), run.folder("tune-dpo")
+    tuned, valued = given.folder("tune-sft"), given.folder("tune-dpo")
     if not (tuned.exists() and valued.exists()):
         return valued if valued.exists() else tuned
     try:
