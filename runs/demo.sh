@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From real logs to generated ads on a laptop: `make demo` runs this. About 20 minutes on 2 cores, no GPU needed.
+# From real logs to generated ads on a laptop: `make demo` runs this. About 21 minutes on 2 cores, no GPU needed.
 #
 # Each line is one stage. It reads the artifacts to its left, writes its own under work/demo/, and is skipped when they
 # and its config have not changed: run this again after a kill, or after editing one section of the config.
@@ -24,7 +24,8 @@ leadre semid --config configs/demo.toml
 leadre tune --config configs/demo.toml
 
 # 4. Not all conversions are worth the same. A second model, from the first: prices weigh in, and pairs of lines that
-#    households had the choice of teach it to prefer what brings more money.
+#    households had the choice of teach it to prefer what brings more money, over what it would have answered itself too.
+leadre generate --config configs/demo.toml --split train --users 80 --step generate-negatives
 leadre tune --stage dpo --config configs/demo.toml
 
 # 5. Beam search along the trie of live codes, by both models: what comes out is an ad that could be shown, always. The

@@ -42,9 +42,9 @@ class Config(config.Common):
     similarity: bool = config.option(True, "near-duplicates of a conversion count less as what to avoid")
     users: int = config.option(0, "pairs of this many users, drawn by the seed as `leadre generate` does; 0 = all")
     money: float = config.option(
-        0.6, "power of its price to which an object counts with the pointer, and of its money a conversion"
+        0.5, "power of its price to which an object counts with the pointer, and of its money a conversion"
     )
-    money_prior: float = config.option(0.2, "power of its price to which an object weighs in with the prior")
+    money_prior: float = config.option(0.1, "power of its price to which an object weighs in with the prior")
     loss: Literal["dpo", "simpo"] = config.option("dpo", "against the model before (dpo), or as it stands (simpo)")
     beta: float = config.option(0.1, "reward of one nat of log-likelihood")
     stop_shared: bool = config.option(True, "no gradient of a preference at the codes that both objects share")
