@@ -91,11 +91,20 @@ def read(folder: Path, *, kind: str, version: int) -> Artifact:
 
     Raises ArtifactError, which says what to run, where it is missing, of another kind or version, or damaged.
     """
+    made = glance(folder, kind=kind, version=version)
+    for name, written in made.meta["files"].items():
+        if not (folder / name).is_file() or _sha256(folder / name) != written:
+            raise _unfit(folder, f"{name} is missing or has changed since it was written")
+    return made
+
+
+def glance(folder: Path, *, kind: str, version: int) -> Artifact:
+    """The same by its meta.json alone, for what it is and where it came from: its files are not looked at."""
     _tidy(folder)
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         found = (meta["kind"], meta["version"])
-        files: dict[str, str] = dict(meta["files"])
+        dict(meta["files"])  # raises where it is no mapping
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _unfit(folder, f"there is no {kind} artifact here") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -105,9 +114,6 @@ def read(folder: Path, *, kind: str, version: int) -> Artifact:
     rest = {key: value for key, value in meta.items() if key != META_HASH}
     if meta.get(META_HASH) != _hash_of(rest) and set(meta) != FIRST_KEYS:
         raise _unfit(folder, f"{META} has changed since it was written")
-    for name, written in files.items():
-        if not (folder / name).is_file() or _sha256(folder / name) != written:
-            raise _unfit(folder, f"{name} is missing or has changed since it was written")
     return Artifact(folder, meta)
 
 

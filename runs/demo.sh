@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From real logs to generated ads on a laptop: `make demo` runs this. About 21 minutes on 2 cores, no GPU needed.
+# From real logs to generated ads on a laptop: `make demo` runs this. About 20 minutes on 2 cores, no GPU needed.
 #
 # Each line is one stage. It reads the artifacts to its left, writes its own under work/demo/, and is skipped when they
 # and its config have not changed: run this again after a kill, or after editing one section of the config.

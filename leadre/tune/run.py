@@ -118,8 +118,8 @@ def latest(given: config.Common) -> Path:
     if not (tuned.exists() and valued.exists()):
         return valued if valued.exists() else tuned
     try:
-        before = artifact.read(tuned, kind=KIND, version=VERSION).hash
-        if artifact.read(valued, kind=KIND, version=VERSION).meta["parents"].get(tuned.name) == before:
+        before = artifact.glance(tuned, kind=KIND, version=VERSION).hash
+        if artifact.glance(valued, kind=KIND, version=VERSION).meta["parents"].get(tuned.name) == before:
             return valued
     except ArtifactError:
         return valued  # whoever reads the two is told what is wrong with them
