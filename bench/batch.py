@@ -20,7 +20,7 @@ from typing import Any
 
 import generate
 
-from leadre.lm.asks import Policy
+from leadre.lm.beam import BeamPolicy
 from leadre.tune.answers import THREADS_AT_ONCE
 
 BEAMS, TOP = 20, 10
@@ -39,7 +39,7 @@ def main() -> None:
 
     def ours() -> None:
         for some in parts(users, THREADS_AT_ONCE):
-            bench.searcher(bench.asked(some), Policy(BEAMS, TOP))
+            bench.searcher(bench.asked(some), BeamPolicy(BEAMS, TOP))
 
     def theirs(size: int) -> None:
         for some in parts(users, size):
@@ -67,7 +67,7 @@ def parts(users: list[Any], size: int) -> list[list[Any]]:
 
 def check(bench: generate.Bench, rival: Any, users: list[Any]) -> None:
     """Both must find the same ads, but for those whose last bits differ."""
-    found = bench.searcher(bench.asked(users), Policy(BEAMS, TOP))
+    found = bench.searcher(bench.asked(users), BeamPolicy(BEAMS, TOP))
     codes = (rival(users, BEAMS, TOP)[:, generate.PROMPT :] - bench.layout.words).numpy()
     for place, (answer,) in enumerate(found):
         ours = set(map(tuple, bench.layout.rows(bench.codes_OL[answer.rows]).tolist()))

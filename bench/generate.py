@@ -34,11 +34,11 @@ import trie as tries
 
 from leadre.lm import backbone as backbones
 from leadre.lm import pretrained
-from leadre.lm.asks import Ask, Policy
-from leadre.lm.decode import Search, Searcher
+from leadre.lm.beam import BeamPolicy, BeamRequest
+from leadre.lm.decode import BeamSearch, BeamSearcher
 from leadre.lm.export import causal_lm
 from leadre.lm.layout import Layout
-from leadre.lm.prefix import Prefixes
+from leadre.lm.prefix import PrefixCache
 from leadre.semid.trie import build
 
 Codes = np.ndarray[Any, Any]
@@ -81,7 +81,7 @@ class Bench:
         self.layout = Layout(len(pretrained.tokenizer(source := pretrained.folder_of("smollm2", work))), SIZES)
         self.backbone = backbones.create(source, self.layout, codes_OL, layers=0, pointer=False)
         torch.nn.init.normal_(self.backbone.codes_SD, std=float(self.backbone.words_VD.float().std()))
-        self.searcher = Searcher(self.backbone.eval())
+        self.searcher = BeamSearcher(self.backbone.eval())
         self.trie, self.objects = build(codes_OL, SIZES), np.arange(len(codes_OL))
         self.rng = np.random.default_rng(1)
         self.prompts = [self.words(PROMPT) for _ in range(BATCH)]
@@ -90,10 +90,10 @@ class Bench:
         return self.rng.integers(0, self.layout.words, count).astype(np.int32)
 
     def asked(self, prompts: list[Any]) -> list[Any]:
-        return [(ids, [Ask(len(ids) - 1, self.trie, self.objects)]) for ids in prompts]
+        return [(ids, [BeamRequest(len(ids) - 1, self.trie, self.objects)]) for ids in prompts]
 
     def ours(self, count: int, width: int) -> Any:
-        return self.searcher(self.asked(self.prompts[:count]), Policy(width))
+        return self.searcher(self.asked(self.prompts[:count]), BeamPolicy(width))
 
     def rival(self) -> Callable[[list[Any], int, int], Any]:
         """`transformers.generate` with our weights: (prompts, beams, results wanted) -> written codes."""
@@ -149,11 +149,11 @@ class Bench:
 
     def prefix(self) -> dict[str, float]:
         """Prompts that share their beginning, with its keys and values known and without a cache."""
-        warm = Searcher(self.backbone, self.searcher.runner, Prefixes(capacity_mb=512))
+        warm = BeamSearcher(self.backbone, self.searcher.runner, PrefixCache(capacity_mb=512))
         start = self.words(int(SHARED * LONG))
         fresh = [self.asked([np.append(start, self.words(LONG - len(start)))]) for _ in range(2 * self.rounds + 3)]
         turns = {searcher: iter(fresh) for searcher in (warm, self.searcher)}  # no prompt is seen twice
-        calls = [lambda s=searcher: s(next(turns[s]), Policy(20)) for searcher in turns]
+        calls = [lambda s=searcher: s(next(turns[s]), BeamPolicy(20)) for searcher in turns]
         warm_s, cold_s = interleaved(calls, 2 * self.rounds + 1)
         return {"prefix_speedup": round(cold_s / warm_s, 2), "prefix_s": round(warm_s, 4)}
 
@@ -161,7 +161,7 @@ class Bench:
         """Milliseconds of a level with 50 open beams."""
         times = []
         for _ in range(4):
-            search = Search(self.searcher, self.asked(self.prompts[:1]), Policy(50))
+            search = BeamSearch(self.searcher, self.asked(self.prompts[:1]), BeamPolicy(50))
             while search.open_QW.any():
                 is_full, start_s = search.open_QW.sum() == 50, time.perf_counter()
                 search.step()
@@ -204,13 +204,13 @@ def validity(wanted: int) -> dict[str, int]:
     body.set_input_embeddings(torch.nn.Identity())
     backbone = backbones.Backbone(body, torch.randn(1000, 32).bfloat16(), layout, codes_OL, pointer=True).eval()
     torch.nn.init.normal_(backbone.codes_SD, std=3.0)
-    searcher, made, invalid = Searcher(backbone), 0, 0
+    searcher, made, invalid = BeamSearcher(backbone), 0, 0
     while made < wanted:
         threads = []
         for _ in range(32):
             live = np.sort(rng.choice(len(codes_OL), int(10 ** rng.uniform(0, 3.5)), replace=False))
             ids = rng.integers(0, 1000 + layout.codes + len(codes_OL), int(rng.integers(1, 24))).astype(np.int32)
-            threads.append((ids, [Ask(len(ids) - 1, build(codes_OL[live], layout.sizes), live)] * 2))
+            threads.append((ids, [BeamRequest(len(ids) - 1, build(codes_OL[live], layout.sizes), live)] * 2))
         for live_codes, rows, written in written_codes(searcher, threads, codes_OL, width=50):
             depth = written.shape[1]
             paths = {tuple(path) for path in live_codes.tolist()}
@@ -223,9 +223,9 @@ def validity(wanted: int) -> dict[str, int]:
     return {"generated_ids": made, "invalid_ids": invalid}
 
 
-def written_codes(searcher: Searcher, threads: list[Any], codes_OL: Codes, width: int) -> Any:
+def written_codes(searcher: BeamSearcher, threads: list[Any], codes_OL: Codes, width: int) -> Any:
     """(live codes [O, L], result rows [K], codes written by their beams [K, levels that were run]) of each request."""
-    search, paths_QWL = Search(searcher, threads, Policy(width)), None
+    search, paths_QWL = BeamSearch(searcher, threads, BeamPolicy(width)), None
     while True:
         last = search.code_QW[..., None]
         if paths_QWL is None:

@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from leadre import artifact
 from leadre.data import histories, text
 from leadre.generate import batch
-from leadre.lm.asks import Ask, Policy
-from leadre.lm.decode import Search
+from leadre.lm.beam import BeamPolicy, BeamRequest
+from leadre.lm.decode import BeamSearch
 from leadre.semid import codebook as codebooks
 from leadre.semid import embed
 from leadre.semid.trie import build
@@ -145,16 +145,16 @@ class Market:
             objects = self.live.objects(int(thread.requests[0]))
             codes_NL, weights_N = self.live.codes_OL[objects], self.live.rates_O[objects]
 
-            def ask(there: NDArray[np.bool_], end: int = int(thread.ends[0])) -> Ask:
+            def ask(there: NDArray[np.bool_], end: int = int(thread.ends[0])) -> BeamRequest:
                 trie = build(codes_NL[there], self.live.sizes, weights_N[there])  # noqa: B023
-                return Ask(end, trie, np.flatnonzero(there))
+                return BeamRequest(end, trie, np.flatnonzero(there))
 
             there_N = [objects != original for original in apart]
             whole = ask(np.ones(len(objects), np.bool_))
-            ((everyone,),) = self.engine.searcher([(thread.ids, [whole])], Policy(len(objects)))
+            ((everyone,),) = self.engine.searcher([(thread.ids, [whole])], BeamPolicy(len(objects)))
             p_N = np.empty(len(objects))
             p_N[everyone.rows] = np.exp(everyone.log_p.astype(np.float64))
-            search = Search(self.engine.searcher, [(thread.ids, [ask(there) for there in there_N])], Policy(1))
+            search = BeamSearch(self.engine.searcher, [(thread.ids, [ask(there) for there in there_N])], BeamPolicy(1))
             order = np.argsort(of_N, kind="stable")
             levels = self._levels(search, of_N[order], paths[order])
             for n, *log_p_C in zip(order, *levels, strict=True):
@@ -162,7 +162,7 @@ class Market:
                 found.chance_VN[v, n], found.rank_VN[v, n] = _rank(paths[n], log_p_C, codes_NL[there], p_N[there])
         return found
 
-    def _levels(self, search: Search, ask_N: NDArray[np.int64], paths: Paths) -> list[NDArray[np.float64]]:
+    def _levels(self, search: BeamSearch, ask_N: NDArray[np.int64], paths: Paths) -> list[NDArray[np.float64]]:
         """Log-probabilities of all codes along each path, were it live in its ask (ascending): L of [N, sizes[l]]."""
         rows, places = search._rows(ask_N, None), np.arange(len(paths))
         # nobody has met a newcomer, so it cannot be repeated

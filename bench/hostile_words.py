@@ -24,7 +24,7 @@ import numpy as np
 from hostile import Market
 
 from leadre.data import histories
-from leadre.lm.asks import Ask, Policy
+from leadre.lm.beam import BeamPolicy, BeamRequest
 from leadre.tune.prompts import TITLE_WORDS
 
 BEAM, SCANNED = 64, 400
@@ -105,8 +105,8 @@ def chance_in(market: Market, r: int, o: int) -> float:
     threads, objects = market.engine.threads, market.live.objects(r)
     thread = threads.write(threads.serving(np.array([r]))[0])
     trie, _ = market.live.all(r)
-    ask = Ask(int(thread.ends[0]), trie, objects)
-    ((answer,),) = market.engine.searcher([(thread.ids, [ask])], Policy(BEAM))
+    ask = BeamRequest(int(thread.ends[0]), trie, objects)
+    ((answer,),) = market.engine.searcher([(thread.ids, [ask])], BeamPolicy(BEAM))
     return float(np.exp(answer.log_p[objects[answer.rows] == o]).sum())
 
 

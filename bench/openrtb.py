@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from leadre.serve import consent, openrtb
+from leadre.serve.protocol import consent, openrtb
 from leadre.types import Bid, Signals
 
 TESTS = Path(__file__).parents[1] / "tests"

@@ -79,7 +79,7 @@ def main() -> None:
     for owner, names, part in (
         (decode.Prompts, ("read",), "prefill"),
         (runner._Linear, ("__call__",), "projections"),
-        (cache.Beams, ("_attend",), "attention"),
+        (cache.BeamCache, ("_attend",), "attention"),
         (Backbone, ("log_p",), "head and mask"),
         (Trie, ("log_prior", "step", "rows_below", "rows"), "trie on the host"),
         (torch.Tensor, ("topk",), "top-k"),

@@ -44,7 +44,7 @@ from load.server import Server, load, serving
 from leadre import artifact
 from leadre.data import histories
 from leadre.store import open_store
-from leadre.store.contract import Profile, Seen
+from leadre.store.contract import Profile, ProfileEvent
 
 TARGET_RPS, KNEE_P99_MS, KNEE_ANSWERED, OVERLOAD = 300, 80.0, 0.9, 2
 SETTLE_S = 2.0
@@ -198,7 +198,7 @@ def remember(state: Path, logs: histories.Logs, count: int) -> list[str]:
     for user in chosen.tolist():
         events = range(logs.event_offsets[user], logs.event_offsets[user + 1])
         recent = [
-            Seen(
+            ProfileEvent(
                 object_ids[logs.object_E[event]],
                 int(logs.at_us_E[event]),
                 "ad" if logs.domain_E[event] == histories.AD else "content",

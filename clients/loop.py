@@ -119,13 +119,13 @@ def tell(state: Path, after: Path) -> None:
     """What changed with the run ``after``, read from what lies in the folders."""
     import polars as pl
 
-    from leadre.serve.events import eventlog
-    from leadre.serve.events.eventlog import Answered, Happened
+    from leadre.serve.events import event_log
+    from leadre.serve.events.event_log import EventRecord, RequestRecord
     from leadre.store import open_store
 
     first, second = (json.loads((state / name).read_text()) for name in ("asked.json", "asked-next.json"))
-    records = [entry.record for entry in eventlog.read(state / "events")]
-    happened = [one for one in records if isinstance(one, Happened)]
+    records = [entry.record for entry in event_log.read(state / "events")]
+    happened = [one for one in records if isinstance(one, EventRecord)]
     logged = Counter(one.outcome.kind for one in happened)
     sent = Counter(first["did"]) + Counter(second["did"])
     for kind in ("imp", "bill", "click", "conv"):
@@ -157,7 +157,7 @@ def tell(state: Path, after: Path) -> None:
     shares = {version: _wanted(dict(store.scan(version))) for version in (old, new)}
     store.close()
     bought = {one.outcome.request_id for one in happened if one.outcome.kind == "conv"}
-    answers = [one for one in records if isinstance(one, Answered) and one.bids]
+    answers = [one for one in records if isinstance(one, RequestRecord) and one.bids]
     later = [one for one in answers if one.asked_id.startswith("1-")]
     sources = Counter(one.bids[0].source for one in later)
     models = {one.versions["model"][:12] for one in later if "model" in one.versions}

@@ -19,17 +19,17 @@ VERBS = {
     "data": "leadre.data.run",
     "semid": "leadre.semid.run",
     "tune": "leadre.tune.run",
-    "tune-dpo": "leadre.tune.run_dpo",
+    "tune-dpo": "leadre.tune.preferences.run",
     "generate": "leadre.generate.run",
-    "generate-lists": "leadre.generate.run_lists",
-    "generate-switch": "leadre.generate.run_switch",
+    "generate-lists": "leadre.generate.lists.run",
+    "generate-switch": "leadre.generate.lists.run_switch",
     "serve": "leadre.serve.run",
     "serve-key": "leadre.serve.run_key",
     "serve-backup": "leadre.serve.run_backup",
     "serve-restore": "leadre.serve.run_restore",
     "evaluate": "leadre.evaluate.run",
-    "evaluate-ablation": "leadre.evaluate.run_ablation",
-    "evaluate-replay": "leadre.evaluate.run_replay",
+    "evaluate-ablation": "leadre.evaluate.ablation.run",
+    "evaluate-replay": "leadre.evaluate.replay.run",
 }
 # of a verb with several; `tune --stage dpo` is `tune-dpo`
 FIRST_STAGE = {"tune": "sft", "generate": "requests", "serve": "bids", "evaluate": "retrieval"}

@@ -47,7 +47,7 @@ T = TypeVar("T")
 C = TypeVar("C", bound="Common")
 
 
-class Row(NamedTuple):
+class HelpRow(NamedTuple):
     """One line of ``leadre VERB --help``."""
 
     field: str
@@ -100,13 +100,13 @@ def load(cls: type[C], *, section: str, path: Path | None, flags: Mapping[str, s
     return cls(**values)
 
 
-def describe(cls: type[Common]) -> list[Row]:
+def describe(cls: type[Common]) -> list[HelpRow]:
     """The rows of ``--help``: the stage's own fields first, the shared ones after them."""
     hints = typing.get_type_hints(cls)
     shared = {field.name for field in dataclasses.fields(Common)}
     ordered = sorted(dataclasses.fields(cls), key=lambda field: field.name in shared)
     return [
-        Row(field.name, _name(hints[field.name]), show(_default(field)), field.metadata.get("help", ""))
+        HelpRow(field.name, _name(hints[field.name]), show(_default(field)), field.metadata.get("help", ""))
         for field in ordered
     ]
 

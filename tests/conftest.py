@@ -114,15 +114,15 @@ class Small:
     folder: Path
 
     def prompter(self, logs=None, **blocks):
-        from leadre.tune.prompts import Blocks, Prompter
+        from leadre.tune.prompts import PromptBlocks, PromptWriter
 
         settings = {"long_items": 6, "described": 1, "long_tokens": 60, "short_tokens": 60} | blocks
-        return Prompter(logs or self.logs, self.tokenizer, self.layout, Blocks(**settings))
+        return PromptWriter(logs or self.logs, self.tokenizer, self.layout, PromptBlocks(**settings))
 
     def threads(self, logs=None, **blocks):
-        from leadre.tune.tasks import Threads
+        from leadre.tune.threads import ThreadBuilder
 
-        return Threads(self.prompter(logs, **blocks))
+        return ThreadBuilder(self.prompter(logs, **blocks))
 
     def examples(self, new_weight=0.5, **blocks):
         from leadre.tune.batches import Examples
@@ -157,7 +157,7 @@ def small(tiny_llama):
     from leadre.data import histories, world
     from leadre.lm import pretrained
     from leadre.lm.layout import Layout
-    from leadre.lm.live import Live
+    from leadre.lm.prior import InventoryPrior
     from leadre.semid import codebook as codebooks
     from leadre.semid.quantiser import Quantiser
 
@@ -173,7 +173,7 @@ def small(tiny_llama):
     return Small(
         logs=logs,
         codebook=codebook,
-        live=Live(logs, codebook),
+        live=InventoryPrior(logs, codebook),
         tokenizer=tokenizer,
         layout=Layout(len(tokenizer), codebook.sizes),
         folder=tiny_llama,

@@ -63,7 +63,7 @@ def recall(work, view, method):
 def chance(work, view):
     """Expected Recall@10 of ten ads drawn blindly from those that may be listed."""
     from leadre.data.histories import TEST
-    from leadre.evaluate import retrieval
+    from leadre.evaluate.retrieval import measure as retrieval
 
     logs, found = logs_of(work), []
     asked = retrieval.view(logs, logs.requests_of(TEST), view)
@@ -169,12 +169,12 @@ def prompts_of(work, models):
     from leadre.lm import pretrained
     from leadre.lm.layout import Layout
     from leadre.semid import codebook as codebooks
-    from leadre.tune.prompts import Blocks, Prompter
-    from leadre.tune.tasks import Threads
+    from leadre.tune.prompts import PromptBlocks, PromptWriter
+    from leadre.tune.threads import ThreadBuilder
 
     logs, tokenizer = logs_of(work), pretrained.tokenizer(models[1])
     layout = Layout(len(tokenizer), codebooks.load(read(work, "semid")).sizes)
-    threads = Threads(Prompter(logs, tokenizer, layout, Blocks()))
+    threads = ThreadBuilder(PromptWriter(logs, tokenizer, layout, PromptBlocks()))
     return [threads.write(window).ids.tobytes() for window in threads.serving(logs.requests_of(2))]
 
 

@@ -18,8 +18,8 @@ STAGES = ("data", "semid", "lm", "tune", "generate", "rank", "auction", "creativ
 PACKAGE = sorted((ROOT / "leadre").rglob("*.py"))
 OURS = sorted(path for folder in ("leadre", "tests", "bench") for path in (ROOT / folder).rglob("*.py"))
 
-MOST_LINES_OF_A_FILE = 400
-MOST_LINES_OF_A_FUNCTION = 60
+MAX_LINES_OF_A_FILE = 400
+MAX_LINES_OF_A_FUNCTION = 60
 # "leadre/x.py" or "leadre/x.py:function" -> why it may be longer.
 LONG_WITH_REASON: dict[str, str] = {}
 # Files that may catch Exception -> why.
@@ -141,12 +141,12 @@ PACKAGE_RULES: tuple[Rule, ...] = (
 
 def too_long(path: str, text: str) -> Iterator[str]:
     """The keys of LONG_WITH_REASON that a file would need."""
-    if len(text.splitlines()) > MOST_LINES_OF_A_FILE:
+    if len(text.splitlines()) > MAX_LINES_OF_A_FILE:
         yield path
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
-            if node.end_lineno - node.lineno + 1 > MOST_LINES_OF_A_FUNCTION:
+            if node.end_lineno - node.lineno + 1 > MAX_LINES_OF_A_FUNCTION:
                 yield f"{path}:{node.name}"
 
 

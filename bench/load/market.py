@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from leadre.serve.book.campaigns import Book
-from leadre.serve.book.records import Records
-from leadre.serve.memory import EVERYBODY
-from leadre.serve.paths import Paths
+from leadre.serve.bidding.user_store import EVERYBODY
+from leadre.serve.catalogue.campaigns import CampaignStore
+from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.paths import StatePaths
 from leadre.store import open_store
 from leadre.store.contract import StoredList
 from leadre.types import Ad, Campaign, Size, Targeting
@@ -29,11 +29,11 @@ COUNTRIES, PHONE = ("DEU", "FRA", "USA"), 4
 
 def write(folder: Path, users: int, ads: int, seed: int = 0) -> None:
     """Fill a state folder with ``ads`` ads and lists of ``users`` users, ``user_id`` by number."""
-    paths, rng = Paths(folder=folder, store=f"lmdb:{folder / 'lists'}"), np.random.default_rng(seed)
+    paths, rng = StatePaths(folder=folder, store=f"lmdb:{folder / 'lists'}"), np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    records = Records(paths.book)
+    records = ManageDatabase(paths.book)
     campaigns = [_campaign(number, rng) for number in range(ads // ADS_A_CAMPAIGN)]
-    added = Book(records).add(campaigns, [_ad(number, rng) for number in range(ads)])
+    added = CampaignStore(records).add(campaigns, [_ad(number, rng) for number in range(ads)])
     records.close()
     assert added.ads == ads, added
     store, log_p = open_store(paths.store), np.log(1 / np.arange(1, LISTED + 1) / 5)

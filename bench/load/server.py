@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leadre.serve.book.records import Records
+from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.manage import auth
-from leadre.serve.paths import Paths
+from leadre.serve.paths import StatePaths
 
 HERE = Path(__file__).parent
 START_S = 120.0
@@ -82,8 +82,8 @@ class Server:
 def serving(work: Path, run: str, state: Path, flags: Sequence[str] = (), first: str = "") -> Iterator[Server]:
     """`leadre serve` of a run with its state in a folder, until the block ends; ``first``: a request to wait for."""
     state.mkdir(parents=True, exist_ok=True)
-    records = Records(Paths(folder=state, store="").book)
-    _, key = auth.Keys(records).create("bench", time.time_ns() // 1000)
+    records = ManageDatabase(StatePaths(folder=state, store="").book)
+    _, key = auth.ApiKeys(records).create("bench", time.time_ns() // 1000)
     records.close()
     port, manage_port = free_ports()
     ports = ["--port", str(port), "--manage-port", str(manage_port)]

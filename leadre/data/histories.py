@@ -108,7 +108,7 @@ class Logs:
         return np.flatnonzero(self.request_split_R == split)
 
 
-def choose(logs: Logs, *, split: str, users: int, seed: int) -> I64:
+def choose_requests(logs: Logs, *, split: str, users: int, seed: int) -> I64:
     """The requests of a split, or those of ``users`` of its users drawn by ``seed``."""
     requests = logs.requests_of(SPLITS.index(split))
     everyone = np.unique(logs.request_user_R[requests])

@@ -15,7 +15,7 @@ import polars as pl
 
 from leadre.data import histories, tables
 from leadre.data.histories import I32, I64
-from leadre.data.split import Cut, by_time
+from leadre.data.split import SplitTimes, by_time
 from leadre.errors import InputError
 
 EVERYWHERE = "everywhere"  # the placement of events that name none
@@ -23,7 +23,7 @@ _OPEN_START, _OPEN_END = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, kw_only=True)
-class Derived:
+class DerivedRequests:
     """What ``derive`` returns; frames as in ``tables``."""
 
     events: pl.DataFrame
@@ -38,10 +38,10 @@ def derive(
     events: pl.DataFrame,
     windows: pl.DataFrame,
     listed: pl.DataFrame | None,
-    cut: Cut,
+    cut: SplitTimes,
     positive: str,
     keep_empty: bool,
-) -> Derived:
+) -> DerivedRequests:
     """Requests and inventories of ``events`` (with ROW and FILE, known items only).
 
     ``windows``: the inventory table, or ``windows_of(ads)``. ``listed``: requests that the user wrote down; they take
@@ -67,7 +67,7 @@ def derive(
         kept = histories.in_time(hits, requests).select("request_id").unique()
         requests = requests.join(kept, on="request_id", how="semi", maintain_order="left")
     inventories = inventories.join(requests.select("inventory_id").unique(), on="inventory_id", how="semi")
-    return Derived(
+    return DerivedRequests(
         events=events,
         requests=requests.select(list(tables.REQUESTS)),
         inventories=inventories.sort("inventory_id", "ad_id"),

@@ -80,7 +80,7 @@ def read(config: Config) -> Tables:
     if config.source == "journey":
         tables: Tables = _journey().read(config.path, config.threads)
         return tables
-    cut = split.Cut(
+    cut = split.SplitTimes(
         valid_from=config.valid_from,
         test_from=config.test_from,
         valid_share=config.valid_share,
@@ -98,7 +98,7 @@ def read(config: Config) -> Tables:
         return amazon.read(config.path, config.max_bad_share)
     from leadre.data.sources import files
 
-    limits = files.Limits(
+    limits = files.InputLimits(
         max_bad_share=config.max_bad_share,
         max_field_bytes=config.max_field_bytes,
         unordered=config.unordered,

@@ -11,7 +11,7 @@ from leadre.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class SplitTimes:
     """Where validation and test begin: two dates, or shares of the requests (the last ones)."""
 
     valid_from: str | None = None
@@ -20,7 +20,7 @@ class Cut:
     test_share: float = 0.1
 
 
-def by_time(at: pl.Series, cut: Cut) -> pl.Series:
+def by_time(at: pl.Series, cut: SplitTimes) -> pl.Series:
     """``train``, ``valid`` or ``test`` for each request time.
 
     A boundary lies between two distinct times, so requests of one instant stay together. Raises InputError for dates
@@ -57,7 +57,7 @@ def date(text: str, name: str) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
-def _boundaries(at: pl.Series, cut: Cut) -> tuple[datetime, datetime]:
+def _boundaries(at: pl.Series, cut: SplitTimes) -> tuple[datetime, datetime]:
     if (cut.valid_from is None) != (cut.test_from is None):
         raise InputError("give both --valid-from and --test-from, or neither (then the shares count)")
     if cut.valid_from is not None and cut.test_from is not None:

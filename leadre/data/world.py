@@ -16,7 +16,7 @@ import numpy.typing as npt
 import polars as pl
 
 from leadre.data import requests, tables
-from leadre.data.split import Cut
+from leadre.data.split import SplitTimes
 from leadre.data.tables import Tables
 
 REPEAT, PREFERRED = 0.4, 0.8
@@ -88,7 +88,7 @@ def read(
     users: int = 200,
     ads: int = 120,
     contents: int = 30,
-    cut: Cut | None = None,
+    cut: SplitTimes | None = None,
     positive: str = "conversion",
 ) -> Tables:
     """The market's tables. Sizes must be at least 1; about VISITS requests for each user."""
@@ -104,7 +104,7 @@ def read(
         events=events,
         windows=_windows(market),
         listed=None,
-        cut=cut or Cut(),
+        cut=cut or SplitTimes(),
         positive=positive,
         keep_empty=False,
     )

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from leadre import artifact, metrics
 from leadre.data.histories import Logs
 from leadre.errors import ArtifactError
-from leadre.evaluate import plots, slices
-from leadre.evaluate.retrieval import METRICS, Ads, View
+from leadre.evaluate import plots
+from leadre.evaluate.retrieval import slices
+from leadre.evaluate.retrieval.measure import METRICS, Ads, View
 from leadre.generate.channels import CHANNELS
 from leadre.semid import codebook
 
@@ -41,7 +42,7 @@ Table = Mapping[str, Mapping[str, Mapping[str, Any]]]  # method -> metric -> mea
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
+class ReportInputs:
     """What the page shows: `tables` by view and slice, and the `lists` [V, K] of each view and method."""
 
     logs: Logs
@@ -55,7 +56,7 @@ class Inputs:
     seed: int
 
 
-def write(folder: Path, inputs: Inputs) -> None:
+def write(folder: Path, inputs: ReportInputs) -> None:
     """Write report.html, comparison.png and, where the model's training left a curve, loss.png."""
     panels = {f"{v.name} conversions: {len(v.requests_V):,} visits": bars(inputs.tables[v.name]) for v in inputs.views}
     explained = f"{label(HEADLINE)}, mean and 95 % interval over users; hollow = tie with LEADRE"
@@ -65,7 +66,7 @@ def write(folder: Path, inputs: Inputs) -> None:
         figure = plots.loss(curve, _read_csv(inputs.root / "tune-sft" / "valid.csv"))
         plots.png(figure, folder / "loss.png")
         loss_svg = plots.svg(figure)
-    page = template("report.html.j2").render(
+    page = template("leadre.evaluate", "report.html.j2").render(
         run=inputs.root.name,
         split=inputs.split,
         requests=len(inputs.views[0].requests_V),
@@ -145,7 +146,7 @@ def _plot(v: View, table: Table) -> str:
     return plots.svg(plots.comparison(panel, label="mean and 95 % interval over users"))
 
 
-def cases(inputs: Inputs) -> list[dict[str, Any]]:
+def cases(inputs: ReportInputs) -> list[dict[str, Any]]:
     """Six requests of different users, drawn by the seed and not by how they came out, told so that one can judge."""
     told = _told(inputs.root / "generate" / "cases.jsonl")
     v = inputs.views[0]
@@ -163,7 +164,7 @@ def cases(inputs: Inputs) -> list[dict[str, Any]]:
     return [_case(inputs, r, told.get(r), inputs.lists[v.name][OURS][place[r]]) for r in chosen]
 
 
-def _case(inputs: Inputs, r: int, told: Mapping[str, Any] | None, listed: NDArray[np.int32]) -> dict[str, Any]:
+def _case(inputs: ReportInputs, r: int, told: Mapping[str, Any] | None, listed: NDArray[np.int32]) -> dict[str, Any]:
     logs = inputs.logs
     relevant, value_nanos = logs.relevant(r)
     ids, titles = logs.ads["ad_id"], logs.ads["title"]
@@ -267,9 +268,9 @@ def _read_csv(path: Path) -> dict[str, NDArray[np.float64]]:
     return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
 
 
-def template(name: str) -> Any:
-    """A page of this folder, ready to render: all text is escaped, a missing name is an error."""
-    source = resources.files("leadre.evaluate").joinpath(name).read_text(encoding="utf-8")
+def template(package: str, name: str) -> Any:
+    """The page template ``name`` of a package: all text is escaped, a missing variable is an error."""
+    source = resources.files(package).joinpath(name).read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["figure"] = lambda value: f"{value:.3f}".removeprefix("0")
     return environment.from_string(source)

@@ -22,7 +22,7 @@ from leadre.tune import run as tune
 
 if TYPE_CHECKING:  # numpy and torch load in run, so that --help stays quick
     from leadre.data.histories import Logs
-    from leadre.evaluate.retrieval import Ads, Ints, View
+    from leadre.evaluate.retrieval.measure import Ads, Ints, View
     from leadre.generate.channels import Channel
 
 KIND, VERSION = "metrics", 1
@@ -61,7 +61,8 @@ def run(config: Config) -> None:
         progress.say(f"evaluate: {folder} is current, nothing to do")
         return
     from leadre.data import histories
-    from leadre.evaluate import report, retrieval
+    from leadre.evaluate import report
+    from leadre.evaluate.retrieval import measure as retrieval
 
     data, lists = parents
     logs = histories.load(data)
@@ -77,7 +78,7 @@ def run(config: Config) -> None:
         }
         parts, by_slice = _slices(config, logs, views[0], methods[views[0].name])
         _write_lists(temporary / "lists.parquet", methods, views)
-        inputs = report.Inputs(
+        inputs = report.ReportInputs(
             logs=logs,
             views=views,
             slices=parts,
@@ -194,7 +195,7 @@ def _methods(
     """view -> row -> top ads [V, K], for the given lists, their fusion with counts and every channel."""
     import polars as pl
 
-    from leadre.evaluate import retrieval
+    from leadre.evaluate.retrieval import measure as retrieval
 
     key_A = retrieval.tie_key(logs, config.seed)
     rows: dict[str, dict[str, Ads]] = {}
@@ -221,7 +222,8 @@ def _add_reranked(
     """Put the row sft+price into `methods`; returns view -> the weight of log-price, chosen on the validation lists."""
     import polars as pl
 
-    from leadre.evaluate import rerank, retrieval
+    from leadre.evaluate.retrieval import measure as retrieval
+    from leadre.evaluate.retrieval import rerank
 
     frame, requests_R = pl.read_parquet(validation.path / "lists.parquet"), _held(logs, validation, "valid")
     known = [retrieval.view(logs, requests_R, v.name) for v in views]
@@ -241,7 +243,8 @@ def _slices(
     config: Config, logs: Logs, everything: View, methods: Mapping[str, Ads]
 ) -> tuple[list[View], dict[str, dict[str, dict[str, dict[str, object]]]]]:
     """The slices for cold start, and the comparison of all methods in each by name."""
-    from leadre.evaluate import retrieval, slices
+    from leadre.evaluate.retrieval import measure as retrieval
+    from leadre.evaluate.retrieval import slices
 
     parts, tables = slices.cut(logs, everything), {}
     for part in parts:

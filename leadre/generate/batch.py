@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from leadre import progress
 from leadre.artifact import Artifact
 from leadre.data.histories import Logs
-from leadre.lm.decode import Searcher
-from leadre.lm.live import Live
+from leadre.lm.decode import BeamSearcher
+from leadre.lm.prior import InventoryPrior
 from leadre.semid import codebook as codebooks
-from leadre.tune import saved
+from leadre.tune import model as saved
 from leadre.tune.answers import VIEWS, Ranked, answer
-from leadre.tune.tasks import Threads, Window
+from leadre.tune.threads import ThreadBuilder, Window
 
 WINDOWS_A_PART = 64
 CASES = 6
@@ -30,12 +30,12 @@ SCHEMA = {"request": pl.Int32(), "view": pl.String(), "ads": pl.List(pl.Int32())
 
 
 @dataclass(frozen=True)
-class Loaded:
+class TunedSearcher:
     """A tuned model and all that it needs to answer requests of one log."""
 
-    searcher: Searcher
-    threads: Threads
-    live: Live
+    searcher: BeamSearcher
+    threads: ThreadBuilder
+    live: InventoryPrior
 
 
 def load(
@@ -46,7 +46,7 @@ def load(
     training: bool,
     threads: int = 0,
     logs: Logs | None = None,
-) -> Loaded:
+) -> TunedSearcher:
     """A tuned model that answers requests, ``training`` ones too, of ``logs`` if they are given.
 
     ``threads``: processor threads, 0 = all.
@@ -55,10 +55,10 @@ def load(
         torch.set_num_threads(threads)
     ids = saved.tuned_ids(codebooks.load(codebook), model)
     loaded = saved.load(tables, ids, model, training=training, logs=logs)
-    return Loaded(Searcher(loaded.backbone), loaded.threads, loaded.live)
+    return TunedSearcher(BeamSearcher(loaded.backbone), loaded.threads, loaded.live)
 
 
-class Parts:
+class ResumableParts:
     """Finished parts of a run in a folder; parts of another ``identity`` are thrown away."""
 
     def __init__(self, folder: Path, identity: str) -> None:
@@ -83,7 +83,7 @@ class Parts:
 
 
 def generate(
-    engine: Loaded, requests: NDArray[np.int64], parts: Parts, *, beam: int, top: int, seed: int
+    engine: TunedSearcher, requests: NDArray[np.int64], parts: ResumableParts, *, beam: int, top: int, seed: int
 ) -> pl.DataFrame:
     """The best ``top`` live ads of each request in both views: columns request, view, ads, scores."""
     windows = engine.threads.serving(requests)
@@ -99,7 +99,7 @@ def generate(
     return pl.concat([pl.DataFrame(schema=SCHEMA), *frames]).sort("request", "view")
 
 
-def _answer(engine: Loaded, windows: Sequence[Window], beam: int, top: int, seed: int) -> pl.DataFrame:
+def _answer(engine: TunedSearcher, windows: Sequence[Window], beam: int, top: int, seed: int) -> pl.DataFrame:
     logs = engine.threads.logs
     key_A = np.random.default_rng(seed).permutation(len(logs.ads))
     found = answer(engine.searcher, engine.threads, engine.live, windows, VIEWS, beam)
@@ -117,7 +117,7 @@ def ads_of(logs: Logs, ranked: Ranked, key_A: NDArray[np.int64], top: int) -> tu
     return live[order].tolist(), ranked.log_p[places[order]].tolist()
 
 
-def write_cases(engine: Loaded, lists: pl.DataFrame, path: Path, *, seed: int) -> None:
+def write_cases(engine: TunedSearcher, lists: pl.DataFrame, path: Path, *, seed: int) -> None:
     """Six seeded requests with prompt, generated ads and log-probabilities, one JSON object a line."""
     logs, prompter = engine.threads.logs, engine.threads.prompter
     shown = lists.filter(pl.col("view") == "all").sample(min(CASES, len(lists) // 2), seed=seed, shuffle=True)

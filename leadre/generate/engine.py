@@ -23,8 +23,8 @@ from typing import Self
 import numpy as np
 
 from leadre.errors import BusyError, ClosedError, InputError
-from leadre.lm.asks import Answer, Ask, Policy
-from leadre.lm.decode import Search, Searcher
+from leadre.lm.beam import BeamPolicy, BeamRequest, BeamResult
+from leadre.lm.decode import BeamSearch, BeamSearcher
 from leadre.lm.layout import Ids
 
 FADE = 0.9  # what a measured step still counts for after the next one
@@ -35,12 +35,12 @@ class _Request:
     """What a client waits for; ``until_s`` is a time of the monotonic clock."""
 
     ids: Ids
-    ask: Ask
-    policy: Policy
+    ask: BeamRequest
+    policy: BeamPolicy
     until_s: float
-    future: Future[Answer] = field(default_factory=Future)
+    future: Future[BeamResult] = field(default_factory=Future)
 
-    def settle(self, answer: Answer) -> None:
+    def settle(self, answer: BeamResult) -> None:
         """Deliver, unless the client has gone."""
         if self.future.set_running_or_notify_cancel():
             self.future.set_result(answer)
@@ -73,18 +73,20 @@ class Engine:
     Close it, best by ``with``: the process does not end before its thread does.
     """
 
-    def __init__(self, searcher: Searcher, *, queue: int = 256, batch: int = 16) -> None:
+    def __init__(self, searcher: BeamSearcher, *, queue: int = 256, batch: int = 16) -> None:
         self.searcher, self.queue, self.batch = searcher, queue, batch
         self.reading, self.writing = Pace(), Pace()  # positions of prompts, open beams
         self._waiting: list[_Request] = []
-        self._running: dict[int, _Request] = {}  # those that `Search` still works on, by their place in it
+        self._running: dict[int, _Request] = {}  # those that `BeamSearch` still works on, by their place in it
         self._closed = False
         self._changed = threading.Condition()  # guards the three above
         executor = ThreadPoolExecutor(1, thread_name_prefix="leadre-engine")
         self._loop = executor.submit(self._run)
         executor.shutdown(wait=False)  # it has its one task
 
-    def submit(self, ids: Ids, ask: Ask, policy: Policy, *, deadline_ms: float | None = None) -> Future[Answer]:
+    def submit(
+        self, ids: Ids, ask: BeamRequest, policy: BeamPolicy, *, deadline_ms: float | None = None
+    ) -> Future[BeamResult]:
         """The answer to come. ``deadline_ms`` runs from now; cancelling the future frees what the request holds.
 
         BusyError where the queue is full, ClosedError after `close`, InputError where the prompt cannot be read.
@@ -132,7 +134,7 @@ class Engine:
                 by_prompt = [list(same) for _, same in itertools.groupby(batch, lambda request: request.ids.tobytes())]
                 positions, start_s = sum(self._unread(same[0].ids) for same in by_prompt), time.monotonic()
                 threads = [(same[0].ids, [request.ask for request in same]) for same in by_prompt]
-                search = Search(self.searcher, threads, batch[0].policy)
+                search = BeamSearch(self.searcher, threads, batch[0].policy)
                 self.reading.add(positions, time.monotonic() - start_s)
                 while self._deliver(search):
                     rows, start_s = int(search.open_QW.sum()), time.monotonic()
@@ -183,9 +185,9 @@ class Engine:
             late = [each for each in self._waiting if now_s + self._reading_s(each) > each.until_s]
             self._waiting = [each for each in self._waiting if each not in late and not each.future.cancelled()]
         for request in late:
-            request.settle(Answer(np.zeros(0, np.int64), np.zeros(0, np.float32), complete=False))
+            request.settle(BeamResult(np.zeros(0, np.int64), np.zeros(0, np.float32), complete=False))
 
-    def _deliver(self, search: Search) -> bool:
+    def _deliver(self, search: BeamSearch) -> bool:
         """Answer those that are done or cannot wait for the next step; False where no beam goes on."""
         then_s = time.monotonic() + self.writing.seconds(int(search.open_QW.sum()))
         goes_on = set(np.nonzero(search.open_QW)[0].tolist())

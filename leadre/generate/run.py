@@ -48,7 +48,7 @@ def run(config: Config) -> None:
         return
     from leadre.data import histories
     from leadre.generate import batch
-    from leadre.tune import saved
+    from leadre.tune import model as saved
 
     saved.check_ids(parents[2], parents[1])
 
@@ -56,8 +56,10 @@ def run(config: Config) -> None:
         folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents
     ) as temporary:
         engine = batch.load(*parents, training=config.split == "train", threads=config.threads)
-        requests = histories.choose(engine.threads.logs, split=config.split, users=config.users, seed=config.seed)
-        parts = batch.Parts(config.folder(f".{config.step}.parts"), artifact.resume_key(effective, parents))
+        requests = histories.choose_requests(
+            engine.threads.logs, split=config.split, users=config.users, seed=config.seed
+        )
+        parts = batch.ResumableParts(config.folder(f".{config.step}.parts"), artifact.resume_key(effective, parents))
         lists = batch.generate(engine, requests, parts, beam=config.beam, top=config.top, seed=config.seed)
         lists.write_parquet(temporary / "lists.parquet")
         batch.write_cases(engine, lists, temporary / "cases.jsonl", seed=config.seed)

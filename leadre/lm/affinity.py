@@ -30,7 +30,7 @@ FILE = "affinity.safetensors"
 RANK = 64
 PENALTY = 300.0  # the best of 100, 300, 1000 on the `journey` source's validation weeks
 FOLDS = 4
-MOST_OBJECTS = 10_000  # the most frequent ones; the closed form inverts a matrix of that side
+MAX_OBJECTS = 10_000  # the most frequent ones; the closed form inverts a matrix of that side
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def held_out(logs: Logs, codebook: Codebook, seed: int) -> list[Affinity]:
 
 def _fit(counts_UO: sparse.csr_array, seed: int) -> Affinity:
     events_O = np.asarray(counts_UO.sum(0)).ravel()
-    met = np.sort(np.argsort(-events_O, kind="stable")[: min(MOST_OBJECTS, int((events_O > 0).sum()))])
+    met = np.sort(np.argsort(-events_O, kind="stable")[: min(MAX_OBJECTS, int((events_O > 0).sum()))])
     read_OP, live_OP = np.zeros((2, len(events_O), RANK), dtype=np.float32)
     if len(met) > 2:
         read, live = _factorise(counts_UO[:, met], min(RANK, len(met) - 2), seed)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from leadre.errors import InputError
 from leadre.lm import attention
 from leadre.lm.layout import Layout
-from leadre.lm.pointer import Pointer, Sources
+from leadre.lm.pointer import Pointer, PointerSources
 
 LOGIT_SCALE = 0.1  # rows as loud as words would start the softmax far too sure of itself
 WORD_SCALE = 0.3  # states of a cut body are not those the embeddings were tied to, and at full scale far too sure
@@ -102,7 +102,7 @@ class Backbone(nn.Module):
         hidden_ND: Tensor,
         level: int,
         prior_NC: Tensor,
-        sources: Sources | None,
+        sources: PointerSources | None,
         thread_N: Tensor,
         log_worth_NT: Tensor,
     ) -> Tensor:
@@ -123,7 +123,7 @@ class Backbone(nn.Module):
         log_p_NC = kept - torch.logsumexp(kept, dim=-1, keepdim=True)
         return torch.where(prior_NC > -torch.inf, log_p_NC, -torch.inf)  # a row with nothing live would be nan
 
-    def sources(self, hidden_BTD: Tensor, ids_BT: Tensor) -> Sources | None:
+    def sources(self, hidden_BTD: Tensor, ids_BT: Tensor) -> PointerSources | None:
         """What the pointer may repeat of the threads ``ids_BT`` [B, T], whose hidden states these are."""
         if self.pointer is None:
             return None

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from leadre.lm.attention import CHUNK
 from leadre.lm.layout import Ids
-from leadre.lm.prefix import Block, Prefixes
+from leadre.lm.prefix import PrefixBlock, PrefixCache
 from leadre.lm.runner import Runner
 
 
-class Prompts:
+class PromptCache:
     """Keys and values of threads, padded at their ends: [B, G, T, E] a layer. ``prefixes`` may know how some begin."""
 
-    def __init__(self, runner: Runner, threads: list[Ids], device: torch.device, prefixes: Prefixes | None) -> None:
+    def __init__(self, runner: Runner, threads: list[Ids], device: torch.device, prefixes: PrefixCache | None) -> None:
         self.runner, self.prefixes, self.threads = runner, prefixes, threads
         self.lengths = [len(ids) for ids in threads]
         self.names = [prefixes.names(ids) if prefixes else [] for ids in threads]
@@ -61,13 +61,13 @@ class Prompts:
                 self.keys[:, b, :, part] = block.keys
                 self.values[:, b, :, part] = block.values
 
-    def _keep(self, prefixes: Prefixes, hidden: list[Tensor]) -> None:
+    def _keep(self, prefixes: PrefixCache, hidden: list[Tensor]) -> None:
         """Give the blocks that were read to the cache."""
         for b, (names, blocks) in enumerate(zip(self.names, self.blocks, strict=True)):
             for first in range(self.starts[b], prefixes.positions * len(names), prefixes.positions):
                 part = slice(first, first + prefixes.positions)
                 keys, values = self.keys[:, b, :, part].clone(), self.values[:, b, :, part].clone()
-                blocks.append(Block(keys, values, hidden[b][part].clone()))
+                blocks.append(PrefixBlock(keys, values, hidden[b][part].clone()))
             prefixes.put(names, blocks)
 
     def _attend(self, layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor) -> Tensor:
@@ -82,18 +82,18 @@ class Prompts:
                 block = slice(before + first - start, before + last - start)
                 keys, values = self.keys[layer, b : b + 1, :, :last], self.values[layer, b : b + 1, :, :last]
                 ahead_NK = self._ahead_NK[: last - first, : last - first]
-                mixed[block] = look(query_NHE[None, block], keys, values, ahead_NK[None])[0]
+                mixed[block] = attend(query_NHE[None, block], keys, values, ahead_NK[None])[0]
             before += length - start
         return mixed
 
 
-class Beams:
+class BeamCache:
     """Rows that continue prompts: at first ``thread_N`` and ``end_N`` say where, then each call of `grow` adds a code.
 
     Rows of one thread stand side by side.
     """
 
-    def __init__(self, prompts: Prompts, thread_N: Tensor, end_N: Tensor) -> None:
+    def __init__(self, prompts: PromptCache, thread_N: Tensor, end_N: Tensor) -> None:
         self.prompts, self.thread_N, self.end_N, self.written = prompts, thread_N, end_N, 0
         shape = (prompts.runner.layers, len(thread_N), 0, *prompts.keys.shape[2::2])
         self.keys, self.values = prompts.keys.new_empty(shape), prompts.keys.new_empty(shape)  # [layers, N, S, G, E]
@@ -120,7 +120,7 @@ class Beams:
         """Attention over the thread up to the row's end and the row's own codes."""
         self.keys[layer, :, -1], self.values[layer, :, -1] = key_NGE, value_NGE
         own = self._gather(self.keys[layer]), self._gather(self.values[layer])
-        mixed_BMHE = look(
+        mixed_BMHE = attend(
             self._gather(query_NHE), self.prompts.keys[layer], self.prompts.values[layer], self._bias_BMT, own
         )
         return mixed_BMHE[self._place]
@@ -134,7 +134,7 @@ class Beams:
         return table
 
 
-def look(
+def attend(
     query_BNHE: Tensor,
     key_BGTE: Tensor,
     value_BGTE: Tensor,

@@ -21,20 +21,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leadre.lm.asks import Answer, Ask, Ints, Policy, are_live, descend, diverse, repeatable
 from leadre.lm.backbone import Backbone, has_bfloat16
-from leadre.lm.cache import Beams, Prompts
-from leadre.lm.graphs import Graphs
+from leadre.lm.beam import BeamPolicy, BeamRequest, BeamResult, Ints, are_live, descend, diverse, repeatable
+from leadre.lm.cache import BeamCache, PromptCache
+from leadre.lm.graphs import GraphPool
 from leadre.lm.layout import Ids
-from leadre.lm.pointer import Sources
-from leadre.lm.prefix import Prefixes
+from leadre.lm.pointer import PointerSources
+from leadre.lm.prefix import PrefixCache
 from leadre.lm.runner import Runner, runner_of
 from leadre.semid.trie import Mask
 
-Threads = Sequence[tuple[Ids, Sequence[Ask]]]
+Threads = Sequence[tuple[Ids, Sequence[BeamRequest]]]
 
 
-class Searcher:
+class BeamSearcher:
     """A backbone made ready to generate: its weights are copied, so a searcher is made anew after training steps.
 
     ``prefixes`` keeps what prompts have in common from call to call, and belongs to this searcher alone. ``graphs``:
@@ -45,16 +45,16 @@ class Searcher:
         self,
         backbone: Backbone,
         runner: Runner | None = None,
-        prefixes: Prefixes | None = None,
+        prefixes: PrefixCache | None = None,
         graphs: bool | None = None,
     ) -> None:
         self.backbone, self.prefixes = backbone, prefixes
         self.codes_OL = backbone.objects_OL.cpu().numpy() - np.array(backbone.layout.offsets[:-1])
         self.runner = runner or runner_of(backbone.body, _dtype(backbone))
         wanted = backbone.device.type == "cuda" if graphs is None else graphs
-        self.graphs = Graphs(backbone, self.runner) if wanted else None
+        self.graphs = GraphPool(backbone, self.runner) if wanted else None
 
-    def __call__(self, threads: Threads, policy: Policy) -> list[list[Answer]]:
+    def __call__(self, threads: Threads, policy: BeamPolicy) -> list[list[BeamResult]]:
         """The best live rows of each request of each thread, one list of answers a thread.
 
         Exact where the policy has at least as many beams as there are live prefixes at every level; narrower beams may
@@ -63,7 +63,7 @@ class Searcher:
         asked = [(ids, asks) for ids, asks in threads if asks]
         if not asked:
             return [[] for _ in threads]
-        search = Search(self, asked, policy)
+        search = BeamSearch(self, asked, policy)
         while search.open_QW.any():
             search.step()
         answers = search.answers(range(len(search.asks)))
@@ -82,8 +82,8 @@ class _Rows:
     """Paths in the making: where each row's hidden state stands, and what its pointer may still repeat."""
 
     backbone: Backbone
-    beams: Beams
-    sources: Sources | None
+    beams: BeamCache
+    sources: PointerSources | None
     hidden_ND: Tensor
     log_worth_NT: Tensor
 
@@ -104,14 +104,14 @@ class _Rows:
         self.hidden_ND = self.beams.grow(_embed(backbone, ids_N), parent_N)
 
 
-class Search:
+class BeamSearch:
     """Q requests with W beams each, in the order in which they were asked; `step` writes the next code of all beams.
 
     ``open_QW`` says which beams go on; the search is over when there are none. `answers` can be asked for at any time.
     """
 
     @torch.inference_mode()
-    def __init__(self, searcher: Searcher, threads: Threads, policy: Policy) -> None:
+    def __init__(self, searcher: BeamSearcher, threads: Threads, policy: BeamPolicy) -> None:
         """Reads the prompts and chooses the first codes. Every thread has a request."""
         self.backbone, self.codes_OL, self.policy = searcher.backbone, searcher.codes_OL, policy
         self.asks = [ask for _, asks in threads for ask in asks]
@@ -120,7 +120,7 @@ class Search:
         self.end_Q = np.array([ask.end for ask in self.asks])
         self.ids = [ids for ids, _ in threads]
         device = self.backbone.device
-        self.prompts = Prompts(searcher.runner, self.ids, device, searcher.prefixes)
+        self.prompts = PromptCache(searcher.runner, self.ids, device, searcher.prefixes)
         hidden_BTD = self.prompts.read(lambda ids_N: _embed(self.backbone, ids_N))
         self.ids_BT = np.zeros(hidden_BTD.shape[:2], np.int64)
         for b, ids in enumerate(self.ids):
@@ -189,7 +189,7 @@ class Search:
         self._release()
 
     @torch.inference_mode()
-    def answers(self, requests: Sequence[int]) -> list[Answer]:
+    def answers(self, requests: Sequence[int]) -> list[BeamResult]:
         """What is known of these requests: where beams are open still, they are finished by the prior alone."""
         score_QW = self.score_QW.float().cpu().numpy()
         found = [self._results(q, self.states_QW[q] >= 0, score_QW[q]) for q in requests]
@@ -202,7 +202,7 @@ class Search:
             log_p_N = self._unmasked(self.policy.catalogue, np.repeat(requests, counts), objects_N)
             unmasked = list(np.split(log_p_N, np.cumsum(counts)[:-1]))
         return [
-            Answer(rows, log_p, within, complete=not self.open_QW[q].any())
+            BeamResult(rows, log_p, within, complete=not self.open_QW[q].any())
             for q, (rows, log_p), within in zip(requests, found, unmasked, strict=True)
         ]
 
@@ -250,7 +250,7 @@ class Search:
         request_N, thread, end, log_worth = (
             torch.from_numpy(each).to(self.backbone.device) for each in (requests_N, thread_N, end_N, log_worth_NT)
         )
-        beams = Beams(self.prompts, thread, end)
+        beams = BeamCache(self.prompts, thread, end)
         return _Rows(self.backbone, beams, self.sources, self.hidden_QD[request_N], log_worth)
 
     def _unmasked(self, catalogue: Mask, requests_N: Ints, objects_N: Ints) -> NDArray[np.float32]:

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leadre.lm.backbone import Backbone
-from leadre.lm.cache import Prompts, look
-from leadre.lm.pointer import Sources
+from leadre.lm.cache import PromptCache
+from leadre.lm.pointer import PointerSources
 from leadre.lm.runner import Runner
 
 
-class Graphs:
+class GraphPool:
     """Buckets that are free. A search takes one and gives it back, so two searches never share buffers.
 
     For one thread at a time: a capture tolerates no other work on the device.
@@ -32,20 +32,20 @@ class Graphs:
 
     def __init__(self, backbone: Backbone, runner: Runner) -> None:
         self.backbone, self.runner = backbone, runner
-        self._free: dict[tuple[int, int, int], list[Bucket]] = {}
+        self._free: dict[tuple[int, int, int], list[CapturedStep]] = {}
 
-    def take(self, requests: int, width: int, positions: int) -> Bucket:
+    def take(self, requests: int, width: int, positions: int) -> CapturedStep:
         """A bucket with room for these."""
         Q, W, T = (1 << (count - 1).bit_length() for count in (requests, width, max(positions, 64)))
         free = self._free.setdefault((Q, W, T), [])
-        return free.pop() if free else Bucket(self.backbone, self.runner, Q, W, T)
+        return free.pop() if free else CapturedStep(self.backbone, self.runner, Q, W, T)
 
-    def give(self, bucket: Bucket) -> None:
+    def give(self, bucket: CapturedStep) -> None:
         """Take a bucket back."""
         self._free[bucket.shape].append(bucket)
 
 
-class Bucket:
+class CapturedStep:
     """Buffers of ``Q`` requests of ``W`` beams over ``T`` positions, and on CUDA a graph of the step at each level."""
 
     def __init__(self, backbone: Backbone, runner: Runner, Q: int, W: int, T: int) -> None:
@@ -78,7 +78,12 @@ class Bucket:
                 self._capture(level)
 
     def load(
-        self, prompts: Prompts, thread_Q: Tensor, end_Q: Tensor, sources: Sources | None, log_worth_QT: Tensor
+        self,
+        prompts: PromptCache,
+        thread_Q: Tensor,
+        end_Q: Tensor,
+        sources: PointerSources | None,
+        log_worth_QT: Tensor,
     ) -> None:
         """Begin a search of requests that are answered at ``end_Q`` of their threads (`Pointer.mix`)."""
         Q, T, device = len(end_Q), prompts.keys.shape[3], end_Q.device
@@ -136,13 +141,13 @@ class Bucket:
         ids_QW = backbone.layout.words + backbone.layout.offsets[level - 1] + self.code_QW
         positions_QW = (self.end_Q[:, None] + level).expand(Q, W)
 
-        def attend(layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor) -> Tensor:
+        def attend_here(layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor) -> Tensor:
             query, key, value = (part.view(Q, W, *part.shape[1:]) for part in (query_NHE, key_NGE, value_NGE))
             self.own[0][layer, :, :, level - 1], self.own[1][layer, :, :, level - 1] = key, value
             written = self.own[0][layer, :, :, :level], self.own[1][layer, :, :, :level]
-            return look(query, self.keys[layer], self.values[layer], self.bias_Q1T, written).flatten(0, 1)
+            return attend(query, self.keys[layer], self.values[layer], self.bias_Q1T, written).flatten(0, 1)
 
-        hidden_ND = self.runner(backbone.embed(ids_QW).flatten(0, 1), positions_QW.flatten(), attend)
+        hidden_ND = self.runner(backbone.embed(ids_QW).flatten(0, 1), positions_QW.flatten(), attend_here)
         prior_QWC = self.prior_QWC[..., : backbone.layout.sizes[level]]
         thread_N = self.each_Q1.expand(Q, W).flatten()
         prior_NC, log_worth_NT = prior_QWC.flatten(0, 1), self.log_worth_QWT.flatten(0, 1)

@@ -27,7 +27,7 @@ FADE_POSITIONS = 256.0  # the unit of distance; the learnt fade starts at a fact
 
 
 @dataclass(frozen=True)
-class Sources:
+class PointerSources:
     """What of each thread can be repeated: ``keys_BTP``, and the codes of the object at each position (-1: none).
 
     ``counts_BT`` is added to the scores: the logarithm of how many times a position counts. ``rows_each`` is how many
@@ -67,14 +67,20 @@ class Pointer(nn.Module):
         self.count_words_W[: len(words)] = torch.tensor(words)
         self.log_counts_W[: len(words)] = torch.tensor([counts[word] for word in words]).log()
 
-    def sources(self, hidden_BTD: Tensor, codes_BTL: Tensor, ids_BT: Tensor) -> Sources:
+    def sources(self, hidden_BTD: Tensor, codes_BTL: Tensor, ids_BT: Tensor) -> PointerSources:
         """Keys and counts of all thread positions."""
         before_BT = F.pad(ids_BT[:, :-1], (1, 0), value=NO_WORD + 1)
         counts_BT = ((before_BT[..., None] == self.count_words_W) * self.log_counts_W).sum(-1)
-        return Sources(self.key(hidden_BTD), codes_BTL, counts_BT)
+        return PointerSources(self.key(hidden_BTD), codes_BTL, counts_BT)
 
     def mix(
-        self, log_p_NC: Tensor, hidden_ND: Tensor, sources: Sources, thread_N: Tensor, log_worth_NT: Tensor, level: int
+        self,
+        log_p_NC: Tensor,
+        hidden_ND: Tensor,
+        sources: PointerSources,
+        thread_N: Tensor,
+        log_worth_NT: Tensor,
+        level: int,
     ) -> Tensor:
         """Log-probabilities [N, C] of the mixture of the head's ``log_p_NC`` and the pointer.
 
@@ -93,7 +99,7 @@ class Pointer(nn.Module):
         mixed = torch.where(torch.isfinite(log_p_NC), mixed, -torch.inf)
         return torch.where(may_NT.any(-1, keepdim=True), mixed, log_p_NC)
 
-    def _scores(self, hidden_ND: Tensor, sources: Sources, thread_N: Tensor, log_worth_NT: Tensor) -> Tensor:
+    def _scores(self, hidden_ND: Tensor, sources: PointerSources, thread_N: Tensor, log_worth_NT: Tensor) -> Tensor:
         """Attention scores [N, T]: likeness of query and key, less for what was read long before the last source."""
         query_NP = self.query(hidden_ND) * WIDTH**-0.5
         if sources.rows_each:

@@ -25,7 +25,7 @@ Name = bytes
 
 
 @dataclass(frozen=True)
-class Block:
+class PrefixBlock:
     """What the model made of P positions: keys and values [layers, G, P, E], hidden states [P, D]."""
 
     keys: Tensor
@@ -37,7 +37,7 @@ class Block:
         return sum(part.nbytes for part in (self.keys, self.values, self.hidden_PD))
 
 
-class Prefixes:
+class PrefixCache:
     """Blocks of at most ``capacity_mb`` MiB, the least recently used going first; safe to share between threads.
 
     ``hits`` and ``misses`` count blocks that were looked for, ``evictions`` those that had to go.
@@ -46,7 +46,7 @@ class Prefixes:
     def __init__(self, *, capacity_mb: float, positions: int = 16) -> None:
         self.positions, self.capacity_bytes = positions, int(capacity_mb * 2**20)
         self.hits = self.misses = self.evictions = self.bytes = 0
-        self._blocks: OrderedDict[Name, Block] = OrderedDict()
+        self._blocks: OrderedDict[Name, PrefixBlock] = OrderedDict()
         self._lock = threading.Lock()
 
     def names(self, ids: Ids) -> list[Name]:
@@ -63,7 +63,7 @@ class Prefixes:
             known = [name in self._blocks for name in self.names(ids)]
         return self.positions * (known.index(False) if False in known else len(known))
 
-    def get(self, names: list[Name]) -> list[Block]:
+    def get(self, names: list[Name]) -> list[PrefixBlock]:
         """The blocks that are here, from the first name on, without a gap."""
         found = []
         with self._lock:
@@ -75,7 +75,7 @@ class Prefixes:
             self.misses += len(names) - len(found)
         return found
 
-    def put(self, names: list[Name], blocks: list[Block]) -> None:
+    def put(self, names: list[Name], blocks: list[PrefixBlock]) -> None:
         """Keep the blocks of a prompt, or mark them as used, and drop the oldest of all where they do not fit.
 
         The first block of a prompt becomes the youngest: without it those behind it could not be used.

@@ -17,13 +17,13 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from leadre import artifact, database
-from leadre.auction import ledger
-from leadre.auction.ledger import Ledger
+from leadre.auction.budget import ledger
+from leadre.auction.budget.ledger import Ledger
 from leadre.errors import InputError
-from leadre.serve.book import records
-from leadre.serve.events import durable, eventlog, training
-from leadre.serve.events.eventlog import EventLog
-from leadre.serve.paths import Paths
+from leadre.serve.catalogue import database as records
+from leadre.serve.events import durable, event_log, training
+from leadre.serve.events.event_log import EventLog
+from leadre.serve.paths import StatePaths
 from leadre.store import erased
 from leadre.store.lmdb import LmdbStore
 
@@ -31,7 +31,7 @@ KIND, VERSION = "backup", 1
 STATE, LISTS = "state", "lists"  # folders of a backup; there are no lists where the store is a server
 
 
-def write(paths: Paths, folder: Path) -> artifact.Artifact:
+def write(paths: StatePaths, folder: Path) -> artifact.Artifact:
     """Copy the state into a new folder. InputError where there is none, or the folder holds something."""
     if not paths.ledger.exists():
         raise InputError(f"{paths.folder}: holds no state of a bidder that has served; check --state")
@@ -42,11 +42,11 @@ def write(paths: Paths, folder: Path) -> artifact.Artifact:
         artifact.create(folder, kind=KIND, version=VERSION, config={}, seed=0, parents=[]) as made,
     ):
         made.chmod(0o700)  # it names users, and holds what tokens are signed with
-        copy = Paths(folder=made / STATE, store="")
+        copy = StatePaths(folder=made / STATE, store="")
         copy.folder.mkdir()
         _copy_database(paths.ledger, ledger.MIGRATIONS, copy.ledger)
         _copy_files([paths.tables / training.POSITION, *_visible(paths.tables)], paths.tables, copy.tables)
-        _copy_files(eventlog.segments(paths.events), paths.events, copy.events)
+        _copy_files(event_log.segments(paths.events), paths.events, copy.events)
         _copy_database(paths.book, records.MIGRATIONS, copy.book)
         _copy_files([paths.keys, paths.draws, paths.erased], paths.folder, copy.folder)
         _check(copy)
@@ -58,7 +58,7 @@ def write(paths: Paths, folder: Path) -> artifact.Artifact:
     return artifact.read(folder, kind=KIND, version=VERSION)
 
 
-def restore(folder: Path, paths: Paths) -> None:
+def restore(folder: Path, paths: StatePaths) -> None:
     """Make the state in ``paths`` that of a backup: whole, or not there.
 
     InputError where a state is there already, ArtifactError where the backup is damaged.
@@ -68,7 +68,7 @@ def restore(folder: Path, paths: Paths) -> None:
     inside = lists is not None and lists.is_relative_to(home)
     for free in [paths.folder] + ([] if lists is None or inside else [lists]):
         if free.exists() and any(free.iterdir()):
-            runs = durable.is_locked(eventlog.lock_of(paths.events))
+            runs = durable.is_locked(event_log.lock_of(paths.events))
             raise InputError(
                 f"{free}: "
                 + ("a bidder runs on it; stop it, and " if runs else "is not empty; ")
@@ -105,18 +105,18 @@ def _visible(folder: Path) -> list[Path]:
     return [path for path in names if not path.name.startswith(".")]
 
 
-def _check(copy: Paths) -> None:
+def _check(copy: StatePaths) -> None:
     """Mend the end of the log, and look whether books and log agree. InputError where they do not."""
     with EventLog(copy.events) as log, Ledger(copy.ledger) as books:
         faults = books.verify()
         if books.log_number > log.last:
             faults.append(f"record {books.log_number} is booked, and the log ends at {log.last}")
-    eventlog.lock_of(copy.events).unlink()
+    event_log.lock_of(copy.events).unlink()
     if faults:
         raise InputError(f"the books do not add up, and no backup is made of them: {'; '.join(faults)}")
 
 
-def _lists_of(paths: Paths) -> Path | None:
+def _lists_of(paths: StatePaths) -> Path | None:
     """The folder of the store; None where it is a server, which has backups of its own."""
     kind, _, folder = paths.store.partition(":")
     return Path(folder).absolute() if kind == "lmdb" else None

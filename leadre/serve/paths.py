@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paths:
+class StatePaths:
     """The files of a state folder. ``store`` names the store, which may be elsewhere."""
 
     folder: Path

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from leadre import artifact, config, progress
 from leadre.errors import InputError
-from leadre.serve.paths import Paths
+from leadre.serve.paths import StatePaths
+from leadre.serve.plan import Plan, Timing
 from leadre.serve.settings import Settings
 from leadre.tune import run as tune
 
@@ -46,20 +47,20 @@ def run(config: Config) -> None:
     _check(config)
     paths = paths_of(config)
     tables = artifact.read(config.folder("data"), kind="tables", version=1)
-    from leadre.serve.processes import first, supervisor
+    from leadre.serve.processes import bootstrap, supervisor
 
-    first.fill(paths, tables)
-    origins = first.register(paths, config.origins)
-    first.check_exposure(paths, (config.host,))
-    first.make_key(paths)
-    plan = supervisor.Plan(
+    bootstrap.fill(paths, tables)
+    origins = bootstrap.register(paths, config.origins)
+    bootstrap.check_exposure(paths, (config.host,))
+    bootstrap.make_key(paths)
+    plan = Plan(
         paths=paths,
         settings=settings_of(config),
         host=config.host,
         port=config.port,
         manage_port=config.manage_port,
         workers=config.workers,
-        timing=supervisor.Timing(tmax_ms=config.tmax_ms, network_ms=config.network_ms, shed_ms=config.shed_ms),
+        timing=Timing(tmax_ms=config.tmax_ms, network_ms=config.network_ms, shed_ms=config.shed_ms),
         tables=config.folder("data"),
         codebook=config.folder("semid"),
         model=model_of(config),
@@ -77,15 +78,15 @@ def model_of(config: Config) -> Path | None:
     return folder if config.generate and folder.exists() else None
 
 
-def paths_of(config: Config) -> Paths:
+def paths_of(config: Config) -> StatePaths:
     """Where the state lies that ``config`` names."""
     from leadre.store import spec_in
 
     folder = Path(config.state) if config.state else config.folder("state")
-    return Paths(folder=folder, store=spec_in(folder, config.store))
+    return StatePaths(folder=folder, store=spec_in(folder, config.store))
 
 
-def place(given: config.Common, stages: Path | None, state: str) -> Paths:
+def place(given: config.Common, stages: Path | None, state: str) -> StatePaths:
     """Where the state lies for another stage of the verb: as it was told, else as [serve] of the file ``stages`` says.
 
     InputError as from `config.load`.

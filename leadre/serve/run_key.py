@@ -26,13 +26,13 @@ class Config(config.Common):
 
 def run(settings: Config) -> None:
     """Make the key. InputError without a name, or for an impossible advertiser."""
-    from leadre.serve.book.records import Records
+    from leadre.serve.catalogue.database import ManageDatabase
     from leadre.serve.manage import auth
 
     paths = serve.place(settings, settings.stages, settings.state)
-    records = Records(paths.book)
+    records = ManageDatabase(paths.book)
     try:
-        key, secret = auth.Keys(records).create(settings.name, time.time_ns() // 1000, settings.advertiser)
+        key, secret = auth.ApiKeys(records).create(settings.name, time.time_ns() // 1000, settings.advertiser)
     finally:
         records.close()
     whose = f"account {key.advertiser_id}" if key.advertiser_id else "an operator"

@@ -18,9 +18,9 @@ import msgspec
 from leadre.errors import InputError
 
 EVERYBODY = "*"  # whose list is for whoever has none
-MOST_RECENT, MOST_SEGMENTS = 1024, 256
-MOST_USER_BYTES, MOST_CAMPAIGN_BYTES = 400, 96
-MOST_SWITCHES = 16  # how far back `rollback` can go
+MAX_RECENT, MAX_SEGMENTS = 1024, 256
+MAX_USER_BYTES, MAX_CAMPAIGN_BYTES = 400, 96
+MAX_SWITCHES = 16  # how far back `rollback` can go
 US_PER_DAY = 86_400_000_000
 DAYS_KEPT = 2  # caps of a day are forgotten so many days later, when it has ended in every time zone
 
@@ -34,7 +34,7 @@ class StoredList(msgspec.Struct, frozen=True, array_like=True):
     log_p: tuple[float, ...]
 
 
-class Seen(msgspec.Struct, frozen=True, array_like=True):
+class ProfileEvent(msgspec.Struct, frozen=True, array_like=True):
     """One thing that a user acted on and what it was worth; ``domain`` as in the events table."""
 
     object_id: str
@@ -50,15 +50,15 @@ class Profile(msgspec.Struct, frozen=True, array_like=True):
     """
 
     user_id: str
-    recent: tuple[Seen, ...] = ()
+    recent: tuple[ProfileEvent, ...] = ()
     segments: tuple[str, ...] = ()
     updated_at_us: int = 0
     log_until_us: int = 0
     log_read_at_us: int = 0
 
     def bounded(self) -> Profile:
-        """Without all but the last `MOST_RECENT` things and the first `MOST_SEGMENTS` segments."""
-        recent, segments = self.recent[-MOST_RECENT:], self.segments[:MOST_SEGMENTS]
+        """Without all but the last `MAX_RECENT` things and the first `MAX_SEGMENTS` segments."""
+        recent, segments = self.recent[-MAX_RECENT:], self.segments[:MAX_SEGMENTS]
         return msgspec.structs.replace(self, recent=recent, segments=segments)
 
     def retained(self, after_us: int) -> Profile | None:
@@ -84,7 +84,7 @@ class Cap(msgspec.Struct, frozen=True, array_like=True):
     limit: int
 
 
-class Versions(msgspec.Struct, frozen=True, array_like=True):
+class ListVersions(msgspec.Struct, frozen=True, array_like=True):
     """Which versions of lists there are, oldest first, and which were current, the present one last. Pure."""
 
     names: tuple[str, ...] = ()
@@ -94,28 +94,30 @@ class Versions(msgspec.Struct, frozen=True, array_like=True):
     def current(self) -> str | None:
         return self.switched[-1] if self.switched else None
 
-    def with_name(self, name: str) -> Versions:
+    def with_name(self, name: str) -> ListVersions:
         """InputError for a name that is not 1 to 64 letters, digits, '.', '_' and '-'."""
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
             raise InputError(f"version {name!r}: use up to 64 letters, digits, '.', '_' and '-'")
-        return self if name in self.names else Versions((*self.names, name), self.switched)
+        return self if name in self.names else ListVersions((*self.names, name), self.switched)
 
-    def switch(self, name: str) -> Versions:
+    def switch(self, name: str) -> ListVersions:
         self.check(name)
-        return self if name == self.current else Versions(self.names, (*self.switched, name)[-MOST_SWITCHES:])
+        return self if name == self.current else ListVersions(self.names, (*self.switched, name)[-MAX_SWITCHES:])
 
-    def rollback(self) -> Versions:
+    def rollback(self) -> ListVersions:
         if len(self.switched) < 2:
             raise InputError(f"no version was current before {self.current!r}; there is nothing to roll back to")
-        return Versions(self.names, self.switched[:-1])
+        return ListVersions(self.names, self.switched[:-1])
 
-    def without(self, name: str) -> Versions:
+    def without(self, name: str) -> ListVersions:
         self.check(name)
         if name == self.current:
             raise InputError(f"version {name!r} is the current one; switch to another before you drop it")
         others = [other for other in self.switched if other != name]
         # of a, b, a without b one a is left
-        return Versions(tuple(other for other in self.names if other != name), tuple(one for one, _ in groupby(others)))
+        return ListVersions(
+            tuple(other for other in self.names if other != name), tuple(one for one, _ in groupby(others))
+        )
 
     def check(self, name: str) -> None:
         """InputError where there is no such version."""
@@ -144,7 +146,7 @@ class Store(Protocol):
         """
         ...
 
-    def versions(self) -> Versions:
+    def versions(self) -> ListVersions:
         """Which versions there are, and which is current."""
         ...
 
@@ -213,7 +215,7 @@ def dump(store: Store, version: str) -> Iterator[bytes]:
 def is_possible(user: str) -> bool:
     """Whether there can be a user of this ID."""
     try:
-        return 0 < len(user.encode()) <= MOST_USER_BYTES and "\0" not in user
+        return 0 < len(user.encode()) <= MAX_USER_BYTES and "\0" not in user
     except UnicodeEncodeError:  # half of a surrogate pair
         return False
 
@@ -222,7 +224,7 @@ def check_users(users: Sequence[str]) -> None:
     """InputError for an ID that cannot be written."""
     for user in users:
         if not is_possible(user):
-            raise InputError(f"user {user[:80]!r}: wants 1 to {MOST_USER_BYTES} bytes of UTF-8 without NUL")
+            raise InputError(f"user {user[:80]!r}: wants 1 to {MAX_USER_BYTES} bytes of UTF-8 without NUL")
 
 
 def check_caps(user: str, caps: Sequence[Cap], now_us: int, until_us: int, count: int) -> None:
@@ -233,7 +235,7 @@ def check_caps(user: str, caps: Sequence[Cap], now_us: int, until_us: int, count
     assert len(set(campaigns)) == len(campaigns) and count > 0, f"{count} of each of {campaigns}"
     for cap in caps:
         name = cap.campaign_id.encode()
-        assert 0 < len(name) <= MOST_CAMPAIGN_BYTES and b"\0" not in name and 0 <= cap.day < 1 << 31, cap
+        assert 0 < len(name) <= MAX_CAMPAIGN_BYTES and b"\0" not in name and 0 <= cap.day < 1 << 31, cap
 
 
 def first_day(now_us: int) -> int:

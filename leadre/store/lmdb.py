@@ -23,15 +23,15 @@ from leadre.errors import InputError
 from leadre.store.contract import (
     EVERYBODY,
     Cap,
+    ListVersions,
     Profile,
     StoredList,
-    Versions,
     check_caps,
     check_users,
     first_day,
     is_possible,
 )
-from leadre.store.mapped import File
+from leadre.store.mapped import MappedFile
 
 PAGE = 1000
 PURGED_A_CALL = 64
@@ -41,7 +41,7 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 _lists = msgspec.msgpack.Decoder(StoredList)
 _profiles = msgspec.msgpack.Decoder(Profile)
-_versions = msgspec.msgpack.Decoder(Versions)
+_versions = msgspec.msgpack.Decoder(ListVersions)
 _held = msgspec.msgpack.Decoder(list[tuple[bytes, int]])
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -59,9 +59,9 @@ class LmdbStore:
         for path in folder.glob("caps-*"):
             if not path.name.startswith(caps):
                 path.unlink(missing_ok=True)
-        self._lists = File.at(folder / "lists", ("state", "lists"))
-        self._profiles = File.at(folder / "profiles", ("profiles",), metasync=False)
-        self._caps = File.at(folder / caps, ("places", "ids"), sync=False)
+        self._lists = MappedFile.at(folder / "lists", ("state", "lists"))
+        self._profiles = MappedFile.at(folder / "profiles", ("profiles",), metasync=False)
+        self._caps = MappedFile.at(folder / caps, ("places", "ids"), sync=False)
 
     # Lists: version, NUL, user -> list
 
@@ -100,7 +100,7 @@ class LmdbStore:
                 return
             after = start + page[-1][0].encode() + b"\0"
 
-    def versions(self) -> Versions:
+    def versions(self) -> ListVersions:
         with self._lists.read() as (txn, (state, _)):
             return _read_versions(txn, state)
 
@@ -234,9 +234,9 @@ class LmdbStore:
             del self._lists, self._profiles, self._caps  # each file closes when nobody in this process uses it
 
 
-def _read_versions(txn: lmdb.Transaction, state: lmdb._Database) -> Versions:
+def _read_versions(txn: lmdb.Transaction, state: lmdb._Database) -> ListVersions:
     found = txn.get(STATE, db=state)
-    return Versions() if found is None else _versions.decode(found)
+    return ListVersions() if found is None else _versions.decode(found)
 
 
 def _under(cursor: lmdb.Cursor, start: bytes, after: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -266,7 +266,7 @@ def _purge(cursor: lmdb.Cursor, day: int, at_most: int) -> int:
     return at_most
 
 
-def _sweep(file: File, decide: Callable[[bytes, bytes], bytes | None]) -> int:
+def _sweep(file: MappedFile, decide: Callable[[bytes, bytes], bytes | None]) -> int:
     """Give each record of a file's last table the value that ``decide`` says, None = none; how many were others.
 
     In pages, so that whoever wants to write need not wait for long.

@@ -18,7 +18,7 @@ import msgspec
 from leadre.errors import StoreDown
 
 MAP_BYTES = 1 << 38  # of address space, not of disk
-MOST_READERS = 1024  # threads of all processes that read at the same instant
+MAX_READERS = 1024  # threads of all processes that read at the same instant
 LOOK_EVERY_S = 0.2
 
 
@@ -28,18 +28,18 @@ class _Opened(NamedTuple):
     tables: tuple[lmdb._Database, ...]
 
 
-class File:
+class MappedFile:
     """One LMDB file, ``NAME.NUMBER.mdb``, which `compact` replaces by the next number.
 
     Writing, opening and replacing exclude each other by a lock on ``NAME.lock`` that dies with its process.
     """
 
     # LMDB forbids to open a file twice in a process, so stores of one folder share it
-    _all: ClassVar[weakref.WeakValueDictionary[Path, File]] = weakref.WeakValueDictionary()
+    _all: ClassVar[weakref.WeakValueDictionary[Path, MappedFile]] = weakref.WeakValueDictionary()
     _guard: ClassVar[threading.Lock] = threading.Lock()
 
     @classmethod
-    def at(cls, path: Path, tables: Sequence[str], *, sync: bool = True, metasync: bool = True) -> File:
+    def at(cls, path: Path, tables: Sequence[str], *, sync: bool = True, metasync: bool = True) -> MappedFile:
         with cls._guard:
             found = cls._all.get(path.absolute())
             if found is None:
@@ -124,7 +124,7 @@ class File:
                     subdir=False,
                     map_size=MAP_BYTES,
                     max_dbs=len(self.names),
-                    max_readers=MOST_READERS,
+                    max_readers=MAX_READERS,
                     sync=self.sync,
                     metasync=self.metasync,
                     mode=0o600,

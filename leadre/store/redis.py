@@ -29,9 +29,9 @@ from leadre.store.contract import (
     EVERYBODY,
     US_PER_DAY,
     Cap,
+    ListVersions,
     Profile,
     StoredList,
-    Versions,
     check_caps,
     check_users,
     first_day,
@@ -45,7 +45,7 @@ STATE, CURRENT = b"leadre:versions", b"leadre:current"  # all versions; the name
 
 _lists = msgspec.msgpack.Decoder(StoredList)
 _profiles = msgspec.msgpack.Decoder(Profile)
-_versions = msgspec.msgpack.Decoder(Versions)
+_versions = msgspec.msgpack.Decoder(ListVersions)
 _encode = msgspec.msgpack.Encoder().encode
 
 # KEYS: current. ARGV: user.
@@ -164,9 +164,9 @@ class RedisStore:
                     yield user, _lists.decode(value)
             after = b"(" + page[-1]
 
-    def versions(self) -> Versions:
+    def versions(self) -> ListVersions:
         found = self._command(self._client, "GET", STATE)
-        return Versions() if found is None else _versions.decode(found)
+        return ListVersions() if found is None else _versions.decode(found)
 
     def switch(self, version: str) -> None:
         self._change(lambda known: known.switch(version))
@@ -251,7 +251,7 @@ class RedisStore:
         self._client.close()
         self._bulk.close()
 
-    def _change(self, change: Callable[[Versions], Versions]) -> Versions:
+    def _change(self, change: Callable[[ListVersions], ListVersions]) -> ListVersions:
         """Apply a pure change; again where another process came in between."""
         while True:
             before = self.versions()

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from leadre import metrics
 from leadre.data.histories import first_seen
-from leadre.lm.asks import Ask, Policy
 from leadre.lm.backbone import Backbone
-from leadre.lm.decode import Searcher
-from leadre.lm.live import Live
-from leadre.tune.tasks import Threads, Window
+from leadre.lm.beam import BeamPolicy, BeamRequest
+from leadre.lm.decode import BeamSearcher
+from leadre.lm.prior import InventoryPrior
+from leadre.tune.threads import ThreadBuilder, Window
 
 View = Literal["all", "new"]
 VIEWS: tuple[View, ...] = ("all", "new")
@@ -31,7 +31,12 @@ class Ranked(NamedTuple):
 
 
 def answer(
-    searcher: Searcher, threads: Threads, live: Live, windows: Sequence[Window], views: Sequence[View], width: int
+    searcher: BeamSearcher,
+    threads: ThreadBuilder,
+    live: InventoryPrior,
+    windows: Sequence[Window],
+    views: Sequence[View],
+    width: int,
 ) -> Iterator[Ranked]:
     """Beam-search every request of the windows in each view; "new" leaves out what the user had before the request."""
     live_in, layout = {"all": live.all, "new": live.new}, searcher.backbone.layout
@@ -51,20 +56,20 @@ def answer(
         for t, asks in zip(batch, asked, strict=True):
             objects_T = layout.objects(t.ids)
             worth_of = {r: live.log_worth(r, objects_T) for r in t.requests.tolist()}
-            threads_in.append((t.ids, [Ask(e, trie, o, log_worth_T=worth_of[r]) for r, _, e, trie, o in asks]))
-        for asks, found in zip(asked, searcher(threads_in, Policy(width)), strict=True):
+            threads_in.append((t.ids, [BeamRequest(e, trie, o, log_worth_T=worth_of[r]) for r, _, e, trie, o in asks]))
+        for asks, found in zip(asked, searcher(threads_in, BeamPolicy(width)), strict=True):
             for (r, view, _, _, objects), one in zip(asks, found, strict=True):
                 yield Ranked(r, view, objects[one.rows], one.log_p)
 
 
 def recall(
-    backbone: Backbone, threads: Threads, live: Live, windows: Sequence[Window], width: int
+    backbone: Backbone, threads: ThreadBuilder, live: InventoryPrior, windows: Sequence[Window], width: int
 ) -> dict[str, NDArray[np.float64]]:
     """Recall@10 of objects in each view, of every request of the windows with something to find there, ascending."""
     logs = threads.logs
     values: dict[str, dict[int, float]] = {view: {} for view in VIEWS}
     backbone.eval()
-    for ranked in answer(Searcher(backbone), threads, live, windows, VIEWS, width):
+    for ranked in answer(BeamSearcher(backbone), threads, live, windows, VIEWS, width):
         wanted = logs.relevant(ranked.r)[0]
         if ranked.view == "new":
             wanted = wanted[first_seen(logs, ranked.r)]

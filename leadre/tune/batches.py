@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leadre.data.histories import first_seen
-from leadre.lm.asks import repeatable
+from leadre.lm.beam import repeatable
 from leadre.lm.layout import Layout
-from leadre.lm.live import Live
+from leadre.lm.prior import InventoryPrior
 from leadre.semid.trie import path_priors
-from leadre.tune.tasks import Thread, Threads, Window
+from leadre.tune.threads import Thread, ThreadBuilder, Window
 
 GRID = 64  # lengths are padded to its multiples: every new shape costs a new kernel and its memory
 BUCKET = 256  # windows sorted by length together; more saves padding, less keeps batches random
@@ -69,7 +69,7 @@ class Targets:
 class Examples:
     """Makes batches from windows. ``new_weight``: what an object new to the user counts when ranked among new ones."""
 
-    def __init__(self, threads: Threads, live: Live, layout: Layout, new_weight: float) -> None:
+    def __init__(self, threads: ThreadBuilder, live: InventoryPrior, layout: Layout, new_weight: float) -> None:
         self.threads, self.live, self.layout, self.new_weight = threads, live, layout, new_weight
         self.logs = threads.logs
 

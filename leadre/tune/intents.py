@@ -18,7 +18,7 @@ DECAY_PER_VISIT = 0.985  # an interest halves in 46 visits; the best of a few va
 
 
 @dataclass(frozen=True)
-class Visits:
+class VisitIndex:
     """Events grouped by user and time. ``event_offsets`` [V + 1] into events, ``user_offsets`` [U + 1] into visits."""
 
     at_us_V: NDArray[np.int64]
@@ -53,7 +53,7 @@ class LongTerm:
     money_nanos_N: NDArray[np.int64]
 
 
-def group_visits(logs: Logs) -> Visits:
+def group_visits(logs: Logs) -> VisitIndex:
     """Group the events of ``logs``, which are sorted by user and time."""
     events = len(logs.at_us_E)
     user_E = np.repeat(np.arange(len(logs.event_offsets) - 1), np.diff(logs.event_offsets))
@@ -61,10 +61,10 @@ def group_visits(logs: Logs) -> Visits:
     new_E[1:] = (np.diff(user_E) != 0) | (np.diff(logs.at_us_E) != 0)
     starts = np.flatnonzero(new_E)
     user_offsets = np.searchsorted(user_E[starts], np.arange(len(logs.event_offsets)))
-    return Visits(logs.at_us_E[starts], np.append(starts, events), user_offsets)
+    return VisitIndex(logs.at_us_E[starts], np.append(starts, events), user_offsets)
 
 
-def long_term(logs: Logs, visits: Visits, user: int, end_visit: int, domain: int, most: int) -> LongTerm:
+def long_term(logs: Logs, visits: VisitIndex, user: int, end_visit: int, domain: int, most: int) -> LongTerm:
     """The ``most`` strongest interests of a user in ``domain`` (CONTENT or AD) in the visits before ``end_visit``."""
     first = int(visits.user_offsets[user])
     start, end = int(visits.event_offsets[first]), int(visits.event_offsets[end_visit])

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leadre.tune.auxiliary import Drawn
-from leadre.tune.sft import History
+from leadre.tune.alignment.tasks import TaskStep
+from leadre.tune.sft import TrainingHistory
 
 SMOOTH_STEPS = 50
 
 
-def loss_curve(history: History, path: Path) -> None:
+def loss_curve(history: TrainingHistory, path: Path) -> None:
     """Loss by tokens read (a moving mean over the raw values) and validation recall beside it, as PNG."""
     from matplotlib.figure import Figure
 
@@ -44,7 +44,7 @@ def loss_curve(history: History, path: Path) -> None:
     _finish(figure, path)
 
 
-def preferences(history: History, guard: float, path: Path) -> None:
+def preferences(history: TrainingHistory, guard: float, path: Path) -> None:
     """Reward margin, accuracy, what chosen and rejected have gained in likelihood, and recall with its guard, as PNG.
 
     Where both lose, what they lose goes to ads that are in no pair.
@@ -78,7 +78,7 @@ def preferences(history: History, guard: float, path: Path) -> None:
     _finish(figure, path)
 
 
-def task_losses(drawn: Sequence[Drawn], path: Path) -> None:
+def task_losses(drawn: Sequence[TaskStep], path: Path) -> None:
     """Loss of each alignment task over the steps, and the positions that each has had, as PNG."""
     from matplotlib.figure import Figure
 

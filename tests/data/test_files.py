@@ -15,7 +15,7 @@ import pytest
 from leadre import artifact
 from leadre.data import histories, run
 from leadre.data.sources import files, raw
-from leadre.data.split import Cut
+from leadre.data.split import SplitTimes
 from leadre.data.tables import Tables
 from leadre.errors import InputError
 from tests.data.conftest import START, market, write
@@ -24,7 +24,7 @@ Logs = Callable[..., Path]
 
 
 def read(folder: Path, positive: str = "conversion", keep_empty: bool = False, **limits: Any) -> Tables:
-    return files.read(folder, files.Limits(**limits), Cut(), positive, keep_empty)
+    return files.read(folder, files.InputLimits(**limits), SplitTimes(), positive, keep_empty)
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])

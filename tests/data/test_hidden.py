@@ -11,7 +11,7 @@ from leadre.data import hidden, histories, world
 from leadre.data import run as stage
 from leadre.data.histories import train_end_us
 from leadre.errors import InputError
-from leadre.lm.live import response_rates
+from leadre.lm.prior import response_rates
 from leadre.semid import codebook as codebooks
 from leadre.semid import embed, rkmeans
 from leadre.semid import run as semid

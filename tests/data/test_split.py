@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leadre.data.split import Cut, by_time
+from leadre.data.split import SplitTimes, by_time
 from leadre.errors import InputError
 
 
@@ -18,7 +18,7 @@ def days(*numbers: int) -> pl.Series:
 
 
 def test_by_dates() -> None:
-    cut = Cut(valid_from="2026-03-03", test_from="2026-03-05")
+    cut = SplitTimes(valid_from="2026-03-03", test_from="2026-03-05")
     assert by_time(days(1, 2, 3, 4, 5, 6), cut).to_list() == ["train", "train", "valid", "valid", "test", "test"]
 
 
@@ -26,7 +26,7 @@ def test_by_dates() -> None:
 def test_shares_keep_time_order(numbers: list[int]) -> None:
     at = days(*numbers)
     try:
-        split = by_time(at, Cut(valid_share=0.25, test_share=0.25))
+        split = by_time(at, SplitTimes(valid_share=0.25, test_share=0.25))
     except InputError:
         return  # too few distinct days to make three parts
     rank = split.replace_strict({"train": 0, "valid": 1, "test": 2}, return_dtype=pl.Int64)
@@ -35,7 +35,7 @@ def test_shares_keep_time_order(numbers: list[int]) -> None:
 
 
 def test_shares_are_about_what_was_asked() -> None:
-    assert by_time(days(*range(1, 21)), Cut()).value_counts().sort("split").rows() == [
+    assert by_time(days(*range(1, 21)), SplitTimes()).value_counts().sort("split").rows() == [
         ("test", 2),
         ("train", 16),
         ("valid", 2),
@@ -45,19 +45,19 @@ def test_shares_are_about_what_was_asked() -> None:
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
-        (Cut(valid_from="2026-03-05", test_from="2026-03-03"), "must begin later"),
-        (Cut(valid_from="2026-03-03"), "both --valid-from and --test-from"),
-        (Cut(valid_from="2026-03-03", test_from="soon"), "--test-from 'soon': not a date"),
-        (Cut(valid_from="2026-03-03", test_from="2026-04-03"), "no request falls into test"),
-        (Cut(valid_share=0.6, test_share=0.4), "together below 1"),
-        (Cut(valid_share=0.0), "both above 0"),
+        (SplitTimes(valid_from="2026-03-05", test_from="2026-03-03"), "must begin later"),
+        (SplitTimes(valid_from="2026-03-03"), "both --valid-from and --test-from"),
+        (SplitTimes(valid_from="2026-03-03", test_from="soon"), "--test-from 'soon': not a date"),
+        (SplitTimes(valid_from="2026-03-03", test_from="2026-04-03"), "no request falls into test"),
+        (SplitTimes(valid_share=0.6, test_share=0.4), "together below 1"),
+        (SplitTimes(valid_share=0.0), "both above 0"),
     ],
 )
-def test_refused(cut: Cut, message: str) -> None:
+def test_refused(cut: SplitTimes, message: str) -> None:
     with pytest.raises(InputError, match=message):
         by_time(days(1, 2, 3, 4, 5, 6), cut)
 
 
 def test_one_instant_cannot_be_split() -> None:
     with pytest.raises(InputError):
-        by_time(days(1, 1, 1, 1), Cut())
+        by_time(days(1, 1, 1, 1), SplitTimes())

@@ -11,7 +11,7 @@ import pytest
 from leadre import artifact, progress
 from leadre.data import histories
 from leadre.data import run as data_run
-from leadre.evaluate import retrieval
+from leadre.evaluate.retrieval import measure as retrieval
 
 QUICK = ("popularity", "own_frequency")
 

@@ -16,7 +16,9 @@ from leadre import artifact
 from leadre.data import histories, prices
 from leadre.data import run as data_run
 from leadre.errors import ArtifactError, InputError
-from leadre.evaluate import rerank, retrieval, run, slices
+from leadre.evaluate import run
+from leadre.evaluate.retrieval import measure as retrieval
+from leadre.evaluate.retrieval import rerank, slices
 from leadre.evaluate.run import Config
 from leadre.generate.channels import CHANNELS
 

@@ -10,14 +10,14 @@ import pytest
 from leadre.data import histories
 from leadre.data.histories import TEST, VALID
 from leadre.generate import batch
-from leadre.lm.decode import Searcher
-from leadre.tune import saved
+from leadre.lm.decode import BeamSearcher
+from leadre.tune import model as saved
 from leadre.tune.answers import Ranked
 
 
 @pytest.fixture(scope="module")
 def engine(small):
-    return batch.Loaded(Searcher(small.backbone(seed=7)), small.threads(), small.live)
+    return batch.TunedSearcher(BeamSearcher(small.backbone(seed=7)), small.threads(), small.live)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def small_parts():
 
 
 def generate(engine, requests, folder, identity="a"):
-    return batch.generate(engine, requests, batch.Parts(folder, identity), beam=12, top=8, seed=0)
+    return batch.generate(engine, requests, batch.ResumableParts(folder, identity), beam=12, top=8, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +117,13 @@ def test_a_killed_run_goes_on_where_it_stopped(engine, requests, lists, tmp_path
 
 def test_parts_of_another_run_are_thrown_away(engine, requests, lists, tmp_path, monkeypatch):
     wrong = pl.DataFrame([(-1, "all", [0], [0.0])], schema=batch.SCHEMA, orient="row")
-    batch.Parts(tmp_path / "parts", "another").put(0, wrong)
+    batch.ResumableParts(tmp_path / "parts", "another").put(0, wrong)
     assert pl.read_parquet(tmp_path / "parts" / "00000.parquet").equals(wrong)
     assert generate(engine, requests, tmp_path / "parts", "a").equals(lists)
 
 
 def test_a_part_that_was_cut_off_is_written_again(engine, requests, lists, tmp_path):
-    parts = batch.Parts(tmp_path / "parts", "a")
+    parts = batch.ResumableParts(tmp_path / "parts", "a")
     (parts.folder / ".part.tmp").write_bytes(b"half")
     assert not parts.path(0).exists()
     assert generate(engine, requests, tmp_path / "parts").equals(lists)
@@ -133,14 +133,14 @@ def test_a_part_that_was_cut_off_is_written_again(engine, requests, lists, tmp_p
 
 def test_the_seed_decides_who_is_answered(small):
     logs = small.logs
-    everyone = histories.choose(logs, split="valid", users=0, seed=0)
+    everyone = histories.choose_requests(logs, split="valid", users=0, seed=0)
     assert everyone.tolist() == logs.requests_of(VALID).tolist()
-    some = histories.choose(logs, split="valid", users=5, seed=0)
+    some = histories.choose_requests(logs, split="valid", users=5, seed=0)
     assert len(np.unique(logs.request_user_R[some])) == 5
     assert set(some.tolist()) == {r for r in everyone.tolist() if logs.request_user_R[r] in logs.request_user_R[some]}
-    assert some.tolist() == histories.choose(logs, split="valid", users=5, seed=0).tolist()
-    assert some.tolist() != histories.choose(logs, split="valid", users=5, seed=1).tolist()
-    assert histories.choose(logs, split="valid", users=10_000, seed=0).tolist() == everyone.tolist()
+    assert some.tolist() == histories.choose_requests(logs, split="valid", users=5, seed=0).tolist()
+    assert some.tolist() != histories.choose_requests(logs, split="valid", users=5, seed=1).tolist()
+    assert histories.choose_requests(logs, split="valid", users=10_000, seed=0).tolist() == everyone.tolist()
 
 
 def test_cases_show_prompt_and_ads(small, engine, lists, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from leadre.data import histories
-from leadre.evaluate import retrieval
+from leadre.evaluate.retrieval import measure as retrieval
 from leadre.evaluate.run import RIVALS
 from leadre.generate.channels import CHANNELS, als, contract, itemknn, popularity, repeats, sasrec
 

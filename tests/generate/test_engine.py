@@ -9,9 +9,9 @@ import pytest
 
 from leadre.errors import BusyError, ClosedError, InputError
 from leadre.generate.engine import Engine, Pace
-from leadre.lm.asks import Ask, Policy
-from leadre.lm.decode import Searcher
-from leadre.lm.prefix import Prefixes
+from leadre.lm.beam import BeamPolicy, BeamRequest
+from leadre.lm.decode import BeamSearcher
+from leadre.lm.prefix import PrefixCache
 from leadre.semid.trie import build
 
 
@@ -32,12 +32,12 @@ class Gate:
 
 @pytest.fixture(scope="module")
 def searcher(small):
-    return Searcher(small.backbone(seed=7), prefixes=Prefixes(capacity_mb=1, positions=4))
+    return BeamSearcher(small.backbone(seed=7), prefixes=PrefixCache(capacity_mb=1, positions=4))
 
 
 @pytest.fixture
 def gated(searcher):
-    made = Searcher(searcher.backbone, Gate(searcher.runner))
+    made = BeamSearcher(searcher.backbone, Gate(searcher.runner))
     yield made
     made.runner.open.set()
 
@@ -50,7 +50,9 @@ def prompts(searcher, count, seed=0):
     for n in range(count):
         ids = np.arange(6 + n % 5, dtype=np.int32) + n % 7
         live = np.sort(rng.choice(objects, 12, replace=False))
-        made.append((ids, Ask(len(ids) - 1, build(backbone.objects_OL[live].numpy() - starts, layout.sizes), live)))
+        made.append(
+            (ids, BeamRequest(len(ids) - 1, build(backbone.objects_OL[live].numpy() - starts, layout.sizes), live))
+        )
     return made
 
 
@@ -61,7 +63,7 @@ def same(got, wanted):
 
 def test_many_clients_get_the_answers_of_the_searcher(searcher):
     asked = prompts(searcher, 40)
-    policies = [Policy(6), Policy(4, top=3)]
+    policies = [BeamPolicy(6), BeamPolicy(4, top=3)]
     wanted = [searcher([(ids, [ask])], policies[n % 2])[0][0] for n, (ids, ask) in enumerate(asked)]
     with Engine(searcher, batch=8) as engine, concurrent.futures.ThreadPoolExecutor(8) as clients:
         futures = clients.map(lambda n: engine.submit(*asked[n], policies[n % 2]), range(len(asked)))
@@ -73,7 +75,7 @@ def test_many_clients_get_the_answers_of_the_searcher(searcher):
 def test_answers_come_as_they_finish(searcher, gated):
     (ids, ask), (others, none) = prompts(searcher, 1)[0], (np.arange(9, dtype=np.int32), prompts(searcher, 1)[0][1])
     with Engine(gated) as engine:
-        one, other = engine.submit(ids, ask, Policy(3)), engine.submit(others, none, Policy(3))
+        one, other = engine.submit(ids, ask, BeamPolicy(3)), engine.submit(others, none, BeamPolicy(3))
         assert not one.done() and not other.done()
         gated.runner.open.set()
         assert {len(f.result().rows) for f in concurrent.futures.as_completed([one, other], timeout=20)} == {3}
@@ -83,46 +85,46 @@ def test_too_late_for_the_next_code_gets_the_best_so_far(searcher):
     (ids, ask), width = prompts(searcher, 1)[0], 5
     with Engine(searcher) as engine:
         engine.writing.add(1, 1000.0)  # the next code would take a quarter of an hour
-        got = engine.submit(ids, ask, Policy(width), deadline_ms=60_000).result(timeout=20)
+        got = engine.submit(ids, ask, BeamPolicy(width), deadline_ms=60_000).result(timeout=20)
         assert not got.complete and 0 < len(got.rows) <= width and np.all(np.diff(got.log_p) <= 0)
         assert len(set(got.rows.tolist())) == len(got.rows) and set(got.rows.tolist()) <= set(range(len(ask.objects)))
-        patient = engine.submit(ids, ask, Policy(width)).result(timeout=20)
-        same(patient, searcher([(ids, [ask])], Policy(width))[0][0])
+        patient = engine.submit(ids, ask, BeamPolicy(width)).result(timeout=20)
+        same(patient, searcher([(ids, [ask])], BeamPolicy(width))[0][0])
 
 
 def test_the_hurry_of_one_is_not_that_of_the_others(searcher, gated):
     """In one batch, one request is cut short and the others are answered in full."""
     asked = prompts(searcher, 4)
     with Engine(gated) as engine:
-        blocker = engine.submit(*asked[0], Policy(2))
+        blocker = engine.submit(*asked[0], BeamPolicy(2))
         assert gated.runner.entered.wait(20)  # the next three wait until this batch is done, so they form one
         engine.writing.add(1, 1000.0)
         hurry = (None, 60_000, None)
-        futures = [engine.submit(*one, Policy(5), deadline_ms=d) for one, d in zip(asked[1:], hurry, strict=True)]
+        futures = [engine.submit(*one, BeamPolicy(5), deadline_ms=d) for one, d in zip(asked[1:], hurry, strict=True)]
         gated.runner.open.set()
         got = [future.result(timeout=20) for future in futures]
         assert [one.complete for one in got] == [True, False, True] and blocker.result().complete
     for one, (ids, ask) in zip(got[::2], asked[1::2], strict=True):
-        same(one, searcher([(ids, [ask])], Policy(5))[0][0])
+        same(one, searcher([(ids, [ask])], BeamPolicy(5))[0][0])
 
 
 def test_a_prompt_that_cannot_be_read_in_time_gets_an_empty_answer(searcher):
     (ids, ask) = prompts(searcher, 1)[0]
-    with Engine(Searcher(searcher.backbone)) as engine:
+    with Engine(BeamSearcher(searcher.backbone)) as engine:
         engine.reading.add(1, 1000.0)
-        got = engine.submit(ids, ask, Policy(5), deadline_ms=60_000).result(timeout=20)
+        got = engine.submit(ids, ask, BeamPolicy(5), deadline_ms=60_000).result(timeout=20)
         assert not got.complete and not len(got.rows) and not len(got.log_p)
-        assert not engine.submit(ids, ask, Policy(5), deadline_ms=0).result(timeout=20).complete
+        assert not engine.submit(ids, ask, BeamPolicy(5), deadline_ms=0).result(timeout=20).complete
 
 
 def test_a_full_queue_refuses(searcher, gated):
     asked = prompts(searcher, 4)
     with Engine(gated, queue=2) as engine:
-        engine.submit(*asked[0], Policy(2))
+        engine.submit(*asked[0], BeamPolicy(2))
         assert gated.runner.entered.wait(20)
-        waiting = [engine.submit(*one, Policy(2)) for one in asked[1:3]]
+        waiting = [engine.submit(*one, BeamPolicy(2)) for one in asked[1:3]]
         with pytest.raises(BusyError, match="2 requests are waiting"):
-            engine.submit(*asked[3], Policy(2))
+            engine.submit(*asked[3], BeamPolicy(2))
         gated.runner.open.set()
         assert [future.result(timeout=20).complete for future in waiting] == [True, True]
 
@@ -130,27 +132,27 @@ def test_a_full_queue_refuses(searcher, gated):
 def test_cancelled_requests_leave_the_others_alone(searcher, gated):
     asked = prompts(searcher, 3)
     with Engine(gated) as engine:
-        running = engine.submit(*asked[0], Policy(5))
+        running = engine.submit(*asked[0], BeamPolicy(5))
         assert gated.runner.entered.wait(20)
-        waiting, kept = (engine.submit(*one, Policy(5)) for one in asked[1:])
+        waiting, kept = (engine.submit(*one, BeamPolicy(5)) for one in asked[1:])
         assert running.cancel() and waiting.cancel()
         gated.runner.open.set()
         ids, ask = asked[2]
-        same(kept.result(timeout=20), searcher([(ids, [ask])], Policy(5))[0][0])
+        same(kept.result(timeout=20), searcher([(ids, [ask])], BeamPolicy(5))[0][0])
 
 
 @pytest.mark.parametrize("drain", [True, False])
 def test_closing_answers_or_cancels_what_is_there(searcher, gated, drain):
     asked = prompts(searcher, 3)
     engine = Engine(gated, batch=1)
-    futures = [engine.submit(*one, Policy(3)) for one in asked]
+    futures = [engine.submit(*one, BeamPolicy(3)) for one in asked]
     assert gated.runner.entered.wait(20)
     closing = threading.Thread(target=engine.close, kwargs={"drain": drain})
     closing.start()
     while not engine._closed or (not drain and not futures[-1].cancelled()):
         time.sleep(0.001)
     with pytest.raises(ClosedError, match="closed"):
-        engine.submit(*asked[0], Policy(3))
+        engine.submit(*asked[0], BeamPolicy(3))
     gated.runner.open.set()
     closing.join(timeout=20)
     assert [future.cancelled() for future in futures] == [not drain] * 3
@@ -161,7 +163,7 @@ def test_a_broken_model_strands_nobody(searcher, gated):
     asked = prompts(searcher, 2)
     gated.runner.fails = True
     engine = Engine(gated, batch=1)
-    futures = [engine.submit(*one, Policy(3)) for one in asked]
+    futures = [engine.submit(*one, BeamPolicy(3)) for one in asked]
     gated.runner.open.set()
     for future in futures:
         with pytest.raises(ClosedError, match="has stopped"):
@@ -175,11 +177,11 @@ def test_what_cannot_be_answered_is_refused_at_once(searcher):
     with Engine(searcher) as engine:
         for wrong in (np.zeros(0, np.int32), np.array([-1], np.int32), np.array([10**6], np.int32)):
             with pytest.raises(InputError, match="a prompt of"):
-                engine.submit(wrong, ask, Policy(2))
+                engine.submit(wrong, ask, BeamPolicy(2))
         with pytest.raises(InputError, match="at position"):
-            engine.submit(ids[:3], ask, Policy(2))
+            engine.submit(ids[:3], ask, BeamPolicy(2))
         with pytest.raises(InputError, match="label"):
-            engine.submit(ids, ask, Policy(2, per_group=1))
+            engine.submit(ids, ask, BeamPolicy(2, per_group=1))
 
 
 def test_a_pace_is_a_line_that_follows_the_machine():

@@ -19,13 +19,13 @@ from leadre.data import histories, tables, text, world
 from leadre.data.histories import TEST
 from leadre.generate import batch
 from leadre.lm import pretrained
-from leadre.lm.decode import Searcher
+from leadre.lm.decode import BeamSearcher
 from leadre.lm.layout import Layout
-from leadre.lm.live import Live
+from leadre.lm.prior import InventoryPrior
 from leadre.semid import codebook as codebooks
 from leadre.semid import embed, rkmeans
-from leadre.tune.auxiliary import Sentences
-from leadre.tune.phrasings import PHRASINGS
+from leadre.tune.alignment.phrasings import PHRASINGS
+from leadre.tune.alignment.tasks import AlignmentSampler
 
 ADS = 1000
 MARKERS = [
@@ -158,7 +158,9 @@ def logs(request, market):
 @pytest.fixture(scope="module")
 def hostile_market(small, logs, codebook, tokenizer):
     layout = Layout(len(tokenizer), codebook.sizes)
-    return replace(small, logs=logs, codebook=codebook, live=Live(logs, codebook), layout=layout, tokenizer=tokenizer)
+    return replace(
+        small, logs=logs, codebook=codebook, live=InventoryPrior(logs, codebook), layout=layout, tokenizer=tokenizer
+    )
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +220,7 @@ def test_no_prompt_holds_a_command_or_an_id_that_is_not_of_the_log(threads, toke
 
 def test_alignment_sentences_hold_the_codes_of_their_target_alone(hostile_market, threads, tokenizer):
     control, layout, live = control_of(tokenizer), hostile_market.layout, hostile_market.live
-    sentences = Sentences(threads, live, dict.fromkeys(PHRASINGS, 1.0), rows=40, seed=0)
+    sentences = AlignmentSampler(threads, live, dict.fromkeys(PHRASINGS, 1.0), rows=40, seed=0)
     for o in range(len(threads.logs.objects)):
         for field, ids in sentences.catalogue.values(o).items():
             if field not in ("codes", "object"):
@@ -236,10 +238,12 @@ def test_alignment_sentences_hold_the_codes_of_their_target_alone(hostile_market
 
 def test_whatever_is_generated_is_live(small, logs, codebook, tmp_path):
     layout = Layout(len(small.tokenizer), codebook.sizes)
-    mine = replace(small, logs=logs, codebook=codebook, live=Live(logs, codebook), layout=layout)
-    engine = batch.Loaded(Searcher(mine.backbone(seed=3)), mine.threads(described=6, long_tokens=300), mine.live)
+    mine = replace(small, logs=logs, codebook=codebook, live=InventoryPrior(logs, codebook), layout=layout)
+    engine = batch.TunedSearcher(
+        BeamSearcher(mine.backbone(seed=3)), mine.threads(described=6, long_tokens=300), mine.live
+    )
     requests = logs.requests_of(TEST)
-    lists = batch.generate(engine, requests, batch.Parts(tmp_path / "parts", ""), beam=20, top=20, seed=0)
+    lists = batch.generate(engine, requests, batch.ResumableParts(tmp_path / "parts", ""), beam=20, top=20, seed=0)
     assert len(lists) == 2 * len(requests) > 80
     for r, _, ads, scores in lists.iter_rows():
         assert set(ads) <= set(logs.inventory(r).tolist())

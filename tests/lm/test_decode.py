@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leadre.lm import attention
-from leadre.lm.asks import Ask, Policy
-from leadre.lm.decode import Searcher
-from leadre.lm.live import Live, Money
+from leadre.lm.beam import BeamPolicy, BeamRequest
+from leadre.lm.decode import BeamSearcher
 from leadre.lm.pointer import FADE_POSITIONS, WIDTH
-from leadre.lm.prefix import Prefixes
+from leadre.lm.prefix import PrefixCache
+from leadre.lm.prior import InventoryPrior, PriceExponents
 from leadre.lm.runner import Packed, Plain
 from leadre.semid.trie import build
 from leadre.tune import losses, sft
@@ -26,13 +26,13 @@ QUICK = settings(max_examples=20, deadline=None, derandomize=True)
 
 
 def beam_search(backbone, threads, width):
-    return Searcher(backbone)(threads, Policy(width))
+    return BeamSearcher(backbone)(threads, BeamPolicy(width))
 
 
 def ask(backbone, end, objects):
     objects = np.array(sorted(objects), np.int64)
     starts = np.array(backbone.layout.offsets[:-1])
-    return Ask(end, build(backbone.objects_OL[objects].numpy() - starts, backbone.layout.sizes), objects)
+    return BeamRequest(end, build(backbone.objects_OL[objects].numpy() - starts, backbone.layout.sizes), objects)
 
 
 @st.composite
@@ -113,14 +113,14 @@ def test_wide_beams_give_every_live_row_its_exact_probability(name, request):
 @pytest.mark.parametrize("cached", [False, True])
 def test_beams_are_those_of_transformers(without_pointer, cached):
     backbone, lm = without_pointer
-    searcher = Searcher(backbone, prefixes=Prefixes(capacity_mb=1, positions=2) if cached else None)
+    searcher = BeamSearcher(backbone, prefixes=PrefixCache(capacity_mb=1, positions=2) if cached else None)
     start = np.random.default_rng(0).integers(0, backbone.layout.words, 8).astype(np.int32)
 
     @settings(QUICK, max_examples=60)
     @given(threads(backbone, most_live=20), st.integers(0, 8), st.integers(2, 16))
     def check(asked, shared, width):
         asked = [(np.append(start[:shared], ids), [later(one, shared) for one in asks]) for ids, asks in asked]
-        for (ids, asks), answers in zip(asked, searcher(asked, Policy(width)), strict=True):
+        for (ids, asks), answers in zip(asked, searcher(asked, BeamPolicy(width)), strict=True):
             for one, got in zip(asks, answers, strict=True):
                 wanted = of_transformers(backbone, lm, ids[: one.end + 1], one, width)
                 assert got.rows.tolist() == list(wanted)
@@ -131,7 +131,7 @@ def test_beams_are_those_of_transformers(without_pointer, cached):
 
 
 def later(one, shared):
-    return Ask(one.end + shared, one.trie, one.objects)
+    return BeamRequest(one.end + shared, one.trie, one.objects)
 
 
 def of_transformers(backbone, lm, ids, one, width):
@@ -228,12 +228,12 @@ def test_no_row_is_likelier_for_being_asked_about_twice(with_pointer):
 def test_serving_ranks_by_the_number_that_training_lowers(name, money, small, request):
     """The log-likelihood of every target in a training batch is the score of its row in a wide beam search."""
     backbone, _ = request.getfixturevalue(name)
-    live = Live(small.logs, small.codebook, money=Money(money, money))
+    live = InventoryPrior(small.logs, small.codebook, money=PriceExponents(money, money))
     examples = Examples(small.threads(), live, small.layout, new_weight=0.5)
     windows = examples.threads.training(seed=0)[:6]
     scored = {
         (one.r, one.view, int(o)): p
-        for one in answer(Searcher(backbone), examples.threads, live, windows, VIEWS, width=64)
+        for one in answer(BeamSearcher(backbone), examples.threads, live, windows, VIEWS, width=64)
         for o, p in zip(one.objects, one.log_p.tolist(), strict=True)
     }
     batch = examples.batch(windows)
@@ -259,8 +259,8 @@ def test_both_runners_give_the_same_answers(with_pointer):
         asked.append((ids, [ask(backbone, end, range(0, objects, 2)) for end in (length - 2, length - 1)]))
     found = []
     for runner in (Packed, Plain):
-        search = Searcher(backbone, runner(backbone.body, torch.float64))
-        found.append([one for answers in search(asked, Policy(4)) for one in answers])
+        search = BeamSearcher(backbone, runner(backbone.body, torch.float64))
+        found.append([one for answers in search(asked, BeamPolicy(4)) for one in answers])
     for one, other in zip(*found, strict=True):
         assert one.rows.tolist() == other.rows.tolist() and len(one.rows) == 4
         np.testing.assert_allclose(one.log_p, other.log_p, rtol=1e-6)

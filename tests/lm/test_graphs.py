@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leadre.lm.asks import Ask, Policy
-from leadre.lm.decode import Search, Searcher
+from leadre.lm.beam import BeamPolicy, BeamRequest
+from leadre.lm.decode import BeamSearch, BeamSearcher
 from leadre.lm.runner import Packed
 from leadre.semid.trie import build
 
@@ -30,7 +30,7 @@ def threads(draw, backbone):
             codes = backbone.objects_OL.cpu()[objects].numpy() - np.array(layout.offsets[:-1])
             seed = draw(st.none() | st.integers(0, 99))
             log_worth_T = None if seed is None else np.random.default_rng(seed).normal(size=len(ids)).astype(np.float32)
-            asks.append(Ask(end, build(codes, layout.sizes), objects, log_worth_T=log_worth_T))
+            asks.append(BeamRequest(end, build(codes, layout.sizes), objects, log_worth_T=log_worth_T))
         made.append((ids, asks))
     return made
 
@@ -45,12 +45,12 @@ def agree(searchers, asked, policy, rtol=1e-6):
 @pytest.mark.parametrize("name", ["with_pointer", "without_pointer"])
 def test_fixed_shapes_change_no_answer(name, request):
     backbone, _ = request.getfixturevalue(name)
-    searchers = Searcher(backbone, graphs=True), Searcher(backbone)
+    searchers = BeamSearcher(backbone, graphs=True), BeamSearcher(backbone)
 
     @QUICK
     @given(threads(backbone), st.lists(st.integers(1, 6), min_size=3, max_size=3), st.integers(0, 3))
     def check(asked, widths, top):
-        agree(searchers, asked, Policy(tuple(widths), top=top))
+        agree(searchers, asked, BeamPolicy(tuple(widths), top=top))
 
     check()
     free = searchers[0].graphs._free
@@ -59,19 +59,19 @@ def test_fixed_shapes_change_no_answer(name, request):
 
 def test_two_searches_at_a_time_do_not_meet(with_pointer):
     backbone, _ = with_pointer
-    searcher, rng = Searcher(backbone, graphs=True), np.random.default_rng(0)
+    searcher, rng = BeamSearcher(backbone, graphs=True), np.random.default_rng(0)
     objects = np.arange(20)
     trie = build(backbone.objects_OL[objects].numpy() - np.array(backbone.layout.offsets[:-1]), backbone.layout.sizes)
-    asked = [[(rng.integers(0, 300, 7).astype(np.int32), [Ask(6, trie, objects)])] for _ in range(2)]
-    both = [Search(searcher, each, Policy(4)) for each in asked]
+    asked = [[(rng.integers(0, 300, 7).astype(np.int32), [BeamRequest(6, trie, objects)])] for _ in range(2)]
+    both = [BeamSearch(searcher, each, BeamPolicy(4)) for each in asked]
     while any(search.open_QW.any() for search in both):
         for search in both:
             if search.open_QW.any():
                 search.step()
     for search, each in zip(both, asked, strict=True):
-        wanted = Searcher(backbone)(each, Policy(4))[0][0]
+        wanted = BeamSearcher(backbone)(each, BeamPolicy(4))[0][0]
         assert search.answers([0])[0].rows.tolist() == wanted.rows.tolist()
-    dropped = Search(searcher, asked[0], Policy(4))
+    dropped = BeamSearch(searcher, asked[0], BeamPolicy(4))
     dropped.close(0)
     assert sum(map(len, searcher.graphs._free.values())) == 2
 
@@ -81,13 +81,13 @@ def test_two_searches_at_a_time_do_not_meet(with_pointer):
 def test_a_replayed_graph_gives_the_answers_of_the_host(small, pointer):
     backbone = small.backbone(seed=3, pointer=pointer).to("cuda")
     runner = Packed(backbone.body, torch.float32)
-    captured, plain = Searcher(backbone, runner), Searcher(backbone, runner, graphs=False)
+    captured, plain = BeamSearcher(backbone, runner), BeamSearcher(backbone, runner, graphs=False)
     assert captured.graphs is not None
 
     @QUICK
     @given(threads(backbone))
     def check(asked):
-        agree((captured, plain), asked, Policy(30), rtol=1e-3)
+        agree((captured, plain), asked, BeamPolicy(30), rtol=1e-3)
 
     check()
     assert all(set(each.graphs) == {1, 2} for buckets in captured.graphs._free.values() for each in buckets)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from leadre.lm.asks import Ask, Policy
-from leadre.lm.decode import Search, Searcher
+from leadre.lm.beam import BeamPolicy, BeamRequest
+from leadre.lm.decode import BeamSearch, BeamSearcher
 from leadre.semid.inventory import Inventory
 from leadre.semid.trie import DEAD, build
 
@@ -33,7 +33,7 @@ class Catalogue:
         entries = np.append(self.rng.integers(0, self.layout.words, 4), words + self.rng.choice(len(self.codes_OL), 5))
         ids = self.rng.permutation(entries).astype(np.int32)
         every = np.arange(len(self.codes_OL))
-        return [(ids, [Ask(len(ids) - 1, mask, every), Ask(len(ids) - 1, fresh, objects)])]
+        return [(ids, [BeamRequest(len(ids) - 1, mask, every), BeamRequest(len(ids) - 1, fresh, objects)])]
 
 
 @pytest.mark.parametrize("weighted", WEIGHTED.values(), ids=WEIGHTED)
@@ -59,7 +59,7 @@ def test_beams_are_those_of_a_fresh_trie(with_pointer, weighted, width):
         ]
         for mask, shown in cases:
             objects = np.flatnonzero(shown)
-            ((got, wanted),) = Searcher(backbone)(made.asks(mask, objects), Policy(width))
+            ((got, wanted),) = BeamSearcher(backbone)(made.asks(mask, objects), BeamPolicy(width))
             assert bool(len(got.rows)) == bool(len(objects))
             assert got.rows.tolist() == objects[wanted.rows].tolist()
             np.testing.assert_allclose(got.log_p, wanted.log_p, rtol=1e-5, atol=1e-6)
@@ -83,7 +83,7 @@ def test_what_is_paused_under_a_search_is_not_in_its_answers(with_pointer):
     made = Catalogue(backbone, 1, weighted=True)
     every = np.arange(len(made.codes_OL))
     ((ids, (ask, _)),) = made.asks(made.inventory.live, every)
-    search = Search(Searcher(backbone), [(ids, [ask])], Policy(12))
+    search = BeamSearch(BeamSearcher(backbone), [(ids, [ask])], BeamPolicy(12))
     (before,) = search.answers([0])
     made.inventory.pause(before.rows[:4])
     (after,) = search.answers([0])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from leadre.lm.pointer import FADE_POSITIONS, Pointer, Sources
+from leadre.lm.pointer import FADE_POSITIONS, Pointer, PointerSources
 
 NONE = -1
 
@@ -24,7 +24,7 @@ def mix(pointer, codes, may, head, level=0, counts=None, worth=1.0):
     """Mixture over 3 codes for one request of one thread."""
     log_worth = (torch.tensor([may], dtype=torch.float64) * torch.tensor(worth)).log()
     keys = torch.zeros(1, len(codes), 64, dtype=torch.float64)
-    sources = Sources(
+    sources = PointerSources(
         keys, torch.tensor([codes]), torch.tensor([counts or [1] * len(codes)], dtype=torch.float64).log()
     )
     log_p = torch.tensor([head], dtype=torch.float64).log()
@@ -89,7 +89,7 @@ def test_the_gate_shuts_and_opens(pointer):
 
 def test_each_target_looks_at_its_own_thread(pointer):
     keys = torch.zeros(2, 1, 64, dtype=torch.float64)
-    sources = Sources(keys, torch.tensor([[[0]], [[1]]]), torch.zeros(2, 1, dtype=torch.float64))
+    sources = PointerSources(keys, torch.tensor([[[0]], [[1]]]), torch.zeros(2, 1, dtype=torch.float64))
     log_p = torch.full((3, 2), 0.5, dtype=torch.float64).log()
     log_worth = torch.zeros(3, 1)
     hidden = torch.zeros(3, 4, dtype=torch.float64)
@@ -100,7 +100,7 @@ def test_each_target_looks_at_its_own_thread(pointer):
 
 def test_gradients_are_finite_where_codes_are_dead_or_beyond_reach(pointer):
     keys = torch.randn(1, 3, 64, dtype=torch.float64)
-    sources = Sources(keys, torch.tensor([[[0], [NONE], [1]]]), torch.zeros(1, 3, dtype=torch.float64))
+    sources = PointerSources(keys, torch.tensor([[[0], [NONE], [1]]]), torch.zeros(1, 3, dtype=torch.float64))
     logits = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
     allowed = torch.tensor([[True, True, True, False], [True, False, True, False]])
     kept = logits.masked_fill(~allowed, -torch.inf)

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leadre.lm.asks import Ask, Policy
-from leadre.lm.decode import Searcher
-from leadre.lm.prefix import Block, Prefixes
+from leadre.lm.beam import BeamPolicy, BeamRequest
+from leadre.lm.decode import BeamSearcher
+from leadre.lm.prefix import PrefixBlock, PrefixCache
 from leadre.lm.runner import Plain
 from leadre.semid.trie import build
 
@@ -19,7 +19,10 @@ QUICK = settings(max_examples=15, deadline=None, derandomize=True)
 
 def blocks(count):
     """Blocks of 64 bytes."""
-    return [Block(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), torch.full((2, 4), float(n))) for n in range(count)]
+    return [
+        PrefixBlock(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), torch.full((2, 4), float(n)))
+        for n in range(count)
+    ]
 
 
 def ids(*numbers):
@@ -29,11 +32,11 @@ def ids(*numbers):
 def asked(backbone, thread, ends, live):
     layout, objects = backbone.layout, np.array(sorted(live), np.int64)
     trie = build(backbone.objects_OL[objects].numpy() - np.array(layout.offsets[:-1]), layout.sizes)
-    return thread, [Ask(end, trie, objects) for end in ends]
+    return thread, [BeamRequest(end, trie, objects) for end in ends]
 
 
 def test_a_block_is_named_by_all_that_stands_before_its_end():
-    names = Prefixes(capacity_mb=1, positions=2).names
+    names = PrefixCache(capacity_mb=1, positions=2).names
     one = names(ids(1, 2, 3, 4, 5))
     assert len(one) == 2 and names(ids(1, 2, 3, 4)) == one and names(ids(1, 2, 3, 9))[0] == one[0]
     assert names(ids(9, 2, 3, 4))[1] != one[1] and names(ids(3, 4))[0] != one[1]
@@ -41,7 +44,7 @@ def test_a_block_is_named_by_all_that_stands_before_its_end():
 
 
 def test_the_least_recently_used_goes_first_and_a_first_block_last():
-    prefixes = Prefixes(capacity_mb=4 * 64 / 2**20, positions=2)  # room for four
+    prefixes = PrefixCache(capacity_mb=4 * 64 / 2**20, positions=2)  # room for four
     old, new = prefixes.names(ids(1, 2, 3, 4)), prefixes.names(ids(5, 6, 7, 8))
     prefixes.put(old, blocks(2))
     prefixes.put(new, blocks(2))
@@ -54,7 +57,7 @@ def test_the_least_recently_used_goes_first_and_a_first_block_last():
 
 
 def test_what_does_not_fit_is_not_kept():
-    prefixes = Prefixes(capacity_mb=0, positions=2)
+    prefixes = PrefixCache(capacity_mb=0, positions=2)
     prefixes.put(prefixes.names(ids(1, 2, 3, 4)), blocks(2))
     assert (prefixes.bytes, prefixes.cached(ids(1, 2, 3, 4))) == (0, 0)
 
@@ -64,7 +67,7 @@ def test_what_does_not_fit_is_not_kept():
 def test_answers_with_a_cache_are_those_without(name, runner, request):
     backbone, _ = request.getfixturevalue(name)
     made = runner and runner(backbone.body, torch.float64)
-    plain, layout = Searcher(backbone, made), backbone.layout
+    plain, layout = BeamSearcher(backbone, made), backbone.layout
     objects = len(backbone.objects_OL)
     entry = st.integers(0, layout.words + layout.codes + objects - 1)
     start = np.random.default_rng(0).integers(layout.words, layout.words + layout.codes + objects, 12).astype(np.int32)
@@ -72,8 +75,8 @@ def test_answers_with_a_cache_are_those_without(name, runner, request):
     @QUICK
     @given(st.data(), st.integers(1, 5), st.integers(1, 6))
     def check(data, positions, width):
-        warm = Searcher(
-            backbone, made, Prefixes(capacity_mb=data.draw(st.sampled_from([0.01, 1])), positions=positions)
+        warm = BeamSearcher(
+            backbone, made, PrefixCache(capacity_mb=data.draw(st.sampled_from([0.01, 1])), positions=positions)
         )
         for _ in range(4):
             threads = []
@@ -83,7 +86,7 @@ def test_answers_with_a_cache_are_those_without(name, runner, request):
                 thread = thread.astype(np.int32)
                 ends = sorted({data.draw(st.integers(0, len(thread) - 1)), len(thread) - 1})
                 threads.append(asked(backbone, thread, ends, data.draw(st.sets(st.integers(0, objects - 1)))))
-            policy = Policy(width)
+            policy = BeamPolicy(width)
             for _ in range(2):  # the second time every whole block is known, at times the whole text
                 for got, wanted in zip(warm(threads, policy), plain(threads, policy), strict=True):
                     for one, other in zip(got, wanted, strict=True):
@@ -96,9 +99,9 @@ def test_answers_with_a_cache_are_those_without(name, runner, request):
 
 def test_a_prompt_that_is_known_as_a_whole_is_not_read(with_pointer):
     backbone, _ = with_pointer
-    searcher = Searcher(backbone, prefixes=Prefixes(capacity_mb=1, positions=4))
+    searcher = BeamSearcher(backbone, prefixes=PrefixCache(capacity_mb=1, positions=4))
     threads = [asked(backbone, np.arange(8, dtype=np.int32), [3, 7], [1, 2, 3])]
-    first = searcher(threads, Policy(1))
+    first = searcher(threads, BeamPolicy(1))
     read, positions = searcher.runner, []
 
     class Counting:
@@ -109,7 +112,7 @@ def test_a_prompt_that_is_known_as_a_whole_is_not_read(with_pointer):
             return read(rows_ND, positions_N, attend)
 
     searcher.runner = Counting()
-    again = searcher(threads, Policy(1))
+    again = searcher(threads, BeamPolicy(1))
     assert [one.log_p.tolist() for one in again[0]] == [one.log_p.tolist() for one in first[0]]
     assert min(map(min, positions), default=8) >= 4  # codes behind the ends, no position of the prompt
     assert searcher.prefixes.hits == 2
@@ -117,20 +120,20 @@ def test_a_prompt_that_is_known_as_a_whole_is_not_read(with_pointer):
 
 def test_threads_may_share_a_cache_that_is_far_too_small(with_pointer):
     backbone, _ = with_pointer
-    plain, rng = Searcher(backbone), np.random.default_rng(3)
+    plain, rng = BeamSearcher(backbone), np.random.default_rng(3)
     start = rng.integers(0, backbone.layout.words, 16).astype(np.int32)
     threads = [
         [asked(backbone, np.append(start[: 4 * n % 17], [n]).astype(np.int32), [4 * n % 17], range(12))]
         for n in range(12)
     ]
-    wanted = [plain(each, Policy(4))[0][0] for each in threads]
+    wanted = [plain(each, BeamPolicy(4))[0][0] for each in threads]
     block = 2 * 2 * 2 * 2 * 8 * 8 + 2 * 32 * 8  # bytes: layers, keys and values, heads, positions, width
-    searcher = Searcher(backbone, plain.runner, Prefixes(capacity_mb=5 * block / 2**20, positions=2))
+    searcher = BeamSearcher(backbone, plain.runner, PrefixCache(capacity_mb=5 * block / 2**20, positions=2))
     wrong = []
 
     def client(seed):
         for n in np.random.default_rng(seed).integers(0, len(threads), 25).tolist():
-            got = searcher(threads[n], Policy(4))[0][0]
+            got = searcher(threads[n], BeamPolicy(4))[0][0]
             if got.rows.tolist() != wanted[n].rows.tolist() or np.abs(got.log_p - wanted[n].log_p).max() > 1e-6:
                 wrong.append((seed, n))
 

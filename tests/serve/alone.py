@@ -11,22 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from leadre import database
-from leadre.auction.orders import Ask, Lease, Order, Release
-from leadre.serve import bidder, openrtb, record, respond
-from leadre.serve.book import eligibility, records
-from leadre.serve.book.campaigns import Book
-from leadre.serve.book.objects import Objects
-from leadre.serve.book.records import Records
-from leadre.serve.book.values import expected_nanos
-from leadre.serve.budgets import Budgets
-from leadre.serve.draws import Draws
-from leadre.serve.memory import RENEWED_S, Memory
-from leadre.serve.paths import Paths
-from leadre.serve.processes.desk import Desk
-from leadre.serve.processes.messages import Event, Leases, Orders
+from leadre.auction.budget.messages import Lease, LeaseRequest, LedgerOrder, Release
+from leadre.serve.bidding import context as bidder
+from leadre.serve.bidding import record, respond
+from leadre.serve.bidding.budgets import Budgets
+from leadre.serve.bidding.exploration import ExplorationDraws
+from leadre.serve.bidding.user_store import RENEWED_S, UserStore
+from leadre.serve.bidding.value import expected_nanos
+from leadre.serve.catalogue import database as records
+from leadre.serve.catalogue import eligibility
+from leadre.serve.catalogue.campaigns import CampaignStore
+from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.catalogue.objects import ObjectIndex
+from leadre.serve.ipc.messages import EventRequest, LedgerReply, LedgerRequest
+from leadre.serve.paths import StatePaths
+from leadre.serve.processes.writer_state import WriterState
+from leadre.serve.protocol import openrtb
 from leadre.serve.settings import Settings
 from leadre.store import open_store
-from leadre.store.contract import Profile, Seen, StoredList
+from leadre.store.contract import Profile, ProfileEvent, StoredList
 from leadre.types import Request
 
 NOON_US = 1_772_366_400_000_000  # 2026-03-01T12:00:00Z
@@ -61,11 +64,11 @@ class Alone:
 
     def __init__(self, folder: Path, *, seed: int = 0, **settings: Any) -> None:
         self.now_us, self.now_s = NOON_US, 0.0
-        self.paths = Paths(folder=folder, store=f"lmdb:{folder / 'lists'}")
-        self._records = Records(self.paths.book)
-        self.book = Book(self._records)
+        self.paths = StatePaths(folder=folder, store=f"lmdb:{folder / 'lists'}")
+        self._records = ManageDatabase(self.paths.book)
+        self.book = CampaignStore(self._records)
         self._reader = database.connect(self.paths.book, records.MIGRATIONS, read_only=True)
-        self.desk = Desk(self.paths, retain_days=90)
+        self.desk = WriterState(self.paths, retain_days=90)
         self.store = Spy(open_store(self.paths.store))
         self.desk._store.close()
         self.desk._store = self.store  # type: ignore[assignment]
@@ -77,12 +80,12 @@ class Alone:
         self.bidder = bidder.Bidder(
             settings=Settings(**{"public_url": "https://ads.test", "exploration": 0.0} | settings),
             market=self._market({}),
-            memory=Memory(self.store, self.clock),  # type: ignore[arg-type]
+            memory=UserStore(self.store, self.clock),  # type: ignore[arg-type]
             budgets=self.budgets,
             generate=None,
             sign=self.desk._keys.sign,
             new_id=lambda: f"id-{next(self._numbers)}",
-            draws=Draws(seed.to_bytes(32)),
+            draws=ExplorationDraws(seed.to_bytes(32)),
             clock=self.clock,
         )
 
@@ -112,14 +115,14 @@ class Alone:
 
     def has_done(self, user_id: str, *object_ids: str, segments=()) -> None:
         """The profile of a user."""
-        recent = tuple(Seen(name, NOON_US - 1000 + place, "ad") for place, name in enumerate(object_ids))
+        recent = tuple(ProfileEvent(name, NOON_US - 1000 + place, "ad") for place, name in enumerate(object_ids))
         self.store.write_profiles(Profile(user_id, recent, tuple(segments)))
 
-    def answer(self, *, tmax_s: float = 1.0, **fields: Any) -> bidder.Answer:
+    def answer(self, *, tmax_s: float = 1.0, **fields: Any) -> bidder.BidDecision:
         """What is made of a request, from its JSON on."""
         return self.respond(asked(**fields), tmax_s)
 
-    def respond(self, request: Request, tmax_s: float = 1.0) -> bidder.Answer:
+    def respond(self, request: Request, tmax_s: float = 1.0) -> bidder.BidDecision:
         """The same for a request that was read."""
         made = respond.respond(request, self.bidder, self.now_us, self.now_s + tmax_s)
         return self._loop.run_until_complete(made)
@@ -130,27 +133,30 @@ class Alone:
 
     def happened(self, *events: tuple[str, str]) -> list[str]:
         """What the writer makes of (kind, URL), all in one batch."""
-        made = [Event(kind=kind, token=re.search(r"[?&]t=([^&]+)", url)[1], at_us=self.now_us) for kind, url in events]
+        made = [
+            EventRequest(kind=kind, token=re.search(r"[?&]t=([^&]+)", url)[1], at_us=self.now_us)
+            for kind, url in events
+        ]
         return [told.outcome for told in self.desk.settle(made, self.now_us)]
 
     def _market(self, counts, object_ids=()) -> bidder.Market:
         book = eligibility.load(self._reader)
-        return bidder.Market(book, expected_nanos(book, counts), Objects(object_ids, book.ads, "model-1"))
+        return bidder.Market(book, expected_nanos(book, counts), ObjectIndex(object_ids, book.ads, "model-1"))
 
-    async def _send(self, orders: list[Order]) -> list[Lease | None]:
-        asks = [order for order in orders if isinstance(order, Ask)]
+    async def _send(self, orders: list[LedgerOrder]) -> list[Lease | None]:
+        asks = [order for order in orders if isinstance(order, LeaseRequest)]
         releases = [order for order in orders if isinstance(order, Release)]
-        (reply,) = self.desk.settle([Orders(asks, releases)], self.now_us)
-        assert isinstance(reply, Leases)
+        (reply,) = self.desk.settle([LedgerRequest(asks, releases)], self.now_us)
+        assert isinstance(reply, LedgerReply)
         return list(reply.leases)
 
 
-def chosen(answer: bidder.Answer) -> list[str]:
+def chosen(answer: bidder.BidDecision) -> list[str]:
     """The ads that are offered, place by place."""
     return [each.bid.ad_id for each in answer.rendered]
 
 
-def verdicts(alone: Alone, answer: bidder.Answer, place: int = 0) -> dict[str, str]:
+def verdicts(alone: Alone, answer: bidder.BidDecision, place: int = 0) -> dict[str, str]:
     """Candidate -> what became of it."""
     ads = alone.bidder.market.book.ads
     return {ads[row].ad_id: verdict for row, verdict in answer.places[place].verdicts.items()}

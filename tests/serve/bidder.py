@@ -16,8 +16,8 @@ from typing import IO, Any
 
 import httpx
 
-from leadre.serve.book.records import Records
-from leadre.serve.manage.auth import Keys
+from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.manage.auth import ApiKeys
 from leadre.store import open_store
 from leadre.store.contract import Store, StoredList
 
@@ -36,8 +36,8 @@ class Bidder:
         self.port, self.manage_port = _free_port(), _free_port()
         self._said: list[str] = []
         self._process: subprocess.Popen[str] | None = None
-        records = Records(state / "manage.db")
-        self.operator = Keys(records).create("the tests", 1)[1]
+        records = ManageDatabase(state / "manage.db")
+        self.operator = ApiKeys(records).create("the tests", 1)[1]
         records.close()
         self.http = httpx.Client(timeout=30.0, limits=httpx.Limits(max_connections=64))
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from leadre import database
-from leadre.serve.book import records
-from leadre.serve.book.campaigns import Book
-from leadre.serve.book.records import Records
+from leadre.serve.catalogue import database as records
+from leadre.serve.catalogue.campaigns import CampaignStore
+from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.events.tokens import Token, nonce
 from leadre.types import Ad, Campaign
 
@@ -53,14 +53,14 @@ def manage_db(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def desk(manage_db):
-    opened = Records(manage_db)
+    opened = ManageDatabase(manage_db)
     yield opened
     opened.close()
 
 
 @pytest.fixture
 def book(desk):
-    return Book(desk)
+    return CampaignStore(desk)
 
 
 @pytest.fixture

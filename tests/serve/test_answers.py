@@ -9,7 +9,7 @@ import random
 import pytest
 
 from leadre.errors import BadRequest
-from leadre.serve import openrtb
+from leadre.serve.protocol import openrtb
 from leadre.types import Targeting
 
 from .alone import Alone

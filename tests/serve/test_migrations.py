@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from leadre.auction.ledger import Ledger
-from leadre.auction.orders import Ask, Charge, Charged, Lease
+from leadre.auction.budget.ledger import Ledger
+from leadre.auction.budget.messages import Charge, ChargeResult, Lease, LeaseRequest
 from leadre.errors import InputError
-from leadre.serve.book.campaigns import Book
-from leadre.serve.book.records import Records
+from leadre.serve.catalogue.campaigns import CampaignStore
+from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.manage import auth
-from leadre.serve.manage.auth import Keys
+from leadre.serve.manage.auth import ApiKeys
 
 NOW_US = 1_790_000_000_000_000  # 2026-09-21
 
@@ -124,23 +124,23 @@ def test_a_ledger_of_the_first_schema_keeps_its_books_and_charges_on(tmp_path: P
         assert books.left("c", NOW_US) == 500 and books.knows("e1", NOW_US)
         orders = [Charge(event_id=name, campaign_id="c", nanos=150, at_us=NOW_US, lease_id=5) for name in ("e2", "e3")]
         known, fresh = books.apply(orders, NOW_US)
-        assert known == Charged(nanos=200, written_off_nanos=40, is_new=False)
-        assert fresh == Charged(nanos=150, written_off_nanos=0, is_new=True)
-        (lease,) = books.apply([Ask(worker="w", campaign_id="c", want_nanos=10)], NOW_US)
+        assert known == ChargeResult(nanos=200, written_off_nanos=40, is_new=False)
+        assert fresh == ChargeResult(nanos=150, written_off_nanos=0, is_new=True)
+        (lease,) = books.apply([LeaseRequest(worker="w", campaign_id="c", want_nanos=10)], NOW_US)
         assert isinstance(lease, Lease) and lease.lease_id == 6
         assert books.verify() == []
 
 
 def test_a_book_of_the_first_schema_keeps_campaigns_ads_and_origins(tmp_path: Path) -> None:
-    records, new = Records(written(tmp_path / "old.db", MANAGE_1)), Records(tmp_path / "new.db")
+    records, new = ManageDatabase(written(tmp_path / "old.db", MANAGE_1)), ManageDatabase(tmp_path / "new.db")
     try:
         assert schema(records.connection) == schema(new.connection)
-        book = Book(records)
+        book = CampaignStore(records)
         (campaign,), (ad,) = book.campaigns(), book.ads()
         assert (campaign.bid_type, campaign.daily_nanos, campaign.zone) == ("cpc", 70_000, "Europe/Rome")
         assert campaign.targeting.countries == {"DEU"} and (ad.status, ad.sizes) == ("paused", ((300, 250),))
         assert auth.read_origins(records.connection) == {"https://news.example"}
-        assert Keys(records).find(Keys(records).create("Ada", NOW_US)[1]).name == "Ada"
+        assert ApiKeys(records).find(ApiKeys(records).create("Ada", NOW_US)[1]).name == "Ada"
         book.set_ad_status("a1", "active")
         assert records.connection.execute("SELECT version FROM ads").fetchone() == (11,), "after the key's"
     finally:
@@ -148,7 +148,7 @@ def test_a_book_of_the_first_schema_keeps_campaigns_ads_and_origins(tmp_path: Pa
         new.close()
 
 
-@pytest.mark.parametrize(("opening", "script"), [(Ledger, LEDGER_1), (Records, MANAGE_1)])
+@pytest.mark.parametrize(("opening", "script"), [(Ledger, LEDGER_1), (ManageDatabase, MANAGE_1)])
 def test_a_file_of_a_newer_release_is_refused_and_stays_as_it_is(tmp_path: Path, opening: type, script: str) -> None:
     path = written(tmp_path / "state.db", f"{script}; PRAGMA user_version = 99")
     before = path.read_bytes()

@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from leadre.serve.events import eventlog
-from leadre.serve.events.eventlog import Answered, Happened
+from leadre.serve.events import event_log
+from leadre.serve.events.event_log import EventRecord, RequestRecord
 
 from .bidder import bid_request, bids_in, event_urls, until, worker_of
 from .test_openrtb_mutated import mutated
@@ -126,8 +126,8 @@ def recount(log, campaign_id):
     """The report of a campaign, from the raw events alone."""
     kinds = {"imp": "impressions", "click": "clicks", "conv": "conversions"}
     counts = dict.fromkeys([*kinds.values(), "charged_nanos"], 0)
-    for entry in eventlog.read(log):
-        if isinstance(entry.record, Happened) and entry.record.outcome.campaign_id == campaign_id:
+    for entry in event_log.read(log):
+        if isinstance(entry.record, EventRecord) and entry.record.outcome.campaign_id == campaign_id:
             done = entry.record.outcome
             counts["charged_nanos"] += done.charge_nanos
             if done.kind in kinds:
@@ -325,7 +325,9 @@ def test_what_was_begun_is_answered_and_kept_when_it_is_told_to_end(bidder):
         with connection, connection.makefile("rb") as answer:
             assert answer.readline() == b"HTTP/1.1 200 OK\r\n"
     assert bidder.stop() == 0
-    kept = [entry.record for entry in eventlog.read(bidder.state / "events") if isinstance(entry.record, Answered)]
+    kept = [
+        entry.record for entry in event_log.read(bidder.state / "events") if isinstance(entry.record, RequestRecord)
+    ]
     asked = Counter(record.asked_id for record in kept)
     assert all(asked[name] == 1 for name in [*acknowledged, *(f"draining-{n}" for n in range(8))])
     bidder.start()

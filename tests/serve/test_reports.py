@@ -7,14 +7,14 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from leadre.serve.book.campaigns import Book
-from leadre.serve.book.records import Records
-from leadre.serve.events import eventlog
-from leadre.serve.events.eventlog import Happened
-from leadre.serve.events.tokens import Keys
-from leadre.serve.paths import Paths
-from leadre.serve.processes.desk import Desk
-from leadre.serve.processes.messages import Event, Reports
+from leadre.serve.catalogue.campaigns import CampaignStore
+from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.events import event_log
+from leadre.serve.events.event_log import EventRecord
+from leadre.serve.events.tokens import TokenKeys
+from leadre.serve.ipc.messages import EventRequest, ReportRequest
+from leadre.serve.paths import StatePaths
+from leadre.serve.processes.writer_state import WriterState
 
 from .conftest import make_token
 
@@ -42,8 +42,8 @@ def bid(campaign_id, number, at_us):
 def recount(log, zones):
     """(campaign, day) -> impressions, clicks, conversions, charged nanos."""
     days = defaultdict(Counter)
-    for entry in eventlog.read(log):
-        if isinstance(entry.record, Happened):
+    for entry in event_log.read(log):
+        if isinstance(entry.record, EventRecord):
             done = entry.record.outcome
             moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=done.at_us)
             day = days[done.campaign_id, moment.astimezone(ZoneInfo(zones[done.campaign_id])).date().isoformat()]
@@ -63,23 +63,23 @@ def hours_of(day, zone):
 def test_reports_and_budgets_go_by_days_of_the_account_over_a_change_of_clocks(tmp_path, campaign, ad, first):
     """An event each quarter of an hour for five days; the budget of a day pays for twenty bills, in its first hours."""
     zones = {"rome": "Europe/Rome", "york": "America/New_York", "howe": "Australia/Lord_Howe"}
-    paths = Paths(folder=tmp_path / "state", store=f"lmdb:{tmp_path / 'lists'}")
-    records = Records(paths.book)
+    paths = StatePaths(folder=tmp_path / "state", store=f"lmdb:{tmp_path / 'lists'}")
+    records = ManageDatabase(paths.book)
     budget = {"daily_nanos": BILLS_A_DAY * PRICE_NANOS, "bid_nanos": PRICE_NANOS}
     campaigns = [campaign(campaign_id=name, zone=zone, **budget) for name, zone in zones.items()]
-    Book(records).add(campaigns, [ad(ad_id=f"a-{name}", campaign_id=name) for name in zones])
+    CampaignStore(records).add(campaigns, [ad(ad_id=f"a-{name}", campaign_id=name) for name in zones])
     records.close()
-    desk, rng = Desk(paths, retain_days=10_000), random.Random(0)
-    sign, begun_us = Keys.open(paths.keys).sign, us(first.replace(tzinfo=UTC))
+    desk, rng = WriterState(paths, retain_days=10_000), random.Random(0)
+    sign, begun_us = TokenKeys.open(paths.keys).sign, us(first.replace(tzinfo=UTC))
     desk.tend(begun_us)
     for number in range(5 * 24 * 4):
         at_us = begun_us + number * HOUR_US // 4
         events = [
-            Event(kind=kind, token=sign(bid(name, 10 * number + place, at_us)), at_us=at_us, price="1.0")
+            EventRequest(kind=kind, token=sign(bid(name, 10 * number + place, at_us)), at_us=at_us, price="1.0")
             for place, name in enumerate(zones)
             for kind in ("bill", "imp", *(["click"] if rng.random() < 0.3 else []))
         ]
-        *_, told = desk.settle([*events, Reports(list(zones), begun_us, at_us + 1)], at_us)
+        *_, told = desk.settle([*events, ReportRequest(list(zones), begun_us, at_us + 1)], at_us)
     shown = {(d.campaign_id, d.day): (d.impressions, d.clicks, d.conversions, d.charged_nanos) for d in told.days}
     assert shown == recount(paths.events, zones), "with the very last events in it"
     for name, zone in zones.items():
@@ -87,6 +87,6 @@ def test_reports_and_budgets_go_by_days_of_the_account_over_a_change_of_clocks(t
         assert [shown[key][3] for key in whole] == [BILLS_A_DAY * PRICE_NANOS] * len(whole)
         assert [shown[key][0] for key in whole] == [4 * hours_of(day, zone) for _, day in whole]
     desk.close()
-    desk = Desk(paths, retain_days=10_000)
-    assert desk.settle([Reports(list(zones), begun_us, at_us + 1)], at_us) == [told], "a restart counts the same"
+    desk = WriterState(paths, retain_days=10_000)
+    assert desk.settle([ReportRequest(list(zones), begun_us, at_us + 1)], at_us) == [told], "a restart counts the same"
     desk.close()

@@ -7,15 +7,15 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
-from leadre.serve.book.campaigns import Book
-from leadre.serve.book.records import Records
-from leadre.serve.events import eventlog
-from leadre.serve.events.eventlog import Answered, Happened
-from leadre.serve.events.tokens import Keys
-from leadre.serve.manage.office import Office
-from leadre.serve.paths import Paths
-from leadre.serve.processes.desk import Desk
-from leadre.serve.processes.messages import Append, Event, Found, Recent
+from leadre.serve.catalogue.campaigns import CampaignStore
+from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.events import event_log
+from leadre.serve.events.event_log import EventRecord, RequestRecord
+from leadre.serve.events.tokens import TokenKeys
+from leadre.serve.ipc.messages import AppendRequest, EventRequest, RecordReply, RecordRequest
+from leadre.serve.paths import StatePaths
+from leadre.serve.processes.management import ManagementBackend
+from leadre.serve.processes.writer_state import WriterState
 from leadre.store.contract import EVERYBODY, US_PER_DAY, Cap, StoredList
 
 from .conftest import make_token
@@ -28,8 +28,12 @@ class Market:
     """A bidder's writer and its management; on each day one user, of that day, browses and clicks."""
 
     def __init__(self, paths):
-        self.paths, self.desk, self.office = paths, Desk(paths, retain_days=DAYS), Office(paths, paths.folder)
-        self.sign = Keys.open(paths.keys).sign
+        self.paths, self.desk, self.office = (
+            paths,
+            WriterState(paths, retain_days=DAYS),
+            ManagementBackend(paths, paths.folder),
+        )
+        self.sign = TokenKeys.open(paths.keys).sign
         self.store = self.office.store
         self.store.put_lists("v", {EVERYBODY: StoredList("v", 1, ("a1",), (0.0,))})
         self.store.switch("v")
@@ -41,9 +45,9 @@ class Market:
         caps = [Cap("c1", now_us // US_PER_DAY, 9)]
         self.store.reserve(user, caps, now_us=now_us, until_us=now_us + 60_000_000)
         token = self.sign(make_token(now_us, 1, request_id=f"r-{user}", user_id=user))
-        answered = Answered(request_id=f"r-{user}", at_us=now_us, user_id=user)
-        events = [Event(kind=kind, token=token, at_us=now_us) for kind in ("imp", "click")]
-        self.desk.settle([Append([answered]), *events], now_us)
+        answered = RequestRecord(request_id=f"r-{user}", at_us=now_us, user_id=user)
+        events = [EventRequest(kind=kind, token=token, at_us=now_us) for kind in ("imp", "click")]
+        self.desk.settle([AppendRequest([answered]), *events], now_us)
 
     def tend(self, day):
         """What the processes do by themselves a few times a day."""
@@ -54,14 +58,14 @@ class Market:
     def users(self):
         """Whoever is named, by place."""
         everyone = [user_of(day) for day in range(SERVED)]
-        records = [entry.record for entry in eventlog.read(self.paths.events)]
+        records = [entry.record for entry in event_log.read(self.paths.events)]
         frames = [pl.read_parquet(path) for path in self.paths.tables.rglob("*/*.parquet")]
-        requests = {user: self.desk.settle([Recent(f"r-{user}")], START_US)[0] for user in everyone}
+        requests = {user: self.desk.settle([RecordRequest(f"r-{user}")], START_US)[0] for user in everyone}
         return {
-            "requests in the log": {each.user_id for each in records if isinstance(each, Answered)},
-            "events in the log": {each.outcome.user_id for each in records if isinstance(each, Happened)},
+            "requests in the log": {each.user_id for each in records if isinstance(each, RequestRecord)},
+            "events in the log": {each.outcome.user_id for each in records if isinstance(each, EventRecord)},
             "tables": {user for frame in frames for user in frame["user_id"].to_list()},
-            "explained": {user for user, found in requests.items() if isinstance(found, Found) and found.record},
+            "explained": {user for user, found in requests.items() if isinstance(found, RecordReply) and found.record},
             "lists": {user for user, _ in self.store.scan("v")} - {EVERYBODY},
             "profiles": {user for user in everyone if (found := self.store.read_profile(user)) and found.recent},
         }
@@ -82,9 +86,9 @@ def user_of(day):
 
 @pytest.fixture
 def market(tmp_path, campaign, ad):
-    paths = Paths(folder=tmp_path / "state", store=f"lmdb:{tmp_path / 'state' / 'lists'}")
-    records = Records(paths.book)
-    Book(records).add([campaign()], [ad()])
+    paths = StatePaths(folder=tmp_path / "state", store=f"lmdb:{tmp_path / 'state' / 'lists'}")
+    records = ManageDatabase(paths.book)
+    CampaignStore(records).add([campaign()], [ad()])
     records.close()
     made = Market(paths)
     yield made
@@ -109,4 +113,4 @@ def test_it_ends_also_when_nobody_comes_any_more_and_the_numbers_of_the_log_go_o
     market.tend(DAYS + 1)
     assert not any(market.users().values()) and not market.named(0)
     market.serve(DAYS + 2)
-    assert market.desk.log.last == last + 3 == next(reversed(list(eventlog.read(market.paths.events)))).number
+    assert market.desk.log.last == last + 3 == next(reversed(list(event_log.read(market.paths.events)))).number

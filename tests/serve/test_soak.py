@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from leadre.auction.ledger import Ledger
+from leadre.auction.budget.ledger import Ledger
 from leadre.serve import backup
-from leadre.serve.paths import Paths
+from leadre.serve.paths import StatePaths
 
 from .bidder import Bidder, bids_in, event_urls
 from .test_promises import holding, recount
@@ -102,7 +102,7 @@ def test_a_steady_rate_leaves_memory_and_books_in_order(work, tmp_path, seconds)
             if number > count // 5 and number % RATE == 0:
                 traffic.weigh(pids)
             if number == count // 2:
-                made = backup.write(Paths(folder=state, store=bidder.store_spec), tmp_path / "backup")
+                made = backup.write(StatePaths(folder=state, store=bidder.store_spec), tmp_path / "backup")
         for each in under_way:
             each.result()
         told, grown = traffic.told, traffic.grown_mb()
@@ -115,7 +115,7 @@ def test_a_steady_rate_leaves_memory_and_books_in_order(work, tmp_path, seconds)
         assert pids == processes(bidder), "none has died"
         kept_mb = {"writer": 0.6 * count * KEPT_MB}  # what came from the first to the last quarter of what was weighed
         assert all(mb < GROWTH_MB + kept_mb.get(role, 0) for (role, _), mb in grown.items()), grown
-    restored = Paths(folder=tmp_path / "restored", store=f"lmdb:{tmp_path / 'restored' / 'lists'}")
+    restored = StatePaths(folder=tmp_path / "restored", store=f"lmdb:{tmp_path / 'restored' / 'lists'}")
     backup.restore(made.path, restored)
     with Ledger(restored.ledger) as books:
         assert books.verify() == [] and 0 < books.spent(campaign_id) <= budget_nanos

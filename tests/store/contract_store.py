@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from leadre.errors import InputError
 from leadre.store import open_store
-from leadre.store.contract import EVERYBODY, MOST_RECENT, US_PER_DAY, Cap, Profile, Seen, StoredList, dump
+from leadre.store.contract import EVERYBODY, MAX_RECENT, US_PER_DAY, Cap, Profile, ProfileEvent, StoredList, dump
 
 DAY = 20_000
 NOON_US = DAY * US_PER_DAY + US_PER_DAY // 2
@@ -177,7 +177,7 @@ class StoreContract:
 
     def test_a_profile_is_bounded_and_the_last_writer_has_the_say(self, store):
         assert store.read_profile("u") is None
-        seen = tuple(Seen(f"o{n}", n, "content") for n in range(MOST_RECENT + 5))
+        seen = tuple(ProfileEvent(f"o{n}", n, "content") for n in range(MAX_RECENT + 5))
         store.write_profiles(Profile("u", seen, ("s1",), 7), Profile("w"))
         assert store.read_profile("u") == Profile("u", seen[5:], ("s1",), 7)
         store.write_profiles(Profile("u", (), tuple(map(str, range(300))), 8), Profile("u", (), ("s2",), 6))
@@ -314,8 +314,8 @@ class StoreContract:
             lists |= {"young": made(version, "ad", at_us=after_us), EVERYBODY: made(version, "ad", at_us=1)}
             store.put_lists(version, lists)
             store.switch(version)
-        before, later = Seen("o", after_us - 1, "ad"), Seen("p", after_us, "ad")
-        out_of_a_log = Profile("log", (Seen("q", 5, "ad"),), (), 9, 9, after_us)
+        before, later = ProfileEvent("o", after_us - 1, "ad"), ProfileEvent("p", after_us, "ad")
+        out_of_a_log = Profile("log", (ProfileEvent("q", 5, "ad"),), (), 9, 9, after_us)
         store.write_profiles(
             Profile("old", (before,), ("s",), after_us - 1),
             Profile("both", (before, later), ("s",), after_us),
@@ -338,7 +338,7 @@ class StoreContract:
         for version in ("v1", "v2"):
             store.put_lists(version, {user: made(version, "ad") for user in users})
             store.switch(version)
-        store.write_profiles(*(Profile(user, (Seen("o", 1, "ad"),)) for user in users))
+        store.write_profiles(*(Profile(user, (ProfileEvent("o", 1, "ad"),)) for user in users))
         return {user: self.reserve(store, user, count=3) for user in users}
 
     def test_who_is_erased_is_gone_from_everywhere(self, store):

@@ -131,7 +131,7 @@ class TestLmdb(suite.StoreContract):
                 store.erase("u")
         assert list(folder.glob("*.tmp"))
         with monkeypatch.context() as patch:
-            patch.setattr(mapped.File, "_tidy", killed)
+            patch.setattr(mapped.MappedFile, "_tidy", killed)
             with pytest.raises(KeyboardInterrupt):
                 store.erase("u")
         assert len(list(folder.glob("lists.*.mdb"))) == 2

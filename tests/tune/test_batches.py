@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from leadre.data.histories import AD, first_seen
-from leadre.lm.live import Live
+from leadre.lm.prior import InventoryPrior
 from leadre.tune.batches import Examples
-from leadre.tune.prompts import Blocks, Prompter
-from leadre.tune.tasks import Threads
+from leadre.tune.prompts import PromptBlocks, PromptWriter
+from leadre.tune.threads import ThreadBuilder
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,8 @@ def by_hand(small, hand, new_weight):
         live=[1, 2, 3, 5, 6],
         objects=len(small.codebook.object_ids),
     )
-    live = Live(logs, replace(small.codebook, object_ids=tuple(logs.objects["object_id"].to_list())))
-    threads = Threads(Prompter(logs, small.tokenizer, small.layout, Blocks()))
+    live = InventoryPrior(logs, replace(small.codebook, object_ids=tuple(logs.objects["object_id"].to_list())))
+    threads = ThreadBuilder(PromptWriter(logs, small.tokenizer, small.layout, PromptBlocks()))
     return Examples(threads, live, small.layout, new_weight), live
 
 

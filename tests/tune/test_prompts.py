@@ -8,7 +8,7 @@ import pytest
 
 from leadre.data.histories import AD, CONTENT
 from leadre.tune import prompts
-from leadre.tune.prompts import Blocks, Prompter
+from leadre.tune.prompts import PromptBlocks, PromptWriter
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 HOSTILE = [
@@ -105,7 +105,7 @@ def test_the_strongest_interest_stands_last(hand, small):
 
 
 def prompter_of(small, logs, **blocks):
-    return Prompter(logs, small.tokenizer, small.layout, Blocks(**blocks))
+    return PromptWriter(logs, small.tokenizer, small.layout, PromptBlocks(**blocks))
 
 
 @pytest.fixture
@@ -214,6 +214,6 @@ def test_how_often(weight, word):
 
 
 def test_the_form_of_prompts_is_kept_with_the_weights(tmp_path):
-    blocks = Blocks(words=False, long_items=3, short_ad=False)
+    blocks = PromptBlocks(words=False, long_items=3, short_ad=False)
     prompts.save_blocks(blocks, tmp_path)
     assert prompts.load_blocks(tmp_path) == blocks

@@ -24,7 +24,7 @@ def schedule(**changes):
         "validate_every": 2,
         "checkpoint_s": -1.0,  # after every step
     }
-    return sft.Schedule(**settings | changes)
+    return sft.TrainingSchedule(**settings | changes)
 
 
 class Killed(Exception):

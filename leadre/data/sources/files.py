@@ -32,7 +32,7 @@ import polars as pl
 from leadre import progress
 from leadre.data import requests, tables
 from leadre.data.sources import raw
-from leadre.data.split import Cut, date
+from leadre.data.split import SplitTimes, date
 from leadre.data.tables import FILE, ROW, SCHEMAS, Tables
 from leadre.errors import InputError
 
@@ -40,7 +40,7 @@ REQUIRED = ("ads", "events")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class InputLimits:
     """What a log may be like before the run stops; the fields are those of ``leadre data``."""
 
     max_bad_share: float = 0.01
@@ -50,7 +50,9 @@ class Limits:
     latest: str = "2100-01-01"
 
 
-def read(folder: Path, limits: Limits, cut: Cut, positive: str = "conversion", keep_empty: bool = False) -> Tables:
+def read(
+    folder: Path, limits: InputLimits, cut: SplitTimes, positive: str = "conversion", keep_empty: bool = False
+) -> Tables:
     """Read, check and join the tables in ``folder``. Raises InputError; see the module docstring for the rules."""
     if not 0 <= limits.max_bad_share <= 1:
         raise InputError(f"--max-bad-share {limits.max_bad_share:g}: a share lies between 0 and 1")
@@ -105,7 +107,7 @@ _BACKWARDS = (
 )
 
 
-def _table(folder: Path, name: str, limits: Limits) -> tuple[pl.DataFrame | None, pl.DataFrame, int]:
+def _table(folder: Path, name: str, limits: InputLimits) -> tuple[pl.DataFrame | None, pl.DataFrame, int]:
     """(good rows with ROW and FILE, bad rows, rows read); (None, .., 0) for an optional table that is not there."""
     paths = raw.find(folder, name)
     if not paths:
@@ -142,7 +144,7 @@ def _sieve(
 
 
 def _checked_events(
-    events: pl.DataFrame, ads: pl.DataFrame, contents: pl.DataFrame | None, limits: Limits, bad: list[pl.DataFrame]
+    events: pl.DataFrame, ads: pl.DataFrame, contents: pl.DataFrame | None, limits: InputLimits, bad: list[pl.DataFrame]
 ) -> pl.DataFrame:
     """Events inside the declared range, in time order for each user, of known items."""
     earliest, latest = date(limits.earliest, "earliest"), date(limits.latest, "latest")

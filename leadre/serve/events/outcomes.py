@@ -10,7 +10,7 @@
 | conv | page or server | cpa | |
 
 A batch is one transaction of the ledger with one append to the event log inside: decide and book, log and sync, commit,
-acknowledge. Killed before the log was synced, nothing happened; after it, `Outcomes` finds the records beyond the
+acknowledge. Killed before the log was synced, nothing happened; after it, `EventProcessor` finds the records beyond the
 ledger's when it is made, and books them. So the log has each event once, and so have the books.
 """
 
@@ -24,11 +24,11 @@ from typing import Literal
 import msgspec
 
 from leadre import database
-from leadre.auction.ledger import Ledger
-from leadre.auction.orders import Charge, Charged, Refund
+from leadre.auction.budget.ledger import Ledger
+from leadre.auction.budget.messages import Charge, ChargeResult, Refund
 from leadre.errors import InputError, StorageError
-from leadre.serve.events import eventlog
-from leadre.serve.events.eventlog import EventLog, Happened
+from leadre.serve.events import event_log
+from leadre.serve.events.event_log import EventLog, EventRecord
 from leadre.serve.events.tokens import Token
 from leadre.types import BidType, EventKind, Outcome
 
@@ -41,7 +41,7 @@ Cap = Literal["", "keep", "release"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
+class EventReport:
     """An event that came in. The token is checked, a conversion's with ``late_us=LATE_CONVERSION_US``."""
 
     kind: EventKind
@@ -53,19 +53,20 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Effect:
+class EventEffect:
     """What came of a report. ``cap``: what the store is to do with ``token.cap_id``, also when the event was known."""
 
     cap: Cap = ""
     is_new: bool = False  # False: known already, or of a kind that may not be counted
     charged_nanos: int = 0
-    record: Happened | None = None  # what the log has of it
+    record: EventRecord | None = None  # what the log has of it
 
 
-def decide(report: Report, now_us: int, was_shown: bool) -> tuple[Happened | None, Cap]:
+def decide(report: EventReport, now_us: int, was_shown: bool) -> tuple[EventRecord | None, Cap]:
     """(what to write down, the cap's fate); no record of what may not be counted.
 
-    Pure: what is known already and what the budget allows is for `Outcomes`. ``was_shown``: an impression or a bill of
+    Pure: what is known already and what the budget allows is for `EventProcessor`. ``was_shown``: an impression or a
+    bill of
     this bid is known. Without permission to measure only what moves money is recorded; without permission to profile it
     is recorded without its user.
     """
@@ -94,7 +95,7 @@ def decide(report: Report, now_us: int, was_shown: bool) -> tuple[Happened | Non
         value_nanos=report.value_nanos if kind == "conv" else 0,
     )
     key, known_until_us = _identity(report, now_us)
-    record = Happened(
+    record = EventRecord(
         key=key,
         outcome=outcome,
         lease_id=token.lease_id,
@@ -107,7 +108,7 @@ def decide(report: Report, now_us: int, was_shown: bool) -> tuple[Happened | Non
     return record, cap
 
 
-class Outcomes:
+class EventProcessor:
     """Books events, in the process that writes ledger and log. Making it books what a kill left unbooked.
 
     ``is_erased`` tells whether a user was erased: tokens that are about still name them.
@@ -123,7 +124,7 @@ class Outcomes:
         self._is_behind = True
         self._catch_up()
 
-    def take(self, reports: Sequence[Report], now_us: int) -> list[Effect]:
+    def take(self, reports: Sequence[EventReport], now_us: int) -> list[EventEffect]:
         """Book a batch; what is returned may be acknowledged: it is on the disk.
 
         StorageError: none of it may be acknowledged; when it is sent again it is booked once.
@@ -144,7 +145,7 @@ class Outcomes:
         self._is_behind = False
         return effects
 
-    def _book(self, report: Report, now_us: int) -> tuple[Effect, Happened | None]:
+    def _book(self, report: EventReport, now_us: int) -> tuple[EventEffect, EventRecord | None]:
         token = report.token
         if token.user_id and self._is_erased(token.user_id):
             report = replace(report, token=msgspec.structs.replace(token, user_id=""))
@@ -153,15 +154,15 @@ class Outcomes:
         )
         record, cap = decide(report, now_us, was_shown)
         if record is None:
-            return Effect(cap=cap), None
+            return EventEffect(cap=cap), None
         charged = self._enter(record, now_us)
         if not charged.is_new:
-            return Effect(cap=cap), None
+            return EventEffect(cap=cap), None
         outcome = replace(record.outcome, charge_nanos=charged.nanos)
         record = msgspec.structs.replace(record, outcome=outcome)
-        return Effect(cap=cap, is_new=True, charged_nanos=charged.nanos, record=record), record
+        return EventEffect(cap=cap, is_new=True, charged_nanos=charged.nanos, record=record), record
 
-    def _enter(self, record: Happened, now_us: int) -> Charged:
+    def _enter(self, record: EventRecord, now_us: int) -> ChargeResult:
         campaign_id, at_us = record.outcome.campaign_id, record.outcome.at_us
         key, lease_id, until_us = record.key, record.lease_id, record.known_until_us
         order: Charge | Refund = Charge(
@@ -181,7 +182,7 @@ class Outcomes:
                 known_until_us=until_us,
             )
         charged = self.ledger.enter(order, now_us)
-        assert isinstance(charged, Charged)
+        assert isinstance(charged, ChargeResult)
         return charged
 
     def _catch_up(self) -> None:
@@ -189,14 +190,14 @@ class Outcomes:
         if not self._is_behind:
             return
         with database.transaction(self.ledger.connection):
-            for entry in eventlog.read(self.log.folder, self.ledger.log_number):
-                if isinstance(entry.record, Happened):
+            for entry in event_log.read(self.log.folder, self.ledger.log_number):
+                if isinstance(entry.record, EventRecord):
                     self._enter(entry.record, entry.written_at_us)
             self.ledger.log_number = self.log.last
         self._is_behind = False
 
 
-def _identity(report: Report, now_us: int) -> tuple[str, int]:
+def _identity(report: EventReport, now_us: int) -> tuple[str, int]:
     """(key, until when it is known)."""
     token = report.token
     if report.kind == "conv" and report.event_id:

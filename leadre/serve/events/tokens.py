@@ -26,7 +26,7 @@ from leadre.types import BidType, EventKind
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
-MOST_CHARS = 4096  # of a token; what is longer is not looked at
+MAX_CHARS = 4096  # of a token; what is longer is not looked at
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # What the exchange fills in, by kind of event. OpenRTB 2.6, section 4.4.
 MACROS: Mapping[str, str] = {
@@ -60,7 +60,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     may_profile: bool  # remember them with the user
 
 
-class Keys:
+class TokenKeys:
     """Signing keys by version: the highest signs, all of them check."""
 
     def __init__(self, keys: Mapping[int, bytes]) -> None:
@@ -102,7 +102,7 @@ class Keys:
 
         ForgedError or, for one of ours, ExpiredError.
         """
-        match = _FORM.fullmatch(text) if len(text) <= MOST_CHARS else None
+        match = _FORM.fullmatch(text) if len(text) <= MAX_CHARS else None
         key = self._keys.get(int(match[2])) if match else None
         if match is None or key is None:
             raise ForgedError("the token is not one of ours, or its key was retired")

@@ -24,8 +24,8 @@ import msgspec
 import polars as pl
 
 from leadre.data.tables import SCHEMAS, TEXT, WHOLE
-from leadre.serve.events import durable, eventlog
-from leadre.serve.events.eventlog import Answered, Happened, Switched
+from leadre.serve.events import durable, event_log
+from leadre.serve.events.event_log import EventRecord, RequestRecord, StatusRecord
 from leadre.types import Ad
 
 ACTIONS = {"imp": "impression", "click": "click", "conv": "conversion"}
@@ -63,25 +63,25 @@ class _Rows:
 
     last: int
     daily: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {name: [] for name in _DAILY})
-    switches: list[Switched] = field(default_factory=list)
+    switches: list[StatusRecord] = field(default_factory=list)
 
-    def take(self, entry: eventlog.Entry) -> None:
+    def take(self, entry: event_log.LogEntry) -> None:
         record, self.last = entry.record, entry.number
-        if isinstance(record, Switched):
+        if isinstance(record, StatusRecord):
             self.switches.append(record)
-        elif isinstance(record, Happened):
+        elif isinstance(record, EventRecord):
             self._event(record, entry.number)
         elif not record.is_test:
             self._request(record, entry.number)
 
-    def _event(self, record: Happened, number: int) -> None:
+    def _event(self, record: EventRecord, number: int) -> None:
         done = record.outcome
         if record.is_training and done.user_id and done.kind in ACTIONS:
             row = {"user_id": done.user_id, "at": done.at_us, "domain": "ad", "item_id": done.ad_id, NUMBER: number}
             row |= {"action": ACTIONS[done.kind], "value_nanos": done.value_nanos if done.kind == "conv" else None}
             self.daily["events"].append(row | {"request_id": done.request_id})
 
-    def _request(self, record: Answered, number: int) -> None:
+    def _request(self, record: RequestRecord, number: int) -> None:
         row = {"request_id": record.request_id, "at": record.at_us, "user_id": record.user_id or None, NUMBER: number}
         row["placement_id"] = next(iter(record.placements.values()), "") or None
         if record.user_id:
@@ -103,7 +103,7 @@ def compact(log: Path, folder: Path, ads: Iterable[Ad], at_most: int = 1_000_000
     """
     begun = position(folder)
     rows = _Rows(begun)
-    for entry in eventlog.read(log, begun):
+    for entry in event_log.read(log, begun):
         rows.take(entry)
         if entry.number % at_most == 0:
             _store(folder, rows)
@@ -169,7 +169,7 @@ def _store(folder: Path, rows: _Rows) -> None:
     durable.replace(folder / POSITION, str(rows.last).encode())
 
 
-def _windows(old: pl.DataFrame, switches: Sequence[Switched]) -> pl.DataFrame:
+def _windows(old: pl.DataFrame, switches: Sequence[StatusRecord]) -> pl.DataFrame:
     """Spells of each ad: one is open while the ad is live. Saying the same twice changes nothing."""
     spells = old.select("ad_id", pl.col("starts_at", "ends_at").dt.epoch("us")).rows()
     closed = [spell for spell in spells if spell[2] is not None]

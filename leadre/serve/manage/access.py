@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from leadre.auction.ledger import Today
-from leadre.serve.book.campaigns import Book
-from leadre.serve.book.records import Records
-from leadre.serve.events.eventlog import Answered
-from leadre.serve.manage.auth import Key, Keys
-from leadre.serve.manage.history import History
+from leadre.auction.budget.ledger import SpendToday
+from leadre.serve.catalogue.campaigns import CampaignStore
+from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.events.event_log import RequestRecord
+from leadre.serve.manage.auth import ApiKey, ApiKeys
+from leadre.serve.manage.history import MetricHistory
 
 if TYPE_CHECKING:
     import polars as pl
@@ -41,7 +41,7 @@ class Lists:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outside:
+class Backend:
     """What the server reaches beyond ``manage.db``. Each function may be called from several threads.
 
     StoreDown from what asks the store, PeerError from what asks the writer.
@@ -52,18 +52,18 @@ class Outside:
     export: Callable[[str], Mapping[str, object]]  # a user's ID -> store -> what it holds, ready for JSON
     spend: Callable[[Sequence[str], int, int], Sequence[Spend]]  # campaigns, from_us, until before to_us
     catalogue: Callable[[], pl.DataFrame]  # the table of ads that an import reads
-    history: Callable[[], History]  # what the bidder counted, up to this moment
-    charged_today: Callable[[], Sequence[Today]]  # the most first
+    history: Callable[[], MetricHistory]  # what the bidder counted, up to this moment
+    charged_today: Callable[[], Sequence[SpendToday]]  # the most first
     counts: Callable[[], Mapping[str, tuple[int, int, int]]]  # ad -> impressions, clicks, conversions
-    explain: Callable[[str], Answered | None]  # one of the last requests by its ID, "" = the newest
+    explain: Callable[[str], RequestRecord | None]  # one of the last requests by its ID, "" = the newest
     lists: Callable[[], Lists]
 
 
 bearer = HTTPBearer(auto_error=False, description="A key of the management API.")
 
 
-def caller(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> Key:
-    keys: Keys = request.app.state.keys
+def caller(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> ApiKey:
+    keys: ApiKeys = request.app.state.keys
     key = keys.find(credentials.credentials) if credentials else None
     if key is None:
         detail = "send a key that is in force as `Authorization: Bearer KEY`"
@@ -71,35 +71,35 @@ def caller(request: Request, credentials: Annotated[HTTPAuthorizationCredentials
     return key
 
 
-def operator(key: Annotated[Key, Depends(caller)]) -> Key:
+def operator(key: Annotated[ApiKey, Depends(caller)]) -> ApiKey:
     if not key.is_operator:
         raise HTTPException(403, "this wants an operator's key")
     return key
 
 
-def book_of(request: Request) -> Book:
-    book: Book = request.app.state.book
+def book_of(request: Request) -> CampaignStore:
+    book: CampaignStore = request.app.state.book
     return book
 
 
-def keys_of(request: Request) -> Keys:
-    keys: Keys = request.app.state.keys
+def keys_of(request: Request) -> ApiKeys:
+    keys: ApiKeys = request.app.state.keys
     return keys
 
 
-def records_of(request: Request) -> Records:
-    records: Records = request.app.state.records
+def records_of(request: Request) -> ManageDatabase:
+    records: ManageDatabase = request.app.state.records
     return records
 
 
-def outside_of(request: Request) -> Outside:
-    outside: Outside = request.app.state.outside
+def outside_of(request: Request) -> Backend:
+    outside: Backend = request.app.state.outside
     return outside
 
 
-Caller = Annotated[Key, Depends(caller)]
+Caller = Annotated[ApiKey, Depends(caller)]
 Operator = Depends(operator)
-TheBook = Annotated[Book, Depends(book_of)]
-TheKeys = Annotated[Keys, Depends(keys_of)]
-TheRecords = Annotated[Records, Depends(records_of)]
-TheOutside = Annotated[Outside, Depends(outside_of)]
+TheBook = Annotated[CampaignStore, Depends(book_of)]
+TheKeys = Annotated[ApiKeys, Depends(keys_of)]
+TheRecords = Annotated[ManageDatabase, Depends(records_of)]
+TheOutside = Annotated[Backend, Depends(outside_of)]

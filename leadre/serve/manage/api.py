@@ -20,14 +20,14 @@ from pydantic import BaseModel
 
 from leadre import __version__
 from leadre.errors import ConflictError, InputError, MissingError, PeerError, StoreDown
-from leadre.serve.book import catalogue
-from leadre.serve.book.campaigns import MOST_ID_CHARS, Book
-from leadre.serve.book.records import Records
+from leadre.serve.catalogue import importer
+from leadre.serve.catalogue.campaigns import MAX_ID_CHARS, CampaignStore
+from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.manage import auth, forms, status
 from leadre.serve.manage.access import (
+    Backend,
     Caller,
     Operator,
-    Outside,
     Spend,
     TheBook,
     TheKeys,
@@ -35,14 +35,14 @@ from leadre.serve.manage.access import (
     TheRecords,
     caller,
 )
-from leadre.serve.manage.auth import Key, Keys
+from leadre.serve.manage.auth import ApiKey, ApiKeys
 from leadre.types import Ad, Campaign, Status
 
 T = TypeVar("T")
 Owned = TypeVar("Owned", Ad, Campaign)
 
 BODY_BYTES = 2 << 20
-MOST_USER_CHARS = 512
+MAX_USER_CHARS = 512
 AFTER: dict[str, Status] = {"pause": "paused", "resume": "active", "end": "ended"}
 
 
@@ -53,11 +53,11 @@ class Page(BaseModel, Generic[T]):
     next: str | None
 
 
-Name = Annotated[str, Path(min_length=1, max_length=MOST_ID_CHARS)]
-UserId = Annotated[str, Query(min_length=1, max_length=MOST_USER_CHARS)]  # any text, also what no path can hold
-Filter = Annotated[str, Query(max_length=MOST_ID_CHARS, description="only of this one; empty = all")]
+Name = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS)]
+UserId = Annotated[str, Query(min_length=1, max_length=MAX_USER_CHARS)]  # any text, also what no path can hold
+Filter = Annotated[str, Query(max_length=MAX_ID_CHARS, description="only of this one; empty = all")]
 StatusFilter = Annotated[Literal["", "active", "paused", "ended"], Query(description="empty = all")]
-After = Annotated[str, Query(max_length=MOST_ID_CHARS, description="`next` of the page before; empty = the first")]
+After = Annotated[str, Query(max_length=MAX_ID_CHARS, description="`next` of the page before; empty = the first")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="items of a page")]
 Action = Annotated[Literal["pause", "resume", "end"], Path(description="an end is final")]
 
@@ -269,7 +269,7 @@ def erase_user(outside: TheOutside, user_id: UserId) -> forms.Erased:
 @router.post("/import", responses=BODY | problems(403), dependencies=[Operator], tags=["import"])
 def import_ads(book: TheBook, outside: TheOutside, form: forms.ImportForm) -> forms.Imported:
     """Add the ads of the data artifact that the server was started with, and campaigns for them."""
-    added = book.add(*catalogue.read(outside.catalogue(), catalogue.Defaults(**form.model_dump())))
+    added = book.add(*importer.read(outside.catalogue(), importer.ImportDefaults(**form.model_dump())))
     return forms.Imported(
         campaigns=added.campaigns,
         ads=added.ads,
@@ -284,7 +284,7 @@ async def health() -> dict[str, str]:
     return {"status": "ok", "version": __version__}
 
 
-def manage_app(records: Records, outside: Outside) -> FastAPI:
+def manage_app(records: ManageDatabase, outside: Backend) -> FastAPI:
     """The API over an open ``manage.db``. It holds nothing else, and may be made anew at any time."""
     app = FastAPI(
         title="LEADRE management",
@@ -297,7 +297,7 @@ def manage_app(records: Records, outside: Outside) -> FastAPI:
         max_body_size=BODY_BYTES,
     )
     app.get("/health", tags=["health"])(health)
-    app.state.records, app.state.book, app.state.keys = records, Book(records), Keys(records)
+    app.state.records, app.state.book, app.state.keys = records, CampaignStore(records), ApiKeys(records)
     app.state.outside = outside
     status.install(app)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -312,18 +312,18 @@ def manage_app(records: Records, outside: Outside) -> FastAPI:
     return app
 
 
-def _is_own(key: Key, advertiser_id: str) -> bool:
+def _is_own(key: ApiKey, advertiser_id: str) -> bool:
     return key.is_operator or advertiser_id in ("", key.advertiser_id)
 
 
-def _own(key: Key, item: Owned | None) -> Owned:
+def _own(key: ApiKey, item: Owned | None) -> Owned:
     """The item, where there is one and the key may see it."""
     if item is None or not _is_own(key, item.advertiser_id):
         raise MissingError("nothing has this ID")
     return item
 
 
-def _account(key: Key, advertiser_id: str | None) -> str:
+def _account(key: ApiKey, advertiser_id: str | None) -> str:
     """The account to act for."""
     if advertiser_id is None and key.is_operator:
         raise InputError("advertiser_id: is missing; an operator's key has to say for whom")

@@ -18,15 +18,15 @@ from urllib.parse import urlsplit
 
 from leadre.data import text
 from leadre.errors import InputError, MissingError
-from leadre.serve.book.campaigns import MOST_NAME_CHARS, check_id
-from leadre.serve.book.records import Records
+from leadre.serve.catalogue.campaigns import MAX_NAME_CHARS, check_id
+from leadre.serve.catalogue.database import ManageDatabase
 
 SECRET_BYTES = 32
 NOBODY = bytes(SECRET_BYTES)  # stands in for the hash of a key that is not there
 
 
 @dataclass(frozen=True, kw_only=True)
-class Key:
+class ApiKey:
     """What is known of a key. ``advertiser_id`` "" is the operator, who may do everything."""
 
     key_id: str
@@ -40,15 +40,15 @@ class Key:
         return not self.advertiser_id
 
 
-class Keys:
+class ApiKeys:
     """The keys in ``manage.db``. Any thread may call; a revoked key opens nothing from the next call on."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: ManageDatabase) -> None:
         self._records = records
 
-    def create(self, name: str, now_us: int, advertiser_id: str = "") -> tuple[Key, str]:
+    def create(self, name: str, now_us: int, advertiser_id: str = "") -> tuple[ApiKey, str]:
         """(what is stored, the key itself, to be shown once). ``advertiser_id`` "" makes an operator's key."""
-        name = text.clean(name, MOST_NAME_CHARS)
+        name = text.clean(name, MAX_NAME_CHARS)
         if not name:
             raise InputError("name: say who will hold the key, so that it can be revoked when they leave")
         if advertiser_id:
@@ -58,15 +58,15 @@ class Keys:
             self._records.connection.execute(
                 "INSERT INTO keys VALUES (?, ?, ?, ?, ?, 0)", [key_id, _hash(secret), name, advertiser_id, now_us]
             )
-        key = Key(key_id=key_id, name=name, advertiser_id=advertiser_id, created_at_us=now_us, revoked_at_us=0)
+        key = ApiKey(key_id=key_id, name=name, advertiser_id=advertiser_id, created_at_us=now_us, revoked_at_us=0)
         return key, f"{key_id}.{secret}"
 
-    def find(self, presented: str) -> Key | None:
+    def find(self, presented: str) -> ApiKey | None:
         """Whose key this is; None for a wrong or revoked one."""
         with self._records.lock:
             return find(self._records.connection, presented)
 
-    def revoke(self, key_id: str, now_us: int) -> Key:
+    def revoke(self, key_id: str, now_us: int) -> ApiKey:
         """From now on it opens nothing; a second time changes nothing. MissingError for an unknown one."""
         with self._records.lock:
             if not any(key.key_id == key_id for key in self.all()):
@@ -81,7 +81,7 @@ class Keys:
         """Whether an operator's key is in force."""
         return any(key.is_operator and not key.revoked_at_us for key in self.all())
 
-    def all(self) -> list[Key]:
+    def all(self) -> list[ApiKey]:
         """Revoked ones too, in the order of their making."""
         query = (
             "SELECT key_id, name, advertiser_id, created_at_us, revoked_at_us FROM keys ORDER BY created_at_us, key_id"
@@ -90,7 +90,7 @@ class Keys:
             return [_key(row) for row in self._records.connection.execute(query)]
 
 
-def find(connection: sqlite3.Connection, presented: str) -> Key | None:
+def find(connection: sqlite3.Connection, presented: str) -> ApiKey | None:
     """Whose key this is; None for a wrong or revoked one. How long it takes says nothing about the secret."""
     key_id, _, secret = presented.partition(".")
     query = "SELECT key_id, name, advertiser_id, created_at_us, revoked_at_us, hash FROM keys WHERE key_id = ?"
@@ -100,7 +100,7 @@ def find(connection: sqlite3.Connection, presented: str) -> Key | None:
     return key if is_right and key is not None and not key.revoked_at_us else None
 
 
-def check_exposure(host: str, keys: Keys) -> None:
+def check_exposure(host: str, keys: ApiKeys) -> None:
     """InputError where a server would listen to other machines before any operator's key exists.
 
     ``host`` is the address to listen on; a name other than localhost counts as reachable from outside.
@@ -133,7 +133,7 @@ def checked_origin(origin: str) -> str:
     return f"{parts.scheme}://{shown}" + ("" if is_default else f":{port}")
 
 
-def put_origins(records: Records, origins: list[str]) -> list[str]:
+def put_origins(records: ManageDatabase, origins: list[str]) -> list[str]:
     """Register exactly these, for CORS; returns them as stored. Repeating it changes nothing."""
     wanted = sorted({checked_origin(origin) for origin in origins})
     with records.lock:
@@ -153,9 +153,9 @@ def _hash(secret: str) -> bytes:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
-def _key(row: tuple[str, str, str, int, int]) -> Key:
+def _key(row: tuple[str, str, str, int, int]) -> ApiKey:
     key_id, name, advertiser_id, created_at_us, revoked_at_us = row[:5]
-    return Key(
+    return ApiKey(
         key_id=key_id,
         name=name,
         advertiser_id=advertiser_id,

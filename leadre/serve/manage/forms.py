@@ -19,15 +19,15 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from leadre.serve.book.campaigns import (
-    MOST_ID_CHARS,
-    MOST_NAME_CHARS,
-    MOST_NANOS,
-    MOST_PIXELS,
-    MOST_URL_CHARS,
-    MOST_VALUES,
+from leadre.serve.catalogue.campaigns import (
+    MAX_ID_CHARS,
+    MAX_NAME_CHARS,
+    MAX_NANOS,
+    MAX_PIXELS,
+    MAX_URL_CHARS,
+    MAX_VALUES,
 )
-from leadre.serve.manage.auth import Key
+from leadre.serve.manage.auth import ApiKey
 from leadre.types import Ad, BidType, Campaign, Status, Targeting
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -63,12 +63,12 @@ When = Annotated[
     PlainSerializer(lambda at: time_of(micros_of(at)), return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-03-01T08:30:00Z"]}),
 ]
-Nanos = Annotated[StrictInt, Field(ge=0, le=MOST_NANOS, description="billionths of the currency", examples=[2_000_000])]
-Name = Annotated[str, Field(min_length=1, max_length=MOST_NAME_CHARS)]
-Id = Annotated[str, Field(min_length=1, max_length=MOST_ID_CHARS)]
-Url = Annotated[str, Field(max_length=MOST_URL_CHARS)]
-Names = Annotated[list[Name], Field(max_length=MOST_VALUES)]
-Pixels = Annotated[StrictInt, Field(ge=1, le=MOST_PIXELS)]
+Nanos = Annotated[StrictInt, Field(ge=0, le=MAX_NANOS, description="billionths of the currency", examples=[2_000_000])]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+Url = Annotated[str, Field(max_length=MAX_URL_CHARS)]
+Names = Annotated[list[Name], Field(max_length=MAX_VALUES)]
+Pixels = Annotated[StrictInt, Field(ge=1, le=MAX_PIXELS)]
 
 
 class Form(BaseModel):
@@ -167,14 +167,14 @@ class AdForm(Form):
     object_id: Id | None = Field(default=None, description="the marketing object; left out, the ad itself")
     title: str = Field(min_length=1, max_length=512, examples=["Trail running shoes"])
     description: str = Field(default="", max_length=4096)
-    brand: str = Field(default="", max_length=MOST_NAME_CHARS)
+    brand: str = Field(default="", max_length=MAX_NAME_CHARS)
     landing_url: Url = Field(description="http(s), where a click leads", examples=["https://shop.example/shoes"])
     image_url: Url = Field(default="", description="http(s), or empty", examples=["https://cdn.example/shoes.png"])
     price_nanos: Nanos = Field(default=0, description="what the banner says that the thing costs; 0 = nothing")
     price_currency: str = Field(default="USD", pattern="^[A-Z]{3}$", description="ISO 4217")
     adomain: str = Field(default="", max_length=253, description="left out, the host of the landing page")
     iab_categories: Names = Field(default_factory=list, examples=[["IAB18-3"]])
-    sizes: Annotated[list[tuple[Pixels, Pixels]], Field(max_length=MOST_VALUES)] = Field(
+    sizes: Annotated[list[tuple[Pixels, Pixels]], Field(max_length=MAX_VALUES)] = Field(
         default_factory=list, description="width and height in pixels; none = any", examples=[[[300, 250]]]
     )
     attributes: list[Annotated[StrictInt, Field(ge=1, le=999)]] = Field(
@@ -245,7 +245,7 @@ class KeyShown(BaseModel):
     revoked_at: str | None
 
     @classmethod
-    def of(cls, key: Key) -> KeyShown:
+    def of(cls, key: ApiKey) -> KeyShown:
         return cls(
             key_id=key.key_id,
             name=key.name,

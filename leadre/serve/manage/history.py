@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadre import telemetry
-from leadre.serve.openrtb import NoBid
+from leadre.serve.protocol.openrtb import NoBid
 
 Totals = Mapping[tuple[str, str, str], float]  # as `telemetry.totals` has them
 
@@ -39,17 +39,17 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class History:
+class MetricHistory:
     """Notes in order: ``at_s_T`` seconds since 1970, ``counts_TC`` what had been counted by then, as in `COLUMNS`."""
 
     at_s_T: NDArray[np.float64]
     counts_TC: NDArray[np.float64]
 
-    def since(self, seconds: float) -> History:
+    def since(self, seconds: float) -> MetricHistory:
         """From the last note that is at least so old, or the first."""
         old = np.flatnonzero(self.at_s_T <= self.at_s_T[-1] - seconds)
         first = int(old[-1]) if len(old) else 0
-        return History(self.at_s_T[first:], self.counts_TC[first:])
+        return MetricHistory(self.at_s_T[first:], self.counts_TC[first:])
 
     @property
     def seconds(self) -> float:
@@ -71,7 +71,7 @@ class History:
         return np.diff(self.of(metric), axis=0) / np.maximum(np.diff(self.at_s_T), 1e-3)[:, None]
 
 
-class Recorder:
+class MetricRecorder:
     """Notes what ``totals`` says. Any thread may call."""
 
     def __init__(self, totals: Callable[[], Totals] = telemetry.totals, clock: Callable[[], float] = time.time) -> None:
@@ -93,12 +93,12 @@ class Recorder:
             with contextlib.suppress(OSError, ValueError, struct.error):  # the files of a worker that is just starting
                 self.note()
 
-    def read(self) -> History:
+    def read(self) -> MetricHistory:
         """The notes, and how it is now."""
         now = self._now()
         with self._lock:
             notes = [*self._notes, now]
-        return History(np.array([at_s for at_s, _ in notes]), np.array([counts_C for _, counts_C in notes]))
+        return MetricHistory(np.array([at_s for at_s, _ in notes]), np.array([counts_C for _, counts_C in notes]))
 
     def _now(self) -> tuple[float, NDArray[np.float64]]:
         totals = self._totals()

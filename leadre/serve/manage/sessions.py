@@ -12,10 +12,10 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from leadre.serve.manage.auth import Keys
+from leadre.serve.manage.auth import ApiKeys
 
 LASTS_US = 12 * 3_600_000_000
-MOST = 256  # sessions; the oldest goes
+MAX_SESSIONS = 256  # sessions; the oldest goes
 SECRET_BYTES = 32
 
 
@@ -31,7 +31,7 @@ class Session:
 class Sessions:
     """Any thread may call. ``keys`` says who may come in, and whether they still may."""
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: ApiKeys) -> None:
         self._keys = keys
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.Lock()
@@ -44,7 +44,7 @@ class Sessions:
         name, csrf = secrets.token_urlsafe(SECRET_BYTES), secrets.token_urlsafe(SECRET_BYTES)
         with self._lock:
             self._sessions[name] = Session(key_id=key.key_id, until_us=now_us + LASTS_US, csrf=csrf)
-            while len(self._sessions) > MOST:
+            while len(self._sessions) > MAX_SESSIONS:
                 self._sessions.popitem(last=False)
         return name
 

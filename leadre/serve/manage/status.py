@@ -19,9 +19,9 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, 
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from leadre import __version__
+from leadre.creative import banner as creatives
 from leadre.errors import ConflictError, MissingError
-from leadre.serve import creatives
-from leadre.serve.book.campaigns import MOST_ID_CHARS
+from leadre.serve.catalogue.campaigns import MAX_ID_CHARS
 from leadre.serve.manage import views
 from leadre.serve.manage.access import TheBook, TheOutside
 from leadre.serve.manage.sessions import LASTS_US, Session, Sessions, is_ours
@@ -75,7 +75,7 @@ def ours(session: Visitor, form: Sent) -> Form:
 
 
 Ours = Annotated[Form, Depends(ours)]
-Wanted = Annotated[str, Query(max_length=MOST_ID_CHARS)]
+Wanted = Annotated[str, Query(max_length=MAX_ID_CHARS)]
 router = APIRouter(include_in_schema=False)
 
 
@@ -200,7 +200,7 @@ def _ask_for_key(request: Request, _: Exception) -> Response:
 
 
 def _page(template: str, values: View, status: int = 200) -> Response:
-    rendered = creatives.templates().get_template(f"status/{template}.html")
+    rendered = creatives.templates("leadre.serve.manage").get_template(f"{template}.html")
     return HTMLResponse(rendered.render(values, version=__version__, asset=_address), status, HEADERS)
 
 

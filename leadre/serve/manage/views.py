@@ -1,6 +1,7 @@
 """What the status page shows, as plain values for its templates: figures and words, no HTML.
 
-Shares and rates of a time are between two notes of `History`; money and events are those of ledger, log and book. What
+Shares and rates of a time are between two notes of `MetricHistory`; money and events are those of ledger, log and
+book. What
 asks the store or the writer says so where they are away, and leaves the rest as it is.
 """
 
@@ -15,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadre import telemetry
-from leadre.auction.ledger import Today
+from leadre.auction.budget.ledger import SpendToday
 from leadre.errors import PeerError, StoreDown
-from leadre.serve.book.campaigns import Book
-from leadre.serve.manage.access import Outside, Spend
-from leadre.serve.manage.history import EVERY_S, GENERATIONS, OUTCOMES, REASONS, SOURCES, History, quantile
+from leadre.serve.catalogue.campaigns import CampaignStore
+from leadre.serve.manage.access import Backend, Spend
+from leadre.serve.manage.history import EVERY_S, GENERATIONS, OUTCOMES, REASONS, SOURCES, MetricHistory, quantile
 from leadre.types import Ad, Campaign
 
 SHOWN = 10  # rows of a table
@@ -28,7 +29,7 @@ NOTHING = "\N{EN DASH}"
 View = dict[str, Any]
 
 
-def now(outside: Outside) -> View:
+def now(outside: Backend) -> View:
     """Traffic, latency, fill, sources, reasons, freshness: the last minute in figures, the last hour beside them."""
     history, now_us = outside.history(), outside.now_us()
     minute = history.since(MINUTE_S)
@@ -55,10 +56,10 @@ def now(outside: Outside) -> View:
     }
 
 
-def series(history: History) -> dict[str, list[list[float | None]]]:
+def series(history: MetricHistory) -> dict[str, list[list[float | None]]]:
     """Chart -> seconds since 1970, then its lines; None where there was nothing to measure."""
     if len(history.at_s_T) > 2 and history.at_s_T[-1] - history.at_s_T[-2] < EVERY_S / 2:
-        history = History(history.at_s_T[:-1], history.counts_TC[:-1])  # so short a time says little
+        history = MetricHistory(history.at_s_T[:-1], history.counts_TC[:-1])  # so short a time says little
     at_s = history.at_s_T[1:]
     answers = history.rates("answers_total")
     bids, requests = answers[:, OUTCOMES.index("bid")], answers.sum(axis=1)
@@ -75,7 +76,7 @@ def series(history: History) -> dict[str, list[list[float | None]]]:
     return {chart: [_numbers(values) for values in (at_s, *found)] for chart, found in lines.items()}
 
 
-def campaigns(book: Book, outside: Outside, wanted: str) -> View:
+def campaigns(book: CampaignStore, outside: Backend, wanted: str) -> View:
     """Today's spend of the campaigns that spent the most, then others; ``wanted`` alone, where there is one."""
     today = {each.campaign_id: each for each in outside.charged_today()}
     charged: dict[str, int] = {}
@@ -99,7 +100,7 @@ def campaigns(book: Book, outside: Outside, wanted: str) -> View:
     }
 
 
-def ads(book: Book, outside: Outside, wanted: str) -> View:
+def ads(book: CampaignStore, outside: Backend, wanted: str) -> View:
     """The ads that were shown most often since the log begins; ``wanted`` alone, where there is one."""
     counts: Mapping[str, tuple[int, int, int]] = {}
     problem = ""
@@ -113,7 +114,7 @@ def ads(book: Book, outside: Outside, wanted: str) -> View:
     return {"wanted": wanted, "problem": problem, "rows": rows}
 
 
-def request(book: Book, outside: Outside, wanted: str) -> View:
+def request(book: CampaignStore, outside: Backend, wanted: str) -> View:
     """One of the last requests, the newest by default: every candidate, its source, and what became of it."""
     try:
         record = outside.explain(wanted)
@@ -155,7 +156,7 @@ def request(book: Book, outside: Outside, wanted: str) -> View:
     }
 
 
-def _lists(outside: Outside, history: History, now_us: int) -> View:
+def _lists(outside: Backend, history: MetricHistory, now_us: int) -> View:
     """Age of the current lists, and of those that answered in the hour."""
     grown = history.grown("list_age_seconds_bucket")
     ages = [_duration(quantile(tuple(map(float, telemetry.AGE_S)), grown, q)) for q in (0.5, 0.9)]
@@ -168,7 +169,7 @@ def _lists(outside: Outside, history: History, now_us: int) -> View:
     return view | {"version": lists.version, "age": age}
 
 
-def _days(outside: Outside, shown: Sequence[Campaign]) -> tuple[dict[str, Spend], str]:
+def _days(outside: Backend, shown: Sequence[Campaign]) -> tuple[dict[str, Spend], str]:
     """(campaign -> its day, why there is none)."""
     now_us = outside.now_us()
     try:
@@ -178,7 +179,7 @@ def _days(outside: Outside, shown: Sequence[Campaign]) -> tuple[dict[str, Spend]
     return {day.campaign_id: day for day in found}, ""
 
 
-def _campaign(campaign: Campaign, today: Today | None, day: Spend | None) -> View:
+def _campaign(campaign: Campaign, today: SpendToday | None, day: Spend | None) -> View:
     charged, total = (today.charged_nanos, today.total_charged_nanos) if today else (0, 0)
     budgets = [(charged, campaign.daily_nanos, "a day"), (total, campaign.total_nanos, "in all")]
     capped = [(so_far / cap, cap, of) for so_far, cap, of in budgets if cap]
@@ -200,7 +201,7 @@ def _campaign(campaign: Campaign, today: Today | None, day: Spend | None) -> Vie
     }
 
 
-def _ad(book: Book, ad: Ad, counts: tuple[int, int, int]) -> View:
+def _ad(book: CampaignStore, ad: Ad, counts: tuple[int, int, int]) -> View:
     campaign = book.campaign(ad.campaign_id)
     return {
         "id": ad.ad_id,

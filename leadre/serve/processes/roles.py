@@ -12,17 +12,15 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from leadre.serve.processes.supervisor import Plan
+from leadre.serve.plan import Plan
 
 
 def bid(plan: Plan, listening: socket.socket) -> None:
     """A bid worker."""
     _begin()
-    from leadre.serve.app import App, Stamped
-    from leadre.serve.worker import Worker
+    from leadre.serve.processes.http import App, Stamped
+    from leadre.serve.processes.worker import Worker
 
     timing = plan.timing
     worker = Worker(
@@ -39,23 +37,23 @@ def bid(plan: Plan, listening: socket.socket) -> None:
 def manage(plan: Plan, listening: socket.socket) -> None:
     """The management API."""
     _begin()
-    from leadre.serve.manage import office
+    from leadre.serve.processes import management
 
-    _serve(office.app(plan.paths, plan.tables, plan.retain_days), listening)
+    _serve(management.app(plan.paths, plan.tables, plan.retain_days), listening)
 
 
 def write(plan: Plan) -> None:
     """The writer of money and events."""
     _begin()
-    from leadre.serve.processes import peers
-    from leadre.serve.processes.desk import Desk
-    from leadre.serve.processes.messages import Question
+    from leadre.serve.ipc import socket as ipc
+    from leadre.serve.ipc.messages import WriterRequest
     from leadre.serve.processes.writer import Writer
+    from leadre.serve.processes.writer_state import WriterState
 
     async def main(stopped: asyncio.Event) -> None:
-        writer = Writer(lambda: Desk(plan.paths, retain_days=plan.retain_days))
+        writer = Writer(lambda: WriterState(plan.paths, retain_days=plan.retain_days))
         running = asyncio.create_task(writer.run())
-        server = await peers.serve(plan.paths.writer, Question, writer.answer)
+        server = await ipc.serve(plan.paths.writer, WriterRequest, writer.answer)
         stopping = asyncio.create_task(stopped.wait())
         await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
         server.close()
@@ -73,9 +71,9 @@ def generate(plan: Plan) -> None:
     _begin()
     from leadre import artifact, progress
     from leadre.errors import ArtifactError, ClosedError
-    from leadre.serve.processes import peers
-    from leadre.serve.processes.generator import Generator
-    from leadre.serve.processes.messages import Generated, Greeting, Hello, Wanted
+    from leadre.serve.ipc import socket as ipc
+    from leadre.serve.ipc.messages import GenerateReply, GenerateRequest, ModelInfoReply, ModelInfoRequest
+    from leadre.serve.processes.model_server import ModelServer
 
     assert plan.model is not None
     try:
@@ -89,16 +87,16 @@ def generate(plan: Plan) -> None:
         sys.exit(1)
 
     async def main(stopped: asyncio.Event) -> None:
-        with Generator(*parts, beam=plan.beam) as generator:
+        with ModelServer(*parts, beam=plan.beam) as generator:
 
-            async def answer(question: Hello | Wanted) -> Greeting | Generated:
+            async def answer(question: ModelInfoRequest | GenerateRequest) -> ModelInfoReply | GenerateReply:
                 try:
                     return await generator.answer(question)
                 except ClosedError:  # its engine has failed; a new process has a new one
                     stopped.set()
                     raise
 
-            server = await peers.serve(plan.paths.generator, Hello | Wanted, answer)
+            server = await ipc.serve(plan.paths.generator, ModelInfoRequest | GenerateRequest, answer)
             await stopped.wait()
             server.close()
 

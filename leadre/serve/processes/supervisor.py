@@ -16,46 +16,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 from leadre import progress, telemetry
 from leadre.errors import InputError
-from leadre.serve.paths import Paths
-from leadre.serve.settings import Settings
+from leadre.serve.plan import Plan
+from leadre.serve.processes import roles as processes
 
 BACKLOG = 2048
 DRAIN_S = 10.0  # how long a process may take to end
 AGAIN_S = 0.5  # before a process that died is started anew; twice as long each time, up to LONGEST_S
 LONGEST_S = 30.0
 LIVED_S = 60.0  # whoever lived so long begins with AGAIN_S again
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """Deadlines of a worker in milliseconds: of requests that name none, of the way back, of waiting for a turn."""
-
-    tmax_ms: int
-    network_ms: float
-    shed_ms: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What to run. ``model`` None: no language model; the folders are those of artifacts."""
-
-    paths: Paths
-    settings: Settings
-    host: str
-    port: int
-    manage_port: int
-    workers: int
-    timing: Timing
-    tables: Path
-    codebook: Path
-    model: Path | None
-    beam: int
-    retain_days: int
 
 
 @dataclass
@@ -73,8 +45,6 @@ class _Role:
 
 def run(plan: Plan) -> None:
     """Run until SIGTERM or an interrupt. InputError where a port is taken."""
-    from leadre.serve.processes import roles as processes
-
     listening = _listen(plan.host, plan.port)
     managing = _listen(plan.host, plan.manage_port)
     with tempfile.TemporaryDirectory(prefix="leadre-metrics-") as metrics:

@@ -16,8 +16,8 @@ from typing import Any
 
 from leadre import progress
 from leadre.errors import StorageError
-from leadre.serve.processes.desk import Desk
-from leadre.serve.processes.messages import Failed, Question, Reply
+from leadre.serve.ipc.messages import ErrorReply, WriterReply, WriterRequest
+from leadre.serve.processes.writer_state import WriterState
 
 TEND_S = 0.2  # without questions
 
@@ -25,15 +25,15 @@ TEND_S = 0.2  # without questions
 class Writer:
     """Answers `serve.messages` in batches, while `run` runs. ``make_desk`` is called in the thread that writes."""
 
-    def __init__(self, make_desk: Callable[[], Desk]) -> None:
+    def __init__(self, make_desk: Callable[[], WriterState]) -> None:
         self._make_desk = make_desk
-        self._waiting: list[tuple[Question, asyncio.Future[Reply]]] = []
+        self._waiting: list[tuple[WriterRequest, asyncio.Future[WriterReply]]] = []
         self._arrived, self._idle = asyncio.Event(), asyncio.Event()
         self._trouble = ""  # what the disk refused last
 
-    async def answer(self, question: Question) -> Reply:
+    async def answer(self, question: WriterRequest) -> WriterReply:
         """What the writer says, when it is on the disk."""
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[WriterReply] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, future))
         self._idle.clear()
         self._arrived.set()
@@ -50,7 +50,7 @@ class Writer:
             finally:
                 await loop.run_in_executor(thread, desk.close)
 
-    async def _settle(self, call: Callable[..., Awaitable[Any]], desk: Desk) -> None:
+    async def _settle(self, call: Callable[..., Awaitable[Any]], desk: WriterState) -> None:
         """One batch, or a moment without any, and what is due by then."""
         if not self._waiting:
             self._idle.set()
@@ -58,14 +58,14 @@ class Writer:
             await asyncio.wait_for(self._arrived.wait(), TEND_S)
         self._arrived.clear()
         batch, self._waiting = self._waiting, []
-        replies: list[Reply] = []
+        replies: list[WriterReply] = []
         try:
             if batch:
                 replies = await call(desk.settle, [question for question, _ in batch], _now_us())
             await call(desk.tend, _now_us())
             self._say("")
         except (StorageError, sqlite3.OperationalError) as error:
-            replies += [Failed(str(error))] * (len(batch) - len(replies))
+            replies += [ErrorReply(str(error))] * (len(batch) - len(replies))
             self._say(str(error))
         for (_, future), reply in zip(batch, replies, strict=True):
             if not future.done():

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leadre.auction.ledger import Ledger
-from leadre.auction.orders import Ask, Budget, Lease
+from leadre.auction.budget.ledger import Ledger
+from leadre.auction.budget.messages import Budget, Lease, LeaseRequest
 from leadre.errors import InputError, StorageError
-from leadre.serve.events import eventlog, outcomes
-from leadre.serve.events.eventlog import EventLog, Happened
-from leadre.serve.events.outcomes import HOUR_US, Effect, Outcomes, Report
+from leadre.serve.events import event_log, outcomes
+from leadre.serve.events.event_log import EventLog, EventRecord
+from leadre.serve.events.outcomes import HOUR_US, EventEffect, EventProcessor, EventReport
 from leadre.serve.events.tokens import Token
 from leadre.types import EventKind
 
@@ -49,17 +49,17 @@ def token(number: int = 0, **change: Any) -> Token:
     return msgspec.structs.replace(made, **change)
 
 
-def report(kind: EventKind, number: int = 0, at_us: int = NOW, **change: Any) -> Report:
+def report(kind: EventKind, number: int = 0, at_us: int = NOW, **change: Any) -> EventReport:
     own = {name: change.pop(name) for name in ("event_id", "value_nanos", "price_nanos") if name in change}
     if kind in ("win", "bill"):
         own = {"price_nanos": 60} | own
-    return Report(kind=kind, token=token(number, **change), at_us=at_us, **own)
+    return EventReport(kind=kind, token=token(number, **change), at_us=at_us, **own)
 
 
 @contextmanager
-def opened(folder: Path, **options: Any) -> Iterator[Outcomes]:
+def opened(folder: Path, **options: Any) -> Iterator[EventProcessor]:
     with Ledger(folder / "ledger.db") as ledger, EventLog(folder / "events", **options) as log:
-        made = Outcomes(ledger, log)
+        made = EventProcessor(ledger, log)
         if not ledger.left("c", NOW):
             ledger.set_budget("c", Budget(total_nanos=1_000_000), NOW)
         yield made
@@ -67,19 +67,19 @@ def opened(folder: Path, **options: Any) -> Iterator[Outcomes]:
 
 
 @pytest.fixture
-def books(tmp_path: Path) -> Iterator[Outcomes]:
+def books(tmp_path: Path) -> Iterator[EventProcessor]:
     with opened(tmp_path) as made:
         yield made
 
 
-def logged(books: Outcomes) -> list[Happened]:
-    return [entry.record for entry in eventlog.read(books.log.folder) if isinstance(entry.record, Happened)]
+def logged(books: EventProcessor) -> list[EventRecord]:
+    return [entry.record for entry in event_log.read(books.log.folder) if isinstance(entry.record, EventRecord)]
 
 
 @pytest.mark.parametrize(
     ("charge_type", "costs"), [("cpm", {"bill": 60}), ("cpc", {"click": 7000}), ("cpa", {"conv": 7000})]
 )
-def test_the_bid_type_says_which_event_costs(books: Outcomes, charge_type: str, costs: dict[str, int]) -> None:
+def test_the_bid_type_says_which_event_costs(books: EventProcessor, charge_type: str, costs: dict[str, int]) -> None:
     for kind in KINDS:
         for is_new in (True, False, False):
             (effect,) = books.take([report(kind, charge_type=charge_type)], NOW)
@@ -92,25 +92,25 @@ def test_the_bid_type_says_which_event_costs(books: Outcomes, charge_type: str, 
     assert [one.outcome.kind for one in logged(books) if one.is_training] == ["imp", "click", "conv"], "never a nurl"
 
 
-def test_a_bill_is_at_most_the_signed_cap_and_none_without_a_price(books: Outcomes) -> None:
+def test_a_bill_is_at_most_the_signed_cap_and_none_without_a_price(books: EventProcessor) -> None:
     effects = books.take([report("bill", n, price_nanos=price) for n, price in enumerate((60, 100, 101, 10**15))], NOW)
     assert [effect.charged_nanos for effect in effects] == [60, 100, 100, 100]
     assert [one.outcome.price_nanos for one in logged(books)] == [60, 100, 100, 100]
-    assert books.take([report("bill", 9, price_nanos=None)], NOW) == [Effect()], "AUDIT, or a macro nobody filled"
+    assert books.take([report("bill", 9, price_nanos=None)], NOW) == [EventEffect()], "AUDIT, or a macro nobody filled"
     assert books.take([report("bill", 9)], NOW)[0].charged_nanos == 60, "which does not stand in the way of a bill"
     (effect,) = books.take([report("bill", 10, charge_type="cpc")], NOW)
     assert (effect.charged_nanos, logged(books)[-1].outcome.price_nanos) == (0, 60), "the media cost is booked"
 
 
-def test_what_the_budget_cannot_pay_is_written_off(books: Outcomes) -> None:
+def test_what_the_budget_cannot_pay_is_written_off(books: EventProcessor) -> None:
     books.ledger.set_budget("c", Budget(total_nanos=100), NOW)
     assert [effect.charged_nanos for effect in books.take([report("bill", n) for n in range(3)], NOW)] == [60, 40, 0]
     assert [(one.owed_nanos, one.outcome.charge_nanos) for one in logged(books)] == [(60, 60), (60, 40), (60, 0)]
     assert books.ledger.written_off("c") == 80
 
 
-def test_a_lost_bid_gives_back_what_was_reserved(books: Outcomes) -> None:
-    (lease,) = books.ledger.apply([Ask(worker="w", campaign_id="c", want_nanos=400)], NOW)
+def test_a_lost_bid_gives_back_what_was_reserved(books: EventProcessor) -> None:
+    (lease,) = books.ledger.apply([LeaseRequest(worker="w", campaign_id="c", want_nanos=400)], NOW)
     assert isinstance(lease, Lease)
     for _ in range(2):
         books.take([report("loss", 1, lease_id=lease.lease_id)], NOW)
@@ -119,7 +119,7 @@ def test_a_lost_bid_gives_back_what_was_reserved(books: Outcomes) -> None:
     assert books.ledger.held("c") == 240, "what was billed was not lost"
 
 
-def test_what_becomes_of_the_cap(books: Outcomes) -> None:
+def test_what_becomes_of_the_cap(books: EventProcessor) -> None:
     def caps(*kinds: EventKind, **change: Any) -> list[str]:
         caps.number += 1
         return [effect.cap for effect in books.take([report(kind, caps.number, **change) for kind in kinds], NOW)]
@@ -133,8 +133,8 @@ def test_what_becomes_of_the_cap(books: Outcomes) -> None:
     assert caps("imp", may_measure=False) == ["keep"], "a cap protects the user, whatever may be measured"
 
 
-def test_tests_cost_nothing_and_teach_nothing(books: Outcomes) -> None:
-    (lease,) = books.ledger.apply([Ask(worker="w", campaign_id="c", want_nanos=400)], NOW)
+def test_tests_cost_nothing_and_teach_nothing(books: EventProcessor) -> None:
+    (lease,) = books.ledger.apply([LeaseRequest(worker="w", campaign_id="c", want_nanos=400)], NOW)
     assert isinstance(lease, Lease)
     for charge_type in ("cpm", "cpc", "cpa"):
         number = {"cpm": 1, "cpc": 2, "cpa": 3}[charge_type]
@@ -146,7 +146,7 @@ def test_tests_cost_nothing_and_teach_nothing(books: Outcomes) -> None:
     assert books.take([report("conv", 4, event_id="order-1")], NOW)[0].is_new, "nor do they stand in a real one's way"
 
 
-def test_without_permission_only_what_moves_money_is_written_down(books: Outcomes) -> None:
+def test_without_permission_only_what_moves_money_is_written_down(books: EventProcessor) -> None:
     books.take([report(kind, 1, may_measure=False) for kind in KINDS], NOW)
     books.take([report(kind, 2, may_measure=False, charge_type="cpc") for kind in KINDS], NOW)
     books.take([report(kind, 3, may_profile=False) for kind in ("imp", "click")], NOW)
@@ -164,12 +164,12 @@ def test_without_permission_only_what_moves_money_is_written_down(books: Outcome
 
 def test_an_erased_user_does_not_come_back_with_an_old_token(tmp_path: Path) -> None:
     with opened(tmp_path) as books:
-        erasing = Outcomes(books.ledger, books.log, is_erased=lambda user_id: user_id == "u")
+        erasing = EventProcessor(books.ledger, books.log, is_erased=lambda user_id: user_id == "u")
         erasing.take([report("imp"), report("imp", 1, user_id="v")], NOW)
         assert [(one.outcome.user_id, one.is_training) for one in logged(books)] == [("", False), ("v", True)]
 
 
-def test_conversions_have_names_and_may_come_late(books: Outcomes) -> None:
+def test_conversions_have_names_and_may_come_late(books: EventProcessor) -> None:
     def conv(event_id: str, number: int = 0, hours: float = 0, ago: float = 0, **change: Any) -> bool:
         now_us = NOW + round(hours * HOUR_US)
         made = report("conv", number, at_us=now_us - round(ago * HOUR_US), event_id=event_id, **change)
@@ -185,7 +185,7 @@ def test_conversions_have_names_and_may_come_late(books: Outcomes) -> None:
     assert conv("order-9", hours=1, ago=-5) and logged(books)[-1].outcome.at_us == NOW + HOUR_US, "nor in the future"
 
 
-def test_nonces_are_remembered_longer_than_tokens_live(books: Outcomes) -> None:
+def test_nonces_are_remembered_longer_than_tokens_live(books: EventProcessor) -> None:
     books.take([report(kind) for kind in KINDS], NOW)
     last_us = NOW + HOUR_US + outcomes.LATE_CONVERSION_US
     books.ledger.forget(last_us)
@@ -221,7 +221,7 @@ def test_a_log_that_is_behind_the_ledger_is_refused(tmp_path: Path) -> None:
         EventLog(tmp_path / "other") as log,
         pytest.raises(InputError, match="ends at record 0, but the ledger has booked 1"),
     ):
-        Outcomes(ledger, log)
+        EventProcessor(ledger, log)
 
 
 class Killed(BaseException):

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from leadre.errors import ExpiredError, ForgedError, InputError, LeadreError, TokenError
 from leadre.serve.events import tokens
-from leadre.serve.events.tokens import Keys, Token
+from leadre.serve.events.tokens import Token, TokenKeys
 
-KEYS = Keys({1: bytes(range(32))})
+KEYS = TokenKeys({1: bytes(range(32))})
 TOKEN = Token(
     bid_id="b",
     request_id="r",
@@ -106,19 +106,19 @@ def test_the_signature_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPa
 
 def test_keys_rotate_and_the_oldest_retires(tmp_path: Path) -> None:
     path = tmp_path / "state" / "secret"
-    first = Keys.open(path)
+    first = TokenKeys.open(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     text = first.sign(TOKEN)
-    assert Keys.open(path).check(text, 0) == TOKEN, "the file's key is the same key"
+    assert TokenKeys.open(path).check(text, 0) == TOKEN, "the file's key is the same key"
     second = first.rotate(path)
     assert second.sign(TOKEN).startswith("2.") and second.check(text, 0) == TOKEN
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    third = Keys.open(path).rotate(path)
+    third = TokenKeys.open(path).rotate(path)
     assert third.check(second.sign(TOKEN), 0) == TOKEN
     with pytest.raises(ForgedError, match="its key was retired"):
         third.check(text, 0)
     with pytest.raises(ForgedError):
-        Keys({1: bytes(32)}).check(text, 0)
+        TokenKeys({1: bytes(32)}).check(text, 0)
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["secret"]
 
 
@@ -127,7 +127,7 @@ def test_a_damaged_key_file_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "secret"
     path.write_text(content)
     with pytest.raises(InputError, match="secret: wants lines of a version and a key"):
-        Keys.open(path)
+        TokenKeys.open(path)
     assert path.read_text() == content
 
 

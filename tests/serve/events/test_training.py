@@ -11,11 +11,11 @@ import polars as pl
 import pytest
 
 from leadre.data.sources import files
-from leadre.data.split import Cut
+from leadre.data.split import SplitTimes
 from leadre.data.tables import Tables
 from leadre.errors import StorageError
 from leadre.serve.events import training
-from leadre.serve.events.eventlog import Answered, EventLog, Happened, Record, Switched
+from leadre.serve.events.event_log import EventLog, EventRecord, Record, RequestRecord, StatusRecord
 from leadre.types import Ad, Bid, Candidate, EventKind, Outcome
 
 SECOND = 1_000_000
@@ -34,7 +34,7 @@ ADS = [
 ]
 
 
-def answered(request_id: str, at_us: int, user_id: str = "u1", **change: Any) -> Answered:
+def answered(request_id: str, at_us: int, user_id: str = "u1", **change: Any) -> RequestRecord:
     bid = Bid(
         bid_id=f"b-{request_id}",
         imp_id="1",
@@ -58,12 +58,12 @@ def answered(request_id: str, at_us: int, user_id: str = "u1", **change: Any) ->
         "scores": (0.5, 0.25),
     }
     fields |= {"versions": {"model": "m1"}} | change
-    return Answered(request_id=request_id, at_us=at_us, user_id=user_id, **fields)
+    return RequestRecord(request_id=request_id, at_us=at_us, user_id=user_id, **fields)
 
 
 def happened(
     request_id: str, kind: EventKind, at_us: int, user_id: str = "u1", value: int = 0, **flags: Any
-) -> Happened:
+) -> EventRecord:
     outcome = Outcome(
         kind=kind,
         at_us=at_us,
@@ -74,13 +74,13 @@ def happened(
         user_id=user_id,
         value_nanos=value,
     )
-    return Happened(key=f"{request_id}/{kind}", outcome=outcome, **({"is_training": True} | flags))
+    return EventRecord(key=f"{request_id}/{kind}", outcome=outcome, **({"is_training": True} | flags))
 
 
 def market() -> list[Record]:
     """Six days with a request and its outcomes for each of two users; a2 is live on the first day alone."""
-    records: list[Record] = [Switched(at_us=START, ad_id=f"a{n}", is_live=True) for n in range(3)]
-    records.append(Switched(at_us=START + DAY, ad_id="a2", is_live=False))
+    records: list[Record] = [StatusRecord(at_us=START, ad_id=f"a{n}", is_live=True) for n in range(3)]
+    records.append(StatusRecord(at_us=START + DAY, ad_id="a2", is_live=False))
     for day in range(6):
         for user in ("u1", "u2"):
             at_us, name = START + day * DAY + 3600 * SECOND, f"{user}-{day}"
@@ -109,7 +109,10 @@ def log(tmp_path: Path) -> Path:
 
 def read(folder: Path) -> Tables:
     return files.read(
-        folder, files.Limits(unordered=True, max_bad_share=0.0), Cut(valid_share=0.2, test_share=0.2), keep_empty=True
+        folder,
+        files.InputLimits(unordered=True, max_bad_share=0.0),
+        SplitTimes(valid_share=0.2, test_share=0.2),
+        keep_empty=True,
     )
 
 
@@ -169,7 +172,7 @@ def test_in_parts_late_or_twice_the_tables_are_the_same(log: Path, tmp_path: Pat
 def test_an_ad_is_live_in_spells() -> None:
     def spells(*switches: tuple[int, str, bool]) -> list[tuple[str, int, int | None]]:
         old = pl.DataFrame(schema=training._WINDOWS)
-        made = [Switched(at_us=at_us, ad_id=ad_id, is_live=is_live) for at_us, ad_id, is_live in switches]
+        made = [StatusRecord(at_us=at_us, ad_id=ad_id, is_live=is_live) for at_us, ad_id, is_live in switches]
         for _ in range(2):  # a second time changes nothing
             old = training._windows(old, made)
         return old.select("ad_id", pl.col("starts_at", "ends_at").dt.epoch("us")).rows()

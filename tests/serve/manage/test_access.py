@@ -15,11 +15,11 @@ import pytest
 from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
 
-from leadre.serve.book.campaigns import Book
-from leadre.serve.book.records import Records
+from leadre.serve.catalogue.campaigns import CampaignStore
+from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.manage import status
 from leadre.serve.manage.api import manage_app
-from leadre.serve.manage.auth import Keys
+from leadre.serve.manage.auth import ApiKeys
 
 from ..conftest import make_ad, make_campaign
 from .test_api import AD, CAMPAIGN, Around
@@ -39,8 +39,8 @@ class Place:
     """An API over a book with two accounts, which have a campaign and an ad each; use it in a ``with``."""
 
     def __init__(self, folder):
-        self.records, self.around = Records(folder / "manage.db"), Around()
-        book, keys = Book(self.records), Keys(self.records)
+        self.records, self.around = ManageDatabase(folder / "manage.db"), Around()
+        book, keys = CampaignStore(self.records), ApiKeys(self.records)
         for account in ("acme", "bolt"):
             book.put_campaign(make_campaign(f"c-{account}", advertiser_id=account, name=f"{account}'s plan"))
             book.put_ad(make_ad(f"a-{account}", campaign_id=f"c-{account}", advertiser_id=account))

@@ -7,11 +7,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from leadre.data import tables
-from leadre.serve.book import eligibility
-from leadre.serve.manage.access import Lists, Outside, Spend
+from leadre.serve.catalogue import eligibility
+from leadre.serve.manage.access import Backend, Lists, Spend
 from leadre.serve.manage.api import BODY_BYTES, manage_app
-from leadre.serve.manage.auth import Keys
-from leadre.serve.manage.history import Recorder
+from leadre.serve.manage.auth import ApiKeys
+from leadre.serve.manage.history import MetricRecorder
 
 CAMPAIGN = {"name": "Autumn", "bid_type": "cpm", "bid_nanos": 2_000_000}
 AD = {"title": "Shoes", "landing_url": "https://acme.test/shoes"}
@@ -25,13 +25,13 @@ class Around:
 
     def outside(self):
         frame = tables.complete("ads", pl.DataFrame({"ad_id": ["t1", "t2"], "title": ["Tea", ""]}))
-        return Outside(
+        return Backend(
             now_us=lambda: 1_772_366_400_000_000,
             erase=lambda user: self.calls.append(("erase", user)) or {"profiles": 1},
             export=lambda user: self.calls.append(("export", user)) or {"profiles": {"k-user": [1]}},
             spend=self.spend,
             catalogue=lambda: self.calls.append(("import",)) or frame,
-            history=Recorder(dict).read,
+            history=MetricRecorder(dict).read,
             charged_today=list,
             counts=dict,
             explain=lambda _: None,
@@ -58,7 +58,7 @@ def api(desk, around):
 @pytest.fixture
 def held(desk):
     """Name -> headers."""
-    keys = Keys(desk)
+    keys = ApiKeys(desk)
     return {
         name: {"Authorization": f"Bearer {keys.create(name, 1, account)[1]}"}
         for name, account in (("operator", ""), ("acme", "acme"))

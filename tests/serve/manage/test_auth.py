@@ -6,12 +6,12 @@ import pytest
 
 from leadre.errors import InputError, MissingError
 from leadre.serve.manage import auth
-from leadre.serve.manage.auth import Keys
+from leadre.serve.manage.auth import ApiKeys
 
 
 @pytest.fixture
 def keys(desk):
-    return Keys(desk)
+    return ApiKeys(desk)
 
 
 def test_a_key_opens_until_it_is_revoked(keys):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from leadre.serve.manage import history, views
-from leadre.serve.manage.history import KEPT, Recorder, quantile
+from leadre.serve.manage.history import KEPT, MetricRecorder, quantile
 
 EDGES = (0.01, 0.02, 0.05)
 
@@ -32,7 +32,7 @@ def test_nothing_has_no_quantile():
 def counted():
     """(a recorder, what it reads: seconds, and totals that are given)."""
     now = {"at_s": 100.0, "totals": {}}
-    return Recorder(lambda: now["totals"], lambda: now["at_s"]), now
+    return MetricRecorder(lambda: now["totals"], lambda: now["at_s"]), now
 
 
 def bids(count, no_bids=0):

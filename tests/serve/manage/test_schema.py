@@ -10,14 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 
 from leadre.serve.manage.api import manage_app
-from leadre.serve.manage.auth import Keys
 
 from .test_api import Around
 
 
 @pytest.fixture
 def key(desk):
-    return {"Authorization": f"Bearer {Keys(desk).create('Ann', 1)[1]}"}
+    return {"Authorization": f"Bearer {ApiKeys(desk).create('Ann', 1)[1]}"}
 
 
 @pytest.fixture

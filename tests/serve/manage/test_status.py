@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from leadre.serve.manage import sessions, status
-from leadre.serve.manage.auth import Keys
+from leadre.serve.manage.auth import ApiKeys
 from leadre.serve.manage.sessions import LASTS_US, MOST, Sessions, is_ours
 
 from ..bidder import event_urls, until
@@ -241,7 +241,7 @@ def test_a_revoked_key_ends_its_session(bidder, browse):
 
 
 def test_sessions_end_and_are_few(desk):
-    keys = Keys(desk)
+    keys = ApiKeys(desk)
     _, key = keys.create("Ann", 1)
     at = Sessions(keys)
     first = at.start(key, 1)

@@ -9,17 +9,17 @@ from contextlib import closing
 import pytest
 
 from leadre import database
-from leadre.auction import ledger
+from leadre.auction.budget import ledger
 from leadre.errors import StorageError
-from leadre.serve.book.campaigns import Book
-from leadre.serve.book.records import Records
-from leadre.serve.events import eventlog
-from leadre.serve.events.eventlog import Answered, Happened
-from leadre.serve.events.tokens import Keys
-from leadre.serve.paths import Paths
-from leadre.serve.processes.desk import Desk
-from leadre.serve.processes.messages import Append, Done, Event, Failed, Told
+from leadre.serve.catalogue.campaigns import CampaignStore
+from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.events import event_log
+from leadre.serve.events.event_log import EventRecord, RequestRecord
+from leadre.serve.events.tokens import TokenKeys
+from leadre.serve.ipc.messages import AppendReply, AppendRequest, ErrorReply, EventReply, EventRequest
+from leadre.serve.paths import StatePaths
 from leadre.serve.processes.writer import Writer
+from leadre.serve.processes.writer_state import WriterState
 
 from ..conftest import make_token
 
@@ -28,9 +28,9 @@ NANOS = 1_500_000
 
 @pytest.fixture
 def paths(tmp_path, campaign, ad):
-    made = Paths(folder=tmp_path / "state", store=f"lmdb:{tmp_path / 'state' / 'lists'}")
-    records = Records(made.book)
-    Book(records).add([campaign(total_nanos=1 << 40)], [ad()])
+    made = StatePaths(folder=tmp_path / "state", store=f"lmdb:{tmp_path / 'state' / 'lists'}")
+    records = ManageDatabase(made.book)
+    CampaignStore(records).add([campaign(total_nanos=1 << 40)], [ad()])
     records.close()
     return made
 
@@ -39,7 +39,7 @@ def bill(paths):
     """The bill of a bid, as a worker hands it over."""
     now_us = time.time_ns() // 1000
     token = make_token(now_us, NANOS, may_profile=False)
-    return Event(kind="bill", token=Keys.open(paths.keys).sign(token), at_us=now_us, price="1.5")
+    return EventRequest(kind="bill", token=TokenKeys.open(paths.keys).sign(token), at_us=now_us, price="1.5")
 
 
 def booked(paths):
@@ -48,14 +48,14 @@ def booked(paths):
 
 
 def logged(paths):
-    return [entry.record for entry in eventlog.read(paths.events)]
+    return [entry.record for entry in event_log.read(paths.events)]
 
 
 def writer_of(paths, sync):
     """A writer whose log is pushed to the disk by ``sync``."""
 
     def make_desk():
-        desk = Desk(paths, retain_days=90)
+        desk = WriterState(paths, retain_days=90)
         desk.tend(time.time_ns() // 1000)  # which says what is live
         desk.log._sync = sync
         return desk
@@ -92,8 +92,8 @@ def test_an_event_is_acknowledged_after_its_record_is_synced_and_its_charge_comm
         await asyncio.sleep(0.2)
         assert not told.done() and booked(paths) == 0, "the disk has not said yet that it has it"
         may_go_on.set()
-        assert await told == Told("new")
-        return booked(paths), sum(isinstance(record, Happened) for record in logged(paths))
+        assert await told == EventReply("new")
+        return booked(paths), sum(isinstance(record, EventRecord) for record in logged(paths))
 
     assert answered_by(paths, sync, ask) == (NANOS, 1)
 
@@ -103,10 +103,10 @@ def test_a_request_is_acknowledged_after_its_record_is_synced(paths):
 
     def sync(file):
         os.fsync(file)
-        synced.append(sum(isinstance(record, Answered) for record in logged(paths)))
+        synced.append(sum(isinstance(record, RequestRecord) for record in logged(paths)))
 
     async def ask(writer):
-        assert await writer.answer(Append([Answered(request_id="r", at_us=1)])) == Done()
+        assert await writer.answer(AppendRequest([RequestRecord(request_id="r", at_us=1)])) == AppendReply()
         return list(synced)
 
     assert answered_by(paths, sync, ask) == [1]
@@ -126,7 +126,7 @@ def test_what_could_not_be_synced_is_not_acknowledged_and_the_writer_ends(paths)
             await running
         return told
 
-    assert isinstance(asyncio.run(main()), Failed)
-    with closing(Desk(paths, retain_days=90)) as desk:
-        charged = sum(each.outcome.charge_nanos for each in logged(paths) if isinstance(each, Happened))
+    assert isinstance(asyncio.run(main()), ErrorReply)
+    with closing(WriterState(paths, retain_days=90)) as desk:
+        charged = sum(each.outcome.charge_nanos for each in logged(paths) if isinstance(each, EventRecord))
         assert desk.ledger.verify() == [] and desk.ledger.spent("c1") == charged == booked(paths)

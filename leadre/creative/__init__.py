@@ -1,0 +1,1 @@
+"""Brief to ad: so far, an HTML banner from a catalogue's ad."""

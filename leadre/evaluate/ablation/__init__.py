@@ -1,0 +1,1 @@
+"""The ablation: one run a variant, all on the same requests."""

@@ -1,0 +1,186 @@
+"""The ablation's numbers: every row on the same requests, with what it changes against the row it is compared with.
+
+Letters: U users, V requests of a view, K list places, B bootstrap resamples, M measures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from leadre import metrics
+from leadre.artifact import Artifact
+from leadre.data.histories import Logs
+from leadre.evaluate import plots, report
+from leadre.evaluate.ablation.variants import Variant
+from leadre.evaluate.retrieval import measure as retrieval
+from leadre.evaluate.retrieval import slices
+from leadre.evaluate.retrieval.measure import Ints, View
+from leadre.metrics import Ratio
+
+COVERAGE = "all/coverage@10"
+COLUMNS = (
+    *(f"{view}/{metric}" for metric in ("recall@10", "gmv@10", "ndcg@10") for view in retrieval.VIEWS),
+    *(f"{part}/recall@10" for part in slices.SLICES),
+    "all/value@10",
+    COVERAGE,
+)
+PLOTTED = ("all/recall@10", "new/recall@10", "all/gmv@10", "new/gmv@10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationRow:
+    """One row of ablation.json.
+
+    columns    view/metric -> mean over seeds, lo, hi, by_seed and, with `against`, diff: the paired difference to that
+               row, over the seeds that both have. Intervals are over users; coverage is a union and has none.
+    """
+
+    name: str
+    title: str
+    left_out: bool
+    seeds: tuple[int, ...]
+    against: str | None
+    columns: Mapping[str, Mapping[str, Any]]
+
+
+def compare(
+    logs: Logs,
+    requests_R: Ints,
+    rows: Sequence[Variant],
+    made: Mapping[str, Mapping[int, Artifact]],
+    *,
+    resamples: int,
+    seed: int,
+) -> list[AblationRow]:
+    """The rows in order. `made`: the lists of each by seed. A slice in which nothing was converted has no column."""
+    views = [retrieval.view(logs, requests_R, name) for name in retrieval.VIEWS]
+    parts = slices.cut(logs, views[0])
+    measured = {
+        row.name: {seed: _measure(logs, views, parts, lists) for seed, lists in made[row.name].items()} for row in rows
+    }
+    columns = {row.name: dict[str, dict[str, Any]]() for row in rows}
+    names = {view.name for view in (*views, *parts)}
+    for column in (column for column in COLUMNS if column.partition("/")[0] in names):
+        found = {name: {s: each[column] for s, each in by_seed.items()} for name, by_seed in measured.items()}
+        cells = _cells(rows, found, resamples, seed)
+        for name, cell in cells.items():
+            columns[name][column] = cell
+    return [
+        AblationRow(
+            name=row.name,
+            title=row.title,
+            left_out=row.left_out,
+            seeds=tuple(made[row.name]),
+            against=row.against,
+            columns=columns[row.name],
+        )
+        for row in rows
+    ]
+
+
+def _measure(logs: Logs, views: Sequence[View], parts: Sequence[View], lists: Artifact) -> dict[str, Ratio | float]:
+    """Column -> measure of one model's lists; coverage is a plain number."""
+    frame = pl.read_parquet(lists.path / "lists.parquet", columns=["request", "view", "ads"])
+    given = retrieval.given(frame, logs, views, source=str(lists.path))
+    tables = retrieval.tabulate(retrieval.as_ranked(given), views)
+    everything = views[0]
+    for part in parts:
+        tables[part.name] = slices.lists(everything, part, {"": tables[everything.name]})[""]
+    found: dict[str, Ratio | float] = {
+        f"{v.name}/{metric}": measure
+        for v in (*views, *parts)
+        for metric, measure in retrieval.measure(v, tables[v.name]).items()
+    }
+    found[COVERAGE] = metrics.coverage_at(tables[everything.name], everything.live_ads, 10)
+    return found
+
+
+def _cells(
+    rows: Sequence[Variant], found: Mapping[str, Mapping[int, Ratio | float]], resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """One column of all rows, from each row's measure by seed."""
+    cells: dict[str, dict[str, Any]] = {}
+    compared: list[tuple[str, str, Ratio]] = []
+    for row in rows:
+        by_seed = found[row.name]
+        means = {str(s): each if isinstance(each, float) else each.mean for s, each in by_seed.items()}
+        cells[row.name] = {"mean": float(np.mean(list(means.values()))), "by_seed": means}
+        if any(isinstance(each, float) for each in by_seed.values()):
+            continue
+        compared.append((row.name, "mean", _average(by_seed, by_seed)))
+        if row.against is not None:
+            both = by_seed.keys() & found[row.against].keys()
+            mine, theirs = _average(by_seed, both), _average(found[row.against], both)
+            compared.append((row.name, "diff", Ratio(top_U=mine.top_U - theirs.top_U, base_U=mine.base_U)))
+    if compared:
+        values_BM = metrics.bootstrap([ratio for *_, ratio in compared], resamples=resamples, seed=seed)
+        for (name, what, ratio), values_B in zip(compared, values_BM.T, strict=True):
+            made = metrics.interval(ratio.mean, values_B)
+            cells[name] |= {"diff": made} if what == "diff" else made
+    return cells
+
+
+def _average(by_seed: Mapping[int, Ratio | float], seeds: Any) -> Ratio:
+    """The mean over these seeds, user by user; the requests are the same, so denominators are."""
+    ratios = [ratio for s, ratio in by_seed.items() if s in seeds and isinstance(ratio, Ratio)]
+    return Ratio(top_U=np.mean([ratio.top_U for ratio in ratios], axis=0), base_U=ratios[0].base_U)
+
+
+def write(folder: Path, rows: Sequence[AblationRow], *, run: str, split: str) -> None:
+    """Write ablation.json, report.html and ablation.png."""
+    told = {"rows": [dataclasses.asdict(row) for row in rows]}
+    (folder / "ablation.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    figure = plots.comparison(
+        {heading(column): _bars(rows, column) for column in PLOTTED},
+        label="mean over seeds and 95 % interval over users; hollow = tie with the row that it is compared with",
+        ranked=False,
+    )
+    plots.png(figure, folder / "ablation.png")
+    columns = list(rows[0].columns)
+    page = report.template("leadre.evaluate.ablation", "ablation.html.j2").render(
+        run=run,
+        split=split,
+        headings=[heading(column) for column in columns],
+        plot=plots.svg(figure),
+        rows=[
+            {
+                "title": _title(row),
+                "seeds": len(row.seeds),
+                "left_out": row.left_out,
+                "cells": [
+                    {**row.columns[column], "verdict": report.verdict(row.columns[column])} for column in columns
+                ],
+            }
+            for row in rows
+        ],
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def heading(column: str) -> str:
+    """`all/recall@10` as readers know it."""
+    view, _, metric = column.partition("/")
+    return f"{report.label(metric)}, {view}"
+
+
+def _bars(rows: Sequence[AblationRow], column: str) -> list[plots.Bar]:
+    """The rows of one column, first row on top."""
+    made = []
+    for row in reversed(rows):
+        cell = row.columns[column]
+        tie = "diff" in cell and metrics.is_tie(cell["diff"])
+        kind = "rival" if row.left_out else "kin"
+        made.append(plots.Bar(title=_title(row), mean=cell["mean"], lo=cell["lo"], hi=cell["hi"], kind=kind, tie=tie))
+    return made
+
+
+def _title(row: AblationRow) -> str:
+    return f"{row.title} (1 seed)" if row.left_out else row.title

@@ -1,0 +1,1 @@
+"""Replay: the logged requests of a bidder, answered again offline."""

@@ -1,0 +1,1 @@
+"""Measures of ranked lists, over the slices of a split."""

@@ -1,0 +1,1 @@
+"""One bid decision: candidates, eligibility, value, budget, cap, selection."""

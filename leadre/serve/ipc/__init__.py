@@ -1,0 +1,1 @@
+"""Messages between the processes of one bidder, and the Unix socket that carries them."""

@@ -1,0 +1,1 @@
+"""OpenRTB and consent: bytes to plain types and back."""

@@ -1,0 +1,153 @@
+"""What one request allows: deny by default. Pure.
+
+A TC string is IAB Europe's TCF v2 core segment: fixed fields, then two lists of vendors (who has consent, whose
+legitimate interest was not objected to), then what the publisher restricts. Bits are read from the left. Segments
+after the first dot concern publishers and are not read.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import urlsafe_b64decode
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from leadre.errors import LeadreError
+from leadre.types import Permissions, Signals
+
+MAX_CHARACTERS = 8192  # of a TC string that is read; real ones have a few hundred
+GPP_TCF_EU = 2  # the GPP section that is a TC string: GDPR applies
+
+# Where the fields of the core segment start, in bits.
+_PURPOSE_CONSENTS, _PURPOSE_INTERESTS, _VENDORS = 152, 176, 213
+
+
+class MalformedConsent(LeadreError, ValueError):
+    """A TC string that cannot be decoded, which `permissions` takes for a refusal."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Consent:
+    """The core segment as far as it concerns one vendor. Purposes are 1 to 24."""
+
+    purpose_consents: frozenset[int]
+    purpose_interests: frozenset[int]  # legitimate interests that were told and not objected to
+    has_vendor_consent: bool
+    has_vendor_interest: bool
+    restricted: frozenset[int]  # purposes that the publisher restricts for the vendor, in whatever way
+
+
+class _Bits:
+    """A cursor over the bits of unpadded base64url. Raises MalformedConsent for other characters and past the end."""
+
+    def __init__(self, text: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", text, re.ASCII):
+            raise MalformedConsent("holds a character that is not base64url, or none")
+        whole = urlsafe_b64decode(text + "A" * (-len(text) % 4))
+        self._bits = format(int.from_bytes(whole, "big"), f"0{8 * len(whole)}b")[: 6 * len(text)]
+        self.at = 0
+
+    def take(self, width: int) -> str:
+        """The next bits as they stand, "0" and "1"."""
+        taken = self._bits[self.at : self.at + width]
+        if len(taken) < width:
+            raise MalformedConsent(f"ends at bit {len(self._bits)}, before bit {self.at + width}")
+        self.at += width
+        return taken
+
+    def number(self, width: int) -> int:
+        return int(self.take(width), 2)
+
+    def purposes(self) -> frozenset[int]:
+        return frozenset(purpose for purpose, bit in enumerate(self.take(24), start=1) if bit == "1")
+
+    def has_in_ranges(self, vendor_id: int) -> bool:
+        """Whether a list of single vendors and ranges names the vendor; the cursor moves behind it."""
+        found = False
+        for _ in range(self.number(12)):
+            is_range, first = divmod(self.number(17), 1 << 16)
+            last = self.number(16) if is_range else first
+            if first > last:
+                raise MalformedConsent(f"a range goes from vendor {first} back to {last}")
+            found |= first <= vendor_id <= last
+        return found
+
+    def has_vendor(self, vendor_id: int) -> bool:
+        """The same for a vendor section: a highest ID, then ranges or a bit for each vendor up to it."""
+        most, is_ranges = self.number(16), self.take(1) == "1"
+        if is_ranges:
+            return self.has_in_ranges(vendor_id) and 0 < vendor_id <= most
+        flags = self.take(most)
+        return 0 < vendor_id <= most and flags[vendor_id - 1] == "1"
+
+
+def decode(text: str, vendor_id: int) -> Consent:
+    """What a TC string says to one vendor of the Global Vendor List. Raises MalformedConsent."""
+    if len(text) > MAX_CHARACTERS:
+        raise MalformedConsent(f"{len(text)} characters, more than {MAX_CHARACTERS}")
+    bits = _Bits(text.partition(".")[0])
+    version = bits.number(6)
+    if version != 2:
+        raise MalformedConsent(f"version {version}, not 2")
+    bits.at = _PURPOSE_CONSENTS
+    consents = bits.purposes()
+    bits.at = _PURPOSE_INTERESTS
+    interests = bits.purposes()
+    bits.at = _VENDORS
+    has_consent, has_interest = bits.has_vendor(vendor_id), bits.has_vendor(vendor_id)
+    restricted = set()
+    for _ in range(bits.number(12)):
+        purpose, _kind = bits.number(6), bits.number(2)
+        if bits.has_in_ranges(vendor_id):
+            restricted.add(purpose)
+    return Consent(
+        purpose_consents=consents,
+        purpose_interests=interests,
+        has_vendor_consent=has_consent,
+        has_vendor_interest=has_interest,
+        restricted=frozenset(restricted),
+    )
+
+
+def permissions(
+    signals: Signals,
+    *,
+    vendor_id: int,
+    when_absent: bool,
+    legitimate_interests: Collection[int] = (),
+    has_dsa: bool = False,
+) -> Permissions:
+    """What may be done for a request. ``vendor_id`` is ours on the Global Vendor List; 0 (on no list) is granted none.
+
+    ``when_absent`` is whether GDPR applies where nobody says; a TC string, or GPP's section for one, says that it does.
+    ``legitimate_interests`` are the purposes registered under that basis, of 2 and 7; the others take consent. Any US,
+    GPP, child or opt-out signal leaves context alone: those strings are not decoded, so that none is read too kindly.
+    ``has_dsa`` is whether bids carry the object that a request may ask for.
+    """
+    if signals.dsa_required >= 2 and not has_dsa:
+        return Permissions()
+    applies = signals.gdpr
+    if applies is None:
+        applies = when_absent or bool(signals.consent) or GPP_TCF_EU in signals.gpp_sid
+    granted = _granted(signals.consent, vendor_id, legitimate_interests) if applies else frozenset(range(1, 25))
+    limits = (signals.gpp, signals.gpp_sid, signals.us_privacy, signals.gpc, signals.coppa, signals.lmt, signals.dnt)
+    if any(limits):
+        granted &= {2}
+    return Permissions(
+        store_id=1 in granted,
+        contextual=2 in granted,
+        add_to_profile=3 in granted,
+        personalise=4 in granted,
+        measure=7 in granted,
+    )
+
+
+def _granted(text: str, vendor_id: int, legitimate_interests: Collection[int]) -> frozenset[int]:
+    """The purposes that a TC string grants us; none where it is malformed."""
+    try:
+        consent = decode(text, vendor_id)
+    except MalformedConsent:
+        return frozenset()
+    interests = consent.purpose_interests & {2, 7} & set(legitimate_interests)
+    consented = consent.purpose_consents if consent.has_vendor_consent else frozenset()
+    return consented.union(interests if consent.has_vendor_interest else ()) - consent.restricted

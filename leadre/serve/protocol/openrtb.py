@@ -1,0 +1,338 @@
+"""OpenRTB 2.6 JSON, and 2.5 where it differs: bytes to `leadre.types` and back. Pure; no clock, no socket.
+
+Money crosses here and nowhere else. On the wire a price is a float CPM; inside it is whole nanos of one impression,
+1,000,000 to the unit of CPM. Floors are rounded up and prices down, so that no rounding undercuts a floor or overbids.
+
+What a request says about privacy may stand twice, in the place of 2.6 and under ``ext``. Both are read, the stricter
+wins: GDPR applies if one says so; two TC strings that differ are replaced by `CONTRADICTION`, which nothing decodes;
+an opt-out of sale beats any other US privacy string; a GPP string counts wherever it stands, and its sections are those
+of both; GPC is on where one sets it; of two DSA requirements the higher holds.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import math
+import re
+from base64 import urlsafe_b64encode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
+from types import MappingProxyType
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from leadre.errors import BadRequest
+from leadre.serve.protocol import openrtb_schema as wire
+from leadre.types import Bid, Impression, Request, Signals, Size
+
+MAX_NANOS = 2**63 - 1  # a floor above it stands for itself: no bid reaches either
+MAX_ASKED = 100  # imps and currencies of one request; the others are left unanswered
+CONTRADICTION = "?"  # in place of a TC string: no decoder accepts it
+XHTML_BANNER = 2  # AdCOM's creative subtype of what we render
+DSA_REQUIRED = 2  # and above: bids without a DSA object are not accepted
+
+Rates = Mapping[tuple[str, str], Fraction]  # (from, to) -> units of `to` for one of `from`
+NO_RATES: Rates = MappingProxyType({})
+
+
+class NoBid(enum.IntEnum):
+    """Why there is no bid (`nbr`). Below 500 they are OpenRTB's; the others are ours."""
+
+    INVALID = 2
+    UNMATCHED_USER = 8
+    DAILY_USER_CAP = 9
+    INSUFFICIENT_TIME = 15
+    BUDGET_EXHAUSTED = 501
+    PACED = 502
+    NO_CANDIDATE = 503
+    BELOW_FLOOR = 504
+    NO_CONSENT = 505
+    DEGRADED = 506
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rendered:
+    """A bid with all that goes onto the wire beside it. ``dsa`` is the object of the Digital Services Act extension."""
+
+    bid: Bid
+    adm: str
+    nurl: str = ""
+    burl: str = ""
+    click_url: str = ""
+    impression_url: str = ""
+    adomain: tuple[str, ...] = ()
+    iab_categories: tuple[str, ...] = ()
+    attributes: frozenset[int] = frozenset()
+    mtype: int = 1  # 1 banner, 2 video, 3 audio, 4 native
+    dsa: Mapping[str, object] | None = None
+
+
+_DECODER = msgspec.json.Decoder(wire.Request)
+_ENCODER = msgspec.json.Encoder()
+_MACRO = re.compile(r"\$\{(AUCTION_[A-Z_]+)(:B64)?\}")
+
+
+def read(body: bytes) -> Request:
+    """A bid request. Places that cannot hold a banner of ours, or are sold to deals only, are left out of ``imps``.
+
+    Raises BadRequest for JSON that is malformed or too deep, a missing or empty id, an empty ``imp``, two of one id, a
+    negative ``tmax``, and a wrong type in a field that is acted on.
+    """
+    asked = _decode(body)
+    if not asked.id:
+        raise BadRequest("id", "is empty")
+    if not asked.imp:
+        raise BadRequest("imp", "is empty; a request has at least one")
+    if (asked.tmax or 0) < 0:
+        raise BadRequest("tmax", f"{asked.tmax} ms is negative")
+    seen: set[str] = set()
+    for number, imp in enumerate(asked.imp):
+        if not imp.id or imp.id in seen:
+            raise BadRequest(f"imp[{number}].id", f"{imp.id!r} is taken by another" if imp.id else "is empty")
+        seen.add(imp.id)
+    banners = [imp for imp in asked.imp[:MAX_ASKED] if imp.banner is not None and _holds_ours(imp.banner)]
+    public = [imp for imp in banners if imp.pmp is None or imp.pmp.private_auction != 1]
+    place = asked.site or asked.app or wire.Inventory()
+    device, user = asked.device or wire.Device(), asked.user or wire.User()
+    geo = device.geo or wire.Geo()
+    return Request(
+        request_id=asked.id,
+        imps=tuple(_impression(imp) for imp in public),
+        user_id=_user_id(user),
+        signals=_signals(asked.regs or wire.Regs(), user, device),
+        tmax_ms=asked.tmax or 0,
+        currencies=tuple(dict.fromkeys(code.upper() for code in (asked.cur or ())[:MAX_ASKED])) or ("USD",),
+        site=(place.domain or "").lower() or place.bundle or _host(place.page or ""),
+        page=place.page or "",
+        publisher_id=(place.publisher.id if place.publisher else None) or "",
+        categories=tuple(dict.fromkeys([*(place.cat or ()), *(place.sectioncat or ()), *(place.pagecat or ())])),
+        segments=tuple(
+            dict.fromkeys(each.id for data in user.data or () for each in data.segment or () if each.id is not None)
+        ),
+        country=(geo.country or "").upper(),
+        region=geo.region or "",
+        language=(device.language or "").lower(),
+        device_type=device.devicetype or 0,
+        ip=truncated(device.ip or device.ipv6 or ""),
+        cattax=asked.cattax or 1,
+        allowed_categories=frozenset(asked.acat or ()),
+        blocked_categories=frozenset(asked.bcat or ()),
+        blocked_domains=frozenset(domain.lower() for domain in asked.badv or ()),
+        allowed_seats=frozenset(asked.wseat or ()),
+        blocked_seats=frozenset(asked.bseat or ()),
+        has_deals_only=bool(banners) and not public,
+        is_test=asked.test == 1,
+    )
+
+
+def _decode(body: bytes) -> wire.Request:
+    try:
+        return _DECODER.decode(body)
+    except msgspec.ValidationError as fault:
+        why, _, path = str(fault).partition(" - at `$")
+        path = path.strip(".`")
+        missing = re.search(r"required field `(\w+)`", why)
+        field = ".".join(filter(None, [path, missing[1] if missing else ""]))
+        raise BadRequest(field or "body", "is missing" if missing else why) from fault
+    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
+        raise BadRequest("body", f"is not JSON: {fault}") from fault
+    except RecursionError as fault:
+        raise BadRequest("body", "is nested too deeply") from fault
+
+
+def _holds_ours(banner: wire.Banner) -> bool:
+    """Whether an HTML banner with an image is among what the place takes."""
+    mimes = banner.mimes or ["text/html"]
+    return XHTML_BANNER not in (banner.btype or ()) and any(mime.startswith(("text/html", "image/")) for mime in mimes)
+
+
+def _impression(imp: wire.Imp) -> Impression:
+    assert imp.banner is not None
+    return Impression(
+        imp_id=imp.id,
+        sizes=_sizes(imp.banner.format or ()) or _sizes([imp.banner]),
+        placement_id=imp.tagid or "",
+        floor_nanos=nanos(max(imp.bidfloor or 0.0, 0.0), up=True),
+        floor_currency=(imp.bidfloorcur or "USD").upper(),
+        is_secure=imp.secure == 1,
+        blocked_attributes=frozenset(imp.banner.battr or ()),
+    )
+
+
+def _sizes(formats: Iterable[wire.Size]) -> tuple[Size, ...]:
+    """Those in pixels; a ratio is none. () = the place does not say."""
+    return tuple(dict.fromkeys((f.w, f.h) for f in formats if f.w and f.h and f.w > 0 < f.h))
+
+
+def _user_id(user: wire.User) -> str:
+    """The bidder's own ID, else the first extended ID as ``source:id``, else the exchange's."""
+    if user.buyeruid:
+        return user.buyeruid
+    for copy in (user, user.ext or wire.UserExt()):
+        for eid in copy.eids or ():
+            for uid in eid.uids or ():
+                if uid.id:
+                    return f"{eid.source or ''}:{uid.id}"
+    return user.id or ""
+
+
+def _signals(regs: wire.Regs, user: wire.User, device: wire.Device) -> Signals:
+    """Both copies in one, the stricter of each; the head of this file says what that is."""
+    copies = (regs, regs.ext or wire.RegsExt())
+    gdpr = {copy.gdpr for copy in copies}
+    consents = {text for text in (user.consent, user.ext.consent if user.ext else None) if text}
+    us_privacy = [copy.us_privacy for copy in copies if copy.us_privacy]
+    return Signals(
+        gdpr=True if 1 in gdpr else False if 0 in gdpr else None,
+        consent=CONTRADICTION if len(consents) > 1 else next(iter(consents), ""),
+        us_privacy=max(us_privacy, key=lambda text: text[2:3] in ("Y", "y"), default=""),
+        gpp=next((copy.gpp for copy in copies if copy.gpp), ""),
+        gpp_sid=tuple(dict.fromkeys(section for copy in copies for section in copy.gpp_sid or ())),
+        gpc=any(copy.gpc in (1, "1") for copy in copies),
+        coppa=regs.coppa == 1,
+        lmt=device.lmt == 1,
+        dnt=device.dnt == 1,
+        dsa_required=max((copy.dsa.dsarequired or 0) if copy.dsa else 0 for copy in copies),
+    )
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # brackets that are no address
+        return ""
+
+
+def truncated(address: str) -> str:
+    """An IPv4 address without its last 8 bits, an IPv6 address without its last 80; "" for anything else."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return ""
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is None:
+            return str(ipaddress.IPv6Address(int(parsed) >> 80 << 80))
+        parsed = parsed.ipv4_mapped
+    return str(ipaddress.IPv4Address(int(parsed) >> 8 << 8))
+
+
+def nanos(cpm: float, *, up: bool) -> int:
+    """Whole nanos of one impression at a CPM of 0 or more, exact for the decimal that was sent: 2.000001 is 2000001."""
+    if cpm * 1e6 >= MAX_NANOS:
+        return MAX_NANOS
+    exact = Decimal(repr(cpm)).scaleb(6)
+    return math.ceil(exact) if up else math.floor(exact)
+
+
+def paid_nanos(text: str) -> int | None:
+    """What came back for ``${AUCTION_PRICE}``. None: bill nothing; it is AUDIT, a macro nobody filled in, no price."""
+    if not re.fullmatch(r"\d{1,12}(\.\d{1,30})?([eE][+-]?\d{1,2})?", text, re.ASCII):
+        return None
+    return min(math.floor(Fraction(text) * 1_000_000), MAX_NANOS)
+
+
+def convert(amount_nanos: int, source: str, target: str, rates: Rates = NO_RATES, *, up: bool) -> int | None:
+    """An amount in another currency, in whole nanos. None where ``rates`` cannot say; a currency is always its own."""
+    if source == target:
+        return amount_nanos
+    rate = rates.get((source, target))
+    if rate is None:
+        return None
+    return math.ceil(amount_nanos * rate) if up else math.floor(amount_nanos * rate)
+
+
+def write(
+    request: Request,
+    bids: Sequence[Rendered],
+    *,
+    seat: str,
+    rates: Rates = NO_RATES,
+    fills_macros: bool = False,
+) -> bytes:
+    """A bid response in the currency of the request that most of the bids can be had in, the first of several.
+
+    Left out is what the caller would reject: a bid without an ID, imp or creative, for an imp that was not asked for,
+    at a price of 0 (we hold no deals), without a way into the currency, without the DSA object that is required.
+    ``fills_macros`` where the caller is a page: it does not substitute them, and pays what it is asked.
+    """
+    priced = {cur: list(_priced(request, bids, cur, rates)) for cur in request.currencies}
+    currency = max(priced, key=lambda cur: len(priced[cur]))  # the first of equals
+    made = [_bid(request, each, price, currency, seat, fills_macros) for each, price in priced[currency]]
+    if not made:
+        return _ENCODER.encode(wire.Response(id=request.request_id))
+    return _ENCODER.encode(
+        wire.Response(id=request.request_id, seatbid=[wire.SeatBid(seat=seat, bid=made)], cur=currency)
+    )
+
+
+def no_bid(request: Request, reason: NoBid, *, is_debug: bool = False) -> tuple[int, bytes]:
+    """Status and body of an answer without a bid; the reason is told to tests and in debugging alone."""
+    if not (request.is_test or is_debug):
+        return 204, b""
+    return 200, _ENCODER.encode(wire.Response(id=request.request_id, nbr=reason))
+
+
+def substitute(text: str, values: Mapping[str, str]) -> str:
+    """Fill ``${AUCTION_ID}`` and the like from names to values; ``:B64`` behind a name asks for URL-safe base64.
+
+    Other values are percent-encoded: macros stand in URLs, and an ID that is another's must not end one. A macro that
+    is not in ``values`` stays for who knows it.
+    """
+
+    def filled(macro: re.Match[str]) -> str:
+        value = values.get(macro[1])
+        if value is None:
+            return macro[0]
+        return urlsafe_b64encode(value.encode()).decode() if macro[2] else quote(value, safe="")
+
+    return _MACRO.sub(filled, text)
+
+
+def _priced(request: Request, bids: Sequence[Rendered], currency: str, rates: Rates) -> Iterator[tuple[Rendered, int]]:
+    """The bids that can be sent in a currency, and their prices in its nanos."""
+    asked = {imp.imp_id for imp in request.imps}
+    for each in bids:
+        bid = each.bid
+        price_nanos = convert(bid.price_nanos, bid.currency, currency, rates, up=False)
+        is_whole = bid.bid_id and bid.ad_id and bid.imp_id in asked
+        lacks_dsa = request.signals.dsa_required >= DSA_REQUIRED and each.dsa is None
+        if is_whole and not lacks_dsa and price_nanos is not None and price_nanos > 0:
+            yield each, price_nanos
+
+
+def _bid(
+    request: Request, rendered: Rendered, price_nanos: int, currency: str, seat: str, fills_macros: bool
+) -> wire.Bid:
+    bid = rendered.bid
+    values = {
+        "AUCTION_ID": request.request_id,
+        "AUCTION_IMP_ID": bid.imp_id,
+        "AUCTION_SEAT_ID": seat,
+        "AUCTION_AD_ID": bid.ad_id,
+        "AUCTION_PRICE": format(Decimal(price_nanos).scaleb(-6), "f"),
+        "AUCTION_CURRENCY": currency,
+    }
+    fill = partial(substitute, values=values if fills_macros else {})
+    return wire.Bid(
+        id=bid.bid_id,
+        impid=bid.imp_id,
+        price=price_nanos / 1e6,
+        crid=bid.ad_id,
+        adid=bid.ad_id,
+        cid=bid.campaign_id,
+        adm=fill(rendered.adm),
+        nurl=fill(rendered.nurl),
+        burl=fill(rendered.burl),
+        adomain=list(rendered.adomain),
+        cat=list(rendered.iab_categories),
+        attr=sorted(rendered.attributes),
+        mtype=rendered.mtype,
+        w=bid.size[0],
+        h=bid.size[1],
+        ext=wire.BidExt(dsa=rendered.dsa) if rendered.dsa is not None else None,
+    )

@@ -1,0 +1,1 @@
+"""Alignment tasks: sentences that tie semantic IDs to what they mean."""

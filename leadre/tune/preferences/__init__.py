@@ -1,0 +1,1 @@
+"""Preference training: pairs by business value, DPO and SimPO."""

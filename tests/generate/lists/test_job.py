@@ -1,0 +1,224 @@
+"""Lists for every user: as of a moment, whoever works on them, whatever dies meanwhile."""
+
+import dataclasses
+import re
+import shutil
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+
+from leadre import artifact
+from leadre.__main__ import main
+from leadre.data import histories
+from leadre.errors import InputError
+from leadre.generate.lists import job as lists
+from leadre.generate.lists import profiles as remembered
+from leadre.store import open_store
+from leadre.store.contract import EVERYBODY, US_PER_DAY, StoredList
+
+from .tiny import LISTS, argv, done, lines_of
+
+
+@pytest.fixture(scope="module")
+def logs(work):
+    return histories.load(artifact.read(work / "r" / "data", kind="tables", version=1))
+
+
+# The moment
+
+
+def test_a_prompt_is_that_of_a_log_which_ends_now(small):
+    logs = small.logs
+    now_us = int(np.quantile(logs.at_us_E, 0.7))
+    users, ads = np.arange(0, len(logs.users), 2), logs.inventory(0)
+    seen, requests = lists.as_of(logs, now_us, users, ads)
+    assert seen.request_user_R[requests].tolist() == users.tolist()
+    assert all(seen.inventory(r).tolist() == ads.tolist() and not len(seen.relevant(r)[0]) for r in requests)
+    for name in ("relevant", "inventory"):
+        for r in range(len(logs.request_user_R)):
+            assert np.array_equal(getattr(seen, name)(r)[0], getattr(logs, name)(r)[0])
+    threads = small.threads(seen)
+    written = [threads.write(window) for window in threads.serving(requests)]
+    assert [int(thread.requests[0]) for thread in written] == requests.tolist()
+    past = small.threads(lists.as_of(cut(logs, now_us), now_us, users, ads)[0])
+    for thread, window in zip(written, past.serving(requests), strict=True):
+        assert np.array_equal(thread.ids, past.write(window).ids)
+    differs = small.threads(lists.as_of(logs, now_us + 30 * US_PER_DAY, users, ads)[0])
+    assert any(
+        not np.array_equal(thread.ids, differs.write(window).ids)
+        for thread, window in zip(written, differs.serving(requests), strict=True)
+    )
+
+
+def cut(logs, now_us):
+    """The log without events from ``now_us`` on; requests stay."""
+    kept = logs.at_us_E < now_us
+    before = np.concatenate([[0], np.cumsum(kept)])
+    named = {field.name: getattr(logs, field.name) for field in dataclasses.fields(logs) if field.name.endswith("_E")}
+    return dataclasses.replace(
+        logs, event_offsets=before[logs.event_offsets], **{name: values[kept] for name, values in named.items()}
+    )
+
+
+def test_users_with_an_event_in_the_span(hand):
+    logs = hand([(0, 10, 0, 1, 0), (2, 20, 1, 1, 0), (2, 30, 0, 2, 0), (3, 40, 0, 1, 0)])
+    for since_us, now_us, expected in ((None, 0, [0, 1, 2, 3]), (20, 99, [2, 3]), (11, 40, [2]), (41, 99, [])):
+        assert lists.users_of(logs, now_us, since_us).tolist() == expected
+
+
+def test_candidates_were_live_lately_and_still_run(small):
+    logs = small.logs
+    now_us = int(logs.request_at_us_R.max()) + 1
+    recent = np.flatnonzero(logs.request_at_us_R >= now_us - 3 * US_PER_DAY)
+    expected = set(np.concatenate([logs.inventory(r) for r in recent]).tolist())
+    assert set(lists.candidates(logs, now_us, 3).tolist()) == expected
+    first, second = sorted(expected)[:2]
+    when = pl.Series([now_us if n == second else None for n in range(len(logs.ads))], dtype=pl.Datetime("us", "UTC"))
+    status = pl.Series(["paused" if n == first else None for n in range(len(logs.ads))], dtype=pl.String)
+    changed = dataclasses.replace(logs, ads=logs.ads.with_columns(status=status, ends_at=when))
+    assert set(lists.candidates(changed, now_us, 3).tolist()) == expected - {first, second}
+    with pytest.raises(InputError, match="no ad was live in the 1 days before now; check --now"):
+        lists.candidates(logs, int(logs.request_at_us_R.min()), 1)
+
+
+# The verb
+
+
+def test_every_user_has_a_list_of_live_ads_in_order(work, logs, undisturbed):
+    store = open_store(f"lmdb:{work / 'r' / 'state' / 'lists'}")
+    current = store.versions().current
+    last = logs.at_us_E.max() + 1
+    live = set(logs.ads["ad_id"].gather(lists.candidates(logs, last, 7)).to_list())
+    found = dict(store.scan(current))
+    for_others = found.pop(EVERYBODY)
+    assert set(for_others.ad_ids) <= live and for_others.version == current and len(for_others.ad_ids) == 10
+    assert sorted(found) == logs.users["user_id"].to_list()
+    assert re.fullmatch(r"\d{8}T\d{6}-[0-9a-f]{12}", current)
+    for one in found.values():
+        assert one.version == current and len(set(one.ad_ids)) == len(one.ad_ids) == 10 and set(one.ad_ids) <= live
+        assert list(one.log_p) == sorted(one.log_p, reverse=True)
+    assert len({one.ad_ids for one in found.values()}) > 10
+    assert not (work / "r" / ".generate-lists").exists()
+    store.close()
+
+
+def test_lists_are_those_of_the_model(work, logs, undisturbed):
+    """Asked one by one, a user gets the same ads."""
+    store = open_store(f"lmdb:{work / 'r' / 'state' / 'lists'}")
+    now_us = int(logs.at_us_E.max()) + 1
+    seen, requests = lists.as_of(logs, now_us, np.arange(len(logs.users)), lists.candidates(logs, now_us, 7))
+    from leadre.generate import batch
+    from leadre.tune.answers import answer
+
+    parents = [
+        artifact.read(work / "r" / step, kind=kind, version=version)
+        for step, kind, version in (("data", "tables", 1), ("semid", "codebook", 1), ("tune-sft", "model", 3))
+    ]
+    engine = batch.load(*parents, training=False, threads=1, logs=seen)
+    for r in requests[:5]:
+        (ranked,) = answer(engine.searcher, engine.threads, engine.live, engine.threads.serving([r]), ("all",), 12)
+        one = store.read_list(logs.users["user_id"][int(seen.request_user_R[r])])
+        objects = [int(logs.ad_object_A[logs.ads["ad_id"].index_of(ad)]) for ad in one.ad_ids]
+        assert list(dict.fromkeys(objects)) == ranked.objects[: len(set(objects))].tolist()
+        np.testing.assert_allclose(one.log_p[0], ranked.log_p[0], atol=1e-3)
+    store.close()
+
+
+def test_profiles_and_what_is_popular_lie_beside_the_lists(work, logs, undisturbed):
+    store = open_store(f"lmdb:{work / 'r' / 'state' / 'lists'}")
+    now_us = int(logs.at_us_E.max()) + 1
+    for profile in remembered.profiles(logs, now_us, np.arange(len(logs.users))):
+        found = store.read_profile(profile.user_id)
+        assert (found.recent, found.updated_at_us, found.log_until_us) == (profile.recent, now_us, now_us)
+        assert found.recent and found.log_read_at_us > time.time_ns() // 1000 - 3600 * 1_000_000
+    made = remembered.popular(logs, now_us, lists.candidates(logs, now_us, 7), store.versions().current, 10)
+    assert store.read_list(EVERYBODY).ad_ids == made.ad_ids
+    store.close()
+
+
+def test_a_second_run_does_nothing(work, undisturbed, capsys):
+    capsys.readouterr()
+    assert main(argv("generate", work, LISTS)) == 0
+    assert re.search(r"version \S+ is current in lmdb:\S+, nothing to do", capsys.readouterr().err)
+
+
+def test_a_run_that_stops_half_way_changes_nothing_and_goes_on(work, undisturbed, tmp_path, monkeypatch):
+    spec = f"lmdb:{tmp_path / 'store'}"
+    store = open_store(spec)
+    old = StoredList("old", 0, ("an ad",), (0.0,))
+    user = "user-none"
+    store.put_lists("old", {user: old})
+    store.switch("old")
+    finish, calls = lists.BatchLeases.finish, []
+
+    def killed_at_third(self, *args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return finish(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lists.BatchLeases, "finish", killed_at_third)
+        assert main(argv("generate", work, f"{LISTS} --store {spec}")) == 130
+    assert store.versions().current == "old" and store.read_list(user) == old
+    assert done(work) == 2
+    elsewhere = f"lmdb:{tmp_path / 'elsewhere'}"
+    shutil.copytree(work / "r" / ".generate-lists", tmp_path / "leases")
+    assert main(argv("generate", work, f"{LISTS} --store {elsewhere}")) == 0
+    assert lines_of(elsewhere) == undisturbed  # what is done for one store is not done for another
+    shutil.copytree(tmp_path / "leases", work / "r" / ".generate-lists")
+    with monkeypatch.context() as patch:
+        patch.setattr(lists.BatchLeases, "finish", lambda self, *args: calls.append(args) or finish(self, *args))
+        assert main(argv("generate", work, f"{LISTS} --store {spec}")) == 0
+    assert len(calls) == 3 + 60 // 4 - 2
+    assert lines_of(spec) == undisturbed
+    new = store.versions().current
+    for flags, current in (("", "old"), (f" --to {new}", new)):
+        assert main(argv("generate", work, f"--stage switch --store {spec}{flags}")) == 0
+        assert store.versions().current == current
+    assert main(argv("generate", work, f"--stage switch --store {spec} --to none-such")) == 2
+    store.close()
+
+
+def test_users_without_news_keep_their_lists(work, logs, tmp_path, capsys):
+    spec = f"lmdb:{tmp_path / 'store'}"
+    flags = f"{LISTS} --store {spec}"
+    since_us = int(np.sort(logs.at_us_E)[-5])
+    since = f"--changed-since {np.datetime64(since_us, 'us')}Z"
+    assert main(argv("generate", work, f"{flags} {since}")) == 2
+    assert "has no current lists to keep; run without it first" in capsys.readouterr().err
+    earlier = f"--now {np.datetime64(since_us, 'us')}Z"
+    assert main(argv("generate", work, f"{flags} {earlier}")) == 0
+    store = open_store(spec)
+    first = store.versions().current
+    before = dict(store.scan(first))
+    assert main(argv("generate", work, f"{flags} {since} --keep 1")) == 0
+    second = store.versions().current
+    changed = {logs.users["user_id"][int(u)] for u in lists.users_of(logs, 1 << 60, since_us)}
+    assert 0 < len(changed) <= 5
+    changed.add(EVERYBODY)
+    after = dict(store.scan(second))
+    assert {user for user, one in after.items() if one.version == second} == changed
+    assert {user: one for user, one in after.items() if user not in changed} == {
+        user: one for user, one in before.items() if user not in changed
+    }
+    assert store.versions().names == (second,)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--beam 0", "--beam 0: wants 1 or more"),
+        ("--live-days 0", "--live-days 0: wants 1 or more"),
+        ("--now yesterday", "--now 'yesterday': wants an ISO time"),
+        ("--now 1999-01-01", "no ad was live in the 7 days before now"),
+        ("--store here", "store 'here': wants lmdb:FOLDER"),
+    ],
+)
+def test_the_users_fault_is_one_line(work, tmp_path, capsys, flags, says):
+    capsys.readouterr()
+    assert main(argv("generate", work, f"--stage lists --store lmdb:{tmp_path} {flags}")) == 2
+    assert f"leadre: {says}" in capsys.readouterr().err

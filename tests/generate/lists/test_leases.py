@@ -1,0 +1,67 @@
+"""Batches that workers lease from each other, and a store that is waited for."""
+
+from pathlib import Path
+
+import pytest
+
+from leadre import progress
+from leadre.errors import ShardError, StoreDown
+from leadre.generate.lists import job as lists
+
+
+@pytest.fixture(autouse=True)
+def silent(monkeypatch):
+    monkeypatch.setattr(progress, "say", lambda text: None)
+
+
+def test_a_batch_is_leased_to_one_and_done_once(tmp_path):
+    one, two = (lists.BatchLeases(tmp_path / "leases.db", "v") for _ in range(2))
+    one.start(3)
+    assert [one.take("a", 0, 10), two.take("b", 0, 10), one.take("a", 0, 20), two.take("b", 9, 20)] == [0, 1, 2, None]
+    assert one.finish(0, 5) and not two.finish(0, 6)
+    assert two.take("b", 10, 20) == 1  # its lease ran out
+    assert one.finish(1, 11) and not two.finish(1, 12) and one.left() == 1
+    two.start(3)
+    assert one.take("a", 11, 20) == 2
+    other = lists.BatchLeases(tmp_path / "leases.db", "another")
+    other.start(1)
+    assert (other.left(), one.left()) == (1, 1)
+    for leases in (one, two, other):
+        leases.close()
+
+
+def job(tmp_path):
+    nowhere = dict.fromkeys(("tables", "codebook", "model", "erased"), Path("nowhere"))
+    numbers = {"now_us": 0, "since_us": None, "live_days": 1, "beam": 1, "top": 1, "batch": 1, "seed": 0, "threads": 1}
+    leases = {"leases": tmp_path / "leases.db", "lease_s": 9.0}
+    return lists.ListJob(**nowhere, **numbers, **leases, store=f"lmdb:{tmp_path}", version="v", wait_s=0.0)
+
+
+def test_workers_that_die_are_replaced_until_three_in_a_row_have_finished_nothing(tmp_path, monkeypatch):
+    generations, finishes = [], iter([False, True, False, False, True, False, False, False])
+
+    def killed(*_):
+        generations.append(1)
+        if next(finishes):
+            leases = lists.BatchLeases(tmp_path / "leases.db", "v")
+            assert leases.finish(leases.take("w", 0, 1), 0)
+            leases.close()
+        raise ShardError("a worker died")
+
+    monkeypatch.setattr(lists.scale, "map_shards", killed)
+    with pytest.raises(ShardError):
+        lists.generate(job(tmp_path), ["a", "b", "c"], 2)
+    assert len(generations) == 8
+
+
+def test_patience_has_an_end():
+    calls = []
+
+    def down():
+        calls.append(1)
+        raise StoreDown("down")
+
+    with pytest.raises(StoreDown):
+        lists.patiently(down, 0.6)
+    assert len(calls) >= 3
+    assert lists.patiently(lambda: 7, 0) == 7

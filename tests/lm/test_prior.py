@@ -1,0 +1,134 @@
+"""What is live in a request, and what of it is new to the user."""
+
+import numpy as np
+import pytest
+
+from leadre.data.histories import TEST, TRAIN
+from leadre.data.prices import PSEUDO_PAYMENTS, object_prices
+from leadre.lm import affinity as affinities
+from leadre.lm.prior import AFFINITY, PSEUDO_ACTIONS, InventoryPrior, PriceExponents, response_rates
+
+
+def test_the_trie_of_a_request_holds_its_inventory(small):
+    logs, live = small.logs, small.live
+    for r in range(0, len(logs.request_user_R), 37):
+        trie, objects = live.all(r)
+        assert objects.tolist() == sorted(set(logs.ad_object_A[logs.inventory(r)].tolist()))
+        assert sorted(trie.leaf_row.tolist()) == list(range(len(objects)))
+        states = trie.roots(len(objects))
+        for level in range(trie.depth):
+            states = trie.step(states, live.codes_OL[objects][:, level], level)
+        assert trie.rows(states).tolist() == list(range(len(objects)))
+
+
+def test_new_leaves_out_what_the_user_had_before(small):
+    logs, live = small.logs, small.live
+    fewer = 0
+    for r in range(len(logs.request_user_R)):
+        had = set(logs.object_E[logs.history(r)].tolist())
+        every, new = live.all(r)[1], live.new(r)[1]
+        assert new.tolist() == [o for o in every.tolist() if o not in had]
+        fewer += len(new) < len(every)
+    assert fewer > 100
+
+
+def test_codes_follow_the_logs_objects_whatever_the_order_of_the_codebook(small):
+    from dataclasses import replace
+
+    order = np.random.default_rng(0).permutation(len(small.codebook.object_ids))
+    mixed = replace(
+        small.codebook,
+        codes_OL=small.codebook.codes_OL[order],
+        embeddings_OD=small.codebook.embeddings_OD[order],
+        object_ids=tuple(small.codebook.object_ids[i] for i in order),
+    )
+    assert np.array_equal(InventoryPrior(small.logs, mixed).codes_OL, small.live.codes_OL)
+
+
+@pytest.mark.parametrize("new_only", [False, True])
+def test_rates_count_how_often_an_object_was_acted_on_while_live(small, new_only):
+    logs = small.logs
+    live, acted = np.zeros(len(logs.objects)), np.zeros(len(logs.objects))
+    for r in logs.requests_of(TRAIN).tolist():
+        had = set(logs.object_E[logs.history(r)].tolist()) if new_only else set()
+        for o in set(logs.ad_object_A[logs.inventory(r)].tolist()) - had:
+            live[o] += 1
+            acted[o] += o in logs.ad_object_A[logs.relevant(r)[0]]
+    mean = acted.sum() / live.sum()
+    rates = response_rates(logs, new_only=new_only)
+    np.testing.assert_allclose(rates, (acted + PSEUDO_ACTIONS) / (live + PSEUDO_ACTIONS / mean))
+    assert rates[live == 0].tolist() == pytest.approx([mean] * int((live == 0).sum()))
+    assert acted.max() > acted.min() and (live == 0).any()
+
+
+def test_affinity_weighs_each_object_by_what_the_user_had_before(small):
+    logs, live = (
+        small.logs,
+        InventoryPrior(small.logs, small.codebook, affinity=affinities.fit(small.logs, small.codebook, 0)),
+    )
+    told = 0
+    for r in logs.requests_of(TEST).tolist():
+        for trie, objects in (live.all(r), live.new(r)):
+            history = live.rows_O[logs.object_E[logs.history(r)]]
+            rates = live.rates_O[objects]
+            weights = rates * np.exp(AFFINITY * live.affinity.scores(history, live.rows_O[objects]))
+            np.testing.assert_allclose(trie.mass[trie.level_starts[trie.depth] :], weights[trie.leaf_row])
+            told += len(history) > 0 and np.ptp(weights / rates) > 0.1
+    assert told > 10
+
+
+def test_training_requests_are_weighed_by_a_fit_that_has_not_seen_their_user(small):
+    logs, book = small.logs, small.codebook
+    full, others = affinities.fit(logs, book, 0), affinities.held_out(logs, book, 0)
+    plain, live = InventoryPrior(logs, book, affinity=full), InventoryPrior(logs, book, affinity=full, held_out=others)
+    differ = 0
+    for r in range(0, len(logs.request_user_R), 5):
+        mass = live.all(r)[0].mass
+        if logs.request_split_R[r] == TRAIN:
+            fold = int(logs.request_user_R[r]) % affinities.FOLDS
+            assert np.array_equal(mass, InventoryPrior(logs, book, affinity=others[fold]).all(r)[0].mass)
+            differ += not np.allclose(mass, plain.all(r)[0].mass)
+        else:
+            assert np.array_equal(mass, plain.all(r)[0].mass)
+    assert differ > 10
+
+
+def test_money_weighs_each_object_by_a_power_of_its_price(small):
+    logs = small.logs
+    price_O = object_prices(logs)
+    assert price_O.max() > 2 * price_O.min()
+    worth_O = (price_O / np.median(price_O)) ** 0.5
+    live = InventoryPrior(logs, small.codebook, money=PriceExponents(0.2, 0.5))
+    r = int(logs.requests_of(TEST)[0])
+    objects = live.objects(r)
+    np.testing.assert_allclose(live.weights(r, objects), small.live.weights(r, objects) * worth_O[objects])
+    plain = InventoryPrior(logs, small.codebook, prior=False, money=PriceExponents(0.2, 0.5))
+    np.testing.assert_allclose(plain.weights(r, objects), worth_O[objects])
+
+
+def test_the_pointer_counts_what_the_user_usually_pays(small):
+    logs, every = small.logs, np.arange(-1, len(small.logs.objects))
+    live, log_price_O = (
+        InventoryPrior(logs, small.codebook, money=PriceExponents(0.5, 0.2)),
+        np.log(object_prices(logs)),
+    )
+    assert small.live.log_worth(0, every) is None
+    differ = 0
+    for r in range(0, len(logs.request_user_R), 7):
+        paid: dict[int, list[float]] = {}
+        for e in range(*logs.history(r).indices(len(logs.at_us_E))):
+            if logs.value_nanos_E[e] > 0:
+                paid.setdefault(int(logs.object_E[e]), []).append(np.log(logs.value_nanos_E[e] / 1e9))
+        own_O = log_price_O.copy()
+        for o, values in paid.items():
+            own_O[o] = (sum(values) + PSEUDO_PAYMENTS * log_price_O[o]) / (len(values) + PSEUDO_PAYMENTS)
+        wanted = np.append(0, 0.5 * (own_O - np.median(log_price_O)))
+        np.testing.assert_allclose(live.log_worth(r, every), wanted, rtol=1e-5, atol=1e-6)
+        differ += bool(paid) and np.abs(own_O - log_price_O).max() > 0.1
+    assert differ > 10
+
+
+def test_without_prior_every_code_starts_alike(small):
+    trie, _ = InventoryPrior(small.logs, small.codebook, prior=False).all(0)
+    assert not trie.weighted
+    assert small.live.all(0)[0].weighted

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import dataclasses
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from leadre.errors import ConflictError, InputError, MissingError
+from leadre.serve.catalogue import campaigns
+from leadre.serve.catalogue.campaigns import ImportResult
+from leadre.types import Targeting
+
+
+def version(desk):
+    return desk.connection.execute("SELECT number FROM version").fetchone()[0]
+
+
+def test_what_is_put_is_there(book, campaign, ad):
+    wanted = campaign(
+        targeting=Targeting(countries=frozenset({"DEU", "FRA"}), hours=frozenset({8, 9})), zone="Asia/Tokyo"
+    )
+    assert book.put_campaign(wanted)
+    assert book.put_ad(ad(sizes=((300, 250), (728, 90)), attributes=frozenset({1, 6})))
+    assert book.campaign("c1") == wanted
+    assert book.ad("a1") == ad(sizes=((300, 250), (728, 90)), attributes=frozenset({1, 6}), adomain="acme.test")
+    assert book.campaign("c2") is None and book.ad("a2") is None
+
+
+def test_the_same_again_changes_nothing(book, desk, campaign, ad):
+    for put, item in ((book.put_campaign, campaign()), (book.put_ad, ad())):
+        assert put(item)
+        before = version(desk)
+        assert not put(item)
+        assert version(desk) == before
+
+
+def test_every_change_takes_a_version(book, desk, campaign):
+    book.put_campaign(campaign())
+    before = version(desk)
+    assert not book.put_campaign(campaign(bid_nanos=5))
+    assert version(desk) == before + 1
+
+
+def test_texts_are_cleaned_and_domains_derived(book, campaign, ad):
+    book.put_campaign(campaign(name="Au\u202etumn ", targeting=Targeting(sites=frozenset({"News.Example"}))))
+    assert book.campaign("c1").name == "Autumn"
+    assert book.campaign("c1").targeting.sites == {"news.example"}
+    book.put_ad(ad(title="Red\n shoes\u200b", adomain="ACME.test"))
+    assert (book.ad("a1").title, book.ad("a1").adomain) == ("Red shoes", "acme.test")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"campaign_id": "a/b"}, "campaign_id"),
+        ({"campaign_id": ".."}, "campaign_id"),
+        ({"advertiser_id": ""}, "advertiser_id"),
+        ({"name": "\u200b"}, "name"),
+        ({"bid_nanos": -1}, "bid_nanos = -1; it must be a whole number from 0"),
+        ({"bid_nanos": 1 << 63}, "bid_nanos"),
+        ({"bid_type": "cpx"}, "one of cpm, cpc, cpa"),
+        ({"status": "gone"}, "one of active, paused, ended"),
+        ({"daily_nanos": -1}, "daily_nanos"),
+        ({"total_nanos": -1}, "total_nanos"),
+        ({"cap_per_day": -1}, "cap_per_day"),
+        ({"currency": "usd"}, "ISO 4217"),
+        ({"zone": "Europe/Berln"}, "the nearest is 'Europe/Berlin'"),
+        ({"zone": "Europe"}, "zone"),
+        ({"starts_at_us": -1}, "starts_at_us"),
+        ({"starts_at_us": 5, "ends_at_us": 5}, "after starts_at_us = 5"),
+        ({"ends_at_us": campaigns.LATEST_US + 1}, "ends_at_us"),
+        ({"targeting": Targeting(countries=frozenset({"DE"}))}, "targeting.countries"),
+        ({"targeting": Targeting(hours=frozenset({24}))}, "targeting.hours"),
+        ({"targeting": Targeting(device_types=frozenset({9}))}, "targeting.device_types"),
+        ({"targeting": Targeting(segments=frozenset({""}))}, "targeting.segments"),
+    ],
+)
+def test_a_bad_campaign_is_refused_by_field(book, desk, campaign, fields, message):
+    before = version(desk)
+    with pytest.raises(InputError, match=message):
+        book.put_campaign(campaign(**fields))
+    assert version(desk) == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ad_id": " a"}, "ad_id"),
+        ({"ad_id": "a" * 129}, "ad_id"),
+        ({"object_id": "a\nb"}, "object_id"),
+        ({"title": "  "}, "title"),
+        ({"landing_url": ""}, "landing_url"),
+        ({"landing_url": "javascript:alert(1)"}, "landing_url"),
+        ({"landing_url": "//acme.test"}, "landing_url"),
+        ({"landing_url": "https://"}, "landing_url"),
+        ({"landing_url": "https://good.test@evil.test/"}, "landing_url"),
+        ({"landing_url": "https://acme.test/\r\nSet-Cookie: a"}, "landing_url"),
+        ({"landing_url": "https://acme.test:99999/"}, "landing_url"),
+        ({"landing_url": "https://[acme.test/"}, "landing_url"),
+        ({"landing_url": 'https://acme.test/"onload="'}, "landing_url"),
+        ({"landing_url": "https://acme.test/" + "a" * 2048}, "landing_url"),
+        ({"image_url": "data:image/png;base64,AA"}, "image_url"),
+        ({"price_nanos": -1}, "price_nanos"),
+        ({"price_currency": "euro"}, "price_currency"),
+        ({"adomain": "https://acme.test"}, "adomain"),
+        ({"sizes": ((0, 250),)}, "sizes"),
+        ({"sizes": ((300, 10_001),)}, "sizes"),
+        ({"attributes": frozenset({0})}, "attributes"),
+        ({"iab_categories": ("",)}, "iab_categories"),
+        ({"status": "live"}, "status"),
+        ({"campaign_id": "c9"}, "a campaign of this account"),
+        ({"campaign_id": "theirs"}, "a campaign of this account"),
+    ],
+)
+def test_a_bad_ad_is_refused_by_field(book, campaign, ad, fields, message):
+    book.put_campaign(campaign())
+    book.put_campaign(campaign("theirs", advertiser_id="bolt"))
+    with pytest.raises(InputError, match=message):
+        book.put_ad(ad(**fields))
+    assert book.ads() == []
+
+
+def test_pause_and_resume_until_the_end(book, campaign, ad):
+    book.put_campaign(campaign())
+    book.put_ad(ad())
+    for set_status, find in (
+        (book.set_campaign_status, lambda: book.campaign("c1")),
+        (book.set_ad_status, lambda: book.ad("a1")),
+    ):
+        name = "c1" if set_status == book.set_campaign_status else "a1"
+        for status in ("paused", "paused", "active", "ended", "ended"):
+            assert set_status(name, status).status == status
+            assert find().status == status
+        for status in ("active", "paused"):
+            with pytest.raises(ConflictError, match="final"):
+                set_status(name, status)
+        with pytest.raises(MissingError, match="'nobody'"):
+            set_status("nobody", "paused")
+
+
+def test_what_money_hangs_on_stays(book, campaign, ad):
+    book.put_campaign(campaign())
+    for field, value in (("currency", "EUR"), ("advertiser_id", "bolt")):
+        with pytest.raises(ConflictError, match=field):
+            book.put_campaign(campaign(**{field: value}))
+    book.put_ad(ad())
+    book.put_campaign(campaign("c2", advertiser_id="bolt"))
+    with pytest.raises(ConflictError, match="advertiser_id"):
+        book.put_ad(ad(campaign_id="c2", advertiser_id="bolt"))
+
+
+def test_pages_go_by_id_and_filter(book, campaign, ad):
+    for number in (3, 1, 2):
+        book.put_campaign(campaign(f"c{number}", advertiser_id="acme" if number < 3 else "bolt"))
+        book.put_ad(ad(f"a{number}", campaign_id=f"c{number}", advertiser_id="acme" if number < 3 else "bolt"))
+    book.set_ad_status("a2", "paused")
+
+    def ids(items):
+        return [getattr(item, "ad_id", getattr(item, "campaign_id", "")) for item in items]
+
+    assert ids(book.ads(limit=2)) == ["a1", "a2"]
+    assert ids(book.ads(limit=2, after="a2")) == ["a3"]
+    assert ids(book.ads(advertiser_id="acme")) == ["a1", "a2"]
+    assert ids(book.ads(advertiser_id="acme", status="paused")) == ["a2"]
+    assert ids(book.ads(campaign_id="c3")) == ["a3"]
+    assert [found.campaign_id for found in book.campaigns(advertiser_id="bolt")] == ["c3"]
+
+
+def test_a_bulk_addition_keeps_what_is_there(book, desk, campaign, ad):
+    book.put_campaign(campaign(bid_nanos=7))
+    book.put_ad(ad(title="By hand"))
+    before = version(desk)
+    new = [ad(title="From the table"), ad("a2"), ad("a3", landing_url="ftp://x.test"), ad("a4", campaign_id="c9")]
+    added = book.add([campaign(bid_nanos=9), campaign("c2")], [*new, ad("a2")])
+    assert added == ImportResult(campaigns=1, ads=1, known_ads=2, refused=added.refused)
+    assert [ad_id for ad_id, _ in added.refused] == ["a3", "a4"]
+    assert "landing_url" in added.refused[0][1]
+    assert (book.campaign("c1").bid_nanos, book.ad("a1").title) == (7, "By hand")
+    assert [found.ad_id for found in book.ads()] == ["a1", "a2"]
+    assert version(desk) == before + 1
+    with pytest.raises(InputError, match="zone"):
+        book.add([campaign("c8"), campaign("c9", zone="Mars")], [])
+    assert book.campaign("c8") is None
+
+
+def test_threads_lose_no_change(book, desk, campaign):
+    before = version(desk)
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(lambda number: book.put_campaign(campaign(f"c{number}")), range(80)))
+    finally:
+        sys.setswitchinterval(usual_s)
+    assert len(book.campaigns()) == 80
+    assert version(desk) == before + 80
+
+
+def test_it_is_on_the_disk(book, manage_db, campaign):
+    book.put_campaign(campaign())
+    again = campaigns.CampaignStore(campaigns.Records(manage_db))
+    assert again.campaign("c1") == dataclasses.replace(campaign())
+    again._records.close()

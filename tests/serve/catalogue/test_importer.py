@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import polars as pl
+
+from leadre.data import tables
+from leadre.serve.catalogue import eligibility, importer
+from leadre.serve.catalogue.importer import ImportDefaults
+
+
+def table(*rows):
+    kinds = tables.SCHEMAS["ads"].columns
+    frame = pl.DataFrame(list(rows), schema_overrides={column: kinds[column] for column in kinds if column in rows[0]})
+    return tables.complete("ads", frame)
+
+
+def test_a_table_that_says_nothing_gets_the_defaults(book):
+    frame = table(
+        {"ad_id": "a 1", "title": "Tea", "advertiser_id": "leaf", "brand": "x", "price_nanos": 5, "currency": "EUR"},
+        {"ad_id": "a2", "title": "Rum", "advertiser_id": None, "brand": "A/B", "price_nanos": 5, "currency": "EUR"},
+        {"ad_id": "a3", "title": "Gin", "advertiser_id": "leaf", "brand": None, "price_nanos": 5, "currency": "euro"},
+        {"ad_id": "a4", "title": "Ice", "advertiser_id": None, "brand": None, "price_nanos": 5, "currency": "EUR"},
+    )
+    campaigns, ads = importer.read(frame, ImportDefaults(bid_nanos=7, zone="Europe/Berlin"))
+    added = book.add(campaigns, ads)
+    assert (added.campaigns, added.ads, added.refused) == (3, 4, ())
+    assert [campaign.campaign_id for campaign in campaigns] == ["leaf", "A-B", "unknown"]
+    leaf = book.campaign("leaf")
+    assert (leaf.bid_type, leaf.bid_nanos, leaf.currency, leaf.zone) == ("cpm", 7, "USD", "Europe/Berlin")
+    tea = book.ad("a 1")
+    assert (tea.object_id, tea.campaign_id, tea.sizes, tea.status) == ("a 1", "leaf", (), "active")
+    assert (tea.price_nanos, tea.price_currency) == (5, "EUR")
+    assert book.ad("a3").price_nanos == 0, "what is no price is not shown, and the ad goes on"
+    assert (tea.landing_url, tea.adomain) == ("https://example.com/ads/a%201", "example.com")
+    assert book.add(*importer.read(frame, ImportDefaults())).known_ads == 4
+
+
+def test_terms_of_the_table_make_campaigns(book, reader):
+    day = datetime(2026, 3, 1, tzinfo=UTC)
+    usual = {"advertiser_id": "leaf", "currency": "EUR", "bid_type": "cpc", "creative_sizes": ["300x250", "728 X 90"]}
+    frame = table(
+        {"ad_id": "a1", "title": "Tea", "bid_nanos": 5, "daily_budget_nanos": 9, "starts_at": day, **usual},
+        {"ad_id": "a2", "title": "Rum", "bid_nanos": 5, "daily_budget_nanos": 9, "starts_at": day, **usual},
+        {"ad_id": "a3", "title": "Gin", "bid_nanos": 6, "daily_budget_nanos": 0, "starts_at": None, **usual},
+        {"ad_id": "a4", "title": "Ice", "bid_nanos": 6, "daily_budget_nanos": 0, "starts_at": None, **usual}
+        | {"creative_sizes": ["wide"]},
+    )
+    campaigns, ads = importer.read(frame, ImportDefaults())
+    assert campaigns == importer.read(frame, ImportDefaults())[0]
+    added = book.add(campaigns, ads)
+    assert (added.campaigns, added.ads, [ad_id for ad_id, _ in added.refused]) == (2, 3, ["a4"])
+    first = book.campaign(book.ad("a1").campaign_id)
+    assert first.campaign_id == book.ad("a2").campaign_id != book.ad("a3").campaign_id
+    assert (first.bid_type, first.bid_nanos, first.currency, first.daily_nanos) == ("cpc", 5, "EUR", 9)
+    assert first.starts_at_us == 1_772_323_200_000_000
+    assert book.ad("a1").sizes == ((300, 250), (728, 90))
+    assert book.ad("a3").status == "paused"  # its budget is nothing
+    assert len(eligibility.load(reader).ads) == 3

@@ -1,0 +1,115 @@
+"""The verb `tune` with alignment tasks on the synthetic market: what it writes, and that nothing changes without."""
+
+import json
+
+import polars as pl
+import pytest
+
+from leadre import artifact
+from leadre.__main__ import main
+from leadre.tune.alignment.phrasings import PHRASINGS
+
+FLAGS = "--layers 0 --short-tokens 150 --long-tokens 60 --described 0 --max-steps 3 --batch-tokens 900"
+ALIGNED = f"{FLAGS} --aux-share 0.3 --aux-hidden 0.2 --task-search 0"
+
+
+def verb(name, work, flags=""):
+    return main([name, "--work", str(work), "--run", "r", "--threads", "1", *flags.split()])
+
+
+def model(work):
+    return artifact.read(work / "r" / "tune-sft", kind="model", version=3)
+
+
+def linked(work, made):
+    (work / "r").mkdir()
+    for step in ("data", "semid"):
+        (work / "r" / step).symlink_to(made / "r" / step)
+    return work
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_encoder, tiny_llama, tmp_path_factory):
+    """(work, flags of the backbone): a run without alignment tasks."""
+    work, backbone = tmp_path_factory.mktemp("work"), f" --backbone {tiny_llama}"
+    assert verb("data", work, "--source world --world-users 30 --world-ads 40 --world-contents 12") == 0
+    assert verb("semid", work, f"--encoder {tiny_encoder} --levels 8,6 --collisions 24") == 0
+    assert verb("tune", work, FLAGS + backbone) == 0
+    return work, backbone
+
+
+@pytest.fixture(scope="module")
+def aligned(plain, tmp_path_factory):
+    work = linked(tmp_path_factory.mktemp("aligned"), plain[0])
+    assert verb("tune", work, ALIGNED + plain[1]) == 0
+    return work
+
+
+def test_without_a_share_no_byte_changes(plain, tmp_path):
+    work = linked(tmp_path, plain[0])
+    assert verb("tune", work, f"{FLAGS} --aux-hidden 0.5 --task-why 9 --task-mixed 0 {plain[1]}") == 0
+    assert model(work).meta["files"] == model(plain[0]).meta["files"]
+    assert not {"tasks.csv", "tasks.png", "alignment.json"} & set(model(work).meta["files"])
+
+
+def test_alignment_is_reported_with_the_model(plain, aligned):
+    made = model(aligned)
+    assert set(made.meta["files"]) - set(model(plain[0]).meta["files"]) == {"tasks.csv", "tasks.png", "alignment.json"}
+    told = pl.read_csv(made.path / "tasks.csv")
+    assert told.columns == ["task", "examples", "positions", "first_loss", "last_loss"]
+    assert told["task"].to_list() == [task for task in PHRASINGS if task != "search"]
+    assert told["examples"].min() > 0 and 0.5 * 3 * 256 < told["positions"].sum() <= 3 * 256
+    figures = json.loads((made.path / "alignment.json").read_text())
+    assert list(figures) == ["seen", "new"]
+    ads = pl.read_parquet(plain[0] / "r" / "data" / "ads.parquet")["object_id"].n_unique()
+    assert figures["seen"]["objects"] + figures["new"]["objects"] == ads and figures["new"]["objects"] >= 4
+    for group in figures.values():
+        assert list(group) == [
+            "objects",
+            "category",
+            "category_of_object",
+            "majority",
+            "known_category",
+            "title_f1",
+            "recall@10",
+        ]
+        shares = [group["title_f1"], group["recall@10"], group["known_category"], *group["category"].values()]
+        assert all(0 <= share <= 1 for share in shares)
+    assert figures["seen"]["known_category"] == 1 and figures["seen"]["majority"]["1"] > 0
+
+
+def test_a_killed_run_changes_no_byte(plain, aligned, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    work = linked(tmp_path, plain[0])
+    flags = f"{ALIGNED} --checkpoint-s 0 {plain[1]}"
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "_swap", interrupt)
+        assert verb("tune", work, flags) == 130
+    assert (work / "r" / ".tune-sft.checkpoint").exists()
+    assert verb("tune", work, flags) == 0
+    assert model(work).meta["files"] == model(aligned).meta["files"]
+
+
+def test_an_aligned_model_generates(aligned):
+    assert verb("generate", aligned, "--users 4") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--aux-share 1", "--aux-share 1.0: wants a share from 0 to below 1"),
+        ("--aux-hidden -0.1", "--aux-hidden -0.1: wants a share from 0 to below 1"),
+        ("--task-why -1", "--task-why -1.0: wants 0 (off) or more"),
+        ("--aux-share 0.3 --words false", "--aux-share 0.3: alignment tasks are about words; leave --words true"),
+        ("--aux-share 0.3 --batch-tokens 200", "--aux-share 0.3: 256 of 200 positions a step leave nothing"),
+        ("--aux-share 0.3 " + " ".join(f"--task-{t.replace('_', '-')} 0" for t in PHRASINGS), "no alignment task can"),
+    ],
+)
+def test_the_users_fault_is_one_line(plain, tmp_path, capsys, flags, says):
+    work = linked(tmp_path, plain[0])
+    capsys.readouterr()
+    assert verb("tune", work, f"{FLAGS} {flags} {plain[1]}") == 2
+    assert says in capsys.readouterr().err
+    assert not (work / "r" / "tune-sft").exists()

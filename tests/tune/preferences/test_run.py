@@ -1,0 +1,271 @@
+"""The verb `tune-dpo` on the synthetic market: an artifact that generates, made once, and errors that teach."""
+
+import asyncio
+import shutil
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+
+from leadre import artifact, config
+from leadre.__main__ import main
+from leadre.data import histories
+from leadre.data.prices import object_prices
+from leadre.lm.prior import NO_PRICE_EXPONENTS
+from leadre.semid import codebook as codebooks
+from leadre.serve.ipc.messages import GenerateRequest
+from leadre.serve.processes.model_server import ModelServer
+from leadre.store.contract import ProfileEvent
+from leadre.tune import model as saved
+from leadre.tune import run as tune
+from leadre.tune.preferences import run as run_dpo
+
+PARENTS = {"data": "tables", "semid": "codebook"}
+
+MODEL = {
+    "data": "--source world --world-users 60 --world-ads 60 --world-contents 12",
+    "semid": "--levels 8,6 --collisions 24 --collaborative 2 --collaborative-dim 8",
+    "tune": "--layers 0 --short-tokens 150 --long-tokens 60 --described 0 --max-steps 2 --batch-tokens 800",
+}
+PREFER = "--on-policy true --users 8 --max-steps 4 --batch-tokens 800 --validate-every 2 --guard 0.9"
+ALIGN = (
+    ("generate", "--users 8"),
+    ("generate", "--split train --users 8 --step generate-negatives"),
+    ("tune", f"--stage dpo {PREFER}"),
+    ("generate", "--users 8 --model dpo --step generate-dpo"),
+)
+
+
+def verb(name, work, flags):
+    """Exit status of one verb in the run `r`."""
+    return main([name, "--work", str(work), "--run", "r", "--threads", "1", *flags.split()])
+
+
+def link(work, made, **steps):
+    """A run that shares these steps with another one; ``steps`` says what each is called there."""
+    (work / "r").mkdir()
+    for step in ("data", "semid", "tune-sft", "generate-negatives"):
+        (work / "r" / step).symlink_to(made / "r" / step)
+    for step, there in steps.items():
+        (work / "r" / step).symlink_to(made / "r" / there)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def aligned(tiny_encoder, tiny_llama, tmp_path_factory):
+    """A hardly trained model, its lists of training requests, preferences over them, and what it says then."""
+    work = tmp_path_factory.mktemp("work")
+    models = {
+        "data": "",
+        "semid": f" --encoder {tiny_encoder}",
+        "tune": f" --backbone {tiny_llama} --burn-in 0.4 --affinity true",
+    }
+    for name, flags in [*((name, flags + models[name]) for name, flags in MODEL.items()), *ALIGN]:
+        assert verb(name, work, flags) == 0
+    return work
+
+
+def model(work, step="tune-dpo"):
+    return artifact.read(work / "r" / step, kind="model", version=3)
+
+
+def lists(work, step):
+    made = artifact.read(work / "r" / step, kind="lists", version=1)
+    return made, pl.read_parquet(made.path / "lists.parquet")
+
+
+def test_preferences_make_a_model_that_can_be_asked(aligned):
+    made, before = model(aligned), model(aligned, "tune-sft")
+    assert set(before.meta["files"]) - {"loss.png"} <= set(made.meta["files"])
+    changed = {name for name, digest in before.meta["files"].items() if made.meta["files"].get(name) != digest}
+    assert changed == {"model.safetensors", "loss.csv", "valid.csv", "loss.png"}
+    assert list(made.meta["parents"]) == ["data", "semid", "tune-sft", "generate-negatives"]
+    told = pl.read_csv(made.path / "pairs.csv")
+    of = [f"{what} {name}" for name in ("chosen", "rejected") for what in ("log_p", "gained")]
+    assert told.columns == ["step", "preference", "margin", "accuracy", *of]
+    assert told["step"].to_list() == [1, 2, 3, 4] and told["margin"][0] == pytest.approx(0, abs=1e-6)
+    assert pl.read_csv(made.path / "valid.csv")["step"].to_list() == [0, 0, 2, 4]  # before, with prices, and so on
+    generated, ours = lists(aligned, "generate-dpo")
+    assert generated.meta["parents"]["tune-dpo"] == made.hash
+    _, theirs = lists(aligned, "generate")
+    assert ours.select("request", "view").equals(theirs.select("request", "view"))
+    assert not ours["scores"].equals(theirs["scores"])
+
+
+def test_what_preferences_made_weighs_prices_wherever_it_is_asked(aligned):
+    tables, codebook = (artifact.read(aligned / "r" / step, kind=kind, version=1) for step, kind in PARENTS.items())
+    plain, priced = (
+        saved.load(tables, codebooks.load(codebook), model(aligned, step), training=False)
+        for step in ("tune-sft", "tune-dpo")
+    )
+    worth_O = priced.live.rates_O / plain.live.rates_O
+    price_O = object_prices(plain.threads.logs)
+    np.testing.assert_allclose(worth_O, (price_O / np.median(price_O)) ** priced.live.money.prior)
+    assert (
+        plain.live.money == NO_PRICE_EXPONENTS
+        and priced.live.money == (0.5, 0.1)
+        and worth_O.max() > 1.1 * worth_O.min()
+    )
+
+
+def test_the_last_model_is_the_one_by_value_until_another_is_fine_tuned(aligned, tmp_path, capsys):
+    ask = config.Common(work=tmp_path, run="r")
+    assert tune.latest(ask) == tmp_path / "r" / "tune-sft"  # where there is none yet
+    link(tmp_path, aligned)
+    assert tune.latest(ask) == tmp_path / "r" / "tune-sft"
+    (tmp_path / "r" / "tune-dpo").symlink_to(aligned / "r" / "tune-dpo")
+    assert tune.latest(ask) == tmp_path / "r" / "tune-dpo"
+    (tmp_path / "r" / "tune-sft").unlink()
+    assert tune.latest(ask) == tmp_path / "r" / "tune-dpo"
+    shutil.copytree(aligned / "r" / "tune-dpo", tmp_path / "r" / "tune-sft")  # a model, but not the one it began with
+    capsys.readouterr()
+    assert tune.latest(ask) == tmp_path / "r" / "tune-sft"
+    assert "run `leadre tune --stage dpo`" in capsys.readouterr().err
+
+
+def test_negatives_answer_training_requests_of_the_users_asked_for(aligned):
+    made, negatives = lists(aligned, "generate-negatives")
+    logs = histories.load(artifact.read(aligned / "r" / "data", kind="tables", version=1))
+    requests = histories.choose_requests(logs, split="train", users=8, seed=0)
+    assert negatives["request"].unique().sort().to_list() == requests.tolist()
+    assert "step" not in made.meta["config"] and made.meta["config"]["split"] == "train"
+
+
+def test_a_second_run_does_nothing(aligned, capsys):
+    capsys.readouterr()
+    for name, flags in ALIGN:
+        assert verb(name, aligned, flags) == 0
+        assert "is current, nothing to do" in capsys.readouterr().err
+    assert not [path.name for path in (aligned / "r").iterdir() if path.name.startswith(".")]
+
+
+def test_a_killed_run_changes_no_byte(aligned, tmp_path, monkeypatch):
+    link(tmp_path, aligned)
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "_swap", interrupt)
+        assert verb("tune-dpo", tmp_path, PREFER) == 130  # another name of `tune --stage dpo`
+    assert not (tmp_path / "r" / "tune-dpo").exists()
+    assert (tmp_path / "r" / ".tune-dpo.checkpoint").exists()
+    assert verb("tune", tmp_path, f"--stage dpo {PREFER}") == 0
+    assert model(tmp_path).meta["files"] == model(aligned).meta["files"]
+
+
+def test_what_was_not_the_models_own_is_made_again(aligned, tmp_path, capsys):
+    """Without the lists, it is another model; the fine-tuned one stays as it is."""
+    link(tmp_path, aligned)
+    capsys.readouterr()
+    assert verb("tune", tmp_path, f"--stage dpo {PREFER} --on-policy false --max-steps 1") == 0
+    assert ", 0 on_policy" in capsys.readouterr().err
+    assert list(model(tmp_path).meta["parents"]) == ["data", "semid", "tune-sft"]
+    assert verb("tune", tmp_path, f"--stage dpo {PREFER} --max-steps 1") == 0
+    assert ", 0 on_policy" not in capsys.readouterr().err
+
+
+def test_training_requests_are_weighed_as_they_were_for_fine_tuning(aligned):
+    """By affinities that have not seen the user; what is served is weighed by those that have."""
+    tables, codebook = (artifact.read(aligned / "r" / step, kind=kind, version=1) for step, kind in PARENTS.items())
+    ids, logs = codebooks.load(codebook), histories.load(tables)
+    config = tune.Config(affinity=True)
+    theirs = tune._live(config, logs, ids)
+    for step in ("tune-sft", "tune-dpo"):
+        ours = saved.load_live(logs, ids, model(aligned, step), training=True, money=NO_PRICE_EXPONENTS)
+        served = saved.load_live(logs, ids, model(aligned, step), training=False, money=NO_PRICE_EXPONENTS)
+        differs = 0
+        for r in range(0, len(logs.request_user_R), 7):
+            weights = theirs.weights(r, theirs.objects(r))
+            assert np.allclose(ours.weights(r, ours.objects(r)), weights)
+            differs += not np.allclose(served.weights(r, served.objects(r)), weights)
+        assert differs > 0.5 * np.mean(logs.request_split_R == 0) * r / 7
+
+
+def test_what_was_a_burn_in_for_fine_tuning_makes_no_pairs(aligned):
+    tables, codebook = (artifact.read(aligned / "r" / step, kind=kind, version=1) for step, kind in PARENTS.items())
+    ids = codebooks.load(codebook)
+    for step in ("tune-sft", "tune-dpo"):
+        loaded = saved.load(tables, ids, model(aligned, step), training=True)
+        logs = loaded.threads.logs
+        has_answer_R = np.diff(logs.relevant_offsets) > 0
+        at_us = logs.request_at_us_R[(logs.request_split_R == 0) & has_answer_R]
+        learnt_us = at_us.min() + 0.4 * (at_us.max() - at_us.min())
+        found = run_dpo._contests(run_dpo.Config(), loaded, ids, [])
+        assert logs.request_at_us_R[found.requests_R].min() >= learnt_us > at_us.min()
+        assert len(found.requests_R) == (at_us >= learnt_us).sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "training"),
+    [
+        ("tune-dpo", "--users 8", True),
+        ("generate", "--split train --users 9", True),
+        ("generate", "--split valid", False),
+    ],
+)
+def test_who_asks_for_training_requests(aligned, tmp_path, monkeypatch, name, flags, training):
+    link(tmp_path, aligned)
+    asked = []
+
+    def load_live(logs, ids, model, *, training, money):
+        asked.append(training)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(saved, "load_live", load_live)
+    assert verb(name, tmp_path, flags) == 130
+    assert asked == [training]
+
+
+def test_a_bidder_counts_what_the_user_pays(aligned):
+    """Two users who bought the same and paid the other way round: to each the one that they paid more for."""
+    tables, codebook = (artifact.read(aligned / "r" / step, kind=kind, version=1) for step, kind in PARENTS.items())
+    with ModelServer(tables, codebook, model(aligned, "tune-dpo"), beam=8) as generator:
+        one, other = generator.live.objects(0)[:2].tolist()
+        ids, count = list(generator.objects), len(generator.live.codes_OL)
+        live = np.packbits(np.isin(np.arange(count), [one, other])).tobytes()
+        found, prompts = [], []
+        for paid in ((100, 1), (1, 100)):
+            nanos = dict(zip((one, other), (euros * 1_000_000_000 for euros in paid), strict=True))
+            recent = [ProfileEvent(ids[o], 1_000_000 * (n + 1), "ad", nanos[o]) for n, o in enumerate((one, other))]
+            wanted = GenerateRequest("stranger", recent, 9_000_000, live, 2, time.monotonic() + 60)
+            answer = asyncio.run(generator.answer(wanted))
+            found.append(dict(zip(answer.objects, answer.log_p, strict=True)))
+            prompts.append(generator.prompt(generator._logs_of(wanted.user_id, recent, wanted.now_us)).tolist())
+    assert prompts[0] == prompts[1] and set(found[0]) == {one, other}
+    assert found[0][one] > found[1][one] + 0.1 and found[1][other] > found[0][other] + 0.1
+
+
+def test_a_model_learns_no_preferences_in_ids_that_it_does_not_know(aligned, tiny_encoder, tmp_path, capsys):
+    link(tmp_path, aligned)
+    (tmp_path / "r" / "semid").unlink()
+    assert verb("semid", tmp_path, f"--encoder {tiny_encoder} --levels 6,8") == 0
+    capsys.readouterr()
+    assert verb("tune-dpo", tmp_path, "") == 2
+    assert "was tuned on other semantic IDs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "says"),
+    [
+        ("tune", "--stage dp", "unknown verb 'tune-dp'; the nearest is 'tune-dpo'"),
+        ("tune", "--stage dpo --layers 2", "unknown key 'layers'"),
+        ("tune", "--stage dpo --beta 0", "--beta 0.0: wants more than 0"),
+        ("tune", "--stage dpo --negatives 0", "--negatives 0: wants 1 or more"),
+        ("tune", "--stage dpo --guard -1", "--guard -1.0: wants 0 or more"),
+        ("tune", "--stage dpo --value-ratio 1", "--value-ratio 1.0: wants more than 1"),
+        ("tune", "--stage dpo --live-unbought false --higher-value false", "no rule makes pairs"),
+        ("tune", "--stage dpo --on-policy true --lists generate", "another model or other logs made these lists"),
+        ("tune", "--stage dpo --on-policy true --seed 5 --users 1", "holds no list of these training requests"),
+        ("tune", "--stage dpo --live-unbought false --value-ratio 1e9", "the rules find no pair"),
+        ("generate", "--step data", "--step data: wants generate or generate-NAME"),
+        ("generate", "--model dpo", "there is no model artifact here; run `leadre tune-dpo"),
+        ("generate", "--stage dpo", "unknown verb 'generate-dpo'"),
+    ],
+)
+def test_what_cannot_be_is_one_line(aligned, tmp_path, capsys, name, flags, says):
+    link(tmp_path, aligned, generate="generate-dpo")
+    capsys.readouterr()
+    assert verb(name, tmp_path, flags) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "r" / "tune-dpo").exists()

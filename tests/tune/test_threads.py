@@ -1,0 +1,227 @@
+"""Threads: who is answered where, and that nobody reads the future."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from leadre.data.histories import AD, TEST, TRAIN, VALID
+from leadre.tune.prompts import PromptBlocks, PromptWriter
+from leadre.tune.threads import ThreadBuilder, Window
+
+HOUR = 3_600_000_000
+
+
+def as_of(logs, r):
+    """The logs as they stood when request ``r`` came: no event at or after it, no later request; and its index."""
+    at_us = logs.request_at_us_R[r]
+    user_E = np.repeat(np.arange(len(logs.users)), np.diff(logs.event_offsets))
+    kept_E, kept_R = logs.at_us_E < at_us, logs.request_at_us_R < at_us
+    kept_R[r] = True
+    relevant = np.repeat(kept_R, np.diff(logs.relevant_offsets))
+    lengths = np.diff(logs.relevant_offsets)[kept_R]
+    event_names = ("at_us_E", "object_E", "ad_E", "domain_E", "value_nanos_E", "request_E")
+    request_names = tuple(f"request_{n}_R" for n in ("user", "at_us", "placement", "inventory", "split"))
+    past = replace(
+        logs,
+        event_offsets=np.concatenate([[0], np.cumsum(np.bincount(user_E[kept_E], minlength=len(logs.users)))]),
+        relevant_offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        relevant_ads=logs.relevant_ads[relevant],
+        relevant_value_nanos=logs.relevant_value_nanos[relevant],
+        **{name: getattr(logs, name)[kept_E] for name in event_names},
+        **{name: getattr(logs, name)[kept_R] for name in request_names},
+    )
+    return past, int(kept_R[:r].sum())
+
+
+def sample(requests, count, seed=0):
+    return np.random.default_rng(seed).choice(requests, count, replace=False).tolist()
+
+
+@pytest.fixture(scope="module")
+def threads(small):
+    return small.threads()
+
+
+def test_serving_reads_only_what_was_there_when_the_request_came(small, threads):
+    """The thread up to the answer is the same, byte by byte, in a world that ends at the request."""
+    requests = np.flatnonzero(small.logs.request_split_R != TRAIN)
+    end_of = {}
+    for window in threads.serving(requests):
+        thread = threads.write(window)
+        for r, end in zip(thread.requests.tolist(), thread.ends.tolist(), strict=True):
+            end_of[r] = thread.ids[: end + 1]
+    assert sorted(end_of) == requests.tolist()
+    for r in sample(requests, 12):
+        past, there = as_of(small.logs, r)
+        then = small.threads(past)
+        (window,) = then.serving(np.array([there]))
+        thread = then.write(window)
+        assert thread.ids[: int(thread.ends[0]) + 1].tobytes() == end_of[r].tobytes()
+        assert int(thread.ends[0]) == len(thread.ids) - 1
+
+
+def test_training_reads_only_what_was_there_when_the_request_came(small, threads):
+    checked = 0
+    for window in threads.training(seed=1)[::7]:
+        thread = threads.write(window)
+        at = len(window.requests) // 2
+        r, end = int(thread.requests[at]), int(thread.ends[at])
+        past, there = as_of(small.logs, r)
+        then = small.threads(past)
+        start = window.start - threads.visits.user_offsets[window.user] + then.visits.user_offsets[window.user]
+        begun = then.write(Window(window.user, int(start), int(then.visit_R[there]) + 1, np.array([there])))
+        assert begun.ids.tobytes() == thread.ids[: end + 1].tobytes()
+        checked += 1
+    assert checked > 5
+
+
+def test_no_answer_can_be_read_off_the_prompt(small, threads):
+    """Objects before the answer's position are those of events strictly before the request, in all threads."""
+    logs, first = small.logs, small.layout.words + small.layout.codes
+    windows = [*threads.training(seed=0), *threads.serving(logs.requests_of(TEST))]
+    for window in windows:
+        thread = threads.write(window)
+        for r, end in zip(thread.requests.tolist(), thread.ends.tolist(), strict=True):
+            read = {int(i) - first for i in thread.ids[: end + 1] if i >= first}
+            assert read <= set(logs.object_E[logs.history(r)].tolist())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_request_is_learnt_once_an_epoch(small, threads, seed):
+    windows = threads.training(seed)
+    learnt = np.concatenate([window.requests for window in windows])
+    assert learnt.tolist() == small.logs.requests_of(TRAIN).tolist()  # in user order, so in the order of the log
+    for window in windows:
+        assert np.all(small.logs.request_user_R[window.requests] == window.user)
+        visits = threads.visit_R[window.requests]
+        assert np.all((window.start <= visits) & (visits < window.stop))
+        assert np.all(np.diff(small.logs.request_at_us_R[window.requests]) >= 0)
+
+
+def test_windows_of_an_epoch_do_not_overlap(threads):
+    last = {}
+    for window in threads.training(seed=0):
+        assert window.start >= last.get(window.user, 0)
+        last[window.user] = window.stop
+
+
+def test_every_request_is_served_once(small, threads):
+    for split in (VALID, TEST):
+        requests = small.logs.requests_of(split)
+        served = np.concatenate([window.requests for window in threads.serving(requests)])
+        assert sorted(served.tolist()) == requests.tolist()
+    assert threads.serving(np.zeros(0, np.int64)) == []
+
+
+def test_served_alone_or_with_others_a_request_reads_the_same(small, threads):
+    requests = small.logs.requests_of(TEST)
+    together = {int(r): window.start for window in threads.serving(requests) for r in window.requests}
+    for r in sample(requests, 10):
+        (window,) = threads.serving(np.array([r]))
+        assert window.start == together[r]
+
+
+def test_one_to_two_steps_of_visits_stand_behind_a_request(small, threads):
+    step, tokens_V = threads.prompter.blocks.short_tokens, threads.tokens_V
+    longest_visit = int(np.diff(tokens_V).max())
+    long_enough = 0
+    for window in threads.serving(np.arange(len(small.logs.request_user_R))):
+        for r in window.requests:
+            behind = tokens_V[threads.visit_R[r]] - tokens_V[window.start]
+            ever = tokens_V[threads.visit_R[r]] - tokens_V[threads.visits.user_offsets[window.user]]
+            assert behind < 2 * step
+            assert behind > min(ever, step) - longest_visit
+            long_enough += behind >= step - longest_visit
+    assert long_enough > 100
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_cuts_elsewhere(small, threads):
+    again = small.threads()
+    first, second = threads.training(seed=4), again.training(seed=4)
+    assert [(w.user, w.start, w.stop) for w in first] == [(w.user, w.start, w.stop) for w in second]
+    assert all(
+        threads.write(a).ids.tobytes() == again.write(b).ids.tobytes() for a, b in zip(first, second, strict=True)
+    )
+    other = threads.training(seed=5)
+    assert [(w.user, w.start, w.stop) for w in first] != [(w.user, w.start, w.stop) for w in other]
+
+
+def threads_of(small, logs, **blocks):
+    return ThreadBuilder(
+        PromptWriter(logs, small.tokenizer, small.layout, PromptBlocks(profile=False, words=False, **blocks))
+    )
+
+
+def objects_until(small, thread, at):
+    first = small.layout.words + small.layout.codes
+    return [int(i) - first for i in thread.ids[: int(thread.ends[at]) + 1] if i >= first]
+
+
+def test_two_visits_at_one_instant_do_not_see_each_other(small, hand):
+    logs = hand(
+        [(0, HOUR, AD, 1, 0), (0, 2 * HOUR, AD, 2, 0), (0, 2 * HOUR, AD, 3, 0)],
+        [(0, 2 * HOUR, "train", [2]), (0, 2 * HOUR, "train", [3])],
+    )
+    threads = threads_of(small, logs)
+    for window in (*threads.training(0), *threads.serving(np.array([0, 1]))):
+        thread = threads.write(window)
+        assert len(set(thread.ends.tolist())) == 1
+        assert set(objects_until(small, thread, 0)) <= {1}
+
+
+def test_outcomes_that_come_late_are_not_seen_by_requests_before_them(small, hand):
+    """A click now, its conversion an hour later; another request in between."""
+    logs = hand(
+        [(0, HOUR, AD, 1, 0), (0, 4 * HOUR, AD, 2, 0), (0, 5 * HOUR, AD, 3, 0)],
+        [(0, 2 * HOUR, "train", [3]), (0, 3 * HOUR, "train", [2]), (0, 5 * HOUR, "train", [3])],
+    )
+    threads = threads_of(small, logs)
+    (window,) = threads.serving(np.arange(3))
+    thread = threads.write(window)
+    assert [objects_until(small, thread, at) for at in range(3)] == [[1], [1], [1, 2]]
+    assert np.all(np.diff(thread.ends) > 0)
+
+
+def test_a_request_after_everything_the_log_holds(small, hand):
+    """It has no visit of its own, and there is no later user either."""
+    logs = hand(
+        [(0, HOUR, AD, 1, 0), (1, HOUR, AD, 2, 0)],
+        [(0, 2 * HOUR, "test", []), (1, HOUR, "train", [2]), (1, 2 * HOUR, "test", []), (1, 3 * HOUR, "test", [])],
+    )
+    threads = threads_of(small, logs)
+    windows = threads.serving(np.array([0, 2, 3]))
+    assert [window.requests.tolist() for window in windows] == [[0], [2, 3]]
+    for window, seen in zip(windows, ([1], [2]), strict=True):
+        thread = threads.write(window)
+        assert all(objects_until(small, thread, at) == seen for at in range(len(window.requests)))
+        assert threads.tokens_V[window.stop] >= threads.tokens_V[window.start]  # what generation sorts by
+
+
+def test_requests_without_an_outcome_are_not_learnt_from(small, hand):
+    logs = hand(
+        [(0, HOUR, AD, 1, 0), (0, 3 * HOUR, AD, 2, 0)],
+        [(0, HOUR, "train", [1]), (0, 2 * HOUR, "train", []), (0, 3 * HOUR, "train", [2])],
+    )
+    windows = threads_of(small, logs).training(0)
+    assert sorted(np.concatenate([window.requests for window in windows]).tolist()) == [0, 2]
+
+
+def test_a_visit_longer_than_a_window_gets_one_of_its_own(small, hand):
+    events = [(0, HOUR, AD, o, 0) for o in range(8)] + [(0, 2 * HOUR, AD, 1, 0), (0, 3 * HOUR, AD, 2, 0)]
+    logs = hand(events, [(0, t * HOUR, "train", [1]) for t in (1, 2, 3)])
+    windows = threads_of(small, logs, short_tokens=1).training(0)
+    assert [(w.start, w.stop, w.requests.tolist()) for w in windows] == [(0, 1, [0]), (1, 2, [1]), (2, 3, [2])]
+
+
+def test_what_lies_in_the_burn_in_is_read_and_not_learnt_from(small):
+    logs = small.logs
+    every, late = ThreadBuilder(small.prompter()), ThreadBuilder(small.prompter(), burn_in=0.5)
+    at_us = logs.request_at_us_R[every.train_R]
+    half_us = (int(at_us.min()) + int(at_us.max())) / 2
+    assert late.train_R.tolist() == every.train_R[at_us >= half_us].tolist()
+    asked = np.concatenate([window.requests for window in late.training(seed=0)])
+    assert sorted(asked.tolist()) == late.train_R.tolist() and 0 < len(late.train_R) < len(every.train_R)
+    requests = np.flatnonzero(logs.request_split_R == TEST)
+    for one, other in zip(every.serving(requests), late.serving(requests), strict=True):
+        assert one.start == other.start and np.array_equal(every.write(one).ids, late.write(other).ids)
