@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leadre.lm.backbone import Backbone
-from leadre.lm.cache import PromptCache
+from leadre.lm.cache import PromptCache, attend
 from leadre.lm.pointer import PointerSources
 from leadre.lm.runner import Runner
 

@@ -14,7 +14,7 @@ from leadre.types import Targeting
 
 from .alone import Alone
 from .conftest import make_ad, make_campaign
-from .test_openrtb_mutated import mutated
+from .protocol.test_openrtb_mutated import mutated
 
 USERS = ["", "u0", "u1", "u2", "é" * 9]
 SIZES = [(300, 250), (728, 90), (1, 1)]

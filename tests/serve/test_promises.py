@@ -21,7 +21,7 @@ from leadre.serve.events import event_log
 from leadre.serve.events.event_log import EventRecord, RequestRecord
 
 from .bidder import bid_request, bids_in, event_urls, until, worker_of
-from .test_openrtb_mutated import mutated
+from .protocol.test_openrtb_mutated import mutated
 
 pytestmark = pytest.mark.slow
 

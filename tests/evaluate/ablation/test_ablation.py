@@ -10,7 +10,7 @@ from leadre import artifact, config
 from leadre.__main__ import main
 from leadre.errors import InputError
 from leadre.evaluate.ablation import compare as ablation
-from leadre.evaluate.ablation.compare import variants
+from leadre.evaluate.ablation import variants
 from leadre.evaluate.ablation.variants import compose
 from leadre.evaluate.run import Config as Evaluate
 from leadre.metrics import Ratio

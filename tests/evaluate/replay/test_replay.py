@@ -15,7 +15,7 @@ from leadre.serve.events import event_log
 from leadre.serve.events.event_log import RequestRecord
 from leadre.store.contract import Profile, ProfileEvent, StoredList
 
-from .bidder import Bidder, bid_request, bids_in, event_urls, until
+from ...serve.bidder import Bidder, bid_request, bids_in, event_urls, until
 
 OPTIONS = "[serve]\nexploration = 0.3\n"
 LISTED, PROFILED, USERS = 20, 30, 40  # users with a list; the next ones have a history alone, the last ones nothing

@@ -23,7 +23,7 @@ from leadre.serve.events.erased import ErasedUsers
 from leadre.store import erased, open_store
 from leadre.store.contract import EVERYBODY, StoredList
 
-from .tiny import LISTS, argv, children, done, lines_of, wait_for
+from ..tiny import LISTS, argv, children, done, lines_of, wait_for
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from leadre.generate.lists import profiles as remembered
 from leadre.store import open_store
 from leadre.store.contract import EVERYBODY, US_PER_DAY, StoredList
 
-from .tiny import LISTS, argv, done, lines_of
+from ..tiny import LISTS, argv, done, lines_of
 
 
 @pytest.fixture(scope="module")

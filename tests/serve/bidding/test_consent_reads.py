@@ -10,9 +10,9 @@ import pytest
 
 from leadre.serve.ipc.messages import GenerateReply
 
-from .alone import Alone, asked, urls_of
-from .conftest import make_ad, make_campaign
-from .test_consent import OURS, encode
+from ..alone import Alone, asked, urls_of
+from ..conftest import make_ad, make_campaign
+from ..protocol.test_consent import OURS, encode
 
 USER = "somebody"
 PURPOSES = [frozenset(some) for n in range(6) for some in itertools.combinations((1, 2, 3, 4, 7), n)]

@@ -16,8 +16,8 @@ from leadre.serve.protocol.openrtb import NoBid
 from leadre.store.contract import Cap
 from leadre.types import Targeting
 
-from .alone import IMP, NOON_US, Alone, asked, chosen, urls_of, verdicts
-from .conftest import make_ad, make_campaign
+from ..alone import IMP, NOON_US, Alone, asked, chosen, urls_of, verdicts
+from ..conftest import make_ad, make_campaign
 
 USER = {"id": "known"}
 

@@ -199,6 +199,6 @@ def test_threads_lose_no_change(book, desk, campaign):
 
 def test_it_is_on_the_disk(book, manage_db, campaign):
     book.put_campaign(campaign())
-    again = campaigns.CampaignStore(campaigns.Records(manage_db))
+    again = campaigns.CampaignStore(campaigns.ManageDatabase(manage_db))
     assert again.campaign("c1") == dataclasses.replace(campaign())
     again._records.close()

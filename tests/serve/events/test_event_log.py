@@ -218,11 +218,11 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path) -> 
     code = """
     import pathlib, resource, sys
     from leadre.errors import StorageError
-    from leadre.serve.events.event_log import EventLog, Switched
+    from leadre.serve.events.event_log import EventLog, StatusRecord
     folder = pathlib.Path(sys.argv[1])
-    records = [Switched(at_us=0, ad_id="x" * 100, is_live=True)] * 7
+    records = [StatusRecord(at_us=0, ad_id="x" * 100, is_live=True)] * 7
     with EventLog(folder) as log:
-        log.append([Switched(at_us=0, ad_id="user-4711", is_live=True)], 0)
+        log.append([StatusRecord(at_us=0, ad_id="user-4711", is_live=True)], 0)
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
         for attempt in range(3):
@@ -247,10 +247,10 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path) -> 
 def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path: Path) -> None:
     code = """
     import pathlib, sys
-    from leadre.serve.events.event_log import EventLog, Switched
+    from leadre.serve.events.event_log import EventLog, StatusRecord
     with EventLog(pathlib.Path(sys.argv[1]), segment_bytes=5000) as log:
         while True:
-            print(log.append([Switched(at_us=log.last, ad_id="a", is_live=True)] * 3, 0), flush=True)
+            print(log.append([StatusRecord(at_us=log.last, ad_id="a", is_live=True)] * 3, 0), flush=True)
     """
     acknowledged = 0
     for lines in (1, 40, 200):

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 
 from leadre.serve.manage.api import manage_app
+from leadre.serve.manage.auth import ApiKeys
 
 from .test_api import Around
 

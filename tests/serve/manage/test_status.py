@@ -15,7 +15,7 @@ import pytest
 
 from leadre.serve.manage import sessions, status
 from leadre.serve.manage.auth import ApiKeys
-from leadre.serve.manage.sessions import LASTS_US, MOST, Sessions, is_ours
+from leadre.serve.manage.sessions import LASTS_US, MAX_SESSIONS, Sessions, is_ours
 
 from ..bidder import event_urls, until
 
@@ -246,7 +246,7 @@ def test_sessions_end_and_are_few(desk):
     at = Sessions(keys)
     first = at.start(key, 1)
     assert at.find(first, LASTS_US) is not None and at.find(first, LASTS_US + 1) is None
-    later = [at.start(key, 2) for _ in range(MOST)]
+    later = [at.start(key, 2) for _ in range(MAX_SESSIONS)]
     assert at.find(first, 3) is None and at.find(later[0], 3) is not None
     assert not is_ours(SimpleNamespace(csrf="a"), "\ud800")
     assert sessions.SECRET_BYTES >= 16

@@ -19,7 +19,7 @@ from leadre.serve.events import event_log
 from leadre.serve.events.event_log import EventRecord
 from leadre.store.contract import StoredList
 
-from .bidder import Bidder, event_urls, until
+from ..bidder import Bidder, event_urls, until
 
 WORKERS, BID_NANOS, BUDGET_NANOS = 8, 2_000_000, 1_000_000_000
 KILLS, CLIENTS = 15, 4

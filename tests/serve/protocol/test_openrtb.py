@@ -20,7 +20,7 @@ from leadre.types import Bid, Request, Signals
 
 GOLDEN = {
     path.stem: json.loads(path.read_text())
-    for path in sorted((Path(__file__).parents[1] / "golden/openrtb").glob("*.json"))
+    for path in sorted((Path(__file__).parents[2] / "golden/openrtb").glob("*.json"))
 }
 BANNER = {"id": "1", "banner": {"w": 300, "h": 250}}
 

@@ -18,7 +18,7 @@ from leadre.serve.protocol import openrtb
 from leadre.serve.protocol.openrtb import MAX_NANOS, Rendered, read
 from leadre.types import Bid
 
-GOLDEN = [path.read_text() for path in sorted((Path(__file__).parents[1] / "golden/openrtb").glob("*.json"))]
+GOLDEN = [path.read_text() for path in sorted((Path(__file__).parents[2] / "golden/openrtb").glob("*.json"))]
 MUTATIONS = int(os.environ.get("LEADRE_MUTATIONS", "2000"))  # 100000 to soak
 RATES = {("EUR", "USD"): Fraction("1.1"), ("JPY", "USD"): Fraction("0.0067")}
 ADM = "<img src='https://ads.example/e/imp?p=${AUCTION_PRICE}'>"

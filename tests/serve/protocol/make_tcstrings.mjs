@@ -1,7 +1,7 @@
 // Writes golden/tcstrings.json: TC strings made by @iabtcf/core 1.5.6, and what its own decoder reads in them.
 //
 //   npm install --prefix /tmp/iabtcf @iabtcf/core@1.5.6
-//   node tests/serve/make_tcstrings.mjs /tmp/iabtcf > tests/serve/golden/tcstrings.json
+//   node tests/serve/protocol/make_tcstrings.mjs /tmp/iabtcf > tests/serve/protocol/golden/tcstrings.json
 //
 // Same version, same output: dates are fixed and chance has a seed. Each string is probed for a few vendors.
 import path from "node:path";
