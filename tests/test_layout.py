@@ -1,10 +1,8 @@
-"""The rules of the house that a machine can check. Each is a function of source text, and a test breaks each once."""
+"""The layout rules that a machine can check. Each rule is a function of source text; a test breaks each rule once."""
 
 import ast
 import importlib
-import itertools
 import re
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,12 +13,15 @@ from leadre.__main__ import VERBS
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("data", "semid", "lm", "tune", "generate", "rank", "auction", "creative", "serve", "evaluate")
+# The parts of leadre/serve; each imports from itself and from those before it. Verbs (run*.py) and backup come last.
+SERVE_PARTS = ("settings", "paths", "plan", "protocol", "catalogue", "events", "ipc", "bidding", "manage", "processes")
 PACKAGE = sorted((ROOT / "leadre").rglob("*.py"))
 OURS = sorted(path for folder in ("leadre", "tests", "bench") for path in (ROOT / folder).rglob("*.py"))
 
 MAX_LINES_OF_A_FILE = 400
 MAX_LINES_OF_A_FUNCTION = 60
-# "leadre/x.py" or "leadre/x.py:function" -> why it may be longer.
+MAX_LINES_OF_A_CLASS = 150
+# "leadre/x.py", "leadre/x.py:function" or "leadre/x.py:Class" -> why it may be longer.
 LONG_WITH_REASON: dict[str, str] = {}
 # Files that may catch Exception -> why.
 CATCH_ALL_WITH_REASON = {"leadre/scale.py": "whatever a caller's function raises is raised again with its shard's name"}
@@ -28,6 +29,7 @@ CATCH_ALL_WITH_REASON = {"leadre/scale.py": "whatever a caller's function raises
 IMPORTERS = ("import_module", "__import__")
 PICKLE_MODULES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 PICKLE_FUNCTIONS = {"read_pickle", "to_pickle", "load_pickle"}
+CLOCKS = {"time", "time_ns", "monotonic", "monotonic_ns"}  # of the module time
 
 Rule = Callable[[str, ast.Module], Iterator[str]]  # (path from the root, parsed source) -> what is wrong
 
@@ -65,6 +67,32 @@ def imports_point_left(path: str, tree: ast.Module) -> Iterator[str]:
             yield f"{where(path, node)}: {own} imports {other}, which stands to its right"
         if module.startswith("leadre.__main__"):
             yield f"{where(path, node)}: the command line is imported"
+
+
+def serve_parts_in_order(path: str, tree: ast.Module) -> Iterator[str]:
+    own = serve_part(path.removesuffix(".py").split("/"))
+    for node, module in imported(path, tree):
+        other = serve_part(module.split("."))
+        if own is not None and other is not None and other > own:
+            yield f"{where(path, node)}: imports {module}, a part of serve that comes later"
+
+
+def serve_part(parts: list[str]) -> int | None:
+    """The position of a module of leadre.serve in SERVE_PARTS; verbs and backup come after all of them."""
+    if parts[:2] != ["leadre", "serve"] or len(parts) < 3:
+        return None
+    return SERVE_PARTS.index(parts[2]) if parts[2] in SERVE_PARTS else len(SERVE_PARTS)
+
+
+def serving_has_one_clock(path: str, tree: ast.Module) -> Iterator[str]:
+    if not path.startswith(("leadre/serve/", "leadre/auction/")):
+        return
+    for node, module in imported(path, tree):
+        if module.startswith("time.") and module.split(".")[1] in CLOCKS:
+            yield f"{where(path, node)}: imports {module}; take the time from the injected leadre.clock.Clock"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in {f"time.{name}" for name in CLOCKS}:
+            yield f"{where(path, node)}: reads {ast.unparse(node)}; take the time from the injected leadre.clock.Clock"
 
 
 def no_import_is_hidden(path: str, tree: ast.Module) -> Iterator[str]:
@@ -130,6 +158,8 @@ def nothing_unpickles(path: str, tree: ast.Module) -> Iterator[str]:
 
 PACKAGE_RULES: tuple[Rule, ...] = (
     imports_point_left,
+    serve_parts_in_order,
+    serving_has_one_clock,
     no_import_is_hidden,
     only_scale_imports_ray,
     nothing_prints,
@@ -148,6 +178,36 @@ def too_long(path: str, text: str) -> Iterator[str]:
             assert node.end_lineno is not None
             if node.end_lineno - node.lineno + 1 > MAX_LINES_OF_A_FUNCTION:
                 yield f"{path}:{node.name}"
+        elif isinstance(node, ast.ClassDef):
+            assert node.end_lineno is not None
+            if node.end_lineno - node.lineno + 1 > MAX_LINES_OF_A_CLASS:
+                yield f"{path}:{node.name}"
+
+
+def cycles(files: dict[str, str]) -> list[list[str]]:
+    """Circles of files that import each other: {path: source} -> sorted paths of each circle.
+
+    Imports inside functions and under TYPE_CHECKING count.
+    """
+    module_of = {path: path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in files}
+    path_of = {module: path for path, module in module_of.items()}
+    needs: dict[str, set[str]] = {}
+    for path, source in files.items():
+        modules = {module for _, module in imported(path, ast.parse(source))}
+        modules |= {module.rpartition(".")[0] for module in modules if module not in path_of}  # a name in a module
+        needs[path] = {path_of[module] for module in modules if module in path_of} - {path}
+    reach = {path: reachable(path, needs) for path in files}
+    circles = {tuple(sorted({path, *(other for other in reach[path] if path in reach[other])})) for path in files}
+    return sorted(list(circle) for circle in circles if len(circle) > 1)
+
+
+def reachable(start: str, needs: dict[str, set[str]]) -> set[str]:
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        waiting += needs[waiting.pop()] - seen
+        seen |= set(waiting)
+    return seen
 
 
 @pytest.mark.parametrize("rule", PACKAGE_RULES, ids=lambda rule: rule.__name__)
@@ -161,7 +221,21 @@ def test_the_package_keeps(rule: Rule) -> None:
     assert not faults, "\n".join(faults)
 
 
-def test_files_and_functions_stay_short() -> None:
+def test_no_files_import_each_other() -> None:
+    circles = cycles({path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE})
+    assert not circles, f"files that import each other: {circles}"
+
+
+def test_a_cycle_of_files_is_detected() -> None:
+    late = "def f():\n    from leadre.data import a"
+    typed = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from leadre.data.a import A"
+    for source in (late, typed):
+        files = {"leadre/data/a.py": "from leadre.data.b import f", "leadre/data/b.py": source}
+        assert cycles(files) == [["leadre/data/a.py", "leadre/data/b.py"]]
+    assert not cycles({"leadre/data/a.py": "from leadre.data import b", "leadre/data/b.py": "import ast"})
+
+
+def test_files_functions_and_classes_stay_short() -> None:
     found = [key for path in OURS for key in too_long(path.relative_to(ROOT).as_posix(), path.read_text())]
     assert sorted(found) == sorted(LONG_WITH_REASON), "too long without a reason, or a reason without need"
 
@@ -176,6 +250,11 @@ def test_files_and_functions_stay_short() -> None:
         (imports_point_left, "leadre/metrics.py", "from .data import histories"),
         (imports_point_left, "leadre/data/x.py", "from leadre.__main__ import VERBS"),
         (imports_point_left, "leadre/data/x.py", "importlib.import_module('leadre.tune')"),
+        (serve_parts_in_order, "leadre/serve/protocol/x.py", "from leadre.serve.events import tokens"),
+        (serve_parts_in_order, "leadre/serve/ipc/x.py", "def f():\n    from leadre.serve import bidding"),
+        (serve_parts_in_order, "leadre/serve/processes/x.py", "from leadre.serve import run"),
+        (serving_has_one_clock, "leadre/serve/events/x.py", "import time\ntime.time_ns()"),
+        (serving_has_one_clock, "leadre/auction/x.py", "from time import monotonic"),
         (nothing_unpickles, "leadre/data/x.py", "__import__('pickle')"),
         (no_import_is_hidden, "leadre/data/x.py", "importlib.import_module('leadre.' + name)"),
         (only_scale_imports_ray, "leadre/data/x.py", "def f():\n    import ray.data"),
@@ -203,6 +282,8 @@ def test_each_rule_bites(rule: Rule, path: str, source: str) -> None:
     ("path", "source"),
     [
         ("leadre/tune/x.py", "from leadre.lm import backbone\nfrom leadre import metrics\nfrom . import losses"),
+        ("leadre/serve/run_key.py", "from leadre.serve import run\nfrom leadre.serve.processes import roles"),
+        ("leadre/serve/bidding/x.py", "from leadre.serve.events import tokens\nimport time\ntime.sleep(1)"),
         ("leadre/semid/x.py", "import numpy as np\nnp.load(path, allow_pickle=False)"),
         ("leadre/lm/x.py", "AutoModel.from_pretrained(path, use_safetensors=True)\ndef _f(**options): ..."),
         ("leadre/data/x.py", "try: ...\nexcept (OSError, ValueError): ..."),
@@ -216,6 +297,8 @@ def test_length_is_measured() -> None:
     body = "    x = 1\n"
     assert not list(too_long("a.py", "def f():\n" + body * 59))
     assert list(too_long("a.py", "def f():\n" + body * 60)) == ["a.py:f"]
+    assert not list(too_long("a.py", "class A:\n" + body * 149))
+    assert list(too_long("a.py", "class A:\n" + body * 150)) == ["a.py:A"]
     assert list(too_long("a.py", "x = 1\n" * 401)) == ["a.py"]
 
 
@@ -237,70 +320,45 @@ def test_every_run_script_names_configs_that_exist() -> None:
             assert (ROOT / name).is_file(), f"{script.name} wants {name}"
 
 
-# The tree in README.md: the fenced block with a line `leadre/`; four spaces a level; names, then what they hold.
-A_NAME = re.compile(r"(?:[\w.-]+/)*(?:[\w-]*\.\w+|LICENSE|Makefile)|[\w.-]+/|\.ci/run")
+# The tree in ARCHITECTURE.md: a fenced block whose part from the line `leadre/` on is made of docstrings.
+PAGE = ROOT / "ARCHITECTURE.md"
+TREE = re.compile(r"(?<=\n)leadre/\n(?:    .*\n)+")
 
 
-def tree_of(readme: str) -> dict[str, bool]:
-    """The paths in the fenced tree -> whether it is a folder that is shown open, with what is in it."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", readme, flags=re.M | re.S)
-    blocks = [block for block in blocks if re.search(r"^leadre/", block, flags=re.M)]
-    assert len(blocks) == 1, f"{len(blocks)} fenced blocks of README.md show a tree with `leadre/`"
-    paths: dict[str, bool] = {}
-    above: list[str] = []
-    for line in blocks[0].splitlines():
-        above = above[: (len(line) - len(line.lstrip())) // 4]
-        words = re.sub(r"\(.*?\)|#.*", " ", line).split()
-        names = list(itertools.takewhile(A_NAME.fullmatch, words))
-        if names and above:
-            paths["".join(above)] = True
-        paths |= {"".join([*above, name]): False for name in names}
-        above += names[:1]
-    return paths
+def summary(path: Path) -> str:
+    """The first sentence of a module's docstring."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return re.split(r"(?<=[^.])\.(?:\s|$)", text, maxsplit=1)[0].replace("\n", " ")
 
 
-def test_a_tree_is_read_as_it_stands() -> None:
-    text = textwrap.dedent("""\
-        # LEADRE
-        ```
-        README.md  LICENSE (Apache-2.0)
-        .ci/run        the gate
-        leadre/
-            config.py   flags, e.g. a.b
-            data/                1  logs
-                a.py  b.py  two files
-            semid/   closed
-        runs/  scripts: demo.sh
-        ```
-        """)
-    assert tree_of(text) == {
-        "README.md": False,
-        "LICENSE": False,
-        ".ci/run": False,
-        "leadre/": True,
-        "leadre/config.py": False,
-        "leadre/data/": True,
-        "leadre/data/a.py": False,
-        "leadre/data/b.py": False,
-        "leadre/semid/": False,
-        "runs/": False,
-    }
+def tree(folder: Path, depth: int = 0) -> Iterator[str]:
+    """The lines of a package: its files, then its folders, stages in the order of the flow."""
+    name = folder.name + "/"
+    yield f"{'    ' * depth}{name:<{24 - 4 * depth}} {summary(folder / '__init__.py')}" if depth else name
+    for path in sorted(folder.glob("*.py")):
+        if path.name != "__init__.py" or not depth:
+            yield f"{'    ' * (depth + 1)}{path.name:<{20 - 4 * depth}} {summary(path)}"
+    inner = sorted(path.parent for path in folder.glob("*/__init__.py"))
+    order = {name: place for place, name in enumerate(STAGES if not depth else SERVE_PARTS)}
+    for path in sorted(inner, key=lambda path: order.get(path.name, -1)):
+        yield from tree(path, depth + 1)
 
 
-NOT_OURS = {"work/", "dist/", "build/"}  # what .gitignore keeps out
+def with_tree(page: str) -> str:
+    assert len(TREE.findall(page)) == 1, f"{PAGE.name} has one fenced tree with a line `leadre/`"
+    return TREE.sub(lambda _: "\n".join(tree(ROOT / "leadre")) + "\n", page)
 
 
-def test_the_tree_in_the_readme_is_the_tree_on_disk() -> None:
-    readme = ROOT / "README.md"
-    if not readme.exists():
-        pytest.skip("no README.md yet")
-    paths = tree_of(readme.read_text(encoding="utf-8"))
-    gone = [path for path in paths if not (ROOT / path).exists()]
-    assert not gone, f"README.md shows what is not there: {gone}"
-    closed = tuple(path for path, is_open in paths.items() if path.endswith("/") and not is_open)
-    on_disk = [path.relative_to(ROOT).as_posix() for path in PACKAGE]
-    on_disk = [name for name in on_disk if not name.startswith(closed)]
-    on_disk = [name for name in on_disk if name == "leadre/__init__.py" or not name.endswith("/__init__.py")]
-    on_disk += [path.name + "/" * path.is_dir() for path in ROOT.iterdir() if not path.name.startswith(".")]
-    untold = sorted(set(on_disk) - set(paths) - NOT_OURS)
-    assert not untold, f"README.md does not show {untold}"
+def test_the_tree_in_the_architecture_is_the_tree_on_disk() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == with_tree(page), f"the tree is out of date; run: python {Path(__file__).relative_to(ROOT)}"
+    ours = {path.name + "/" * path.is_dir() for path in ROOT.iterdir() if not path.name.startswith(".")}
+    missing = sorted(name for name in ours - IGNORED if name not in page)
+    assert not missing, f"{PAGE.name} does not show {missing}"
+
+
+IGNORED = {"work/", "dist/", "build/"}  # of .gitignore
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tree(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
