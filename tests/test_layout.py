@@ -357,6 +357,18 @@ def test_the_tree_in_the_architecture_is_the_tree_on_disk() -> None:
     assert not missing, f"{PAGE.name} does not show {missing}"
 
 
+PAGES = [path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if path.name != "LOG.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_files_that_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    names = set(re.findall(r"(?<![\w/.:-])(?!work/)((?:[a-z_]\w*/)+[\w-]+\.(?:py|sh|toml|mjs|md))\b", text))
+    homes = (page.parent, ROOT, ROOT / "leadre", ROOT / "leadre" / "serve")
+    unknown = {name for name in names if not any((home / name).exists() for home in homes)}
+    assert not unknown - {"configs/mine.toml", "configs/x.toml"}, f"{page.name} names files that are not there"
+
+
 IGNORED = {"work/", "dist/", "build/"}  # of .gitignore
 
 
