@@ -1,23 +1,45 @@
-"""State files of the first schema, written by hand: today's code reads them, and refuses those of tomorrow.
+"""State of earlier releases opens with the code of now; state of a later release is refused.
 
-The SQL below is what the first release wrote. It stays as it is when schemas move on.
+The SQL below is the first release's schema. `golden/state_2026_11.tar.gz` is the state folder of a bidder of November
+2026 (commit 5853169), copied while it ran, its writer killed between the sync of the log and the commit of the ledger.
+The archive holds `make.py`, the script that wrote it with the code of that commit, and `expected.json`, the numbers
+that this code returned. Neither the SQL nor the archive changes when a schema, a record or a name does.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import sqlite3
+import tarfile
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pytest
 
 from leadre.auction.budget.ledger import Ledger
 from leadre.auction.budget.messages import Charge, ChargeResult, Lease, LeaseRequest
 from leadre.errors import InputError
+from leadre.serve.bidding.exploration import ExplorationDraws
+from leadre.serve.bidding.record import request_of
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.events import event_log, training
+from leadre.serve.events.erased import ErasedUsers
+from leadre.serve.events.event_log import EventRecord, LogEntry, RequestRecord, StatusRecord
+from leadre.serve.events.tokens import TokenKeys
+from leadre.serve.ipc.messages import AppendRequest, CountsRequest, EventRequest, RecordRequest
 from leadre.serve.manage import auth
 from leadre.serve.manage.auth import ApiKeys
+from leadre.serve.paths import StatePaths
+
+from .alone import Alone, asked, chosen, urls_of
+
+ARCHIVE = Path(__file__).parent / "golden" / "state_2026_11.tar.gz"
+CAMPAIGNS = ("daily", "click", "sale", "poor", "ended")
 
 NOW_US = 1_790_000_000_000_000  # 2026-09-21
 
@@ -116,32 +138,34 @@ def schema(connection: sqlite3.Connection) -> list[tuple[str, str]]:
     return [(name, "".join(sql.split())) for name, sql in rows]
 
 
-def test_a_ledger_of_the_first_schema_keeps_its_books_and_charges_on(tmp_path: Path) -> None:
-    with Ledger(written(tmp_path / "old.db", LEDGER_1)) as books, Ledger(tmp_path / "new.db") as new:
-        assert schema(books.connection) == schema(new.connection)
-        assert books.verify() == [] and books.log_number == 7
-        assert (books.spent("c"), books.held("c"), books.written_off("c")) == (300, 200, 40)
-        assert books.left("c", NOW_US) == 500 and books.knows("e1", NOW_US)
+def test_ledger_of_the_first_schema_keeps_its_sums_and_charges_on(tmp_path: Path) -> None:
+    with Ledger(written(tmp_path / "old.db", LEDGER_1)) as ledger, Ledger(tmp_path / "new.db") as new:
+        assert schema(ledger.connection) == schema(new.connection)
+        assert ledger.verify() == [] and ledger.log_number == 7
+        assert (ledger.spent("c"), ledger.held("c"), ledger.written_off("c")) == (300, 200, 40)
+        assert ledger.left("c", NOW_US) == 500 and ledger.knows("e1", NOW_US)
         orders = [Charge(event_id=name, campaign_id="c", nanos=150, at_us=NOW_US, lease_id=5) for name in ("e2", "e3")]
-        known, fresh = books.apply(orders, NOW_US)
-        assert known == ChargeResult(nanos=200, written_off_nanos=40, is_new=False)
-        assert fresh == ChargeResult(nanos=150, written_off_nanos=0, is_new=True)
-        (lease,) = books.apply([LeaseRequest(worker="w", campaign_id="c", want_nanos=10)], NOW_US)
+        repeated, first = ledger.apply(orders, NOW_US)
+        assert repeated == ChargeResult(nanos=200, written_off_nanos=40, is_new=False)
+        assert first == ChargeResult(nanos=150, written_off_nanos=0, is_new=True)
+        (lease,) = ledger.apply([LeaseRequest(worker="w", campaign_id="c", want_nanos=10)], NOW_US)
         assert isinstance(lease, Lease) and lease.lease_id == 6
-        assert books.verify() == []
+        assert ledger.verify() == []
 
 
-def test_a_book_of_the_first_schema_keeps_campaigns_ads_and_origins(tmp_path: Path) -> None:
-    records, new = ManageDatabase(written(tmp_path / "old.db", MANAGE_1)), ManageDatabase(tmp_path / "new.db")
+def test_manage_db_of_the_first_schema_keeps_campaigns_ads_and_origins(tmp_path: Path) -> None:
+    records = ManageDatabase(written(tmp_path / "old.db", MANAGE_1))
+    new = ManageDatabase(tmp_path / "new.db")
     try:
         assert schema(records.connection) == schema(new.connection)
-        book = CampaignStore(records)
-        (campaign,), (ad,) = book.campaigns(), book.ads()
+        store = CampaignStore(records)
+        (campaign,), (ad,) = store.campaigns(), store.ads()
         assert (campaign.bid_type, campaign.daily_nanos, campaign.zone) == ("cpc", 70_000, "Europe/Rome")
         assert campaign.targeting.countries == {"DEU"} and (ad.status, ad.sizes) == ("paused", ((300, 250),))
         assert auth.read_origins(records.connection) == {"https://news.example"}
-        assert ApiKeys(records).find(ApiKeys(records).create("Ada", NOW_US)[1]).name == "Ada"
-        book.set_ad_status("a1", "active")
+        key = ApiKeys(records).find(ApiKeys(records).create("Ada", NOW_US)[1])
+        assert key is not None and key.name == "Ada"
+        store.set_ad_status("a1", "active")
         assert records.connection.execute("SELECT version FROM ads").fetchone() == (11,), "after the key's"
     finally:
         records.close()
@@ -149,7 +173,7 @@ def test_a_book_of_the_first_schema_keeps_campaigns_ads_and_origins(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("opening", "script"), [(Ledger, LEDGER_1), (ManageDatabase, MANAGE_1)])
-def test_a_file_of_a_newer_release_is_refused_and_stays_as_it_is(tmp_path: Path, opening: type, script: str) -> None:
+def test_file_of_a_newer_schema_is_refused_unchanged(tmp_path: Path, opening: type, script: str) -> None:
     path = written(tmp_path / "state.db", f"{script}; PRAGMA user_version = 99")
     before = path.read_bytes()
     with pytest.raises(InputError, match=r"state\.db: is of schema 99, this release knows \d+; install a newer leadre"):
@@ -158,3 +182,167 @@ def test_a_file_of_a_newer_release_is_refused_and_stays_as_it_is(tmp_path: Path,
         assert connection.execute("PRAGMA user_version").fetchone() == (99,)
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert len(path.read_bytes()) == len(before)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StatePaths:
+    """A copy of the archived state folder."""
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path / "state", filter="data")
+    return StatePaths(folder=tmp_path / "state", store=f"lmdb:{tmp_path / 'state' / 'lists'}")
+
+
+@pytest.fixture
+def expected(state: StatePaths) -> dict[str, Any]:
+    """The numbers that the code of November 2026 returned."""
+    numbers: dict[str, Any] = json.loads((state.folder / "expected.json").read_text())
+    return numbers
+
+
+def entries_of(state: StatePaths) -> list[LogEntry]:
+    return list(event_log.read(state.events))
+
+
+def test_ledger_of_november_2026_keeps_every_sum(state: StatePaths, expected: dict[str, Any]) -> None:
+    with Ledger(state.ledger) as ledger:
+        assert ledger.verify() == [] and ledger.log_number == expected["ledger_number"]
+        now_us = expected["now_us"]
+        sums = {
+            "spent": {name: ledger.spent(name) for name in CAMPAIGNS},
+            "held": {name: ledger.held(name) for name in CAMPAIGNS},
+            "written_off": {name: ledger.written_off(name) for name in CAMPAIGNS},
+            "left": {name: ledger.left(name, now_us) for name in CAMPAIGNS},
+        }
+        assert sums == {name: expected[name] for name in sums}
+        assert sums["held"]["daily"] > 0 and sums["written_off"]["poor"] > 0, "the archive has leases and write-offs"
+
+
+def test_log_of_november_2026_is_read_with_every_record(state: StatePaths, expected: dict[str, Any]) -> None:
+    entries = entries_of(state)
+    assert [entry.number for entry in entries] == list(range(1, expected["log_number"] + 1))
+    types = {"Answered": RequestRecord, "Happened": EventRecord, "Switched": StatusRecord}
+    counts = Counter(type(entry.record) for entry in entries)
+    assert {name: counts[kind] for name, kind in types.items()} == expected["record_types"]
+    requests = [entry.record for entry in entries if isinstance(entry.record, RequestRecord)]
+    events = [entry.record for entry in entries if isinstance(entry.record, EventRecord)]
+    verdicts = {verdict for record in requests for imp in record.verdicts.values() for verdict in imp}
+    assert sorted(map(str, verdicts)) == expected["verdicts"]
+    assert {"bid", "cap", "below floor", "not drawn", "budget", "ineligible"} <= verdicts
+    assert sorted({record.reason for record in requests}) == expected["reasons"]
+    assert sorted({record.outcome.kind for record in events}) == expected["kinds"]
+    charges: Counter[str] = Counter()
+    for record in events:
+        charges[record.outcome.campaign_id] += record.outcome.charge_nanos
+    assert {name: charges[name] for name in CAMPAIGNS} == expected["logged_charges"]
+    for record in requests:
+        assert [imp.imp_id for imp in request_of(record).imps] == list(record.verdicts)
+
+
+def test_log_of_november_2026_is_encoded_to_the_same_bytes(state: StatePaths) -> None:
+    """The records' names in Python may change, their names on the disk may not."""
+    for segment in event_log.segments(state.events):
+        entries = list(event_log._entries(segment))
+        frames = [event_log._frame(entry.number, entry.written_at_us, entry.record) for entry in entries]
+        assert event_log.MAGIC + b"".join(frames) == segment.read_bytes()
+
+
+def test_campaigns_keys_origins_and_erased_users_of_november_2026_are_read(
+    state: StatePaths, expected: dict[str, Any]
+) -> None:
+    records = ManageDatabase(state.book)
+    try:
+        store, keys = CampaignStore(records), ApiKeys(records)
+        assert sorted(campaign.campaign_id for campaign in store.campaigns()) == sorted(CAMPAIGNS)
+        campaign = store.campaign("daily")
+        assert campaign is not None and (campaign.zone, campaign.cap_per_day) == ("Europe/Rome", 5)
+        assert {ad.ad_id: ad.status for ad in store.ads()} == {
+            "click-1": "active",
+            "daily-1": "active",
+            "ended-1": "active",
+            "poor-1": "active",
+            "sale-1": "active",
+            "sale-2": "paused",
+        }
+        operator, account = keys.find(expected["operator"]), keys.find(expected["account"])
+        assert operator is not None and operator.is_operator
+        assert account is not None and account.advertiser_id == "acme"
+        assert keys.find(expected["revoked"]) is None
+        assert auth.read_origins(records.connection) == {"https://news.example", "https://blog.example"}
+    finally:
+        records.close()
+    erased = ErasedUsers(state.erased)
+    assert "user-gone" in erased and "user-1" not in erased
+    assert list(ExplorationDraws.open(state.draws).pair("x-1", "1")) == expected["draws"]
+
+
+def test_tokens_signed_in_november_2026_are_valid_under_both_keys(state: StatePaths, expected: dict[str, Any]) -> None:
+    keys = TokenKeys.open(state.keys)
+    token = keys.check(expected["tokens"]["old key"], expected["now_us"])
+    assert (token.bid_id, token.ad_id, token.user_id, token.nonce) == ("old-key", "daily-1", "user-1", b"o" * 12)
+    assert keys.version == 2 and re.match(r"2\.", expected["tokens"]["click"])
+    token = keys.check(expected["tokens"]["click"], expected["now_us"])
+    assert (token.campaign_id, token.charge_type) == ("daily", "cpm")
+    assert token.lease_id and token.cap_id and token.may_profile
+    assert keys.sign(token) == expected["tokens"]["click"], "the same bytes"
+
+
+def test_bidder_goes_on_from_the_state_of_november_2026(state: StatePaths, expected: dict[str, Any]) -> None:
+    with Alone(state.folder) as bidder:
+        bidder.now_us = expected["now_us"]
+        ledger, unbooked = bidder.desk.ledger, expected["unbooked"]
+        assert unbooked["daily"] > 0 and ledger.log_number == bidder.desk.log.last == expected["log_number"]
+        assert {name: ledger.spent(name) for name in CAMPAIGNS} == expected["logged_charges"], (
+            "the log is caught up with"
+        )
+        assert ledger.held("daily") == expected["held"]["daily"] - unbooked["daily"] and ledger.verify() == []
+        (counts,) = bidder.desk.settle([CountsRequest()], bidder.now_us)
+        impressions, clicks, _ = counts.by_ad["daily-1"]
+        (record,) = bidder.desk.settle([RecordRequest("x-1")], bidder.now_us)
+        assert record.record is not None and record.record.asked_id == "x-1"
+        profile = bidder.store.read_profile("user-1")
+        assert [event.object_id for event in profile.recent][:2] == ["o-click-1", "o-sale-1"]
+        assert profile.segments == ("sport",)
+
+        bidder.renew()
+        returned = {kind: expected["tokens"][kind] for kind in ("bill", "click")}
+        events = [
+            EventRequest(kind=kind, token=token, at_us=bidder.now_us, price="1.5" if kind == "bill" else "")
+            for kind, token in returned.items()
+        ]
+        for outcome in ("new", "known"):
+            assert [reply.outcome for reply in bidder.desk.settle(events, bidder.now_us)] == [outcome] * 2
+        bidder.respond(asked(id="n-1", user={"id": "user-4"}))
+        bidder.renew()
+        request = asked(id="n-2", user={"id": "user-4"})
+        decision = bidder.respond(request)
+        assert chosen(decision) == ["daily-1"]
+        bidder.desk.settle([AppendRequest([bidder.record(request, decision)])], bidder.now_us)
+        urls = urls_of(decision.rendered[0])
+        assert bidder.happened(("imp", urls["imp"]), ("click", urls["click"])) == ["new", "new"]
+        (counts,) = bidder.desk.settle([CountsRequest()], bidder.now_us)
+        assert counts.by_ad["daily-1"][:2] == (impressions + 1, clicks + 2)
+        assert ledger.spent("daily") == expected["logged_charges"]["daily"] + 1_500_000 and ledger.verify() == []
+        bidder.now_us += 3_600_000_000
+        ledger.expire(bidder.now_us)
+        assert not any(ledger.held(name) for name in CAMPAIGNS) and ledger.verify() == []
+
+
+def test_tables_of_november_2026_grow_by_the_records_behind_their_position(
+    state: StatePaths, expected: dict[str, Any]
+) -> None:
+    before = {path.relative_to(state.tables): pl.read_parquet(path) for path in state.tables.rglob("*/*.parquet")}
+    records = ManageDatabase(state.book)
+    ads = CampaignStore(records).ads()
+    records.close()
+    assert training.position(state.tables) == expected["position"] < expected["log_number"]
+    added = training.compact(state.events, state.tables, ads)
+    assert (
+        added == expected["log_number"] - expected["position"] == training.position(state.tables) - expected["position"]
+    )
+    for path, frame in before.items():
+        grown = pl.read_parquet(state.tables / path)
+        assert grown.head(frame.height).equals(frame) and grown.height > frame.height, path
+    requests = [entry.record for entry in entries_of(state) if isinstance(entry.record, RequestRecord)]
+    answers = pl.concat([pl.read_parquet(path) for path in (state.tables / "answers").glob("*.parquet")])
+    assert answers["request_id"].to_list() == [record.request_id for record in requests if not record.is_test]
+    assert training.erase(state.tables, "user-1") > 0 and training.erase(state.tables, "user-gone") == 0
