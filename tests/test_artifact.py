@@ -19,14 +19,14 @@ DEAD = 2**22 + 1  # above the kernel's highest process number
 
 
 def make(folder: Path, text: str = "x", *, parents: tuple[Artifact, ...] = (), **config: object) -> Artifact:
-    with artifact.create(folder, kind="tables", version=1, config=config, seed=0, parents=parents) as temporary:
+    with artifact.create(folder, kind=artifact.TABLES, config=config, seed=0, parents=parents) as temporary:
         (temporary / "part").mkdir()
         (temporary / "part" / "a.txt").write_text(text)
-    return artifact.read(folder, kind="tables", version=1)
+    return artifact.read(folder, artifact.TABLES)
 
 
 def is_current(folder: Path, *, seed: int = 0, parents: tuple[Artifact, ...] = (), **config: object) -> bool:
-    return artifact.current(folder, kind="tables", version=1, config=config, seed=seed, parents=parents)
+    return artifact.current(folder, kind=artifact.TABLES, config=config, seed=seed, parents=parents)
 
 
 def names(folder: Path) -> list[str]:
@@ -61,7 +61,7 @@ def test_a_failure_leaves_the_old_artifact_and_nothing_else(tmp_path: Path) -> N
     for error in (RuntimeError, KeyboardInterrupt):
         with (
             pytest.raises(error),
-            artifact.create(folder, kind="tables", version=1, config={}, seed=0, parents=()) as temporary,
+            artifact.create(folder, kind=artifact.TABLES, config={}, seed=0, parents=()) as temporary,
         ):
             (temporary / "half").write_text("half")
             raise error
@@ -72,7 +72,7 @@ def test_a_failure_leaves_the_old_artifact_and_nothing_else(tmp_path: Path) -> N
 def test_a_new_artifact_replaces_the_old_one_whole(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     make(folder, "old")
-    with artifact.create(folder, kind="tables", version=1, config={}, seed=0, parents=()) as temporary:
+    with artifact.create(folder, kind=artifact.TABLES, config={}, seed=0, parents=()) as temporary:
         (temporary / "b.txt").write_text("new")
         assert (folder / "part" / "a.txt").read_text() == "old"
     assert names(folder) == ["b.txt", "meta.json"]
@@ -84,7 +84,7 @@ def test_a_killed_process_leaves_no_half_artifact_and_its_leftovers_go(tmp_path:
     import pathlib, sys, time
     from leadre import artifact
     folder = pathlib.Path({str(tmp_path / "data")!r})
-    with artifact.create(folder, kind="tables", version=1, config={{}}, seed=0, parents=()) as temporary:
+    with artifact.create(folder, kind=artifact.TABLES, config={{}}, seed=0, parents=()) as temporary:
         (temporary / "half").write_text("half")
         print("writing", flush=True)
         time.sleep(60)
@@ -128,20 +128,20 @@ def test_what_is_not_an_artifact_is_never_replaced(tmp_path: Path) -> None:
 def test_reading_checks_kind_version_and_bytes_and_says_what_to_run(tmp_path: Path) -> None:
     folder = tmp_path / "first" / "data"
     with pytest.raises(ArtifactError, match="no tables artifact here; run `leadre data --run first`"):
-        artifact.read(folder, kind="tables", version=1)
+        artifact.read(folder, artifact.TABLES)
     made = make(folder)
     for kind, version in (("codebook", 1), ("tables", 2)):
         with pytest.raises(ArtifactError, match="holds 'tables' version 1, not"):
             artifact.read(folder, kind=kind, version=version)
     (folder / "part" / "a.txt").write_text("y")
     with pytest.raises(ArtifactError, match=r"part/a\.txt is missing or has changed"):
-        artifact.read(folder, kind="tables", version=1)
+        artifact.read(folder, artifact.TABLES)
     (folder / "part" / "a.txt").unlink()
     assert not is_current(folder)
     for meta in ("{", "[]", '{"kind": "tables"}', json.dumps(made.meta | {"files": 3})):
         (folder / "meta.json").write_text(meta)
         with pytest.raises(ArtifactError, match=r"meta\.json cannot be read"):
-            artifact.read(folder, kind="tables", version=1)
+            artifact.read(folder, artifact.TABLES)
 
 
 def test_current_is_about_config_seed_and_parents(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_current_is_about_config_seed_and_parents(tmp_path: Path) -> None:
     assert not is_current(folder, parents=(parent,), seed=1, **config)
     assert not is_current(folder, parents=(other,), **config)
     assert not is_current(folder, **config)
-    assert not artifact.current(folder, kind="tables", version=2, config=config, seed=0, parents=(parent,))
+    assert not artifact.current(folder, kind=artifact.Kind("tables", 2), config=config, seed=0, parents=(parent,))
 
 
 def test_no_bit_of_an_artifact_can_be_flipped(tmp_path: Path) -> None:
@@ -171,25 +171,25 @@ def test_no_bit_of_an_artifact_can_be_flipped(tmp_path: Path) -> None:
             flipped[bit // 8] ^= 1 << bit % 8
             path.write_bytes(flipped)
             with pytest.raises(ArtifactError, match="run `leadre data"):
-                artifact.read(folder, kind="tables", version=1)
+                artifact.read(folder, artifact.TABLES)
         path.write_bytes(whole)
-    artifact.read(folder, kind="tables", version=1)
+    artifact.read(folder, artifact.TABLES)
 
 
 def test_an_artifact_of_the_first_release_is_read(tmp_path: Path) -> None:
     meta = make(tmp_path / "data").meta
     del meta["meta_sha256"]
     (tmp_path / "data" / "meta.json").write_text(json.dumps(meta))
-    assert artifact.read(tmp_path / "data", kind="tables", version=1).meta == meta
+    assert artifact.read(tmp_path / "data", artifact.TABLES).meta == meta
     (tmp_path / "data" / "meta.json").write_text(json.dumps(meta | {"meta_sha257": ""}))
     with pytest.raises(ArtifactError, match=r"meta\.json has changed"):
-        artifact.read(tmp_path / "data", kind="tables", version=1)
+        artifact.read(tmp_path / "data", artifact.TABLES)
 
 
 def test_a_stage_that_writes_meta_json_is_our_bug(tmp_path: Path) -> None:
     with (
         pytest.raises(AssertionError, match=r"meta\.json"),
-        artifact.create(tmp_path / "data", kind="tables", version=1, config={}, seed=0, parents=()) as temporary,
+        artifact.create(tmp_path / "data", kind=artifact.TABLES, config={}, seed=0, parents=()) as temporary,
     ):
         (temporary / "meta.json").write_text("{}")
     assert names(tmp_path) == []

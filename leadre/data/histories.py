@@ -125,7 +125,7 @@ def first_seen(logs: Logs, r: int) -> Mask:
 
 
 def load(artifact: Artifact) -> Logs:
-    """Read a data artifact. The caller has it from ``artifact.read(folder, kind="tables", version=1)``."""
+    """Read a data artifact. The caller has it from ``artifact.read(folder, artifact.TABLES)``."""
     frames = {
         name: pl.read_parquet(artifact.path / f"{name}.parquet")
         for name in ("ads", "contents", "users", "events", "requests", "inventories")

@@ -21,8 +21,6 @@ from leadre.errors import InputError
 if TYPE_CHECKING:  # polars loads in run, so that --help stays quick
     from leadre.data.tables import Tables
 
-KIND, VERSION = "tables", 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config(config.Common):
@@ -53,11 +51,10 @@ def run(config: Config) -> None:
         raise InputError(f"--hide {config.hide}: wants a share from 0 to below 1")
     folder = config.folder("data")
     effective = dataclasses.asdict(config) | {"inputs": _fingerprint(config)}
-    if artifact.current(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=[]):
-        progress.say(f"data: {folder} is current, nothing to do")
+    output = artifact.Output(folder=folder, kind=artifact.TABLES, config=effective, seed=config.seed, parents=[])
+    if output.skip("data"):
         return
-    made = artifact.create(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=[])
-    with made as temporary:
+    with output.create() as temporary:
         progress.say(f"data: reading {config.source}" + (f" from {config.path}" if config.path else ""))
         tables = clean(read(config))
         if config.hide:

@@ -224,7 +224,7 @@ def _codebook(folder: Path) -> dict[str, Any] | None:
     if not folder.is_dir():
         return None
     try:
-        book = codebook.load(artifact.read(folder, kind=codebook.KIND, version=codebook.VERSION))
+        book = codebook.load(artifact.read(folder, artifact.CODEBOOK))
     except ArtifactError:  # of an older format: the page does without it
         return None
     prefixes = len(np.unique(book.codes_OL[:, :-1], axis=0))

@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # numpy and torch load in run, so that --help stays quick
     from leadre.evaluate.retrieval.measure import Ads, Ints, View
     from leadre.generate.channels import Channel
 
-KIND, VERSION = "metrics", 1
+METRICS = artifact.Kind("metrics", 1)
+CHANNEL = artifact.Kind("channel", 1)  # a fitted baseline
 OURS, FUSED, RERANKED = "leadre", "leadre+counts", "sft+price"
 RIVALS = ("popularity", "popularity_buyers", "own_frequency", "own_frequency_decayed", "item_knn", "als", "sasrec")
 
@@ -57,8 +58,8 @@ def run(config: Config) -> None:
         "rerank": None if validation is None else validation.hash,
         "beside": _fingerprint(config, tuned),
     }
-    if artifact.current(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents):
-        progress.say(f"evaluate: {folder} is current, nothing to do")
+    output = artifact.Output(folder=folder, kind=METRICS, config=effective, seed=config.seed, parents=parents)
+    if output.skip("evaluate"):
         return
     from leadre.data import histories
     from leadre.evaluate import report
@@ -70,8 +71,7 @@ def run(config: Config) -> None:
     views = [retrieval.view(logs, requests_R, name) for name in retrieval.VIEWS]
     methods = _methods(config, logs, data, {OURS: lists, **extras}, views)
     weights = {} if validation is None else _add_reranked(methods, logs, lists, validation, views)
-    made = artifact.create(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents)
-    with made as temporary:
+    with output.create() as temporary:
         tables = {
             v.name: retrieval.compare(v, methods[v.name], ours=OURS, resamples=config.resamples, seed=config.seed)
             for v in views
@@ -100,13 +100,13 @@ def run(config: Config) -> None:
 
 
 def _parents(config: Config) -> list[artifact.Artifact]:
-    data = artifact.read(config.folder("data"), kind="tables", version=1)
+    data = artifact.read(config.folder("data"), artifact.TABLES)
     return [data, _lists(config.folder("generate"), data)]
 
 
 def _lists(folder: Path, data: artifact.Artifact) -> artifact.Artifact:
     """A lists artifact that was written for these very logs: request numbers mean nothing in others."""
-    lists = artifact.read(folder, kind="lists", version=1)
+    lists = artifact.read(folder, artifact.LISTS)
     if lists.meta["parents"].get("data") != data.hash:
         raise ArtifactError(f"{folder}: written from other logs than {data.path}; generate it again")
     return lists
@@ -261,9 +261,9 @@ def _fitted(config: Config, name: str, logs: Logs, data: artifact.Artifact) -> C
 
     method, folder = CHANNELS[name], config.folder("channels") / name
     settings = {"channel": name, **method.settings}
-    if not artifact.current(folder, kind="channel", version=1, config=settings, seed=config.seed, parents=[data]):
-        making = artifact.create(folder, kind="channel", version=1, config=settings, seed=config.seed, parents=[data])
-        with making as temporary:
+    output = artifact.Output(folder=folder, kind=CHANNEL, config=settings, seed=config.seed, parents=[data])
+    if not output.is_current():
+        with output.create() as temporary:
             method.fit(logs, config.seed, config.threads).save(temporary)
     return method.load(folder)
 

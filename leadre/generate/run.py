@@ -14,8 +14,6 @@ from typing import Literal
 from leadre import artifact, config, progress
 from leadre.errors import InputError
 
-KIND, VERSION = "lists", 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config(config.Common):
@@ -38,13 +36,13 @@ def run(config: Config) -> None:
         raise InputError(f"--step {config.step}: wants generate or generate-NAME, so that no other stage's is replaced")
     folder = config.folder(config.step)
     parents = [
-        artifact.read(config.folder("data"), kind="tables", version=1),
-        artifact.read(config.folder("semid"), kind="codebook", version=1),
-        artifact.read(config.folder(f"tune-{config.model}"), kind="model", version=3),
+        artifact.read(config.folder("data"), artifact.TABLES),
+        artifact.read(config.folder("semid"), artifact.CODEBOOK),
+        artifact.read(config.folder(f"tune-{config.model}"), artifact.MODEL),
     ]
     effective = {name: value for name, value in dataclasses.asdict(config).items() if name != "step"}
-    if artifact.current(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents):
-        progress.say(f"generate: {folder} is current, nothing to do")
+    output = artifact.Output(folder=folder, kind=artifact.LISTS, config=effective, seed=config.seed, parents=parents)
+    if output.skip("generate"):
         return
     from leadre.data import histories
     from leadre.generate import batch
@@ -52,9 +50,7 @@ def run(config: Config) -> None:
 
     saved.check_ids(parents[2], parents[1])
 
-    with artifact.create(
-        folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents
-    ) as temporary:
+    with output.create() as temporary:
         engine = batch.load(*parents, training=config.split == "train", threads=config.threads)
         requests = histories.choose_requests(
             engine.threads.logs, split=config.split, users=config.users, seed=config.seed

@@ -25,7 +25,6 @@ from leadre.errors import InputError
 from leadre.semid import quantiser as quantisers
 from leadre.semid.quantiser import Codes, Floats, Quantiser
 
-KIND, VERSION = "codebook", 1
 ARRAYS, FACTS = "codebook.safetensors", "codebook.json"
 
 

@@ -21,9 +21,6 @@ if TYPE_CHECKING:  # NumPy and torch load in run, so that --help stays quick
     from leadre.semid.codebook import Codebook
     from leadre.semid.quantiser import Floats, Quantiser
 
-KIND, VERSION = "codebook", 1
-TABLES, TABLES_VERSION = "tables", 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config(config.Common):
@@ -43,7 +40,7 @@ def run(config: Config) -> None:
     from leadre.semid import embed, report
 
     folder = config.folder("semid")
-    parents = [artifact.read(config.folder("data"), kind=TABLES, version=TABLES_VERSION)]
+    parents = [artifact.read(config.folder("data"), artifact.TABLES)]
     if config.extend is not None:
         parents.append(_older(config.extend, folder))
     # the files of an encoder may change under its name
@@ -52,12 +49,10 @@ def run(config: Config) -> None:
         if older.meta["config"]["encoder_hash"] != effective["encoder_hash"]:
             was = older.meta["config"]["encoder"]
             raise InputError(f"--encoder {config.encoder}: {older.path} was made with {was}; extend it with the same")
-    if artifact.current(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents):
-        progress.say(f"semid: {folder} is current, nothing to do")
+    output = artifact.Output(folder=folder, kind=artifact.CODEBOOK, config=effective, seed=config.seed, parents=parents)
+    if output.skip("semid"):
         return
-    with artifact.create(
-        folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents
-    ) as temporary:
+    with output.create() as temporary:
         codebook, titles = make(config, parents)
         codebook.save(temporary)
         facts = report.write(temporary, codebook, titles, config.seed)
@@ -134,4 +129,4 @@ def _older(extend: Path, folder: Path) -> artifact.Artifact:
     """The codebook to extend; it must lie elsewhere, or a second run would extend its own result."""
     if extend.resolve() == folder.resolve():
         raise InputError(f"--extend {extend}: that is the folder this run writes; give --run another name")
-    return artifact.read(extend, kind=KIND, version=VERSION)
+    return artifact.read(extend, artifact.CODEBOOK)

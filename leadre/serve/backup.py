@@ -27,7 +27,7 @@ from leadre.serve.paths import StatePaths
 from leadre.store import erased
 from leadre.store.lmdb import LmdbStore
 
-KIND, VERSION = "backup", 1
+BACKUP = artifact.Kind("backup", 1)
 STATE, LISTS = "state", "lists"  # folders of a backup; there are no lists where the store is a server
 
 
@@ -39,7 +39,7 @@ def write(paths: StatePaths, folder: Path) -> artifact.Artifact:
         raise InputError(f"{folder}: is there already; name a new folder, so that no backup is lost")
     with (
         erased.held(paths.erased),  # so that it has no half of a user
-        artifact.create(folder, kind=KIND, version=VERSION, config={}, seed=0, parents=[]) as made,
+        artifact.create(folder, kind=BACKUP, config={}, seed=0, parents=[]) as made,
     ):
         made.chmod(0o700)  # it names users, and holds what tokens are signed with
         copy = StatePaths(folder=made / STATE, store="")
@@ -55,7 +55,7 @@ def write(paths: StatePaths, folder: Path) -> artifact.Artifact:
             (made / LISTS).mkdir()
             with closing(LmdbStore(lists)) as store:
                 store.copy(made / LISTS)
-    return artifact.read(folder, kind=KIND, version=VERSION)
+    return artifact.read(folder, BACKUP)
 
 
 def restore(folder: Path, paths: StatePaths) -> None:
@@ -63,7 +63,7 @@ def restore(folder: Path, paths: StatePaths) -> None:
 
     InputError where a state is there already, ArtifactError where the backup is damaged.
     """
-    backup = artifact.read(folder, kind=KIND, version=VERSION)
+    backup = artifact.read(folder, BACKUP)
     lists, home = _lists_of(paths), paths.folder.absolute()
     inside = lists is not None and lists.is_relative_to(home)
     for free in [paths.folder] + ([] if lists is None or inside else [lists]):

@@ -46,7 +46,7 @@ def run(config: Config) -> None:
     """Serve until told to stop. InputError for options that cannot be met, ArtifactError where the run has no ads."""
     _check(config)
     paths = paths_of(config)
-    tables = artifact.read(config.folder("data"), kind="tables", version=1)
+    tables = artifact.read(config.folder("data"), artifact.TABLES)
     from leadre.serve.processes import bootstrap, supervisor
 
     bootstrap.fill(paths, tables)

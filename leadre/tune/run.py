@@ -31,7 +31,6 @@ if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
     from leadre.tune.sft import TrainingHistory, Validate
     from leadre.tune.threads import ThreadBuilder
 
-KIND, VERSION = "model", 3
 VALIDATION_USERS = 200
 VALIDATION_BEAM = 20
 
@@ -89,18 +88,16 @@ def run(config: Config) -> None:
     """Write ``work/<run>/tune-sft``, or say that it is current. InputError for options that cannot be met."""
     _check(config)
     folder = config.folder("tune-sft")
-    tables = artifact.read(config.folder("data"), kind="tables", version=1)
-    codebook = artifact.read(config.folder("semid"), kind="codebook", version=1)
+    tables = artifact.read(config.folder("data"), artifact.TABLES)
+    codebook = artifact.read(config.folder("semid"), artifact.CODEBOOK)
     effective, parents = dataclasses.asdict(config), [tables, codebook]
-    if artifact.current(folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents):
-        progress.say(f"tune: {folder} is current, nothing to do")
+    output = artifact.Output(folder=folder, kind=artifact.MODEL, config=effective, seed=config.seed, parents=parents)
+    if output.skip("tune"):
         return
     from leadre.tune import plots
 
     checkpoint = config.folder(".tune-sft.checkpoint")
-    with artifact.create(
-        folder, kind=KIND, version=VERSION, config=effective, seed=config.seed, parents=parents
-    ) as temporary:
+    with output.create() as temporary:
         backbone, prompter, live, source = prepare(config, tables, codebook)
         threads = _threads(config, prompter)
         sentences = _sentences(config, threads, live)
@@ -118,8 +115,8 @@ def latest(given: config.Common) -> Path:
     if not (tuned.exists() and valued.exists()):
         return valued if valued.exists() else tuned
     try:
-        before = artifact.glance(tuned, kind=KIND, version=VERSION).hash
-        if artifact.glance(valued, kind=KIND, version=VERSION).meta["parents"].get(tuned.name) == before:
+        before = artifact.glance(tuned, artifact.MODEL).hash
+        if artifact.glance(valued, artifact.MODEL).meta["parents"].get(tuned.name) == before:
             return valued
     except ArtifactError:
         return valued  # whoever reads the two is told what is wrong with them

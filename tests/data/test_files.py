@@ -308,14 +308,14 @@ def test_the_stage_leaves_nothing_half_written(logs: Logs, tmp_path: Path) -> No
     good = run.Config(run="mine", work=tmp_path / "work", source="files", path=logs())
     run.run(good)
     folder = good.folder("data")
-    before = artifact.read(folder, kind="tables", version=1)
+    before = artifact.read(folder, artifact.TABLES)
     assert histories.load(before).ads.height == 4
     run.run(good)  # nothing changed: skipped
-    assert artifact.read(folder, kind="tables", version=1).meta == before.meta
+    assert artifact.read(folder, artifact.TABLES).meta == before.meta
     write(tmp_path / "logs", "events", broken(at=START), "csv")
     with pytest.raises(InputError):
         run.run(dataclasses.replace(good, max_bad_share=0.0))
-    assert artifact.read(folder, kind="tables", version=1).meta == before.meta
+    assert artifact.read(folder, artifact.TABLES).meta == before.meta
     assert [path.name for path in folder.parent.iterdir()] == ["data"]
     run.run(dataclasses.replace(good, max_bad_share=0.5))  # other logs under the same path are read again
     assert pl.read_parquet(folder / "bad_rows.parquet").height > 0

@@ -20,7 +20,7 @@ SMALL = {"source": "world", "world_users": 60, "world_ads": 60, "world_contents"
 
 
 def load(folder):
-    return histories.load(artifact.read(folder, kind="tables", version=1))
+    return histories.load(artifact.read(folder, artifact.TABLES))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_the_prior_gives_them_the_mean(cold):
 
 
 def test_no_hidden_objects_means_the_same_bytes(work, cold):
-    made = artifact.read(work / "plain" / "data", kind="tables", version=1)
+    made = artifact.read(work / "plain" / "data", artifact.TABLES)
     assert histories.HIDDEN not in made.meta["files"]
     assert not load(work / "plain" / "data").hidden_O.any()
 
@@ -117,7 +117,7 @@ def test_errors_teach(tmp_path):
 def test_they_get_their_ids_from_a_codebook_that_was_fitted_without_them(work, cold, tiny_encoder):
     options = {"work": work, "encoder": str(tiny_encoder), "levels": (8, 4), "collisions": 24}
     semid.run(semid.Config(run="cold", collaborative=0.5, collaborative_dim=6, **options))
-    book = codebooks.load(artifact.read(work / "cold" / "semid", kind="codebook", version=1))
+    book = codebooks.load(artifact.read(work / "cold" / "semid", artifact.CODEBOOK))
     rows_O = book.rows(cold.objects["object_id"].to_list())
     known = int((~cold.hidden_O).sum())
     assert (rows_O[~cold.hidden_O] < known).all() and (rows_O[cold.hidden_O] >= known).all()

@@ -20,7 +20,7 @@ def write_lists(
     root: Path, logs, *, step="generate", seed: int = 0, swap=None, data=None, split=histories.TEST, model=None
 ) -> Path:
     """Random lists for every request of a split, both views; `swap(request, view, ads)` may spoil them."""
-    data = data or artifact.read(root / "data", kind="tables", version=1)
+    data = data or artifact.read(root / "data", artifact.TABLES)
     parents = [data] if model is None else [data, model]
     rng = np.random.default_rng(seed)
     rows = []
@@ -31,7 +31,7 @@ def write_lists(
             if ads is not None:
                 rows.append({"request": r, "view": view, "ads": ads.tolist(), "scores": [0.0] * len(ads)})
     schema = {"request": pl.Int32, "view": pl.String, "ads": pl.List(pl.Int32), "scores": pl.List(pl.Float32)}
-    with artifact.create(root / step, kind="lists", version=1, config={}, seed=seed, parents=parents) as folder:
+    with artifact.create(root / step, kind=artifact.LISTS, config={}, seed=seed, parents=parents) as folder:
         pl.DataFrame(rows, schema=schema).write_parquet(folder / "lists.parquet")
         told = {"request": rows[0]["request"], "prompt": "Who? <b>& what</b>", "generated": []}
         told["generated"] = [{"ad_id": "x", "title": "<script>alert(1)</script>", "logprob": -1.5}]
@@ -54,7 +54,7 @@ def market(tmp_path_factory):
     data_run.run(
         data_run.Config(run="tiny", work=work, source="world", world_users=60, world_ads=50, world_contents=10)
     )
-    return work, histories.load(artifact.read(work / "tiny" / "data", kind="tables", version=1))
+    return work, histories.load(artifact.read(work / "tiny" / "data", artifact.TABLES))
 
 
 @pytest.fixture

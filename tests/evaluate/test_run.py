@@ -163,9 +163,9 @@ def test_an_ad_that_is_not_live_stops_the_run_and_leaves_nothing(run_folder):
 
 def test_lists_of_other_logs_are_refused(run_folder, tmp_path):
     work, logs = run_folder
-    with artifact.create(tmp_path / "x" / "data", kind="tables", version=1, config={}, seed=0, parents=[]) as folder:
+    with artifact.create(tmp_path / "x" / "data", kind=artifact.TABLES, config={}, seed=0, parents=[]) as folder:
         (folder / "other").write_text("other logs")
-    other = artifact.read(tmp_path / "x" / "data", kind="tables", version=1)
+    other = artifact.read(tmp_path / "x" / "data", artifact.TABLES)
     helpers.write_lists(work / "tiny", logs, data=other)
     with pytest.raises(ArtifactError, match="other logs than"):
         run.run(helpers.config(Config, work))
@@ -214,9 +214,9 @@ def test_lists_of_another_model_or_split_do_not_choose_the_weight(run_folder, tm
     test = helpers.write_lists(work / "tiny", logs, step="generate-test")
     with pytest.raises(InputError, match="no request of the valid split"):
         run.run(helpers.config(Config, work, rerank=test))
-    with artifact.create(tmp_path / "tune-sft", kind="model", version=3, config={}, seed=0, parents=[]) as folder:
+    with artifact.create(tmp_path / "tune-sft", kind=artifact.MODEL, config={}, seed=0, parents=[]) as folder:
         (folder / "other").write_text("another model")
-    other = artifact.read(tmp_path / "tune-sft", kind="model", version=3)
+    other = artifact.read(tmp_path / "tune-sft", artifact.MODEL)
     valid = helpers.write_lists(work / "tiny", logs, step="generate-valid", split=histories.VALID, model=other)
     with pytest.raises(ArtifactError, match="another model wrote these lists"):
         run.run(helpers.config(Config, work, rerank=valid))
@@ -225,7 +225,7 @@ def test_lists_of_another_model_or_split_do_not_choose_the_weight(run_folder, tm
 def test_cold_start_is_told_where_objects_are_hidden(tmp_path):
     settings = {"source": "world", "world_users": 60, "world_ads": 50, "world_contents": 10, "hide": 0.2}
     data_run.run(data_run.Config(run="tiny", work=tmp_path, **settings))
-    logs = histories.load(artifact.read(tmp_path / "tiny" / "data", kind="tables", version=1))
+    logs = histories.load(artifact.read(tmp_path / "tiny" / "data", artifact.TABLES))
     helpers.write_lists(tmp_path / "tiny", logs)
     run.run(helpers.config(Config, tmp_path))
     figures = json.loads((tmp_path / "tiny" / "evaluate" / "metrics.json").read_text())

@@ -104,9 +104,9 @@ def test_text_vectors_of_a_collaborative_codebook_get_zero_columns():
 
 def test_save_and_load(tmp_path):
     book = line_book([10.0, 0.0, 10.0], ["ä", "b", "c"])
-    with artifact.create(tmp_path / "semid", kind="codebook", version=1, config={}, seed=0, parents=[]) as folder:
+    with artifact.create(tmp_path / "semid", kind=artifact.CODEBOOK, config={}, seed=0, parents=[]) as folder:
         book.save(folder)
-    again = codebooks.load(artifact.read(tmp_path / "semid", kind="codebook", version=1))
+    again = codebooks.load(artifact.read(tmp_path / "semid", artifact.CODEBOOK))
     assert again.version == book.version
     assert again.object_ids == book.object_ids and again.sizes == book.sizes
     assert np.array_equal(again.codes_OL, book.codes_OL)

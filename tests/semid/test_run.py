@@ -27,7 +27,7 @@ def options(work, tiny_encoder):
 
 
 def read(folder):
-    return artifact.read(folder, kind="codebook", version=1)
+    return artifact.read(folder, artifact.CODEBOOK)
 
 
 def test_makes_a_codebook_once_and_the_same_bytes_again(work, options, capsys):
@@ -35,7 +35,7 @@ def test_makes_a_codebook_once_and_the_same_bytes_again(work, options, capsys):
     semid_stage.run(config)
     first = read(work / "w" / "semid")
     book = codebooks.load(first)
-    logs = histories.load(artifact.read(work / "w" / "data", kind="tables", version=1))
+    logs = histories.load(artifact.read(work / "w" / "data", artifact.TABLES))
     assert book.object_ids == tuple(logs.objects["object_id"].to_list())
     assert book.sizes == (8, 4, 16)
     assert len(np.unique(book.codes_OL, axis=0)) == len(book.object_ids)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from leadre.evaluate.ablation.compare import AblationRow
 
-KIND, VERSION = "ablation", 1
+ABLATION = artifact.Kind("ablation", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def make(settings: Config, stages: StageConfigs, rows: Sequence[Variant], row: V
         run_dpo.run(prefer)
     answers = dataclasses.replace(stages.generate, run=name, split=stages.evaluate.split, step="generate")
     generate.run(dataclasses.replace(answers, model="sft" if row.dpo is None else "dpo"))
-    return artifact.read(settings.work / name / "generate", kind=generate.KIND, version=generate.VERSION)
+    return artifact.read(settings.work / name / "generate", artifact.LISTS)
 
 
 def _name(settings: Config, row: Variant, seed: int) -> str:
@@ -131,22 +131,21 @@ def _write(
 ) -> None:
     """Compare the lists and write the artifact, unless it is current."""
     folder = settings.folder("evaluate-ablation")
-    tables = artifact.read(settings.folder("data"), kind="tables", version=1)
+    tables = artifact.read(settings.folder("data"), artifact.TABLES)
     # their folders share one name, so they are named by row and seed rather than as parents
     lists = {row.name: {str(seed): each.hash for seed, each in made[row.name].items()} for row in rows}
     told = [dataclasses.asdict(row) for row in rows]
     effective = dataclasses.asdict(settings) | {"stages": None, "rows": told, "lists": lists}
     effective |= {"split": stages.evaluate.split, "users": stages.evaluate.users}
-    if artifact.current(folder, kind=KIND, version=VERSION, config=effective, seed=settings.seed, parents=[tables]):
-        progress.say(f"ablation: {folder} is current, nothing to do")
+    output = artifact.Output(folder=folder, kind=ABLATION, config=effective, seed=settings.seed, parents=[tables])
+    if output.skip("ablation"):
         return
     from leadre.data import histories
     from leadre.evaluate.ablation import compare as ablation
 
     logs = histories.load(tables)
     requests_R = evaluate.choose(stages.evaluate, logs, next(iter(made[rows[0].name].values())))
-    making = artifact.create(folder, kind=KIND, version=VERSION, config=effective, seed=settings.seed, parents=[tables])
-    with making as temporary:
+    with output.create() as temporary:
         found = ablation.compare(logs, requests_R, rows, made, resamples=settings.resamples, seed=settings.seed)
         ablation.write(temporary, found, run=settings.run, split=stages.evaluate.split)
     for line in _summary(found):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from leadre.evaluate.replay.answer import ReplayReport
     from leadre.serve.processes.model_server import ModelServer
 
-KIND, VERSION = "replay", 1
+REPLAY = artifact.Kind("replay", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,16 +107,16 @@ def _model(bidder: serve.Config) -> AbstractContextManager[ModelServer | None]:
         return nullcontext()
     from leadre.serve.processes.model_server import ModelServer
 
-    tables = artifact.read(bidder.folder("data"), kind="tables", version=1)
-    codebook = artifact.read(bidder.folder("semid"), kind="codebook", version=1)
-    return ModelServer(tables, codebook, artifact.read(folder, kind="model", version=3), beam=bidder.beam)
+    tables = artifact.read(bidder.folder("data"), artifact.TABLES)
+    codebook = artifact.read(bidder.folder("semid"), artifact.CODEBOOK)
+    return ModelServer(tables, codebook, artifact.read(folder, artifact.MODEL), beam=bidder.beam)
 
 
 def _write(settings: Config, report: ReplayReport) -> None:
     folder = settings.folder("evaluate-replay")
     effective = {**dataclasses.asdict(settings), "stages": None}
     summary = {**vars(report), "differences": len(report.differences), "compared": report.compared}
-    with artifact.create(folder, kind=KIND, version=VERSION, config=effective, seed=settings.seed, parents=[]) as made:
+    with artifact.create(folder, kind=REPLAY, config=effective, seed=settings.seed, parents=[]) as made:
         (made / "replay.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         with (made / "differences.csv").open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)

@@ -247,9 +247,9 @@ def work(job: ListJob, worker: str) -> int:
 
 def load(job: ListJob) -> tuple[TunedSearcher, NDArray[np.int64]]:
     """The model, and the request of each user among those of its log."""
-    tables = artifact.read(job.tables, kind="tables", version=1)
-    codebook = artifact.read(job.codebook, kind="codebook", version=1)
-    model = artifact.read(job.model, kind="model", version=3)
+    tables = artifact.read(job.tables, artifact.TABLES)
+    codebook = artifact.read(job.codebook, artifact.CODEBOOK)
+    model = artifact.read(job.model, artifact.MODEL)
     logs = histories.load(tables)
     users, ads = users_of(logs, job.now_us, job.since_us), candidates(logs, job.now_us, job.live_days)
     logs, requests = as_of(logs, job.now_us, users, ads)

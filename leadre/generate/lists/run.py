@@ -56,9 +56,9 @@ def run(config: Config) -> None:
             raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants 1 or more")
     folder = tune.latest(config) if config.model == "latest" else config.folder(f"tune-{config.model}")
     parents = [
-        artifact.read(config.folder("data"), kind="tables", version=1),
-        artifact.read(config.folder("semid"), kind="codebook", version=1),
-        artifact.read(folder, kind=tune.KIND, version=tune.VERSION),
+        artifact.read(config.folder("data"), artifact.TABLES),
+        artifact.read(config.folder("semid"), artifact.CODEBOOK),
+        artifact.read(folder, artifact.MODEL),
     ]
     from leadre.data import histories
     from leadre.generate.lists import job as lists

@@ -78,9 +78,9 @@ def generate(plan: Plan) -> None:
     assert plan.model is not None
     try:
         parts = (
-            artifact.read(plan.tables, kind="tables", version=1),
-            artifact.read(plan.codebook, kind="codebook", version=1),
-            artifact.read(plan.model, kind="model", version=3),
+            artifact.read(plan.tables, artifact.TABLES),
+            artifact.read(plan.codebook, artifact.CODEBOOK),
+            artifact.read(plan.model, artifact.MODEL),
         )
     except ArtifactError as error:
         progress.say(f"serve: bids go on without the language model: {error}")

@@ -70,10 +70,8 @@ def run(config: Config) -> None:
     model = parents[2]
     inherited = {name: value for name, value in model.meta["config"].items() if name in INHERITED}
     effective = dataclasses.asdict(config) | {"sft": inherited}
-    if artifact.current(
-        folder, kind=tune.KIND, version=tune.VERSION, config=effective, seed=config.seed, parents=parents
-    ):
-        progress.say(f"tune-dpo: {folder} is current, nothing to do")
+    output = artifact.Output(folder=folder, kind=artifact.MODEL, config=effective, seed=config.seed, parents=parents)
+    if output.skip("tune-dpo"):
         return
     import torch
 
@@ -86,9 +84,7 @@ def run(config: Config) -> None:
     saved.check_ids(model, parents[1])
     if config.threads:
         torch.set_num_threads(config.threads)
-    with artifact.create(
-        folder, kind=tune.KIND, version=tune.VERSION, config=effective, seed=config.seed, parents=parents
-    ) as temporary:
+    with output.create() as temporary:
         codebook = saved.tuned_ids(codebooks.load(parents[1]), model)
         loaded = saved.load(
             parents[0], codebook, model, training=True, money=PriceExponents(config.money, config.money_prior)
@@ -145,12 +141,12 @@ def _check(config: Config) -> None:
 
 def _parents(config: Config) -> list[artifact.Artifact]:
     """Tables, codebook, fine-tuned model and, where the rule on_policy wants it, what that very model generated."""
-    tables = artifact.read(config.folder("data"), kind="tables", version=1)
-    codebook = artifact.read(config.folder("semid"), kind="codebook", version=1)
-    model = artifact.read(config.folder("tune-sft"), kind=tune.KIND, version=tune.VERSION)
+    tables = artifact.read(config.folder("data"), artifact.TABLES)
+    codebook = artifact.read(config.folder("semid"), artifact.CODEBOOK)
+    model = artifact.read(config.folder("tune-sft"), artifact.MODEL)
     if not config.on_policy:
         return [tables, codebook, model]
-    lists = artifact.read(config.folder(config.lists), kind="lists", version=1)
+    lists = artifact.read(config.folder(config.lists), artifact.LISTS)
     if any(lists.meta["parents"].get(parent.path.name) != parent.hash for parent in (tables, codebook, model)):
         raise ArtifactError(
             f"{lists.path}: another model or other logs made these lists; "

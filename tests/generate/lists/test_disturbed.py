@@ -28,7 +28,7 @@ from ..tiny import LISTS, argv, children, done, lines_of, wait_for
 
 @pytest.fixture(scope="module")
 def logs(work):
-    return histories.load(artifact.read(work / "r" / "data", kind="tables", version=1))
+    return histories.load(artifact.read(work / "r" / "data", artifact.TABLES))
 
 
 @pytest.mark.parametrize(("writing", "is_carried"), [("put", False), ("_remember", False), ("put", True)])

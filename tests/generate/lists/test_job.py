@@ -23,7 +23,7 @@ from ..tiny import LISTS, argv, done, lines_of
 
 @pytest.fixture(scope="module")
 def logs(work):
-    return histories.load(artifact.read(work / "r" / "data", kind="tables", version=1))
+    return histories.load(artifact.read(work / "r" / "data", artifact.TABLES))
 
 
 # The moment

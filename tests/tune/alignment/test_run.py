@@ -18,7 +18,7 @@ def verb(name, work, flags=""):
 
 
 def model(work):
-    return artifact.read(work / "r" / "tune-sft", kind="model", version=3)
+    return artifact.read(work / "r" / "tune-sft", artifact.MODEL)
 
 
 def linked(work, made):

@@ -70,11 +70,11 @@ def aligned(tiny_encoder, tiny_llama, tmp_path_factory):
 
 
 def model(work, step="tune-dpo"):
-    return artifact.read(work / "r" / step, kind="model", version=3)
+    return artifact.read(work / "r" / step, artifact.MODEL)
 
 
 def lists(work, step):
-    made = artifact.read(work / "r" / step, kind="lists", version=1)
+    made = artifact.read(work / "r" / step, artifact.LISTS)
     return made, pl.read_parquet(made.path / "lists.parquet")
 
 
@@ -129,7 +129,7 @@ def test_the_last_model_is_the_one_by_value_until_another_is_fine_tuned(aligned,
 
 def test_negatives_answer_training_requests_of_the_users_asked_for(aligned):
     made, negatives = lists(aligned, "generate-negatives")
-    logs = histories.load(artifact.read(aligned / "r" / "data", kind="tables", version=1))
+    logs = histories.load(artifact.read(aligned / "r" / "data", artifact.TABLES))
     requests = histories.choose_requests(logs, split="train", users=8, seed=0)
     assert negatives["request"].unique().sort().to_list() == requests.tolist()
     assert "step" not in made.meta["config"] and made.meta["config"]["split"] == "train"
