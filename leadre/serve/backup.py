@@ -17,7 +17,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from leadre import artifact, database
-from leadre.auction.budget import ledger
+from leadre.auction.budget import schema
 from leadre.auction.budget.ledger import Ledger
 from leadre.errors import InputError
 from leadre.serve.catalogue import database as records
@@ -44,7 +44,7 @@ def write(paths: StatePaths, folder: Path) -> artifact.Artifact:
         made.chmod(0o700)  # it names users, and holds what tokens are signed with
         copy = StatePaths(folder=made / STATE, store="")
         copy.folder.mkdir()
-        _copy_database(paths.ledger, ledger.MIGRATIONS, copy.ledger)
+        _copy_database(paths.ledger, schema.MIGRATIONS, copy.ledger)
         _copy_files([paths.tables / training.POSITION, *_visible(paths.tables)], paths.tables, copy.tables)
         _copy_files(event_log.segments(paths.events), paths.events, copy.events)
         _copy_database(paths.book, records.MIGRATIONS, copy.book)

@@ -66,7 +66,7 @@ class Traffic:
             (leases,) = desk.settle(
                 [
                     LedgerRequest(
-                        [LeaseRequest(worker="w", campaign_id=CAMPAIGN, least_nanos=9_000_000, want_nanos=9_000_000)],
+                        [LeaseRequest(worker="w", campaign_id=CAMPAIGN, min_nanos=9_000_000, max_nanos=9_000_000)],
                         [],
                     )
                 ],

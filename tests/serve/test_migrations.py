@@ -142,13 +142,13 @@ def test_ledger_of_the_first_schema_keeps_its_sums_and_charges_on(tmp_path: Path
     with Ledger(written(tmp_path / "old.db", LEDGER_1)) as ledger, Ledger(tmp_path / "new.db") as new:
         assert schema(ledger.connection) == schema(new.connection)
         assert ledger.verify() == [] and ledger.log_number == 7
-        assert (ledger.spent("c"), ledger.held("c"), ledger.written_off("c")) == (300, 200, 40)
+        assert (ledger.spent("c"), ledger.reserved("c"), ledger.written_off("c")) == (300, 200, 40)
         assert ledger.left("c", NOW_US) == 500 and ledger.knows("e1", NOW_US)
         orders = [Charge(event_id=name, campaign_id="c", nanos=150, at_us=NOW_US, lease_id=5) for name in ("e2", "e3")]
         repeated, first = ledger.apply(orders, NOW_US)
         assert repeated == ChargeResult(nanos=200, written_off_nanos=40, is_new=False)
         assert first == ChargeResult(nanos=150, written_off_nanos=0, is_new=True)
-        (lease,) = ledger.apply([LeaseRequest(worker="w", campaign_id="c", want_nanos=10)], NOW_US)
+        (lease,) = ledger.apply([LeaseRequest(worker="w", campaign_id="c", max_nanos=10)], NOW_US)
         assert isinstance(lease, Lease) and lease.lease_id == 6
         assert ledger.verify() == []
 
@@ -209,7 +209,7 @@ def test_ledger_of_november_2026_keeps_every_sum(state: StatePaths, expected: di
         now_us = expected["now_us"]
         sums = {
             "spent": {name: ledger.spent(name) for name in CAMPAIGNS},
-            "held": {name: ledger.held(name) for name in CAMPAIGNS},
+            "held": {name: ledger.reserved(name) for name in CAMPAIGNS},
             "written_off": {name: ledger.written_off(name) for name in CAMPAIGNS},
             "left": {name: ledger.left(name, now_us) for name in CAMPAIGNS},
         }
@@ -294,7 +294,7 @@ def test_bidder_goes_on_from_the_state_of_november_2026(state: StatePaths, expec
         assert {name: ledger.spent(name) for name in CAMPAIGNS} == expected["logged_charges"], (
             "the log is caught up with"
         )
-        assert ledger.held("daily") == expected["held"]["daily"] - unbooked["daily"] and ledger.verify() == []
+        assert ledger.reserved("daily") == expected["held"]["daily"] - unbooked["daily"] and ledger.verify() == []
         (counts,) = bidder.desk.settle([CountsRequest()], bidder.now_us)
         impressions, clicks, _ = counts.by_ad["daily-1"]
         (record,) = bidder.desk.settle([RecordRequest("x-1")], bidder.now_us)
@@ -324,7 +324,7 @@ def test_bidder_goes_on_from_the_state_of_november_2026(state: StatePaths, expec
         assert ledger.spent("daily") == expected["logged_charges"]["daily"] + 1_500_000 and ledger.verify() == []
         bidder.now_us += 3_600_000_000
         ledger.expire(bidder.now_us)
-        assert not any(ledger.held(name) for name in CAMPAIGNS) and ledger.verify() == []
+        assert not any(ledger.reserved(name) for name in CAMPAIGNS) and ledger.verify() == []
 
 
 def test_tables_of_november_2026_grow_by_the_records_behind_their_position(

@@ -1,4 +1,4 @@
-"""What passes between bid workers, events and the ledger: one message, one dataclass. Money is in nanos."""
+"""Messages between workers, the event processor and the ledger. Money is in nanos of the campaign's currency."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ FOREVER = (1 << 63) - 1  # us
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """What caps a campaign's charges, in all and a day; 0 = no cap. ``zone``: an IANA name.
+    """Caps of a campaign's charges, in all and for a day; 0 = no cap. ``zone``: an IANA name.
 
-    ``hold_s``: how long after a bid its charge may still come from the lease, so no shorter than the token's life.
+    ``pending_s``: for how long after a lease's end its bids may still be charged to it; at least the token's lifetime.
     """
 
     total_nanos: int = 0
     daily_nanos: int = 0
     zone: str = "UTC"
-    hold_s: int = 600
+    pending_s: int = 600
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeaseRequest:
-    """A worker wants to bid. It gets a `Lease` of ``least_nanos`` to ``want_nanos``, or None: the budget is used up."""
+    """A worker's request for budget. Result: a `Lease` of ``min_nanos`` to ``max_nanos``, None if less is free."""
 
     worker: str
     campaign_id: str
-    want_nanos: int
-    least_nanos: int = 1
+    max_nanos: int
+    min_nanos: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lease:
-    """A slice of a budget. Its worker alone may bid from it, before ``expires_at_us``."""
+    """A part of a budget that only its worker may bid from, before ``expires_at_us``."""
 
     lease_id: int
     campaign_id: str
@@ -42,15 +42,15 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Release:
-    """The worker bids no more from a lease, of which it has reserved so much in all: the rest returns. Idempotent."""
+    """A worker's end of a lease. ``reserved_nanos`` is the sum that its bids reserved: the rest returns. Idempotent."""
 
     lease_id: int
     reserved_nanos: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Refund:
-    """A bid lost: what was reserved for it returns. One ``event_id`` counts once, as for a charge of 0."""
+class Void:
+    """The end of a lost bid's reservation. An ``event_id`` counts once, as in `Charge`. Result: `ChargeResult` of 0."""
 
     event_id: str
     campaign_id: str
@@ -61,7 +61,7 @@ class Refund:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Charge:
-    """What an advertiser owes for an event at ``at_us``. One ``event_id`` counts once. Becomes `ChargeResult`."""
+    """Nanos that an advertiser owes for an event at ``at_us``. An ``event_id`` counts once. Result: `ChargeResult`."""
 
     event_id: str
     campaign_id: str
@@ -73,12 +73,12 @@ class Charge:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChargeResult:
-    """What became of a charge: booked and written off. ``is_new`` is False for an event that was known already."""
+    """Nanos charged and written off. ``is_new`` is False for an event that was known already."""
 
     nanos: int
     written_off_nanos: int
     is_new: bool
 
 
-LedgerOrder = LeaseRequest | Release | Refund | Charge
+LedgerOrder = LeaseRequest | Release | Void | Charge
 LedgerResult = Lease | ChargeResult | None

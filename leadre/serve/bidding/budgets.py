@@ -51,14 +51,16 @@ class Budgets:
         """One round with the ledger. PeerError where it is not there; what was asked is asked again later."""
         wanted, self._wanted = self._wanted, {}
         releases = [order for each in self._slices.values() for order in each.releases(now_us)]
-        asks = [(each, ask) for name in wanted if (ask := (each := self._slices[name]).ask(wanted[name], now_us))]
+        asks = [
+            (each, ask) for name in wanted if (ask := (each := self._slices[name]).lease_request(wanted[name], now_us))
+        ]
         leases: Sequence[Lease | None] = [None] * len(asks)
         try:
             if asks or releases:
                 leases = await self._send([*(ask for _, ask in asks), *releases])
         finally:
             for (each, _), lease in zip(asks, leases, strict=True):
-                each.take(lease, now_us)
+                each.accept(lease, now_us)
 
     async def close(self) -> None:
         """Give back all that is left."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leadre.auction.budget.ledger import day_of
+from leadre.auction.budget.days import day_of
 from leadre.serve.bidding.context import Candidates, ImpState, RequestContext
 from leadre.serve.protocol import openrtb
 from leadre.store.contract import Cap

@@ -25,7 +25,7 @@ import msgspec
 
 from leadre import database
 from leadre.auction.budget.ledger import Ledger
-from leadre.auction.budget.messages import Charge, ChargeResult, Refund
+from leadre.auction.budget.messages import Charge, ChargeResult, Void
 from leadre.errors import InputError, StorageError
 from leadre.serve.events import event_log
 from leadre.serve.events.event_log import EventLog, EventRecord
@@ -165,7 +165,7 @@ class EventProcessor:
     def _enter(self, record: EventRecord, now_us: int) -> ChargeResult:
         campaign_id, at_us = record.outcome.campaign_id, record.outcome.at_us
         key, lease_id, until_us = record.key, record.lease_id, record.known_until_us
-        order: Charge | Refund = Charge(
+        order: Charge | Void = Charge(
             event_id=key,
             campaign_id=campaign_id,
             nanos=record.owed_nanos,
@@ -174,14 +174,14 @@ class EventProcessor:
             known_until_us=until_us,
         )
         if record.refund_nanos:
-            order = Refund(
+            order = Void(
                 event_id=key,
                 campaign_id=campaign_id,
                 nanos=record.refund_nanos,
                 lease_id=lease_id,
                 known_until_us=until_us,
             )
-        charged = self.ledger.enter(order, now_us)
+        charged = self.ledger.execute(order, now_us)
         assert isinstance(charged, ChargeResult)
         return charged
 

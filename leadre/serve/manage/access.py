@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from leadre.auction.budget.ledger import SpendToday
+from leadre.auction.budget.sums import SpendToday
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.events.event_log import RequestRecord

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadre import telemetry
-from leadre.auction.budget.ledger import SpendToday
+from leadre.auction.budget.sums import SpendToday
 from leadre.errors import PeerError, StoreDown
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.manage.access import Backend, Spend

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from leadre import database
-from leadre.auction.budget import ledger
+from leadre.auction.budget import schema, sums
 from leadre.errors import PeerError, StoreDown
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.events import event_log
@@ -118,10 +118,10 @@ class ManagementBackend:
         assert isinstance(answer, ReportReply), answer
         return [Spend(**msgspec.structs.asdict(day)) for day in answer.days]
 
-    def charged_today(self) -> Sequence[ledger.SpendToday]:
+    def charged_today(self) -> Sequence[sums.SpendToday]:
         """From the ledger itself, so that it is known while the writer is away."""
-        with closing(database.connect(self.paths.ledger, ledger.MIGRATIONS, read_only=True)) as connection:
-            return ledger.today(connection, time.time_ns() // 1000)
+        with closing(database.connect(self.paths.ledger, schema.MIGRATIONS, read_only=True)) as connection:
+            return sums.spend_today(connection, time.time_ns() // 1000)
 
     def counts(self) -> Mapping[str, tuple[int, int, int]]:
         """Ad -> impressions, clicks, conversions since the log begins."""

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 import msgspec
 
 from leadre import database, telemetry
-from leadre.auction.budget.ledger import Ledger, day_of
+from leadre.auction.budget.days import day_of
+from leadre.auction.budget.ledger import Ledger
 from leadre.auction.budget.messages import Budget, Lease
 from leadre.errors import StorageError, StoreDown, TokenError
 from leadre.serve.catalogue import database as records

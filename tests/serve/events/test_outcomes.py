@@ -110,13 +110,13 @@ def test_what_the_budget_cannot_pay_is_written_off(books: EventProcessor) -> Non
 
 
 def test_a_lost_bid_gives_back_what_was_reserved(books: EventProcessor) -> None:
-    (lease,) = books.ledger.apply([LeaseRequest(worker="w", campaign_id="c", want_nanos=400)], NOW)
+    (lease,) = books.ledger.apply([LeaseRequest(worker="w", campaign_id="c", max_nanos=400)], NOW)
     assert isinstance(lease, Lease)
     for _ in range(2):
         books.take([report("loss", 1, lease_id=lease.lease_id)], NOW)
-        assert books.ledger.held("c") == 300
+        assert books.ledger.reserved("c") == 300
     books.take([report("bill", 2, lease_id=lease.lease_id), report("loss", 2, lease_id=lease.lease_id)], NOW)
-    assert books.ledger.held("c") == 240, "what was billed was not lost"
+    assert books.ledger.reserved("c") == 240, "what was billed was not lost"
 
 
 def test_what_becomes_of_the_cap(books: EventProcessor) -> None:
@@ -134,14 +134,14 @@ def test_what_becomes_of_the_cap(books: EventProcessor) -> None:
 
 
 def test_tests_cost_nothing_and_teach_nothing(books: EventProcessor) -> None:
-    (lease,) = books.ledger.apply([LeaseRequest(worker="w", campaign_id="c", want_nanos=400)], NOW)
+    (lease,) = books.ledger.apply([LeaseRequest(worker="w", campaign_id="c", max_nanos=400)], NOW)
     assert isinstance(lease, Lease)
     for charge_type in ("cpm", "cpc", "cpa"):
         number = {"cpm": 1, "cpc": 2, "cpa": 3}[charge_type]
         change = {"charge_type": charge_type, "is_test": True, "lease_id": lease.lease_id}
         effects = books.take([report(kind, number, event_id="order-1", **change) for kind in KINDS], NOW)
         assert {(effect.charged_nanos, effect.cap) for effect in effects} == {(0, "")}
-    assert books.ledger.spent("c") == 0 and books.ledger.held("c") == 400
+    assert books.ledger.spent("c") == 0 and books.ledger.reserved("c") == 400
     assert {(one.is_test, one.is_training, one.owed_nanos) for one in logged(books)} == {(True, False, 0)}
     assert books.take([report("conv", 4, event_id="order-1")], NOW)[0].is_new, "nor do they stand in a real one's way"
 

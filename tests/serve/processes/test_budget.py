@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from leadre import database
-from leadre.auction.budget import ledger
+from leadre.auction.budget import schema
 from leadre.auction.budget.ledger import Ledger
 from leadre.serve.events import event_log
 from leadre.serve.events.event_log import EventRecord
@@ -66,7 +66,7 @@ def deliver(url):
 
 def booked(bidder):
     """(charged, held, written off) of the campaign."""
-    with closing(database.connect(bidder.state / "ledger.db", ledger.MIGRATIONS, read_only=True)) as reader:
+    with closing(database.connect(bidder.state / "ledger.db", schema.MIGRATIONS, read_only=True)) as reader:
         query = "SELECT charged_nanos, held_nanos, written_off_nanos FROM budgets WHERE campaign_id = 'scarce'"
         return reader.execute(query).fetchone() or (0, 0, 0)
 
@@ -112,4 +112,4 @@ def test_eight_workers_killed_at_random_charge_the_budget_and_no_more(work, tmp_
     with Ledger(bidder.state / "ledger.db") as books:
         assert books.verify() == []
         books.expire((int(time.time()) + HOLD_S + 10) * 1_000_000)
-        assert books.held("scarce") == 0
+        assert books.reserved("scarce") == 0

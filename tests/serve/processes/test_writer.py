@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from leadre import database
-from leadre.auction.budget import ledger
+from leadre.auction.budget import schema
 from leadre.errors import StorageError
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
@@ -43,7 +43,7 @@ def bill(paths):
 
 
 def booked(paths):
-    with closing(database.connect(paths.ledger, ledger.MIGRATIONS, read_only=True)) as books:
+    with closing(database.connect(paths.ledger, schema.MIGRATIONS, read_only=True)) as books:
         return books.execute("SELECT ifnull(sum(charged_nanos), 0) FROM budgets").fetchone()[0]
 
 

@@ -1,0 +1,28 @@
+"""Calendar days of a campaign's time zone: 23, 24 or 25 hours, and half hours on Lord Howe Island."""
+
+from __future__ import annotations
+
+import zoneinfo
+from datetime import UTC, date, datetime, time, timedelta
+
+from leadre.errors import InputError
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def day_of(at_us: int, zone: str) -> date:
+    """The calendar day of an instant in an IANA zone. InputError for an unknown zone."""
+    return (EPOCH + timedelta(microseconds=at_us)).astimezone(_zone(zone)).date()
+
+
+def day_ends_us(day: date, zone: str) -> int:
+    """The first instant after a day of a zone."""
+    midnight = datetime.combine(day + timedelta(days=1), time(), _zone(zone))
+    return (midnight - EPOCH) // timedelta(microseconds=1)
+
+
+def _zone(name: str) -> zoneinfo.ZoneInfo:
+    try:
+        return zoneinfo.ZoneInfo(name)  # cached by zoneinfo
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise InputError(f"time zone {name!r} is unknown; use an IANA name such as Europe/Rome") from error
