@@ -130,9 +130,9 @@ def test_reading_checks_kind_version_and_bytes_and_says_what_to_run(tmp_path: Pa
     with pytest.raises(ArtifactError, match="no tables artifact here; run `leadre data --run first`"):
         artifact.read(folder, artifact.TABLES)
     made = make(folder)
-    for kind, version in (("codebook", 1), ("tables", 2)):
+    for kind in (artifact.CODEBOOK, artifact.Kind("tables", 2)):
         with pytest.raises(ArtifactError, match="holds 'tables' version 1, not"):
-            artifact.read(folder, kind=kind, version=version)
+            artifact.read(folder, kind)
     (folder / "part" / "a.txt").write_text("y")
     with pytest.raises(ArtifactError, match=r"part/a\.txt is missing or has changed"):
         artifact.read(folder, artifact.TABLES)

@@ -113,8 +113,8 @@ def test_lists_are_those_of_the_model(work, logs, undisturbed):
     from leadre.tune.answers import answer
 
     parents = [
-        artifact.read(work / "r" / step, kind=kind, version=version)
-        for step, kind, version in (("data", "tables", 1), ("semid", "codebook", 1), ("tune-sft", "model", 3))
+        artifact.read(work / "r" / step, kind)
+        for step, kind in (("data", artifact.TABLES), ("semid", artifact.CODEBOOK), ("tune-sft", artifact.MODEL))
     ]
     engine = batch.load(*parents, training=False, threads=1, logs=seen)
     for r in requests[:5]:

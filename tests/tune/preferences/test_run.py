@@ -21,7 +21,7 @@ from leadre.tune import model as saved
 from leadre.tune import run as tune
 from leadre.tune.preferences import run as run_dpo
 
-PARENTS = {"data": "tables", "semid": "codebook"}
+PARENTS = {"data": artifact.TABLES, "semid": artifact.CODEBOOK}
 
 MODEL = {
     "data": "--source world --world-users 60 --world-ads 60 --world-contents 12",
@@ -97,7 +97,7 @@ def test_preferences_make_a_model_that_can_be_asked(aligned):
 
 
 def test_what_preferences_made_weighs_prices_wherever_it_is_asked(aligned):
-    tables, codebook = (artifact.read(aligned / "r" / step, kind=kind, version=1) for step, kind in PARENTS.items())
+    tables, codebook = (artifact.read(aligned / "r" / step, kind) for step, kind in PARENTS.items())
     plain, priced = (
         saved.load(tables, codebooks.load(codebook), model(aligned, step), training=False)
         for step in ("tune-sft", "tune-dpo")
@@ -167,7 +167,7 @@ def test_what_was_not_the_models_own_is_made_again(aligned, tmp_path, capsys):
 
 def test_training_requests_are_weighed_as_they_were_for_fine_tuning(aligned):
     """By affinities that have not seen the user; what is served is weighed by those that have."""
-    tables, codebook = (artifact.read(aligned / "r" / step, kind=kind, version=1) for step, kind in PARENTS.items())
+    tables, codebook = (artifact.read(aligned / "r" / step, kind) for step, kind in PARENTS.items())
     ids, logs = codebooks.load(codebook), histories.load(tables)
     config = tune.Config(affinity=True)
     theirs = tune._live(config, logs, ids)
@@ -183,7 +183,7 @@ def test_training_requests_are_weighed_as_they_were_for_fine_tuning(aligned):
 
 
 def test_what_was_a_burn_in_for_fine_tuning_makes_no_pairs(aligned):
-    tables, codebook = (artifact.read(aligned / "r" / step, kind=kind, version=1) for step, kind in PARENTS.items())
+    tables, codebook = (artifact.read(aligned / "r" / step, kind) for step, kind in PARENTS.items())
     ids = codebooks.load(codebook)
     for step in ("tune-sft", "tune-dpo"):
         loaded = saved.load(tables, ids, model(aligned, step), training=True)
@@ -219,7 +219,7 @@ def test_who_asks_for_training_requests(aligned, tmp_path, monkeypatch, name, fl
 
 def test_a_bidder_counts_what_the_user_pays(aligned):
     """Two users who bought the same and paid the other way round: to each the one that they paid more for."""
-    tables, codebook = (artifact.read(aligned / "r" / step, kind=kind, version=1) for step, kind in PARENTS.items())
+    tables, codebook = (artifact.read(aligned / "r" / step, kind) for step, kind in PARENTS.items())
     with ModelServer(tables, codebook, model(aligned, "tune-dpo"), beam=8) as generator:
         one, other = generator.live.objects(0)[:2].tolist()
         ids, count = list(generator.objects), len(generator.live.codes_OL)
