@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
+from leadre.units import US_PER_S
+
 
 class Clock(Protocol):
     """Two readings of the time: of the calendar, and of a stopwatch that never runs backwards."""
@@ -49,5 +51,5 @@ class ManualClock:
 
     def advance(self, seconds: float) -> None:
         """Move wall time and monotonic time forward together."""
-        self.wall_us += round(seconds * 1_000_000)
+        self.wall_us += round(seconds * US_PER_S)
         self.elapsed_s += seconds

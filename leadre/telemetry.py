@@ -12,8 +12,10 @@ from collections import defaultdict
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.utils import floatToGoString
 
+from leadre.units import S_PER_DAY, S_PER_HOUR
+
 LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
-AGE_S = (60, 600, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 2 * 86400, 7 * 86400, 30 * 86400)
+AGE_S = (60, 600, *(hours * S_PER_HOUR for hours in (1, 4, 12, 24)), *(days * S_PER_DAY for days in (2, 7, 30)))
 
 ANSWERS = Counter("leadre_answers", "Bid requests answered", ["route", "outcome"])  # bid, no_bid, bad, shed, foreign
 ANSWER_S = Histogram("leadre_answer_seconds", "From the bytes' arrival to the answer", ["route"], buckets=LATENCY_S)

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadre.data.histories import Logs, train_end_us
+from leadre.units import NANOS_PER_UNIT
 
-NANOS = 1e9
 PSEUDO_PAYMENTS = 0.5  # for how many of a user's own payments the usual price counts; best of three on validation weeks
 
 
@@ -19,12 +19,12 @@ def training_prices(logs: Logs) -> NDArray[np.float64]:
     """
     counts_E = (logs.at_us_E < train_end_us(logs)) & (logs.value_nanos_E > 0)
     objects, count = logs.object_E[counts_E], len(logs.objects)
-    money_O = np.bincount(objects, weights=logs.value_nanos_E[counts_E] / NANOS, minlength=count)
+    money_O = np.bincount(objects, weights=logs.value_nanos_E[counts_E] / NANOS_PER_UNIT, minlength=count)
     events_O = np.bincount(objects, minlength=count)
     price_O = np.divide(money_O, events_O, out=np.zeros(count), where=events_O > 0)
     price_A = price_O[logs.ad_object_A]
     if "price_nanos" in logs.ads.columns:
-        listed_A = logs.ads["price_nanos"].fill_null(0).to_numpy() / NANOS
+        listed_A = logs.ads["price_nanos"].fill_null(0).to_numpy() / NANOS_PER_UNIT
         price_A = np.where(price_A > 0, price_A, listed_A)
     known_A = price_A > 0
     typical = float(np.median(price_A[known_A])) if known_A.any() else 1.0
@@ -49,7 +49,7 @@ def own_log_prices(
     """
     paid_E = logs.value_nanos_E[history] > 0
     objects, place_E, count = np.unique(logs.object_E[history][paid_E], return_inverse=True, return_counts=True)
-    log_paid_E = np.log(logs.value_nanos_E[history][paid_E] / NANOS)
+    log_paid_E = np.log(logs.value_nanos_E[history][paid_E] / NANOS_PER_UNIT)
     total = np.bincount(place_E, weights=log_paid_E, minlength=len(objects))
     own = (total + PSEUDO_PAYMENTS * log_price_O[objects]) / (count + PSEUDO_PAYMENTS)
     return objects.astype(np.int64), own

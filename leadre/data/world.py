@@ -18,12 +18,13 @@ import polars as pl
 from leadre.data import requests, tables
 from leadre.data.split import SplitTimes
 from leadre.data.tables import Tables
+from leadre.units import US_PER_DAY, US_PER_HOUR, US_PER_S
 
 REPEAT, PREFERRED = 0.4, 0.8
 WEEKS, VISITS, PLACEMENTS = 20, 20, 3
 LIVE_SHARE = 0.4  # of the ads that have started, per placement and week
-_WEEK_US = 7 * 86_400_000_000
-_EPOCH_US = int(datetime(2025, 1, 6, tzinfo=UTC).timestamp()) * 1_000_000
+_WEEK_US = 7 * US_PER_DAY
+_EPOCH_US = int(datetime(2025, 1, 6, tzinfo=UTC).timestamp()) * US_PER_S
 
 CATEGORIES = {
     "Shoes": ("running shoes", "leather boots", "canvas sneakers", "hiking boots", "summer sandals"),
@@ -131,7 +132,7 @@ def _live_through(market: Market, user: int, rng: np.random.Generator, log: _Log
         request_id, where = f"visit-{user:05d}-{visit:03d}", f"placement-{placement}"
         for _ in range(int(rng.integers(0, 3))):
             content = _pick(np.arange(len(market.category_C)), market.category_C == liked, rng)
-            view_us = at_us - int(rng.integers(1, 3_600_000_000))
+            view_us = at_us - int(rng.integers(1, US_PER_HOUR))
             log.rows.append((_user(user), view_us, "content", f"content-{content:04d}", "view", 0, None, None))
         live = np.flatnonzero(market.live_WPA[week, placement])
         for ad in rng.choice(live, size=min(3, len(live)), replace=False):

@@ -26,6 +26,7 @@ from leadre.evaluate.retrieval import slices
 from leadre.evaluate.retrieval.measure import METRICS, Ads, View
 from leadre.generate.channels import CHANNELS
 from leadre.semid import codebook
+from leadre.units import NANOS_PER_UNIT
 
 OURS, FUSED, RERANKED = "leadre", "leadre+counts", "sft+price"
 CASES, SHOWN = 6, 10
@@ -190,7 +191,7 @@ def _case(inputs: ReportInputs, r: int, told: Mapping[str, Any] | None, listed: 
         "prompt": None if told is None else told["prompt"],
         "generated": shown,
         "bought": [
-            {"title": titles[int(a)], "money": int(nanos) / 1e9, "hit": ids[int(a)] in shown_ids}
+            {"title": titles[int(a)], "money": int(nanos) / NANOS_PER_UNIT, "hit": ids[int(a)] in shown_ids}
             for a, nanos in zip(relevant, value_nanos, strict=True)
         ],
     }

@@ -16,12 +16,12 @@ from typing import Protocol
 import msgspec
 
 from leadre.errors import InputError
+from leadre.units import US_PER_DAY
 
 EVERYBODY = "*"  # whose list is for whoever has none
 MAX_RECENT, MAX_SEGMENTS = 1024, 256
 MAX_USER_BYTES, MAX_CAMPAIGN_BYTES = 400, 96
 MAX_SWITCHES = 16  # how far back `rollback` can go
-US_PER_DAY = 86_400_000_000
 DAYS_KEPT = 2  # caps of a day are forgotten so many days later, when it has ended in every time zone
 
 

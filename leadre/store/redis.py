@@ -27,7 +27,6 @@ from leadre.errors import InputError, StoreDown
 from leadre.store.contract import (
     DAYS_KEPT,
     EVERYBODY,
-    US_PER_DAY,
     Cap,
     ListVersions,
     Profile,
@@ -37,10 +36,11 @@ from leadre.store.contract import (
     first_day,
     is_possible,
 )
+from leadre.units import US_PER_DAY, US_PER_S
 
 BULK_TIMEOUT_MS = 10_000.0
 PAGE = 1000
-CAPS_TTL_S = (DAYS_KEPT + 2) * US_PER_DAY // 1_000_000
+CAPS_TTL_S = (DAYS_KEPT + 2) * US_PER_DAY // US_PER_S
 STATE, CURRENT = b"leadre:versions", b"leadre:current"  # all versions; the name of the current one, for READ
 
 _lists = msgspec.msgpack.Decoder(StoredList)

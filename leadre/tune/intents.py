@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from leadre.data.histories import Logs
 
-US_PER_DAY = 86_400_000_000
 DECAY_PER_VISIT = 0.985  # an interest halves in 46 visits; the best of a few values on the validation weeks
 
 

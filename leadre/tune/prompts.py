@@ -26,9 +26,9 @@ import numpy as np
 
 from leadre.data.histories import AD, CONTENT, Logs
 from leadre.lm.layout import Ids, Layout
-from leadre.tune.intents import US_PER_DAY, LongTerm, VisitIndex, group_visits, long_term
+from leadre.tune.intents import LongTerm, VisitIndex, group_visits, long_term
+from leadre.units import NANOS_PER_UNIT, US_PER_DAY, US_PER_S
 
-NANOS = 1_000_000_000
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 PARTS = ("night", "morning", "afternoon", "evening")  # a quarter of the day each
 TITLE_WORDS = 8  # tokens of a title inside a prompt
@@ -106,7 +106,7 @@ class PromptWriter:
         """
         if not (self.blocks.context and self.blocks.words):
             return self.text("\n")
-        at = datetime.fromtimestamp(at_us / 1e6, UTC)
+        at = datetime.fromtimestamp(at_us / US_PER_S, UTC)
         when = f"\n{DAYS[at.weekday()]} {PARTS[at.hour // 6]}"
         if not self.blocks.placement or placement < 0 or len(self.logs.placements) < 2:
             return self.text(f"{when}:")
@@ -178,7 +178,7 @@ class PromptWriter:
         for i in range(min(self.blocks.described, len(interests.objects_N)) if self.blocks.words else 0):
             title = self._words(" " + self._titles[interests.objects_N[i]])[:TITLE_WORDS]
             days = (now_us - int(interests.last_us_N[i])) // US_PER_DAY
-            dollars = round(int(interests.money_nanos_N[i]) / NANOS)
+            dollars = round(int(interests.money_nanos_N[i]) / NANOS_PER_UNIT)
             fact = self.text(f", {interests.count_N[i]} times for {dollars}, {days} days ago;")
             if len(title) + len(fact) > left:
                 break

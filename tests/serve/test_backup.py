@@ -20,11 +20,11 @@ from leadre.serve.paths import StatePaths
 from leadre.serve.processes.writer_state import WriterState
 from leadre.store import erased, open_store
 from leadre.store.contract import Profile, ProfileEvent, StoredList
+from leadre.units import US_PER_DAY
 
 from .conftest import make_token
 
 CAMPAIGN, AD = "c1", "a1"
-DAY_US = 86_400_000_000
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_backups_under_traffic_agree_with_themselves_and_a_bidder_goes_on_from_o
         charged = sum(each.outcome.charge_nanos for each in bills)
         assert desk.ledger.verify() == [] and desk.ledger.spent(CAMPAIGN) == charged > 0
         now_us = time.time_ns() // 1000
-        (days,) = desk.settle([ReportRequest([CAMPAIGN], now_us - DAY_US, now_us + DAY_US)], now_us)
+        (days,) = desk.settle([ReportRequest([CAMPAIGN], now_us - US_PER_DAY, now_us + US_PER_DAY)], now_us)
         assert sum(day.charged_nanos for day in days.days) == charged
         assert sum(day.clicks for day in days.days) == sum(each.outcome.kind == "click" for each in bills)
         assert "gone" in desk.erased and "u1" not in desk.erased

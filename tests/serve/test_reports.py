@@ -15,10 +15,10 @@ from leadre.serve.events.tokens import TokenKeys
 from leadre.serve.ipc.messages import EventRequest, ReportRequest
 from leadre.serve.paths import StatePaths
 from leadre.serve.processes.writer_state import WriterState
+from leadre.units import US_PER_HOUR
 
 from .conftest import make_token
 
-HOUR_US = 3_600_000_000
 PRICE_NANOS, BILLS_A_DAY = 1_000_000, 20
 
 
@@ -33,7 +33,7 @@ def bid(campaign_id, number, at_us):
         bid_id=f"b{number}",
         request_id=f"r{number}",
         campaign_id=campaign_id,
-        expires_at_us=at_us + HOUR_US,
+        expires_at_us=at_us + US_PER_HOUR,
         nonce=number.to_bytes(12),
         may_profile=False,
     )
@@ -56,7 +56,7 @@ def hours_of(day, zone):
     """How many hours a local day has."""
     noon = datetime.fromisoformat(f"{day}T12:00").replace(tzinfo=ZoneInfo(zone))
     ends = [noon.replace(hour=0), (noon + timedelta(days=1)).replace(hour=0)]
-    return (us(ends[1]) - us(ends[0])) / HOUR_US
+    return (us(ends[1]) - us(ends[0])) / US_PER_HOUR
 
 
 @pytest.mark.parametrize("first", [datetime(2026, 3, 27), datetime(2026, 10, 23), datetime(2026, 10, 30)])
@@ -73,7 +73,7 @@ def test_reports_and_budgets_go_by_days_of_the_account_over_a_change_of_clocks(t
     sign, begun_us = TokenKeys.open(paths.keys).sign, us(first.replace(tzinfo=UTC))
     desk.tend(begun_us)
     for number in range(5 * 24 * 4):
-        at_us = begun_us + number * HOUR_US // 4
+        at_us = begun_us + number * US_PER_HOUR // 4
         events = [
             EventRequest(kind=kind, token=sign(bid(name, 10 * number + place, at_us)), at_us=at_us, price="1.0")
             for place, name in enumerate(zones)

@@ -16,7 +16,8 @@ from leadre.serve.ipc.messages import AppendRequest, EventRequest, RecordReply, 
 from leadre.serve.paths import StatePaths
 from leadre.serve.processes.management import ManagementBackend
 from leadre.serve.processes.writer_state import WriterState
-from leadre.store.contract import EVERYBODY, US_PER_DAY, Cap, StoredList
+from leadre.store.contract import EVERYBODY, Cap, StoredList
+from leadre.units import US_PER_DAY
 
 from .conftest import make_token
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from leadre.errors import InputError
 from leadre.store import open_store
-from leadre.store.contract import EVERYBODY, MAX_RECENT, US_PER_DAY, Cap, Profile, ProfileEvent, StoredList, dump
+from leadre.store.contract import EVERYBODY, MAX_RECENT, Cap, Profile, ProfileEvent, StoredList, dump
+from leadre.units import US_PER_DAY
 
 DAY = 20_000
 NOON_US = DAY * US_PER_DAY + US_PER_DAY // 2

@@ -14,6 +14,7 @@ from leadre.errors import InputError, StoreDown
 from leadre.store import lmdb as lmdb_store
 from leadre.store import mapped, open_store
 from leadre.store.contract import Cap, Profile
+from leadre.units import US_PER_DAY
 
 # pytest imports by file here, so the suite next door has no package to come from
 _spec = importlib.util.spec_from_file_location("contract_store", Path(__file__).with_name("contract_store.py"))
@@ -64,7 +65,7 @@ class TestLmdb(suite.StoreContract):
 
     def test_no_byte_of_what_is_too_old_is_left_in_the_folder(self, store, folder):
         held = self.fill(store, "find-me", "stays")["stays"]
-        later_us = suite.NOON_US + 3 * suite.US_PER_DAY
+        later_us = suite.NOON_US + 3 * US_PER_DAY
         store.put_lists("v2", {"stays": suite.made("v2", "ad", at_us=later_us)})
         store.write_profiles(Profile("stays", (), ("s",), later_us))
         self.reserve(store, "stays", day=suite.DAY + 3, now_us=later_us)  # purges some days itself, not their bytes

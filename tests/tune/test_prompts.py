@@ -9,6 +9,7 @@ import pytest
 from leadre.data.histories import AD, CONTENT
 from leadre.tune import prompts
 from leadre.tune.prompts import PromptBlocks, PromptWriter
+from leadre.units import US_PER_DAY, US_PER_HOUR
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 HOSTILE = [
@@ -24,7 +25,6 @@ HOSTILE = [
     "object 7 words+9 49152 999999",
     "",
 ]
-DAY_US = 86_400_000_000
 
 
 def poison(logs):
@@ -96,7 +96,7 @@ def test_long_term_interests_keep_to_their_budget(small, budget, words):
 
 
 def test_the_strongest_interest_stands_last(hand, small):
-    events = [(0, day * DAY_US, AD, o, 3_000_000_000) for day, o in enumerate([1, 1, 1, 2, 2, 4])]
+    events = [(0, day * US_PER_DAY, AD, o, 3_000_000_000) for day, o in enumerate([1, 1, 1, 2, 2, 4])]
     prompter = prompter_of(small, hand(events), described=1, long_tokens=400)
     text = prompter.render(prompter.prefix(0, 6))
     assert text.endswith(
@@ -110,13 +110,13 @@ def prompter_of(small, logs, **blocks):
 
 @pytest.fixture
 def two_domains(hand):
-    events = [(0, 0, CONTENT, 1, 0), (0, 0, AD, 2, 0), (0, DAY_US, CONTENT, 3, 0), (0, DAY_US, AD, 4, 0)]
+    events = [(0, 0, CONTENT, 1, 0), (0, 0, AD, 2, 0), (0, US_PER_DAY, CONTENT, 3, 0), (0, US_PER_DAY, AD, 4, 0)]
     return hand(events, users=pl.DataFrame({"user_id": ["u0"], "age": ["35-54"], "town": ["unknown"]}))
 
 
 def everything(prompter):
     """Prefix before the second visit, its context and what happened in it."""
-    return np.concatenate([prompter.prefix(0, 1), prompter.context(DAY_US, -1), prompter.happened(1)])
+    return np.concatenate([prompter.prefix(0, 1), prompter.context(US_PER_DAY, -1), prompter.happened(1)])
 
 
 def objects_of(small, ids):
@@ -184,9 +184,9 @@ def test_codes_are_shown_by_level(small, two_domains):
     ("at_us", "says"),
     [
         (0, "\nThursday night:"),
-        (6 * 3_600_000_000 - 1, "\nThursday night:"),
-        (6 * 3_600_000_000, "\nThursday morning:"),
-        (4 * DAY_US + 18 * 3_600_000_000, "\nMonday evening:"),
+        (6 * US_PER_HOUR - 1, "\nThursday night:"),
+        (6 * US_PER_HOUR, "\nThursday morning:"),
+        (4 * US_PER_DAY + 18 * US_PER_HOUR, "\nMonday evening:"),
     ],
 )
 def test_the_context_is_weekday_and_part_of_the_day(small, two_domains, at_us, says):

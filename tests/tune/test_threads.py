@@ -8,8 +8,7 @@ import pytest
 from leadre.data.histories import AD, TEST, TRAIN, VALID
 from leadre.tune.prompts import PromptBlocks, PromptWriter
 from leadre.tune.threads import ThreadBuilder, Window
-
-HOUR = 3_600_000_000
+from leadre.units import US_PER_HOUR
 
 
 def as_of(logs, r):
@@ -160,8 +159,8 @@ def objects_until(small, thread, at):
 
 def test_two_visits_at_one_instant_do_not_see_each_other(small, hand):
     logs = hand(
-        [(0, HOUR, AD, 1, 0), (0, 2 * HOUR, AD, 2, 0), (0, 2 * HOUR, AD, 3, 0)],
-        [(0, 2 * HOUR, "train", [2]), (0, 2 * HOUR, "train", [3])],
+        [(0, US_PER_HOUR, AD, 1, 0), (0, 2 * US_PER_HOUR, AD, 2, 0), (0, 2 * US_PER_HOUR, AD, 3, 0)],
+        [(0, 2 * US_PER_HOUR, "train", [2]), (0, 2 * US_PER_HOUR, "train", [3])],
     )
     threads = threads_of(small, logs)
     for window in (*threads.training(0), *threads.serving(np.array([0, 1]))):
@@ -173,8 +172,8 @@ def test_two_visits_at_one_instant_do_not_see_each_other(small, hand):
 def test_outcomes_that_come_late_are_not_seen_by_requests_before_them(small, hand):
     """A click now, its conversion an hour later; another request in between."""
     logs = hand(
-        [(0, HOUR, AD, 1, 0), (0, 4 * HOUR, AD, 2, 0), (0, 5 * HOUR, AD, 3, 0)],
-        [(0, 2 * HOUR, "train", [3]), (0, 3 * HOUR, "train", [2]), (0, 5 * HOUR, "train", [3])],
+        [(0, US_PER_HOUR, AD, 1, 0), (0, 4 * US_PER_HOUR, AD, 2, 0), (0, 5 * US_PER_HOUR, AD, 3, 0)],
+        [(0, 2 * US_PER_HOUR, "train", [3]), (0, 3 * US_PER_HOUR, "train", [2]), (0, 5 * US_PER_HOUR, "train", [3])],
     )
     threads = threads_of(small, logs)
     (window,) = threads.serving(np.arange(3))
@@ -186,8 +185,13 @@ def test_outcomes_that_come_late_are_not_seen_by_requests_before_them(small, han
 def test_a_request_after_everything_the_log_holds(small, hand):
     """It has no visit of its own, and there is no later user either."""
     logs = hand(
-        [(0, HOUR, AD, 1, 0), (1, HOUR, AD, 2, 0)],
-        [(0, 2 * HOUR, "test", []), (1, HOUR, "train", [2]), (1, 2 * HOUR, "test", []), (1, 3 * HOUR, "test", [])],
+        [(0, US_PER_HOUR, AD, 1, 0), (1, US_PER_HOUR, AD, 2, 0)],
+        [
+            (0, 2 * US_PER_HOUR, "test", []),
+            (1, US_PER_HOUR, "train", [2]),
+            (1, 2 * US_PER_HOUR, "test", []),
+            (1, 3 * US_PER_HOUR, "test", []),
+        ],
     )
     threads = threads_of(small, logs)
     windows = threads.serving(np.array([0, 2, 3]))
@@ -200,16 +204,19 @@ def test_a_request_after_everything_the_log_holds(small, hand):
 
 def test_requests_without_an_outcome_are_not_learnt_from(small, hand):
     logs = hand(
-        [(0, HOUR, AD, 1, 0), (0, 3 * HOUR, AD, 2, 0)],
-        [(0, HOUR, "train", [1]), (0, 2 * HOUR, "train", []), (0, 3 * HOUR, "train", [2])],
+        [(0, US_PER_HOUR, AD, 1, 0), (0, 3 * US_PER_HOUR, AD, 2, 0)],
+        [(0, US_PER_HOUR, "train", [1]), (0, 2 * US_PER_HOUR, "train", []), (0, 3 * US_PER_HOUR, "train", [2])],
     )
     windows = threads_of(small, logs).training(0)
     assert sorted(np.concatenate([window.requests for window in windows]).tolist()) == [0, 2]
 
 
 def test_a_visit_longer_than_a_window_gets_one_of_its_own(small, hand):
-    events = [(0, HOUR, AD, o, 0) for o in range(8)] + [(0, 2 * HOUR, AD, 1, 0), (0, 3 * HOUR, AD, 2, 0)]
-    logs = hand(events, [(0, t * HOUR, "train", [1]) for t in (1, 2, 3)])
+    events = [(0, US_PER_HOUR, AD, o, 0) for o in range(8)] + [
+        (0, 2 * US_PER_HOUR, AD, 1, 0),
+        (0, 3 * US_PER_HOUR, AD, 2, 0),
+    ]
+    logs = hand(events, [(0, t * US_PER_HOUR, "train", [1]) for t in (1, 2, 3)])
     windows = threads_of(small, logs, short_tokens=1).training(0)
     assert [(w.start, w.stop, w.requests.tolist()) for w in windows] == [(0, 1, [0]), (1, 2, [1]), (2, 3, [2])]
 

@@ -10,8 +10,7 @@ import sqlite3
 from leadre.auction.budget.days import day_of
 from leadre.auction.budget.messages import Budget
 from leadre.auction.budget.schema import NO_CAP
-
-SECOND_US = 1_000_000
+from leadre.units import US_PER_S
 
 
 def set_budget(connection: sqlite3.Connection, campaign_id: str, budget: Budget, now_us: int) -> None:
@@ -22,7 +21,7 @@ def set_budget(connection: sqlite3.Connection, campaign_id: str, budget: Budget,
     connection.execute(
         "INSERT INTO budgets (campaign_id, zone, hold_us, daily_nanos, cap_nanos) VALUES (?1, ?2, ?3, ?4, ?5)"
         " ON CONFLICT DO UPDATE SET zone = ?2, hold_us = ?3, daily_nanos = ?4",
-        (campaign_id, budget.zone, budget.pending_s * SECOND_US, daily_nanos, total_nanos),
+        (campaign_id, budget.zone, budget.pending_s * US_PER_S, daily_nanos, total_nanos),
     )
     days = connection.execute(
         "SELECT day, charged_nanos + held_nanos FROM days WHERE campaign_id = ? AND day >= ?", (campaign_id, today)

@@ -7,10 +7,11 @@ gives the reply to `accept`, and sends what `releases` returns.
 from __future__ import annotations
 
 from leadre.auction.budget.messages import FOREVER, Lease, LeaseRequest, Release
+from leadre.units import US_PER_S
 
 FIRST_BIDS = 4  # the first lease pays for so many bids
-RETRY_US = 500_000  # until the next request for a budget that is used up: leases of other workers end
-DRAINED_US = 1_000_000  # a lease used up faster than this doubles the next one
+RETRY_US = US_PER_S // 2  # until the next request for a budget that is used up: leases of other workers end
+DRAINED_US = US_PER_S  # a lease used up faster than this doubles the next one
 
 
 class _OpenLease:

@@ -23,9 +23,9 @@ from leadre.auction.budget import balances, sums, transfers
 from leadre.auction.budget.messages import Budget, Charge, LeaseRequest, LedgerOrder, LedgerResult, Void
 from leadre.auction.budget.schema import MIGRATIONS, NO_CAP
 from leadre.errors import InputError
+from leadre.units import US_PER_DAY, US_PER_S
 
-SECOND_US = 1_000_000
-KEEP_LEASE_US = 30 * 86_400 * SECOND_US  # after its end: a late charge still finds the day of its bid
+KEEP_LEASE_US = 30 * US_PER_DAY  # after its end: a late charge still finds the day of its bid
 
 
 class Ledger:
@@ -33,7 +33,7 @@ class Ledger:
 
     def __init__(self, path: Path, *, lease_s: float = 10.0) -> None:
         self.connection = database.connect(path, MIGRATIONS)
-        self._lease_us = round(lease_s * SECOND_US)
+        self._lease_us = round(lease_s * US_PER_S)
 
     def __enter__(self) -> Self:
         return self

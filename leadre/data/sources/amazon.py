@@ -30,11 +30,13 @@ import polars as pl
 from leadre.data import tables
 from leadre.data.tables import Tables
 from leadre.errors import InputError
+from leadre.units import US_PER_S
 
 INVENTORY = "all-items"
 MAX_LINE_BYTES = 4 << 20
-_START_US = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
-_VALID_US, _TEST_US = _START_US + 1_000_000 * 1_000_000, _START_US + 2_000_000 * 1_000_000
+_START_US = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * US_PER_S
+_VALID_US = _START_US + 1_000_000 * US_PER_S
+_TEST_US = _START_US + 2_000_000 * US_PER_S
 _ASIN = re.compile(r"""['"]asin['"]\s*:\s*['"]([^'"]+)['"]""")
 
 Bad = list[tuple[str, str, int, str, str]]  # rows of BAD_ROWS
@@ -75,7 +77,7 @@ def _tables(sequences: dict[str, list[str]], items: dict[str, dict[str, Any]], b
     position = np.concatenate([np.arange(n) for n in lengths])
     left = np.repeat(lengths, lengths) - position  # 1 = last
     assert lengths.max() < 1_000_000, f"a sequence of {lengths.max()} items would run into the validation instant"
-    at_us = np.where(left == 1, _TEST_US, np.where(left == 2, _VALID_US, _START_US + position * 1_000_000))
+    at_us = np.where(left == 1, _TEST_US, np.where(left == 2, _VALID_US, _START_US + position * US_PER_S))
     at = pl.from_epoch(pl.Series("at", at_us), time_unit="us").dt.replace_time_zone("UTC")
     user_column = pl.Series("user_id", users).gather(np.repeat(np.arange(len(users)), lengths))
     split = pl.Series("split", np.where(left == 1, "test", np.where(left == 2, "valid", "train")))

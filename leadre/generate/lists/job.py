@@ -32,9 +32,10 @@ from leadre.errors import InputError, ShardError, StoreDown
 from leadre.generate import batch as batches
 from leadre.generate.batch import TunedSearcher
 from leadre.store import erased, open_store
-from leadre.store.contract import US_PER_DAY, Profile, Store, StoredList
+from leadre.store.contract import Profile, Store, StoredList
 from leadre.tune.answers import answer
 from leadre.tune.threads import Window
+from leadre.units import US_PER_DAY, US_PER_S
 
 TIMEOUT_MS = 1000.0  # nobody waits for a page here
 RETRY_S, POLL_S = 0.25, 0.5
@@ -235,7 +236,7 @@ def work(job: ListJob, worker: str) -> int:
         windows.sort(key=lambda window: int(tokens_V[window.stop] - tokens_V[window.start]))  # stable: ties by user
         while leases.left():
             now_us = time.time_ns() // 1000
-            number = leases.take(owner, now_us, now_us + int(job.lease_s * 1e6))
+            number = leases.take(owner, now_us, now_us + int(job.lease_s * US_PER_S))
             if number is None:  # all are leased: wait, as one of their owners may be dead
                 time.sleep(POLL_S)
                 continue

@@ -19,6 +19,7 @@ from leadre import artifact, config, progress
 from leadre.artifact import Artifact
 from leadre.errors import InputError
 from leadre.tune import run as tune
+from leadre.units import US_PER_S
 
 if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
     from leadre.generate.lists import job as lists
@@ -130,7 +131,7 @@ def _version(config: Config, parents: list[Artifact], now_us: int, since_us: int
     """The moment, and a short hash of all that decides the lists."""
     decides = {name: getattr(config, name) for name in ("beam", "top", "batch", "live_days", "seed")}
     key = artifact.resume_key(decides | {"now_us": now_us, "since_us": since_us, "base": base}, parents)
-    return f"{datetime.fromtimestamp(now_us // 1_000_000, UTC):%Y%m%dT%H%M%S}-{key[:12]}"
+    return f"{datetime.fromtimestamp(now_us // US_PER_S, UTC):%Y%m%dT%H%M%S}-{key[:12]}"
 
 
 def _moment_us(text: str | None, flag: str) -> int | None:

@@ -15,7 +15,7 @@ import numpy as np
 from leadre.creative import banner as creatives
 from leadre.errors import PeerError
 from leadre.serve.bidding.context import BidDecision, Bidder, Candidates, ImpState, Market, RequestContext
-from leadre.serve.bidding.select import SECOND_US, choose
+from leadre.serve.bidding.select import choose
 from leadre.serve.bidding.user_store import UserStore
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.events.tokens import Token, event_url, nonce
@@ -24,6 +24,7 @@ from leadre.serve.protocol import consent
 from leadre.serve.protocol.openrtb import NoBid, Rendered
 from leadre.store.contract import StoredList, is_possible
 from leadre.types import Bid, Request, Source
+from leadre.units import US_PER_S
 
 MIN_S = 0.005  # with less time left no other process is asked
 GENERATED = 50  # ads wanted of the model
@@ -152,7 +153,7 @@ def _rendered(asked: RequestContext, place: ImpState, bid: Bid) -> Rendered:
         reserved_nanos=bid.price_nanos if place.lease_id else 0,
         cap_id=place.cap_id,
         issued_at_us=asked.now_us,
-        expires_at_us=asked.now_us + settings.token_s * SECOND_US,
+        expires_at_us=asked.now_us + settings.token_s * US_PER_S,
         nonce=nonce(),
         is_test=asked.request.is_test,
         may_measure=permitted.measure,

@@ -15,10 +15,9 @@ from leadre.serve.bidding.context import Candidates, ImpState, RequestContext
 from leadre.serve.protocol import openrtb
 from leadre.store.contract import Cap
 from leadre.types import Bid, Campaign, Impression, Source
+from leadre.units import EPOCH_ORDINAL, US_PER_S
 
 CONSIDERED = 20  # candidates of a place, among which exploration draws
-SECOND_US = 1_000_000
-EPOCH_DAY = 719_163  # date.toordinal() of 1970-01-01
 
 
 class _Offer(NamedTuple):
@@ -123,9 +122,9 @@ def _count(asked: RequestContext, place: ImpState, offer: _Offer) -> bool:
     if campaign.cap_per_day and not asked.request.is_test and asked.bidder.held is not None:
         place.verdicts[row] = asked.bidder.held(place.imp.imp_id, asked.market.book.ads[row].ad_id)
     elif campaign.cap_per_day and not asked.request.is_test:
-        day = day_of(asked.now_us, campaign.zone).toordinal() - EPOCH_DAY
+        day = day_of(asked.now_us, campaign.zone).toordinal() - EPOCH_ORDINAL
         cap = Cap(campaign.campaign_id, day, campaign.cap_per_day)
-        until_us = asked.now_us + asked.bidder.settings.token_s * SECOND_US
+        until_us = asked.now_us + asked.bidder.settings.token_s * US_PER_S
         place.cap_id = asked.bidder.memory.reserve(asked.user_id, cap, now_us=asked.now_us, until_us=until_us)
         if not place.cap_id:
             place.verdicts[row] = "cap"

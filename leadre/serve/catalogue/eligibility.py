@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadre.types import Ad, Campaign, Impression, Request
+from leadre.units import US_PER_S
 
 T = TypeVar("T", Ad, Campaign)
 Ints = NDArray[np.int64]
@@ -212,7 +213,7 @@ class CatalogueSnapshot:
         ):
             if not targeted.all_none:
                 yield rule, targeted.none_N | targeted.any_of(values)
-        now = datetime.fromtimestamp(now_us // 1_000_000, UTC)
+        now = datetime.fromtimestamp(now_us // US_PER_S, UTC)
         hour_Z = np.array([now.astimezone(zone).hour for zone in columns.zones], np.int64)
         yield "hour", (columns.hours_C >> hour_Z[columns.zone_C]) & 1 == 1
 

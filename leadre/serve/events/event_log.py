@@ -23,6 +23,7 @@ import msgspec
 from leadre.errors import InputError, StorageError
 from leadre.serve.events import durable
 from leadre.types import Bid, Candidate, Outcome
+from leadre.units import S_PER_HOUR, US_PER_S
 
 MAGIC = b"leadre1\n"
 _FRAME = struct.Struct("<IIQq")
@@ -95,11 +96,11 @@ class EventLog:
         folder: Path,
         *,
         segment_bytes: int = 64 << 20,
-        segment_s: float = 3600.0,
+        segment_s: float = S_PER_HOUR,
         sync: durable.Sync = os.fsync,
     ) -> None:
         self.folder = folder
-        self._most_bytes, self._most_us, self._sync = segment_bytes, round(segment_s * 1e6), sync
+        self._most_bytes, self._most_us, self._sync = segment_bytes, round(segment_s * US_PER_S), sync
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(lock_of(folder), os.O_RDWR | os.O_CREAT, 0o644)
         try:

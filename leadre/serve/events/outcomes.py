@@ -31,10 +31,10 @@ from leadre.serve.events import event_log
 from leadre.serve.events.event_log import EventLog, EventRecord
 from leadre.serve.events.tokens import Token
 from leadre.types import BidType, EventKind, Outcome
+from leadre.units import US_PER_DAY, US_PER_HOUR
 
-HOUR_US = 3_600_000_000
-LATE_CONVERSION_US = 7 * 24 * HOUR_US  # how old a conversion may be, and how long its token is taken after its end
-SAME_CONVERSION_US = 48 * HOUR_US  # one event_id within this is one conversion
+LATE_CONVERSION_US = 7 * US_PER_DAY  # how old a conversion may be, and how long its token is taken after its end
+SAME_CONVERSION_US = 48 * US_PER_HOUR  # one event_id within this is one conversion
 
 CHARGED_AT: dict[BidType, EventKind] = {"cpm": "bill", "cpc": "click", "cpa": "conv"}
 Cap = Literal["", "keep", "release"]
@@ -203,7 +203,7 @@ def _identity(report: EventReport, now_us: int) -> tuple[str, int]:
     if report.kind == "conv" and report.event_id:
         scope = "test" if token.is_test else "conv"
         return f"{scope}/{token.campaign_id}/{report.event_id}", now_us + SAME_CONVERSION_US
-    return _key(token, report.kind), max(now_us, token.expires_at_us + LATE_CONVERSION_US) + HOUR_US
+    return _key(token, report.kind), max(now_us, token.expires_at_us + LATE_CONVERSION_US) + US_PER_HOUR
 
 
 def _key(token: Token, kind: EventKind) -> str:

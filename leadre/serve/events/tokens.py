@@ -23,6 +23,7 @@ import msgspec
 from leadre.errors import ExpiredError, ForgedError, InputError
 from leadre.serve.events import durable
 from leadre.types import BidType, EventKind
+from leadre.units import US_PER_S
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
@@ -113,7 +114,7 @@ class TokenKeys:
         except (msgspec.DecodeError, ValueError) as error:
             raise ForgedError(f"the token was written by another release ({error})") from error
         if now_us > token.expires_at_us + late_us:
-            raise ExpiredError(f"the token ended {(now_us - token.expires_at_us) / 1e6:.0f} s ago")
+            raise ExpiredError(f"the token ended {(now_us - token.expires_at_us) / US_PER_S:.0f} s ago")
         return token
 
 

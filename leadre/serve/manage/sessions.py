@@ -13,8 +13,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from leadre.serve.manage.auth import ApiKeys
+from leadre.units import US_PER_HOUR
 
-LASTS_US = 12 * 3_600_000_000
+LASTS_US = 12 * US_PER_HOUR
 MAX_SESSIONS = 256  # sessions; the oldest goes
 SECRET_BYTES = 32
 

@@ -26,6 +26,7 @@ from leadre.serve.manage import views
 from leadre.serve.manage.access import TheBook, TheOutside
 from leadre.serve.manage.sessions import LASTS_US, Session, Sessions, is_ours
 from leadre.types import Status
+from leadre.units import US_PER_S
 
 COOKIE = "leadre_session"
 AFTER: dict[str, Status] = {"pause": "paused", "resume": "active"}
@@ -139,7 +140,7 @@ def log_in(request: Request, form: Sent, outside: TheOutside) -> Response:
     answer.set_cookie(
         COOKIE,
         name,
-        max_age=LASTS_US // 1_000_000,
+        max_age=LASTS_US // US_PER_S,
         httponly=True,
         samesite="strict",
         secure=request.url.scheme == "https",

@@ -22,6 +22,7 @@ from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.manage.access import Backend, Spend
 from leadre.serve.manage.history import EVERY_S, GENERATIONS, OUTCOMES, REASONS, SOURCES, MetricHistory, quantile
 from leadre.types import Ad, Campaign
+from leadre.units import NANOS_PER_UNIT, S_PER_DAY, S_PER_HOUR, S_PER_MINUTE, US_PER_S
 
 SHOWN = 10  # rows of a table
 MINUTE_S = 60.0
@@ -165,7 +166,7 @@ def _lists(outside: Backend, history: MetricHistory, now_us: int) -> View:
         lists = outside.lists()
     except StoreDown as error:
         return view | {"problem": str(error)}
-    age = _duration((now_us - lists.made_at_us) / 1e6) if lists.made_at_us else NOTHING
+    age = _duration((now_us - lists.made_at_us) / US_PER_S) if lists.made_at_us else NOTHING
     return view | {"version": lists.version, "age": age}
 
 
@@ -253,7 +254,7 @@ def _percent(part: float, whole: float) -> str:
 
 
 def _amount(nanos: int) -> str:
-    value = nanos / 1e9
+    value = nanos / NANOS_PER_UNIT
     return "< 0.01" if 0 < value < 0.01 else f"{value:,.2f}"
 
 
@@ -262,7 +263,7 @@ def _money(nanos: int, currency: str) -> str:
 
 
 def _time(at_us: int) -> str:
-    return datetime.fromtimestamp(at_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return datetime.fromtimestamp(at_us / US_PER_S, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _duration(seconds: float) -> str:
@@ -271,7 +272,7 @@ def _duration(seconds: float) -> str:
         return NOTHING
     whole = max(0, round(seconds))
     parts: list[str] = []
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+    for unit, size in (("d", S_PER_DAY), ("h", S_PER_HOUR), ("min", S_PER_MINUTE), ("s", 1)):
         if whole >= size or (unit == "s" and not parts):
             parts.append(f"{whole // size} {unit}")
             whole %= size

@@ -36,7 +36,8 @@ from leadre.serve.manage.access import Backend, Lists, Spend
 from leadre.serve.manage.history import MetricRecorder
 from leadre.serve.paths import StatePaths
 from leadre.store import erased, open_store
-from leadre.store.contract import EVERYBODY, US_PER_DAY
+from leadre.store.contract import EVERYBODY
+from leadre.units import S_PER_HOUR, US_PER_DAY
 
 if TYPE_CHECKING:
     import polars as pl
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 ERASED_S = 60.0  # for the writer's answer: an erasure rewrites files
 SOON_S, RETRY_S = 3.0, 1.0  # for all others; after silence
-RETAIN_S = 6 * 3600.0
+RETAIN_S = 6.0 * S_PER_HOUR
 HEARD_S = 1.0  # within which every bid worker knows of it, and remembers the user no more
 
 

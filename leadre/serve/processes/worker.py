@@ -63,11 +63,12 @@ from leadre.serve.protocol.openrtb import Rendered
 from leadre.serve.settings import Settings
 from leadre.store import open_store
 from leadre.types import EventKind, Impression, Request, Signals
+from leadre.units import US_PER_DAY, US_PER_S
 
 BOOK_S, BUDGETS_S, RECORDS_S, COUNTS_S = 0.2, 0.05, 0.02, 5.0  # between renewals
 HELLO_S, STORE_S, TELL_S = 1.0, 1.0, 1.0
 WRITER_S = 2.0  # how long an event waits for the disk
-LATE_US = 7 * 86_400_000_000  # conversions come so late; the writer is stricter with the others
+LATE_US = 7 * US_PER_DAY  # conversions come so late; the writer is stricter with the others
 MAX_WAITING = 10_000  # records that a stalled writer may leave with us; later ones are lost
 AT_ONCE = 500  # of them
 
@@ -255,7 +256,7 @@ class Worker:
                 telemetry.BIDS.labels(place.bid.source).inc()
         found = answer.candidates
         if found is not None and found.source == "stored" and found.made_at_us:
-            telemetry.LIST_AGE_S.observe((now_us - found.made_at_us) / 1e6)
+            telemetry.LIST_AGE_S.observe((now_us - found.made_at_us) / US_PER_S)
         if len(self._records) < MAX_WAITING:
             is_down, book = self.bidder.memory.is_down, self.bidder.market.book
             self._records.append(record(request, answer, now_us, book, self._options, is_degraded=is_down))

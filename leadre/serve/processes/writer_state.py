@@ -48,9 +48,10 @@ from leadre.serve.paths import StatePaths
 from leadre.serve.protocol import openrtb
 from leadre.store import open_store
 from leadre.store.contract import Profile, ProfileEvent
+from leadre.units import US_PER_DAY, US_PER_HOUR, US_PER_S
 
-SECOND_US, DAY_US = 1_000_000, 86_400_000_000
-COMPACT_US, RETAIN_US = 20 * SECOND_US, 3600 * SECOND_US
+COMPACT_US = 20 * US_PER_S
+RETAIN_US = US_PER_HOUR
 REMEMBERED = 20_000  # requests that can be explained
 COUNTED = {"imp": 0, "click": 1, "conv": 2}
 NOTHING = (0, 0, 0, 0)
@@ -60,7 +61,7 @@ class WriterState:
     """Books, log and counts of one bidder; made in the thread that uses it."""
 
     def __init__(self, paths: StatePaths, *, retain_days: int) -> None:
-        self.paths, self._retain_us = paths, retain_days * DAY_US
+        self.paths, self._retain_us = paths, retain_days * US_PER_DAY
         self._keys = TokenKeys.open(paths.keys)
         self.erased = ErasedUsers(paths.erased)
         self.ledger = Ledger(paths.ledger)
@@ -136,7 +137,7 @@ class WriterState:
             self.log.retain(oldest_us)
             for name in [name for name, record in self._recent.items() if record.at_us < oldest_us]:
                 del self._recent[name]
-            training.retain(self.paths.tables, datetime.fromtimestamp(oldest_us / 1e6, UTC).date())
+            training.retain(self.paths.tables, datetime.fromtimestamp(oldest_us / US_PER_S, UTC).date())
 
     def _report(self, event: EventRequest) -> EventReport | None:
         """An event as the books want it; None for a token that is not good."""

@@ -29,6 +29,7 @@ import msgspec
 from leadre.errors import BadRequest
 from leadre.serve.protocol import openrtb_schema as wire
 from leadre.types import Bid, Impression, Request, Signals, Size
+from leadre.units import NANOS_PER_CPM
 
 MAX_NANOS = 2**63 - 1  # a floor above it stands for itself: no bid reaches either
 MAX_ASKED = 100  # imps and currencies of one request; the others are left unanswered
@@ -223,7 +224,7 @@ def truncated(address: str) -> str:
 
 def nanos(cpm: float, *, up: bool) -> int:
     """Whole nanos of one impression at a CPM of 0 or more, exact for the decimal that was sent: 2.000001 is 2000001."""
-    if cpm * 1e6 >= MAX_NANOS:
+    if cpm * NANOS_PER_CPM >= MAX_NANOS:
         return MAX_NANOS
     exact = Decimal(repr(cpm)).scaleb(6)
     return math.ceil(exact) if up else math.floor(exact)
@@ -233,7 +234,7 @@ def paid_nanos(text: str) -> int | None:
     """What came back for ``${AUCTION_PRICE}``. None: bill nothing; it is AUDIT, a macro nobody filled in, no price."""
     if not re.fullmatch(r"\d{1,12}(\.\d{1,30})?([eE][+-]?\d{1,2})?", text, re.ASCII):
         return None
-    return min(math.floor(Fraction(text) * 1_000_000), MAX_NANOS)
+    return min(math.floor(Fraction(text) * NANOS_PER_CPM), MAX_NANOS)
 
 
 def convert(amount_nanos: int, source: str, target: str, rates: Rates = NO_RATES, *, up: bool) -> int | None:
@@ -321,7 +322,7 @@ def _bid(
     return wire.Bid(
         id=bid.bid_id,
         impid=bid.imp_id,
-        price=price_nanos / 1e6,
+        price=price_nanos / NANOS_PER_CPM,
         crid=bid.ad_id,
         adid=bid.ad_id,
         cid=bid.campaign_id,

@@ -16,11 +16,10 @@ import pytest
 from leadre.auction.budget.leases import RETRY_US, LeasedBudget
 from leadre.auction.budget.ledger import Ledger
 from leadre.auction.budget.messages import Budget, Charge, Lease, LeaseRequest, LedgerOrder, Release, Void
+from leadre.units import US_PER_S
 
-SECOND = 1_000_000
 
-
-def lease(number: int, nanos: int, expires_at_us: int = 10 * SECOND) -> Lease:
+def lease(number: int, nanos: int, expires_at_us: int = 10 * US_PER_S) -> Lease:
     return Lease(lease_id=number, campaign_id="c", nanos=nanos, expires_at_us=expires_at_us)
 
 
@@ -42,12 +41,12 @@ def test_bids_reserve_from_a_lease_until_it_is_used_up() -> None:
 def test_remainder_of_an_ended_lease_is_released_once() -> None:
     budget = LeasedBudget("w", "c")
     budget.lease_request(10, 0)
-    budget.accept(lease(1, 40, expires_at_us=SECOND), 0)
-    assert budget.reserve(10, SECOND - 1) == 1
-    assert budget.reserve(10, SECOND) == 0
-    assert budget.releases(SECOND) == [Release(lease_id=1, reserved_nanos=10)] and budget.releases(SECOND) == []
-    budget.lease_request(10, SECOND)
-    budget.accept(lease(2, 40), SECOND)
+    budget.accept(lease(1, 40, expires_at_us=US_PER_S), 0)
+    assert budget.reserve(10, US_PER_S - 1) == 1
+    assert budget.reserve(10, US_PER_S) == 0
+    assert budget.releases(US_PER_S) == [Release(lease_id=1, reserved_nanos=10)] and budget.releases(US_PER_S) == []
+    budget.lease_request(10, US_PER_S)
+    budget.accept(lease(2, 40), US_PER_S)
     assert budget.close() == [Release(lease_id=2, reserved_nanos=0)] and budget.close() == []
 
 
@@ -60,8 +59,8 @@ def test_leases_grow_with_demand_and_shrink_without_it() -> None:
         while budget.reserve(10, number):
             pass
     assert budget.lease_nanos == 320
-    budget.accept(lease(9, 320), 5 * SECOND)
-    budget.releases(10 * SECOND)  # most of it was not reserved
+    budget.accept(lease(9, 320), 5 * US_PER_S)
+    budget.releases(10 * US_PER_S)  # most of it was not reserved
     assert budget.lease_nanos == 160
 
 
@@ -184,7 +183,7 @@ def test_eight_workers_killed_at_random_spend_exactly_the_budget(tmp_path: Path,
         for pipe in list(workers):
             stop(pipe)
         ledger.apply([order for _, order in market.pending], time.time_ns() // 1000)
-        ledger.expire(time.time_ns() // 1000 + (PENDING_S + 1) * SECOND)
+        ledger.expire(time.time_ns() // 1000 + (PENDING_S + 1) * US_PER_S)
         assert ledger.verify() == [] and ledger.reserved("c") == 0
         charged = ledger.spent("c")
         assert kills >= 3 and ledger.written_off("c") == 0, "a lease could pay every bid"

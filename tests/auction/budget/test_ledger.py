@@ -20,13 +20,11 @@ from leadre.auction.budget import days, schema, sums, transfers
 from leadre.auction.budget.ledger import Ledger
 from leadre.auction.budget.messages import Budget, Charge, ChargeResult, Lease, LeaseRequest, Release, Void
 from leadre.errors import InputError
-
-SECOND = 1_000_000
-HOUR = 3600 * SECOND
+from leadre.units import US_PER_HOUR, US_PER_S
 
 
 def us(text: str) -> int:
-    return round(datetime.fromisoformat(text).timestamp()) * SECOND
+    return round(datetime.fromisoformat(text).timestamp()) * US_PER_S
 
 
 NOON = us("2026-03-10T12:00:00+00:00")
@@ -57,7 +55,7 @@ def charge(ledger: Ledger, event_id: str, nanos: int, lease_id: int = 0, at_us: 
 def test_charges_come_from_the_lease_and_the_rest_of_it_returns(ledger: Ledger) -> None:
     ledger.set_budget("c", Budget(total_nanos=1000, pending_s=60), NOON)
     lease = request_lease(ledger, 100)
-    assert (lease.nanos, lease.expires_at_us) == (100, NOON + 10 * SECOND)
+    assert (lease.nanos, lease.expires_at_us) == (100, NOON + 10 * US_PER_S)
     assert (ledger.reserved("c"), ledger.left("c", NOON)) == (100, 900)
     assert charge(ledger, "e1", 30, lease.lease_id) == ChargeResult(nanos=30, written_off_nanos=0, is_new=True)
     assert charge(ledger, "e1", 30, lease.lease_id) == ChargeResult(nanos=30, written_off_nanos=0, is_new=False)
@@ -67,8 +65,8 @@ def test_charges_come_from_the_lease_and_the_rest_of_it_returns(ledger: Ledger) 
     for _ in range(2):  # no bid reserved the other 40
         ledger.apply([Release(lease_id=lease.lease_id, reserved_nanos=60)], NOON)
         assert (ledger.spent("c"), ledger.reserved("c"), ledger.left("c", NOON)) == (30, 10, 960)
-    assert ledger.expire(NOON + 70 * SECOND - 1) == 0  # the bid at the lease's end may still be charged
-    assert ledger.expire(NOON + 70 * SECOND) == 10
+    assert ledger.expire(NOON + 70 * US_PER_S - 1) == 0  # the bid at the lease's end may still be charged
+    assert ledger.expire(NOON + 70 * US_PER_S) == 10
     assert (ledger.spent("c"), ledger.reserved("c"), ledger.left("c", NOON)) == (30, 0, 970)
 
 
@@ -112,7 +110,7 @@ def test_daily_budget_follows_the_days_of_the_zone(ledger: Ledger) -> None:
     ledger.set_budget("c", Budget(daily_nanos=100, zone=rome), starts)
     last = request_lease(ledger, 10, starts - 1)
     assert last.expires_at_us == starts, "the lease ends with its day"
-    charge(ledger, "late", 10, last.lease_id, at_us=starts + HOUR)  # belongs to the day of its bid
+    charge(ledger, "late", 10, last.lease_id, at_us=starts + US_PER_HOUR)  # belongs to the day of its bid
     charge(ledger, "e1", 70, at_us=starts)
     charge(ledger, "e2", 70, at_us=ends - 1)
     charge(ledger, "e3", 70, at_us=ends)
@@ -137,7 +135,7 @@ def test_daily_budget_follows_the_days_of_the_zone(ledger: Ledger) -> None:
 )
 def test_day_has_the_hours_of_its_zone(zone: str, day: date, hours: float) -> None:
     ends_us = days.day_ends_us(day, zone)
-    starts_us = ends_us - round(hours * HOUR)
+    starts_us = ends_us - round(hours * US_PER_HOUR)
     assert [days.day_of(at, zone).day for at in (starts_us - 1, starts_us, ends_us - 1)] == [
         day.day - 1 or 31,
         day.day,
@@ -184,7 +182,7 @@ def test_forget_keeps_the_sums(ledger: Ledger) -> None:
     for _ in range(2):  # past its time the event is new again, deleted or not
         assert not ledger.knows("e", NOON + 9)
         ledger.forget(NOON + 9)
-    ledger.forget(NOON + 31 * 24 * HOUR)
+    ledger.forget(NOON + 31 * 24 * US_PER_HOUR)
     assert ledger.connection.execute("SELECT count(*) FROM leases").fetchone() == (0,)
     assert ledger.spent("c") == 5 and charge(ledger, "e", 5).is_new and ledger.spent("c") == 10
 
@@ -246,7 +244,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(campaign=CAMPAIGNS, event=st.integers(0, 30), nanos=NANOS, which=st.integers(0, 9), ago=st.integers(0, 60))
     def charge(self, campaign: str, event: int, nanos: int, which: int, ago: int) -> None:
         lease_id = self.leases[-1 - which].lease_id if which < len(self.leases) else 0
-        at_us = self.now_us - ago * SECOND
+        at_us = self.now_us - ago * US_PER_S
         order = Charge(event_id=f"e{event}", campaign_id=campaign, nanos=nanos, at_us=at_us, lease_id=lease_id)
         (charged,) = self.ledger.apply([order], self.now_us)
         assert isinstance(charged, ChargeResult)
@@ -271,7 +269,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 10, 3600, 90_000]), expire=st.booleans())
     def wait(self, seconds: int, expire: bool) -> None:
-        self.now_us += seconds * SECOND
+        self.now_us += seconds * US_PER_S
         if expire:
             self.ledger.expire(self.now_us)
 
@@ -290,7 +288,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "ledger"):
-            self.ledger.expire(self.now_us + 30 * SECOND)
+            self.ledger.expire(self.now_us + 30 * US_PER_S)
             assert [self.ledger.reserved(campaign) for campaign in self.caps] == [0, 0]
             self.ledger.close()
             shutil.rmtree(self.folder)
@@ -314,7 +312,7 @@ def test_spend_today_uses_the_day_of_each_zone(ledger: Ledger, tmp_path: Path) -
         ledger.set_budget(campaign_id, Budget(zone=zone), NOON)
     for campaign_id, nanos, at_us in (
         ("utc", 5, NOON),
-        ("utc", 2, NOON - 24 * HOUR),
+        ("utc", 2, NOON - 24 * US_PER_HOUR),
         ("tokyo", 9, NOON),
         ("more", 6, NOON),
     ):

@@ -11,8 +11,6 @@ from leadre.data.histories import AD, CONTENT, TEST
 from leadre.evaluate.retrieval import measure as retrieval
 from leadre.evaluate.retrieval import rerank, slices
 
-DAY_US = 86_400_000_000
-
 
 @pytest.fixture
 def logs(hand):

@@ -16,7 +16,8 @@ from leadre.errors import InputError
 from leadre.generate.lists import job as lists
 from leadre.generate.lists import profiles as remembered
 from leadre.store import open_store
-from leadre.store.contract import EVERYBODY, US_PER_DAY, StoredList
+from leadre.store.contract import EVERYBODY, StoredList
+from leadre.units import US_PER_DAY
 
 from ..tiny import LISTS, argv, done, lines_of
 

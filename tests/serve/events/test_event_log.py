@@ -15,8 +15,7 @@ from leadre.errors import InputError, StorageError
 from leadre.serve.events import event_log
 from leadre.serve.events.event_log import EventLog, EventRecord, Record, RequestRecord, StatusRecord
 from leadre.types import Bid, Candidate, Outcome
-
-SECOND = 1_000_000
+from leadre.units import US_PER_DAY, US_PER_S
 
 
 def event(number: int, user_id: str = "u1") -> EventRecord:
@@ -127,7 +126,7 @@ def test_segments_end_by_size_and_by_age(tmp_path: Path) -> None:
     assert len(segments(tmp_path / "size")) > 3
     assert all(path.stat().st_size <= 1000 for path in segments(tmp_path / "size"))
     assert records(tmp_path / "size", after=17) == [event(number) for number in range(17, 30)]
-    for at_us in (0, 59 * SECOND, 60 * SECOND, 100 * SECOND):  # opened anew each time: age is that of the records
+    for at_us in (0, 59 * US_PER_S, 60 * US_PER_S, 100 * US_PER_S):  # opened anew each time: age is that of the records
         with EventLog(tmp_path / "age", segment_s=60) as log:
             log.append([event(at_us)], at_us)
     assert [path.name[18:20] for path in segments(tmp_path / "age")] == ["01", "03"]
@@ -150,10 +149,10 @@ def test_a_damaged_segment_is_named_and_not_skipped(tmp_path: Path) -> None:
 def test_retention_deletes_old_segments_and_numbers_go_on(tmp_path: Path) -> None:
     with EventLog(tmp_path, segment_s=1) as log:
         for day in range(4):
-            log.append([event(day)], day * 86_400 * SECOND)
-        assert log.retain(2 * 86_400 * SECOND) == 2
+            log.append([event(day)], day * US_PER_DAY)
+        assert log.retain(2 * US_PER_DAY) == 2
         assert records(tmp_path) == [event(2), event(3)]
-        assert log.retain(9 * 86_400 * SECOND) == 2 and records(tmp_path) == []
+        assert log.retain(9 * US_PER_DAY) == 2 and records(tmp_path) == []
     with EventLog(tmp_path) as log:
         assert log.append([event(4)], 0) == 5
 

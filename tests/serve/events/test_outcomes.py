@@ -21,9 +21,10 @@ from leadre.auction.budget.messages import Budget, Lease, LeaseRequest
 from leadre.errors import InputError, StorageError
 from leadre.serve.events import event_log, outcomes
 from leadre.serve.events.event_log import EventLog, EventRecord
-from leadre.serve.events.outcomes import HOUR_US, EventEffect, EventProcessor, EventReport
+from leadre.serve.events.outcomes import EventEffect, EventProcessor, EventReport
 from leadre.serve.events.tokens import Token
 from leadre.types import EventKind
+from leadre.units import US_PER_HOUR
 
 from ..conftest import make_token
 
@@ -43,7 +44,7 @@ def token(number: int = 0, **change: Any) -> Token:
         charge_nanos=7000,
         currency="EUR",
         cap_id=f"cap{number}",
-        expires_at_us=NOW + HOUR_US,
+        expires_at_us=NOW + US_PER_HOUR,
         nonce=number.to_bytes(12, "big"),
     )
     return msgspec.structs.replace(made, **change)
@@ -171,8 +172,8 @@ def test_an_erased_user_does_not_come_back_with_an_old_token(tmp_path: Path) -> 
 
 def test_conversions_have_names_and_may_come_late(books: EventProcessor) -> None:
     def conv(event_id: str, number: int = 0, hours: float = 0, ago: float = 0, **change: Any) -> bool:
-        now_us = NOW + round(hours * HOUR_US)
-        made = report("conv", number, at_us=now_us - round(ago * HOUR_US), event_id=event_id, **change)
+        now_us = NOW + round(hours * US_PER_HOUR)
+        made = report("conv", number, at_us=now_us - round(ago * US_PER_HOUR), event_id=event_id, **change)
         return books.take([made], now_us)[0].is_new
 
     assert conv("order-1") and conv("order-2") and not conv("order-1")
@@ -182,15 +183,17 @@ def test_conversions_have_names_and_may_come_late(books: EventProcessor) -> None
     assert conv("order-3", hours=168, ago=168) and not conv("order-4", hours=168, ago=168.1)
     assert conv("", number=5) and not conv("", number=5, hours=160), "without a name it is one for each bid"
     assert all(one.outcome.at_us >= NOW for one in logged(books)), "not before its request"
-    assert conv("order-9", hours=1, ago=-5) and logged(books)[-1].outcome.at_us == NOW + HOUR_US, "nor in the future"
+    assert conv("order-9", hours=1, ago=-5) and logged(books)[-1].outcome.at_us == NOW + US_PER_HOUR, (
+        "nor in the future"
+    )
 
 
 def test_nonces_are_remembered_longer_than_tokens_live(books: EventProcessor) -> None:
     books.take([report(kind) for kind in KINDS], NOW)
-    last_us = NOW + HOUR_US + outcomes.LATE_CONVERSION_US
+    last_us = NOW + US_PER_HOUR + outcomes.LATE_CONVERSION_US
     books.ledger.forget(last_us)
     assert not any(effect.is_new for effect in books.take([report(kind, at_us=last_us) for kind in KINDS], last_us))
-    books.ledger.forget(last_us + 2 * HOUR_US)
+    books.ledger.forget(last_us + 2 * US_PER_HOUR)
     assert not books.ledger.knows(outcomes._key(token(), "imp"), NOW)
 
 

@@ -17,10 +17,9 @@ from leadre.errors import StorageError
 from leadre.serve.events import training
 from leadre.serve.events.event_log import EventLog, EventRecord, Record, RequestRecord, StatusRecord
 from leadre.types import Ad, Bid, Candidate, EventKind, Outcome
+from leadre.units import US_PER_DAY, US_PER_HOUR, US_PER_S
 
-SECOND = 1_000_000
-DAY = 86_400 * SECOND
-START = round(datetime(2026, 3, 1, tzinfo=UTC).timestamp()) * SECOND
+START = round(datetime(2026, 3, 1, tzinfo=UTC).timestamp()) * US_PER_S
 ADS = [
     Ad(
         ad_id=f"a{n}",
@@ -80,22 +79,22 @@ def happened(
 def market() -> list[Record]:
     """Six days with a request and its outcomes for each of two users; a2 is live on the first day alone."""
     records: list[Record] = [StatusRecord(at_us=START, ad_id=f"a{n}", is_live=True) for n in range(3)]
-    records.append(StatusRecord(at_us=START + DAY, ad_id="a2", is_live=False))
+    records.append(StatusRecord(at_us=START + US_PER_DAY, ad_id="a2", is_live=False))
     for day in range(6):
         for user in ("u1", "u2"):
-            at_us, name = START + day * DAY + 3600 * SECOND, f"{user}-{day}"
+            at_us, name = START + day * US_PER_DAY + US_PER_HOUR, f"{user}-{day}"
             records += [
                 answered(name, at_us, user),
                 happened(name, "win", at_us + 1, user, is_training=False),
-                happened(name, "imp", at_us + 2 * SECOND, user),
-                happened(name, "click", at_us + 9 * SECOND, user),
-                happened(name, "conv", at_us + DAY, user, value=7_000_000_000),
+                happened(name, "imp", at_us + 2 * US_PER_S, user),
+                happened(name, "click", at_us + 9 * US_PER_S, user),
+                happened(name, "conv", at_us + US_PER_DAY, user, value=7_000_000_000),
             ]
     records += [
-        answered("nobody", START + DAY, user_id=""),
-        happened("nobody", "imp", START + DAY, user_id=""),
-        answered("test", START + DAY, is_test=True),
-        happened("test", "imp", START + DAY, is_test=True, is_training=False),
+        answered("nobody", START + US_PER_DAY, user_id=""),
+        happened("nobody", "imp", START + US_PER_DAY, user_id=""),
+        answered("test", START + US_PER_DAY, is_test=True),
+        happened("test", "imp", START + US_PER_DAY, is_test=True, is_training=False),
     ]
     return records
 
@@ -131,7 +130,7 @@ def test_serving_logs_are_training_logs(log: Path, tmp_path: Path) -> None:
         f"{user}-{day}" for user in ("u1", "u2") for day in range(6)
     ]
     assert made.requests["placement_id"].unique().to_list() == ["top"]
-    assert made.requests["at"].dt.epoch("us").min() == START + 3600 * SECOND
+    assert made.requests["at"].dt.epoch("us").min() == START + US_PER_HOUR
     live = dict(made.inventories.group_by("inventory_id").agg(pl.col("ad_id").sort()).rows())
     first = made.requests.sort("at")["inventory_id"][0]
     assert live.pop(first) == ["a0", "a1", "a2"] and list(live.values()) == [["a0", "a1"]]
@@ -224,7 +223,7 @@ def test_a_full_disk_leaves_the_tables_as_they_were(log: Path, tmp_path: Path) -
     training.compact(log, folder, ADS)
     before = content(folder)
     with EventLog(log) as made:
-        made.append([happened("u1-5", "click", START + 5 * DAY + 4000 * SECOND)], START)
+        made.append([happened("u1-5", "click", START + 5 * US_PER_DAY + 4000 * US_PER_S)], START)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
     try:
