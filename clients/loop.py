@@ -120,7 +120,7 @@ def tell(state: Path, after: Path) -> None:
     import polars as pl
 
     from leadre.serve.events import event_log
-    from leadre.serve.events.event_log import EventRecord, RequestRecord
+    from leadre.serve.events.records import EventRecord, RequestRecord
     from leadre.store import open_store
 
     first, second = (json.loads((state / name).read_text()) for name in ("asked.json", "asked-next.json"))
@@ -158,7 +158,7 @@ def tell(state: Path, after: Path) -> None:
     store.close()
     bought = {one.outcome.request_id for one in happened if one.outcome.kind == "conv"}
     answers = [one for one in records if isinstance(one, RequestRecord) and one.bids]
-    later = [one for one in answers if one.asked_id.startswith("1-")]
+    later = [one for one in answers if one.caller_request_id.startswith("1-")]
     sources = Counter(one.bids[0].source for one in later)
     models = {one.versions["model"][:12] for one in later if "model" in one.versions}
     trained = artifact.read(after / "tune-sft", artifact.MODEL).hash[:12]

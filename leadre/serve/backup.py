@@ -22,7 +22,7 @@ from leadre.auction.budget.ledger import Ledger
 from leadre.errors import InputError
 from leadre.serve.catalogue import database as records
 from leadre.serve.events import durable, event_log, training
-from leadre.serve.events.event_log import EventLog
+from leadre.serve.events.log_writer import EventLog
 from leadre.serve.paths import StatePaths
 from leadre.store import erased
 from leadre.store.lmdb import LmdbStore

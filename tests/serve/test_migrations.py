@@ -29,7 +29,8 @@ from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.events import event_log, training
 from leadre.serve.events.erased import ErasedUsers
-from leadre.serve.events.event_log import EventRecord, LogEntry, RequestRecord, StatusRecord
+from leadre.serve.events.event_log import LogEntry
+from leadre.serve.events.records import EventRecord, RequestRecord, StatusRecord
 from leadre.serve.events.tokens import TokenKeys
 from leadre.serve.ipc.messages import AppendRequest, CountsRequest, EventRequest, RecordRequest
 from leadre.serve.manage import auth
@@ -241,8 +242,8 @@ def test_log_of_november_2026_is_read_with_every_record(state: StatePaths, expec
 def test_log_of_november_2026_is_encoded_to_the_same_bytes(state: StatePaths) -> None:
     """The records' names in Python may change, their names on the disk may not."""
     for segment in event_log.segments(state.events):
-        entries = list(event_log._entries(segment))
-        frames = [event_log._frame(entry.number, entry.written_at_us, entry.record) for entry in entries]
+        entries = list(event_log.entries_of(segment))
+        frames = [event_log.frame(entry.number, entry.written_at_us, entry.record) for entry in entries]
         assert event_log.MAGIC + b"".join(frames) == segment.read_bytes()
 
 
@@ -298,7 +299,7 @@ def test_bidder_goes_on_from_the_state_of_november_2026(state: StatePaths, expec
         (counts,) = bidder.desk.settle([CountsRequest()], bidder.now_us)
         impressions, clicks, _ = counts.by_ad["daily-1"]
         (record,) = bidder.desk.settle([RecordRequest("x-1")], bidder.now_us)
-        assert record.record is not None and record.record.asked_id == "x-1"
+        assert record.record is not None and record.record.caller_request_id == "x-1"
         profile = bidder.store.read_profile("user-1")
         assert [event.object_id for event in profile.recent][:2] == ["o-click-1", "o-sale-1"]
         assert profile.segments == ("sport",)

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from leadre.serve.events import event_log
-from leadre.serve.events.event_log import EventRecord, RequestRecord
+from leadre.serve.events.records import EventRecord, RequestRecord
 
 from .bidder import bid_request, bids_in, event_urls, until, worker_of
 from .protocol.test_openrtb_mutated import mutated
@@ -328,6 +328,6 @@ def test_what_was_begun_is_answered_and_kept_when_it_is_told_to_end(bidder):
     kept = [
         entry.record for entry in event_log.read(bidder.state / "events") if isinstance(entry.record, RequestRecord)
     ]
-    asked = Counter(record.asked_id for record in kept)
+    asked = Counter(record.caller_request_id for record in kept)
     assert all(asked[name] == 1 for name in [*acknowledged, *(f"draining-{n}" for n in range(8))])
     bidder.start()

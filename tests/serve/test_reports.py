@@ -10,7 +10,7 @@ import pytest
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.events import event_log
-from leadre.serve.events.event_log import EventRecord
+from leadre.serve.events.records import EventRecord
 from leadre.serve.events.tokens import TokenKeys
 from leadre.serve.ipc.messages import EventRequest, ReportRequest
 from leadre.serve.paths import StatePaths

@@ -31,7 +31,7 @@ from leadre.serve.bidding.value import expected_nanos
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.catalogue.objects import ObjectIndex
 from leadre.serve.events import event_log
-from leadre.serve.events.event_log import EventRecord, RequestRecord
+from leadre.serve.events.records import EventRecord, Record, RequestRecord
 from leadre.serve.ipc.messages import GenerateReply, GenerateRequest
 from leadre.serve.processes.model_server import ModelServer
 from leadre.serve.processes.writer_state import COUNTED
@@ -162,7 +162,7 @@ def _in_their_markets(world: ReplayWorld, objects: ObjectIndex, last: int) -> It
         yield from ((answered, market) for answered in by_counted[counted])
 
 
-def _count(entry: event_log.Record, counts: Counts) -> None:
+def _count(entry: Record, counts: Counts) -> None:
     if isinstance(entry, EventRecord) and not entry.is_test and (place := COUNTED.get(entry.outcome.kind)) is not None:
         three = list(counts.get(entry.outcome.ad_id, (0, 0, 0)))
         three[place] += 1

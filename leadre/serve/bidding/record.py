@@ -16,7 +16,7 @@ import msgspec
 from leadre.serve.bidding.context import BidDecision
 from leadre.serve.bidding.select import CONSIDERED
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
-from leadre.serve.events.event_log import RequestRecord
+from leadre.serve.events.records import RequestRecord
 from leadre.serve.settings import Settings
 from leadre.types import Candidate, Impression, Request, Signals
 
@@ -51,11 +51,11 @@ def record(
     kept = [(k, row) for k, row in kept if k < CONSIDERED or row in considered]
     return RequestRecord(
         request_id=answer.request_id,
-        asked_id=request.request_id,
+        caller_request_id=request.request_id,
         at_us=now_us,
         user_id=user_id,
         is_known=answer.user_id != "",
-        asked=_asked(request, is_kept=user_id != ""),
+        request=_asked(request, is_kept=user_id != ""),
         placements={imp.imp_id: imp.placement_id for imp in request.imps if imp.placement_id},
         candidates=tuple(
             Candidate(ad_id=book.ads[row].ad_id, source=found.source, log_p=float(found.log_p_K[k])) for k, row in kept
@@ -74,9 +74,8 @@ def record(
 
 def request_of(answered: RequestRecord) -> Request:
     """The request again, as far as it decided anything. InputError where the record has none: an older release's."""
-    return msgspec.convert(
-        {**answered.asked, "request_id": answered.asked_id, "user_id": answered.user_id}, Request, strict=False
-    )
+    ids = {"request_id": answered.caller_request_id, "user_id": answered.user_id}
+    return msgspec.convert(answered.request | ids, Request, strict=False)
 
 
 def digest(settings: Settings) -> str:

@@ -28,7 +28,8 @@ from leadre.auction.budget.ledger import Ledger
 from leadre.auction.budget.messages import Charge, ChargeResult, Void
 from leadre.errors import InputError, StorageError
 from leadre.serve.events import event_log
-from leadre.serve.events.event_log import EventLog, EventRecord
+from leadre.serve.events.log_writer import EventLog
+from leadre.serve.events.records import EventRecord
 from leadre.serve.events.tokens import Token
 from leadre.types import BidType, EventKind, Outcome
 from leadre.units import US_PER_DAY, US_PER_HOUR
@@ -100,7 +101,7 @@ def decide(report: EventReport, now_us: int, was_shown: bool) -> tuple[EventReco
         outcome=outcome,
         lease_id=token.lease_id,
         owed_nanos=owed,
-        refund_nanos=token.reserved_nanos if kind == "loss" and not (was_shown or token.is_test) else 0,
+        void_nanos=token.reserved_nanos if kind == "loss" and not (was_shown or token.is_test) else 0,
         known_until_us=known_until_us,
         is_test=token.is_test,
         is_training=is_known_user and kind in ("imp", "click", "conv") and not token.is_test,
@@ -173,11 +174,11 @@ class EventProcessor:
             lease_id=lease_id,
             known_until_us=until_us,
         )
-        if record.refund_nanos:
+        if record.void_nanos:
             order = Void(
                 event_id=key,
                 campaign_id=campaign_id,
-                nanos=record.refund_nanos,
+                nanos=record.void_nanos,
                 lease_id=lease_id,
                 known_until_us=until_us,
             )

@@ -25,7 +25,7 @@ import polars as pl
 
 from leadre.data.tables import SCHEMAS, TEXT, WHOLE
 from leadre.serve.events import durable, event_log
-from leadre.serve.events.event_log import EventRecord, RequestRecord, StatusRecord
+from leadre.serve.events.records import EventRecord, RequestRecord, StatusRecord
 from leadre.types import Ad
 
 ACTIONS = {"imp": "impression", "click": "click", "conv": "conversion"}

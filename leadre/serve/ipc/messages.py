@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from leadre.auction.budget.messages import Lease, LeaseRequest, Release
-from leadre.serve.events.event_log import RequestRecord
+from leadre.serve.events.records import RequestRecord
 from leadre.store.contract import ProfileEvent
 from leadre.types import EventKind
 

@@ -12,7 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from leadre.auction.budget.sums import SpendToday
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
-from leadre.serve.events.event_log import RequestRecord
+from leadre.serve.events.records import RequestRecord
 from leadre.serve.manage.auth import ApiKey, ApiKeys
 from leadre.serve.manage.history import MetricHistory
 

@@ -17,6 +17,7 @@ from leadre.auction.budget import schema, sums
 from leadre.errors import PeerError, StoreDown
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.events import event_log
+from leadre.serve.events.records import EventRecord, Record, RequestRecord
 from leadre.serve.ipc.messages import (
     CountsReply,
     CountsRequest,
@@ -130,7 +131,7 @@ class ManagementBackend:
         assert isinstance(answer, CountsReply), answer
         return answer.by_ad
 
-    def explain(self, request_id: str) -> event_log.RequestRecord | None:
+    def explain(self, request_id: str) -> RequestRecord | None:
         """One of the last requests, "" the newest."""
         answer = self._ask(RecordRequest(request_id), SOON_S)
         assert isinstance(answer, RecordReply), answer
@@ -160,7 +161,7 @@ class ManagementBackend:
         return answer
 
 
-def _is_about(record: event_log.Record, user_id: str) -> bool:
-    if isinstance(record, event_log.RequestRecord):
+def _is_about(record: Record, user_id: str) -> bool:
+    if isinstance(record, RequestRecord):
         return record.user_id == user_id
-    return isinstance(record, event_log.EventRecord) and record.outcome.user_id == user_id
+    return isinstance(record, EventRecord) and record.outcome.user_id == user_id

@@ -36,7 +36,7 @@ from leadre.serve.catalogue import eligibility
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.catalogue.objects import ObjectIndex
 from leadre.serve.events.erased import ErasedUsers
-from leadre.serve.events.event_log import RequestRecord
+from leadre.serve.events.records import RequestRecord
 from leadre.serve.events.tokens import TokenKeys
 from leadre.serve.ipc.messages import (
     AppendRequest,

@@ -22,8 +22,9 @@ from leadre.serve.catalogue import database as records
 from leadre.serve.catalogue import eligibility
 from leadre.serve.events import event_log, training
 from leadre.serve.events.erased import ErasedUsers
-from leadre.serve.events.event_log import EventLog, EventRecord, RequestRecord, StatusRecord
+from leadre.serve.events.log_writer import EventLog
 from leadre.serve.events.outcomes import LATE_CONVERSION_US, EventProcessor, EventReport
+from leadre.serve.events.records import EventRecord, Record, RequestRecord, StatusRecord, without_user
 from leadre.serve.events.tokens import Token, TokenKeys
 from leadre.serve.ipc.messages import (
     AppendReply,
@@ -204,7 +205,7 @@ class WriterState:
         except StoreDown:
             pass
 
-    def _append(self, records: Sequence[event_log.Record], now_us: int) -> None:
+    def _append(self, records: Sequence[Record], now_us: int) -> None:
         """Write records down and count them."""
         self._catch_up()
         self.log.append(records, now_us)
@@ -224,7 +225,7 @@ class WriterState:
         known = self._recent.get(record.request_id)
         return known is not None and known.request_id == record.request_id
 
-    def _count(self, record: event_log.Record) -> None:
+    def _count(self, record: Record) -> None:
         """Add a record of the log to what follows from it."""
         if isinstance(record, RequestRecord):
             self._remember(record)
@@ -248,7 +249,7 @@ class WriterState:
 
     def _remember(self, record: RequestRecord) -> None:
         """Keep it for whoever asks why; by our ID and by the caller's."""
-        for name in (record.request_id, record.asked_id):
+        for name in (record.request_id, record.caller_request_id):
             self._recent[name] = record
         while len(self._recent) > 2 * REMEMBERED:
             self._recent.popitem(last=False)
@@ -258,7 +259,7 @@ class WriterState:
         return self._recent.get(name or next(reversed(self._recent), ""))
 
     def _without_erased(self, record: RequestRecord) -> RequestRecord:
-        return event_log.without_user(record) if record.user_id and record.user_id in self.erased else record
+        return without_user(record) if record.user_id and record.user_id in self.erased else record
 
     def _days(self, asked: ReportRequest) -> list[CampaignDay]:
         """Days of campaigns that touch a span of time, in order."""
@@ -277,7 +278,7 @@ class WriterState:
         self.erased.add(user_id)
         for name, record in list(self._recent.items()):
             if record.user_id == user_id:
-                self._recent[name] = event_log.without_user(record)
+                self._recent[name] = without_user(record)
         return self.log.erase(user_id) + training.erase(self.paths.tables, user_id)
 
     def _follow_book(self, now_us: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from leadre.__main__ import main
 from leadre.serve.events import event_log
-from leadre.serve.events.event_log import RequestRecord
+from leadre.serve.events.records import RequestRecord
 from leadre.store.contract import Profile, ProfileEvent, StoredList
 
 from ...serve.bidder import Bidder, bid_request, bids_in, event_urls, until

@@ -13,7 +13,7 @@ from leadre.serve.bidding import record
 from leadre.serve.bidding.context import BidDecision, Candidates, ImpState
 from leadre.serve.bidding.exploration import ExplorationDraws
 from leadre.serve.catalogue.eligibility import load
-from leadre.serve.events import event_log
+from leadre.serve.events.records import RequestRecord, without_user
 from leadre.types import Impression, Permissions, Request, Signals
 
 REQUEST = Request(
@@ -49,7 +49,7 @@ def kept(book, *, permitted=ALL, candidates=None, places=()):
         request_id="ours", permitted=permitted, user_id="who-asked", candidates=candidates, places=list(places)
     )
     made = record.record(REQUEST, answer, 5, book, "abc", is_degraded=False)
-    return msgspec.msgpack.decode(msgspec.msgpack.encode(made), type=event_log.RequestRecord)
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(made), type=RequestRecord)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_without_permission_nothing_of_the_user_is_kept_but_that_there_was_one(e
     made = kept(empty, permitted=Permissions(store_id=True, contextual=True, personalise=True))
     assert made.is_known and not made.user_id
     assert not any(sign in msgspec.msgpack.encode(made) for sign in (b"who-asked", b"secret-segment"))
-    assert b"secret-segment" not in msgspec.msgpack.encode(event_log.without_user(kept(empty)))
+    assert b"secret-segment" not in msgspec.msgpack.encode(without_user(kept(empty)))
 
 
 def test_whatever_was_considered_is_kept_however_far_behind(book, reader, campaign, ad):

@@ -13,7 +13,8 @@ import pytest
 
 from leadre.errors import InputError, StorageError
 from leadre.serve.events import event_log
-from leadre.serve.events.event_log import EventLog, EventRecord, Record, RequestRecord, StatusRecord
+from leadre.serve.events.log_writer import EventLog
+from leadre.serve.events.records import EventRecord, Record, RequestRecord, StatusRecord
 from leadre.types import Bid, Candidate, Outcome
 from leadre.units import US_PER_DAY, US_PER_S
 
@@ -217,7 +218,8 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path) -> 
     code = """
     import pathlib, resource, sys
     from leadre.errors import StorageError
-    from leadre.serve.events.event_log import EventLog, StatusRecord
+    from leadre.serve.events.log_writer import EventLog
+    from leadre.serve.events.records import StatusRecord
     folder = pathlib.Path(sys.argv[1])
     records = [StatusRecord(at_us=0, ad_id="x" * 100, is_live=True)] * 7
     with EventLog(folder) as log:
@@ -246,7 +248,8 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path) -> 
 def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path: Path) -> None:
     code = """
     import pathlib, sys
-    from leadre.serve.events.event_log import EventLog, StatusRecord
+    from leadre.serve.events.log_writer import EventLog
+    from leadre.serve.events.records import StatusRecord
     with EventLog(pathlib.Path(sys.argv[1]), segment_bytes=5000) as log:
         while True:
             print(log.append([StatusRecord(at_us=log.last, ad_id="a", is_live=True)] * 3, 0), flush=True)

@@ -20,8 +20,9 @@ from leadre.auction.budget.ledger import Ledger
 from leadre.auction.budget.messages import Budget, Lease, LeaseRequest
 from leadre.errors import InputError, StorageError
 from leadre.serve.events import event_log, outcomes
-from leadre.serve.events.event_log import EventLog, EventRecord
+from leadre.serve.events.log_writer import EventLog
 from leadre.serve.events.outcomes import EventEffect, EventProcessor, EventReport
+from leadre.serve.events.records import EventRecord
 from leadre.serve.events.tokens import Token
 from leadre.types import EventKind
 from leadre.units import US_PER_HOUR

@@ -15,7 +15,8 @@ from leadre.data.split import SplitTimes
 from leadre.data.tables import Tables
 from leadre.errors import StorageError
 from leadre.serve.events import training
-from leadre.serve.events.event_log import EventLog, EventRecord, Record, RequestRecord, StatusRecord
+from leadre.serve.events.log_writer import EventLog
+from leadre.serve.events.records import EventRecord, Record, RequestRecord, StatusRecord
 from leadre.types import Ad, Bid, Candidate, EventKind, Outcome
 from leadre.units import US_PER_DAY, US_PER_HOUR, US_PER_S
 

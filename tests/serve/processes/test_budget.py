@@ -16,7 +16,7 @@ from leadre import database
 from leadre.auction.budget import schema
 from leadre.auction.budget.ledger import Ledger
 from leadre.serve.events import event_log
-from leadre.serve.events.event_log import EventRecord
+from leadre.serve.events.records import EventRecord
 from leadre.store.contract import StoredList
 
 from ..bidder import Bidder, event_urls, until

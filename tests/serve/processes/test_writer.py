@@ -14,7 +14,7 @@ from leadre.errors import StorageError
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.events import event_log
-from leadre.serve.events.event_log import EventRecord, RequestRecord
+from leadre.serve.events.records import EventRecord, RequestRecord
 from leadre.serve.events.tokens import TokenKeys
 from leadre.serve.ipc.messages import AppendReply, AppendRequest, ErrorReply, EventReply, EventRequest
 from leadre.serve.paths import StatePaths

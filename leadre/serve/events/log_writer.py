@@ -1,0 +1,202 @@
+"""The only writer of an event log: appends with one sync for a batch, starts segments, deletes and erases.
+
+A record is on the disk before its event is acknowledged. If a crash leaves part of a write behind, which was never
+acknowledged, the next opening of the log cuts it off.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from leadre.errors import InputError, StorageError
+from leadre.serve.events import durable, records
+from leadre.serve.events.event_log import MAGIC, ended_us, entries_of, first_number, frame, lock_of, scan, segments
+from leadre.serve.events.records import Record
+from leadre.units import S_PER_HOUR, US_PER_S
+
+
+class EventLog:
+    """The writer of the log in a folder.
+
+    ``last`` is the number of the newest record, ``cut_bytes`` the length of an incomplete write that opening cut off.
+    ``sync`` writes an open file to the disk. InputError if another process has the log open.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        segment_bytes: int = 64 << 20,
+        segment_s: float = S_PER_HOUR,
+        sync: durable.Sync = os.fsync,
+    ) -> None:
+        self.folder = folder
+        self._max_bytes = segment_bytes
+        self._max_age_us = round(segment_s * US_PER_S)
+        self._sync = sync
+        self._fault = ""
+        self._lock = _locked(folder)
+        durable.tidy(folder)
+        paths = segments(folder)
+        self.last = first_number(paths[-1]) - 1 if paths else 0
+        self.cut_bytes, self._size, self._began_us = 0, 0, 0
+        if paths:
+            self._resume(paths[-1])
+        else:
+            self._start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def fault(self) -> str:
+        """The reason for which the log refuses writes until it is opened again; "" if it accepts them."""
+        return self._fault
+
+    def close(self) -> None:
+        os.close(self._file)
+        os.close(self._lock)
+
+    def append(self, records: Sequence[Record], now_us: int) -> int:
+        """Write records with one sync. When the number of the last one is returned, all are on the disk.
+
+        StorageError: none of the records is in the log. After a failed sync the content of the disk is unknown; then,
+        and if the file cannot be truncated, the log refuses every further write until it is opened again.
+        """
+        if self._fault:
+            raise StorageError(self._fault)
+        if not records:
+            return self.last
+        data = b"".join(frame(number, now_us, record) for number, record in enumerate(records, self.last + 1))
+        is_old = self._size > len(MAGIC) and now_us - self._began_us >= self._max_age_us
+        if is_old or (self._size > len(MAGIC) and self._size + len(data) > self._max_bytes):
+            self.rotate()
+        try:
+            _write(self._file, data)
+        except OSError as error:
+            self._truncate(error)
+            raise durable.failed(self._path, error) from error
+        try:
+            self._sync(self._file)
+        except OSError as error:
+            self._truncate(error)
+            self._fault = f"{self._path}: could not be synced ({error.strerror or error}); open the log again"
+            raise StorageError(self._fault) from error
+        if self._size == len(MAGIC):
+            self._began_us = now_us
+        self._size += len(data)
+        self.last += len(records)
+        return self.last
+
+    def rotate(self) -> None:
+        """Start a new segment unless this one is empty. StorageError: the log continues in this one."""
+        if self._size > len(MAGIC):
+            old = self._file
+            self._start()
+            os.close(old)
+
+    def retain(self, after_us: int) -> int:
+        """Delete segments whose last record was written before a time; the number of files. Numbers continue."""
+        count = 0
+        if ended_us(self._path) < after_us:
+            self.rotate()
+        for path in segments(self.folder)[:-1]:
+            if ended_us(path) >= after_us:
+                break
+            path.unlink()
+            count += 1
+        durable.sync_folder(self.folder, self._sync)
+        return count
+
+    def erase(self, user_id: str) -> int:
+        """Remove a user's ID from every record; the number of records that had it. The records stay, without a user.
+
+        On return no file of the log contains the ID. Each segment is replaced whole; after a StorageError some may not
+        be replaced yet.
+        """
+        assert user_id
+        if user_id.encode() in self._path.read_bytes():
+            self.rotate()
+        return sum(self._erase_in(path, user_id) for path in segments(self.folder)[:-1])
+
+    def _erase_in(self, path: Path, user_id: str) -> int:
+        if user_id.encode() not in path.read_bytes():
+            return 0
+        old = list(entries_of(path))
+        new = [entry._replace(record=records.without(entry.record, user_id)) for entry in old]
+        count = sum(after.record is not before.record for after, before in zip(new, old, strict=True))
+        if count:
+            durable.replace(path, MAGIC + b"".join(frame(*entry) for entry in new), sync=self._sync)
+        return count
+
+    def _start(self) -> None:
+        path = self.folder / f"{self.last + 1:020d}.log"
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            try:
+                _write(file, MAGIC)
+                self._sync(file)
+                durable.sync_folder(self.folder, self._sync)
+            except OSError:
+                os.close(file)
+                path.unlink()
+                raise
+        except OSError as error:
+            raise durable.failed(path, error) from error
+        self._path = path
+        self._file = file
+        self._size = len(MAGIC)
+
+    def _resume(self, path: Path) -> None:
+        """Continue the newest segment behind its last complete record."""
+        data = path.read_bytes()
+        if not data.startswith(MAGIC):  # killed while the segment was started
+            path.unlink()
+            self.cut_bytes = len(data)
+            self._start()
+            return
+        end = len(MAGIC)
+        for entry, entry_end in scan(data, first_number(path)):
+            if end == len(MAGIC):
+                self._began_us = entry.written_at_us
+            self.last = entry.number
+            end = entry_end
+        self.cut_bytes = len(data) - end
+        self._path = path
+        self._size = end
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND)
+        if self.cut_bytes:
+            os.ftruncate(self._file, end)
+            self._sync(self._file)
+
+    def _truncate(self, cause: OSError) -> None:
+        """Cut the file behind the last acknowledged record."""
+        try:
+            os.ftruncate(self._file, self._size)
+        except OSError:
+            self._fault = f"{self._path}: could not be written ({cause.strerror or cause}) nor cut; open the log again"
+
+
+def _locked(folder: Path) -> int:
+    """The log's lock file, open and locked; made with the folder if they are missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = os.open(lock_of(folder), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(file)
+        raise InputError(f"{folder}: another process writes this log; stop it first") from error
+    return file
+
+
+def _write(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]

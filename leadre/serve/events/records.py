@@ -1,0 +1,84 @@
+"""Records of the event log: requests with their bids, events with their charges, and status changes of ads.
+
+Tags and field names on the disk are those of the first release; ``msgspec.field(name=...)`` maps a renamed field. A new
+field has a default, so that logs of earlier releases are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import msgspec
+
+from leadre.types import Bid, Candidate, Outcome
+
+
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
+    """A request and the bids for it. ``request_id`` is the bidder's own; an exchange may use its own ID twice."""
+
+    request_id: str
+    at_us: int
+    user_id: str = ""  # "" if it is unknown or may not be stored
+    placements: dict[str, str] = {}  # imp -> the publisher's name for it
+    candidates: tuple[Candidate, ...] = ()
+    scores: tuple[float, ...] = ()  # of the candidates, by which they were ranked; empty without a ranker
+    verdicts: dict[str, tuple[str, ...]] = {}  # imp -> the verdict on each candidate: "bid", or why not
+    bids: tuple[Bid, ...] = ()  # the selected ads, with propensity and price
+    reason: str = ""  # of a no-bid
+    caller_request_id: str = msgspec.field(default="", name="asked_id")
+    # Fields of the request that decide the bid, as `leadre.serve.bidding.record` selects them.
+    request: dict[str, Any] = msgspec.field(default_factory=dict, name="asked")
+    is_known: bool = False  # the user's list or profile was looked up
+    is_degraded: bool = False  # the store was down
+    is_cut: bool = False  # the deadline ended the generation
+    versions: dict[str, str] = {}  # artifact -> version
+    is_test: bool = False
+
+
+class EventRecord(msgspec.Struct, frozen=True, kw_only=True, tag="happened"):
+    """An event and its effect. Events of the same ``key`` are one event until ``known_until_us``."""
+
+    key: str
+    outcome: Outcome
+    lease_id: int = 0
+    owed_nanos: int = 0  # the price of the event; ``outcome.charge_nanos`` is the part that the budget paid
+    void_nanos: int = msgspec.field(default=0, name="refund_nanos")  # reservation of a lost bid that returns
+    known_until_us: int = 0
+    is_test: bool = False
+    is_training: bool = False  # may be written to the tables for training
+
+
+class StatusRecord(msgspec.Struct, frozen=True, kw_only=True, tag="switched"):
+    """An ad that started or stopped to be live; the live inventory of any moment follows from these records."""
+
+    at_us: int
+    ad_id: str
+    is_live: bool
+
+
+Record = RequestRecord | EventRecord | StatusRecord
+encode = msgspec.msgpack.Encoder().encode
+_DECODER: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
+
+
+def decode(data: bytes) -> Record:
+    """The record of its msgpack. msgspec.DecodeError for anything else."""
+    return _DECODER.decode(data)
+
+
+def without_user(record: RequestRecord) -> RequestRecord:
+    """The record with user_id and segments removed."""
+    request = {name: value for name, value in record.request.items() if name != "segments"}
+    return msgspec.structs.replace(record, user_id="", request=request)
+
+
+def without(record: Record, user_id: str) -> Record:
+    """The record with a user removed: the same object if it does not name this user."""
+    if isinstance(record, RequestRecord) and record.user_id == user_id:
+        return without_user(record)
+    if isinstance(record, EventRecord) and record.outcome.user_id == user_id:
+        return msgspec.structs.replace(
+            record, outcome=dataclasses.replace(record.outcome, user_id=""), is_training=False
+        )
+    return record
