@@ -153,7 +153,7 @@ def tell(state: Path, after: Path) -> None:
     _say(f"tell: of these conversions {count:,} are in its {len(train):,} training requests")
 
     store = open_store(f"lmdb:{state / 'lists'}")
-    old, new = store.versions().switched[-2:]
+    old, new = store.versions().history[-2:]
     shares = {version: _wanted(dict(store.scan(version))) for version in (old, new)}
     store.close()
     bought = {one.outcome.request_id for one in happened if one.outcome.kind == "conv"}

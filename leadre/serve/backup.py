@@ -25,7 +25,7 @@ from leadre.serve.events import durable, event_log, training
 from leadre.serve.events.log_writer import EventLog
 from leadre.serve.paths import StatePaths
 from leadre.store import erased
-from leadre.store.lmdb import LmdbStore
+from leadre.store.lmdb.store import LmdbStore
 
 BACKUP = artifact.Kind("backup", 1)
 STATE, LISTS = "state", "lists"  # folders of a backup; there are no lists where the store is a server
@@ -38,7 +38,7 @@ def write(paths: StatePaths, folder: Path) -> artifact.Artifact:
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: is there already; name a new folder, so that no backup is lost")
     with (
-        erased.held(paths.erased),  # so that it has no half of a user
+        erased.locked(paths.erased),  # so that it has no half of a user
         artifact.create(folder, kind=BACKUP, config={}, seed=0, parents=[]) as made,
     ):
         made.chmod(0o700)  # it names users, and holds what tokens are signed with

@@ -1,9 +1,9 @@
-"""What every store keeps and promises; tests/store/contract_store.py asks each of them.
+"""Contract of the stores: data types and the `Store` protocol; tests/store/contract_store.py checks every store.
 
-Keys hold the plain user ID and nothing made from it, so that who is erased leaves no surrogate. A user ID has 1 to
-400 bytes of UTF-8 and no NUL: others find nothing when read and are an InputError when written. Any thread and any
-process may read and write; a store is opened in each process, never inherited by a fork. `StoreDown` can come from
-every method; the next call tries anew.
+Keys contain the plain user ID and no value derived from it, so that an erasure leaves no surrogate. A user ID has 1 to
+400 bytes of UTF-8 and no NUL; reading any other ID finds nothing, writing it is an InputError. Any thread and any
+process may read and write. Each process opens the store itself; a fork must not inherit it. Every method may raise
+`StoreDown`; the next call tries again.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import msgspec
 from leadre.errors import InputError
 from leadre.units import US_PER_DAY
 
-EVERYBODY = "*"  # whose list is for whoever has none
-MAX_RECENT, MAX_SEGMENTS = 1024, 256
-MAX_USER_BYTES, MAX_CAMPAIGN_BYTES = 400, 96
-MAX_SWITCHES = 16  # how far back `rollback` can go
-DAYS_KEPT = 2  # caps of a day are forgotten so many days later, when it has ended in every time zone
+EVERYBODY = "*"  # user ID of the list for users without one
+MAX_RECENT = 1024
+MAX_SEGMENTS = 256
+MAX_USER_BYTES = 400
+MAX_CAMPAIGN_BYTES = 96
+MAX_SWITCHES = 16  # switches that `rollback` can undo
+DAYS_KEPT = 2  # caps are deleted so many days after their day, when it has ended in every time zone
 
 
 class StoredList(msgspec.Struct, frozen=True, array_like=True):
-    """Ads for one user, best first, and their log-probabilities within what was live. ``version`` made it."""
+    """Ads for one user, best first, with their log-probabilities among the live ads. ``version``: the list version."""
 
     version: str
     made_at_us: int
@@ -35,7 +37,7 @@ class StoredList(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ProfileEvent(msgspec.Struct, frozen=True, array_like=True):
-    """One thing that a user acted on and what it was worth; ``domain`` as in the events table."""
+    """One action of a user on an object, and its value; ``domain`` as in the events table."""
 
     object_id: str
     at_us: int
@@ -44,9 +46,9 @@ class ProfileEvent(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Profile(msgspec.Struct, frozen=True, array_like=True):
-    """What a user did lately, oldest first, and the segments they are in; `bounded` when written.
+    """Recent events of a user, oldest first, and the user's segments; `bounded` when written.
 
-    ``log_until_us``, ``log_read_at_us``: what is older than the first came out of a log, which was read at the second.
+    Events before ``log_until_us`` come from a log that was read at ``log_read_at_us``.
     """
 
     user_id: str
@@ -57,19 +59,19 @@ class Profile(msgspec.Struct, frozen=True, array_like=True):
     log_read_at_us: int = 0
 
     def bounded(self) -> Profile:
-        """Without all but the last `MAX_RECENT` things and the first `MAX_SEGMENTS` segments."""
-        recent, segments = self.recent[-MAX_RECENT:], self.segments[:MAX_SEGMENTS]
-        return msgspec.structs.replace(self, recent=recent, segments=segments)
+        """Return a copy with the last `MAX_RECENT` events and the first `MAX_SEGMENTS` segments."""
+        recent = self.recent[-MAX_RECENT:]
+        return msgspec.structs.replace(self, recent=recent, segments=self.segments[:MAX_SEGMENTS])
 
     def retained(self, after_us: int) -> Profile | None:
-        """Without what we have had since before a time; None where nothing newer is left.
+        """Return a copy without events received before ``after_us``; None if no newer data is left.
 
-        A log may have ended years ago: what came out of it is as old as its reading.
+        Events from a log count as received when the log was read; the log itself may have ended years ago.
         """
         recent = tuple(
-            seen
-            for seen in self.recent
-            if (self.log_read_at_us if seen.at_us < self.log_until_us else seen.at_us) >= after_us
+            event
+            for event in self.recent
+            if (self.log_read_at_us if event.at_us < self.log_until_us else event.at_us) >= after_us
         )
         if not recent and max(self.updated_at_us, self.log_read_at_us) < after_us:
             return None
@@ -85,135 +87,141 @@ class Cap(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ListVersions(msgspec.Struct, frozen=True, array_like=True):
-    """Which versions of lists there are, oldest first, and which were current, the present one last. Pure."""
+    """List versions: ``names`` in the order they were added; ``history`` of the current version, the present one last.
+
+    Immutable: the methods return the changed copy.
+    """
 
     names: tuple[str, ...] = ()
-    switched: tuple[str, ...] = ()
+    history: tuple[str, ...] = ()
 
     @property
     def current(self) -> str | None:
-        return self.switched[-1] if self.switched else None
+        return self.history[-1] if self.history else None
 
-    def with_name(self, name: str) -> ListVersions:
+    def add(self, name: str) -> ListVersions:
         """InputError for a name that is not 1 to 64 letters, digits, '.', '_' and '-'."""
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
             raise InputError(f"version {name!r}: use up to 64 letters, digits, '.', '_' and '-'")
-        return self if name in self.names else ListVersions((*self.names, name), self.switched)
+        return self if name in self.names else ListVersions((*self.names, name), self.history)
 
     def switch(self, name: str) -> ListVersions:
+        """Make ``name`` current. InputError if it does not exist."""
         self.check(name)
-        return self if name == self.current else ListVersions(self.names, (*self.switched, name)[-MAX_SWITCHES:])
+        return self if name == self.current else ListVersions(self.names, (*self.history, name)[-MAX_SWITCHES:])
 
     def rollback(self) -> ListVersions:
-        if len(self.switched) < 2:
+        """Make the previous version current. InputError if there is none."""
+        if len(self.history) < 2:
             raise InputError(f"no version was current before {self.current!r}; there is nothing to roll back to")
-        return ListVersions(self.names, self.switched[:-1])
+        return ListVersions(self.names, self.history[:-1])
 
-    def without(self, name: str) -> ListVersions:
+    def drop(self, name: str) -> ListVersions:
+        """Remove ``name``, from the history too. InputError if it does not exist or is current."""
         self.check(name)
         if name == self.current:
             raise InputError(f"version {name!r} is the current one; switch to another before you drop it")
-        others = [other for other in self.switched if other != name]
-        # of a, b, a without b one a is left
-        return ListVersions(
-            tuple(other for other in self.names if other != name), tuple(one for one, _ in groupby(others))
-        )
+        names = tuple(other for other in self.names if other != name)
+        history = [other for other in self.history if other != name]
+        # without b, the history a, b, a is a
+        return ListVersions(names, tuple(other for other, _ in groupby(history)))
 
     def check(self, name: str) -> None:
-        """InputError where there is no such version."""
+        """InputError if the version does not exist."""
         if name not in self.names:
             raise InputError(f"there are no lists of version {name!r}, only {', '.join(self.names) or 'none at all'}")
 
 
 class Store(Protocol):
-    """Lists, profiles and caps of users."""
+    """Lists, profiles and frequency caps of users."""
 
     def put_lists(self, version: str, lists: Mapping[str, StoredList]) -> None:
-        """Write lists of users into a version, which need not exist; thousands a call. Writing again changes nothing.
+        """Write users' lists into a version, which is added if missing; thousands per call. Idempotent.
 
-        Nobody reads a version before `switch`, so it may lie there half written.
+        Readers do not see a version before `switch`, so it may be half written.
         """
         ...
 
     def read_list(self, user: str) -> StoredList | None:
-        """The user's list in the current version."""
+        """Return the user's list in the current version."""
         ...
 
     def scan(self, version: str) -> Iterator[tuple[str, StoredList]]:
-        """All users with a list in a version, in the order of their bytes; in pages, so it may see later writes.
+        """Yield (user, list) of a version, in the byte order of user IDs; read in pages, so later writes may appear.
 
-        InputError where there is no such version.
+        InputError if the version does not exist.
         """
         ...
 
     def versions(self) -> ListVersions:
-        """Which versions there are, and which is current."""
+        """Return the versions, with the current one."""
         ...
 
     def switch(self, version: str) -> None:
-        """Make a version current, for every reader at once. InputError where there is no such version."""
+        """Make a version current, for all readers at once. InputError if it does not exist."""
         ...
 
     def rollback(self) -> str:
-        """Make current again what was current before; returns its name. InputError where nothing was."""
+        """Make the previous version current; returns its name. InputError if there is none."""
         ...
 
     def drop(self, version: str) -> None:
-        """Forget a version. InputError for the current one."""
+        """Delete a version. InputError for the current one."""
         ...
 
     def read_profile(self, user: str) -> Profile | None: ...
 
     def write_profiles(self, *profiles: Profile) -> None:
-        """Replace the profiles of these users: whoever writes last has the say."""
+        """Replace the profiles of these users; the last writer wins."""
         ...
 
     def reserve(
         self, user: str, caps: Sequence[Cap], *, now_us: int, until_us: int, count: int = 1
     ) -> dict[str, list[str]]:
-        """Campaign -> IDs of granted reservations, up to ``count`` each (as many as a request has places). Atomic.
+        """Reserve impressions under frequency caps: campaign -> reservation IDs, up to ``count`` each. Atomic.
 
-        Kept impressions and reservations that are neither released nor past their ``until_us`` never exceed a cap's
-        limit, whatever other processes do. A cap of 0 grants nothing: do not ask for campaigns without a cap.
+        ``count`` is the number of slots of a request. Posted reservations and those neither void nor past their
+        ``until_us`` never exceed a cap's limit, with any number of processes. A limit of 0 grants nothing: leave
+        campaigns without a cap out.
         """
         ...
 
-    def keep(self, reservation: str) -> bool:
-        """An impression was counted: hold its place for the day. False where the place is gone. Idempotent."""
+    def post(self, reservation: str) -> bool:
+        """Count the impression of a reservation for the day. False if the reservation is gone. Idempotent."""
         ...
 
-    def release(self, *reservations: str) -> None:
-        """A bid was lost or never made: free its place, unless it was kept. Idempotent."""
+    def void(self, *reservations: str) -> None:
+        """Free reservations whose bid lost or was not sent; posted ones stay. Idempotent."""
         ...
 
     def erase(self, *users: str) -> None:
-        """Remove lists of all versions, profiles and caps, free pages included. May take seconds.
+        """Delete the users' lists of all versions, profiles and reservations, free pages included. May take seconds.
 
-        A version that is being written meanwhile can bring a list back: whoever writes must leave erased users out.
+        A writer of a version could bring a list back at the same time: writers must leave erased users out.
         """
         ...
 
     def retain(self, after_us: int, now_us: int) -> int:
-        """Forget users' lists made before ``after_us``, what profiles have from before it, and caps of days gone by.
+        """Delete users' lists made and profile events received before ``after_us``, and reservations of past days.
 
-        The list for everybody stays. Free pages included, as in `erase`; may take seconds. How many lists and profiles
-        have changed or gone.
+        The list for everybody stays. Free pages are cleared, as in `erase`; may take seconds. Returns the number of
+        lists and profiles changed or deleted.
         """
         ...
 
     def close(self) -> None:
-        """Let go of files or connections; the store is not used any more."""
+        """Close files or connections; the store must not be used afterwards."""
         ...
 
 
 def dump(store: Store, version: str) -> Iterator[bytes]:
-    """A version as lines of JSON, [user, ad_ids, log_p], sorted by user: equal bytes mean equal lists."""
-    for user, one in store.scan(version):
-        yield msgspec.json.encode([user, one.ad_ids, one.log_p]) + b"\n"
+    """Yield a version as lines of JSON, [user, ad_ids, log_p], sorted by user: equal bytes mean equal lists."""
+    for user, listed in store.scan(version):
+        yield msgspec.json.encode([user, listed.ad_ids, listed.log_p]) + b"\n"
 
 
 def is_possible(user: str) -> bool:
-    """Whether there can be a user of this ID."""
+    """Return whether the user ID is valid: 1 to `MAX_USER_BYTES` bytes of UTF-8 without NUL."""
     try:
         return 0 < len(user.encode()) <= MAX_USER_BYTES and "\0" not in user
     except UnicodeEncodeError:  # half of a surrogate pair
@@ -221,14 +229,14 @@ def is_possible(user: str) -> bool:
 
 
 def check_users(users: Sequence[str]) -> None:
-    """InputError for an ID that cannot be written."""
+    """InputError for an invalid user ID."""
     for user in users:
         if not is_possible(user):
             raise InputError(f"user {user[:80]!r}: wants 1 to {MAX_USER_BYTES} bytes of UTF-8 without NUL")
 
 
 def check_caps(user: str, caps: Sequence[Cap], now_us: int, until_us: int, count: int) -> None:
-    """InputError for an impossible user; the rest is our own making."""
+    """InputError for an invalid user ID; the other arguments come from our own code and are asserted."""
     check_users([user])
     assert now_us < until_us, f"reserved at {now_us} until {until_us}"
     campaigns = [cap.campaign_id for cap in caps]
@@ -239,5 +247,5 @@ def check_caps(user: str, caps: Sequence[Cap], now_us: int, until_us: int, count
 
 
 def first_day(now_us: int) -> int:
-    """The first day whose caps still matter."""
+    """Return the first day whose caps are kept."""
     return max(0, now_us // US_PER_DAY - DAYS_KEPT)

@@ -1,8 +1,10 @@
-"""The file of users who were erased, which names none of them: who writes lists or profiles must leave them out.
+"""File of erased users, as keyed hashes: writers of lists and profiles leave these users out.
 
-A key stands in the first line, and behind it one keyed hash (HMAC-SHA256) a user, all in hex. Whoever erases a user
-holds the file's lock from the moment in which the user is added until the stores have forgotten; who writes what may
-name users holds it meanwhile. So either the user is in the file already, or the erasure finds what was written.
+Format: a key in the first line, then one HMAC-SHA256 per user, all in hex. The file does not contain user IDs.
+
+An erasure holds the file's lock from the moment it adds the user until the stores have removed the user's data. A
+writer of data that may contain users holds the lock while it writes. So either the writer finds the user in the file,
+or the erasure finds the data that was written.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ KEY_BYTES = 32
 
 
 def read(path: Path) -> tuple[bytes, set[str]]:
-    """(the key, the hashes). InputError for a file that holds anything else."""
+    """Return (key, hashes in hex). InputError if the file has another format."""
     lines = path.read_text(encoding="ascii", errors="replace").split()
     try:
         if not lines or any(len(line) != 64 for line in lines):
@@ -31,27 +33,30 @@ def read(path: Path) -> tuple[bytes, set[str]]:
         raise InputError(f"{path}: wants a key and hashes of 32 bytes in hex, one a line; restore the file") from error
 
 
-def hash_of(key: bytes, user_id: str) -> str:
-    """What stands in the file for a user."""
+def user_hash(key: bytes, user_id: str) -> str:
+    """Return the keyed hash of a user ID, in hex."""
     return hmac.digest(key, user_id.encode("utf-8", "surrogatepass"), hashlib.sha256).hex()
 
 
-def listed_in(path: Path) -> Callable[[str], bool]:
-    """Whether a user is in the file as it is now; without a file nobody is."""
+def load(path: Path) -> Callable[[str], bool]:
+    """Read the file once; return a function from user ID to "is erased". A missing file contains no users."""
     if not path.exists():
         return lambda user_id: False
     key, hashes = read(path)
-    return lambda user_id: bool(hashes) and hash_of(key, user_id) in hashes
+    return lambda user_id: bool(hashes) and user_hash(key, user_id) in hashes
 
 
 @contextmanager
-def held(path: Path) -> Iterator[Callable[[str], bool]]:
-    """Nobody is erased while another process or thread is in here; yields `listed_in`. Dies with its process."""
+def locked(path: Path) -> Iterator[Callable[[str], bool]]:
+    """Block erasures by other processes and threads; yields the function of `load`.
+
+    The kernel releases the lock if the process dies.
+    """
     lock = path.parent / "run" / "erasing.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield listed_in(path)
+        yield load(path)
     finally:
         os.close(file)

@@ -164,7 +164,7 @@ def test_books_that_do_not_add_up_are_not_kept_as_a_backup(served, tmp_path):
 
 
 def test_a_backup_waits_for_an_erasure(served, tmp_path):
-    with erased.held(served.erased):
+    with erased.locked(served.erased):
         thread = threading.Thread(target=backup.write, args=(served, tmp_path / "backup"))
         thread.start()
         thread.join(0.3)

@@ -4,7 +4,7 @@ The log is seen as of one moment, *now*, at which every user is asked about once
 batches, which stay the same whoever works on them: the last bits of a score hang on who shares a batch. Worker
 processes lease batches in a SQLite file; what a killed worker had leased is leased again, and a list that is written
 twice is the same list. Readers see the new version when all of it is there. Users who were erased get none, also those
-who are erased meanwhile (`erased.held`).
+who are erased meanwhile (`erased.locked`).
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def _work_all(job: ListJob, workers: int) -> ShardError | None:
 
 def _missing(job: ListJob, user_ids: Sequence[str]) -> set[str]:
     """The users who should have a list of this version in the store, and have none."""
-    is_erased = erased.listed_in(job.erased)
+    is_erased = erased.load(job.erased)
     with closing(open_store(job.store, timeout_ms=TIMEOUT_MS)) as store:
         written = {user for user, one in store.scan(job.version) if one.version == job.version}
     return {user for user in user_ids if user not in written and not is_erased(user)}
@@ -269,7 +269,7 @@ def _lists(job: ListJob, engine: TunedSearcher, windows: list[Window]) -> Iterat
 
 def put(store: Store, version: str, lists: Mapping[str, StoredList], gone: Path) -> None:
     """Write lists, none of a user who stands in the file ``gone`` of `leadre.store.erased`."""
-    with erased.held(gone) as is_erased:
+    with erased.locked(gone) as is_erased:
         store.put_lists(version, {user: one for user, one in lists.items() if not is_erased(user)})
 
 
@@ -308,7 +308,7 @@ def remember(store: Store, profiles: Iterable[Profile], gone: Path, wait_s: floa
 
 def _remember(store: Store, page: Sequence[Profile], gone: Path) -> None:
     merged, read_at_us = [], time.time_ns() // 1000
-    with erased.held(gone) as is_erased:
+    with erased.locked(gone) as is_erased:
         for new in page:
             if is_erased(new.user_id):
                 continue

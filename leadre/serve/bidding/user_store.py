@@ -55,7 +55,7 @@ class UserStore:
     def release(self, reservations: Sequence[str]) -> None:
         """Free places that were taken for nothing; those of a store that is down free themselves in time."""
         if reservations:
-            self._ask(lambda: self.store.release(*reservations), None)
+            self._ask(lambda: self.store.void(*reservations), None)
 
     def _ask(self, question: Callable[[], T], otherwise: T) -> T:
         if self._clock() < self._not_before_s:

@@ -35,9 +35,9 @@ class ErasedUsers:
 
     def add(self, user_id: str) -> None:
         """From now on ``user_id in`` is true, after a restart too."""
-        self._hashes.add(erased.hash_of(self._key, user_id))
+        self._hashes.add(erased.user_hash(self._key, user_id))
         lines = [self._key.hex(), *sorted(self._hashes)]
         durable.replace(self._path, "".join(f"{line}\n" for line in lines).encode(), mode=0o600)
 
     def __contains__(self, user_id: str) -> bool:
-        return bool(self._hashes) and erased.hash_of(self._key, user_id) in self._hashes
+        return bool(self._hashes) and erased.user_hash(self._key, user_id) in self._hashes

@@ -86,7 +86,7 @@ class ManagementBackend:
 
     def erase(self, user_id: str) -> Mapping[str, int]:
         """Remove a user from log and tables first, whose events could bring a profile back, then from the store."""
-        with erased.held(self.paths.erased):
+        with erased.locked(self.paths.erased):
             answer = self._ask(EraseRequest(user_id), ERASED_S)
             assert isinstance(answer, EraseReply), answer
             time.sleep(HEARD_S)

@@ -185,9 +185,9 @@ class WriterState:
             while self._caps_due:
                 what, cap_id = self._caps_due[0]
                 if what == "keep":
-                    self._store.keep(cap_id)
+                    self._store.post(cap_id)
                 else:
-                    self._store.release(cap_id)
+                    self._store.void(cap_id)
                 self._caps_due.pop(0)
         except StoreDown:
             pass

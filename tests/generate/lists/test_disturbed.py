@@ -43,7 +43,7 @@ def test_who_is_erased_just_before_they_are_written_does_not_come_back(
     write, happened = getattr(lists, writing), []
 
     def erase(user):
-        with erased.held(state / "erased"):
+        with erased.locked(state / "erased"):
             gone.add(user)
             store.erase(user)
 
@@ -83,7 +83,7 @@ def test_nobody_is_erased_while_lists_are_written(tmp_path):
     thread = threading.Thread(target=lists.put, args=(Slow(), "v", {"u": StoredList("v", 1, ("a",), (0.0,))}, gone))
     thread.start()
     assert entered.wait(10)
-    with erased.held(gone):
+    with erased.locked(gone):
         ErasedUsers(gone).add("u")
         store.erase("u")
     thread.join()
@@ -205,7 +205,7 @@ def test_a_store_that_goes_workers_that_die_and_a_user_who_is_erased_leave_no_tr
     try:
         with Readers(spec, others) as readers:
             wait_for(running, work, 1)
-            with erased.held(state / "erased"):
+            with erased.locked(state / "erased"):
                 gone.add(victim)
                 store.erase(victim)
             kill_one()

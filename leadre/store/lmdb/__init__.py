@@ -1,0 +1,1 @@
+"""Store in a folder of LMDB files, for the processes of one machine."""

@@ -1,0 +1,111 @@
+"""Frequency caps in Redis: reservations of impressions, decided by Lua scripts on the server.
+
+Each user has a hash ``leadre:places``: day, NUL, campaign, NUL, reservation ID -> until_us, or 0 once posted. An entry
+``leadre:held`` for each reservation ID holds the key and the field of that hash. Both expire by themselves.
+
+One server, not a cluster: the scripts reach keys that they read from other keys.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from leadre.store.contract import DAYS_KEPT, Cap, check_caps, first_day
+from leadre.store.redis.connection import RedisConnection
+from leadre.units import US_PER_DAY, US_PER_S
+
+CAPS_TTL_S = (DAYS_KEPT + 2) * US_PER_DAY // US_PER_S
+
+# KEYS: the user's reservations. ARGV: now_us, until_us, seconds to live, first day that is kept, reservations per cap,
+# prefix of the new IDs, then day-NUL-campaign-NUL and limit of each cap. Returns the new IDs of each cap.
+RESERVE = r"""
+local taken, granted, serial = {}, {}, 0
+local held = redis.call('HGETALL', KEYS[1])
+for i = 1, #held, 2 do
+  local group, id = string.match(held[i], '^(.*%z)(%x+)$')
+  local day, until_us = tonumber(string.match(held[i], '^%d+')), tonumber(held[i + 1])
+  if day < tonumber(ARGV[4]) or (until_us ~= 0 and until_us <= tonumber(ARGV[1])) then
+    redis.call('HDEL', KEYS[1], held[i])
+    redis.call('DEL', 'leadre:held\0' .. id)
+  else
+    taken[group] = (taken[group] or 0) + 1
+  end
+end
+for i = 7, #ARGV, 2 do
+  local ids, free = {}, math.min(tonumber(ARGV[5]), tonumber(ARGV[i + 1]) - (taken[ARGV[i]] or 0))
+  for n = 1, free do
+    serial = serial + 1
+    ids[n] = ARGV[6] .. string.format('%06x', serial)
+    redis.call('HSET', KEYS[1], ARGV[i] .. ids[n], ARGV[2])
+    redis.call('HSET', 'leadre:held\0' .. ids[n], 'places', KEYS[1], 'field', ARGV[i] .. ids[n])
+    redis.call('EXPIRE', 'leadre:held\0' .. ids[n], ARGV[3])
+  end
+  granted[#granted + 1] = ids
+end
+if serial > 0 then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
+return granted
+"""
+
+# KEYS: the entry of a reservation ID. Returns 1 if the reservation is counted.
+POST = r"""
+local place = redis.call('HMGET', KEYS[1], 'places', 'field')
+if not place[1] or redis.call('HEXISTS', place[1], place[2]) == 0 then return 0 end
+redis.call('HSET', place[1], place[2], 0)
+return 1
+"""
+
+# KEYS: the entries of reservation IDs.
+VOID = r"""
+for _, key in ipairs(KEYS) do
+  local place = redis.call('HMGET', key, 'places', 'field')
+  if place[1] and redis.call('HGET', place[1], place[2]) ~= '0' then
+    redis.call('HDEL', place[1], place[2])
+    redis.call('DEL', key)
+  end
+end
+"""
+
+# KEYS: the user's reservations.
+ERASE = r"""
+for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+  redis.call('DEL', 'leadre:held\0' .. string.match(field, '%x+$'))
+end
+redis.call('DEL', KEYS[1])
+"""
+
+
+class RedisCaps:
+    """The cap methods of `contract.Store`."""
+
+    def __init__(self, connection: RedisConnection) -> None:
+        self._connection = connection
+
+    def reserve(
+        self, user: str, caps: Sequence[Cap], *, now_us: int, until_us: int, count: int = 1
+    ) -> dict[str, list[str]]:
+        check_caps(user, caps, now_us, until_us, count)
+        id_prefix = secrets.token_hex(12)
+        arguments: list[str | int] = [now_us, until_us, CAPS_TTL_S, first_day(now_us), count, id_prefix]
+        for cap in caps:
+            arguments += [f"{cap.day}\0{cap.campaign_id}\0", cap.limit]
+        granted = self._connection.script(RESERVE, [_caps_key(user)], arguments)
+        return {cap.campaign_id: [id_.decode() for id_ in ids] for cap, ids in zip(caps, granted, strict=True)}
+
+    def post(self, reservation: str) -> bool:
+        return bool(self._connection.script(POST, [_id_key(reservation)], []))
+
+    def void(self, reservations: Sequence[str]) -> None:
+        if reservations:
+            self._connection.script(VOID, [_id_key(reservation) for reservation in reservations], [])
+
+    def erase(self, user: str) -> None:
+        self._connection.script(ERASE, [_caps_key(user)], [])
+
+
+def _caps_key(user: str) -> str:
+    return f"leadre:places\0{user}"
+
+
+def _id_key(reservation: str) -> str:
+    return f"leadre:held\0{reservation}"
