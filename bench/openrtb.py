@@ -1,12 +1,12 @@
-"""Claim: to read a bid request and write its response takes under 150 microseconds of processor time.
+"""Claim: parsing a bid request and writing its response takes under 150 microseconds of processor time.
 
     python bench/openrtb.py
 
-One core, one thread, processor time, medians over batches. What is measured:
+One core, one thread, processor time, medians over batches. Measured:
 
-- ``read_us``: `openrtb.read` of two golden requests, an exchange's and a page's, and ``read_us_20_imps`` of one with
-  20 places; ``write_us``: `openrtb.write` of two bids for the page, macros filled; ``request_us``: the page's request
-  read and answered;
+- ``read_us``: `openrtb.read` of two golden requests, of an exchange and of a page; ``read_us_20_imps``: of a request
+  with 20 imps; ``write_us``: `openrtb.write` of two bids for the page, macros filled; ``request_us``: parsing and
+  answering the page's request;
 - ``consent_us``: `consent.permissions` with the median string of the golden ones; ``consent_us_longest``: the longest.
 
 Ends with one line of JSON.
@@ -38,7 +38,7 @@ def us(call: Callable[[], object], *, batches: int = 30, calls: int = 100) -> fl
 
 
 def body(name: str, *, times: int = 1) -> bytes:
-    """A golden request, compact, its first place ``times`` times."""
+    """A golden request, compact, with its first imp repeated ``times`` times."""
     request = json.loads((TESTS / f"golden/openrtb/{name}.json").read_text())["request"]
     if times > 1:
         request["imp"] = [request["imp"][0] | {"id": str(n)} for n in range(times)]
@@ -68,15 +68,17 @@ def bid(imp_id: str) -> openrtb.Rendered:
 
 
 def main() -> None:
-    page, exchange, large = body("prebidjs_11"), body("exchange_26"), body("prebidjs_11", times=20)
+    page = body("prebidjs_11")
+    exchange = body("exchange_26")
+    large = body("prebidjs_11", times=20)
     request = openrtb.read(page)
     bids = [bid(imp.imp_id) for imp in request.imps]
 
     def answer() -> bytes:
         return openrtb.write(openrtb.read(page), bids, seat="leadre", fills_macros=True)
 
-    golden = json.loads((TESTS / "serve/golden/tcstrings.json").read_text())
-    strings = sorted((each["text"] for each in golden), key=len)
+    golden = json.loads((TESTS / "serve/protocol/golden/tcstrings.json").read_text())
+    strings = sorted((case["text"] for case in golden), key=len)
     allowed = [
         us(lambda text=text: consent.permissions(Signals(gdpr=True, consent=text), vendor_id=755, when_absent=True))
         for text in (strings[len(strings) // 2], strings[-1])

@@ -1,26 +1,26 @@
 """The bidder under load: `leadre serve` with its writer, and the load from the same machine over HTTP.
 
 From stored lists, without a model: 100,000 users (Zipf) with a list of 100 ads each, 20,000 ads, unique requests of
-three places, one worker, arrivals at a fixed rate (bench/load/load.mjs), deadlines as the client sees them.
+three imps, one worker, arrivals at a fixed rate (bench/load/load.mjs), deadlines as the client sees them.
 
 - ``stored_*``: medians of five rounds at 300 requests a second, tmax 100 ms: ``stored_inside_tmax`` is the share that
-  came back in time, ``stored_answered`` that with bids; ``worker_ms``, ``writer_ms`` and ``client_ms`` are processor
-  time a request. The client's shares the cores with the bidder.
+  was answered in time, ``stored_answered`` the share with bids; ``worker_ms``, ``writer_ms`` and ``client_ms`` are
+  processor time a request. The client shares the cores with the bidder.
 - ``knee_rps``: the highest rate with p99 <= 80 ms and bids for 90 %. ``overload_bids``: bids a second at twice the knee
   over those at the knee; ``overload_inside_tmax``; ``overload_5xx``; ``recovered_s``: seconds at half the knee until
   one has p99 <= 80 ms again.
 
-With the demo's model, users with a history and no list, one place:
+With the demo's model, users with a history and no list, one imp:
 
 - ``first_bid_s``: from the start of the command, with an empty state folder, to the first bid; ``again_bid_s`` with a
-  full one. ``model_s``: until the model answers too.
-- ``generated_inside_100ms`` (300, 1000): share of requests, one at a time, answered with what the model said before
-  tmax; the others fall back to context. ``generated_busy_inside_*``: the same at the rate that keeps the model busy,
+  full one. ``model_s``: until the model server answers too.
+- ``generated_inside_100ms`` (300, 1000): share of requests, sent one after another, that the model answered before
+  tmax; the others get contextual ads. ``generated_busy_inside_*``: the same at the rate that keeps the model busy,
   ``busy_rps``. With ``--full-depth`` also for all layers of SmolLM2, ``full_*``.
 
     python bench/serve.py [--quick] [--full-depth] [--no-batch]
 
-``batch_speedup`` and the like are what bench/batch.py says.
+``batch_speedup`` and its siblings come from bench/batch.py.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ from leadre.data import histories
 from leadre.store import open_store
 from leadre.store.contract import Profile, ProfileEvent
 
-TARGET_RPS, KNEE_P99_MS, KNEE_ANSWERED, OVERLOAD = 300, 80.0, 0.9, 2
+TARGET_RPS = 300
+KNEE_P99_MS = 80.0
+KNEE_ANSWERED = 0.9
+OVERLOAD = 2
 SETTLE_S = 2.0
 TMAX_MS = (100, 300, 1000)
 STAGES = ("data", "semid", "tune-sft")
@@ -60,13 +63,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work"), help="where the demo's artifacts are")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="leadre-bench-") as folder:
-        found = from_lists(Path(folder), 5_000 if args.quick else 100_000, quick=args.quick)
+        figures = from_lists(Path(folder), 5_000 if args.quick else 100_000, quick=args.quick)
     if (args.work / "demo" / "tune-sft").exists():
         with tempfile.TemporaryDirectory(prefix="leadre-bench-") as folder:
-            found |= from_model(args.work, "demo", Path(folder), quick=args.quick)
+            figures |= from_model(args.work, "demo", Path(folder), quick=args.quick)
             if args.full_depth:
                 full = from_model(*full_depth(args.work, Path(folder)), Path(folder) / "full", quick=args.quick)
-                found |= {f"full_{name}": value for name, value in full.items()}
+                figures |= {f"full_{name}": value for name, value in full.items()}
     else:
         say(f"no model in {args.work / 'demo'}: run runs/demo.sh first")
     if not args.no_batch:
@@ -74,21 +77,21 @@ def main() -> None:
         batch = subprocess.run(
             [sys.executable, Path(__file__).with_name("batch.py")], stdout=subprocess.PIPE, check=True
         )
-        found |= json.loads(batch.stdout.splitlines()[-1])
-    print(json.dumps({name: round(value, 4) for name, value in found.items()}))
+        figures |= json.loads(batch.stdout.splitlines()[-1])
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
 
 
 def from_lists(folder: Path, users: int, *, quick: bool) -> dict[str, float]:
-    """Fixed rate, knee, overload and what comes after it."""
+    """Fixed rate, knee, overload and recovery."""
     leadre("data", "--source", "world", "--work", str(folder), "--run", "bench")
     market.write(folder / "state", users, ads=20_000)
     seconds = 3 if quick else 10
-    asked = market.request("@NUMBER@", "@USER@")
+    template = market.request("@NUMBER@", "@USER@")
     with serving(folder, "bench", folder / "state", ["--generate", "false"]) as server:
-        time.sleep(SETTLE_S)  # the writer has the book, and budgets are leased
+        time.sleep(SETTLE_S)  # until the writer has the catalogue and the worker has leased budgets
 
         def at(rate: float, seconds: int) -> dict[str, Any]:
-            result = load(server, asked, rate, seconds, users=users)
+            result = load(server, template, rate, seconds, users=users)
             say({name: value for name, value in result.items() if name != "seconds"})
             return result
 
@@ -104,13 +107,13 @@ def from_lists(folder: Path, users: int, *, quick: bool) -> dict[str, float]:
             "writer_ms": "writer_ms",
             "client_ms": "client_ms",
         }
-        found = {name: statistics.median(each[theirs] for each in rounds) for name, theirs in stored.items()}
-        found["stored_5xx"] = sum(each["status_5xx"] + each["errors"] for each in rounds)
+        figures = {name: statistics.median(round_[key] for round_ in rounds) for name, key in stored.items()}
+        figures["stored_5xx"] = sum(round_["status_5xx"] + round_["errors"] for round_ in rounds)
         knee, knee_bids_rps = knee_of(at, 2 if quick else 5, within=0.15 if quick else 0.05)
         over = at(OVERLOAD * knee, seconds)
         after = at(knee / 2, 5)["seconds"]
-        good = [second for second, each in enumerate(after, start=1) if (each["p99_ms"] or np.inf) <= KNEE_P99_MS]
-    return found | {
+        good = [second for second, row in enumerate(after, start=1) if (row["p99_ms"] or np.inf) <= KNEE_P99_MS]
+    return figures | {
         "knee_rps": knee,
         "overload_rps": over["sent_rps"],
         "overload_bids": over["bids_rps"] / knee_bids_rps,
@@ -121,12 +124,15 @@ def from_lists(folder: Path, users: int, *, quick: bool) -> dict[str, float]:
 
 
 def knee_of(at: Callable[[float, int], dict[str, Any]], seconds: int, *, within: float) -> tuple[float, float]:
-    """(the knee, bids a second there): doubled until it is passed, then halved in between."""
-    low, high, bids_rps, rate = 0.0, np.inf, 0.0, float(TARGET_RPS)
+    """(knee, bids a second at the knee), by doubling the rate until it is too high, then by bisection."""
+    low = bids_rps = 0.0
+    high = np.inf
+    rate = float(TARGET_RPS)
     while high > (1 + within) * low:
         result = at(rate, seconds)
         if result["p99_ms"] <= KNEE_P99_MS and result["answered"] >= KNEE_ANSWERED:
-            low, bids_rps = rate, result["bids_rps"]
+            low = rate
+            bids_rps = result["bids_rps"]
         else:
             high = rate
         rate = min(2 * low, (low + high) / 2) if low else high / 2
@@ -135,43 +141,46 @@ def knee_of(at: Callable[[float, int], dict[str, Any]], seconds: int, *, within:
 
 
 def from_model(work: Path, run: str, folder: Path, *, quick: bool) -> dict[str, float]:
-    """First bids, and what the model says of users without a list in time."""
+    """Time to the first bids, and the share of users without a list that the model answers in time."""
     tables = artifact.read(work / run / "data", artifact.TABLES)
-    asked = one_place()
-    first = json.dumps(asked | {"id": "first"})
+    bid_request = one_imp()
+    first = json.dumps(bid_request | {"id": "first"})
     with serving(work, run, folder / "state", first=first) as server:
-        found = {"first_bid_s": server.first_bid_s}
+        figures = {"first_bid_s": server.first_bid_s}
     with serving(work, run, folder / "state", first=first) as server:
-        found["again_bid_s"] = server.first_bid_s
+        figures["again_bid_s"] = server.first_bid_s
         users = remember(folder / "state", histories.load(tables), 50 if quick else 300)
         start_s = time.perf_counter()
         while "model" in server.ready()["away"]:
             time.sleep(0.05)
-        found["model_s"] = server.first_bid_s + time.perf_counter() - start_s
-        alone(server, asked, users, 1000, 3)
+        figures["model_s"] = server.first_bid_s + time.perf_counter() - start_s
+        alone(server, bid_request, users, 1000, 3)
         alone_ms = np.inf
         for tmax_ms in TMAX_MS:
-            share, alone_ms = alone(server, asked, users, tmax_ms, 15 if quick else 100)
-            found[f"generated_inside_{tmax_ms}ms"] = share
-        found["generated_ms"] = alone_ms
-        found["busy_rps"] = max(1, round(1000 / alone_ms))
+            share, alone_ms = alone(server, bid_request, users, tmax_ms, 15 if quick else 100)
+            figures[f"generated_inside_{tmax_ms}ms"] = share
+        figures["generated_ms"] = alone_ms
+        figures["busy_rps"] = max(1, round(1000 / alone_ms))
         for tmax_ms in TMAX_MS:
             before = generated(server)
-            template = asked | {"id": "busy-@NUMBER@", "user": {"buyeruid": "@USER@"}, "tmax": tmax_ms}
-            result = load(server, template, found["busy_rps"], 5 if quick else 20, user_ids=users)
+            template = bid_request | {"id": "busy-@NUMBER@", "user": {"buyeruid": "@USER@"}, "tmax": tmax_ms}
+            result = load(server, template, figures["busy_rps"], 5 if quick else 20, user_ids=users)
             say({name: value for name, value in result.items() if name != "seconds"})
             late = (1 - result["inside"]) * result["asked"]
             share = (generated(server) - before - late) / result["asked"]
-            found[f"generated_busy_inside_{tmax_ms}ms"] = max(0.0, share)
-    return found
+            figures[f"generated_busy_inside_{tmax_ms}ms"] = max(0.0, share)
+    return figures
 
 
-def alone(server: Server, asked: dict[str, Any], users: Sequence[str], tmax_ms: int, count: int) -> tuple[float, float]:
-    """(share of requests, one at a time, that the model answered before tmax, median milliseconds)."""
-    before, times_ms = generated(server), []
+def alone(
+    server: Server, bid_request: dict[str, Any], users: Sequence[str], tmax_ms: int, count: int
+) -> tuple[float, float]:
+    """(share of requests, sent one after another, that the model answered before tmax; median milliseconds)."""
+    before = generated(server)
+    times_ms = []
     for number in range(count):
         user = users[number % len(users)]
-        body = asked | {"id": f"alone-{tmax_ms}-{number}", "user": {"buyeruid": user}, "tmax": tmax_ms}
+        body = bid_request | {"id": f"alone-{tmax_ms}-{number}", "user": {"buyeruid": user}, "tmax": tmax_ms}
         status, _, took_ms = server.bid(json.dumps(body))
         assert status in (200, 204), status
         times_ms.append(took_ms)
@@ -180,20 +189,21 @@ def alone(server: Server, asked: dict[str, Any], users: Sequence[str], tmax_ms: 
 
 
 def generated(server: Server) -> float:
-    """Bids so far whose ad the model named; a request has one place."""
+    """Bids so far from the model; a request has one imp."""
     return server.count('leadre_bids_total{source="generated"}')
 
 
-def one_place() -> dict[str, Any]:
-    asked = market.request("", "", 1000)
-    return asked | {"imp": asked["imp"][:1], "bcat": [], "badv": [], "user": {}}
+def one_imp() -> dict[str, Any]:
+    bid_request = market.request("", "", 1000)
+    return bid_request | {"imp": bid_request["imp"][:1], "bcat": [], "badv": [], "user": {}}
 
 
 def remember(state: Path, logs: histories.Logs, count: int) -> list[str]:
-    """Write the whole histories of users with long ones as profiles; their IDs."""
+    """Write the profiles of ``count`` users with long histories; returns their IDs."""
     lengths = np.diff(logs.event_offsets)
     chosen = np.argsort(-lengths, kind="stable")[: 4 * count : 4]
-    user_ids, object_ids = logs.users["user_id"].to_list(), logs.objects["object_id"].to_list()
+    user_ids = logs.users["user_id"].to_list()
+    object_ids = logs.objects["object_id"].to_list()
     profiles = []
     for user in chosen.tolist():
         events = range(logs.event_offsets[user], logs.event_offsets[user + 1])
@@ -214,7 +224,7 @@ def remember(state: Path, logs: histories.Logs, count: int) -> list[str]:
 
 
 def full_depth(work: Path, folder: Path) -> tuple[Path, str]:
-    """(work folder, run) with SmolLM2 at full depth, tuned for one step: as slow as a good one."""
+    """(work folder, run) with SmolLM2 at full depth, tuned for one step: as slow as a trained one."""
     for stage in STAGES[:2]:
         shutil.copytree(work / "demo" / stage, folder / "full" / stage)
     leadre(
@@ -227,8 +237,8 @@ def leadre(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "leadre", *arguments], check=True, stdout=sys.stderr)
 
 
-def say(what: object) -> None:
-    print(what, file=sys.stderr, flush=True)
+def say(line: object) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

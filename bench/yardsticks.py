@@ -7,7 +7,7 @@ min(10, relevant) averaged over visits, GMV@10 the money of the hits over all mo
 view ``new``: the line's first appearance in the household's log, with the lines bought before the visit left out of
 the list.
 
-What they are, found by reproducing them: ``popularity`` counts promoted transaction rows (products, not lines: two
+Their definitions, recovered by reproduction: ``popularity`` counts promoted transaction rows (products, not lines: two
 cheeses of one line in one basket are two); ``buyers`` counts distinct households over all purchases; ``svd`` is a
 rank-64 SVD of log1p(row counts), household x line; ``item-kNN`` is the cosine of the lines' sets of households, each
 line's own entry removed, summed over log1p(row counts); ``own frequency`` is the household's row counts, ties by
@@ -105,7 +105,9 @@ def as_of_visit(logs: Logs, decay: float, buyers_A: F64) -> Score:
 def read_test(logs: Logs, score: Score, view: str, key_A: F64) -> dict[str, float]:
     """Means over the test visits; ties are broken by the fixed random ``key_A``."""
     discounts = 1 / np.log2(np.arange(2, K + 2))
-    recalls, ndcgs, hit_value, all_value = [], [], 0, 0
+    recalls: list[float] = []
+    ndcgs: list[float] = []
+    hit_value = all_value = 0
     for r in logs.requests_of(TEST).tolist():
         relevant, value_nanos = logs.relevant(r)
         live = logs.inventory(r)
@@ -113,7 +115,8 @@ def read_test(logs: Logs, score: Score, view: str, key_A: F64) -> dict[str, floa
             new = first_seen(logs, r)
             if not new.any():
                 continue
-            relevant, value_nanos = relevant[new], value_nanos[new]
+            relevant = relevant[new]
+            value_nanos = value_nanos[new]
             live = live[~np.isin(logs.ad_object_A[live], logs.object_E[logs.history(r)])]
         top = live[np.lexsort((key_A[live], -score(r, live)))[:K]]
         hits = np.isin(top, relevant)
@@ -132,7 +135,8 @@ def scorers(logs: Logs) -> dict[str, Score]:
     buyers_A = (counts_UA > 0).sum(axis=0).astype(np.float64)
     owned_UA = counts_UA + 1e-9 * buyers_A
     user_R = logs.request_user_R
-    knn_UA, svd_UA = cosine_neighbours(counts_UA), truncated_svd(counts_UA)
+    knn_UA = cosine_neighbours(counts_UA)
+    svd_UA = truncated_svd(counts_UA)
     return {
         "popularity": lambda r, live: promoted_A[live],
         "buyers": lambda r, live: buyers_A[live],

@@ -1,11 +1,11 @@
-"""The users of runs/loop.sh, and the account of what they brought about.
+"""Simulated users of runs/loop.sh, and the check of their effect on the next model.
 
     python clients/loop.py browse http://127.0.0.1:8180 asked.json --users 110 --rounds 20
-    python clients/loop.py tell work/loop/state work/loop-next
+    python clients/loop.py verify work/loop/state work/loop-next
 
-User and ad carry numbers in their names. An ad's category is its number modulo 6, as in the synthetic market; a user
-wants the category of their own number modulo 6, whatever they wanted in the logs. `browse` asks a bidder over HTTP and
-writes down what happened; `tell` compares that with log, tables, lists and model, and fails where they disagree.
+User and ad IDs end in numbers. The category of an ad is its number modulo 6, as in the synthetic market; a user wants
+the category of their own number modulo 6, a preference that the logs do not contain. `browse` sends bid requests over
+HTTP and records the events; `verify` compares them with log, tables, lists and model, and fails if they disagree.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 CATEGORIES = 6
-CLICKS, STRAYS, BUYS, TWICE = 0.9, 0.05, 0.8, 0.1  # shares: of ads wanted, of others, of clicks, of reports
+CLICKS, STRAYS = 0.9, 0.05  # click rates of wanted ads and of others
+BUYS = 0.8  # conversions a click
+TWICE = 0.1  # share of events that are sent twice
 THREADS = 4
 START_S, AGAIN_S = 300.0, 0.2
 TOP = 10
 
 
 def wants(user_id: str, ad_id: str) -> bool:
-    """Whether the ad is of the category that the user wants now."""
+    """True if the ad has the category that the user wants now."""
     return int(user_id.rpartition("-")[2]) % CATEGORIES == int(ad_id.rpartition("-")[2]) % CATEGORIES
 
 
@@ -40,21 +42,22 @@ class User:
     """One user with a connection of their own."""
 
     def __init__(self, url: str, number: int, seed: int) -> None:
-        self.user_id, self._rng = f"user-{number:05d}", random.Random(f"{seed}/{number}")
+        self.user_id = f"user-{number:05d}"
+        self._rng = random.Random(f"{seed}/{number}")
         self._http = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
         self.did: Counter[str] = Counter()
         self.bought: list[tuple[str, str, int]] = []
 
     def visit(self, name: str) -> None:
-        """Ask for an ad, look at it, perhaps click and buy."""
-        asked = {
+        """Request an ad, report its impression, then click and buy at the rates above."""
+        bid_request = {
             "id": name,
             "imp": [{"id": "1", "banner": {"w": 300, "h": 250}}],
             "user": {"id": self.user_id},
             "site": {"domain": "news.example"},
             "tmax": 5000,
         }
-        status, body = self._ask("POST", "/openrtb2/bid", json.dumps(asked))
+        status, body = self._send("POST", "/openrtb2/bid", json.dumps(bid_request))
         assert status in (200, 204), status
         self.did["requests"] += 1
         if status == 204:
@@ -75,32 +78,33 @@ class User:
 
     def _report(self, kind: str, path: str) -> None:
         for _ in range(2 if self._rng.random() < TWICE else 1):
-            while (status := self._ask("GET", path)[0]) == 503:  # its disk is busy; to be sent again
+            while (status := self._send("GET", path)[0]) == 503:  # the writer's disk is busy: send the event again
                 time.sleep(AGAIN_S)
             assert status in (200, 204, 302), (kind, status)
             self.did["reports"] += 1
         self.did[kind] += 1
 
-    def _ask(self, method: str, path: str, body: str | None = None) -> tuple[int, bytes]:
+    def _send(self, method: str, path: str, body: str | None = None) -> tuple[int, bytes]:
         self._http.request(method, path, body)
-        answer = self._http.getresponse()
-        return answer.status, answer.read()
+        reply = self._http.getresponse()
+        return reply.status, reply.read()
 
 
 def browse(url: str, out: Path, users: int, rounds: int, seed: int) -> None:
-    """Every user asks once a round; what they did goes into ``out``."""
+    """Every user sends one request a round; the events are written to ``out``."""
     _wait_for(url)
-    everybody = [User(url, number, seed) for number in range(users)]
+    population = [User(url, number, seed) for number in range(users)]
     with ThreadPoolExecutor(THREADS) as threads:
         for visit in range(rounds):
-            list(threads.map(lambda user, visit=visit: user.visit(f"{seed}-{visit}-{user.user_id}"), everybody))
-    did = sum((user.did for user in everybody), Counter())
-    out.write_text(json.dumps({"did": did, "bought": [one for user in everybody for one in user.bought]}))
+            list(threads.map(lambda user, visit=visit: user.visit(f"{seed}-{visit}-{user.user_id}"), population))
+    did = sum((user.did for user in population), Counter())
+    bought = [conversion for user in population for conversion in user.bought]
+    out.write_text(json.dumps({"did": did, "bought": bought}))
     _say(f"browse: {users} users, {dict(did)}")
 
 
 def _wait_for(url: str) -> None:
-    """Until writer and language model are there as well."""
+    """Wait until writer and model server are ready too."""
     end_s = time.monotonic() + START_S
     while True:
         try:
@@ -115,8 +119,11 @@ def _wait_for(url: str) -> None:
         time.sleep(0.2)
 
 
-def tell(state: Path, after: Path) -> None:
-    """What changed with the run ``after``, read from what lies in the folders."""
+def verify(state: Path, after: Path) -> None:
+    """Compare the users' events with the log of ``state`` and the artifacts of the run ``after``.
+
+    Exits with an error at the first difference.
+    """
     import polars as pl
 
     from leadre.serve.events import event_log
@@ -125,8 +132,8 @@ def tell(state: Path, after: Path) -> None:
 
     first, second = (json.loads((state / name).read_text()) for name in ("asked.json", "asked-next.json"))
     records = [entry.record for entry in event_log.read(state / "events")]
-    happened = [one for one in records if isinstance(one, EventRecord)]
-    logged = Counter(one.outcome.kind for one in happened)
+    events = [record for record in records if isinstance(record, EventRecord)]
+    logged = Counter(event.outcome.kind for event in events)
     sent = Counter(first["did"]) + Counter(second["did"])
     for kind in ("imp", "bill", "click", "conv"):
         _same(f"{kind} events sent, logged", sent[kind], logged[kind])
@@ -138,52 +145,56 @@ def tell(state: Path, after: Path) -> None:
     columns = ("user_id", "item_id", "value_nanos")
     rows = learnt.filter(pl.col("action") == "conversion").select(columns).rows()
     _same(
-        "who bought what for how much, in the new tables", sorted(map(tuple, first["bought"])), sorted(rows), quiet=True
+        "users, ads and values of the conversions, in the new tables",
+        sorted(map(tuple, first["bought"])),
+        sorted(rows),
+        quiet=True,
     )
     _same("bad rows in the new tables", 0, pl.read_parquet(after / "data" / "bad_rows.parquet").height)
 
-    made = {step: json.loads((after / step / "meta.json").read_text()) for step in ("data", "tune-sft")}
+    meta = json.loads((after / "tune-sft" / "meta.json").read_text())
     from leadre import artifact
 
     tables = artifact.read(after / "data", artifact.TABLES)
-    _same("the new model was trained on the new tables", made["tune-sft"]["parents"]["data"], tables.hash, quiet=True)
+    _same("the new model was trained on the new tables", meta["parents"]["data"], tables.hash, quiet=True)
     requests = pl.read_parquet(after / "data" / "requests.parquet")
     train = requests.filter(pl.col("split") == "train")["request_id"]
     count = learnt.filter((pl.col("action") == "conversion") & pl.col("request_id").is_in(train.to_list())).height
-    _say(f"tell: of these conversions {count:,} are in its {len(train):,} training requests")
+    _say(f"verify: of these conversions {count:,} are in its {len(train):,} training requests")
 
     store = open_store(f"lmdb:{state / 'lists'}")
     old, new = store.versions().history[-2:]
-    shares = {version: _wanted(dict(store.scan(version))) for version in (old, new)}
+    shares = {version: _wanted_share(dict(store.scan(version))) for version in (old, new)}
     store.close()
-    bought = {one.outcome.request_id for one in happened if one.outcome.kind == "conv"}
-    answers = [one for one in records if isinstance(one, RequestRecord) and one.bids]
-    later = [one for one in answers if one.caller_request_id.startswith("1-")]
-    sources = Counter(one.bids[0].source for one in later)
-    models = {one.versions["model"][:12] for one in later if "model" in one.versions}
+    bought = {event.outcome.request_id for event in events if event.outcome.kind == "conv"}
+    answers = [record for record in records if isinstance(record, RequestRecord) and record.bids]
+    later = [answer for answer in answers if answer.caller_request_id.startswith("1-")]
+    sources = Counter(answer.bids[0].source for answer in later)
+    models = {answer.versions["model"][:12] for answer in later if "model" in answer.versions}
+    lists = {answer.versions["lists"] for answer in later if "lists" in answer.versions}
     trained = artifact.read(after / "tune-sft", artifact.MODEL).hash[:12]
-    _same("the lists that answered later", {new}, {one.versions["lists"] for one in later if "lists" in one.versions})
+    _same("the lists that answered later", {new}, lists)
     _same("the models that answered later", models & {trained}, models)
-    _say(f"tell: {len(later):,} bids of the new run: {dict(sources)}")
+    _say(f"verify: {len(later):,} bids of the new run: {dict(sources)}")
     for name, version in (("first", old), ("new", new)):
-        mine = [one for one in answers if one.versions.get("lists") == version]
-        rate = sum(one.request_id in bought for one in mine) / len(mine)
+        bids = [answer for answer in answers if answer.versions.get("lists") == version]
+        rate = sum(answer.request_id in bought for answer in bids) / len(bids)
         _say(
-            f"tell: {name} lists {version}: {shares[version]:.3f} of the best {TOP} are what users want now;"
+            f"verify: {name} lists {version}: {shares[version]:.3f} of the first {TOP} ads are wanted now;"
             f" {rate:.3f} conversions a bid"
         )
 
 
-def _wanted(lists: dict[str, Any]) -> float:
-    """The share of the best ads of all lists that their users want."""
-    pairs = [(user, ad) for user, one in lists.items() if user.startswith("user-") for ad in one.ad_ids[:TOP]]
+def _wanted_share(lists: dict[str, Any]) -> float:
+    """The share of wanted ads among the first ``TOP`` of all users' lists."""
+    pairs = [(user, ad) for user, ads in lists.items() if user.startswith("user-") for ad in ads.ad_ids[:TOP]]
     return sum(wants(user, ad) for user, ad in pairs) / len(pairs)
 
 
-def _same(what: str, wanted: object, found: object, *, quiet: bool = False) -> None:
-    if wanted != found:
-        sys.exit(f"tell: {what}: {wanted} is not {found}")
-    _say(f"tell: {what}: " + ("yes" if quiet else f"{found}"))
+def _same(label: str, expected: object, actual: object, *, quiet: bool = False) -> None:
+    if expected != actual:
+        sys.exit(f"verify: {label}: {actual}, not {expected}")
+    _say(f"verify: {label}: " + ("yes" if quiet else f"{actual}"))
 
 
 def _say(line: str) -> None:
@@ -193,17 +204,17 @@ def _say(line: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    asking = verbs.add_parser("browse", help="ask a bidder, as its users")
-    asking.add_argument("url")
-    asking.add_argument("out", type=Path)
-    asking.add_argument("--users", type=int, default=110)
-    asking.add_argument("--rounds", type=int, default=20)
-    asking.add_argument("--seed", type=int, default=0)
-    telling = verbs.add_parser("tell", help="what changed, from the artifacts")
+    browsing = verbs.add_parser("browse", help="send bid requests and events, as simulated users")
+    browsing.add_argument("url")
+    browsing.add_argument("out", type=Path)
+    browsing.add_argument("--users", type=int, default=110)
+    browsing.add_argument("--rounds", type=int, default=20)
+    browsing.add_argument("--seed", type=int, default=0)
+    verifying = verbs.add_parser("verify", help="compare the events with log, tables, lists and model")
     for name in ("state", "after"):
-        telling.add_argument(name, type=Path)
-    given = vars(parser.parse_args())
-    (browse if given.pop("verb") == "browse" else tell)(**given)
+        verifying.add_argument(name, type=Path)
+    options = vars(parser.parse_args())
+    (browse if options.pop("verb") == "browse" else verify)(**options)
 
 
 if __name__ == "__main__":

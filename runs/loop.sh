@@ -48,5 +48,5 @@ python clients/loop.py browse "$url" "$state/asked-next.json" --users "$((users 
 stop
 
 # 5. What changed; and the new run's answers once more, offline, from its log.
-python clients/loop.py tell "$state" "$work/$run-next"
+python clients/loop.py verify "$state" "$work/$run-next"
 leadre evaluate --stage replay "${next[@]}"

@@ -1,7 +1,7 @@
 """A synthetic market for load: campaigns, ads and a list for every user, written as management and batches write them.
 
-Half of the campaigns have a budget that no load uses up, some a frequency cap, a country, a type of device or hours;
-banners have one to three sizes. A request asks for three places of one page and blocks a category and a domain.
+Half of the campaigns have a budget that no load exhausts, some a frequency cap, a country, a type of device or hours;
+banners have one to three sizes. A request has three imps of one page and blocks a category and a domain.
 """
 
 from __future__ import annotations
@@ -21,22 +21,28 @@ from leadre.store import open_store
 from leadre.store.contract import StoredList
 from leadre.types import Ad, Campaign, Size, Targeting
 
-VERSION, LISTED, ADS_A_CAMPAIGN, PAGE = "bench", 100, 10, 5_000
+VERSION = "bench"
+LISTED = 100  # ads of a user's list
+ADS_A_CAMPAIGN = 10
+PAGE = 5_000  # users written at once
 SIZES: tuple[Size, ...] = ((300, 250), (728, 90), (320, 50), (160, 600), (970, 250))
-PLACES: tuple[tuple[Size, ...], ...] = (((300, 250), (160, 600)), ((728, 90), (970, 250)), ((320, 50),))
-COUNTRIES, PHONE = ("DEU", "FRA", "USA"), 4
+IMP_SIZES: tuple[tuple[Size, ...], ...] = (((300, 250), (160, 600)), ((728, 90), (970, 250)), ((320, 50),))
+COUNTRIES = ("DEU", "FRA", "USA")
+PHONE = 4  # OpenRTB device type
 
 
 def write(folder: Path, users: int, ads: int, seed: int = 0) -> None:
     """Fill a state folder with ``ads`` ads and lists of ``users`` users, ``user_id`` by number."""
-    paths, rng = StatePaths(folder=folder, store=f"lmdb:{folder / 'lists'}"), np.random.default_rng(seed)
+    paths = StatePaths(folder=folder, store=f"lmdb:{folder / 'lists'}")
+    rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    records = ManageDatabase(paths.book)
+    database = ManageDatabase(paths.book)
     campaigns = [_campaign(number, rng) for number in range(ads // ADS_A_CAMPAIGN)]
-    added = CampaignStore(records).add(campaigns, [_ad(number, rng) for number in range(ads)])
-    records.close()
+    added = CampaignStore(database).add(campaigns, [_ad(number, rng) for number in range(ads)])
+    database.close()
     assert added.ads == ads, added
-    store, log_p = open_store(paths.store), np.log(1 / np.arange(1, LISTED + 1) / 5)
+    store = open_store(paths.store)
+    log_p = np.log(1 / np.arange(1, LISTED + 1) / 5)
     ad_ids = [ad_id(number) for number in range(ads)]
     for page in _pages(users):
         store.put_lists(VERSION, {user: _list(ad_ids, log_p, rng) for user in page})
@@ -56,13 +62,13 @@ def request(name: str, user: str, tmax_ms: int = 100) -> dict[str, Any]:
     """A bid request in OpenRTB's JSON; ``name`` is its ID and the site's."""
     imps = [
         {
-            "id": str(place),
+            "id": str(number),
             "banner": {"format": [{"w": w, "h": h} for w, h in sizes]},
             "bidfloor": 0.1,
-            "tagid": f"place-{place}",
+            "tagid": f"place-{number}",
             "secure": 1,
         }
-        for place, sizes in enumerate(PLACES, start=1)
+        for number, sizes in enumerate(IMP_SIZES, start=1)
     ]
     return {
         "id": name,
@@ -78,9 +84,9 @@ def request(name: str, user: str, tmax_ms: int = 100) -> dict[str, Any]:
 
 
 def _pages(users: int) -> Iterator[list[str]]:
-    everybody = [EVERYBODY, *map(user_id, range(users))]
-    for start in range(0, len(everybody), PAGE):
-        yield everybody[start : start + PAGE]
+    user_ids = [EVERYBODY, *map(user_id, range(users))]
+    for start in range(0, len(user_ids), PAGE):
+        yield user_ids[start : start + PAGE]
 
 
 def _list(ad_ids: list[str], log_p: np.ndarray[Any, Any], rng: np.random.Generator) -> StoredList:

@@ -1,4 +1,4 @@
-"""A bidder under load: `leadre serve` on free ports, what it counted, what it cost; and the load generator."""
+"""A bidder under load: `leadre serve` on free ports, its counters, its processor time; and the load generator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TICKS_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Server:
-    """A bidder that answers. ``first_bid_s``: from its start to its first bid, None where ``first`` was not asked."""
+    """A running bidder. ``first_bid_s``: seconds from its start to its first bid, None without a ``first`` request."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -49,24 +49,24 @@ class Server:
             connection.close()
 
     def count(self, metric: str) -> float:
-        """A counter of /metrics as it is written there: name and labels."""
+        """The value of a counter of /metrics; ``metric``: name and labels as /metrics prints them."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         connection.request("GET", "/metrics", headers={"authorization": f"Bearer {self.key}"})
         text = connection.getresponse().read().decode()
         connection.close()
-        found = re.search(rf"^{re.escape(metric)} (\S+)$", text, re.M)
-        return float(found[1]) if found else 0.0
+        line = re.search(rf"^{re.escape(metric)} (\S+)$", text, re.M)
+        return float(line[1]) if line else 0.0
 
     def ready(self) -> dict[str, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         connection.request("GET", "/readyz")
-        told: dict[str, Any] = json.loads(connection.getresponse().read())
+        reply: dict[str, Any] = json.loads(connection.getresponse().read())
         connection.close()
-        return told
+        return reply
 
     def cpu_s(self) -> list[float]:
         """Processor seconds so far of the supervisor's children in the order of their start: writer, worker, ..."""
-        found = {}
+        seconds_of = {}
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 fields = (path / "stat").read_text().rpartition(") ")[2].split()
@@ -74,8 +74,8 @@ class Server:
             except OSError:
                 continue
             if int(fields[1]) == self.process.pid and is_role:
-                found[int(path.name)] = (int(fields[11]) + int(fields[12])) / TICKS_S
-        return [found[pid] for pid in sorted(found)]
+                seconds_of[int(path.name)] = (int(fields[11]) + int(fields[12])) / TICKS_S
+        return [seconds_of[pid] for pid in sorted(seconds_of)]
 
 
 @contextmanager
@@ -113,15 +113,18 @@ def _is_up(server: Server, first: str) -> bool:
 
 
 def free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], two.getsockname()[1]
+    with socket.socket() as bids, socket.socket() as management:
+        bids.bind(("127.0.0.1", 0))
+        management.bind(("127.0.0.1", 0))
+        return bids.getsockname()[1], management.getsockname()[1]
 
 
 def load(server: Server, template: dict[str, Any], rate: float, seconds: int, **users: Any) -> dict[str, Any]:
-    """What `load.mjs` says of a round, and our milliseconds a request; ``users``: its `users` or `user_ids`."""
-    wanted = {
+    """Run `load.mjs` for a round: its report, with processor milliseconds a request.
+
+    ``users``: the option `users` or `user_ids` of `load.mjs`.
+    """
+    orders = {
         "url": f"http://127.0.0.1:{server.port}/openrtb2/bid",
         "body": json.dumps(template, separators=(",", ":")),
         "rate": round(rate),
@@ -131,13 +134,13 @@ def load(server: Server, template: dict[str, Any], rate: float, seconds: int, **
     }
     before = server.cpu_s()
     done = subprocess.run(
-        ["node", str(installed() / "load.mjs")], input=json.dumps(wanted).encode(), stdout=subprocess.PIPE, check=True
+        ["node", str(installed() / "load.mjs")], input=json.dumps(orders).encode(), stdout=subprocess.PIPE, check=True
     )
-    found: dict[str, Any] = json.loads(done.stdout)
+    report: dict[str, Any] = json.loads(done.stdout)
     after = server.cpu_s()
     for name, start_s, end_s in zip(("writer_ms", "worker_ms"), before, after, strict=False):
-        found[name] = 1000 * (end_s - start_s) / found["asked"]
-    return found
+        report[name] = 1000 * (end_s - start_s) / report["asked"]
+    return report
 
 
 def installed() -> Path:

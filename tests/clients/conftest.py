@@ -13,7 +13,7 @@ import pytest
 
 CLIENT = Path(__file__).parents[2] / "clients" / "prebid"
 OLDEST_NODE = (20, 11)
-# What npm says where there is no registry; any other failure is a fault.
+# Error codes of npm without a registry; any other failure is a fault of ours.
 NO_REGISTRY = ("ENOTFOUND", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EAI_AGAIN", "ENETUNREACH", "ERR_SOCKET_TIMEOUT")
 
 

@@ -29,7 +29,7 @@ ADS = {
 
 @pytest.fixture(scope="module")
 def seen(client, tmp_path_factory):
-    """(size, ad) -> what gallery.mjs tells of it."""
+    """(size, ad) -> the measurements of gallery.mjs."""
     shown = [(size, name) for size in SIZES for name in ADS]
     banners = []
     for (width, height), name in shown:
@@ -44,32 +44,34 @@ def seen(client, tmp_path_factory):
 
 @pytest.mark.parametrize("name", ADS)
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
-def test_all_texts_can_be_read_and_none_lies_on_another(seen, size, name):
+def test_all_texts_are_legible_and_do_not_overlap(seen, size, name):
     fields, is_whole = ADS[name]
     banner = seen[size, name]
-    assert (banner["width"], banner["height"]) == size, "nothing hangs over"
-    texts = {each["text"]: each for each in banner["texts"]}
+    assert (banner["width"], banner["height"]) == size, "the content does not overflow"
+    texts = {text["text"]: text for text in banner["texts"]}
     title = texts[fields["title"].strip()]
     assert title["px"] >= 12 and title["bottom"] - title["top"] >= title["px"]
-    assert title["isCut"] != is_whole, "what has no room ends in an ellipsis"
+    assert title["isCut"] != is_whole, "a title without room ends in an ellipsis"
     for a, b in itertools.combinations(texts.values(), 2):
         is_apart = (
             a["right"] <= b["left"] or b["right"] <= a["left"] or a["bottom"] <= b["top"] or b["bottom"] <= a["top"]
         )
         assert is_apart, (a, b)
-    for each in texts.values():
-        assert each["px"] >= 10 and each["left"] >= 0 and each["right"] <= size[0], each
-        assert each["top"] >= 0 and each["bottom"] <= size[1] and each["right"] > each["left"], each
+    for text in texts.values():
+        assert text["px"] >= 10 and text["left"] >= 0 and text["right"] <= size[0], text
+        assert text["top"] >= 0 and text["bottom"] <= size[1] and text["right"] > text["left"], text
     if "price_nanos" in fields:
-        (price,) = [each for text, each in texts.items() if text.endswith((".95", ".56", ".90"))]
+        (price,) = [box for text, box in texts.items() if text.endswith((".95", ".56", ".90"))]
         assert not price["isCut"]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
 @pytest.mark.parametrize("name", ["usual", "arabic", "hebrew"])
-def test_what_is_written_from_the_right_begins_there(seen, size, name):
-    texts = {each["text"]: each for each in seen[size, name]["texts"]}
-    title, arrow, label = texts[ADS[name][0]["title"]], texts["\u203a"], texts["Ad"]
+def test_layout_is_mirrored_for_right_to_left_text(seen, size, name):
+    texts = {text["text"]: text for text in seen[size, name]["texts"]}
+    title = texts[ADS[name][0]["title"]]
+    arrow = texts["\u203a"]
+    label = texts["Ad"]
     is_mirrored = name != "usual"
     assert (title["direction"] == "rtl") == is_mirrored
     assert (label["left"] < size[0] / 2) == is_mirrored == (arrow["left"] < size[0] / 2)

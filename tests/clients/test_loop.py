@@ -1,4 +1,4 @@
-"""The whole loop as a script: logs, model, lists, bids, events, tables, the next model, its bids, their replay."""
+"""runs/loop.sh end to end: logs, model, lists, bids, events, tables, the next model, its bids, their replay."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ beam = 8
 
 
 def free_ports():
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
+    with socket.socket() as bids, socket.socket() as management:
+        bids.bind(("127.0.0.1", 0))
+        management.bind(("127.0.0.1", 0))
+        return bids.getsockname()[1], management.getsockname()[1]
 
 
 @pytest.mark.soak
-def test_the_loop_closes(tiny_encoder, tiny_llama, tmp_path):
+def test_next_model_learns_from_served_events(tiny_encoder, tiny_llama, tmp_path):
     port, manage_port = free_ports()
     config = tmp_path / "loop.toml"
     config.write_text(
@@ -68,5 +68,9 @@ def test_the_loop_closes(tiny_encoder, tiny_llama, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    for line in ("conv events sent, logged", "who bought what for how much, in the new tables: yes", "replay: "):
+    for line in (
+        "conv events sent, logged",
+        "users, ads and values of the conversions, in the new tables: yes",
+        "replay: ",
+    ):
         assert line in done.stderr

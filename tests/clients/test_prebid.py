@@ -1,6 +1,7 @@
-"""A publisher's page in a real browser and `leadre serve` behind it: what the reader sees, what the books say of it.
+"""A publisher's page in a real browser with `leadre serve` behind it: the page, the event log, the charges.
 
-Prebid.js asks, Chromium keeps the rules of the web, and the store is a Valkey server that tells what was read from it.
+Prebid.js sends the requests, Chromium enforces the rules of the web, and the store is a Valkey server whose MONITOR
+lists every read.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from ..serve.bidder import Bidder, until
 pytestmark = pytest.mark.slow
 
 VENDOR_ID = 7
-ORIGIN, STRANGER = "http://garden.example", "http://weeds.example"
+ORIGIN, UNREGISTERED = "http://garden.example", "http://weeds.example"
 READER = "reader-of-the-garden-weekly"
-PLACES = {"home-top": (728, 90), "home-side": (300, 250)}
+SLOTS = {"home-top": (728, 90), "home-side": (300, 250)}
 EVERYTHING = ("win", "imp", "bill")
 
 
@@ -51,11 +52,11 @@ OURS = {
 
 @dataclass(frozen=True)
 class Visit:
-    """What drive.mjs saw, what the event log has gained meanwhile, and what was asked of the store."""
+    """The report of drive.mjs, the new records of the event log, and the commands that reached the store."""
 
     page: dict
     answered: list[RequestRecord]
-    happened: list[EventRecord]
+    events: list[EventRecord]
     spied: list[str]
     charged_nanos: dict[str, int]  # campaign -> by the reports
 
@@ -72,14 +73,14 @@ def valkey():
 
 @pytest.fixture(scope="module")
 def spied(valkey):
-    """What the server is asked, as it tells it: a growing list of lines."""
+    """The commands that reach the server, as MONITOR lists them: a growing list of lines."""
     lines: list[str] = []
     connection = socket.create_connection(("127.0.0.1", valkey.port))
     connection.sendall(b"MONITOR\r\n")
 
     def listen():
-        with connection.makefile("rb") as told:
-            lines.extend(line.decode("latin-1") for line in told)
+        with connection.makefile("rb") as commands:
+            lines.extend(line.decode("latin-1") for line in commands)
 
     thread = threading.Thread(target=listen)
     thread.start()
@@ -92,8 +93,9 @@ def spied(valkey):
 
 @pytest.fixture(scope="module")
 def bidder(work, valkey, tmp_path_factory):
-    """A bidder that knows the publisher, and has a list for one reader."""
-    state, store = tmp_path_factory.mktemp("bidder") / "state", f"redis://127.0.0.1:{valkey.port}/0"
+    """A bidder with the publisher's origin registered, and a list for one reader."""
+    state = tmp_path_factory.mktemp("bidder") / "state"
+    store = f"redis://127.0.0.1:{valkey.port}/0"
     flags = ("--generate", "false", "--vendor-id", str(VENDOR_ID), "--origins", ORIGIN)
     with Bidder(work, state, *flags, store=store) as running:
         for sold in OURS.values():
@@ -106,19 +108,21 @@ def bidder(work, valkey, tmp_path_factory):
 
 
 def settled(log):
-    """The last number of a log to which nothing has come for half a second; answers are written down much faster."""
-    last, since_s = -1, time.monotonic()
+    """The last record number of a log without new records for half a second; the writer appends within 20 ms."""
+    last = -1
+    since_s = time.monotonic()
     while time.monotonic() - since_s < 0.5:
         number = max((entry.number for entry in event_log.read(log)), default=0)
         if number != last:
-            last, since_s = number, time.monotonic()
+            last = number
+            since_s = time.monotonic()
         time.sleep(0.05)
     return last
 
 
 @pytest.fixture(scope="module")
 def visit(client, bidder, spied):
-    """Each scenario is driven once."""
+    """A function that drives a scenario, once for all tests."""
 
     def charged():
         span = {"since": "2020-01-01T00:00:00Z", "until": "2100-01-01T00:00:00Z", "limit": "1000"}
@@ -127,18 +131,20 @@ def visit(client, bidder, spied):
 
     @functools.cache
     def driven(scenario, publisher=ORIGIN):
-        log, before = bidder.state / "events", charged()
-        last, heard = settled(log), len(spied)
+        log = bidder.state / "events"
+        before = charged()
+        last = settled(log)
+        commands = len(spied)
         flags = ("--bidder", bidder.url, "--vendor", str(VENDOR_ID), "--user", READER, "--publisher", publisher)
         page = json.loads(client("drive.mjs", "--scenario", scenario, *flags))
-        told = spied[heard:]
+        new_commands = spied[commands:]
         settled(log)
         records = [entry.record for entry in event_log.read(log, last)]
         return Visit(
             page=page,
             answered=[record for record in records if isinstance(record, RequestRecord)],
-            happened=[record for record in records if isinstance(record, EventRecord)],
-            spied=[line for line in told if READER in line],
+            events=[record for record in records if isinstance(record, EventRecord)],
+            spied=[line for line in new_commands if READER in line],
             charged_nanos=dict(charged() - before),
         )
 
@@ -152,26 +158,26 @@ def assert_clean(page):
 
 
 def assert_filled(page):
-    """Both places show what was bid for them, at its size."""
+    """Both slots show the ad of their bid, at its size."""
     assert_clean(page)
-    assert {bid["code"]: (bid["width"], bid["height"]) for bid in page["bids"]} == PLACES
-    assert {banner["slot"]: tuple(banner["size"]) for banner in page["rendered"]} == PLACES
-    assert page["slots"] == dict.fromkeys(PLACES, 1)
+    assert {bid["code"]: (bid["width"], bid["height"]) for bid in page["bids"]} == SLOTS
+    assert {banner["slot"]: tuple(banner["size"]) for banner in page["rendered"]} == SLOTS
+    assert page["slots"] == dict.fromkeys(SLOTS, 1)
 
 
-def assert_nothing_came_of_it(seen):
+def assert_no_ad_and_no_event(seen):
     assert seen.page["bids"] == [] == seen.page["rendered"] == seen.page["events"]
-    assert seen.page["slots"] == dict.fromkeys(PLACES, 0) and seen.page["landed"] is None
-    assert seen.bids == [] == seen.happened and seen.charged_nanos == {}
+    assert seen.page["slots"] == dict.fromkeys(SLOTS, 0) and seen.page["landed"] is None
+    assert seen.bids == [] == seen.events and seen.charged_nanos == {}
 
 
 def counted(seen, bid_id):
-    """How often the log has each kind of event of a bid."""
-    return Counter(record.outcome.kind for record in seen.happened if record.outcome.bid_id == bid_id)
+    """Kind of event -> number of log records for a bid."""
+    return Counter(record.outcome.kind for record in seen.events if record.outcome.bid_id == bid_id)
 
 
 @pytest.mark.parametrize("scenario", ["all", "absent"])
-def test_a_banner_fills_each_place_with_an_ad_of_the_readers_list(visit, scenario):
+def test_each_slot_shows_an_ad_of_the_readers_list(visit, scenario):
     page = visit(scenario).page
     assert_filled(page)
     assert {bid["creativeId"] for bid in page["bids"]} == set(OURS)
@@ -180,7 +186,7 @@ def test_a_banner_fills_each_place_with_an_ad_of_the_readers_list(visit, scenari
         sold = OURS[bid["creativeId"]]
         assert (bid["bidderCode"], bid["cpm"], bid["currency"]) == ("leadre", sold.bid_nanos / 1e6, "USD")
         assert bid["advertiserDomains"] == [sold.landing_url.split("/")[2]]
-        assert sold.title in shown[bid["code"]], "what an advertiser wrote is text, whatever it looks like"
+        assert sold.title in shown[bid["code"]], "the advertiser's text is escaped"
     (auction,) = page["auctions"]
     assert auction["cors"]["access-control-allow-origin"] == ORIGIN
     assert auction["cors"]["access-control-allow-credentials"] == "true"
@@ -191,7 +197,7 @@ def test_each_bid_is_won_shown_and_billed_once_at_its_price(visit):
     assert {bid["seatBidId"] for bid in seen.page["bids"]} == {bid.bid_id for bid in seen.bids}
     for bid in seen.bids:
         assert counted(seen, bid.bid_id) - Counter(["click"]) == Counter(EVERYTHING)
-        prices = {record.outcome.kind: record.outcome.price_nanos for record in seen.happened if is_of(record, bid)}
+        prices = {record.outcome.kind: record.outcome.price_nanos for record in seen.events if is_of(record, bid)}
         assert prices["win"] == prices["bill"] == bid.price_nanos == OURS[bid.ad_id].bid_nanos
     assert seen.charged_nanos == {sold.ad_id: sold.bid_nanos for sold in OURS.values()}
     assert not [event["url"] for event in seen.page["events"] if "AUCTION_" in event["url"]], (
@@ -203,43 +209,43 @@ def is_of(record, bid):
     return record.outcome.bid_id == bid.bid_id
 
 
-def test_a_click_is_counted_and_ends_at_the_landing_page(visit):
+def test_click_is_counted_and_redirected_to_the_landing_page(visit):
     seen = visit("all")
-    (clicked,) = [record.outcome for record in seen.happened if record.outcome.kind == "click"]
+    (clicked,) = [record.outcome for record in seen.events if record.outcome.kind == "click"]
     assert seen.page["landed"] == OURS[clicked.ad_id].landing_url
-    (asked,) = [event for event in seen.page["events"] if event["kind"] == "click"]
-    assert (asked["status"], asked["location"]) == (302, OURS[clicked.ad_id].landing_url)
+    (click,) = [event for event in seen.page["events"] if event["kind"] == "click"]
+    assert (click["status"], click["location"]) == (302, OURS[clicked.ad_id].landing_url)
 
 
-def test_a_floor_that_nobody_pays_leaves_no_trace(visit):
+def test_bid_is_dropped_below_a_high_floor(visit):
     seen = visit("floor")
     assert_clean(seen.page)
-    assert_nothing_came_of_it(seen)
+    assert_no_ad_and_no_event(seen)
     assert [answer.reason for answer in seen.answered] == ["below_floor"]
 
 
-def test_purpose_2_alone_shows_what_suits_the_page_and_reads_nobodys_history(visit):
-    assert visit("all").spied, "the store tells of a reader whose history may be read"
+def test_purpose_2_alone_gets_contextual_ads_without_a_store_read(visit):
+    assert visit("all").spied, "with consent the reader's profile is read"
     seen = visit("contextual")
     assert_filled(seen.page)
     assert seen.spied == []
-    assert {bid.source for bid in seen.bids} == {"contextual"} and len(seen.bids) == len(PLACES)
+    assert {bid.source for bid in seen.bids} == {"contextual"} and len(seen.bids) == len(SLOTS)
     assert not {bid.ad_id for bid in seen.bids} & set(OURS)
-    assert {answer.user_id for answer in seen.answered} == {""} == {done.outcome.user_id for done in seen.happened}
-    for bid in seen.bids:  # what moves money, and nothing that measures
+    assert {answer.user_id for answer in seen.answered} == {""} == {done.outcome.user_id for done in seen.events}
+    for bid in seen.bids:  # billing events only, no measurement
         assert counted(seen, bid.bid_id) == Counter(["win", "bill"])
 
 
-def test_refused_shows_nothing(visit):
+def test_refused_consent_gets_no_ad(visit):
     seen = visit("refused")
     assert_clean(seen.page)
-    assert_nothing_came_of_it(seen)
+    assert_no_ad_and_no_event(seen)
     assert seen.spied == [] and [answer.reason for answer in seen.answered] == ["no_consent"]
 
 
-def test_a_page_that_nobody_registered_gets_nothing(visit):
-    seen = visit("all", STRANGER)
-    assert_nothing_came_of_it(seen)
+def test_page_of_an_unregistered_origin_gets_no_ad(visit):
+    seen = visit("all", UNREGISTERED)
+    assert_no_ad_and_no_event(seen)
     assert seen.spied == [] == seen.answered
     assert [(auction["status"], auction["cors"]) for auction in seen.page["auctions"]] == [(403, {})]
-    assert any("CORS" in error and STRANGER in error for error in seen.page["consoleErrors"])
+    assert any("CORS" in error and UNREGISTERED in error for error in seen.page["consoleErrors"])
