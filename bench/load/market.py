@@ -36,7 +36,7 @@ def write(folder: Path, users: int, ads: int, seed: int = 0) -> None:
     paths = StatePaths(folder=folder, store=f"lmdb:{folder / 'lists'}")
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    database = ManageDatabase(paths.book)
+    database = ManageDatabase(paths.manage_database)
     campaigns = [_campaign(number, rng) for number in range(ads // ADS_A_CAMPAIGN)]
     added = CampaignStore(database).add(campaigns, [_ad(number, rng) for number in range(ads)])
     database.close()

@@ -82,7 +82,7 @@ class Server:
 def serving(work: Path, run: str, state: Path, flags: Sequence[str] = (), first: str = "") -> Iterator[Server]:
     """`leadre serve` of a run with its state in a folder, until the block ends; ``first``: a request to wait for."""
     state.mkdir(parents=True, exist_ok=True)
-    records = ManageDatabase(StatePaths(folder=state, store="").book)
+    records = ManageDatabase(StatePaths(folder=state, store="").manage_database)
     _, key = auth.ApiKeys(records).create("bench", time.time_ns() // 1000)
     records.close()
     port, manage_port = free_ports()

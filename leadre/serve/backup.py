@@ -47,8 +47,8 @@ def write(paths: StatePaths, folder: Path) -> artifact.Artifact:
         _copy_database(paths.ledger, schema.MIGRATIONS, copy.ledger)
         _copy_files([paths.tables / training.POSITION, *_visible(paths.tables)], paths.tables, copy.tables)
         _copy_files(event_log.segments(paths.events), paths.events, copy.events)
-        _copy_database(paths.book, records.MIGRATIONS, copy.book)
-        _copy_files([paths.keys, paths.draws, paths.erased], paths.folder, copy.folder)
+        _copy_database(paths.manage_database, records.MIGRATIONS, copy.manage_database)
+        _copy_files([paths.token_keys, paths.exploration_key, paths.erased], paths.folder, copy.folder)
         _check(copy)
         lists = _lists_of(paths)
         if lists is not None:

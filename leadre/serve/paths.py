@@ -1,4 +1,4 @@
-"""Where a bidder keeps its state: one folder, which a backup copies."""
+"""Paths of a bidder's state: one folder, which a backup copies as a whole."""
 
 from __future__ import annotations
 
@@ -8,50 +8,50 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class StatePaths:
-    """The files of a state folder. ``store`` names the store, which may be elsewhere."""
+    """Files of a state folder, each with the process that writes it. ``store``: the store's spec, maybe elsewhere."""
 
     folder: Path
     store: str
 
     @property
-    def book(self) -> Path:
-        """Campaigns, ads, keys, origins; written by the management process."""
+    def manage_database(self) -> Path:
+        """Campaigns, ads, API keys and origins; written by the management process."""
         return self.folder / "manage.db"
 
     @property
     def ledger(self) -> Path:
-        """Budgets and charges; written by the writer."""
+        """Budgets, leases and charges; written by the writer."""
         return self.folder / "ledger.db"
 
     @property
     def events(self) -> Path:
-        """The event log; written by the writer."""
+        """Folder of the event log; written by the writer."""
         return self.folder / "events"
 
     @property
     def tables(self) -> Path:
-        """What the event log becomes for training; written by the writer."""
+        """Folder of the tables for training, compacted from the event log by the writer."""
         return self.folder / "tables"
 
     @property
-    def keys(self) -> Path:
-        """What event tokens are signed with."""
+    def token_keys(self) -> Path:
+        """Keys that sign event tokens."""
         return self.folder / "token.keys"
 
     @property
-    def draws(self) -> Path:
-        """The key that decides, with a request's ID, what is drawn for it."""
+    def exploration_key(self) -> Path:
+        """Key of the hash that, with a request's ID, determines its exploration draws."""
         return self.folder / "draws.key"
 
     @property
     def erased(self) -> Path:
-        """Who was erased, as keyed hashes; written by the writer."""
+        """Erased users, as keyed hashes; written by the writer."""
         return self.folder / "erased"
 
     @property
-    def writer(self) -> Path:
+    def writer_socket(self) -> Path:
         return self.folder / "run" / "writer.sock"
 
     @property
-    def generator(self) -> Path:
+    def model_server_socket(self) -> Path:
         return self.folder / "run" / "generator.sock"

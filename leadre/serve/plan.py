@@ -11,7 +11,11 @@ from leadre.serve.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Deadlines of a worker in milliseconds: of requests that name none, of the way back, of waiting for a turn."""
+    """Deadlines of a worker, in milliseconds.
+
+    ``tmax_ms``: of a request without a tmax. ``network_ms``: part of each deadline that is left for the network.
+    ``shed_ms``: longest wait in the admission queue.
+    """
 
     tmax_ms: int
     network_ms: float
@@ -20,7 +24,7 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to run. ``model`` None: no language model; the folders are those of artifacts."""
+    """Processes to run. ``tables``, ``codebook`` and ``model`` are artifact folders; no ``model``, no model server."""
 
     paths: StatePaths
     settings: Settings

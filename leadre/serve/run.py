@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leadre import artifact, config, progress
+from leadre.clock import SystemClock
 from leadre.errors import InputError
 from leadre.serve.paths import StatePaths
 from leadre.serve.plan import Plan, Timing
@@ -50,9 +51,9 @@ def run(config: Config) -> None:
     from leadre.serve.processes import bootstrap, supervisor
 
     bootstrap.fill(paths, tables)
-    origins = bootstrap.register(paths, config.origins)
+    origins = bootstrap.register_origins(paths, config.origins)
     bootstrap.check_exposure(paths, (config.host,))
-    bootstrap.make_key(paths)
+    bootstrap.create_operator_key(paths, SystemClock())
     plan = Plan(
         paths=paths,
         settings=settings_of(config),

@@ -6,11 +6,11 @@ advertiser sees and changes that account alone. Only a hash is kept: who loses a
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from leadre import config, progress
+from leadre.clock import SystemClock
 from leadre.serve import run as serve
 
 
@@ -30,9 +30,9 @@ def run(settings: Config) -> None:
     from leadre.serve.manage import auth
 
     paths = serve.place(settings, settings.stages, settings.state)
-    records = ManageDatabase(paths.book)
+    records = ManageDatabase(paths.manage_database)
     try:
-        key, secret = auth.ApiKeys(records).create(settings.name, time.time_ns() // 1000, settings.advertiser)
+        key, secret = auth.ApiKeys(records).create(settings.name, SystemClock().now_us(), settings.advertiser)
     finally:
         records.close()
     whose = f"account {key.advertiser_id}" if key.advertiser_id else "an operator"

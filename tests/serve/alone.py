@@ -65,13 +65,13 @@ class Alone:
     def __init__(self, folder: Path, *, seed: int = 0, **settings: Any) -> None:
         self.now_us, self.now_s = NOON_US, 0.0
         self.paths = StatePaths(folder=folder, store=f"lmdb:{folder / 'lists'}")
-        self._records = ManageDatabase(self.paths.book)
+        self._records = ManageDatabase(self.paths.manage_database)
         self.book = CampaignStore(self._records)
-        self._reader = database.connect(self.paths.book, records.MIGRATIONS, read_only=True)
+        self._reader = database.connect(self.paths.manage_database, records.MIGRATIONS, read_only=True)
         self.desk = WriterState(self.paths, retain_days=90)
         self.store = Spy(open_store(self.paths.store))
-        self.desk._store.close()
-        self.desk._store = self.store  # type: ignore[assignment]
+        self.desk.users.store.close()
+        self.desk.users.store = self.store  # type: ignore[assignment]
         self.store.put_lists(VERSION, {})
         self.store.switch(VERSION)
         self.budgets = Budgets("alone", self._send)
@@ -83,7 +83,7 @@ class Alone:
             memory=UserStore(self.store, self.clock),  # type: ignore[arg-type]
             budgets=self.budgets,
             generate=None,
-            sign=self.desk._keys.sign,
+            sign=self.desk.token_keys.sign,
             new_id=lambda: f"id-{next(self._numbers)}",
             draws=ExplorationDraws(seed.to_bytes(32)),
             clock=self.clock,
@@ -104,7 +104,7 @@ class Alone:
     def renew(self, counts=None, object_ids=()) -> None:
         """What a worker does beside its requests: follow the book, and one round with the ledger."""
         self.now_s += RENEWED_S  # the list for everybody is read again
-        self.desk.tend(self.now_us)
+        self.desk.maintain(self.now_us)
         self.bidder.market = self._market(counts or {}, object_ids)
         self._loop.run_until_complete(self.budgets.renew(self.now_us))
 
@@ -137,7 +137,7 @@ class Alone:
             EventRequest(kind=kind, token=re.search(r"[?&]t=([^&]+)", url)[1], at_us=self.now_us)
             for kind, url in events
         ]
-        return [told.outcome for told in self.desk.settle(made, self.now_us)]
+        return [told.outcome for told in self.desk.handle(made, self.now_us)]
 
     def _market(self, counts, object_ids=()) -> bidder.Market:
         book = eligibility.load(self._reader)
@@ -146,7 +146,7 @@ class Alone:
     async def _send(self, orders: list[LedgerOrder]) -> list[Lease | None]:
         asks = [order for order in orders if isinstance(order, LeaseRequest)]
         releases = [order for order in orders if isinstance(order, Release)]
-        (reply,) = self.desk.settle([LedgerRequest(asks, releases)], self.now_us)
+        (reply,) = self.desk.handle([LedgerRequest(asks, releases)], self.now_us)
         assert isinstance(reply, LedgerReply)
         return list(reply.leases)
 

@@ -60,10 +60,10 @@ class Traffic:
         self._thread.join()
 
     def _run(self):
-        desk, sign = open_desk(self.paths), TokenKeys.open(self.paths.keys).sign
+        desk, sign = open_desk(self.paths), TokenKeys.open(self.paths.token_keys).sign
         while not self._stop.is_set():
             now_us = time.time_ns() // 1000
-            (leases,) = desk.settle(
+            (leases,) = desk.handle(
                 [
                     LedgerRequest(
                         [LeaseRequest(worker="w", campaign_id=CAMPAIGN, min_nanos=9_000_000, max_nanos=9_000_000)],
@@ -79,9 +79,9 @@ class Traffic:
             events = [
                 EventRequest(kind=kind, token=token, at_us=now_us, price="1.5") for kind in ("bill", "imp", "click")
             ]
-            desk.settle([AppendRequest([answered]), *events], now_us)
+            desk.handle([AppendRequest([answered]), *events], now_us)
             if self.rounds % 20 == 19:
-                desk.tend(now_us)
+                desk.maintain(now_us)
                 training.compact(self.paths.events, self.paths.tables, ())
                 desk.log.rotate()
             self.rounds += 1
@@ -94,7 +94,7 @@ def served(paths, campaign, ad):
     from leadre.serve.catalogue.campaigns import CampaignStore
     from leadre.serve.catalogue.database import ManageDatabase
 
-    records = ManageDatabase(paths.book)
+    records = ManageDatabase(paths.manage_database)
     CampaignStore(records).add(
         [campaign(campaign_id=CAMPAIGN, total_nanos=1 << 50)], [ad(ad_id=AD, campaign_id=CAMPAIGN)]
     )
@@ -131,7 +131,7 @@ def test_backups_under_traffic_agree_with_themselves_and_a_bidder_goes_on_from_o
         charged = sum(each.outcome.charge_nanos for each in bills)
         assert desk.ledger.verify() == [] and desk.ledger.spent(CAMPAIGN) == charged > 0
         now_us = time.time_ns() // 1000
-        (days,) = desk.settle([ReportRequest([CAMPAIGN], now_us - US_PER_DAY, now_us + US_PER_DAY)], now_us)
+        (days,) = desk.handle([ReportRequest([CAMPAIGN], now_us - US_PER_DAY, now_us + US_PER_DAY)], now_us)
         assert sum(day.charged_nanos for day in days.days) == charged
         assert sum(day.clicks for day in days.days) == sum(each.outcome.kind == "click" for each in bills)
         assert "gone" in desk.erased and "u1" not in desk.erased

@@ -250,7 +250,7 @@ def test_log_of_november_2026_is_encoded_to_the_same_bytes(state: StatePaths) ->
 def test_campaigns_keys_origins_and_erased_users_of_november_2026_are_read(
     state: StatePaths, expected: dict[str, Any]
 ) -> None:
-    records = ManageDatabase(state.book)
+    records = ManageDatabase(state.manage_database)
     try:
         store, keys = CampaignStore(records), ApiKeys(records)
         assert sorted(campaign.campaign_id for campaign in store.campaigns()) == sorted(CAMPAIGNS)
@@ -273,11 +273,11 @@ def test_campaigns_keys_origins_and_erased_users_of_november_2026_are_read(
         records.close()
     erased = ErasedUsers(state.erased)
     assert "user-gone" in erased and "user-1" not in erased
-    assert list(ExplorationDraws.open(state.draws).pair("x-1", "1")) == expected["draws"]
+    assert list(ExplorationDraws.open(state.exploration_key).pair("x-1", "1")) == expected["draws"]
 
 
 def test_tokens_signed_in_november_2026_are_valid_under_both_keys(state: StatePaths, expected: dict[str, Any]) -> None:
-    keys = TokenKeys.open(state.keys)
+    keys = TokenKeys.open(state.token_keys)
     token = keys.check(expected["tokens"]["old key"], expected["now_us"])
     assert (token.bid_id, token.ad_id, token.user_id, token.nonce) == ("old-key", "daily-1", "user-1", b"o" * 12)
     assert keys.version == 2 and re.match(r"2\.", expected["tokens"]["click"])
@@ -296,9 +296,9 @@ def test_bidder_goes_on_from_the_state_of_november_2026(state: StatePaths, expec
             "the log is caught up with"
         )
         assert ledger.reserved("daily") == expected["held"]["daily"] - unbooked["daily"] and ledger.verify() == []
-        (counts,) = bidder.desk.settle([CountsRequest()], bidder.now_us)
+        (counts,) = bidder.desk.handle([CountsRequest()], bidder.now_us)
         impressions, clicks, _ = counts.by_ad["daily-1"]
-        (record,) = bidder.desk.settle([RecordRequest("x-1")], bidder.now_us)
+        (record,) = bidder.desk.handle([RecordRequest("x-1")], bidder.now_us)
         assert record.record is not None and record.record.caller_request_id == "x-1"
         profile = bidder.store.read_profile("user-1")
         assert [event.object_id for event in profile.recent][:2] == ["o-click-1", "o-sale-1"]
@@ -311,16 +311,16 @@ def test_bidder_goes_on_from_the_state_of_november_2026(state: StatePaths, expec
             for kind, token in returned.items()
         ]
         for outcome in ("new", "known"):
-            assert [reply.outcome for reply in bidder.desk.settle(events, bidder.now_us)] == [outcome] * 2
+            assert [reply.outcome for reply in bidder.desk.handle(events, bidder.now_us)] == [outcome] * 2
         bidder.respond(asked(id="n-1", user={"id": "user-4"}))
         bidder.renew()
         request = asked(id="n-2", user={"id": "user-4"})
         decision = bidder.respond(request)
         assert chosen(decision) == ["daily-1"]
-        bidder.desk.settle([AppendRequest([bidder.record(request, decision)])], bidder.now_us)
+        bidder.desk.handle([AppendRequest([bidder.record(request, decision)])], bidder.now_us)
         urls = urls_of(decision.rendered[0])
         assert bidder.happened(("imp", urls["imp"]), ("click", urls["click"])) == ["new", "new"]
-        (counts,) = bidder.desk.settle([CountsRequest()], bidder.now_us)
+        (counts,) = bidder.desk.handle([CountsRequest()], bidder.now_us)
         assert counts.by_ad["daily-1"][:2] == (impressions + 1, clicks + 2)
         assert ledger.spent("daily") == expected["logged_charges"]["daily"] + 1_500_000 and ledger.verify() == []
         bidder.now_us += 3_600_000_000
@@ -332,7 +332,7 @@ def test_tables_of_november_2026_grow_by_the_records_behind_their_position(
     state: StatePaths, expected: dict[str, Any]
 ) -> None:
     before = {path.relative_to(state.tables): pl.read_parquet(path) for path in state.tables.rglob("*/*.parquet")}
-    records = ManageDatabase(state.book)
+    records = ManageDatabase(state.manage_database)
     ads = CampaignStore(records).ads()
     records.close()
     assert training.position(state.tables) == expected["position"] < expected["log_number"]

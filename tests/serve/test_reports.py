@@ -64,14 +64,14 @@ def test_reports_and_budgets_go_by_days_of_the_account_over_a_change_of_clocks(t
     """An event each quarter of an hour for five days; the budget of a day pays for twenty bills, in its first hours."""
     zones = {"rome": "Europe/Rome", "york": "America/New_York", "howe": "Australia/Lord_Howe"}
     paths = StatePaths(folder=tmp_path / "state", store=f"lmdb:{tmp_path / 'lists'}")
-    records = ManageDatabase(paths.book)
+    records = ManageDatabase(paths.manage_database)
     budget = {"daily_nanos": BILLS_A_DAY * PRICE_NANOS, "bid_nanos": PRICE_NANOS}
     campaigns = [campaign(campaign_id=name, zone=zone, **budget) for name, zone in zones.items()]
     CampaignStore(records).add(campaigns, [ad(ad_id=f"a-{name}", campaign_id=name) for name in zones])
     records.close()
     desk, rng = WriterState(paths, retain_days=10_000), random.Random(0)
-    sign, begun_us = TokenKeys.open(paths.keys).sign, us(first.replace(tzinfo=UTC))
-    desk.tend(begun_us)
+    sign, begun_us = TokenKeys.open(paths.token_keys).sign, us(first.replace(tzinfo=UTC))
+    desk.maintain(begun_us)
     for number in range(5 * 24 * 4):
         at_us = begun_us + number * US_PER_HOUR // 4
         events = [
@@ -79,7 +79,7 @@ def test_reports_and_budgets_go_by_days_of_the_account_over_a_change_of_clocks(t
             for place, name in enumerate(zones)
             for kind in ("bill", "imp", *(["click"] if rng.random() < 0.3 else []))
         ]
-        *_, told = desk.settle([*events, ReportRequest(list(zones), begun_us, at_us + 1)], at_us)
+        *_, told = desk.handle([*events, ReportRequest(list(zones), begun_us, at_us + 1)], at_us)
     shown = {(d.campaign_id, d.day): (d.impressions, d.clicks, d.conversions, d.charged_nanos) for d in told.days}
     assert shown == recount(paths.events, zones), "with the very last events in it"
     for name, zone in zones.items():
@@ -88,5 +88,5 @@ def test_reports_and_budgets_go_by_days_of_the_account_over_a_change_of_clocks(t
         assert [shown[key][0] for key in whole] == [4 * hours_of(day, zone) for _, day in whole]
     desk.close()
     desk = WriterState(paths, retain_days=10_000)
-    assert desk.settle([ReportRequest(list(zones), begun_us, at_us + 1)], at_us) == [told], "a restart counts the same"
+    assert desk.handle([ReportRequest(list(zones), begun_us, at_us + 1)], at_us) == [told], "a restart counts the same"
     desk.close()

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
+from leadre.clock import SystemClock
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.events import event_log
@@ -32,13 +33,13 @@ class Market:
         self.paths, self.desk, self.office = (
             paths,
             WriterState(paths, retain_days=DAYS),
-            ManagementBackend(paths, paths.folder),
+            ManagementBackend(paths, paths.folder, SystemClock()),
         )
-        self.sign = TokenKeys.open(paths.keys).sign
+        self.sign = TokenKeys.open(paths.token_keys).sign
         self.store = self.office.store
         self.store.put_lists("v", {EVERYBODY: StoredList("v", 1, ("a1",), (0.0,))})
         self.store.switch("v")
-        self.desk.tend(START_US - US_PER_DAY)  # which notes what is live, and writes nothing later on
+        self.desk.maintain(START_US - US_PER_DAY)  # which notes what is live, and writes nothing later on
 
     def serve(self, day):
         now_us, user = START_US + day * US_PER_DAY, user_of(day)
@@ -48,12 +49,12 @@ class Market:
         token = self.sign(make_token(now_us, 1, request_id=f"r-{user}", user_id=user))
         answered = RequestRecord(request_id=f"r-{user}", at_us=now_us, user_id=user)
         events = [EventRequest(kind=kind, token=token, at_us=now_us) for kind in ("imp", "click")]
-        self.desk.settle([AppendRequest([answered]), *events], now_us)
+        self.desk.handle([AppendRequest([answered]), *events], now_us)
 
     def tend(self, day):
         """What the processes do by themselves a few times a day."""
         now_us = START_US + day * US_PER_DAY
-        self.desk.tend(now_us)
+        self.desk.maintain(now_us)
         self.office.retain(DAYS, now_us)
 
     def users(self):
@@ -61,7 +62,7 @@ class Market:
         everyone = [user_of(day) for day in range(SERVED)]
         records = [entry.record for entry in event_log.read(self.paths.events)]
         frames = [pl.read_parquet(path) for path in self.paths.tables.rglob("*/*.parquet")]
-        requests = {user: self.desk.settle([RecordRequest(f"r-{user}")], START_US)[0] for user in everyone}
+        requests = {user: self.desk.handle([RecordRequest(f"r-{user}")], START_US)[0] for user in everyone}
         return {
             "requests in the log": {each.user_id for each in records if isinstance(each, RequestRecord)},
             "events in the log": {each.outcome.user_id for each in records if isinstance(each, EventRecord)},
@@ -88,7 +89,7 @@ def user_of(day):
 @pytest.fixture
 def market(tmp_path, campaign, ad):
     paths = StatePaths(folder=tmp_path / "state", store=f"lmdb:{tmp_path / 'state' / 'lists'}")
-    records = ManageDatabase(paths.book)
+    records = ManageDatabase(paths.manage_database)
     CampaignStore(records).add([campaign()], [ad()])
     records.close()
     made = Market(paths)

@@ -33,8 +33,8 @@ from leadre.serve.catalogue.objects import ObjectIndex
 from leadre.serve.events import event_log
 from leadre.serve.events.records import EventRecord, Record, RequestRecord
 from leadre.serve.ipc.messages import GenerateReply, GenerateRequest
+from leadre.serve.processes.event_counts import COUNT_COLUMNS
 from leadre.serve.processes.model_server import ModelServer
-from leadre.serve.processes.writer_state import COUNTED
 from leadre.serve.protocol.openrtb import NoBid
 from leadre.serve.settings import Settings
 from leadre.store.contract import Profile, Store
@@ -163,9 +163,12 @@ def _in_their_markets(world: ReplayWorld, objects: ObjectIndex, last: int) -> It
 
 
 def _count(entry: Record, counts: Counts) -> None:
-    if isinstance(entry, EventRecord) and not entry.is_test and (place := COUNTED.get(entry.outcome.kind)) is not None:
+    if not isinstance(entry, EventRecord) or entry.is_test:
+        return
+    column = COUNT_COLUMNS.get(entry.outcome.kind)
+    if column is not None:
         three = list(counts.get(entry.outcome.ad_id, (0, 0, 0)))
-        three[place] += 1
+        three[column] += 1
         counts[entry.outcome.ad_id] = three[0], three[1], three[2]
 
 

@@ -86,7 +86,7 @@ def _replay(settings: Config, bidder: serve.Config) -> ReplayReport:
     paths = serve.paths_of(bidder)
     with (
         closing(open_store(paths.store)) as store,
-        closing(database.connect(paths.book, records.MIGRATIONS, read_only=True)) as connection,
+        closing(database.connect(paths.manage_database, records.MIGRATIONS, read_only=True)) as connection,
         _model(bidder) if settings.generate else nullcontext() as model,
     ):
         world = replay.ReplayWorld(
@@ -94,7 +94,7 @@ def _replay(settings: Config, bidder: serve.Config) -> ReplayReport:
             settings=serve.settings_of(bidder),
             book=eligibility.load(connection, bidder.seat),
             store=store,
-            draws=ExplorationDraws.open(paths.draws),
+            draws=ExplorationDraws.open(paths.exploration_key),
             model=model,
         )
         return asyncio.run(replay.replay(world, settings.last))

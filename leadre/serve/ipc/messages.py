@@ -1,6 +1,7 @@
-"""What the processes of a bidder say to each other: one question, one answer.
+"""Messages between the processes of one bidder: each request has one reply.
 
-The writer answers when what it tells is on the disk, the language model when there is no more time.
+Workers and management send requests to the writer, which replies after its data is durable. Workers send requests to
+the model server, which replies before their deadline. All processes run the same release, so tags need no versions.
 """
 
 from __future__ import annotations
@@ -14,20 +15,23 @@ from leadre.types import EventKind
 
 
 class AppendRequest(msgspec.Struct, frozen=True, tag="append"):
-    """Requests that were answered. Becomes `AppendReply`."""
+    """Append the records of answered bid requests to the event log. The reply is `AppendReply`."""
 
     records: list[RequestRecord]
 
 
-class LedgerRequest(msgspec.Struct, frozen=True, tag="orders"):
-    """A worker's side of the ledger: what its slices want and what they give back. Becomes `LedgerReply`."""
+class LedgerRequest(msgspec.Struct, frozen=True, tag="ledger"):
+    """Lease budget for a worker, and take back what it releases. The reply is `LedgerReply`."""
 
-    asks: list[LeaseRequest]
+    leases: list[LeaseRequest]
     releases: list[Release]
 
 
 class EventRequest(msgspec.Struct, frozen=True, tag="event"):
-    """Something that came back for a bid. ``price`` and ``value_nanos`` as they were sent. Becomes `EventReply`."""
+    """Post one event of a bid. The reply is `EventReply`.
+
+    ``price`` and ``value_nanos`` are as the client sent them; ``price`` "" is an event without a price.
+    """
 
     kind: EventKind
     token: str
@@ -37,18 +41,18 @@ class EventRequest(msgspec.Struct, frozen=True, tag="event"):
     value_nanos: int = 0
 
 
-class RecordRequest(msgspec.Struct, frozen=True, tag="recent"):
-    """One of the last requests, by our ID or the caller's; "" is the newest. Becomes `RecordReply`."""
+class RecordRequest(msgspec.Struct, frozen=True, tag="record"):
+    """Look up a recent request by our ID or the caller's; "" is the newest. The reply is `RecordReply`."""
 
     request_id: str
 
 
 class CountsRequest(msgspec.Struct, frozen=True, tag="counts"):
-    """What ads were shown and what came of it so far. Becomes `CountsReply`."""
+    """Read the impressions, clicks and conversions of all ads. The reply is `CountsReply`."""
 
 
-class ReportRequest(msgspec.Struct, frozen=True, tag="reports"):
-    """What campaigns did on the days that touch a span of time. Becomes `ReportReply`."""
+class ReportRequest(msgspec.Struct, frozen=True, tag="report"):
+    """Read the days of campaigns that overlap [``from_us``, ``to_us``). The reply is `ReportReply`."""
 
     campaigns: list[str]
     from_us: int
@@ -56,7 +60,7 @@ class ReportRequest(msgspec.Struct, frozen=True, tag="reports"):
 
 
 class EraseRequest(msgspec.Struct, frozen=True, tag="erase"):
-    """Take a user out of log and tables. Becomes `EraseReply`."""
+    """Remove a user from the event log and the tables. The reply is `EraseReply`."""
 
     user_id: str
 
@@ -66,37 +70,37 @@ WriterRequest = (
 )
 
 
-class AppendReply(msgspec.Struct, frozen=True, tag="done"):
-    """It is on the disk."""
+class AppendReply(msgspec.Struct, frozen=True, tag="append_reply"):
+    """The records are durable."""
 
 
-class LedgerReply(msgspec.Struct, frozen=True, tag="leases"):
-    """Answers to the asks, in their order; None where a budget is used up."""
+class LedgerReply(msgspec.Struct, frozen=True, tag="ledger_reply"):
+    """One lease per `LeaseRequest`, in their order; None if the campaign's budget is exhausted."""
 
     leases: list[Lease | None]
 
 
-class EventReply(msgspec.Struct, frozen=True, tag="told"):
-    """What became of an event: "new", "known" (or not to be counted), or "refused" for its token."""
+class EventReply(msgspec.Struct, frozen=True, tag="event_reply"):
+    """Outcome of an event: "new", "known" (a repetition, or not to be counted), or "refused" (its token is invalid)."""
 
     outcome: str
 
 
-class RecordReply(msgspec.Struct, frozen=True, tag="found"):
-    """The record, if it is still remembered."""
+class RecordReply(msgspec.Struct, frozen=True, tag="record_reply"):
+    """The record; None if the writer no longer remembers the request."""
 
     record: RequestRecord | None
 
 
-class CountsReply(msgspec.Struct, frozen=True, tag="counted"):
-    """Ad -> impressions, clicks, conversions, in the records of the log up to number ``last``."""
+class CountsReply(msgspec.Struct, frozen=True, tag="counts_reply"):
+    """Ad ID -> (impressions, clicks, conversions), counted up to record number ``last`` of the event log."""
 
     by_ad: dict[str, tuple[int, int, int]]
     last: int
 
 
 class CampaignDay(msgspec.Struct, frozen=True, array_like=True):
-    """A campaign's day in its own time zone, ISO 8601."""
+    """Totals of one campaign on one day (ISO 8601) of its own time zone."""
 
     campaign_id: str
     day: str
@@ -106,20 +110,20 @@ class CampaignDay(msgspec.Struct, frozen=True, array_like=True):
     charged_nanos: int
 
 
-class ReportReply(msgspec.Struct, frozen=True, tag="reported"):
-    """Days on which something happened, by campaign and time."""
+class ReportReply(msgspec.Struct, frozen=True, tag="report_reply"):
+    """Days with at least one event, sorted by campaign and day."""
 
     days: list[CampaignDay]
 
 
-class EraseReply(msgspec.Struct, frozen=True, tag="erased"):
-    """How many records and rows named the user; none does any more."""
+class EraseReply(msgspec.Struct, frozen=True, tag="erase_reply"):
+    """Number of log records and table rows from which the user was removed; none names the user any more."""
 
     removed: int
 
 
-class ErrorReply(msgspec.Struct, frozen=True, tag="failed"):
-    """The disk would not take it; nothing of it was written."""
+class ErrorReply(msgspec.Struct, frozen=True, tag="error_reply"):
+    """The disk refused the write: nothing of the request is durable. ``why`` is the operating system's message."""
 
     why: str
 
@@ -127,22 +131,22 @@ class ErrorReply(msgspec.Struct, frozen=True, tag="failed"):
 WriterReply = AppendReply | LedgerReply | EventReply | RecordReply | CountsReply | ReportReply | EraseReply | ErrorReply
 
 
-class ModelInfoRequest(msgspec.Struct, frozen=True, tag="hello"):
-    """A worker asks what there is. Becomes `ModelInfoReply`."""
+class ModelInfoRequest(msgspec.Struct, frozen=True, tag="model_info"):
+    """Read what the model server serves. The reply is `ModelInfoReply`."""
 
 
-class ModelInfoReply(msgspec.Struct, frozen=True, tag="greeting"):
-    """The objects that the model knows, by the numbers of all other messages, and the version of the model."""
+class ModelInfoReply(msgspec.Struct, frozen=True, tag="model_info_reply"):
+    """The objects that the model can generate, and its version. Other messages number objects by this list."""
 
     object_ids: list[str]
     version: str
 
 
-class GenerateRequest(msgspec.Struct, frozen=True, tag="wanted"):
-    """A question: who (id, and what they did, oldest first), when, and which objects may be shown.
+class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
+    """Generate the ``top`` best objects for a user. The reply is `GenerateReply`.
 
-    ``eligible`` has a bit for each object of the catalogue (`numpy.packbits`); ``until_s`` is a time of the machine's
-    monotonic clock, which its processes share.
+    ``recent`` is the user's history, oldest first. ``eligible`` is a mask over the model's objects, one bit each
+    (`numpy.packbits`). ``until_s`` is the deadline on the machine's monotonic clock, which its processes share.
     """
 
     user_id: str
@@ -153,8 +157,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag="wanted"):
     until_s: float
 
 
-class GenerateReply(msgspec.Struct, frozen=True, tag="generated"):
-    """An answer: objects of the catalogue, best first, with log-probabilities; nothing where there was no time."""
+class GenerateReply(msgspec.Struct, frozen=True, tag="generate_reply"):
+    """Object numbers, best first, with log-probabilities; empty if the deadline passed before any was generated.
+
+    ``is_complete`` is false if the deadline cut the beam search short.
+    """
 
     objects: list[int]
     log_p: list[float]

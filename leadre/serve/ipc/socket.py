@@ -1,8 +1,8 @@
-"""Questions and answers between the processes of one bidder, over a Unix socket.
+"""Requests and replies between the processes of one bidder, over a Unix socket.
 
-A frame is four bytes of length and a msgpack message of `msgspec`. One connection carries many questions at once: each
-has a number, and its answer comes when it is ready. Who asks decides how long to wait; a process that has gone, or that
-does not answer in time, is a `PeerError` and never a hang.
+A frame is four bytes of length and a msgpack message of `msgspec`. One connection carries many requests at once: each
+has a number, and its reply is sent as soon as it is ready. The caller sets the timeout of each request. A peer that is
+gone or does not reply in time raises `PeerError`; no request waits for ever.
 """
 
 from __future__ import annotations
@@ -18,139 +18,143 @@ import msgspec
 
 from leadre.errors import PeerError
 
-LENGTH = 4
-LARGEST = 16 << 20  # bytes of a frame; more is a bug, not a message
-RETRY_S = 0.2  # between attempts to reach a process that has gone
-MAX_UNREAD = 1 << 20  # bytes that a process may leave unread before it is asked no more
+LENGTH_BYTES = 4
+MAX_FRAME_BYTES = 16 << 20  # a larger frame is a bug of ours
+RETRY_S = 0.2  # between attempts to connect to a peer that is gone
+MAX_UNREAD_BYTES = 1 << 20  # sent and not yet read by the peer; requests beyond it fail at once
 
-Q = TypeVar("Q")
-A = TypeVar("A")
+RequestT = TypeVar("RequestT")
+ReplyT = TypeVar("ReplyT")
 
 
-class Client(Generic[Q, A]):
-    """Asks one server; ``answers`` is the type or union of what it says. Reconnects by itself. For one event loop."""
+class Client(Generic[RequestT, ReplyT]):
+    """Connection to one server, for one event loop; it reconnects by itself.
 
-    def __init__(self, path: Path, answers: Any) -> None:
+    ``replies`` is the type, or the union of types, that the server sends.
+    """
+
+    def __init__(self, path: Path, replies: Any) -> None:
         self.path = path
         self._encode = msgspec.msgpack.Encoder().encode
-        self._decode: Callable[[bytes], tuple[int, A]] = msgspec.msgpack.Decoder(tuple[int, answers]).decode
+        self._decode: Callable[[bytes], tuple[int, ReplyT]] = msgspec.msgpack.Decoder(tuple[int, replies]).decode
         self._numbers = itertools.count()
-        self._waiting: dict[int, asyncio.Future[A]] = {}
+        self._pending: dict[int, asyncio.Future[ReplyT]] = {}
         self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._connecting = asyncio.Lock()
+        self._read_task: asyncio.Task[None] | None = None
+        self._connect_lock = asyncio.Lock()
         self._not_before_s = 0.0
 
-    async def ask(self, question: Q, *, timeout_s: float) -> A:
-        """The answer. PeerError where the server is not there, goes away, reads nothing or does not answer in time."""
+    async def request(self, request: RequestT, *, timeout_s: float) -> ReplyT:
+        """The server's reply. PeerError if it is absent, hangs up, stops reading or does not reply in time."""
         number = next(self._numbers)
         try:
             async with asyncio.timeout(timeout_s):
                 writer = self._writer or await self._connect()
-                if writer.is_closing():  # uvloop's transport would raise what is no OSError
+                if writer.is_closing():  # uvloop's transport would raise an error that is no OSError
                     raise PeerError(f"{self.path.name}: hung up")
-                if writer.transport.get_write_buffer_size() > MAX_UNREAD:
-                    raise PeerError(f"{self.path.name}: reads nothing")
-                future = self._waiting[number] = asyncio.get_running_loop().create_future()
-                _send(writer, self._encode((number, question)))
-                answer: A = await future
-                return answer
+                if writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+                    raise PeerError(f"{self.path.name}: does not read its requests")
+                future = self._pending[number] = asyncio.get_running_loop().create_future()
+                _send(writer, self._encode((number, request)))
+                reply: ReplyT = await future
+                return reply
         except (TimeoutError, OSError) as error:
-            raise PeerError(f"{self.path.name}: no answer within {timeout_s:.3f} s") from error
+            raise PeerError(f"{self.path.name}: no reply within {timeout_s:.3f} s") from error
         finally:
-            self._waiting.pop(number, None)
+            self._pending.pop(number, None)
 
     @property
     def is_connected(self) -> bool:
-        """Whether the server that was asked last is still there."""
+        """Whether the connection of the last request is still open."""
         return self._writer is not None
 
     async def close(self) -> None:
-        """Give up what is asked and hang up."""
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
+        """Disconnect; pending requests raise PeerError."""
+        if self._read_task is not None:
+            self._read_task.cancel()
+            await asyncio.gather(self._read_task, return_exceptions=True)
 
     async def _connect(self) -> asyncio.StreamWriter:
-        async with self._connecting:
+        async with self._connect_lock:
             if self._writer is None:
                 loop = asyncio.get_running_loop()
-                if loop.time() < self._not_before_s:  # a socket without a server: not for every request anew
+                if loop.time() < self._not_before_s:  # do not connect again for every request
                     raise PeerError(f"{self.path.name}: was not there a moment ago")
                 self._not_before_s = loop.time() + RETRY_S
                 reader, self._writer = await asyncio.open_unix_connection(self.path)
-                self._reading = asyncio.create_task(self._read(reader))
+                self._read_task = asyncio.create_task(self._read_replies(reader))
             return self._writer
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
+    async def _read_replies(self, reader: asyncio.StreamReader) -> None:
         try:
             while True:
-                number, answer = self._decode(await _receive(reader))
-                future = self._waiting.get(number)
+                number, reply = self._decode(await _receive(reader))
+                future = self._pending.get(number)
                 if future is not None and not future.done():
-                    future.set_result(answer)
+                    future.set_result(reply)
         except (asyncio.IncompleteReadError, OSError):
-            pass  # whoever waits learns it below
+            pass  # the pending requests fail below
         finally:
             if self._writer is not None:
                 self._writer.close()
             self._writer = None
-            for future in self._waiting.values():
+            for future in self._pending.values():
                 if not future.done():
                     future.set_exception(ConnectionResetError(f"{self.path.name} hung up"))
 
 
-def ask_once(path: Path, question: object, answers: Any, *, timeout_s: float) -> Any:
-    """One question from a thread without an event loop. PeerError as from `Client.ask`."""
+def request_once(path: Path, request: object, replies: Any, *, timeout_s: float) -> Any:
+    """The reply to one request, for a thread without an event loop. PeerError as from `Client.request`."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout_s)
             connection.connect(str(path))
-            message = msgspec.msgpack.encode((0, question))
-            connection.sendall(len(message).to_bytes(LENGTH, "big") + message)
+            message = msgspec.msgpack.encode((0, request))
+            connection.sendall(len(message).to_bytes(LENGTH_BYTES, "big") + message)
             with connection.makefile("rb") as stream:
-                length = int.from_bytes(stream.read(LENGTH), "big")
-                _, answer = msgspec.msgpack.decode(stream.read(length), type=tuple[int, answers])
+                length = int.from_bytes(stream.read(LENGTH_BYTES), "big")
+                _, reply = msgspec.msgpack.decode(stream.read(length), type=tuple[int, replies])
     except (OSError, msgspec.DecodeError) as error:
-        raise PeerError(f"{path.name}: no answer within {timeout_s:.0f} s") from error
-    return answer
+        raise PeerError(f"{path.name}: no reply within {timeout_s:.0f} s") from error
+    return reply
 
 
-async def serve(path: Path, questions: Any, answer: Callable[[Q], Awaitable[object]]) -> asyncio.Server:
-    """A server on ``path`` that answers ``questions`` (a type or a union) side by side; the caller closes it.
+async def serve(path: Path, requests: Any, handle: Callable[[RequestT], Awaitable[object]]) -> asyncio.Server:
+    """Start a server on ``path`` that handles ``requests`` (a type or a union) concurrently; the caller closes it.
 
-    An error in ``answer`` is told to the loop's exception handler and ends the connection: who asked hears it at once.
+    An error in ``handle`` is passed to the loop's exception handler and closes the connection, so that the client
+    fails at once.
     """
-    decode: Callable[[bytes], tuple[int, Q]] = msgspec.msgpack.Decoder(tuple[int, questions]).decode
+    decode: Callable[[bytes], tuple[int, RequestT]] = msgspec.msgpack.Decoder(tuple[int, requests]).decode
     encode = msgspec.msgpack.Encoder().encode
 
-    async def one(number: int, question: Q, writer: asyncio.StreamWriter) -> None:
-        reply = encode((number, await answer(question)))
+    async def handle_request(number: int, request: RequestT, writer: asyncio.StreamWriter) -> None:
+        reply = encode((number, await handle(request)))
         if not writer.is_closing():
             _send(writer, reply)
 
-    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
                 while True:
-                    number, question = decode(await _receive(reader))
-                    tasks.create_task(one(number, question, writer))
+                    number, request = decode(await _receive(reader))
+                    tasks.create_task(handle_request(number, request, writer))
         except* (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the asker has gone
+            pass  # the client has gone
         finally:
             writer.close()
 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    return await asyncio.start_unix_server(connection, path)
+    return await asyncio.start_unix_server(handle_connection, path)
 
 
 def _send(writer: asyncio.StreamWriter, message: bytes) -> None:
-    assert len(message) < LARGEST, f"a message of {len(message)} bytes"
-    writer.write(len(message).to_bytes(LENGTH, "big") + message)
+    assert len(message) < MAX_FRAME_BYTES, f"a message of {len(message)} bytes"
+    writer.write(len(message).to_bytes(LENGTH_BYTES, "big") + message)
 
 
 async def _receive(reader: asyncio.StreamReader) -> bytes:
-    length = int.from_bytes(await reader.readexactly(LENGTH), "big")
-    assert length < LARGEST, f"a message of {length} bytes"
+    length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
+    assert length < MAX_FRAME_BYTES, f"a message of {length} bytes"
     return await reader.readexactly(length)

@@ -10,6 +10,7 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from leadre.auction.budget.sums import SpendToday
+from leadre.clock import Clock
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.events.records import RequestRecord
@@ -47,7 +48,7 @@ class Backend:
     StoreDown from what asks the store, PeerError from what asks the writer.
     """
 
-    now_us: Callable[[], int]
+    clock: Clock
     erase: Callable[[str], Mapping[str, int]]  # a user's ID -> store -> records removed; returns when they are gone
     export: Callable[[str], Mapping[str, object]]  # a user's ID -> store -> what it holds, ready for JSON
     spend: Callable[[Sequence[str], int, int], Sequence[Spend]]  # campaigns, from_us, until before to_us

@@ -230,7 +230,7 @@ def list_keys(keys: TheKeys) -> list[forms.KeyShown]:
 @router.post("/keys", status_code=201, responses=BODY | problems(403), dependencies=[Operator], tags=["keys"])
 def create_key(keys: TheKeys, outside: TheOutside, form: forms.KeyForm, response: Response) -> forms.KeyMade:
     """Make a key. This answer is the only place where it is shown."""
-    about, key = keys.create(form.name, outside.now_us(), form.advertiser_id or "")
+    about, key = keys.create(form.name, outside.clock.now_us(), form.advertiser_id or "")
     response.headers["Cache-Control"] = "no-store"
     return forms.KeyMade(key=key, about=forms.KeyShown.of(about))
 
@@ -238,7 +238,7 @@ def create_key(keys: TheKeys, outside: TheOutside, form: forms.KeyForm, response
 @router.delete("/keys/{key_id}", responses=problems(403, 404, 422), dependencies=[Operator], tags=["keys"])
 def revoke_key(keys: TheKeys, outside: TheOutside, key_id: Name) -> forms.KeyShown:
     """From now on it opens nothing."""
-    return forms.KeyShown.of(keys.revoke(key_id, outside.now_us()))
+    return forms.KeyShown.of(keys.revoke(key_id, outside.clock.now_us()))
 
 
 @router.get("/origins", responses=problems(403), dependencies=[Operator], tags=["origins"])

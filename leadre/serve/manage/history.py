@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadre import telemetry
+from leadre.clock import Clock
 from leadre.serve.protocol.openrtb import NoBid
 
 Totals = Mapping[tuple[str, str, str], float]  # as `telemetry.totals` has them
@@ -74,8 +75,9 @@ class MetricHistory:
 class MetricRecorder:
     """Notes what ``totals`` says. Any thread may call."""
 
-    def __init__(self, totals: Callable[[], Totals] = telemetry.totals, clock: Callable[[], float] = time.time) -> None:
-        self._totals, self._clock = totals, clock
+    def __init__(self, clock: Clock, totals: Callable[[], Totals] = telemetry.totals) -> None:
+        self._clock = clock
+        self._totals = totals
         self._notes: deque[tuple[float, NDArray[np.float64]]] = deque(maxlen=KEPT)
         self._lock = threading.Lock()
         self.note()
@@ -86,7 +88,7 @@ class MetricRecorder:
         with self._lock:
             self._notes.append(now)
 
-    def keep(self) -> None:
+    def run(self) -> None:
         """Note for ever."""
         while True:
             time.sleep(EVERY_S)
@@ -102,7 +104,7 @@ class MetricRecorder:
 
     def _now(self) -> tuple[float, NDArray[np.float64]]:
         totals = self._totals()
-        return self._clock(), np.array([totals.get(column, 0.0) for column in COLUMNS])
+        return self._clock.now_us() / 1e6, np.array([totals.get(column, 0.0) for column in COLUMNS])
 
 
 def quantile(edges_B: tuple[float, ...], grown_B: NDArray[np.float64], q: float) -> float:

@@ -53,7 +53,7 @@ def sessions_of(request: Request) -> Sessions:
 
 def visitor(request: Request, outside: TheOutside) -> Session:
     """The session that a request belongs to. LoggedOut."""
-    session = sessions_of(request).find(request.cookies.get(COOKIE, ""), outside.now_us())
+    session = sessions_of(request).find(request.cookies.get(COOKIE, ""), outside.clock.now_us())
     if session is None:
         raise LoggedOut
     return session
@@ -133,7 +133,7 @@ def act_on_ad(request: Request, session: Visitor, form: Ours, book: TheBook, out
 @router.post("/status/login")
 def log_in(request: Request, form: Sent, outside: TheOutside) -> Response:
     """Begin a session with an operator's key."""
-    name = sessions_of(request).start(form.get("key", "").strip(), outside.now_us())
+    name = sessions_of(request).start(form.get("key", "").strip(), outside.clock.now_us())
     if name is None:
         return _page("login", {"problem": "This is not an operator's key that is in force."}, 403)
     answer = RedirectResponse("/status", 303)

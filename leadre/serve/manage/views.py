@@ -32,7 +32,7 @@ View = dict[str, Any]
 
 def now(outside: Backend) -> View:
     """Traffic, latency, fill, sources, reasons, freshness: the last minute in figures, the last hour beside them."""
-    history, now_us = outside.history(), outside.now_us()
+    history, now_us = outside.history(), outside.clock.now_us()
     minute = history.since(MINUTE_S)
     outcomes = dict(zip(OUTCOMES, minute.grown("answers_total").tolist(), strict=True))
     requests, seconds = sum(outcomes.values()), max(minute.seconds, 1e-3)
@@ -172,7 +172,7 @@ def _lists(outside: Backend, history: MetricHistory, now_us: int) -> View:
 
 def _days(outside: Backend, shown: Sequence[Campaign]) -> tuple[dict[str, Spend], str]:
     """(campaign -> its day, why there is none)."""
-    now_us = outside.now_us()
+    now_us = outside.clock.now_us()
     try:
         found = outside.spend([campaign.campaign_id for campaign in shown], now_us, now_us + 1) if shown else []
     except PeerError as error:

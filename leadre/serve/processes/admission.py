@@ -1,43 +1,46 @@
-"""Requests in the order of their arrival, one in a pass of the event loop.
+"""Admission queue: FIFO, one request per event-loop iteration, shed after ``max_wait_s``.
 
-An event loop that is given a hundred requests at once answers all of them before it looks at its sockets again: then
-nobody knows how long the next ones have waited, and new connections, of which libuv accepts one a pass, do not get in.
+Without it, an event loop that receives a hundred requests at once answers all of them before it polls its sockets
+again: the wait of the next requests stays unmeasured, and libuv, which accepts one connection per iteration, accepts
+no new ones.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
+
+from leadre.clock import Clock
 
 
 class AdmissionQueue:
-    """Turns of one event loop. Who has waited for longer than ``most_s`` when the turn comes is told to give up."""
+    """Queue of one event loop. A request that has waited longer than ``max_wait_s`` at its turn is refused."""
 
-    def __init__(self, most_s: float) -> None:
-        self.most_s = most_s
-        self._waiting: deque[tuple[float, asyncio.Future[bool]]] = deque()
-        self._is_taken = False  # somebody had this pass
+    def __init__(self, max_wait_s: float, clock: Clock) -> None:
+        self.max_wait_s = max_wait_s
+        self._clock = clock
+        self._queue: deque[tuple[float, asyncio.Future[bool]]] = deque()
+        self._is_taken = False  # a request was admitted in this iteration
 
-    async def turn(self, arrived_s: float) -> bool:
-        """Wait for the turn of a request that arrived at a time of `time.monotonic`. False: it is too late for it."""
+    async def admit(self, arrived_s: float) -> bool:
+        """Wait for the turn of a request that arrived at ``arrived_s`` (monotonic). False: shed it, it is too late."""
         loop = asyncio.get_running_loop()
         if not self._is_taken:
             self._is_taken = True
-            loop.call_soon(self._next)
-            return time.monotonic() - arrived_s <= self.most_s
+            loop.call_soon(self._admit_next)
+            return self._clock.monotonic_s() - arrived_s <= self.max_wait_s
         future: asyncio.Future[bool] = loop.create_future()
-        self._waiting.append((arrived_s, future))
+        self._queue.append((arrived_s, future))
         return await future
 
-    def _next(self) -> None:
-        """Call all who are too late, for whom a word is enough, and the first who is not."""
-        oldest_s = time.monotonic() - self.most_s
+    def _admit_next(self) -> None:
+        """Shed all requests that are too late, as that is cheap, and admit the first that is not."""
+        oldest_s = self._clock.monotonic_s() - self.max_wait_s
         self._is_taken = False
-        while self._waiting and not self._is_taken:
-            arrived_s, future = self._waiting.popleft()
-            if not future.done():  # else its caller hung up
+        while self._queue and not self._is_taken:
+            arrived_s, future = self._queue.popleft()
+            if not future.done():  # done: its client hung up
                 self._is_taken = arrived_s >= oldest_s
                 future.set_result(self._is_taken)
         if self._is_taken:
-            asyncio.get_running_loop().call_soon(self._next)
+            asyncio.get_running_loop().call_soon(self._admit_next)

@@ -1,14 +1,14 @@
-"""The first start: a book of campaigns from the ads of a run, a list for whoever is not known, an operator's key."""
+"""Bootstrap: the first start fills the campaign store and the list for unknown users, and creates an operator's key."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from leadre import progress
 from leadre.artifact import Artifact
+from leadre.clock import Clock
 from leadre.serve.bidding.exploration import ExplorationDraws
 from leadre.serve.catalogue import importer
 from leadre.serve.catalogue.campaigns import CampaignStore
@@ -20,26 +20,26 @@ from leadre.serve.paths import StatePaths
 from leadre.store import open_store
 from leadre.store.contract import EVERYBODY, StoredList
 
-LISTED = 200  # ads for whoever is not known
+POPULAR_ADS = 200  # length of the list for unknown users
 
 
 def fill(paths: StatePaths, tables: Artifact) -> None:
-    """Make what is missing in the state folder; what is there stays as it is."""
+    """Create the missing parts of the state folder: keys, campaigns and ads, the list for unknown users."""
     paths.folder.mkdir(parents=True, exist_ok=True)
-    TokenKeys.open(paths.keys)
-    ExplorationDraws.open(paths.draws)
+    TokenKeys.open(paths.token_keys)
+    ExplorationDraws.open(paths.exploration_key)
     ErasedUsers(paths.erased)
-    records = ManageDatabase(paths.book)
+    manage_database = ManageDatabase(paths.manage_database)
     try:
-        if not CampaignStore(records).ads(limit=1):
+        if not CampaignStore(manage_database).ads(limit=1):
             import polars as pl
 
             campaigns, ads = importer.read(pl.read_parquet(tables.path / "ads.parquet"), importer.ImportDefaults())
-            added = CampaignStore(records).add(campaigns, ads)
+            added = CampaignStore(manage_database).add(campaigns, ads)
             counts = f"{added.campaigns:,} campaigns with {added.ads:,} ads"
             progress.say(f"serve: {counts} from {tables.path}, {len(added.refused):,} ads refused")
     finally:
-        records.close()
+        manage_database.close()
     store = open_store(paths.store)
     try:
         if store.read_list(EVERYBODY) is None:
@@ -51,41 +51,41 @@ def fill(paths: StatePaths, tables: Artifact) -> None:
 
 
 def popular(tables: Artifact, version: str) -> StoredList:
-    """The ads that most users acted on, live or not: the book knows which may be shown."""
+    """The ads that most users acted on, live or not: the catalogue filters the live ones for each request."""
     from leadre.data import histories
-    from leadre.generate.lists import profiles as remembered
+    from leadre.generate.lists import profiles
 
     logs = histories.load(tables)
     now_us = int(logs.at_us_E.max(initial=-1)) + 1
-    return remembered.popular(logs, now_us, np.arange(len(logs.ads), dtype=np.int32), version, LISTED)
+    return profiles.popular(logs, now_us, np.arange(len(logs.ads), dtype=np.int32), version, POPULAR_ADS)
 
 
-def make_key(paths: StatePaths) -> None:
-    """An operator's key where none is in force, shown this once: whoever reads our words may do everything."""
-    records = ManageDatabase(paths.book)
+def create_operator_key(paths: StatePaths, clock: Clock) -> None:
+    """Create an operator's key if none is in force, and report it once: it authorises everything."""
+    manage_database = ManageDatabase(paths.manage_database)
     try:
-        keys = auth.ApiKeys(records)
+        keys = auth.ApiKeys(manage_database)
         if not keys.have_operator():
-            _, secret = keys.create("first start", time.time_ns() // 1000)
+            _, secret = keys.create("first start", clock.now_us())
             progress.say(f"serve: an operator's key, shown only now: {secret}")
     finally:
-        records.close()
+        manage_database.close()
 
 
-def register(paths: StatePaths, origins: Sequence[str]) -> list[str]:
-    """Let the pages of these origins ask for bids, besides those that may already: all of them. InputError for none."""
-    records = ManageDatabase(paths.book)
+def register_origins(paths: StatePaths, origins: Sequence[str]) -> list[str]:
+    """Add web origins to the registered ones; returns all of them. InputError for text that is no origin."""
+    manage_database = ManageDatabase(paths.manage_database)
     try:
-        return auth.put_origins(records, [*auth.read_origins(records.connection), *origins])
+        return auth.put_origins(manage_database, [*auth.read_origins(manage_database.connection), *origins])
     finally:
-        records.close()
+        manage_database.close()
 
 
 def check_exposure(paths: StatePaths, hosts: Sequence[str]) -> None:
-    """InputError where a server would listen to other machines before any operator's key exists."""
-    records = ManageDatabase(paths.book)
+    """InputError if a server would listen to other machines while no operator's key is in force."""
+    manage_database = ManageDatabase(paths.manage_database)
     try:
         for host in hosts:
-            auth.check_exposure(host, auth.ApiKeys(records))
+            auth.check_exposure(host, auth.ApiKeys(manage_database))
     finally:
-        records.close()
+        manage_database.close()

@@ -1,4 +1,4 @@
-"""The management process: the API and the status page of `manage`, and what they reach beyond its own database."""
+"""The management process: the API and the status page of `manage`, with access to writer, ledger, log and store."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import msgspec
 
 from leadre import database
 from leadre.auction.budget import schema, sums
+from leadre.clock import Clock
 from leadre.errors import PeerError, StoreDown
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.events import event_log
@@ -31,7 +32,7 @@ from leadre.serve.ipc.messages import (
     WriterReply,
     WriterRequest,
 )
-from leadre.serve.ipc.socket import ask_once
+from leadre.serve.ipc.socket import request_once
 from leadre.serve.manage import api as manage
 from leadre.serve.manage.access import Backend, Lists, Spend
 from leadre.serve.manage.history import MetricRecorder
@@ -44,70 +45,73 @@ if TYPE_CHECKING:
     import polars as pl
     from fastapi import FastAPI
 
-ERASED_S = 60.0  # for the writer's answer: an erasure rewrites files
-SOON_S, RETRY_S = 3.0, 1.0  # for all others; after silence
-RETAIN_S = 6.0 * S_PER_HOUR
-HEARD_S = 1.0  # within which every bid worker knows of it, and remembers the user no more
+ERASE_TIMEOUT_S = 60.0  # an erasure rewrites files
+TIMEOUT_S = 3.0  # of all other requests to the writer
+RETRY_S = 1.0  # after a request without a reply
+RETAIN_S = 6.0 * S_PER_HOUR  # between two removals of old lists and profiles
+PROPAGATE_S = 1.0  # within which every bid worker reads the erased users again
 
 
-def app(paths: StatePaths, tables: Path, retain_days: int) -> FastAPI:
+def app(paths: StatePaths, tables: Path, retain_days: int, clock: Clock) -> FastAPI:
     """The management API over the state in ``paths``; imports read the data artifact ``tables``.
 
-    A thread takes out of the store what is older than ``retain_days``, as the writer does with the log.
+    A thread removes lists and profiles older than ``retain_days`` from the store, as the writer does with the log.
     """
-    office = ManagementBackend(paths, tables)
-    recorder = MetricRecorder()
-    threading.Thread(target=recorder.keep, name="leadre-history", daemon=True).start()
-    threading.Thread(target=office.retain_forever, args=(retain_days,), name="leadre-retention", daemon=True).start()
+    backend = ManagementBackend(paths, tables, clock)
+    recorder = MetricRecorder(clock)
+    threading.Thread(target=recorder.run, name="leadre-history", daemon=True).start()
+    threading.Thread(target=backend.run_retention, args=(retain_days,), name="leadre-retention", daemon=True).start()
     return manage.manage_app(
-        ManageDatabase(paths.book),
+        ManageDatabase(paths.manage_database),
         Backend(
-            now_us=lambda: time.time_ns() // 1000,
-            erase=office.erase,
-            export=office.export,
-            spend=office.spend,
-            catalogue=office.catalogue,
+            clock=clock,
+            erase=backend.erase,
+            export=backend.export,
+            spend=backend.spend,
+            catalogue=backend.catalogue,
             history=recorder.read,
-            charged_today=office.charged_today,
-            counts=office.counts,
-            explain=office.explain,
-            lists=office.lists,
+            charged_today=backend.charged_today,
+            counts=backend.counts,
+            explain=backend.explain,
+            lists=backend.lists,
         ),
     )
 
 
 class ManagementBackend:
-    """What the API asks of store, log and writer; any thread may call."""
+    """Requests of the management API to store, log, ledger and writer. Thread-safe."""
 
-    def __init__(self, paths: StatePaths, tables: Path) -> None:
-        self.paths, self.tables = paths, tables
+    def __init__(self, paths: StatePaths, tables: Path, clock: Clock) -> None:
         self.store = open_store(paths.store, timeout_ms=1000.0)
-        self._silent_until_s = 0.0  # a page asks several times, and one wait for a stalled writer is enough
+        self._paths = paths
+        self._tables = tables
+        self._clock = clock
+        self._retry_at_s = 0.0  # a page sends several requests, and waits for a stalled writer only once
 
     def erase(self, user_id: str) -> Mapping[str, int]:
-        """Remove a user from log and tables first, whose events could bring a profile back, then from the store."""
-        with erased.locked(self.paths.erased):
-            answer = self._ask(EraseRequest(user_id), ERASED_S)
-            assert isinstance(answer, EraseReply), answer
-            time.sleep(HEARD_S)
-            had = sum(each is not None for each in (self.store.read_profile(user_id), self.store.read_list(user_id)))
+        """Remove a user from log and tables, then from the store: a late event would bring a profile back."""
+        with erased.locked(self._paths.erased):
+            reply = self._request(EraseRequest(user_id), ERASE_TIMEOUT_S)
+            assert isinstance(reply, EraseReply), reply
+            time.sleep(PROPAGATE_S)
+            stored = (self.store.read_profile(user_id), self.store.read_list(user_id))
             self.store.erase(user_id)
-        return {"events": answer.removed, "store": had}
+        return {"events": reply.removed, "store": sum(item is not None for item in stored)}
 
-    def retain_forever(self, days: int) -> None:
-        """Hold retention, now and a few times a day; a store that is down holds it later."""
+    def run_retention(self, days: int) -> None:
+        """Call `retain` now and every `RETAIN_S`, for ever; a store that is down is cleaned at the next call."""
         while True:
             with contextlib.suppress(StoreDown):
-                self.retain(days, time.time_ns() // 1000)
+                self.retain(days, self._clock.now_us())
             time.sleep(RETAIN_S)
 
     def retain(self, days: int, now_us: int) -> int:
-        """Take out of the store what is older than so many days; how many lists and profiles that changed."""
+        """Remove lists and events of profiles older than ``days`` from the store; returns how many entries changed."""
         return self.store.retain(now_us - days * US_PER_DAY, now_us)
 
     def export(self, user_id: str) -> Mapping[str, object]:
-        """All that is kept of a user."""
-        records = [entry.record for entry in event_log.read(self.paths.events) if _is_about(entry.record, user_id)]
+        """All data about a user: profile, stored list, records of the log."""
+        records = [entry.record for entry in event_log.read(self._paths.events) if _is_about(entry.record, user_id)]
         return {
             "profile": msgspec.to_builtins(self.store.read_profile(user_id)),
             "list": msgspec.to_builtins(self.store.read_list(user_id)),
@@ -115,53 +119,57 @@ class ManagementBackend:
         }
 
     def spend(self, campaigns: Sequence[str], from_us: int, to_us: int) -> Sequence[Spend]:
-        """What campaigns did and cost, by day."""
-        answer = self._ask(ReportRequest(list(campaigns), from_us, to_us), SOON_S)
-        assert isinstance(answer, ReportReply), answer
-        return [Spend(**msgspec.structs.asdict(day)) for day in answer.days]
+        """Events and charges of campaigns, by day."""
+        reply = self._request(ReportRequest(list(campaigns), from_us, to_us))
+        assert isinstance(reply, ReportReply), reply
+        return [Spend(**msgspec.structs.asdict(day)) for day in reply.days]
 
     def charged_today(self) -> Sequence[sums.SpendToday]:
-        """From the ledger itself, so that it is known while the writer is away."""
-        with closing(database.connect(self.paths.ledger, schema.MIGRATIONS, read_only=True)) as connection:
-            return sums.spend_today(connection, time.time_ns() // 1000)
+        """Charges of today by campaign, read from the ledger itself: they are known while the writer is away."""
+        with closing(database.connect(self._paths.ledger, schema.MIGRATIONS, read_only=True)) as connection:
+            return sums.spend_today(connection, self._clock.now_us())
 
     def counts(self) -> Mapping[str, tuple[int, int, int]]:
-        """Ad -> impressions, clicks, conversions since the log begins."""
-        answer = self._ask(CountsRequest(), SOON_S)
-        assert isinstance(answer, CountsReply), answer
-        return answer.by_ad
+        """Ad ID -> (impressions, clicks, conversions) since the log began."""
+        reply = self._request(CountsRequest())
+        assert isinstance(reply, CountsReply), reply
+        return reply.by_ad
 
     def explain(self, request_id: str) -> RequestRecord | None:
-        """One of the last requests, "" the newest."""
-        answer = self._ask(RecordRequest(request_id), SOON_S)
-        assert isinstance(answer, RecordReply), answer
-        return answer.record
+        """The record of a recent request; "" is the newest."""
+        reply = self._request(RecordRequest(request_id))
+        assert isinstance(reply, RecordReply), reply
+        return reply.record
 
     def lists(self) -> Lists:
-        """Which lists are current, and when they were made."""
-        version, everybody = self.store.versions().current, self.store.read_list(EVERYBODY)
-        return Lists(version=version or "", made_at_us=everybody.made_at_us if everybody else 0)
+        """Version of the current lists, and when they were generated."""
+        version = self.store.versions().current
+        popular = self.store.read_list(EVERYBODY)
+        return Lists(version=version or "", made_at_us=popular.made_at_us if popular else 0)
 
     def catalogue(self) -> pl.DataFrame:
-        """The table of ads of the run."""
+        """The run's table of ads."""
         import polars as pl
 
-        return pl.read_parquet(self.tables / "ads.parquet")
+        return pl.read_parquet(self._tables / "ads.parquet")
 
-    def _ask(self, question: WriterRequest, timeout_s: float) -> Any:
-        if timeout_s == SOON_S and time.monotonic() < self._silent_until_s:
-            raise PeerError(f"{self.paths.writer.name}: no answer a moment ago")
+    def _request(self, request: WriterRequest, timeout_s: float = TIMEOUT_S) -> Any:
+        """The writer's reply. PeerError if it is away, did not reply a moment ago, or its disk refuses."""
+        name = self._paths.writer_socket.name
+        if timeout_s == TIMEOUT_S and self._clock.monotonic_s() < self._retry_at_s:
+            raise PeerError(f"{name}: no reply a moment ago")
         try:
-            answer = ask_once(self.paths.writer, question, WriterReply, timeout_s=timeout_s)
+            reply = request_once(self._paths.writer_socket, request, WriterReply, timeout_s=timeout_s)
         except PeerError:
-            self._silent_until_s = time.monotonic() + RETRY_S
+            self._retry_at_s = self._clock.monotonic_s() + RETRY_S
             raise
-        if isinstance(answer, ErrorReply):
-            raise PeerError(f"the writer: {answer.why}")
-        return answer
+        if isinstance(reply, ErrorReply):
+            raise PeerError(f"the writer: {reply.why}")
+        return reply
 
 
 def _is_about(record: Record, user_id: str) -> bool:
+    """Whether a record of the log names the user."""
     if isinstance(record, RequestRecord):
         return record.user_id == user_id
     return isinstance(record, EventRecord) and record.outcome.user_id == user_id

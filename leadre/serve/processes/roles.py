@@ -1,4 +1,4 @@
-"""What each process of a bidder does; the supervisor starts them. Each loads what it needs itself."""
+"""Entry points of a bidder's processes, which the supervisor starts. Each imports its own code after the start."""
 
 from __future__ import annotations
 
@@ -13,47 +13,45 @@ import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from leadre.clock import SystemClock
 from leadre.serve.plan import Plan
 
+GRACE_S = 5  # in which a server finishes the requests that it has begun
+KEEP_ALIVE_S = 60
 
-def bid(plan: Plan, listening: socket.socket) -> None:
-    """A bid worker."""
-    _begin()
-    from leadre.serve.processes.http import App, Stamped
+
+def run_worker(plan: Plan, listening: socket.socket) -> None:
+    """Run a bid worker until SIGTERM."""
+    _set_up_process()
+    from leadre.serve.processes.http import App, stamping_protocol
     from leadre.serve.processes.worker import Worker
 
-    timing = plan.timing
-    worker = Worker(
-        plan.paths,
-        plan.settings,
-        has_model=plan.model is not None,
-        network_ms=timing.network_ms,
-        default_tmax_ms=timing.tmax_ms,
-        shed_ms=timing.shed_ms,
-    )
-    _serve(App(worker), listening, http=Stamped)
+    clock = SystemClock()
+    worker = Worker(plan.paths, plan.settings, plan.timing, has_model=plan.model is not None, clock=clock)
+    app = App(worker, max_wait_s=plan.timing.shed_ms / 1000)
+    _run_server(app, listening, http=stamping_protocol(clock))
 
 
-def manage(plan: Plan, listening: socket.socket) -> None:
-    """The management API."""
-    _begin()
+def run_management(plan: Plan, listening: socket.socket) -> None:
+    """Run the management API and the status page until SIGTERM."""
+    _set_up_process()
     from leadre.serve.processes import management
 
-    _serve(management.app(plan.paths, plan.tables, plan.retain_days), listening)
+    _run_server(management.app(plan.paths, plan.tables, plan.retain_days, SystemClock()), listening)
 
 
-def write(plan: Plan) -> None:
-    """The writer of money and events."""
-    _begin()
+def run_writer(plan: Plan) -> None:
+    """Run the writer of money and events until SIGTERM; requests that arrived before it get their replies."""
+    _set_up_process()
     from leadre.serve.ipc import socket as ipc
     from leadre.serve.ipc.messages import WriterRequest
     from leadre.serve.processes.writer import Writer
     from leadre.serve.processes.writer_state import WriterState
 
     async def main(stopped: asyncio.Event) -> None:
-        writer = Writer(lambda: WriterState(plan.paths, retain_days=plan.retain_days))
+        writer = Writer(lambda: WriterState(plan.paths, retain_days=plan.retain_days), SystemClock())
         running = asyncio.create_task(writer.run())
-        server = await ipc.serve(plan.paths.writer, WriterRequest, writer.answer)
+        server = await ipc.serve(plan.paths.writer_socket, WriterRequest, writer.handle)
         stopping = asyncio.create_task(stopped.wait())
         await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
         server.close()
@@ -61,14 +59,14 @@ def write(plan: Plan) -> None:
             await writer.drain()
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await running  # raises what stopped it
+            await running  # raises the error that stopped it
 
-    _until_told(main)
+    _run_until_sigterm(main)
 
 
-def generate(plan: Plan) -> None:
-    """The language model."""
-    _begin()
+def run_model_server(plan: Plan) -> None:
+    """Run the language model until SIGTERM. The process exits with status 1 if an artifact is damaged."""
+    _set_up_process()
     from leadre import artifact, progress
     from leadre.errors import ArtifactError, ClosedError
     from leadre.serve.ipc import socket as ipc
@@ -77,7 +75,7 @@ def generate(plan: Plan) -> None:
 
     assert plan.model is not None
     try:
-        parts = (
+        artifacts = (
             artifact.read(plan.tables, artifact.TABLES),
             artifact.read(plan.codebook, artifact.CODEBOOK),
             artifact.read(plan.model, artifact.MODEL),
@@ -87,39 +85,39 @@ def generate(plan: Plan) -> None:
         sys.exit(1)
 
     async def main(stopped: asyncio.Event) -> None:
-        with ModelServer(*parts, beam=plan.beam) as generator:
+        with ModelServer(*artifacts, beam=plan.beam) as model_server:
 
-            async def answer(question: ModelInfoRequest | GenerateRequest) -> ModelInfoReply | GenerateReply:
+            async def handle(request: ModelInfoRequest | GenerateRequest) -> ModelInfoReply | GenerateReply:
                 try:
-                    return await generator.answer(question)
-                except ClosedError:  # its engine has failed; a new process has a new one
+                    return await model_server.answer(request)
+                except ClosedError:  # the engine has failed; the supervisor starts a new process
                     stopped.set()
                     raise
 
-            server = await ipc.serve(plan.paths.generator, ModelInfoRequest | GenerateRequest, answer)
+            server = await ipc.serve(plan.paths.model_server_socket, ModelInfoRequest | GenerateRequest, handle)
             await stopped.wait()
             server.close()
 
-    _until_told(main)
+    _run_until_sigterm(main)
 
 
-def _begin() -> None:
-    """Be a group of one's own, with a name for `ps` and `top`, and end when the supervisor has gone."""
+def _set_up_process() -> None:
+    """Make the process a group of its own, named for `ps` and `top`, which ends when its supervisor has ended."""
     os.setpgrp()
-    with contextlib.suppress(OSError):  # where there is no /proc
+    with contextlib.suppress(OSError):  # systems other than Linux have no /proc
         Path("/proc/self/comm").write_text(f"leadre {multiprocessing.current_process().name}"[:15])
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_follow, args=(parent.join,), daemon=True).start()
+        threading.Thread(target=_end_with_parent, args=(parent.join,), daemon=True).start()
 
 
-def _follow(wait_for_parent: Callable[[], None]) -> None:
+def _end_with_parent(wait_for_parent: Callable[[], None]) -> None:
     wait_for_parent()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _until_told(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Run until SIGTERM."""
+def _run_until_sigterm(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Run ``main`` with an event that SIGTERM sets."""
 
     async def run() -> None:
         stopped = asyncio.Event()
@@ -129,7 +127,8 @@ def _until_told(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     asyncio.run(run())
 
 
-def _serve(app: object, listening: socket.socket, **options: object) -> None:
+def _run_server(app: object, listening: socket.socket, **options: object) -> None:
+    """Serve an ASGI application until SIGTERM."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -140,8 +139,8 @@ def _serve(app: object, listening: socket.socket, **options: object) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=5,
-        timeout_keep_alive=60,
+        timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
         **options,  # type: ignore[arg-type]
     )
     uvicorn.Server(config).run(sockets=[listening])

@@ -1,7 +1,7 @@
-"""The one process that writes money and events, so that what it acknowledges cannot be lost.
+"""The writer: the one process that writes money and events, so that nothing it acknowledges can be lost.
 
-Questions that come while the disk is busy are answered together: one commit of the books, one sync of the log, then all
-their answers. If the disk refuses, whoever asked is told, and asks again.
+Requests that arrive while the disk is busy form a batch: one ledger commit, one log sync, then all their replies. If
+the disk refuses, every request of the batch gets an `ErrorReply`, and its sender repeats it.
 """
 
 from __future__ import annotations
@@ -9,83 +9,86 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from leadre import progress
+from leadre.clock import Clock
 from leadre.errors import StorageError
 from leadre.serve.ipc.messages import ErrorReply, WriterReply, WriterRequest
 from leadre.serve.processes.writer_state import WriterState
 
-TEND_S = 0.2  # without questions
+MAINTAIN_S = 0.2  # longest time between two calls of `WriterState.maintain`
 
 
 class Writer:
-    """Answers `serve.messages` in batches, while `run` runs. ``make_desk`` is called in the thread that writes."""
+    """Handles requests of `leadre.serve.ipc.messages` in batches while `run` runs.
 
-    def __init__(self, make_desk: Callable[[], WriterState]) -> None:
-        self._make_desk = make_desk
-        self._waiting: list[tuple[WriterRequest, asyncio.Future[WriterReply]]] = []
-        self._arrived, self._idle = asyncio.Event(), asyncio.Event()
-        self._trouble = ""  # what the disk refused last
+    ``open_state`` is called in the thread that writes.
+    """
 
-    async def answer(self, question: WriterRequest) -> WriterReply:
-        """What the writer says, when it is on the disk."""
+    def __init__(self, open_state: Callable[[], WriterState], clock: Clock) -> None:
+        self._open_state = open_state
+        self._clock = clock
+        self._pending: list[tuple[WriterRequest, asyncio.Future[WriterReply]]] = []
+        self._has_requests = asyncio.Event()
+        self._is_idle = asyncio.Event()
+        self._fault = ""  # the last refusal of the disk; "" while it accepts
+
+    async def handle(self, request: WriterRequest) -> WriterReply:
+        """The reply to a request, after its data is durable."""
         future: asyncio.Future[WriterReply] = asyncio.get_running_loop().create_future()
-        self._waiting.append((question, future))
-        self._idle.clear()
-        self._arrived.set()
+        self._pending.append((request, future))
+        self._is_idle.clear()
+        self._has_requests.set()
         return await future
 
     async def run(self) -> None:
-        """Batch after batch, in a thread of its own, so that questions can come in meanwhile; until cancelled."""
+        """Handle batch after batch until cancelled, in a thread, so that requests arrive meanwhile.
+
+        StorageError if the log failed in a way that only opening it again repairs.
+        """
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, thread_name_prefix="leadre-writer") as thread:
-            desk = await loop.run_in_executor(thread, self._make_desk)
+            state = await loop.run_in_executor(thread, self._open_state)
             try:
                 while True:
-                    await self._settle(lambda what, *given: loop.run_in_executor(thread, what, *given), desk)
+                    await self._run_batch(lambda call, *values: loop.run_in_executor(thread, call, *values), state)
             finally:
-                await loop.run_in_executor(thread, desk.close)
+                await loop.run_in_executor(thread, state.close)
 
-    async def _settle(self, call: Callable[..., Awaitable[Any]], desk: WriterState) -> None:
-        """One batch, or a moment without any, and what is due by then."""
-        if not self._waiting:
-            self._idle.set()
+    async def drain(self) -> None:
+        """Wait until every request has its reply."""
+        await self._is_idle.wait()
+
+    async def _run_batch(self, in_thread: Callable[..., Awaitable[Any]], state: WriterState) -> None:
+        """Handle the requests that arrive within `MAINTAIN_S`, if any, then do what is due."""
+        if not self._pending:
+            self._is_idle.set()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._arrived.wait(), TEND_S)
-        self._arrived.clear()
-        batch, self._waiting = self._waiting, []
+            await asyncio.wait_for(self._has_requests.wait(), MAINTAIN_S)
+        self._has_requests.clear()
+        batch = self._pending
+        self._pending = []
         replies: list[WriterReply] = []
         try:
             if batch:
-                replies = await call(desk.settle, [question for question, _ in batch], _now_us())
-            await call(desk.tend, _now_us())
-            self._say("")
+                replies = await in_thread(state.handle, [request for request, _ in batch], self._clock.now_us())
+            await in_thread(state.maintain, self._clock.now_us())
+            self._report_fault("")
         except (StorageError, sqlite3.OperationalError) as error:
             replies += [ErrorReply(str(error))] * (len(batch) - len(replies))
-            self._say(str(error))
+            self._report_fault(str(error))
         for (_, future), reply in zip(batch, replies, strict=True):
             if not future.done():
                 future.set_result(reply)
-        if desk.log.fault:
-            raise StorageError(desk.log.fault)  # whoever starts this process anew opens the log again
+        if state.log.fault:
+            raise StorageError(state.log.fault)  # the supervisor starts a new writer, which opens the log again
 
-    def _say(self, trouble: str) -> None:
-        """Tell the operator once when the disk begins to refuse, and once when it takes again."""
-        if bool(trouble) != bool(self._trouble):
-            with contextlib.suppress(OSError):  # what we say may go to a file on the same disk
-                progress.say(
-                    f"serve: the writer waits for its disk: {trouble}" if trouble else "serve: it writes again"
-                )
-        self._trouble = trouble
-
-    async def drain(self) -> None:
-        """Wait until all that was asked has its answer."""
-        await self._idle.wait()
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000
+    def _report_fault(self, fault: str) -> None:
+        """Report once when the disk starts to refuse, and once when it accepts again."""
+        if bool(fault) != bool(self._fault):
+            with contextlib.suppress(OSError):  # the report itself may be written to the same disk
+                progress.say(f"serve: the writer waits for its disk: {fault}" if fault else "serve: it writes again")
+        self._fault = fault

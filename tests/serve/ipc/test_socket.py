@@ -1,4 +1,4 @@
-"""Questions over a socket: answered side by side, never a hang, and found again after the server was away."""
+"""Requests over a socket: concurrent, bounded by a timeout, and served again after the server was away."""
 
 import asyncio
 import threading
@@ -10,19 +10,21 @@ from leadre.errors import PeerError
 from leadre.serve.ipc import socket as ipc
 from leadre.serve.ipc.socket import Client
 
+GENEROUS_S = 60.0  # guards against a hang; no reply takes this long
 
-class Wait(msgspec.Struct, tag="wait"):
+
+class WaitRequest(msgspec.Struct, tag="wait"):
     seconds: float
     name: str
 
 
-class Waited(msgspec.Struct, tag="waited"):
+class WaitReply(msgspec.Struct, tag="wait_reply"):
     name: str
 
 
-async def answer(question):
-    await asyncio.sleep(question.seconds)
-    return Waited(question.name)
+async def handle(request):
+    await asyncio.sleep(request.seconds)
+    return WaitReply(request.name)
 
 
 @pytest.fixture
@@ -30,67 +32,90 @@ def path(tmp_path):
     return tmp_path / "run" / "peer.sock"
 
 
-def test_answers_come_as_they_are_ready(path):
+def test_replies_arrive_as_soon_as_they_are_ready(path):
     async def main():
-        server = await ipc.serve(path, Wait, answer)
-        client, told = Client(path, Waited), []
+        quick_is_done = asyncio.Event()
 
-        async def ask(seconds, name):
-            told.append((await client.ask(Wait(seconds, name), timeout_s=5)).name)
+        async def handle_in_order(request):
+            if request.name == "slow":
+                await quick_is_done.wait()
+            return WaitReply(request.name)
 
-        await asyncio.gather(ask(0.2, "slow"), ask(0.0, "quick"))
+        server = await ipc.serve(path, WaitRequest, handle_in_order)
+        client = Client(path, WaitReply)
+        names = []
+
+        async def request(name):
+            names.append((await client.request(WaitRequest(0.0, name), timeout_s=GENEROUS_S)).name)
+            if name == "quick":
+                quick_is_done.set()
+
+        await asyncio.gather(request("slow"), request("quick"))
         await client.close()
         server.close()
-        return told
+        return names
 
     assert asyncio.run(main()) == ["quick", "slow"]
 
 
-def test_a_slow_answer_is_an_error_in_time_and_the_next_one_is_its_own(path):
+def test_late_reply_raises_and_is_not_taken_for_the_next_one(path):
     async def main():
-        server = await ipc.serve(path, Wait, answer)
-        client = Client(path, Waited)
-        with pytest.raises(PeerError, match=r"no answer within 0\.05"):
-            await client.ask(Wait(0.3, "slow"), timeout_s=0.05)
-        assert (await client.ask(Wait(0.0, "next"), timeout_s=5)).name == "next"
+        server = await ipc.serve(path, WaitRequest, handle)
+        client = Client(path, WaitReply)
+        with pytest.raises(PeerError, match=r"no reply within 0\.05"):
+            await client.request(WaitRequest(0.3, "slow"), timeout_s=0.05)
+        assert (await client.request(WaitRequest(0.0, "next"), timeout_s=GENEROUS_S)).name == "next"
         await client.close()
         server.close()
 
     asyncio.run(main())
 
 
-def test_a_server_that_is_away_is_found_again(path):
+def test_client_reconnects_to_a_server_that_was_away(path):
     async def main():
-        client = Client(path, Waited)
+        client = Client(path, WaitReply)
         with pytest.raises(PeerError):
-            await client.ask(Wait(0.0, "early"), timeout_s=1)
-        with pytest.raises(PeerError, match="a moment ago"):  # not tried again for every question
-            await client.ask(Wait(0.0, "early"), timeout_s=1)
-        server = await ipc.serve(path, Wait, answer)
-        await asyncio.sleep(ipc.RETRY_S)
-        assert (await client.ask(Wait(0.0, "now"), timeout_s=5)).name == "now"
+            await client.request(WaitRequest(0.0, "early"), timeout_s=1)
+        client._not_before_s = asyncio.get_running_loop().time() + GENEROUS_S
+        with pytest.raises(PeerError, match="a moment ago"):  # the client does not connect for every request
+            await client.request(WaitRequest(0.0, "early"), timeout_s=1)
+        client._not_before_s = 0.0
+        server = await ipc.serve(path, WaitRequest, handle)
+        assert (await client.request(WaitRequest(0.0, "now"), timeout_s=GENEROUS_S)).name == "now"
         await client.close()
         server.close()
 
     asyncio.run(main())
 
 
-def test_a_thread_may_ask_once(path):
-    ready, over = threading.Event(), threading.Event()
+def test_failed_connection_is_not_repeated_before_the_retry_interval(path):
+    async def main():
+        client = Client(path, WaitReply)
+        before_s = asyncio.get_running_loop().time()
+        with pytest.raises(PeerError):
+            await client.request(WaitRequest(0.0, "early"), timeout_s=1)
+        assert client._not_before_s >= before_s + ipc.RETRY_S
+
+    asyncio.run(main())
+
+
+def test_thread_without_event_loop_sends_one_request(path):
+    is_ready = threading.Event()
+    is_over = threading.Event()
 
     async def main():
-        server = await ipc.serve(path, Wait, answer)
-        ready.set()
-        await asyncio.to_thread(over.wait, 10)
+        server = await ipc.serve(path, WaitRequest, handle)
+        is_ready.set()
+        await asyncio.to_thread(is_over.wait, GENEROUS_S)
         server.close()
 
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
-    assert ready.wait(10)
-    assert ipc.ask_once(path, Wait(0.0, "once"), Waited, timeout_s=5) == Waited("once")
+    assert is_ready.wait(GENEROUS_S)
+    assert ipc.request_once(path, WaitRequest(0.0, "once"), WaitReply, timeout_s=GENEROUS_S) == WaitReply("once")
     with pytest.raises(PeerError):
-        ipc.ask_once(path, Wait(1.0, "late"), Waited, timeout_s=0.05)
-    over.set()
+        ipc.request_once(path, WaitRequest(1.0, "late"), WaitReply, timeout_s=0.05)
+    is_over.set()
     thread.join()
     with pytest.raises(PeerError):
-        ipc.ask_once(path.with_name("nobody.sock"), Wait(0.0, "x"), Waited, timeout_s=0.5)
+        ipc.request_once(path.with_name("absent.sock"), WaitRequest(0.0, "x"), WaitReply, timeout_s=0.5)

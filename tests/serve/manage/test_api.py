@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 from starlette.testclient import TestClient
 
+from leadre.clock import ManualClock
 from leadre.data import tables
 from leadre.serve.catalogue import eligibility
 from leadre.serve.manage.access import Backend, Lists, Spend
@@ -22,16 +23,17 @@ class Around:
 
     def __init__(self):
         self.calls = []
+        self.clock = ManualClock(wall_us=1_772_366_400_000_000)
 
     def outside(self):
         frame = tables.complete("ads", pl.DataFrame({"ad_id": ["t1", "t2"], "title": ["Tea", ""]}))
         return Backend(
-            now_us=lambda: 1_772_366_400_000_000,
+            clock=self.clock,
             erase=lambda user: self.calls.append(("erase", user)) or {"profiles": 1},
             export=lambda user: self.calls.append(("export", user)) or {"profiles": {"k-user": [1]}},
             spend=self.spend,
             catalogue=lambda: self.calls.append(("import",)) or frame,
-            history=MetricRecorder(dict).read,
+            history=MetricRecorder(self.clock, dict).read,
             charged_today=list,
             counts=dict,
             explain=lambda _: None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from leadre.clock import ManualClock
 from leadre.serve.manage import history, views
 from leadre.serve.manage.history import KEPT, MetricRecorder, quantile
 
@@ -29,22 +30,24 @@ def test_nothing_has_no_quantile():
 
 
 @pytest.fixture
-def counted():
-    """(a recorder, what it reads: seconds, and totals that are given)."""
-    now = {"at_s": 100.0, "totals": {}}
-    return MetricRecorder(lambda: now["totals"], lambda: now["at_s"]), now
+def recording():
+    """(recorder, its clock, the totals that it reads)."""
+    clock = ManualClock(wall_us=100_000_000)
+    totals = {}
+    return MetricRecorder(clock, lambda: totals), clock, totals
 
 
 def bids(count, no_bids=0):
     return {("leadre_answers_total", "outcome", "bid"): count, ("leadre_answers_total", "outcome", "no_bid"): no_bids}
 
 
-def test_rates_and_fill_are_between_two_notes(counted):
-    recorder, now = counted
-    for at_s, totals in ((110.0, bids(20, 20)), (115.0, bids(40, 20))):
-        now |= {"at_s": at_s, "totals": totals}
+def test_rates_and_fill_are_between_two_notes(recording):
+    recorder, clock, totals = recording
+    for seconds, counts in ((10, bids(20, 20)), (5, bids(40, 20))):
+        clock.advance(seconds)
+        totals |= counts
         recorder.note()
-    now |= {"at_s": 120.0}
+    clock.advance(5)
     read = recorder.read()
     assert read.seconds == 20
     assert read.grown("answers_total").tolist() == [40, 20, 0, 0]
@@ -55,8 +58,8 @@ def test_rates_and_fill_are_between_two_notes(counted):
     assert series["fill"][1] == [50.0, 100.0, None]  # nobody asked in the last five seconds
 
 
-def test_notes_are_bounded(counted):
-    recorder, _ = counted
+def test_notes_are_bounded(recording):
+    recorder, _, _ = recording
     for _ in range(2 * KEPT):
         recorder.note()
     assert len(recorder.read().at_s_T) == KEPT + 1

@@ -1,15 +1,15 @@
-"""What the writer acknowledges is on the disk: log synced, books committed, in this order, before the answer."""
+"""The writer acknowledges durable data alone: log synced, then ledger committed, then the reply."""
 
 import asyncio
 import os
 import threading
-import time
 from contextlib import closing
 
 import pytest
 
 from leadre import database
 from leadre.auction.budget import schema
+from leadre.clock import SystemClock
 from leadre.errors import StorageError
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
@@ -24,53 +24,56 @@ from leadre.serve.processes.writer_state import WriterState
 from ..conftest import make_token
 
 NANOS = 1_500_000
+CLOCK = SystemClock()
+GENEROUS_S = 60.0  # guards against a hang
 
 
 @pytest.fixture
 def paths(tmp_path, campaign, ad):
-    made = StatePaths(folder=tmp_path / "state", store=f"lmdb:{tmp_path / 'state' / 'lists'}")
-    records = ManageDatabase(made.book)
-    CampaignStore(records).add([campaign(total_nanos=1 << 40)], [ad()])
-    records.close()
-    return made
+    paths = StatePaths(folder=tmp_path / "state", store=f"lmdb:{tmp_path / 'state' / 'lists'}")
+    database = ManageDatabase(paths.manage_database)
+    CampaignStore(database).add([campaign(total_nanos=1 << 40)], [ad()])
+    database.close()
+    return paths
 
 
 def bill(paths):
-    """The bill of a bid, as a worker hands it over."""
-    now_us = time.time_ns() // 1000
+    """The bill of a bid, as a worker sends it."""
+    now_us = CLOCK.now_us()
     token = make_token(now_us, NANOS, may_profile=False)
-    return EventRequest(kind="bill", token=TokenKeys.open(paths.keys).sign(token), at_us=now_us, price="1.5")
+    return EventRequest(kind="bill", token=TokenKeys.open(paths.token_keys).sign(token), at_us=now_us, price="1.5")
 
 
-def booked(paths):
-    with closing(database.connect(paths.ledger, schema.MIGRATIONS, read_only=True)) as books:
-        return books.execute("SELECT ifnull(sum(charged_nanos), 0) FROM budgets").fetchone()[0]
+def charged_nanos(paths):
+    """Committed charges of all campaigns."""
+    with closing(database.connect(paths.ledger, schema.MIGRATIONS, read_only=True)) as connection:
+        return connection.execute("SELECT ifnull(sum(charged_nanos), 0) FROM budgets").fetchone()[0]
 
 
 def logged(paths):
     return [entry.record for entry in event_log.read(paths.events)]
 
 
-def writer_of(paths, sync):
-    """A writer whose log is pushed to the disk by ``sync``."""
+def writer_with(paths, sync):
+    """A writer whose log calls ``sync(file)`` instead of `os.fsync`."""
 
-    def make_desk():
-        desk = WriterState(paths, retain_days=90)
-        desk.tend(time.time_ns() // 1000)  # which says what is live
-        desk.log._sync = sync
-        return desk
+    def open_state():
+        state = WriterState(paths, retain_days=90)
+        state.maintain(CLOCK.now_us())  # logs which ads are live, before the test counts syncs
+        state.log._sync = sync
+        return state
 
-    return Writer(make_desk)
+    return Writer(open_state, CLOCK)
 
 
-def answered_by(paths, sync, ask):
-    """What ``ask(writer)`` returns while the writer runs."""
+def run_with_writer(paths, sync, scenario):
+    """The result of ``scenario(writer)``, which runs while the writer does."""
 
     async def main():
-        writer = writer_of(paths, sync)
+        writer = writer_with(paths, sync)
         running = asyncio.create_task(writer.run())
         try:
-            return await ask(writer)
+            return await scenario(writer)
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
@@ -78,55 +81,57 @@ def answered_by(paths, sync, ask):
     return asyncio.run(main())
 
 
-def test_an_event_is_acknowledged_after_its_record_is_synced_and_its_charge_committed(paths):
-    syncing, may_go_on = threading.Event(), threading.Event()
+def test_event_is_acknowledged_after_its_record_is_synced_and_its_charge_committed(paths):
+    is_syncing = threading.Event()
+    may_finish = threading.Event()
 
     def sync(file):
-        syncing.set()
-        assert may_go_on.wait(30)
+        is_syncing.set()
+        assert may_finish.wait(GENEROUS_S)
         os.fsync(file)
 
-    async def ask(writer):
-        told = asyncio.create_task(writer.answer(bill(paths)))
-        await asyncio.to_thread(syncing.wait, 30)
+    async def scenario(writer):
+        reply = asyncio.create_task(writer.handle(bill(paths)))
+        assert await asyncio.to_thread(is_syncing.wait, GENEROUS_S)
         await asyncio.sleep(0.2)
-        assert not told.done() and booked(paths) == 0, "the disk has not said yet that it has it"
-        may_go_on.set()
-        assert await told == EventReply("new")
-        return booked(paths), sum(isinstance(record, EventRecord) for record in logged(paths))
+        assert not reply.done() and charged_nanos(paths) == 0, "the disk has not confirmed the record yet"
+        may_finish.set()
+        assert await reply == EventReply("new")
+        return charged_nanos(paths), sum(isinstance(record, EventRecord) for record in logged(paths))
 
-    assert answered_by(paths, sync, ask) == (NANOS, 1)
+    assert run_with_writer(paths, sync, scenario) == (NANOS, 1)
 
 
-def test_a_request_is_acknowledged_after_its_record_is_synced(paths):
-    synced = []
+def test_request_record_is_acknowledged_after_it_is_synced(paths):
+    records_at_sync = []
 
     def sync(file):
         os.fsync(file)
-        synced.append(sum(isinstance(record, RequestRecord) for record in logged(paths)))
+        records_at_sync.append(sum(isinstance(record, RequestRecord) for record in logged(paths)))
 
-    async def ask(writer):
-        assert await writer.answer(AppendRequest([RequestRecord(request_id="r", at_us=1)])) == AppendReply()
-        return list(synced)
+    async def scenario(writer):
+        assert await writer.handle(AppendRequest([RequestRecord(request_id="r", at_us=1)])) == AppendReply()
+        return list(records_at_sync)
 
-    assert answered_by(paths, sync, ask) == [1]
+    assert run_with_writer(paths, sync, scenario) == [1]
 
 
-def test_what_could_not_be_synced_is_not_acknowledged_and_the_writer_ends(paths):
-    """Nobody knows what the disk holds then: whoever starts the writer anew reads it, and books what is there."""
+def test_writer_ends_without_acknowledging_a_record_that_was_not_synced(paths):
+    """After a failed sync the content of the disk is unknown: the next writer reads the log and posts its events."""
 
     def sync(file):
         raise OSError(5, "Input/output error")
 
     async def main():
-        writer = writer_of(paths, sync)
+        writer = writer_with(paths, sync)
         running = asyncio.create_task(writer.run())
-        told = await writer.answer(bill(paths))
+        reply = await writer.handle(bill(paths))
         with pytest.raises(StorageError, match="could not be synced"):
             await running
-        return told
+        return reply
 
     assert isinstance(asyncio.run(main()), ErrorReply)
-    with closing(WriterState(paths, retain_days=90)) as desk:
-        charged = sum(each.outcome.charge_nanos for each in logged(paths) if isinstance(each, EventRecord))
-        assert desk.ledger.verify() == [] and desk.ledger.spent("c1") == charged == booked(paths)
+    with closing(WriterState(paths, retain_days=90)) as state:
+        charges = [record.outcome.charge_nanos for record in logged(paths) if isinstance(record, EventRecord)]
+        assert state.ledger.verify() == []
+        assert state.ledger.spent("c1") == sum(charges) == charged_nanos(paths)

@@ -1,0 +1,52 @@
+"""Counters that the writer derives from the event log: events by ad, events and charges by campaign and day."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+from leadre.auction.budget.days import day_of
+from leadre.serve.events.records import EventRecord
+from leadre.serve.ipc.messages import CampaignDay, ReportRequest
+
+COUNT_COLUMNS = {"imp": 0, "click": 1, "conv": 2}  # kind of event -> its column; other kinds are not counted
+
+
+class EventCounts:
+    """Totals of all events but those of tests. ``zone_of``: campaign ID -> IANA time zone, whose days are counted."""
+
+    def __init__(self, zone_of: Callable[[str], str]) -> None:
+        self._zone_of = zone_of
+        self._by_ad: dict[str, tuple[int, int, int]] = {}
+        self._by_day: dict[tuple[str, str], tuple[int, int, int, int]] = defaultdict(lambda: (0, 0, 0, 0))
+
+    def add(self, record: EventRecord) -> None:
+        """Count one event of the log; its charge counts on the day of the event."""
+        if record.is_test:
+            return
+        outcome = record.outcome
+        column = COUNT_COLUMNS.get(outcome.kind)
+        day = day_of(outcome.at_us, self._zone_of(outcome.campaign_id)).isoformat()
+        day_totals = list(self._by_day[outcome.campaign_id, day])
+        day_totals[3] += outcome.charge_nanos
+        if column is not None:
+            day_totals[column] += 1
+            counts = list(self._by_ad.get(outcome.ad_id, (0, 0, 0)))
+            counts[column] += 1
+            self._by_ad[outcome.ad_id] = (counts[0], counts[1], counts[2])
+        self._by_day[outcome.campaign_id, day] = (day_totals[0], day_totals[1], day_totals[2], day_totals[3])
+
+    def by_ad(self) -> dict[str, tuple[int, int, int]]:
+        """A copy: ad ID -> (impressions, clicks, conversions)."""
+        return dict(self._by_ad)
+
+    def days(self, request: ReportRequest) -> list[CampaignDay]:
+        """Days of the requested campaigns that overlap the requested span, sorted by campaign and day."""
+        campaigns = set(request.campaigns)
+        days = sorted((key, totals) for key, totals in self._by_day.items() if key[0] in campaigns)
+        return [CampaignDay(*key, *totals) for key, totals in days if self._overlaps(*key, request)]
+
+    def _overlaps(self, campaign_id: str, day: str, request: ReportRequest) -> bool:
+        zone = self._zone_of(campaign_id)
+        last_us = max(request.from_us, request.to_us - 1)
+        return day_of(request.from_us, zone).isoformat() <= day <= day_of(last_us, zone).isoformat()

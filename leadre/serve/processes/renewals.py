@@ -1,0 +1,124 @@
+"""Background tasks of a bid worker: each keeps one part of the state current, off the path of requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sqlite3
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from leadre import telemetry
+from leadre.errors import PeerError
+from leadre.serve.bidding.value import expected_nanos
+from leadre.serve.catalogue import eligibility
+from leadre.serve.catalogue.objects import ObjectIndex
+from leadre.serve.ipc.messages import CountsReply, CountsRequest
+from leadre.serve.manage import auth
+from leadre.serve.processes.worker_state import WorkerState
+
+# seconds between two renewals
+CATALOGUE_S = 0.2
+POPULAR_LIST_S = 1.0
+BUDGETS_S = 0.05
+RECORDS_S = 0.02
+COUNTS_S = 5.0
+MODEL_S = 1.0
+DEGRADED_S = 1.0
+
+
+class Renewals:
+    """The background tasks of one `WorkerState`. A peer or a disk that is away is tried again at the next interval."""
+
+    def __init__(self, state: WorkerState) -> None:
+        self._state = state
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Run every renewal now, and then again after each interval."""
+        for interval_s, renew in (
+            (CATALOGUE_S, self._refresh_catalogue),
+            (CATALOGUE_S, self._refresh_erased_users),
+            (POPULAR_LIST_S, self._refresh_popular_list),
+            (BUDGETS_S, self._renew_budgets),
+            (RECORDS_S, self._state.records.flush),
+            (COUNTS_S, self._refresh_counts),
+            (MODEL_S, self._refresh_model_info),
+            (DEGRADED_S, self._report_degraded),
+        ):
+            task = asyncio.create_task(_repeat(interval_s, renew))
+            task.add_done_callback(_end_process_on_error)
+            self._tasks.append(task)
+
+    async def stop(self) -> None:
+        """Cancel all tasks and wait until they have ended."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _refresh_catalogue(self) -> None:
+        state = self._state
+        market = state.bidder.market
+        catalogue = eligibility.refresh(market.book, state.connection)
+        if catalogue is market.book:
+            return
+        state.origins = auth.read_origins(state.connection)
+        objects = market.objects
+        if catalogue.ads is not market.book.ads:
+            objects = ObjectIndex(objects.ids, catalogue.ads, objects.version)
+        state.bidder.market = replace(
+            market, book=catalogue, expected_nanos_A=expected_nanos(catalogue, state.counts), objects=objects
+        )
+
+    async def _refresh_erased_users(self) -> None:
+        self._state.erased.follow()
+
+    async def _refresh_popular_list(self) -> None:
+        """Read the list for unknown users though no request needs it: `degraded` then notices a store that is down."""
+        self._state.bidder.memory.everybody()
+
+    async def _renew_budgets(self) -> None:
+        await self._state.bidder.budgets.renew(self._state.clock.now_us())
+
+    async def _refresh_counts(self) -> None:
+        """Read the counts of ads from the writer, and price all ads by them."""
+        state = self._state
+        reply = await state.writer.request(CountsRequest())
+        assert isinstance(reply, CountsReply), reply
+        state.counts = reply.by_ad
+        market = state.bidder.market
+        expected_nanos_A = expected_nanos(market.book, state.counts)
+        state.bidder.market = replace(market, expected_nanos_A=expected_nanos_A, counted=reply.last)
+
+    async def _refresh_model_info(self) -> None:
+        """Read which objects the model can generate, once for every connection to a model server."""
+        state = self._state
+        if not state.has_model or (state.bidder.generate is not None and state.model.is_connected):
+            return
+        state.bidder.generate = None
+        info = await state.model.info()
+        market = state.bidder.market
+        objects = ObjectIndex(info.object_ids, market.book.ads, info.version)
+        state.bidder.market = replace(market, objects=objects)
+        state.bidder.generate = state.model.generate
+
+    async def _report_degraded(self) -> None:
+        away = self._state.degraded()
+        for part in telemetry.PARTS:
+            telemetry.DEGRADED.labels(part).set(part in away)
+
+
+async def _repeat(interval_s: float, renew: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        with contextlib.suppress(PeerError, sqlite3.OperationalError):
+            await renew()
+        await asyncio.sleep(interval_s)
+
+
+def _end_process_on_error(task: asyncio.Task[None]) -> None:
+    """End the process if a renewal failed by a bug: the supervisor starts another, which has no stale state."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise error
