@@ -66,7 +66,7 @@ def chance(work, view):
     from leadre.evaluate.retrieval import measure as retrieval
 
     logs, found = logs_of(work), []
-    asked = retrieval.view(logs, logs.requests_of(TEST), view)
+    asked = retrieval.build_view(logs, logs.requests_of(TEST), view)
     for r, relevant in zip(asked.requests_V.tolist(), asked.relevant, strict=True):
         live = int(retrieval.eligible(logs, r, view).sum())
         found.append(min(10, live) / live * len(relevant) / min(10, len(relevant)))

@@ -68,7 +68,7 @@ def run(config: Config) -> None:
     data, lists = parents
     logs = histories.load(data)
     requests_R = choose(config, logs, lists)
-    views = [retrieval.view(logs, requests_R, name) for name in retrieval.VIEWS]
+    views = [retrieval.build_view(logs, requests_R, name) for name in retrieval.VIEWS]
     methods = _methods(config, logs, data, {OURS: lists, **extras}, views)
     weights = {} if validation is None else _add_reranked(methods, logs, lists, validation, views)
     with output.create() as temporary:
@@ -201,8 +201,8 @@ def _methods(
     rows: dict[str, dict[str, Ads]] = {}
     for name, made in given.items():
         frame = pl.read_parquet(made.path / "lists.parquet", columns=["request", "view", "ads"])
-        lists = retrieval.given(frame, logs, views, source=str(made.path))
-        rows[name] = retrieval.tabulate(retrieval.as_ranked(lists), views)
+        lists = retrieval.checked_lists(frame, logs, views, source=str(made.path))
+        rows[name] = retrieval.tabulate(retrieval.iterate_lists(lists), views)
         if name == OURS and config.fusion:
             rows[FUSED] = retrieval.tabulate(retrieval.fuse_with_counts(logs, lists, views, key_A=key_A), views)
     for name in config.channels:
@@ -226,14 +226,16 @@ def _add_reranked(
     from leadre.evaluate.retrieval import rerank
 
     frame, requests_R = pl.read_parquet(validation.path / "lists.parquet"), _held(logs, validation, "valid")
-    known = [retrieval.view(logs, requests_R, v.name) for v in views]
+    known = [retrieval.build_view(logs, requests_R, v.name) for v in views]
     price_A = views[0].price_A
-    weights = rerank.choose(rerank.scored(frame, logs, known, source=str(validation.path)), known, price_A)
+    weights = rerank.choose_weights(
+        rerank.scored_lists(frame, logs, known, source=str(validation.path)), known, price_A
+    )
     progress.say(
         "evaluate: " + RERANKED + ", weight of log-price: " + ", ".join(f"{k} {w}" for k, w in weights.items())
     )
-    ours = rerank.scored(pl.read_parquet(lists.path / "lists.parquet"), logs, views, source=str(lists.path))
-    tables = retrieval.tabulate(retrieval.as_ranked(rerank.reorder(ours, price_A, weights)), views)
+    ours = rerank.scored_lists(pl.read_parquet(lists.path / "lists.parquet"), logs, views, source=str(lists.path))
+    tables = retrieval.tabulate(retrieval.iterate_lists(rerank.reorder(ours, price_A, weights)), views)
     for v in views:
         methods[v.name][RERANKED] = tables[v.name]
     return weights
@@ -246,9 +248,9 @@ def _slices(
     from leadre.evaluate.retrieval import measure as retrieval
     from leadre.evaluate.retrieval import slices
 
-    parts, tables = slices.cut(logs, everything), {}
+    parts, tables = slices.slice_views(logs, everything), {}
     for part in parts:
-        lists = slices.lists(everything, part, methods)
+        lists = slices.slice_lists(everything, part, methods)
         tables[part.name] = retrieval.compare(
             part, lists, ours=OURS, resamples=config.resamples, seed=config.seed, columns=slices.METRICS
         )

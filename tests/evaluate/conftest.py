@@ -1,4 +1,4 @@
-"""A run folder with a small synthetic market, and lists that stand in for the model's."""
+"""A run folder with a small synthetic market, and random lists in place of the model's."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ QUICK = ("popularity", "own_frequency")
 def write_lists(
     root: Path, logs, *, step="generate", seed: int = 0, swap=None, data=None, split=histories.TEST, model=None
 ) -> Path:
-    """Random lists for every request of a split, both views; `swap(request, view, ads)` may spoil them."""
+    """Write random lists for every request of a split and both views; `swap(request, view, ads)` replaces a list."""
     data = data or artifact.read(root / "data", artifact.TABLES)
     parents = [data] if model is None else [data, model]
     rng = np.random.default_rng(seed)
@@ -33,15 +33,15 @@ def write_lists(
     schema = {"request": pl.Int32, "view": pl.String, "ads": pl.List(pl.Int32), "scores": pl.List(pl.Float32)}
     with artifact.create(root / step, kind=artifact.LISTS, config={}, seed=seed, parents=parents) as folder:
         pl.DataFrame(rows, schema=schema).write_parquet(folder / "lists.parquet")
-        told = {"request": rows[0]["request"], "prompt": "Who? <b>& what</b>", "generated": []}
-        told["generated"] = [{"ad_id": "x", "title": "<script>alert(1)</script>", "logprob": -1.5}]
-        (folder / "cases.jsonl").write_text(json.dumps(told) + "\n", encoding="utf-8")
+        generated = [{"ad_id": "x", "title": "<script>alert(1)</script>", "logprob": -1.5}]
+        case = {"request": rows[0]["request"], "prompt": "Who? <b>& what</b>", "generated": generated}
+        (folder / "cases.jsonl").write_text(json.dumps(case) + "\n", encoding="utf-8")
     return root / step
 
 
 @pytest.fixture
 def said(monkeypatch):
-    """What the stage says, line by line."""
+    """The progress lines of the stage."""
     lines = []
     monkeypatch.setattr(progress, "say", lines.append)
     return lines

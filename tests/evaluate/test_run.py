@@ -77,7 +77,7 @@ def test_lists_hold_live_ads_of_every_method(done):
     lists = pl.read_parquet(folder / "lists.parquet")
     assert set(lists["method"]) == {"leadre", "leadre+counts", "control", "popularity", "own_frequency"}
     for method, view, r, ads in lists.sample(200, seed=0).iter_rows():
-        assert len(set(ads)) == len(ads) <= retrieval.PLACES, method
+        assert len(set(ads)) == len(ads) <= retrieval.LIST_LENGTH, method
         assert set(ads) <= set(logs.inventory(r)[retrieval.eligible(logs, r, view)].tolist())
 
 

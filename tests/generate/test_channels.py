@@ -128,7 +128,7 @@ def test_a_planted_taste_is_recovered(logs, name, monkeypatch):
     monkeypatch.setattr(als, "REGULARISATION", 0.1)
     monkeypatch.setattr(als, "ALPHA", 1.0)
     requests = logs.requests_of(histories.TEST)
-    view = retrieval.view(logs, requests, "all")
+    view = retrieval.build_view(logs, requests, "all")
     key = retrieval.tie_key(logs, 0)
     recall = {}
     for method in ("popularity", name):

@@ -61,8 +61,8 @@ def compare(
     seed: int,
 ) -> list[AblationRow]:
     """The rows in order. `made`: the lists of each by seed. A slice in which nothing was converted has no column."""
-    views = [retrieval.view(logs, requests_R, name) for name in retrieval.VIEWS]
-    parts = slices.cut(logs, views[0])
+    views = [retrieval.build_view(logs, requests_R, name) for name in retrieval.VIEWS]
+    parts = slices.slice_views(logs, views[0])
     measured = {
         row.name: {seed: _measure(logs, views, parts, lists) for seed, lists in made[row.name].items()} for row in rows
     }
@@ -89,11 +89,11 @@ def compare(
 def _measure(logs: Logs, views: Sequence[View], parts: Sequence[View], lists: Artifact) -> dict[str, Ratio | float]:
     """Column -> measure of one model's lists; coverage is a plain number."""
     frame = pl.read_parquet(lists.path / "lists.parquet", columns=["request", "view", "ads"])
-    given = retrieval.given(frame, logs, views, source=str(lists.path))
-    tables = retrieval.tabulate(retrieval.as_ranked(given), views)
+    given = retrieval.checked_lists(frame, logs, views, source=str(lists.path))
+    tables = retrieval.tabulate(retrieval.iterate_lists(given), views)
     everything = views[0]
     for part in parts:
-        tables[part.name] = slices.lists(everything, part, {"": tables[everything.name]})[""]
+        tables[part.name] = slices.slice_lists(everything, part, {"": tables[everything.name]})[""]
     found: dict[str, Ratio | float] = {
         f"{v.name}/{metric}": measure
         for v in (*views, *parts)

@@ -1,8 +1,8 @@
-"""Cold start: how well methods find the ads that training knew little or nothing of.
+"""Cold start: retrieval metrics for ads with few or no conversions in training.
 
-A slice is the view `all` with fewer relevant ads; the lists are the same rankings of the whole live inventory. `cold`
-counts conversions of objects that were hidden until training ended (``leadre data --hide``), `few` those of other
-objects with fewer than FEW conversions in the ad domain before it ended.
+A slice is the view `all` with fewer relevant ads; the lists still rank the whole live inventory. `cold` counts
+conversions of objects that were hidden until training ended (``leadre data --hide``). `few` counts conversions of the
+other objects with fewer than FEW conversions in the ad domain before training ended.
 
 Letters: O objects, A ads, V requests of a view.
 """
@@ -23,20 +23,21 @@ SLICES = ("cold", "few")
 METRICS = ("recall@10", "ndcg@10", "gmv@10")
 
 
-def objects(logs: Logs) -> dict[str, NDArray[np.bool_]]:
-    """slice -> mask [O] of its objects; no object is in both."""
+def object_masks(logs: Logs) -> dict[str, NDArray[np.bool_]]:
+    """Return slice -> mask [O] of its objects; the slices are disjoint."""
     counts_E = (logs.domain_E == AD) & (logs.at_us_E < train_end_us(logs))
     conversions_O = np.bincount(logs.object_E[counts_E], minlength=len(logs.objects))
     return {"cold": logs.hidden_O, "few": (conversions_O < FEW) & ~logs.hidden_O}
 
 
-def cut(logs: Logs, everything: View) -> list[View]:
-    """The slices of the view `all` in which anything was converted."""
-    views = [retrieval.restrict(everything, mask_O[logs.ad_object_A], name) for name, mask_O in objects(logs).items()]
+def slice_views(logs: Logs, everything: View) -> list[View]:
+    """Return the slices of the view `all` that have at least one conversion."""
+    masks = object_masks(logs)
+    views = [retrieval.restrict(everything, mask_O[logs.ad_object_A], name) for name, mask_O in masks.items()]
     return [view for view in views if len(view.requests_V)]
 
 
-def lists(everything: View, part: View, methods: Mapping[str, Ads]) -> dict[str, Ads]:
-    """The rows of the lists of `everything` that belong to the requests of `part`."""
+def slice_lists(everything: View, part: View, methods: Mapping[str, Ads]) -> dict[str, Ads]:
+    """Return the rows of each method's lists [V, K] that belong to the requests of `part`."""
     kept_V = np.isin(everything.requests_V, part.requests_V)
     return {name: ads_VK[kept_V] for name, ads_VK in methods.items()}

@@ -1,4 +1,4 @@
-"""Views, lists and comparisons against a log written by hand."""
+"""Views, lists and comparisons on a hand-written log."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -10,15 +10,15 @@ from leadre.data import histories
 from leadre.errors import ArtifactError
 from leadre.evaluate.retrieval import measure as retrieval
 from leadre.evaluate.retrieval.measure import (
+    build_view,
+    checked_lists,
     compare,
     eligible,
     fuse_with_counts,
-    given,
     measure,
     rank,
     tabulate,
     tie_key,
-    view,
 )
 
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
@@ -26,7 +26,7 @@ T0 = datetime(2026, 3, 1, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def logs():
-    """Ads a0..a5, a0 and a1 of one object. Ann converts a0 in training; in the test a1 and a4, later a4 again."""
+    """Ads a0..a5; a0 and a1 show one object. Ann converts a0 in training, a1 and a4 in the test, later a4 again."""
     visits = [  # day, user, converted {ad: nanos}, split
         (0, "ann", {"a0": 100}, "train"),
         (1, "bob", {"a2": 100}, "train"),
@@ -35,9 +35,11 @@ def logs():
         (10, "ann", {"a4": 5}, "test"),
         (10, "bob", {"a5": 0}, "test"),
     ]
-    requests, events = [], []
+    requests = []
+    events = []
     for number, (day, user, bought, split) in enumerate(visits):
-        at, request = T0 + timedelta(days=day), f"r{number}"
+        at = T0 + timedelta(days=day)
+        request = f"r{number}"
         requests.append((request, user, at, "top", "live", split))
         for ad, nanos in bought.items():
             events.append((user, at, "ad", ad, "conversion", nanos, "top", request))
@@ -75,27 +77,28 @@ class Fixed:
             yield r, self.scores[logs.inventory(r)]
 
 
-def test_new_counts_an_object_once_whatever_the_ad(logs, tests):
-    everything, new = view(logs, tests, "all"), view(logs, tests, "new")
+def test_view_new_counts_first_conversions_of_objects(logs, tests):
+    everything = build_view(logs, tests, "all")
+    new = build_view(logs, tests, "new")
     assert [ads.tolist() for ads in everything.relevant] == [[1, 4], [4], [5]]
-    # a1 is of a0's object, which ann had; a4 is no longer new on day 10, so that visit drops out
+    # a1 shows a0's object, which ann converted before; a4 is not new on day 10, so that visit drops out
     assert new.requests_V.tolist() == [tests[0], tests[2]]
     assert [ads.tolist() for ads in new.relevant] == [[4], [5]]
     assert [v.tolist() for v in new.value_nanos] == [[70], [0]]
     assert everything.user_V.tolist() == [0, 0, 1] and everything.live_ads.tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_lists_of_new_leave_out_what_the_user_had(logs, tests):
+def test_lists_of_new_leave_out_objects_in_the_history(logs, tests):
     assert eligible(logs, int(tests[0]), "new").tolist() == [False, False, True, True, True, True]
     assert eligible(logs, int(tests[1]), "new").tolist() == [False, False, True, True, False, True]
-    views = [view(logs, tests, name) for name in retrieval.VIEWS]
-    lists = tabulate(rank(logs, Fixed([6, 5, 4, 3, 2, 1]), views, key_A=tie_key(logs, 0), places=5), views, places=5)
+    views = [build_view(logs, tests, name) for name in retrieval.VIEWS]
+    lists = tabulate(rank(logs, Fixed([6, 5, 4, 3, 2, 1]), views, key_A=tie_key(logs, 0), length=5), views, length=5)
     assert lists["all"].tolist() == [[0, 1, 2, 3, 4]] * 3
     assert lists["new"].tolist() == [[2, 3, 4, 5, -1], [0, 1, 3, 4, 5]]
 
 
-def test_equal_scores_are_ordered_by_the_seed_and_not_by_id(logs, tests):
-    views = [view(logs, tests, "all")]
+def test_equal_scores_are_ordered_by_seed(logs, tests):
+    views = [build_view(logs, tests, "all")]
     orders = set()
     for seed in range(8):
         key = tie_key(logs, seed)
@@ -106,18 +109,18 @@ def test_equal_scores_are_ordered_by_the_seed_and_not_by_id(logs, tests):
     assert len(orders) == 8
 
 
-def test_measures_by_hand(logs, tests):
-    v = view(logs, tests, "all")
-    found = measure(v, np.array([[4, 0, -1], [0, 4, -1], [0, 1, 2]], dtype=np.int32))
-    assert found["recall@10"].mean == pytest.approx((1 / 2 + 1 + 0) / 3)
+def test_measures_match_hand_computed_values(logs, tests):
+    v = build_view(logs, tests, "all")
+    measures = measure(v, np.array([[4, 0, -1], [0, 4, -1], [0, 1, 2]], dtype=np.int32))
+    assert measures["recall@10"].mean == pytest.approx((1 / 2 + 1 + 0) / 3)
     ideal = 1 + 1 / np.log2(3)
-    assert found["ndcg@10"].mean == pytest.approx((1 / ideal + 1 / np.log2(3) + 0) / 3)
-    assert found["gmv@10"].mean == pytest.approx((70 + 5) / (100 + 5 + 0))
-    assert found["recall@10"].top_U.tolist() == [1.5, 0.0]
+    assert measures["ndcg@10"].mean == pytest.approx((1 / ideal + 1 / np.log2(3) + 0) / 3)
+    assert measures["gmv@10"].mean == pytest.approx((70 + 5) / (100 + 5 + 0))
+    assert measures["recall@10"].top_U.tolist() == [1.5, 0.0]
 
 
-def test_compare_gives_the_documented_shape(logs, tests):
-    v = view(logs, tests, "all")
+def test_compare_returns_the_documented_shape(logs, tests):
+    v = build_view(logs, tests, "all")
     right = np.array([[1, 4], [4, 0], [5, 0]], dtype=np.int32)
     wrong = np.array([[3, 0], [3, 0], [3, 2]], dtype=np.int32)
     table = compare(v, {"leadre": right, "rival": wrong, "same": right}, ours="leadre", resamples=50, seed=0)
@@ -136,18 +139,18 @@ def frame(rows):
     ("view_name", "ads", "why"),
     [("all", [1, 1], "twice"), ("all", [1, 9], "not live"), ("new", [0], "new to the user"), ("new", None, "no list")],
 )
-def test_lists_on_terms_of_their_own_are_refused(logs, tests, view_name, ads, why):
-    v = view(logs, tests[:1], view_name)
+def test_incomparable_lists_are_refused(logs, tests, view_name, ads, why):
+    v = build_view(logs, tests[:1], view_name)
     rows = [] if ads is None else [(int(tests[0]), view_name, ads)]
     with pytest.raises(ArtifactError, match=why):
-        given(frame(rows), logs, [v], source="work/x/generate")
+        checked_lists(frame(rows), logs, [v], source="work/x/generate")
 
 
-def test_fusion_adds_own_counts_in_all_and_changes_nothing_in_new(logs, tests):
-    views = [view(logs, tests[:1], name) for name in retrieval.VIEWS]
+def test_fusion_adds_own_counts_in_all_and_nothing_in_new(logs, tests):
+    views = [build_view(logs, tests[:1], name) for name in retrieval.VIEWS]
     r = int(tests[0])
     lists = {"all": {r: np.array([3, 2], dtype=np.int32)}, "new": {r: np.array([3, 2], dtype=np.int32)}}
     fused = tabulate(fuse_with_counts(logs, lists, views, key_A=tie_key(logs, 0)), views)
-    # ann's a0 and a1 (one object) have counts; the key orders them
+    # ann's a0 and a1 (one object) have counts; the tie key orders them
     assert set(fused["all"][0, :4].tolist()) == {0, 1, 2, 3} and fused["all"][0, 0] == 3
     assert fused["new"][0].tolist()[:3] == [3, 2, -1]
