@@ -1,1 +1,1 @@
-"""What comes back for a bid: signed, logged, counted once, and made into tables that training reads."""
+"""Events of bids: signed tokens, the durable log, charges and caps that follow, and tables for training."""

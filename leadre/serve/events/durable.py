@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and on the disk when a call returns."""
+"""Durable files: replaced whole, and on the disk when a call returns."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 from leadre.errors import StorageError
 
-Sync = Callable[[int], None]  # pushes an open file to the disk; tests replace it
+Sync = Callable[[int], None]  # writes an open file to the disk; tests replace it
 
 
 def replace(path: Path, data: bytes, *, mode: int = 0o644, sync: Sync = os.fsync) -> None:
-    """Write a file in one step: readers see the old one or the new one. StorageError leaves the old one."""
+    """Write a file in one step: readers see the old content or the new one. StorageError leaves the old one."""
     temporary = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,13 +30,13 @@ def replace(path: Path, data: bytes, *, mode: int = 0o644, sync: Sync = os.fsync
 
 
 def tidy(folder: Path) -> None:
-    """Remove what killed processes left half-written under a folder."""
+    """Delete the temporary files of killed processes under a folder."""
     for path in folder.rglob(".*.new"):
         path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path, sync: Sync = os.fsync) -> None:
-    """Push the names in a folder to the disk: a new file is lost without."""
+    """Write a folder's entries to the disk; without it a power cut loses a new file's name."""
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         sync(number)
@@ -45,7 +45,7 @@ def sync_folder(folder: Path, sync: Sync = os.fsync) -> None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of a file."""
+    """Whether a process holds the lock of a file; False for a missing file."""
     if not path.exists():
         return False
     file = os.open(path, os.O_RDWR)
@@ -59,5 +59,5 @@ def is_locked(path: Path) -> bool:
 
 
 def failed(path: Path, error: OSError) -> StorageError:
-    """The error to raise when ``path`` could not be written."""
+    """The StorageError for a file that could not be written."""
     return StorageError(f"{path}: cannot be written ({error.strerror or error}); free or repair the disk")

@@ -1,6 +1,6 @@
-"""Users who were erased, remembered without being named.
+"""Erased users, stored as keyed hashes.
 
-A token that is still about must not bring them back, so a keyed hash of each stays.
+Tokens signed before an erasure still carry the user's ID; events that return with them must not restore the user.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from leadre.store.erased import KEY_BYTES
 
 
 class ErasedUsers:
-    """A set of users in a file of `leadre.store.erased`.
+    """The set of erased users in a file of `leadre.store.erased`. The file is created if it is missing.
 
-    One process adds, others `follow`; whoever makes the file does so before they start.
+    One process adds users; other processes `follow`, and start after the file exists.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         if not path.exists():
             durable.replace(path, secrets.token_bytes(KEY_BYTES).hex().encode() + b"\n", mode=0o600)
-        self._read_at = (0, 0)
+        self._version = (0, 0)  # inode and modification time of the file that was read last
         self.follow()
 
     def follow(self) -> None:
-        """Read what another process has added. InputError where the file is damaged."""
-        found = self._path.stat()
-        if (found.st_ino, found.st_mtime_ns) != self._read_at:
+        """Read the file if another process replaced it. InputError if it is damaged."""
+        stat = self._path.stat()
+        version = (stat.st_ino, stat.st_mtime_ns)
+        if version != self._version:
             self._key, self._hashes = erased.read(self._path)
-            self._read_at = found.st_ino, found.st_mtime_ns
+            self._version = version
 
     def add(self, user_id: str) -> None:
-        """From now on ``user_id in`` is true, after a restart too."""
+        """Add a user; on return the file with the hash is on the disk."""
         self._hashes.add(erased.user_hash(self._key, user_id))
         lines = [self._key.hex(), *sorted(self._hashes)]
         durable.replace(self._path, "".join(f"{line}\n" for line in lines).encode(), mode=0o600)

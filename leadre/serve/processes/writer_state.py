@@ -165,7 +165,7 @@ class WriterState:
         self._catch_up()
         if not all(self._sync.has_budget(report.token.campaign_id) for report in reports):
             self._follow_catalogue(now_us)  # the campaign is newer than the loaded catalogue
-        effects = self._processor.take(reports, now_us)
+        effects = self._processor.process(reports, now_us)
         for report, effect in zip(reports, effects, strict=True):
             if effect.record is not None:
                 self._count(effect.record)

@@ -1,4 +1,4 @@
-"""The event log: acknowledged is on the disk, whatever is killed, full, torn or erased."""
+"""The event log: acknowledged records survive kills, full disks and torn writes; erased users are in no byte."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def event(number: int, user_id: str = "u1") -> EventRecord:
     return EventRecord(key=f"k{number}", outcome=outcome, owed_nanos=5, is_training=True)
 
 
-ANSWERED = RequestRecord(
+REQUEST = RequestRecord(
     request_id="r",
     at_us=1,
     user_id="u1",
@@ -59,11 +59,11 @@ def segments(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.log"))
 
 
-def test_every_kind_comes_back_with_its_number_and_time(tmp_path: Path) -> None:
-    kinds: list[Record] = [ANSWERED, event(1), StatusRecord(at_us=3, ad_id="a", is_live=False)]
+def test_records_are_read_with_number_and_time(tmp_path: Path) -> None:
+    kinds: list[Record] = [REQUEST, event(1), StatusRecord(at_us=3, ad_id="a", is_live=False)]
     with EventLog(tmp_path) as log:
         assert log.append(kinds[:2], 10) == 2 and log.append(kinds[2:], 20) == 3 and log.append([], 30) == 3
-        assert records(tmp_path) == kinds, "readers see what is acknowledged"
+        assert records(tmp_path) == kinds, "readers see acknowledged records"
         assert [(entry.number, entry.written_at_us) for entry in event_log.read(tmp_path)] == [
             (1, 10),
             (2, 10),
@@ -76,7 +76,7 @@ def test_every_kind_comes_back_with_its_number_and_time(tmp_path: Path) -> None:
     assert records(tmp_path) == [*kinds, event(4)]
 
 
-def test_the_disk_has_it_before_it_is_acknowledged_and_many_share_one_sync(tmp_path: Path) -> None:
+def test_append_syncs_once_before_it_returns(tmp_path: Path) -> None:
     order: list[str] = []
 
     def sync(file: int) -> None:
@@ -90,7 +90,7 @@ def test_the_disk_has_it_before_it_is_acknowledged_and_many_share_one_sync(tmp_p
     assert order == ["disk has 100", "acknowledged 100", "disk has 101", "acknowledged 101"]
 
 
-def test_a_torn_tail_is_cut_wherever_it_is_torn(tmp_path: Path) -> None:
+def test_torn_tail_is_cut_at_any_byte(tmp_path: Path) -> None:
     with EventLog(tmp_path) as log:
         log.append([event(1), event(2)], 0)
         (path,) = segments(tmp_path)
@@ -109,7 +109,7 @@ def test_a_torn_tail_is_cut_wherever_it_is_torn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", range(len(event_log.MAGIC)))
-def test_a_segment_that_was_just_begun_is_begun_again(tmp_path: Path, size: int) -> None:
+def test_segment_with_a_torn_head_is_started_again(tmp_path: Path, size: int) -> None:
     with EventLog(tmp_path) as log:
         log.append([event(1)], 0)
         log.rotate()
@@ -127,13 +127,18 @@ def test_segments_end_by_size_and_by_age(tmp_path: Path) -> None:
     assert len(segments(tmp_path / "size")) > 3
     assert all(path.stat().st_size <= 1000 for path in segments(tmp_path / "size"))
     assert records(tmp_path / "size", after=17) == [event(number) for number in range(17, 30)]
-    for at_us in (0, 59 * US_PER_S, 60 * US_PER_S, 100 * US_PER_S):  # opened anew each time: age is that of the records
+    for at_us in (
+        0,
+        59 * US_PER_S,
+        60 * US_PER_S,
+        100 * US_PER_S,
+    ):  # opened again each time: the age counts from the first record
         with EventLog(tmp_path / "age", segment_s=60) as log:
             log.append([event(at_us)], at_us)
     assert [path.name[18:20] for path in segments(tmp_path / "age")] == ["01", "03"]
 
 
-def test_a_damaged_segment_is_named_and_not_skipped(tmp_path: Path) -> None:
+def test_damaged_segment_is_an_error_with_its_name(tmp_path: Path) -> None:
     with EventLog(tmp_path) as log:
         log.append([event(1), event(2)], 0)
         log.rotate()
@@ -147,7 +152,7 @@ def test_a_damaged_segment_is_named_and_not_skipped(tmp_path: Path) -> None:
     assert records(tmp_path, after=2) == [event(3)]
 
 
-def test_retention_deletes_old_segments_and_numbers_go_on(tmp_path: Path) -> None:
+def test_retention_deletes_old_segments_and_numbers_continue(tmp_path: Path) -> None:
     with EventLog(tmp_path, segment_s=1) as log:
         for day in range(4):
             log.append([event(day)], day * US_PER_DAY)
@@ -158,10 +163,10 @@ def test_retention_deletes_old_segments_and_numbers_go_on(tmp_path: Path) -> Non
         assert log.append([event(4)], 0) == 5
 
 
-def test_an_erased_user_is_in_no_byte_of_the_folder_and_events_are_still_counted(tmp_path: Path) -> None:
+def test_erased_user_is_in_no_byte_and_the_records_stay(tmp_path: Path) -> None:
     user = "user-4711"
     with EventLog(tmp_path) as log:
-        log.append([event(1, user), event(2, "user-47112"), ANSWERED], 5)
+        log.append([event(1, user), event(2, "user-47112"), REQUEST], 5)
         log.rotate()
         log.append([event(3)], 6)
         log.rotate()
@@ -175,19 +180,20 @@ def test_an_erased_user_is_in_no_byte_of_the_folder_and_events_are_still_counted
         assert segments(tmp_path)[1].stat().st_mtime_ns == untouched
         kept = list(event_log.read(tmp_path))
         assert [(entry.number, entry.written_at_us) for entry in kept] == [(1, 5), (2, 5), (3, 5), (4, 6), (5, 7)]
-        first, last = kept[0].record, kept[4].record
+        first = kept[0].record
+        last = kept[4].record
         assert isinstance(first, EventRecord) and isinstance(last, RequestRecord)
         assert (first.key, first.outcome.user_id, first.is_training, last.user_id) == ("k1", "", False, "")
         assert log.append([event(6)], 8) == 6
 
 
-def test_one_writer(tmp_path: Path) -> None:
+def test_second_writer_is_refused(tmp_path: Path) -> None:
     with EventLog(tmp_path), pytest.raises(InputError, match="another process writes this log"):
         EventLog(tmp_path)
     EventLog(tmp_path).close()
 
 
-def test_after_a_failed_sync_the_log_takes_nothing_more_until_it_is_opened_again(tmp_path: Path) -> None:
+def test_log_refuses_writes_after_a_failed_sync_until_opened_again(tmp_path: Path) -> None:
     broken = [False]
 
     def sync(file: int) -> None:
@@ -213,7 +219,7 @@ def run(code: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+def test_full_disk_is_an_error_and_leaves_no_partial_record(tmp_path: Path) -> None:
     """RLIMIT_FSIZE: writes end in the middle of a record, as on a full disk."""
     code = """
     import pathlib, resource, sys
@@ -245,7 +251,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path) -> 
         assert (log.last, log.cut_bytes) == (15, 0)
 
 
-def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path: Path) -> None:
+def test_killed_writer_keeps_every_acknowledged_record(tmp_path: Path) -> None:
     code = """
     import pathlib, sys
     from leadre.serve.events.log_writer import EventLog

@@ -1,4 +1,4 @@
-"""Each event counts once and costs what it may, whoever repeats it and whenever the writer is killed."""
+"""Each event is counted and charged once, also when it is repeated or the writer is killed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,21 +33,19 @@ KINDS: tuple[EventKind, ...] = ("win", "bill", "loss", "imp", "view", "click", "
 
 
 def token(number: int = 0, **change: Any) -> Token:
-    made = make_token(
-        NOW,
-        100,
-        bid_id=f"b{number}",
-        request_id=f"r{number}",
-        ad_id="a",
-        campaign_id="c",
-        user_id="u",
-        charge_nanos=7000,
-        currency="EUR",
-        cap_id=f"cap{number}",
-        expires_at_us=NOW + US_PER_HOUR,
-        nonce=number.to_bytes(12, "big"),
-    )
-    return msgspec.structs.replace(made, **change)
+    usual: dict[str, Any] = {
+        "bid_id": f"b{number}",
+        "request_id": f"r{number}",
+        "ad_id": "a",
+        "campaign_id": "c",
+        "user_id": "u",
+        "charge_nanos": 7000,
+        "currency": "EUR",
+        "cap_id": f"cap{number}",
+        "expires_at_us": NOW + US_PER_HOUR,
+        "nonce": number.to_bytes(12, "big"),
+    }
+    return make_token(NOW, 100, **usual | change)
 
 
 def report(kind: EventKind, number: int = 0, at_us: int = NOW, **change: Any) -> EventReport:
@@ -61,144 +58,173 @@ def report(kind: EventKind, number: int = 0, at_us: int = NOW, **change: Any) ->
 @contextmanager
 def opened(folder: Path, **options: Any) -> Iterator[EventProcessor]:
     with Ledger(folder / "ledger.db") as ledger, EventLog(folder / "events", **options) as log:
-        made = EventProcessor(ledger, log)
+        processor = EventProcessor(ledger, log)
         if not ledger.left("c", NOW):
             ledger.set_budget("c", Budget(total_nanos=1_000_000), NOW)
-        yield made
+        yield processor
         assert ledger.verify() == []
 
 
 @pytest.fixture
-def books(tmp_path: Path) -> Iterator[EventProcessor]:
-    with opened(tmp_path) as made:
-        yield made
+def processor(tmp_path: Path) -> Iterator[EventProcessor]:
+    with opened(tmp_path) as processor:
+        yield processor
 
 
-def logged(books: EventProcessor) -> list[EventRecord]:
-    return [entry.record for entry in event_log.read(books.log.folder) if isinstance(entry.record, EventRecord)]
+def logged(processor: EventProcessor) -> list[EventRecord]:
+    return [entry.record for entry in event_log.read(processor.log.folder) if isinstance(entry.record, EventRecord)]
 
 
 @pytest.mark.parametrize(
     ("charge_type", "costs"), [("cpm", {"bill": 60}), ("cpc", {"click": 7000}), ("cpa", {"conv": 7000})]
 )
-def test_the_bid_type_says_which_event_costs(books: EventProcessor, charge_type: str, costs: dict[str, int]) -> None:
+def test_bid_type_decides_which_event_is_charged(
+    processor: EventProcessor, charge_type: str, costs: dict[str, int]
+) -> None:
     for kind in KINDS:
         for is_new in (True, False, False):
-            (effect,) = books.take([report(kind, charge_type=charge_type)], NOW)
+            (effect,) = processor.process([report(kind, charge_type=charge_type)], NOW)
             assert effect.is_new == is_new
             assert effect.charged_nanos == (costs.get(kind, 0) if is_new else 0)
-    assert books.ledger.spent("c") == sum(costs.values())
-    assert [(one.outcome.kind, one.outcome.charge_nanos) for one in logged(books)] == [
+    assert processor.ledger.spent("c") == sum(costs.values())
+    assert [(record.outcome.kind, record.outcome.charge_nanos) for record in logged(processor)] == [
         (kind, costs.get(kind, 0)) for kind in KINDS
     ]
-    assert [one.outcome.kind for one in logged(books) if one.is_training] == ["imp", "click", "conv"], "never a nurl"
+    assert [record.outcome.kind for record in logged(processor) if record.is_training] == ["imp", "click", "conv"], (
+        "a win notice is not trained on"
+    )
 
 
-def test_a_bill_is_at_most_the_signed_cap_and_none_without_a_price(books: EventProcessor) -> None:
-    effects = books.take([report("bill", n, price_nanos=price) for n, price in enumerate((60, 100, 101, 10**15))], NOW)
+def test_bill_is_at_most_the_signed_price_and_ignored_without_a_price(processor: EventProcessor) -> None:
+    effects = processor.process(
+        [report("bill", n, price_nanos=price) for n, price in enumerate((60, 100, 101, 10**15))], NOW
+    )
     assert [effect.charged_nanos for effect in effects] == [60, 100, 100, 100]
-    assert [one.outcome.price_nanos for one in logged(books)] == [60, 100, 100, 100]
-    assert books.take([report("bill", 9, price_nanos=None)], NOW) == [EventEffect()], "AUDIT, or a macro nobody filled"
-    assert books.take([report("bill", 9)], NOW)[0].charged_nanos == 60, "which does not stand in the way of a bill"
-    (effect,) = books.take([report("bill", 10, charge_type="cpc")], NOW)
-    assert (effect.charged_nanos, logged(books)[-1].outcome.price_nanos) == (0, 60), "the media cost is booked"
+    assert [record.outcome.price_nanos for record in logged(processor)] == [60, 100, 100, 100]
+    assert processor.process([report("bill", 9, price_nanos=None)], NOW) == [EventEffect()], (
+        "AUDIT, or an unexpanded macro"
+    )
+    assert processor.process([report("bill", 9)], NOW)[0].charged_nanos == 60, (
+        "the bill without a price does not block it"
+    )
+    (effect,) = processor.process([report("bill", 10, charge_type="cpc")], NOW)
+    assert (effect.charged_nanos, logged(processor)[-1].outcome.price_nanos) == (0, 60), "the media cost is logged"
 
 
-def test_what_the_budget_cannot_pay_is_written_off(books: EventProcessor) -> None:
-    books.ledger.set_budget("c", Budget(total_nanos=100), NOW)
-    assert [effect.charged_nanos for effect in books.take([report("bill", n) for n in range(3)], NOW)] == [60, 40, 0]
-    assert [(one.owed_nanos, one.outcome.charge_nanos) for one in logged(books)] == [(60, 60), (60, 40), (60, 0)]
-    assert books.ledger.written_off("c") == 80
+def test_charge_above_the_budget_is_written_off(processor: EventProcessor) -> None:
+    processor.ledger.set_budget("c", Budget(total_nanos=100), NOW)
+    assert [effect.charged_nanos for effect in processor.process([report("bill", n) for n in range(3)], NOW)] == [
+        60,
+        40,
+        0,
+    ]
+    assert [(record.owed_nanos, record.outcome.charge_nanos) for record in logged(processor)] == [
+        (60, 60),
+        (60, 40),
+        (60, 0),
+    ]
+    assert processor.ledger.written_off("c") == 80
 
 
-def test_a_lost_bid_gives_back_what_was_reserved(books: EventProcessor) -> None:
-    (lease,) = books.ledger.apply([LeaseRequest(worker="w", campaign_id="c", max_nanos=400)], NOW)
+def test_loss_voids_the_reservation_once(processor: EventProcessor) -> None:
+    (lease,) = processor.ledger.apply([LeaseRequest(worker="w", campaign_id="c", max_nanos=400)], NOW)
     assert isinstance(lease, Lease)
     for _ in range(2):
-        books.take([report("loss", 1, lease_id=lease.lease_id)], NOW)
-        assert books.ledger.reserved("c") == 300
-    books.take([report("bill", 2, lease_id=lease.lease_id), report("loss", 2, lease_id=lease.lease_id)], NOW)
-    assert books.ledger.reserved("c") == 240, "what was billed was not lost"
+        processor.process([report("loss", 1, lease_id=lease.lease_id)], NOW)
+        assert processor.ledger.reserved("c") == 300
+    processor.process([report("bill", 2, lease_id=lease.lease_id), report("loss", 2, lease_id=lease.lease_id)], NOW)
+    assert processor.ledger.reserved("c") == 240, "a billed bid is not lost"
 
 
-def test_what_becomes_of_the_cap(books: EventProcessor) -> None:
+def test_frequency_cap_is_kept_or_released(processor: EventProcessor) -> None:
     def caps(*kinds: EventKind, **change: Any) -> list[str]:
         caps.number += 1
-        return [effect.cap for effect in books.take([report(kind, caps.number, **change) for kind in kinds], NOW)]
+        return [
+            effect.cap for effect in processor.process([report(kind, caps.number, **change) for kind in kinds], NOW)
+        ]
 
     caps.number = 0
     assert caps("win", "view", "click", "conv") == ["", "", "", ""]
-    assert caps("loss", "loss") == ["release", "release"], "said again, as the store may have missed it"
+    assert caps("loss", "loss") == ["release", "release"], "repeated, as the store may have missed it"
     assert caps("imp", "bill", "loss") == ["keep", "keep", ""]
     assert caps("loss", "imp") == ["release", "keep"]
     assert caps("imp", "loss", cap_id="") == caps("imp", "loss", is_test=True) == ["", ""]
-    assert caps("imp", may_measure=False) == ["keep"], "a cap protects the user, whatever may be measured"
+    assert caps("imp", may_measure=False) == ["keep"], "a cap counts without permission to measure"
 
 
-def test_tests_cost_nothing_and_teach_nothing(books: EventProcessor) -> None:
-    (lease,) = books.ledger.apply([LeaseRequest(worker="w", campaign_id="c", max_nanos=400)], NOW)
+def test_tests_are_neither_charged_nor_trained_on(processor: EventProcessor) -> None:
+    (lease,) = processor.ledger.apply([LeaseRequest(worker="w", campaign_id="c", max_nanos=400)], NOW)
     assert isinstance(lease, Lease)
     for charge_type in ("cpm", "cpc", "cpa"):
         number = {"cpm": 1, "cpc": 2, "cpa": 3}[charge_type]
         change = {"charge_type": charge_type, "is_test": True, "lease_id": lease.lease_id}
-        effects = books.take([report(kind, number, event_id="order-1", **change) for kind in KINDS], NOW)
+        effects = processor.process([report(kind, number, event_id="order-1", **change) for kind in KINDS], NOW)
         assert {(effect.charged_nanos, effect.cap) for effect in effects} == {(0, "")}
-    assert books.ledger.spent("c") == 0 and books.ledger.reserved("c") == 400
-    assert {(one.is_test, one.is_training, one.owed_nanos) for one in logged(books)} == {(True, False, 0)}
-    assert books.take([report("conv", 4, event_id="order-1")], NOW)[0].is_new, "nor do they stand in a real one's way"
+    assert processor.ledger.spent("c") == 0 and processor.ledger.reserved("c") == 400
+    assert {(record.is_test, record.is_training, record.owed_nanos) for record in logged(processor)} == {
+        (True, False, 0)
+    }
+    assert processor.process([report("conv", 4, event_id="order-1")], NOW)[0].is_new, (
+        "a test does not block a real conversion"
+    )
 
 
-def test_without_permission_only_what_moves_money_is_written_down(books: EventProcessor) -> None:
-    books.take([report(kind, 1, may_measure=False) for kind in KINDS], NOW)
-    books.take([report(kind, 2, may_measure=False, charge_type="cpc") for kind in KINDS], NOW)
-    books.take([report(kind, 3, may_profile=False) for kind in ("imp", "click")], NOW)
-    found = [(one.outcome.bid_id, one.outcome.kind) for one in logged(books)]
+def test_without_permission_only_events_that_move_money_are_logged(processor: EventProcessor) -> None:
+    processor.process([report(kind, 1, may_measure=False) for kind in KINDS], NOW)
+    processor.process([report(kind, 2, may_measure=False, charge_type="cpc") for kind in KINDS], NOW)
+    processor.process([report(kind, 3, may_profile=False) for kind in ("imp", "click")], NOW)
+    events = [(record.outcome.bid_id, record.outcome.kind) for record in logged(processor)]
     money = ("win", "bill", "loss")
-    assert found == [
+    assert events == [
         *(("b1", kind) for kind in money),
         *(("b2", kind) for kind in (*money, "click")),
         ("b3", "imp"),
         ("b3", "click"),
     ]
-    assert {(one.outcome.user_id, one.is_training) for one in logged(books)} == {("", False)}
-    assert books.ledger.spent("c") == 60 + 7000
+    assert {(record.outcome.user_id, record.is_training) for record in logged(processor)} == {("", False)}
+    assert processor.ledger.spent("c") == 60 + 7000
 
 
-def test_an_erased_user_does_not_come_back_with_an_old_token(tmp_path: Path) -> None:
-    with opened(tmp_path) as books:
-        erasing = EventProcessor(books.ledger, books.log, is_erased=lambda user_id: user_id == "u")
-        erasing.take([report("imp"), report("imp", 1, user_id="v")], NOW)
-        assert [(one.outcome.user_id, one.is_training) for one in logged(books)] == [("", False), ("v", True)]
+def test_token_of_an_erased_user_is_logged_without_the_user(tmp_path: Path) -> None:
+    with opened(tmp_path) as processor:
+        erasing = EventProcessor(processor.ledger, processor.log, is_erased=lambda user_id: user_id == "u")
+        erasing.process([report("imp"), report("imp", 1, user_id="v")], NOW)
+        assert [(record.outcome.user_id, record.is_training) for record in logged(processor)] == [
+            ("", False),
+            ("v", True),
+        ]
 
 
-def test_conversions_have_names_and_may_come_late(books: EventProcessor) -> None:
+def test_conversions_are_identified_by_event_id_and_may_be_late(processor: EventProcessor) -> None:
     def conv(event_id: str, number: int = 0, hours: float = 0, ago: float = 0, **change: Any) -> bool:
         now_us = NOW + round(hours * US_PER_HOUR)
-        made = report("conv", number, at_us=now_us - round(ago * US_PER_HOUR), event_id=event_id, **change)
-        return books.take([made], now_us)[0].is_new
+        conversion = report("conv", number, at_us=now_us - round(ago * US_PER_HOUR), event_id=event_id, **change)
+        return processor.process([conversion], now_us)[0].is_new
 
     assert conv("order-1") and conv("order-2") and not conv("order-1")
     assert not conv("order-1", number=1, hours=47.9), "by another token too"
-    assert conv("order-1", campaign_id="other"), "names are the advertiser's own"
-    assert conv("order-1", hours=48), "after 48 hours the name is free again"
+    assert conv("order-1", campaign_id="other"), "an event_id belongs to one campaign"
+    assert conv("order-1", hours=48), "after 48 hours the event_id is new again"
     assert conv("order-3", hours=168, ago=168) and not conv("order-4", hours=168, ago=168.1)
-    assert conv("", number=5) and not conv("", number=5, hours=160), "without a name it is one for each bid"
-    assert all(one.outcome.at_us >= NOW for one in logged(books)), "not before its request"
-    assert conv("order-9", hours=1, ago=-5) and logged(books)[-1].outcome.at_us == NOW + US_PER_HOUR, (
-        "nor in the future"
+    assert conv("", number=5) and not conv("", number=5, hours=160), "without an event_id a bid has one conversion"
+    assert all(record.outcome.at_us >= NOW for record in logged(processor)), "not before its request"
+    assert conv("order-9", hours=1, ago=-5) and logged(processor)[-1].outcome.at_us == NOW + US_PER_HOUR, (
+        "not in the future"
     )
 
 
-def test_nonces_are_remembered_longer_than_tokens_live(books: EventProcessor) -> None:
-    books.take([report(kind) for kind in KINDS], NOW)
+def test_keys_are_known_longer_than_tokens_are_valid(processor: EventProcessor) -> None:
+    processor.process([report(kind) for kind in KINDS], NOW)
     last_us = NOW + US_PER_HOUR + outcomes.LATE_CONVERSION_US
-    books.ledger.forget(last_us)
-    assert not any(effect.is_new for effect in books.take([report(kind, at_us=last_us) for kind in KINDS], last_us))
-    books.ledger.forget(last_us + 2 * US_PER_HOUR)
-    assert not books.ledger.knows(outcomes._key(token(), "imp"), NOW)
+    processor.ledger.forget(last_us)
+    assert not any(
+        effect.is_new for effect in processor.process([report(kind, at_us=last_us) for kind in KINDS], last_us)
+    )
+    processor.ledger.forget(last_us + 2 * US_PER_HOUR)
+    assert not processor.ledger.knows(outcomes._key(token(), "imp"), NOW)
 
 
-def test_a_full_disk_is_not_acknowledged_and_the_event_is_booked_when_it_comes_again(tmp_path: Path) -> None:
+def test_event_refused_by_a_full_disk_is_posted_when_it_is_sent_again(tmp_path: Path) -> None:
     is_full = [False]
 
     def sync(file: int) -> None:
@@ -206,30 +232,30 @@ def test_a_full_disk_is_not_acknowledged_and_the_event_is_booked_when_it_comes_a
             raise OSError(28, "No space left on device")
         os.fsync(file)
 
-    with opened(tmp_path, sync=sync) as books:
-        books.take([report("bill", 1)], NOW)
+    with opened(tmp_path, sync=sync) as processor:
+        processor.process([report("bill", 1)], NOW)
         is_full[0] = True
         with pytest.raises(StorageError):
-            books.take([report("bill", 2)], NOW)
-        assert books.ledger.spent("c") == 60 and len(logged(books)) == 1
-    with opened(tmp_path) as books:
-        assert books.take([report("bill", 2)], NOW)[0].is_new
-        assert books.ledger.spent("c") == 120
+            processor.process([report("bill", 2)], NOW)
+        assert processor.ledger.spent("c") == 60 and len(logged(processor)) == 1
+    with opened(tmp_path) as processor:
+        assert processor.process([report("bill", 2)], NOW)[0].is_new
+        assert processor.ledger.spent("c") == 120
 
 
-def test_a_log_that_is_behind_the_ledger_is_refused(tmp_path: Path) -> None:
-    with opened(tmp_path) as books:
-        books.take([report("imp")], NOW)
+def test_log_behind_the_ledger_is_refused(tmp_path: Path) -> None:
+    with opened(tmp_path) as processor:
+        processor.process([report("imp")], NOW)
     with (
         Ledger(tmp_path / "ledger.db") as ledger,
         EventLog(tmp_path / "other") as log,
-        pytest.raises(InputError, match="ends at record 0, but the ledger has booked 1"),
+        pytest.raises(InputError, match="ends at record 0, but the ledger has posted 1"),
     ):
         EventProcessor(ledger, log)
 
 
 class Killed(BaseException):
-    """What a SIGKILL at this point amounts to: nothing after it runs, and no file is cleaned up."""
+    """A simulated SIGKILL: no code after it runs, and no file is cleaned up."""
 
 
 BIDS = st.lists(
@@ -247,7 +273,7 @@ BIDS = st.lists(
 
 
 def truth(bids: list[dict[str, Any]]) -> tuple[Counter[tuple[str, bool]], int]:
-    """(how often each kind happened, by whether it is a test; what it cost), by the rules of the table."""
+    """(count of each kind and test flag, charged nanos), computed from the table of the module."""
     counts: Counter[tuple[str, bool]] = Counter()
     cost = 0
     for bid in bids:
@@ -261,7 +287,7 @@ def truth(bids: list[dict[str, Any]]) -> tuple[Counter[tuple[str, bool]], int]:
 
 @settings(max_examples=15, deadline=None)
 @given(bids=BIDS, seed=st.integers(0, 1 << 30), kill_share=st.sampled_from([0.0, 0.3, 0.8]))
-def test_repeated_shuffled_and_killed_the_counts_are_the_truth(
+def test_counts_and_charges_are_exact_after_repeats_shuffles_and_kills(
     bids: list[dict[str, Any]], seed: int, kill_share: float
 ) -> None:
     rng = random.Random(seed)
@@ -285,23 +311,25 @@ def test_repeated_shuffled_and_killed_the_counts_are_the_truth(
         folder = Path(name)
         while events:
             fate[0] = ""
-            with opened(folder, sync=sync, segment_bytes=2000) as books:
+            with opened(folder, sync=sync, segment_bytes=2000) as processor:
                 while events:
                     batch = [events.pop() for _ in range(min(len(events), rng.randint(1, 5)))]
-                    size = books.log._size
-                    fate[0] = rng.choice(["before", "after", "unheard"]) if rng.random() < kill_share else ""
+                    size = processor.log._size
+                    fate[0] = rng.choice(["before", "after", "unacknowledged"]) if rng.random() < kill_share else ""
                     try:
-                        books.take(batch, NOW)
+                        processor.process(batch, NOW)
                     except Killed:
-                        path = books.log._path
-                        if fate[0] == "before" and books.log._size == size:  # only a part had reached the disk
+                        path = processor.log._path
+                        if fate[0] == "before" and processor.log._size == size:  # only a part is on the disk
                             os.truncate(path, rng.randint(size, max(size, path.stat().st_size)))
-                    if fate[0]:  # nobody heard that it was booked, if it was
+                    if fate[0]:  # posted or not, it was not acknowledged
                         events += batch
                         rng.shuffle(events)
                         kill_share *= 0.8
                         break
-        with opened(folder) as books:
+        with opened(folder) as processor:
             counts, cost = truth(bids)
-            assert Counter((one.outcome.kind, one.is_test) for one in logged(books)) == counts
-            assert books.ledger.spent("c") == sum(one.outcome.charge_nanos for one in logged(books)) == cost
+            assert Counter((record.outcome.kind, record.is_test) for record in logged(processor)) == counts
+            assert (
+                processor.ledger.spent("c") == sum(record.outcome.charge_nanos for record in logged(processor)) == cost
+            )

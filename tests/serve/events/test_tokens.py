@@ -1,4 +1,4 @@
-"""A token comes back as it was signed or not at all."""
+"""Signed tokens: verified unchanged, or rejected as forged or expired."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TOKEN = Token(
 TEXT = st.text(max_size=40)
 
 
-def test_the_signature_is_that_of_the_standard() -> None:
+def test_signature_is_hmac_sha256() -> None:
     body, _, mac = KEYS.sign(TOKEN).rpartition(".")
     expected = hmac.new(bytes(range(32)), body.encode(), hashlib.sha256).digest()
     assert base64.urlsafe_b64decode(mac + "=") == expected
@@ -53,7 +53,7 @@ def test_the_signature_is_that_of_the_standard() -> None:
 
 @given(user=TEXT, ad=TEXT, nanos=st.integers(0, 2**63 - 1), flag=st.booleans(), nonce=st.binary(max_size=20))
 @example(user="x\udfff", ad="", nanos=0, flag=True, nonce=b"")
-def test_a_token_comes_back_as_it_was(user: str, ad: str, nanos: int, flag: bool, nonce: bytes) -> None:
+def test_token_is_decoded_as_it_was_signed(user: str, ad: str, nanos: int, flag: bool, nonce: bytes) -> None:
     token = msgspec.structs.replace(
         TOKEN, user_id=user, ad_id=ad, price_cap_nanos=nanos, is_test=flag, nonce=nonce, expires_at_us=nanos
     )
@@ -64,7 +64,7 @@ def test_a_token_comes_back_as_it_was(user: str, ad: str, nanos: int, flag: bool
     assert KEYS.check(text, min(nanos, 2_000)) == token
 
 
-def test_its_time_ends() -> None:
+def test_token_expires() -> None:
     text = KEYS.sign(TOKEN)
     assert KEYS.check(text, 2_000) == TOKEN
     with pytest.raises(ExpiredError, match="ended 3 s ago"):
@@ -75,7 +75,7 @@ def test_its_time_ends() -> None:
 
 
 @given(at=st.integers(0, 10_000), sign=st.sampled_from(string.ascii_letters + string.digits + "-_.=é\n "))
-def test_no_character_can_be_changed(at: int, sign: str) -> None:
+def test_changed_character_is_rejected(at: int, sign: str) -> None:
     text = KEYS.sign(TOKEN)
     at %= len(text)
     if text[at] != sign:
@@ -86,17 +86,17 @@ def test_no_character_can_be_changed(at: int, sign: str) -> None:
 @given(st.one_of(st.text(), st.from_regex(r"[0-9]{1,3}\.[A-Za-z0-9_-]{1,60}\.[A-Za-z0-9_-]{43}", fullmatch=True)))
 @example("1." * 5000)
 @example("1.x." + "A" * 43)
-def test_what_a_stranger_sends_is_forged(text: str) -> None:
+def test_arbitrary_text_is_rejected(text: str) -> None:
     with pytest.raises(TokenError):
         KEYS.check(text, 0)
 
 
-def test_the_two_faults_are_one_tree() -> None:
+def test_token_errors_are_one_tree() -> None:
     assert issubclass(ExpiredError, TokenError) and issubclass(ForgedError, TokenError)
     assert issubclass(TokenError, LeadreError)
 
 
-def test_the_signature_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signature_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[object, object]] = []
     compare = hmac.compare_digest
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: seen.append((a, b)) or compare(a, b))
@@ -104,7 +104,7 @@ def test_the_signature_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPa
     assert len(seen) == 1
 
 
-def test_keys_rotate_and_the_oldest_retires(tmp_path: Path) -> None:
+def test_keys_rotate_and_the_oldest_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "state" / "secret"
     first = TokenKeys.open(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -123,7 +123,7 @@ def test_keys_rotate_and_the_oldest_retires(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "1 abc\n", "1 " + "0" * 64 + "\nx\n", "\xff"])
-def test_a_damaged_key_file_is_named(tmp_path: Path, content: str) -> None:
+def test_damaged_key_file_is_an_error_with_its_name(tmp_path: Path, content: str) -> None:
     path = tmp_path / "secret"
     path.write_text(content)
     with pytest.raises(InputError, match="secret: wants lines of a version and a key"):
@@ -131,7 +131,7 @@ def test_a_damaged_key_file_is_named(tmp_path: Path, content: str) -> None:
     assert path.read_text() == content
 
 
-def test_a_token_of_another_release_is_refused_and_a_longer_one_is_read() -> None:
+def test_token_with_a_missing_field_is_rejected_and_with_a_further_field_read() -> None:
     def signed(fields: list[object]) -> str:
         body = f"1.{tokens._base64(msgspec.msgpack.encode(fields))}"
         return f"{body}.{tokens._mac(bytes(range(32)), body)}"

@@ -1,4 +1,4 @@
-"""What serving logs is what `leadre data` reads: the same users, requests, events and live ads, and nobody erased."""
+"""Tables for training: `leadre data` reads the users, requests, events and live ads that serving logged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ADS = [
 ]
 
 
-def answered(request_id: str, at_us: int, user_id: str = "u1", **change: Any) -> RequestRecord:
+def request(request_id: str, at_us: int, user_id: str = "u1", **change: Any) -> RequestRecord:
     bid = Bid(
         bid_id=f"b-{request_id}",
         imp_id="1",
@@ -61,7 +61,7 @@ def answered(request_id: str, at_us: int, user_id: str = "u1", **change: Any) ->
     return RequestRecord(request_id=request_id, at_us=at_us, user_id=user_id, **fields)
 
 
-def happened(
+def event(
     request_id: str, kind: EventKind, at_us: int, user_id: str = "u1", value: int = 0, **flags: Any
 ) -> EventRecord:
     outcome = Outcome(
@@ -83,27 +83,28 @@ def market() -> list[Record]:
     records.append(StatusRecord(at_us=START + US_PER_DAY, ad_id="a2", is_live=False))
     for day in range(6):
         for user in ("u1", "u2"):
-            at_us, name = START + day * US_PER_DAY + US_PER_HOUR, f"{user}-{day}"
+            at_us = START + day * US_PER_DAY + US_PER_HOUR
+            name = f"{user}-{day}"
             records += [
-                answered(name, at_us, user),
-                happened(name, "win", at_us + 1, user, is_training=False),
-                happened(name, "imp", at_us + 2 * US_PER_S, user),
-                happened(name, "click", at_us + 9 * US_PER_S, user),
-                happened(name, "conv", at_us + US_PER_DAY, user, value=7_000_000_000),
+                request(name, at_us, user),
+                event(name, "win", at_us + 1, user, is_training=False),
+                event(name, "imp", at_us + 2 * US_PER_S, user),
+                event(name, "click", at_us + 9 * US_PER_S, user),
+                event(name, "conv", at_us + US_PER_DAY, user, value=7_000_000_000),
             ]
     records += [
-        answered("nobody", START + US_PER_DAY, user_id=""),
-        happened("nobody", "imp", START + US_PER_DAY, user_id=""),
-        answered("test", START + US_PER_DAY, is_test=True),
-        happened("test", "imp", START + US_PER_DAY, is_test=True, is_training=False),
+        request("unknown-user", START + US_PER_DAY, user_id=""),
+        event("unknown-user", "imp", START + US_PER_DAY, user_id=""),
+        request("test", START + US_PER_DAY, is_test=True),
+        event("test", "imp", START + US_PER_DAY, is_test=True, is_training=False),
     ]
     return records
 
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    with EventLog(tmp_path / "events") as made:
-        made.append(market(), START)
+    with EventLog(tmp_path / "events") as writer:
+        writer.append(market(), START)
     return tmp_path / "events"
 
 
@@ -116,37 +117,37 @@ def read(folder: Path) -> Tables:
     )
 
 
-def test_serving_logs_are_training_logs(log: Path, tmp_path: Path) -> None:
+def test_leadre_data_reads_the_tables(log: Path, tmp_path: Path) -> None:
     assert training.compact(log, tmp_path / "tables", ADS) == len(market())
-    made = read(tmp_path / "tables")
-    assert made.bad_rows.height == 0
-    assert made.users["user_id"].to_list() == ["u1", "u2"]
-    assert made.events["action"].value_counts().sort("action").rows() == [
+    tables = read(tmp_path / "tables")
+    assert tables.bad_rows.height == 0
+    assert tables.users["user_id"].to_list() == ["u1", "u2"]
+    assert tables.events["action"].value_counts().sort("action").rows() == [
         ("click", 12),
         ("conversion", 12),
         ("impression", 12),
     ]
-    assert made.events.filter(pl.col("value_nanos") > 0)["action"].unique().to_list() == ["conversion"]
-    assert made.requests["request_id"].sort().to_list() == [
+    assert tables.events.filter(pl.col("value_nanos") > 0)["action"].unique().to_list() == ["conversion"]
+    assert tables.requests["request_id"].sort().to_list() == [
         f"{user}-{day}" for user in ("u1", "u2") for day in range(6)
     ]
-    assert made.requests["placement_id"].unique().to_list() == ["top"]
-    assert made.requests["at"].dt.epoch("us").min() == START + US_PER_HOUR
-    live = dict(made.inventories.group_by("inventory_id").agg(pl.col("ad_id").sort()).rows())
-    first = made.requests.sort("at")["inventory_id"][0]
+    assert tables.requests["placement_id"].unique().to_list() == ["top"]
+    assert tables.requests["at"].dt.epoch("us").min() == START + US_PER_HOUR
+    live = dict(tables.inventories.group_by("inventory_id").agg(pl.col("ad_id").sort()).rows())
+    first = tables.requests.sort("at")["inventory_id"][0]
     assert live.pop(first) == ["a0", "a1", "a2"] and list(live.values()) == [["a0", "a1"]]
-    assert made.ads.select("title", "object_id", "creative_sizes").row(0) == ("a0", "o0", ["300x250"])
+    assert tables.ads.select("title", "object_id", "creative_sizes").row(0) == ("a0", "o0", ["300x250"])
 
 
-def test_answers_keep_what_off_policy_work_needs(log: Path, tmp_path: Path) -> None:
+def test_answers_have_candidates_scores_and_propensities(log: Path, tmp_path: Path) -> None:
     training.compact(log, tmp_path, ADS)
     answers = pl.read_parquet(tmp_path / "answers" / "*.parquet")
-    assert answers.height == 13, "those of nobody too, tests not"
+    assert answers.height == 13, "unknown users included, tests not"
     row = answers.filter(pl.col("request_id") == "u1-0").row(0, named=True)
     assert row["candidates"][1] == {"ad_id": "a1", "source": "generated", "log_p": -2.0, "score": 0.25}
     assert (row["bids"][0]["propensity"], row["bids"][0]["price_nanos"]) == (0.5, 1_000_000)
     assert row["versions"] == '{"model":"m1"}'
-    assert answers.filter(pl.col("user_id").is_null())["request_id"].to_list() == ["nobody"]
+    assert answers.filter(pl.col("user_id").is_null())["request_id"].to_list() == ["unknown-user"]
 
 
 def content(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -155,35 +156,36 @@ def content(folder: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def test_in_parts_late_or_twice_the_tables_are_the_same(log: Path, tmp_path: Path) -> None:
+def test_tables_are_the_same_in_one_run_in_parts_and_repeated(log: Path, tmp_path: Path) -> None:
     training.compact(log, tmp_path / "whole", ADS)
-    parts, other = tmp_path / "parts", tmp_path / "events-2"
-    with EventLog(other) as made:
+    parts = tmp_path / "parts"
+    other = tmp_path / "events-2"
+    with EventLog(other) as writer:
         for start in range(0, len(market()), 10):
-            made.append(market()[start : start + 10], START)
+            writer.append(market()[start : start + 10], START)
             training.compact(other, parts, ADS)
     assert content(parts) == content(tmp_path / "whole")
     (parts / training.POSITION).write_text("20")  # as if killed before the last lines were written
-    training.compact(other, parts, ADS, at_most=7)
+    training.compact(other, parts, ADS, max_records=7)
     assert content(parts) == content(tmp_path / "whole")
     assert training.compact(other, parts, ADS) == 0 and training.position(parts) == len(market())
 
 
-def test_an_ad_is_live_in_spells() -> None:
-    def spells(*switches: tuple[int, str, bool]) -> list[tuple[str, int, int | None]]:
-        old = pl.DataFrame(schema=training._WINDOWS)
-        made = [StatusRecord(at_us=at_us, ad_id=ad_id, is_live=is_live) for at_us, ad_id, is_live in switches]
+def test_status_changes_become_live_intervals() -> None:
+    def intervals(*statuses: tuple[int, str, bool]) -> list[tuple[str, int, int | None]]:
+        old = pl.DataFrame(schema=training._INTERVALS)
+        changes = [StatusRecord(at_us=at_us, ad_id=ad_id, is_live=is_live) for at_us, ad_id, is_live in statuses]
         for _ in range(2):  # a second time changes nothing
-            old = training._windows(old, made)
+            old = training._live_intervals(old, changes)
         return old.select("ad_id", pl.col("starts_at", "ends_at").dt.epoch("us")).rows()
 
-    assert spells((1, "a", True), (5, "a", False), (7, "a", True)) == [("a", 1, 5), ("a", 7, None)]
-    assert spells((1, "a", True), (2, "b", True), (3, "b", False)) == [("a", 1, None), ("b", 2, 3)]
-    assert spells((1, "a", False), (4, "a", True), (4, "a", False)) == []
-    assert spells((1, "a", True), (2, "a", True)) == [("a", 1, None)]
+    assert intervals((1, "a", True), (5, "a", False), (7, "a", True)) == [("a", 1, 5), ("a", 7, None)]
+    assert intervals((1, "a", True), (2, "b", True), (3, "b", False)) == [("a", 1, None), ("b", 2, 3)]
+    assert intervals((1, "a", False), (4, "a", True), (4, "a", False)) == []
+    assert intervals((1, "a", True), (2, "a", True)) == [("a", 1, None)]
 
 
-def test_an_erased_user_is_in_no_file(log: Path, tmp_path: Path) -> None:
+def test_erased_user_is_in_no_file(log: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tables"
     training.compact(log, folder, ADS)
     (folder / "events" / ".2026-03-01.parquet.new").write_bytes(b"left over by a kill: u1")
@@ -197,14 +199,14 @@ def test_an_erased_user_is_in_no_file(log: Path, tmp_path: Path) -> None:
     assert read(folder).users["user_id"].to_list() == ["u2"]
 
 
-def test_erased_in_the_log_is_erased_in_what_is_made_of_it(log: Path, tmp_path: Path) -> None:
-    with EventLog(log) as made:
-        assert made.erase("u1") == 6 * 5 + 2, "tests too"
+def test_user_erased_in_the_log_is_not_in_its_tables(log: Path, tmp_path: Path) -> None:
+    with EventLog(log) as writer:
+        assert writer.erase("u1") == 6 * 5 + 2, "tests too"
     training.compact(log, tmp_path / "tables", ADS)
     assert read(tmp_path / "tables").users["user_id"].to_list() == ["u2"]
 
 
-def test_retention_is_in_days(log: Path, tmp_path: Path) -> None:
+def test_retention_deletes_days_and_ended_intervals(log: Path, tmp_path: Path) -> None:
     training.compact(log, tmp_path / "tables", ADS)
     training.retain(tmp_path / "tables", date(2026, 3, 4))
     days = {
@@ -218,13 +220,13 @@ def test_retention_is_in_days(log: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_full_disk_leaves_the_tables_as_they_were(log: Path, tmp_path: Path) -> None:
+def test_full_disk_leaves_the_tables_unchanged(log: Path, tmp_path: Path) -> None:
     """RLIMIT_FSIZE: a file ends early, as on a full disk."""
     folder = tmp_path / "tables"
     training.compact(log, folder, ADS)
     before = content(folder)
-    with EventLog(log) as made:
-        made.append([happened("u1-5", "click", START + 5 * US_PER_DAY + 4000 * US_PER_S)], START)
+    with EventLog(log) as writer:
+        writer.append([event("u1-5", "click", START + 5 * US_PER_DAY + 4000 * US_PER_S)], START)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
     try:
