@@ -3,9 +3,9 @@
 | kind | source | charge | frequency cap |
 |---|---|---|---|
 | win | nurl | none, and it is no impression | |
-| bill | burl | cpm: the price paid, at most the signed price | kept |
-| loss | lurl | none; the bid's reservation is voided | released, unless the ad was shown |
-| imp, view | the page | none | kept by imp |
+| bill | burl | cpm: the price paid, at most the signed price | posted |
+| loss | lurl | none; the bid's reservation is voided | voided, unless the ad was shown |
+| imp, view | the page | none | posted by imp |
 | click | the page | cpc | |
 | conv | page or server | cpa | |
 
@@ -38,7 +38,7 @@ LATE_CONVERSION_US = 7 * US_PER_DAY  # the greatest age of a conversion, and the
 SAME_CONVERSION_US = 48 * US_PER_HOUR  # conversions with the same event_id within this time are one
 
 CHARGED_AT: dict[BidType, EventKind] = {"cpm": "bill", "cpc": "click", "cpa": "conv"}
-CapAction = Literal["", "keep", "release"]
+CapAction = Literal["", "post", "void"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +55,7 @@ class EventReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EventEffect:
-    """The effect of a report. ``cap``: the action on the store's ``token.cap_id``, also for a repeated event."""
+    """The effect of a report. ``cap``: the action on the reservation ``token.cap_id``, also for a repetition."""
 
     cap: CapAction = ""
     is_new: bool = False  # False: repeated, or of a kind that may not be counted
@@ -220,5 +220,5 @@ def _cap_action(kind: EventKind, token: Token, was_shown: bool) -> CapAction:
     if token.is_test or not token.cap_id:
         return ""
     if kind in ("imp", "bill"):
-        return "keep"
-    return "release" if kind == "loss" and not was_shown else ""
+        return "post"
+    return "void" if kind == "loss" and not was_shown else ""

@@ -7,20 +7,20 @@ import msgspec
 from leadre.errors import StoreDown
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.events.erased import ErasedUsers
-from leadre.serve.events.outcomes import Cap, EventReport
+from leadre.serve.events.outcomes import CapAction, EventReport
 from leadre.store.contract import Profile, ProfileEvent, Store
 
 
 class UserUpdates:
-    """The writer's updates of the store. Cap updates wait while the store is down; a profile misses the event then."""
+    """The writer's updates of the store. CapAction updates wait while the store is down; a profile misses the event then."""
 
     def __init__(self, store: Store, erased: ErasedUsers) -> None:
         self.store = store
         self._erased = erased
-        self._cap_updates: list[tuple[Cap, str]] = []  # ("keep" or "release", reservation), oldest first
+        self._cap_updates: list[tuple[CapAction, str]] = []  # (action, reservation), oldest first
 
-    def add_cap_update(self, action: Cap, cap_id: str) -> None:
-        """Queue an update of a reservation under a frequency cap: "keep" posts it, "release" voids it."""
+    def add_cap_update(self, action: CapAction, cap_id: str) -> None:
+        """Queue an update of a reservation under a frequency cap."""
         self._cap_updates.append((action, cap_id))
 
     def flush_cap_updates(self) -> None:
@@ -28,7 +28,7 @@ class UserUpdates:
         try:
             while self._cap_updates:
                 action, cap_id = self._cap_updates[0]
-                if action == "keep":
+                if action == "post":
                     self.store.post(cap_id)
                 else:
                     self.store.void(cap_id)

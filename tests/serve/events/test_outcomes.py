@@ -136,7 +136,7 @@ def test_loss_voids_the_reservation_once(processor: EventProcessor) -> None:
     assert processor.ledger.reserved("c") == 240, "a billed bid is not lost"
 
 
-def test_frequency_cap_is_kept_or_released(processor: EventProcessor) -> None:
+def test_frequency_cap_reservation_is_posted_or_voided(processor: EventProcessor) -> None:
     def caps(*kinds: EventKind, **change: Any) -> list[str]:
         caps.number += 1
         return [
@@ -145,11 +145,11 @@ def test_frequency_cap_is_kept_or_released(processor: EventProcessor) -> None:
 
     caps.number = 0
     assert caps("win", "view", "click", "conv") == ["", "", "", ""]
-    assert caps("loss", "loss") == ["release", "release"], "repeated, as the store may have missed it"
-    assert caps("imp", "bill", "loss") == ["keep", "keep", ""]
-    assert caps("loss", "imp") == ["release", "keep"]
+    assert caps("loss", "loss") == ["void", "void"], "repeated, as the store may have missed it"
+    assert caps("imp", "bill", "loss") == ["post", "post", ""]
+    assert caps("loss", "imp") == ["void", "post"]
     assert caps("imp", "loss", cap_id="") == caps("imp", "loss", is_test=True) == ["", ""]
-    assert caps("imp", may_measure=False) == ["keep"], "a cap counts without permission to measure"
+    assert caps("imp", may_measure=False) == ["post"], "a cap counts without permission to measure"
 
 
 def test_tests_are_neither_charged_nor_trained_on(processor: EventProcessor) -> None:
