@@ -12,7 +12,7 @@ from leadre.store.contract import Profile, ProfileEvent, Store
 
 
 class UserUpdates:
-    """The writer's updates of the store. CapAction updates wait while the store is down; a profile misses the event then."""
+    """The writer's updates of the store. Cap updates wait while the store is down; a profile misses the event then."""
 
     def __init__(self, store: Store, erased: ErasedUsers) -> None:
         self.store = store
