@@ -1,6 +1,6 @@
 """Losses as pure functions of scores, targets and masks.
 
-A semantic ID is a path of L codes, so every ID is as long as any other and likelihoods need no length to divide by.
+Every semantic ID is a path of L codes, so likelihoods need no normalisation by length.
 
 Letters: N targets or pairs, L levels.
 """
@@ -17,13 +17,13 @@ from torch import Tensor
 def by_level(log_p: Sequence[Tensor], targets_NL: Tensor) -> Tensor:
     """Log-probability float32 [N, L] of each target's code at each level, given its codes before.
 
-    ``log_p[l]`` [N, sizes[l]] are a level's log-probabilities over what is live there; ``targets_NL`` int64 codes.
+    ``log_p[l]`` [N, sizes[l]] are a level's log-probabilities over its live codes; ``targets_NL`` int64 codes.
     """
     return torch.cat([scores.gather(1, targets_NL[:, level, None]) for level, scores in enumerate(log_p)], dim=1)
 
 
 def log_likelihood(log_p: Sequence[Tensor], targets_NL: Tensor) -> Tensor:
-    """Log-probability float32 [N] of whole semantic IDs: the number that beam search ranks by."""
+    """Log-probability float32 [N] of whole semantic IDs: the score that beam search ranks by."""
     return by_level(log_p, targets_NL).sum(1)
 
 
@@ -33,15 +33,15 @@ def sft(log_p_N: Tensor, weights_N: Tensor) -> Tensor:
 
 
 def shared_levels(codes_NL: Tensor, others_NL: Tensor) -> Tensor:
-    """bool [N, L]: levels up to which two paths are the same. One that is equal again further down is not shared."""
+    """bool [N, L]: levels up to which two paths are the same. An equal code after a different one is not shared."""
     return (codes_NL == others_NL).cumprod(1).bool()
 
 
 def without_shared(log_p_NL: Tensor, shared_NL: Tensor) -> Tensor:
-    """The same numbers, with no gradient at the shared levels (RAD-DPO, arXiv 2602.23964).
+    """The same values without a gradient at the shared levels (RAD-DPO, arXiv 2602.23964).
 
-    A loss on the difference of two paths has nothing to teach there: what pushes one up pushes the other up. Exactly
-    computed the two cancel; in bfloat16 they leave noise on the levels that most ads hang on.
+    The gradients of chosen and rejected cancel at shared levels if computed exactly. In bfloat16 they leave noise on
+    the first levels, which most ads share.
     """
     return torch.where(shared_NL, log_p_NL.detach(), log_p_NL)
 
@@ -58,9 +58,9 @@ def dpo(
 ) -> tuple[Tensor, Tensor]:
     """(loss, reward margins [N]) of Direct Preference Optimization (Rafailov et al., arXiv 2305.18290).
 
-    All [N, L] are log-probabilities by level, the last two those of the model before. A pair's reward margin is
-    ``beta`` times what chosen over rejected has gained on the reference; ``margins_N`` is how large it should be at
-    least (zero in the paper), ``weights_N`` what the pair counts in the mean.
+    All [N, L] are log-probabilities by level, the last two under the reference model. A pair's reward margin is
+    ``beta`` times the gain of chosen over rejected on the reference. ``margins_N`` is its least value (0 in the paper),
+    ``weights_N`` the weight of the pair in the mean.
     """
     gained_NL = (chosen_NL - reference_chosen_NL) - (rejected_NL - reference_rejected_NL)
     return _preference(beta * gained_NL.sum(1), margins_N, weights_N)
@@ -69,13 +69,13 @@ def dpo(
 def simpo(
     chosen_NL: Tensor, rejected_NL: Tensor, *, beta: float, margins_N: Tensor, weights_N: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(loss, reward margins [N]) of SimPO (Meng et al., arXiv 2405.14734): as `dpo`, whatever the model said before.
+    """(loss, reward margins [N]) of SimPO (Meng et al., arXiv 2405.14734): as `dpo`, without a reference model.
 
-    ``margins_N`` is the paper's gamma. The paper divides likelihoods by the length: its beta is L times this one.
+    ``margins_N`` is the paper's gamma. The paper divides likelihoods by the length, so its beta is L times this one.
     """
     return _preference(beta * (chosen_NL - rejected_NL).sum(1), margins_N, weights_N)
 
 
 def _preference(rewards_N: Tensor, margins_N: Tensor, weights_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted mean of the negative log-odds, after Bradley and Terry, that each reward exceeds its margin."""
+    """(weighted mean of the negative log-probability that a reward exceeds its margin (Bradley-Terry), rewards [N])."""
     return -(F.logsigmoid(rewards_N - margins_N) * weights_N).sum() / weights_N.sum(), rewards_N.detach()

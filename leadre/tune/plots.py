@@ -1,4 +1,4 @@
-"""Training curves as pictures."""
+"""Training curves as PNG files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leadre.tune.alignment.tasks import TaskStep
-from leadre.tune.sft import TrainingHistory
+from leadre.tune.alignment.report import TaskStep
+from leadre.tune.checkpoint import TrainingHistory
 
 SMOOTH_STEPS = 50
 
 
 def loss_curve(history: TrainingHistory, path: Path) -> None:
-    """Loss by tokens read (a moving mean over the raw values) and validation recall beside it, as PNG."""
+    """Loss by training tokens (each step and a moving mean), and validation recall beside it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -27,7 +27,7 @@ def loss_curve(history: TrainingHistory, path: Path) -> None:
     left.plot(tokens, loss, color="#c6d4e1", linewidth=0.8, label="step")
     _smooth(left, tokens, loss, width, color="#1f5a96", label=f"mean of {width} steps")
     left.set(
-        xlabel="million tokens read",
+        xlabel="million training tokens",
         ylabel="loss (nats an ad)",
         title="training loss",
         ylim=(None, np.quantile(loss, 0.99)),
@@ -38,16 +38,16 @@ def loss_curve(history: TrainingHistory, path: Path) -> None:
         right.plot(
             [by_step[s] for s, _ in history.valid], [row[name] for _, row in history.valid], marker="o", label=name
         )
-    right.set(xlabel="million tokens read", title="validation", ylim=(0, None))
+    right.set(xlabel="million training tokens", title="validation", ylim=(0, None))
     if history.valid:
         right.legend(frameon=False)
     _finish(figure, path)
 
 
 def preferences(history: TrainingHistory, guard: float, path: Path) -> None:
-    """Reward margin, accuracy, what chosen and rejected have gained in likelihood, and recall with its guard, as PNG.
+    """Reward margin, accuracy, gain in likelihood of chosen and rejected, and recall with its guard.
 
-    Where both lose, what they lose goes to ads that are in no pair.
+    If chosen and rejected both lose likelihood, ads in no pair gain it.
     """
     from matplotlib.figure import Figure
 
@@ -55,15 +55,15 @@ def preferences(history: TrainingHistory, guard: float, path: Path) -> None:
     margin, accuracy, likelihood, recall = figure.subplots(2, 2).ravel()
     steps = np.array([step for step, _ in history.pairs])
     width = max(min(SMOOTH_STEPS, len(steps) // 8), 1)
-    of = {name: np.array([row[name] for _, row in history.pairs]) for name in history.pairs[0][1]}
+    series = {name: np.array([row[name] for _, row in history.pairs]) for name in history.pairs[0][1]}
     for axes, name, label in ((margin, "margin", "nats x beta"), (accuracy, "accuracy", "share of pairs")):
-        axes.plot(steps, of[name], color="#c6d4e1", linewidth=0.8, label="step")
-        _smooth(axes, steps, of[name], width, color="#1f5a96", label=f"mean of {width} steps")
+        axes.plot(steps, series[name], color="#c6d4e1", linewidth=0.8, label="step")
+        _smooth(axes, steps, series[name], width, color="#1f5a96", label=f"mean of {width} steps")
         axes.set(xlabel="step", ylabel=label)
     margin.set(title="reward margin: chosen - rejected")
     accuracy.set(title="accuracy: the margin is above zero", ylim=(0, 1))
     for name, color in (("chosen", "#1f5a96"), ("rejected", "#c2502e")):
-        gained = of[f"gained {name}"]
+        gained = series[f"gained {name}"]
         likelihood.plot(steps, gained, color=color, linewidth=0.8, alpha=0.25)
         _smooth(likelihood, steps, gained, width, color=color, label=name)
     likelihood.axhline(0, color="black", linewidth=0.8)
@@ -78,22 +78,23 @@ def preferences(history: TrainingHistory, guard: float, path: Path) -> None:
     _finish(figure, path)
 
 
-def task_losses(drawn: Sequence[TaskStep], path: Path) -> None:
-    """Loss of each alignment task over the steps, and the positions that each has had, as PNG."""
+def task_losses(task_steps: Sequence[TaskStep], path: Path) -> None:
+    """Loss of each alignment task over the steps, and the positions of each task."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
-    tasks = list(dict.fromkeys(row.task for row in drawn))
+    tasks = list(dict.fromkeys(row.task for row in task_steps))
     for number, task in enumerate(tasks):
-        mine = [row for row in drawn if row.task == task]
-        steps, loss = (np.array([getattr(row, name) for row in mine]) for name in ("step", "loss"))
-        width = max(min(SMOOTH_STEPS, len(mine) // 8), 1)
+        rows = [row for row in task_steps if row.task == task]
+        steps = np.array([row.step for row in rows])
+        loss = np.array([row.loss for row in rows])
+        width = max(min(SMOOTH_STEPS, len(rows) // 8), 1)
         _smooth(left, steps, loss, width, color=f"C{number}", label=task)
-        right.barh(task, sum(row.positions for row in mine), color=f"C{number}")
+        right.barh(task, sum(row.positions for row in rows), color=f"C{number}")
     left.set(xlabel="step", ylabel="nats a word or code", title="alignment tasks", ylim=(0, None))
     left.legend(frameon=False, fontsize="small")
-    right.set(xlabel="positions", title="what was drawn")
+    right.set(xlabel="positions", title="positions by task")
     _finish(figure, path)
 
 

@@ -26,9 +26,10 @@ if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
     from leadre.lm.backbone import Backbone
     from leadre.lm.prior import InventoryPrior
     from leadre.semid.codebook import Codebook
-    from leadre.tune.alignment.tasks import AlignmentSampler
+    from leadre.tune.alignment.sampler import AlignmentSampler
+    from leadre.tune.checkpoint import TrainingHistory
     from leadre.tune.prompts import PromptBlocks, PromptWriter
-    from leadre.tune.sft import TrainingHistory, Validate
+    from leadre.tune.sft import Validate
     from leadre.tune.threads import ThreadBuilder
 
 VALIDATION_USERS = 200
@@ -214,13 +215,14 @@ def _sentences(config: Config, threads: ThreadBuilder, live: InventoryPrior) -> 
     """The alignment tasks that ``config`` asks for. InputError where none can be drawn, or all positions are theirs."""
     if not config.aux_share:
         return None
-    from leadre.tune.alignment import tasks as auxiliary
+    from leadre.tune.alignment.objects import hidden_objects
     from leadre.tune.alignment.phrasings import PHRASINGS
+    from leadre.tune.alignment.sampler import ROW_POSITIONS, AlignmentSampler
 
     weights = {task: float(getattr(config, f"task_{task}")) for task in PHRASINGS}
-    rows = max(round(config.aux_share * config.batch_tokens / auxiliary.ROW), 1)
-    hidden = auxiliary.hidden_objects(threads.logs.objects["title"].to_list(), config.aux_hidden, config.seed)
-    sentences = auxiliary.AlignmentSampler(threads, live, weights, rows=rows, seed=config.seed, hidden=hidden.tolist())
+    rows = max(round(config.aux_share * config.batch_tokens / ROW_POSITIONS), 1)
+    hidden = hidden_objects(threads.logs.objects["title"].to_list(), config.aux_hidden, config.seed)
+    sentences = AlignmentSampler(threads, live, weights, rows=rows, seed=config.seed, hidden=hidden.tolist())
     if not sentences.weights:
         raise InputError(
             "--aux-share: no alignment task can be drawn; give one a weight, and the ads titles or categories"
@@ -241,10 +243,10 @@ def _write_alignment(
     """Write tasks.csv, tasks.png and alignment.json."""
     from leadre.tune import plots
     from leadre.tune.alignment import measure as alignment
-    from leadre.tune.alignment import tasks as auxiliary
+    from leadre.tune.alignment import report
 
     header = ("task", "examples", "positions", "first_loss", "last_loss")
-    _csv(folder / "tasks.csv", header, auxiliary.summary(history.tasks))
+    _csv(folder / "tasks.csv", header, report.summary(history.tasks))
     plots.task_losses(history.tasks, folder / "tasks.png")
     figures = alignment.measure(backbone, sentences, seed)
     (folder / "alignment.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -25,7 +25,7 @@ from leadre.lm.prior import InventoryPrior
 from leadre.semid import codebook as codebooks
 from leadre.semid import embed, rkmeans
 from leadre.tune.alignment.phrasings import PHRASINGS
-from leadre.tune.alignment.tasks import AlignmentSampler
+from leadre.tune.alignment.sampler import AlignmentSampler
 
 ADS = 1000
 MARKERS = [
@@ -222,10 +222,10 @@ def test_alignment_sentences_hold_the_codes_of_their_target_alone(hostile_market
     control, layout, live = control_of(tokenizer), hostile_market.layout, hostile_market.live
     sentences = AlignmentSampler(threads, live, dict.fromkeys(PHRASINGS, 1.0), rows=40, seed=0)
     for o in range(len(threads.logs.objects)):
-        for field, ids in sentences.catalogue.values(o).items():
+        for field, ids in sentences.texts.fields(o).items():
             if field not in ("codes", "object"):
                 assert not set(ids.tolist()) & control and ids.max() < layout.words
-                assert sentences.catalogue.stop not in ids, "an answer that ends early"
+                assert sentences.texts.stop not in ids, "an answer that ends early"
     drawn = [sentence for row in sentences.draw(0) for sentence in row]
     assert len(drawn) > 100
     for sentence in drawn:

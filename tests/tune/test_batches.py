@@ -1,4 +1,4 @@
-"""Threads and branches as tensors: who sees what, what is predicted where, among which codes."""
+"""Threads and branches as tensors: the attention mask, the predicting positions, and the candidate codes."""
 
 from dataclasses import replace
 
@@ -26,71 +26,70 @@ def examples(small):
 @pytest.fixture(scope="module")
 def windows(examples):
     """Four windows of different lengths."""
-    found = sorted(examples.threads.training(seed=0), key=examples.length)
-    return [found[0], found[len(found) // 3], found[len(found) // 2], found[-1]]
+    by_length = sorted(examples.threads.training(seed=0), key=examples.length)
+    return [by_length[0], by_length[len(by_length) // 3], by_length[len(by_length) // 2], by_length[-1]]
 
 
 @torch.no_grad()
 def hidden(model, batch, ids_BT=None):
     ids = batch.ids_BT if ids_BT is None else ids_BT
-    return model(ids, batch.positions_BT.clamp(min=0), batch.mask_BNT, batch.thread).flatten(0, 1)
+    return model(ids, batch.positions_BT.clamp(min=0), batch.mask_BNT, batch.thread_length).flatten(0, 1)
 
 
-def seen_by(batch, n):
-    """Flat positions that target ``n`` may depend on: its thread up to where it is asked, and its own branch."""
+def visible_to(batch, n):
+    """Flat positions that target ``n`` may depend on: its thread up to the request, and its own branch."""
     width = batch.ids_BT.shape[1]
-    asked, *branch = batch.predicts_NL[n].tolist()
-    row = asked // width
-    return [*range(row * width, asked + 1), *branch]
+    end, *branch = batch.predicts_NL[n].tolist()
+    row = end // width
+    return [*range(row * width, end + 1), *branch]
 
 
 @pytest.mark.parametrize("pick", [0.0, 0.3, 0.6, 0.99])
-def test_a_branch_sees_its_thread_up_to_the_request_and_itself(model, examples, windows, small, pick):
+def test_branch_attends_to_its_thread_up_to_the_request_and_to_itself(model, examples, windows, small, pick):
     batch = examples.batch(windows)
     n = int(pick * len(batch.targets_NL))
-    mine = seen_by(batch, n)
+    visible = visible_to(batch, n)
     before = hidden(model, batch)[batch.predicts_NL[n]]
     rng = np.random.default_rng(0)
     scrambled = torch.from_numpy(rng.integers(0, small.layout.words + small.layout.codes, batch.ids_BT.shape))
     kept = scrambled.clone().flatten()
-    kept[mine] = batch.ids_BT.flatten()[mine]
+    kept[visible] = batch.ids_BT.flatten()[visible]
     after = hidden(model, batch, kept.view_as(scrambled))[batch.predicts_NL[n]]
     torch.testing.assert_close(after, before, rtol=0, atol=1e-9)
-    # and of what it may see, everything counts
-    for position in rng.choice(mine, min(len(mine), 6), replace=False).tolist():
-        one = batch.ids_BT.clone().flatten()
-        one[position] = (one[position] + 1) % small.layout.words
-        moved = hidden(model, batch, one.view_as(batch.ids_BT))[batch.predicts_NL[n, -1]]
+    # and every visible position has an effect
+    for position in rng.choice(visible, min(len(visible), 6), replace=False).tolist():
+        changed = batch.ids_BT.clone().flatten()
+        changed[position] = (changed[position] + 1) % small.layout.words
+        moved = hidden(model, batch, changed.view_as(batch.ids_BT))[batch.predicts_NL[n, -1]]
         assert float((moved - before[-1]).abs().max()) > 1e-6, f"position {position} does not reach its branch"
 
 
-def test_a_code_is_predicted_before_it_is_read(model, examples, windows, small):
-    """The hidden state that predicts a level must not move with the code of that level."""
+def test_hidden_state_does_not_depend_on_the_code_it_predicts(model, examples, windows, small):
     batch = examples.batch(windows)
     before = hidden(model, batch)
     for level in range(batch.targets_NL.shape[1] - 1):
         changed = batch.ids_BT.clone().flatten()
-        written = batch.predicts_NL[:, level + 1]  # where this level's code stands
-        rows = changed[written] - small.layout.words - small.layout.offsets[level]
+        inputs = batch.predicts_NL[:, level + 1]  # the positions of this level's codes
+        rows = changed[inputs] - small.layout.words - small.layout.offsets[level]
         assert torch.equal(rows, batch.targets_NL[:, level])
-        changed[written] = 0
+        changed[inputs] = 0
         after = hidden(model, batch, changed.view_as(batch.ids_BT))
         torch.testing.assert_close(after[batch.predicts_NL[:, level]], before[batch.predicts_NL[:, level]])
 
 
-def test_padding_and_neighbours_change_nothing(model, examples, windows):
+def test_hidden_states_do_not_depend_on_padding_and_neighbours(model, examples, windows):
     together = examples.batch(windows)
-    found = hidden(model, together)[together.predicts_NL]
+    batched = hidden(model, together)[together.predicts_NL]
     alone = []
     for window in windows:
         batch = examples.batch([window])
         alone.append(hidden(model, batch)[batch.predicts_NL])
-    torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=1e-9)
+    torch.testing.assert_close(batched, torch.cat(alone), rtol=0, atol=1e-9)
     assert together.tokens == sum(examples.batch([window]).tokens for window in windows)
     assert bool(torch.isfinite(hidden(model, together)).all())  # padding too, or gradients become nan
 
 
-def test_positions_go_on_where_the_request_is_answered(examples, windows):
+def test_positions_of_a_branch_follow_the_end_of_its_request(examples, windows):
     batch = examples.batch(windows)
     positions = batch.positions_BT.flatten()[batch.predicts_NL]
     levels = torch.arange(batch.targets_NL.shape[1])
@@ -114,7 +113,7 @@ def test_targets_of_both_views_by_hand(small, hand):
     examples, live = by_hand(small, hand, new_weight=0.5)
     targets = examples.targets(0)
     assert targets.codes_NL.tolist() == live.codes_OL[[1, 2, 3, 2, 3]].tolist()
-    assert targets.branch_N.tolist() == [0, 1, 2, 1, 2]  # an object is written once, whatever it is ranked among
+    assert targets.branch_N.tolist() == [0, 1, 2, 1, 2]  # an object has one branch in both views
     assert targets.weights_N.tolist() == pytest.approx([3**-0.5] * 3 + [0.5 * 2**-0.5] * 2)
     assert [objects.tolist() for objects in targets.live] == [[1, 2, 3, 5, 6], [2, 3, 5, 6]]
     assert targets.view_N.tolist() == [0, 0, 0, 1, 1]
@@ -126,27 +125,27 @@ def test_targets_of_both_views_by_hand(small, hand):
             assert np.flatnonzero(np.isfinite(targets.priors[level][n])).tolist() == sorted(set(codes.tolist()))
 
 
-def test_without_weight_new_objects_are_not_ranked_apart(small, hand):
+def test_new_weight_zero_leaves_the_view_of_new_objects_out(small, hand):
     examples, _ = by_hand(small, hand, new_weight=0.0)
     targets = examples.targets(0)
     assert len(targets.codes_NL) == len(targets.weights_N) == 3
     assert all(len(prior) == 3 for prior in targets.priors)
 
 
-def test_what_the_pointer_may_repeat(small, hand):
-    """Object 1 was read before the request; in the view of new objects it is not live."""
+def test_pointer_copies_only_live_objects_before_the_request(small, hand):
+    """Object 1 is in the history; in the view of new objects it is not live."""
     examples, _ = by_hand(small, hand, new_weight=0.5)
     (window,) = examples.threads.training(0)
     batch = examples.batch([window])
     first = int(small.layout.object(np.array(0)))
-    read = [t for t, i in enumerate(batch.ids_BT[0, : batch.thread].tolist()) if i >= first]
+    objects_at = [t for t, i in enumerate(batch.ids_BT[0, : batch.thread_length].tolist()) if i >= first]
     end = int(batch.predicts_NL[0, 0])
-    assert read and all(t <= end for t in read)
-    expected = [[t in read and n < 3 for t in range(batch.thread)] for n in range(5)]
-    assert torch.isfinite(batch.log_worth_NT).tolist() == expected
+    assert objects_at and all(t <= end for t in objects_at)
+    expected = [[t in objects_at and n < 3 for t in range(batch.thread_length)] for n in range(5)]
+    assert torch.isfinite(batch.log_value_NT).tolist() == expected
 
 
-def test_every_target_is_live_and_every_prior_is_of_its_prefix(small, examples, windows):
+def test_every_target_is_live_under_its_prior(small, examples, windows):
     batch = examples.batch(windows)
     for level, prior in enumerate(batch.priors):
         assert bool(prior.gather(1, batch.targets_NL[:, level : level + 1]).isfinite().all())
@@ -156,7 +155,7 @@ def test_every_target_is_live_and_every_prior_is_of_its_prefix(small, examples, 
     assert batch.thread_N.tolist() == sorted(batch.thread_N.tolist())
 
 
-def test_an_epoch_holds_every_window_once(examples):
+def test_epoch_contains_every_window_once(examples):
     batches = examples.epoch(seed=3, tokens=1200)
     key = [(w.user, w.start, w.stop) for batch in batches for w in batch]
     assert sorted(key) == sorted((w.user, w.start, w.stop) for w in examples.threads.training(seed=3))
@@ -167,20 +166,20 @@ def test_an_epoch_holds_every_window_once(examples):
     again = [(w.user, w.start, w.stop) for batch in examples.epoch(seed=3, tokens=1200) for w in batch]
     assert key == again
     lengths = [np.mean(list(map(examples.length, batch))) for batch in batches]
-    assert lengths != sorted(lengths)  # shuffled, or the model would first see short threads alone
+    assert lengths != sorted(lengths)  # shuffled: training does not begin with short threads alone
 
 
-def test_length_is_about_what_a_window_takes(examples):
+def test_length_estimates_the_positions_of_a_window(examples):
     windows = examples.threads.training(seed=0)
-    guessed = np.array([examples.length(window) for window in windows])
-    taken = np.array([examples.batch([window]).tokens for window in windows])
-    assert np.all(np.abs(guessed - taken) < 0.4 * taken + 40)
-    assert abs(guessed.sum() / taken.sum() - 1) < 0.2
+    estimates = np.array([examples.length(window) for window in windows])
+    positions = np.array([examples.batch([window]).tokens for window in windows])
+    assert np.all(np.abs(estimates - positions) < 0.4 * positions + 40)
+    assert abs(estimates.sum() / positions.sum() - 1) < 0.2
 
 
-def test_moving_a_batch_keeps_it_whole(examples, windows):
+def test_batch_moved_to_a_device_keeps_its_content(examples, windows):
     batch = examples.batch(windows[:1])
     moved = batch.to(torch.device("cpu"))
-    assert moved.thread == batch.thread
+    assert moved.thread_length == batch.thread_length
     assert all(torch.equal(a, b) for a, b in zip(moved.priors, batch.priors, strict=True))
-    assert torch.equal(moved.log_worth_NT, batch.log_worth_NT)
+    assert torch.equal(moved.log_value_NT, batch.log_value_NT)

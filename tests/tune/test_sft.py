@@ -1,4 +1,4 @@
-"""The training loop: it learns, and a killed run ends where an undisturbed one does."""
+"""The training loop: the loss falls, and a killed run ends with the weights of an undisturbed one."""
 
 from itertools import pairwise
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from leadre.lm import backbone as backbones
+from leadre.tune import optimizer, sft
 from leadre.tune import run as tune_stage
-from leadre.tune import sft
 from leadre.tune.batches import Examples
 
 
@@ -28,12 +28,13 @@ def schedule(**changes):
 
 
 class Killed(Exception):
-    """Stands for whatever ends a process."""
+    """Raised in place of a signal that ends the process."""
 
 
-def train(small, folder, plan=None, *, backbone=None, identity="a", kill_at=0):
-    """(backbone, history); with ``kill_at`` the run dies in that step's validation."""
-    backbone, calls = backbone or fresh(small), []
+def train(small, folder, settings=None, *, backbone=None, resume_key="a", kill_at=0):
+    """(backbone, history); with ``kill_at`` the run ends in that step's validation."""
+    backbone = backbone or untrained(small)
+    calls = []
 
     def validate():
         calls.append(1)
@@ -41,19 +42,19 @@ def train(small, folder, plan=None, *, backbone=None, identity="a", kill_at=0):
             raise Killed
         return {"calls": np.array([len(calls)])}
 
-    history = sft.train(backbone, small.examples(), plan or schedule(), folder, identity, validate)
+    history = sft.train(backbone, small.examples(), settings or schedule(), folder, resume_key, validate)
     return backbone, history
 
 
-def fresh(small):
-    """As `tune` makes it, without pretraining's loud words."""
-    made = backbones.create(small.folder, small.layout, small.live.codes_OL, layers=0, pointer=True)
-    titles = [np.array([o % 90, 7]) for o in range(len(made.objects_OL))]
-    backbones.init_codes(made, small.codebook.centroids, titles, seed=0)
-    with torch.no_grad():  # the pointer's start comes from the global generator
-        for index, parameter in enumerate(made.pointer.parameters()):
+def untrained(small):
+    """The backbone as `tune` creates it, with random word embeddings instead of pretrained ones."""
+    backbone = backbones.create(small.folder, small.layout, small.live.codes_OL, layers=0, pointer=True)
+    titles = [np.array([o % 90, 7]) for o in range(len(backbone.objects_OL))]
+    backbones.init_codes(backbone, small.codebook.centroids, titles, seed=0)
+    with torch.no_grad():  # the pointer is initialised from the global generator
+        for index, parameter in enumerate(backbone.pointer.parameters()):
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)) * 0.05)
-    return made
+    return backbone
 
 
 def weights(backbone):
@@ -66,7 +67,7 @@ def undisturbed(small, tmp_path_factory):
     return weights(backbone), history
 
 
-def test_a_killed_run_ends_where_an_undisturbed_one_does(small, undisturbed, tmp_path, capsys):
+def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(small, undisturbed, tmp_path, capsys):
     expected, whole = undisturbed
     with pytest.raises(Killed):
         train(small, tmp_path, kill_at=4)
@@ -76,24 +77,24 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(small, undisturbed, tmp
     assert history.loss == whole.loss
     assert (history.step, history.tokens) == (whole.step, whole.tokens) == (6, whole.loss[-1][3])
     assert [step for step, _ in history.valid] == [step for step, _ in whole.valid] == [2, 4, 6]
-    found = weights(backbone)
-    assert found.keys() == expected.keys()
+    resumed = weights(backbone)
+    assert resumed.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), f"{name} differs by {(found[name] - tensor).abs().max()}"
+        assert torch.equal(resumed[name], tensor), f"{name} differs by {(resumed[name] - tensor).abs().max()}"
 
 
-def test_a_checkpoint_of_another_config_is_left_alone(small, undisturbed, tmp_path, capsys):
+def test_checkpoint_of_another_config_is_ignored(small, undisturbed, tmp_path, capsys):
     expected, _ = undisturbed
     with pytest.raises(Killed):
-        train(small, tmp_path, identity="another", kill_at=4)
-    backbone, history = train(small, tmp_path, identity="a")
+        train(small, tmp_path, resume_key="another", kill_at=4)
+    backbone, history = train(small, tmp_path, resume_key="a")
     assert "another config" in capsys.readouterr().err
     assert history.loss[0][0] == 1
     assert all(torch.equal(weights(backbone)[name], tensor) for name, tensor in expected.items())
 
 
-def test_a_write_that_was_cut_off_is_not_read(small, undisturbed, tmp_path):
-    """Killed between the weights and the facts: the facts still name the older weights."""
+def test_interrupted_checkpoint_write_is_ignored(small, undisturbed, tmp_path):
+    """Killed between the weights and state.json: state.json still names the older weights."""
     expected, _ = undisturbed
     with pytest.raises(Killed):
         train(small, tmp_path, kill_at=4)
@@ -103,53 +104,54 @@ def test_a_write_that_was_cut_off_is_not_read(small, undisturbed, tmp_path):
     assert all(torch.equal(weights(backbone)[name], tensor) for name, tensor in expected.items())
 
 
-def test_a_run_that_is_through_is_not_run_again(small, tmp_path):
+def test_finished_run_takes_no_further_step(small, tmp_path):
     first, history = train(small, tmp_path)
     second, again = train(small, tmp_path)
     assert again.loss == history.loss
     assert all(torch.equal(weights(second)[name], tensor) for name, tensor in weights(first).items())
 
 
-def test_what_is_seen_again_and_again_is_learnt(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(sft, "WARMUP_STEPS", 5)
+def test_loss_falls_on_a_batch_seen_in_every_epoch(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(optimizer, "WARMUP_STEPS", 5)
     few = small.examples().threads.training(seed=0)[:3]
     monkeypatch.setattr(Examples, "epoch", lambda self, seed, tokens: [few])
-    plan = schedule(epochs=60, max_steps=0, learning_rate=3e-3, validate_every=1000, checkpoint_s=1e9)
-    _, history = train(small, tmp_path, plan)
+    settings = schedule(epochs=60, max_steps=0, learning_rate=3e-3, validate_every=1000, checkpoint_s=1e9)
+    _, history = train(small, tmp_path, settings)
     loss = [row[1] for row in history.loss]
     assert len(loss) == 60
-    assert loss[-1] < loss[0] - 0.4  # not to nothing: some requests have two answers
+    assert loss[-1] < loss[0] - 0.4  # not to 0: some requests have two answers
     assert not list(tmp_path.iterdir())  # no checkpoint before its time
 
 
-def test_the_untrained_model_has_no_opinion_on_average(small):
-    """After the opening, a code's mean score is zero, so what is live and how popular it is decides."""
-    backbone, examples = fresh(small), small.examples()
+def test_centring_sets_the_mean_score_of_each_code_to_zero(small):
+    """So the prior over live objects decides before the first step."""
+    backbone = untrained(small)
+    examples = small.examples()
     batches = [examples.batch(windows) for windows in examples.epoch(0, 500)[:4]]
-    sft.start_from_prior(backbone, batches)
+    sft.centre_code_scores(backbone, batches)
     for level in range(len(small.layout.sizes)):
-        asked = []
+        logits = []
         with torch.no_grad():
             for batch in batches:
-                hidden = backbone(batch.ids_BT, batch.positions_BT.clamp(min=0), batch.mask_BNT, batch.thread)
-                asked.append(backbone.logits(hidden.flatten(0, 1)[batch.predicts_NL[:, level]], level))
-        scores = torch.cat(asked)
+                hidden = backbone(batch.ids_BT, batch.positions_BT.clamp(min=0), batch.mask_BNT, batch.thread_length)
+                logits.append(backbone.logits(hidden.flatten(0, 1)[batch.predicts_NL[:, level]], level))
+        scores = torch.cat(logits)
         assert float(scores.std(0).mean()) > 1e-4
         torch.testing.assert_close(scores.mean(0), torch.zeros(scores.shape[1]), rtol=0, atol=1e-5)
 
 
-def test_the_rate_warms_up_and_ends_at_nothing():
-    rates = [sft.learning_rate(step, 1000) for step in range(1001)]
-    assert rates[0] == pytest.approx(1 / sft.WARMUP_STEPS)
-    assert max(rates) == pytest.approx(1 - (sft.WARMUP_STEPS - 1) / 1000)
-    assert rates.index(max(rates)) == sft.WARMUP_STEPS - 1
+def test_learning_rate_warms_up_and_decays_to_zero():
+    rates = [optimizer.learning_rate(step, 1000) for step in range(1001)]
+    assert rates[0] == pytest.approx(1 / optimizer.WARMUP_STEPS)
+    assert max(rates) == pytest.approx(1 - (optimizer.WARMUP_STEPS - 1) / 1000)
+    assert rates.index(max(rates)) == optimizer.WARMUP_STEPS - 1
     assert rates[-1] == 0 and rates[500] == 0.5
     assert all(a > b for a, b in pairwise(rates[60:]))
 
 
-def test_only_the_body_learns_at_the_bodys_rate(small):
-    backbone = fresh(small)
-    body, rest = sft.make_optimizer(backbone, schedule()).param_groups
+def test_only_the_body_has_the_body_rate(small):
+    backbone = untrained(small)
+    body, rest = sft.schedule_optimizer(backbone, schedule()).param_groups
     assert (body["base"], rest["base"]) == (1e-3, 3e-3)
     names = {id(p): name for name, p in backbone.named_parameters()}
     assert all(names[id(p)].startswith("body.") for p in body["params"])
@@ -157,27 +159,27 @@ def test_only_the_body_learns_at_the_bodys_rate(small):
     assert len(body["params"]) + len(rest["params"]) == len(names)
 
 
-def test_lora_trains_adapters_beside_the_codes_and_merges_into_the_body(small, tmp_path):
-    backbone = fresh(small)
-    was = weights(backbone)
+def test_lora_trains_adapters_and_codes_and_merges_into_the_body(small, tmp_path):
+    backbone = untrained(small)
+    before = weights(backbone)
     tune_stage._add_lora(backbone, 4)
-    learns = set(sft.trained(backbone))
-    assert {"codes_SD", "bias_S"} < learns
-    assert all("lora_" in name for name in learns if name.startswith("body."))
-    assert len([name for name in learns if "lora_A" in name]) == 14  # seven matrices in each of two layers
+    trainable = set(optimizer.trainable_parameters(backbone))
+    assert {"codes_SD", "bias_S"} < trainable
+    assert all("lora_" in name for name in trainable if name.startswith("body."))
+    assert len([name for name in trainable if "lora_A" in name]) == 14  # seven matrices in each of two layers
     train(small, tmp_path / "checkpoint", schedule(max_steps=2), backbone=backbone)
     backbone.body = backbone.body.merge_and_unload()
-    now = weights(backbone)
-    assert now.keys() == was.keys()
-    changed = {name for name, tensor in was.items() if not torch.equal(tensor, now[name])}
+    after = weights(backbone)
+    assert after.keys() == before.keys()
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert "codes_SD" in changed
     assert len([name for name in changed if name.endswith("proj.weight")]) == 14
     assert not [name for name in changed if "norm" in name]
     backbones.save(backbone, tmp_path)
     loaded = backbones.load(tmp_path, small.live.codes_OL)
-    assert all(torch.equal(tensor, now[name]) for name, tensor in weights(loaded).items())
+    assert all(torch.equal(tensor, after[name]) for name, tensor in weights(loaded).items())
 
 
-def test_training_leaves_denormal_numbers_as_they_were(small, tmp_path):
-    train(small, tmp_path, plan=schedule(max_steps=1))
+def test_training_restores_denormal_numbers(small, tmp_path):
+    train(small, tmp_path, schedule(max_steps=1))
     assert float(torch.tensor(1e-310, dtype=torch.float64) * 0.5) > 0

@@ -1,7 +1,7 @@
-"""Does a tuned model know what its IDs mean? Questions that the alignment tasks teach, asked of ads.
+"""Does a tuned model know what its semantic IDs mean? Questions of the alignment tasks, asked about ads.
 
-Ads of two groups: `seen`, a sample of those that sentences spoke of; `new`, all others: hidden from the sentences, or
-not there yet in training time. Letters: B prompts, T positions, K results.
+Two groups of ads: `seen`, a sample of those that alignment examples may name; `new`, all other ads: hidden from the
+examples, or not in the training data. Letters: B prompts, T positions.
 """
 
 from __future__ import annotations
@@ -22,147 +22,165 @@ from leadre.lm.beam import BeamPolicy, BeamRequest
 from leadre.lm.decode import BeamSearcher
 from leadre.lm.layout import Ids
 from leadre.semid.trie import build
+from leadre.tune.alignment.objects import CATEGORY_TOKENS, TITLE_TOKENS, ObjectTexts
 from leadre.tune.alignment.phrasings import CATEGORY_OF, CATEGORY_OF_OBJECT, ID_OF_TITLE, TITLE_OF, Phrasing
-from leadre.tune.alignment.tasks import CATEGORY_TOKENS, TITLE_TOKENS, AlignmentSampler, ObjectTexts
+from leadre.tune.alignment.sampler import AlignmentSampler
 
-SEEN = 500
-AT_ONCE = 128
-BEAM, LISTED = 50, 10
+SAMPLE_SIZE = 500
+BATCH_SIZE = 128
+BEAM = 50
+RECALL_AT = 10
 DEPTHS = {"1": 1, "2": 2, "full": None}  # of a category path
 
 Objects = NDArray[np.int64]
+CategoryPath = tuple[str, ...]
 
 
-def measure(backbone: Backbone, sentences: AlignmentSampler, seed: int) -> dict[str, dict[str, Any]]:
-    """Figures of both groups, see `_group`; ``seed`` draws the sample of `SEEN` ads."""
+def measure(backbone: Backbone, sampler: AlignmentSampler, seed: int) -> dict[str, dict[str, Any]]:
+    """Figures of both groups, see `_group_figures`; ``seed`` draws the sample of `SAMPLE_SIZE` ads."""
     backbone.eval()
-    ads = np.unique(sentences.logs.ad_object_A).astype(np.int64)
-    known = ads[sentences.known_O[ads]]
-    sample = np.sort(np.random.default_rng(seed).permutation(known)[:SEEN])
+    ads = np.unique(sampler.logs.ad_object_A).astype(np.int64)
+    known = ads[sampler.known_O[ads]]
+    sample = np.sort(np.random.default_rng(seed).permutation(known)[:SAMPLE_SIZE])
     groups = {"seen": sample, "new": np.setdiff1d(ads, known)}
-    return {name: _group(backbone, sentences, objects, ads, known) for name, objects in groups.items()}
+    return {name: _group_figures(backbone, sampler, objects, ads, known) for name, objects in groups.items()}
 
 
-def _group(
-    backbone: Backbone, sentences: AlignmentSampler, objects: Objects, ads: Objects, known: Objects
+def _group_figures(
+    backbone: Backbone, sampler: AlignmentSampler, objects: Objects, ads: Objects, known: Objects
 ) -> dict[str, Any]:
-    """What the model makes of ``objects``. Shares are of those that have the text in question.
+    """Figures of ``objects``. A share is taken over the objects that have the text in question.
 
-    category, category_of_object   share whose path is written exactly, down to a depth, asked by codes or by object
-    majority                       the same for whoever answers with the commonest category of the known ads
-    known_category                 share whose full path some known ad has: nobody can know the others
-    title_f1                       mean token F1 of the title written
-    recall@10                      share of the ads found among the first ten of the whole catalogue, asked by title
+    category, category_of_object   share with an exact category path, by depth; question by codes or by object token
+    majority                       the same for the most frequent category of the known ads
+    known_category                 share whose full path occurs among the known ads: the upper bound for new ads
+    title_f1                       mean token F1 of the generated title
+    recall@10                      share of objects among the first ten of the whole catalogue, searched by title
     """
-    catalogue = sentences.catalogue
+    texts = sampler.texts
     figures: dict[str, Any] = {"objects": len(objects)}
-    labelled = objects[[bool(catalogue.paths[o]) for o in objects]]
-    truth = [_path(catalogue, catalogue.category(catalogue.paths[o])) for o in labelled]
+    labelled = objects[[bool(texts.category_paths[o]) for o in objects]]
+    truth = [_category_path(texts, texts.category_ids(texts.category_paths[o])) for o in labelled]
     for name, phrasing in (("category", CATEGORY_OF), ("category_of_object", CATEGORY_OF_OBJECT)):
-        written = _ask(backbone, catalogue, phrasing, labelled, CATEGORY_TOKENS)
-        figures[name] = _by_depth(truth, [_path(catalogue, ids) for ids in written])
-    of_known = [_path(catalogue, catalogue.category(catalogue.paths[o])) for o in known if catalogue.paths[o]]
+        answers = _answers(backbone, texts, phrasing, labelled, CATEGORY_TOKENS)
+        figures[name] = _by_depth(truth, [_category_path(texts, ids) for ids in answers])
+    known_paths = [
+        _category_path(texts, texts.category_ids(texts.category_paths[o])) for o in known if texts.category_paths[o]
+    ]
     figures["majority"] = {
-        name: _share([path[:depth] == _commonest(of_known, depth) for path in truth]) for name, depth in DEPTHS.items()
+        name: _mean([path[:depth] == _most_frequent(known_paths, depth) for path in truth])
+        for name, depth in DEPTHS.items()
     }
-    figures["known_category"] = _share([path in set(of_known) for path in truth])
-    titled = objects[["title" in catalogue.values(o) for o in objects]]
-    titles = [catalogue.values(o)["title"] for o in titled]
-    written = _ask(backbone, catalogue, TITLE_OF, titled, TITLE_TOKENS)
-    figures["title_f1"] = _share([token_f1(a, b) for a, b in zip(written, titles, strict=True)])
-    figures[f"recall@{LISTED}"] = _share(_found(backbone, sentences, titled, ads))
+    figures["known_category"] = _mean([path in set(known_paths) for path in truth])
+    titled = objects[["title" in texts.fields(o) for o in objects]]
+    titles = [texts.fields(o)["title"] for o in titled]
+    answers = _answers(backbone, texts, TITLE_OF, titled, TITLE_TOKENS)
+    figures["title_f1"] = _mean([token_f1(answer, title) for answer, title in zip(answers, titles, strict=True)])
+    figures[f"recall@{RECALL_AT}"] = _mean(_recall_by_title(backbone, sampler, titled, ads))
     return figures
 
 
-def _by_depth(truth: Sequence[Sequence[str]], written: Sequence[Sequence[str]]) -> dict[str, float]:
+def _by_depth(truth: Sequence[CategoryPath], answers: Sequence[CategoryPath]) -> dict[str, float]:
     return {
-        name: _share([a[:depth] == b[:depth] for a, b in zip(truth, written, strict=True)])
+        name: _mean([a[:depth] == b[:depth] for a, b in zip(truth, answers, strict=True)])
         for name, depth in DEPTHS.items()
     }
 
 
-def _share(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float]) -> float:
     return round(float(np.mean(values)), 4) if len(values) else 0.0
 
 
-def _commonest(paths: Sequence[tuple[str, ...]], depth: int | None) -> tuple[str, ...]:
+def _most_frequent(paths: Sequence[CategoryPath], depth: int | None) -> CategoryPath:
     counts = Counter(path[:depth] for path in paths)
     return max(counts, key=lambda path: (counts[path], path), default=())
 
 
-def _path(catalogue: ObjectTexts, ids: Ids) -> tuple[str, ...]:
-    """A category path out of its words; both sides are cut alike, so what was cut compares equal."""
-    return tuple(part.strip() for part in catalogue.prompter.render(ids).split(" > "))
+def _category_path(texts: ObjectTexts, ids: Ids) -> CategoryPath:
+    """The category path that token IDs spell; truth and answers are cut at the same length, so cut paths compare."""
+    return tuple(part.strip() for part in texts.prompter.render(ids).split(" > "))
 
 
-def token_f1(written: Ids, truth: Ids) -> float:
-    """Harmonic mean of precision and recall of tokens, counted as often as they stand there."""
-    common = (Counter(written.tolist()) & Counter(truth.tolist())).total()
-    return 2 * common / (len(written) + len(truth)) if common else 0.0
+def token_f1(answer: Ids, truth: Ids) -> float:
+    """Harmonic mean of precision and recall over the two multisets of tokens."""
+    common = (Counter(answer.tolist()) & Counter(truth.tolist())).total()
+    return 2 * common / (len(answer) + len(truth)) if common else 0.0
 
 
-def _ask(backbone: Backbone, catalogue: ObjectTexts, phrasing: Phrasing, objects: Objects, most: int) -> list[Ids]:
-    """What the model writes of each object."""
-    codes_and_object = ({n: v for n, v in catalogue.values(o).items() if n in ("codes", "object")} for o in objects)
-    prompts = [catalogue.write(Phrasing(phrasing.question), values)[0] for values in codes_and_object]
-    return greedy(backbone, prompts, catalogue.stop, most)
+def _answers(
+    backbone: Backbone, texts: ObjectTexts, phrasing: Phrasing, objects: Objects, max_tokens: int
+) -> list[Ids]:
+    """The model's answer in words for each object; the question contains the object's codes or token alone."""
+    prompts = []
+    for o in objects:
+        fields = {name: ids for name, ids in texts.fields(o).items() if name in ("codes", "object")}
+        prompts.append(texts.question_and_answer(Phrasing(phrasing.question), fields)[0])
+    return greedy(backbone, prompts, texts.stop, max_tokens)
 
 
-def _found(backbone: Backbone, sentences: AlignmentSampler, objects: Objects, ads: Objects) -> list[float]:
-    """Whether each object is among the first ads of the whole catalogue when asked for by its title."""
-    live, catalogue = sentences.live, sentences.catalogue
+def _recall_by_title(backbone: Backbone, sampler: AlignmentSampler, objects: Objects, ads: Objects) -> list[float]:
+    """1 if an object is among the first `RECALL_AT` of the whole catalogue, searched by its title; else 0."""
+    live = sampler.live
+    texts = sampler.texts
     trie = build(live.codes_OL[ads], live.sizes, None if live.rates_O is None else live.rates_O[ads])
-    searcher, hits = BeamSearcher(backbone), list[float]()
-    for start in range(0, len(objects), AT_ONCE):
-        batch = objects[start : start + AT_ONCE]
-        prompts = [catalogue.write(ID_OF_TITLE, catalogue.values(o))[0] for o in batch]
-        asked = [(ids, [BeamRequest(len(ids) - 1, trie, ads)]) for ids in prompts]
-        for o, (answer,) in zip(batch, searcher(asked, BeamPolicy(BEAM)), strict=True):
-            hit = np.isin(ads[answer.rows[:LISTED]], o)[None]
-            hits.append(float(metrics.recall_at(hit, np.ones(1, np.int64), LISTED)[0]))
-    return hits
+    searcher = BeamSearcher(backbone)
+    recalls = list[float]()
+    for start in range(0, len(objects), BATCH_SIZE):
+        batch = objects[start : start + BATCH_SIZE]
+        prompts = [texts.question_and_answer(ID_OF_TITLE, texts.fields(o))[0] for o in batch]
+        requests = [(ids, [BeamRequest(len(ids) - 1, trie, ads)]) for ids in prompts]
+        for o, (result,) in zip(batch, searcher(requests, BeamPolicy(BEAM)), strict=True):
+            hit = np.isin(ads[result.rows[:RECALL_AT]], o)[None]
+            recalls.append(float(metrics.recall_at(hit, np.ones(1, np.int64), RECALL_AT)[0]))
+    return recalls
 
 
-def greedy(backbone: Backbone, prompts: Sequence[Ids], stop: int, most: int) -> list[Ids]:
-    """The likeliest word after each prompt, again and again, up to ``stop`` (left out) or to ``most`` words."""
-    found: list[Ids] = [np.zeros(0, np.int32)] * len(prompts)
+def greedy(backbone: Backbone, prompts: Sequence[Ids], stop: int, max_tokens: int) -> list[Ids]:
+    """Greedy decoding of words after each prompt, up to ``stop`` (left out) or ``max_tokens``."""
+    answers: list[Ids] = [np.zeros(0, np.int32)] * len(prompts)
     order = np.argsort([len(ids) for ids in prompts], kind="stable")
     lengths = np.array([len(prompts[i]) for i in order])
-    for start, end in _runs(lengths):
+    for start, end in _equal_lengths(lengths):
         batch = order[start:end]
-        words_BT = _continue(backbone, np.stack([prompts[i] for i in batch]), stop, most)
+        words_BT = _decode(backbone, np.stack([prompts[i] for i in batch]), stop, max_tokens)
         for i, words in zip(batch.tolist(), words_BT, strict=True):
-            found[i] = words[: int(np.argmax(words == stop))] if stop in words else words
-    return found
+            answers[i] = words[: int(np.argmax(words == stop))] if stop in words else words
+    return answers
 
 
-def _runs(lengths: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Slices of at most `AT_ONCE` equal lengths: without padding nothing has to be masked."""
+def _equal_lengths(lengths: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Slices of at most `BATCH_SIZE` equal lengths, which need no padding and no mask."""
     cuts = np.flatnonzero(np.diff(lengths, prepend=-1, append=-1))
-    return [(at, min(at + AT_ONCE, end)) for start, end in pairwise(cuts.tolist()) for at in range(start, end, AT_ONCE)]
+    return [
+        (at, min(at + BATCH_SIZE, end))
+        for start, end in pairwise(cuts.tolist())
+        for at in range(start, end, BATCH_SIZE)
+    ]
 
 
 @torch.no_grad()
-def _continue(backbone: Backbone, prompts_BT: Ids, stop: int, most: int) -> Ids:
-    """Words int32 [B, up to ``most``] after prompts of equal length; what stands behind a stop means nothing."""
+def _decode(backbone: Backbone, prompts_BT: Ids, stop: int, max_tokens: int) -> Ids:
+    """Words int32 [B, up to ``max_tokens``] after prompts of equal length; words after a stop have no meaning."""
     from transformers import DynamicCache
 
-    cache, ids_BT = DynamicCache(), torch.from_numpy(prompts_BT.astype(np.int64)).to(backbone.device)
-    count, length = ids_BT.shape
+    cache = DynamicCache()
+    count, length = prompts_BT.shape
 
-    def read(ids_BT: Tensor, start: int, causal_until: int) -> Tensor:
+    def forward(ids_BT: Tensor, start: int, causal_until: int) -> Tensor:
+        """Hidden state [B, D] of the last position."""
         end = start + ids_BT.shape[1]
         positions_BT = torch.arange(start, end, device=ids_BT.device).expand(count, -1)
         sees_all = torch.ones(count, end - start - causal_until, end, dtype=torch.bool, device=ids_BT.device)
         hidden_BTD: Tensor = backbone(ids_BT, positions_BT, sees_all, causal_until, cache)
         return hidden_BTD[:, -1]
 
-    hidden_BD, written = read(ids_BT, 0, length), list[Tensor]()
-    is_open_B = torch.ones(count, dtype=torch.bool, device=ids_BT.device)
-    for step in range(most):
-        written.append(backbone.word_logits(hidden_BD).argmax(-1))
-        is_open_B &= written[-1] != stop
+    hidden_BD = forward(torch.from_numpy(prompts_BT.astype(np.int64)).to(backbone.device), 0, length)
+    words = list[Tensor]()
+    is_open_B = torch.ones(count, dtype=torch.bool, device=backbone.device)
+    for step in range(max_tokens):
+        words.append(backbone.word_logits(hidden_BD).argmax(-1))
+        is_open_B &= words[-1] != stop
         if not is_open_B.any():
             break
-        hidden_BD = read(written[-1][:, None], length + step, 0)
-    return torch.stack(written, 1).cpu().numpy().astype(np.int32)
+        hidden_BD = forward(words[-1][:, None], length + step, 0)
+    return torch.stack(words, 1).cpu().numpy().astype(np.int32)

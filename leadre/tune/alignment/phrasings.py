@@ -1,11 +1,11 @@
-"""How the alignment tasks are worded: the other half of `prompts`, for sentences about ads rather than about users.
+"""Wording of the alignment tasks: templates about ads, beside the prompts about users in `prompts`.
 
-A name in braces is filled in with an array, never with text that is read again: a title that holds ``{codes}`` stays a
-title. Texts bring their own blank, so none stands before a brace.
+A field in braces is replaced by token IDs, never by text that is parsed again: a title that contains ``{codes}`` stays
+a title. Texts begin with a blank of their own, so no blank precedes a brace.
 
-    codes, object, prefix       an ID as the codes that are written, as the one position that is read, its first codes
-    title, category, brand      words of an ad; ``leaf`` is the end of its category path
-    items                       what a user acted on, oldest first
+    codes, object, prefix       an ID as generated codes, as one object token, its first codes
+    title, category, brand      words of an ad; ``leaf`` is the last part of its category path
+    items                       the objects that a user acted on, oldest first
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 
 class Phrasing(NamedTuple):
-    """A question, and its answer: words, an ID (``writes_id``), or the one after the other."""
+    """A question and its answer: words, an ID (``writes_id``), or words and then an ID."""
 
     question: str
     words: str = ""
@@ -30,7 +30,7 @@ class Phrasing(NamedTuple):
 
     @property
     def fields(self) -> frozenset[str]:
-        """The names that have to be filled in."""
+        """The fields in braces."""
         return frozenset(_FIELD.findall(self.question + self.words))
 
 
@@ -80,8 +80,8 @@ PHRASINGS: Mapping[str, tuple[Phrasing, ...]] = {
 }
 
 
-def fill(template: str, text: Callable[[str], Ids], values: Mapping[str, Ids]) -> Ids:
-    """The template as IDs; ``text`` makes them of words."""
-    parts = _FIELD.split(template)  # words and names, in turn
-    written = [values[part] if at % 2 else text(part) for at, part in enumerate(parts) if part]
-    return np.concatenate(written) if written else np.zeros(0, np.int32)
+def fill(template: str, text: Callable[[str], Ids], fields: Mapping[str, Ids]) -> Ids:
+    """The template as token IDs; ``text`` converts its words, ``fields`` replace its braces."""
+    parts = _FIELD.split(template)  # words and field names, in turn
+    ids = [fields[part] if at % 2 else text(part) for at, part in enumerate(parts) if part]
+    return np.concatenate(ids) if ids else np.zeros(0, np.int32)

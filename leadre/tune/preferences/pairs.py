@@ -1,9 +1,9 @@
-"""Preference pairs by business value: of two objects live in a request, which one should have been written.
+"""Preference pairs by business value: of two objects live in a request, the chosen one should be generated.
 
-What is preferred is always a conversion; three rules say over what (`RULES`). Value is GMV: the money of the object in
-the request that acted on it, as the logs hold it. Where ads carry bids, an object acted on would be worth its eCPM, bid
-times probability of the action that the bid pays for; that number would stand in the place of the money, in `_values`
-for what was acted on and instead of the typical money for what was not.
+The chosen object of a pair is always a conversion. Three rules select the rejected one (`RULES`). The value of a
+conversion is its GMV: the money of the object in its request, as the logs record it. If ads have bids, the value is the
+eCPM (bid x probability of the action that the bid pays for): it replaces the money in `_values` for objects acted on,
+and the typical money for the others.
 
 Letters: P pairs, O objects, D width of an embedding, R requests, N objects acted on in a request, M other live objects.
 """
@@ -22,7 +22,7 @@ from leadre.data.histories import TRAIN, Logs
 from leadre.lm.prior import InventoryPrior
 
 RULES = ("live_unbought", "higher_value", "on_policy")
-MIN_WEIGHT = 1e-3  # a pair of twins teaches nothing
+MIN_WEIGHT = 1e-3  # a pair of near-identical objects has almost no weight and is dropped
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -30,15 +30,15 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class PairRules:
-    """Which rules make pairs, and how.
+    """The rules that make pairs, and their parameters.
 
-    live_unbought   over live objects that were not acted on, drawn in proportion to the prior: plausible ones
-    higher_value    over another conversion of the request, worth less by a factor of ``value_ratio`` or more
-    on_policy       over what the model itself ranked above it, and was not acted on
-    negatives       how many of them each conversion is set against, by the first rule and by the last
-    margin          the least reward margin asked of a pair
-    value_margin    and how much more for every factor of e in money
-    similarity      an object not acted on counts 1 - cosine of its embedding and the conversion's
+    live_unbought   rejected: live objects not acted on, drawn in proportion to the prior
+    higher_value    rejected: another conversion of the request, of a value lower by ``value_ratio`` (a factor) or more
+    on_policy       rejected: objects not acted on that the model ranked above the conversion
+    negatives       rejected objects of each conversion, by the first rule and by the last
+    margin          least reward margin of a pair
+    value_margin    added to the margin for every factor of e in value
+    similarity      a rejected object not acted on has the weight 1 - cosine of its embedding and the conversion's
     """
 
     live_unbought: bool
@@ -53,9 +53,9 @@ class PairRules:
 
 @dataclass(frozen=True)
 class Pairs:
-    """P pairs, by request ascending: object indices, the reward margin asked for, weight, and index into `RULES`.
+    """P pairs, by request ascending: object indices, least reward margin, weight, and index into `RULES`.
 
-    ``worth_P`` is the money of the chosen in units of a typical conversion's; 1 where it is not known.
+    ``value_P`` is the value of the chosen object in units of a typical conversion's; 1 if it is unknown.
     """
 
     request_P: Ints
@@ -63,7 +63,7 @@ class Pairs:
     rejected_P: Ints
     margin_P: NDArray[np.float32]
     weight_P: NDArray[np.float32]
-    worth_P: NDArray[np.float32]
+    value_P: NDArray[np.float32]
     rule_P: NDArray[np.int8]
 
     def __len__(self) -> int:
@@ -77,46 +77,48 @@ def mine_pairs(
     requests_R: Ints,
     rules: PairRules,
     seed: int,
-    lists: Mapping[int, Ints],
+    ranked_by_request: Mapping[int, Ints],
 ) -> Pairs:
-    """The pairs of these requests, ascending. ``embeddings_OD`` are by object of the logs, ``lists`` from `listed`.
+    """The pairs of these requests, ascending.
 
-    The pairs that a rule finds in one request share a weight that grows with the root of their number, as the answers
-    of a large visit do. What was not acted on has no money of its own, so it counts as much as a typical conversion.
+    ``embeddings_OD`` are by object of the logs, ``ranked_by_request`` from `ranked_objects`. The pairs of one rule and
+    request share a weight that grows with the root of their number, as the targets of a large basket do. An object not
+    acted on has no value of its own and counts as a typical conversion.
     """
     unit_OD = embeddings_OD / np.maximum(np.linalg.norm(embeddings_OD, axis=1, keepdims=True), 1e-9)
     typical = _typical_nanos(logs)
     parts = []
     for r in progress.bar(requests_R.tolist(), len(requests_R), "tune-dpo: pairs"):
-        for rule, chosen, rejected, nanos, others in _of_request(logs, live, r, rules, seed, lists.get(r), typical):
+        pairs_by_rule = _request_pairs(logs, live, r, rules, seed, ranked_by_request.get(r), typical)
+        for rule, chosen, rejected, chosen_nanos, rejected_nanos in pairs_by_rule:
             weight = np.full(len(chosen), max(len(chosen), 1) ** -0.5)
-            if rules.similarity and rule != "higher_value":  # two conversions differ in money, however alike they are
+            if rules.similarity and rule != "higher_value":  # two conversions differ in value, however similar they are
                 weight *= 1 - np.clip((unit_OD[chosen] * unit_OD[rejected]).sum(1), 0, 1)
-            margin = rules.margin + rules.value_margin * np.maximum(_log_ratio(nanos, others), 0)
-            worth = np.exp(_log_ratio(nanos, typical))
-            whose = np.full(len(chosen), r), chosen, rejected
-            parts.append((*whose, margin, weight, worth, np.full(len(chosen), RULES.index(rule))))
+            margin = rules.margin + rules.value_margin * np.maximum(_log_ratio(chosen_nanos, rejected_nanos), 0)
+            value = np.exp(_log_ratio(chosen_nanos, typical))
+            request = np.full(len(chosen), r)
+            parts.append((request, chosen, rejected, margin, weight, value, np.full(len(chosen), RULES.index(rule))))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)] or [np.zeros(0)] * len(fields(Pairs))
     kept = columns[4] >= MIN_WEIGHT
     types = (np.int64, np.int64, np.int64, np.float32, np.float32, np.float32, np.int8)
     return Pairs(*(column[kept].astype(kind) for column, kind in zip(columns, types, strict=True)))
 
 
-def listed(lists: pl.DataFrame, logs: Logs) -> dict[int, Ints]:
-    """The objects of generated lists, best first, by training request; ``lists`` as `generate` writes them."""
+def ranked_objects(lists: pl.DataFrame, logs: Logs) -> dict[int, Ints]:
+    """The objects of generated lists by training request, best first, distinct; ``lists`` as `generate` writes them."""
     frame = lists.filter(pl.col("view") == "all").select("request", "ads")
-    found = {}
+    ranked_by_request = {}
     for r, ads in frame.iter_rows():
         if logs.request_split_R[r] == TRAIN:
             objects = logs.ad_object_A[np.array(ads, np.int64)].astype(np.int64)
-            found[r] = objects[np.sort(np.unique(objects, return_index=True)[1])]
-    return found
+            ranked_by_request[r] = objects[np.sort(np.unique(objects, return_index=True)[1])]
+    return ranked_by_request
 
 
-def _of_request(
+def _request_pairs(
     logs: Logs, live: InventoryPrior, r: int, rules: PairRules, seed: int, ranked: Ints | None, typical: float
 ) -> Iterator[tuple[str, Ints, Ints, Floats, Floats]]:
-    """(rule, chosen, rejected, what the chosen and the rejected are worth in billionths) for each rule that is on."""
+    """(rule, chosen, rejected, value of the chosen, of the rejected in billionths) for each rule that is on."""
     objects, nanos_N = _values(logs, r)
     if not len(objects):
         return
@@ -124,9 +126,9 @@ def _of_request(
         row_P, rejected = _draw(live, r, objects, rules.negatives, np.random.default_rng((seed, r)))
         yield "live_unbought", objects[row_P], rejected, nanos_N[row_P], np.full(len(row_P), typical)
     if rules.higher_value:
-        beats_NN = (nanos_N[:, None] >= rules.value_ratio * nanos_N) & (nanos_N > 0)
-        row_P, less_P = np.nonzero(beats_NN)
-        yield "higher_value", objects[row_P], objects[less_P], nanos_N[row_P], nanos_N[less_P]
+        is_higher_NN = (nanos_N[:, None] >= rules.value_ratio * nanos_N) & (nanos_N > 0)
+        row_P, lower_P = np.nonzero(is_higher_NN)
+        yield "higher_value", objects[row_P], objects[lower_P], nanos_N[row_P], nanos_N[lower_P]
     if rules.on_policy and ranked is not None:
         row_P, rejected = _ranked_above(ranked, objects, rules.negatives)
         yield "on_policy", objects[row_P], rejected, nanos_N[row_P], np.full(len(row_P), typical)
@@ -140,36 +142,37 @@ def _values(logs: Logs, r: int) -> tuple[Ints, Floats]:
 
 
 def _draw(live: InventoryPrior, r: int, objects: Ints, count: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """(row of ``objects``, object not acted on): ``count`` distinct ones for each, or as many as are live."""
+    """(row of ``objects``, object not acted on): ``count`` distinct draws for each row, or all that are live."""
     others = np.setdiff1d(live.objects(r), objects)
     weights_M = live.weights(r, others)
-    # the largest of logarithms plus Gumbel noise are a draw without replacement in proportion to the weights
+    # the largest of log-weights plus Gumbel noise are a draw without replacement in proportion to the weights
     keys_NM = rng.gumbel(size=(len(objects), len(others))) + (0 if weights_M is None else np.log(weights_M))
     drawn_NK = np.argsort(-keys_NM, axis=1)[:, :count]
     return np.repeat(np.arange(len(objects)), drawn_NK.shape[1]), others[drawn_NK.ravel()]
 
 
 def _ranked_above(ranked: Ints, objects: Ints, count: int) -> tuple[Ints, Ints]:
-    """(row of ``objects``, object not acted on that stands above it in ``ranked``): the first ``count`` for each.
+    """(row of ``objects``, object not acted on with a better rank in ``ranked``): the first ``count`` for each row.
 
-    An object that is not listed stands below all that are.
+    An object that is not in ``ranked`` ranks below all that are.
     """
     is_wrong = ~np.isin(ranked, objects)
-    place = {int(o): at for at, o in enumerate(ranked)}
-    ends = [place.get(int(o), len(ranked)) for o in objects]
-    first = [ranked[:end][is_wrong[:end]][:count] for end in ends]
-    return np.repeat(np.arange(len(objects)), [len(wrong) for wrong in first]), np.concatenate(first)
+    rank_of = {int(o): rank for rank, o in enumerate(ranked)}
+    ranks = [rank_of.get(int(o), len(ranked)) for o in objects]
+    rejected = [ranked[:rank][is_wrong[:rank]][:count] for rank in ranks]
+    return np.repeat(np.arange(len(objects)), [len(above) for above in rejected]), np.concatenate(rejected)
 
 
 def _log_ratio(chosen_nanos: Floats, rejected_nanos: Floats | float) -> Floats:
-    """Logarithm of the quotient; zero where either is worth nothing, which says that its money is not known."""
+    """Logarithm of the quotient; 0 if either value is 0, which means unknown."""
     known = (chosen_nanos > 0) & (np.asarray(rejected_nanos) > 0)
-    chosen, rejected = np.where(known, chosen_nanos, 1.0), np.where(known, rejected_nanos, 1.0)
+    chosen = np.where(known, chosen_nanos, 1.0)
+    rejected = np.where(known, rejected_nanos, 1.0)
     return np.asarray(np.log(chosen / rejected), np.float64)
 
 
 def _typical_nanos(logs: Logs) -> float:
-    """Median money of a training conversion, of those that brought any; 0 where none did."""
+    """Median money of the training conversions with money; 0 if there are none."""
     split = np.repeat(logs.request_split_R, np.diff(logs.relevant_offsets))
     nanos = logs.relevant_value_nanos[(split == TRAIN) & (logs.relevant_value_nanos > 0)]
     return float(np.median(nanos)) if len(nanos) else 0.0

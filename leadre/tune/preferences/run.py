@@ -172,7 +172,7 @@ def _contests(
     )
     chosen = histories.choose_requests(logs, split="train", users=config.users, seed=config.seed)
     requests = np.intersect1d(chosen, loaded.threads.train_R)  # not those that fine-tuning left out as a burn-in
-    listed = pairs.listed(pl.read_parquet(lists[0].path / "lists.parquet"), logs) if lists else {}
+    listed = pairs.ranked_objects(pl.read_parquet(lists[0].path / "lists.parquet"), logs) if lists else {}
     if lists and not listed.keys() & set(requests.tolist()):
         raise InputError(
             f"{lists[0].path} holds no list of these training requests; "

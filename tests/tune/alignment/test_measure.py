@@ -1,4 +1,4 @@
-"""Greedy words, the figures of alignment by hand, and a short training after which IDs mean something."""
+"""Greedy decoding of words, alignment figures by hand, and a short training that raises them."""
 
 from dataclasses import replace
 
@@ -11,42 +11,44 @@ from leadre.lm.layout import Layout
 from leadre.lm.prior import InventoryPrior
 from leadre.semid import codebook as codebooks
 from leadre.semid.quantiser import Quantiser
-from leadre.tune import sft
+from leadre.tune import optimizer as optimizers
 from leadre.tune.alignment import measure as alignment
-from leadre.tune.alignment import tasks as auxiliary
-from leadre.tune.alignment.tasks import AlignmentSampler
+from leadre.tune.alignment.loss import step_loss
+from leadre.tune.alignment.objects import hidden_objects
+from leadre.tune.alignment.sampler import AlignmentSampler
 
 STOP = 7
 
 
-def plain_greedy(backbone, ids, most):
-    """One prompt at a time, everything read anew for each word."""
-    found = []
-    for _ in range(most):
-        read = torch.tensor([[*ids.tolist(), *found]])
-        length = read.shape[1]
-        nothing = torch.ones(1, 0, length, dtype=torch.bool)
+def greedy_without_cache(backbone, ids, max_tokens):
+    """One prompt at a time, with a full prefill for each word."""
+    words = []
+    for _ in range(max_tokens):
+        sequence = torch.tensor([[*ids.tolist(), *words]])
+        length = sequence.shape[1]
+        mask = torch.ones(1, 0, length, dtype=torch.bool)
         with torch.no_grad():
-            hidden = backbone(read, torch.arange(length)[None], nothing, length)[0, -1]
+            hidden = backbone(sequence, torch.arange(length)[None], mask, length)[0, -1]
         word = int((hidden @ backbone.words_VD.T).argmax())
         if word == STOP:
             break
-        found.append(word)
-    return found
+        words.append(word)
+    return words
 
 
-def test_greedy_words_are_those_of_reading_everything_anew(small, exact, monkeypatch):
-    """Prompts of several lengths, more of one length than are read at once, in any order; words, codes and objects."""
-    monkeypatch.setattr(alignment, "AT_ONCE", 3)
-    backbone, rng = small.backbone(double=True), np.random.default_rng(0)
+def test_greedy_decoding_equals_full_prefill_for_each_word(small, exact, monkeypatch):
+    """Prompts of several lengths in any order, more of one length than a batch; words, codes and objects."""
+    monkeypatch.setattr(alignment, "BATCH_SIZE", 3)
+    backbone = small.backbone(double=True)
+    rng = np.random.default_rng(0)
     ids = small.layout.words + small.layout.codes + len(small.logs.objects)
     prompts = [rng.integers(0, ids, length).astype(np.int32) for length in (5, 3, 5, 9, 5, 5, 3, 5)]
-    stopped = plain_greedy(backbone, prompts[1], 3)
+    stopped = greedy_without_cache(backbone, prompts[1], 3)
     assert len(stopped) == 3
     monkeypatch.setitem(globals(), "STOP", stopped[2])
-    found = alignment.greedy(backbone, prompts, STOP, 6)
-    assert [words.tolist() for words in found] == [plain_greedy(backbone, each, 6) for each in prompts]
-    assert len(found[1]) == 2 and max(map(len, found)) == 6
+    answers = alignment.greedy(backbone, prompts, STOP, 6)
+    assert [words.tolist() for words in answers] == [greedy_without_cache(backbone, prompt, 6) for prompt in prompts]
+    assert len(answers[1]) == 2 and max(map(len, answers)) == 6
     assert alignment.greedy(backbone, [], STOP, 6) == []
 
 
@@ -58,12 +60,12 @@ def test_token_f1(written, truth, f1):
     assert alignment.token_f1(np.array(written), np.array(truth)) == pytest.approx(f1)
 
 
-def test_categories_by_depth_and_the_commonest():
+def test_categories_by_depth_and_the_most_frequent():
     truth = [("a", "b", "c"), ("a", "b", "d"), ("e",)]
     written = [("a", "b", "c"), ("a", "x", "d"), ("e", "f")]
     assert alignment._by_depth(truth, written) == pytest.approx({"1": 1.0, "2": 1 / 3, "full": 1 / 3}, abs=1e-3)
-    assert alignment._commonest(truth, 1) == ("a",) and alignment._commonest(truth, 2) == ("a", "b")
-    assert alignment._commonest([], 1) == ()
+    assert alignment._most_frequent(truth, 1) == ("a",) and alignment._most_frequent(truth, 2) == ("a", "b")
+    assert alignment._most_frequent([], 1) == ()
 
 
 GROUPS = ("Tuesday", "Wednesday", "Thursday", "morning", "afternoon", "evening")  # words that are one token
@@ -72,9 +74,10 @@ NAMES = ("once", "twice", "several", "often", "ads")
 
 @pytest.fixture(scope="module")
 def meaning(small):
-    """The small market with IDs that say something: the first code is the category, the second the kind."""
+    """The small market with meaningful IDs: the first code is the category, the second the kind."""
     count = len(small.logs.objects)
-    group_O, name_O = np.arange(count) % len(GROUPS), np.arange(count) // 3 % len(NAMES)
+    group_O = np.arange(count) % len(GROUPS)
+    name_O = np.arange(count) // 3 % len(NAMES)
     paths = [[GROUPS[group], NAMES[name]] for group, name in zip(group_O, name_O, strict=True)]
     titles = [f"{' '.join(path[::-1])} {o:02}" for o, path in enumerate(paths)]
     described = small.logs.objects.with_columns(pl.Series("title", titles), pl.Series("category_path", paths))
@@ -92,34 +95,36 @@ def meaning(small):
     )
 
 
-def test_a_group_without_ads_has_figures_too(meaning):
-    sentences = AlignmentSampler(meaning.threads(), meaning.live, {"search": 1.0}, rows=1, seed=0)
-    nothing = np.zeros(0, np.int64)
-    figures = alignment._group(meaning.backbone(), sentences, nothing, np.arange(8), np.arange(8))
+def test_group_without_ads_has_figures(meaning):
+    sampler = AlignmentSampler(meaning.threads(), meaning.live, {"search": 1.0}, rows=1, seed=0)
+    no_objects = np.zeros(0, np.int64)
+    figures = alignment._group_figures(meaning.backbone(), sampler, no_objects, np.arange(8), np.arange(8))
     assert figures["objects"] == 0 and figures["category"]["full"] == figures["recall@10"] == 0.0
 
 
 @pytest.mark.slow
-def test_ids_come_to_mean_their_category(meaning, monkeypatch):
-    """A fifth of the titles is never spoken of, but their first codes say enough.
+def test_training_teaches_the_category_of_ids(meaning, monkeypatch):
+    """A fifth of the titles is in no example, but their first codes are known.
 
-    Seen: first level of the category .77 of the ads spoken of (majority .23) and .60 of the new ones (.00).
+    Measured once: first level of the category right for .77 of the seen ads (majority .23) and .60 of the new (.00).
     """
-    monkeypatch.setattr(sft, "WARMUP_STEPS", 10)
-    hidden = auxiliary.hidden_objects(meaning.logs.objects["title"].to_list(), 0.2, seed=0)
+    monkeypatch.setattr(optimizers, "WARMUP_STEPS", 10)
+    hidden = hidden_objects(meaning.logs.objects["title"].to_list(), 0.2, seed=0)
     weights = {"id_to_text": 1.0, "text_to_id": 1.0, "prefix_to_category": 1.0}
-    sentences = AlignmentSampler(meaning.threads(), meaning.live, weights, rows=2, seed=0, hidden=hidden.tolist())
-    backbone, steps = meaning.backbone(), 200
-    before = alignment.measure(backbone, sentences, seed=0)
+    sampler = AlignmentSampler(meaning.threads(), meaning.live, weights, rows=2, seed=0, hidden=hidden.tolist())
+    backbone = meaning.backbone()
+    steps = 200
+    before = alignment.measure(backbone, sampler, seed=0)
     optimizer = torch.optim.AdamW([{"params": list(backbone.parameters()), "base": 1e-2}])
     for step in range(steps):
-        loss, _ = auxiliary.step_loss(backbone, sentences, step)
-        sft.update(backbone, optimizer, loss, sft.learning_rate(step, steps))
-    after = alignment.measure(backbone, sentences, seed=0)
+        loss, _ = step_loss(backbone, sampler, step)
+        optimizers.optimizer_step(backbone, optimizer, loss, optimizers.learning_rate(step, steps))
+    after = alignment.measure(backbone, sampler, seed=0)
     assert before["seen"]["objects"] == after["seen"]["objects"] > 20 < 3 * after["new"]["objects"]
     for group, margin in (("seen", 0.4), ("new", 0.3)):
-        found, majority = after[group]["category"]["1"], after[group]["majority"]["1"]
-        assert found > majority + margin and found > before[group]["category"]["1"] + margin, group
+        share = after[group]["category"]["1"]
+        majority = after[group]["majority"]["1"]
+        assert share > majority + margin and share > before[group]["category"]["1"] + margin, group
     assert after["seen"]["category_of_object"]["1"] > after["seen"]["majority"]["1"] + 0.1
     for name in ("title_f1", "recall@10"):
         assert after["seen"][name] > before["seen"][name] + 0.2

@@ -1,4 +1,4 @@
-"""Preferences are learnt: the margin grows, a killed run ends where an undisturbed one does, the guard guards."""
+"""Preference optimisation: the margin grows, a killed run resumes exactly, the guard ends a run."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from leadre.tune import losses, plots, sft
+from leadre.tune import losses, optimizer, plots, sft
 from leadre.tune.preferences import dpo, pairs
 
 RULES = pairs.PairRules(
@@ -38,23 +38,25 @@ def schedule(**changes):
 
 
 class Killed(Exception):
-    """Stands for whatever ends a process."""
+    """Raised in place of a signal that ends the process."""
 
 
 @pytest.fixture(scope="module")
-def contests(small):
+def examples(small):
     logs = small.logs
     requests = logs.requests_of(0)[::16]
-    found = pairs.mine_pairs(logs, small.live, small.codebook.embeddings_OD[small.live.rows_O], requests, RULES, 0, {})
-    return dpo.PreferenceExamples(small.threads(), small.live, small.layout, found)
+    embeddings_OD = small.codebook.embeddings_OD[small.live.rows_O]
+    mined = pairs.mine_pairs(logs, small.live, embeddings_OD, requests, RULES, 0, {})
+    return dpo.PreferenceExamples(small.threads(), small.live, small.layout, mined)
 
 
-def learn(small, contests, folder, *, plan=None, objective=PLAIN, recall=(), kill_at=0, identity="a", shots=None):
-    """(model, history); with ``kill_at`` the run dies in its validation of that number.
+def train(small, examples, folder, *, settings=None, objective=PLAIN, recall=(), kill_at=0, resume_key="a", shots=None):
+    """(backbone, history); with ``kill_at`` the run ends in its validation of that number.
 
-    ``recall`` is what the validations find; ``shots`` gets the weights that each of them saw.
+    ``recall``: the recalls that the validations return. ``shots`` receives the weights at each validation.
     """
-    backbone, shots = small.backbone(seed=3), [] if shots is None else shots
+    backbone = small.backbone(seed=3)
+    shots = [] if shots is None else shots
     backbone.train()
     first = len(shots)
 
@@ -64,83 +66,89 @@ def learn(small, contests, folder, *, plan=None, objective=PLAIN, recall=(), kil
             raise Killed
         return {"all": np.full(9, recall[len(shots) - first - 1] if recall else 0.5)}
 
-    def before():
+    def validate_reference():
         return {"all": np.full(9, 0.5)}
 
-    return backbone, dpo.train(backbone, contests, plan or schedule(), objective, folder, identity, validate, before)
+    settings = settings or schedule()
+    history = dpo.train(backbone, examples, settings, objective, folder, resume_key, validate, validate_reference)
+    return backbone, history
 
 
 def weights(backbone):
     return {name: parameter.detach().clone() for name, parameter in backbone.named_parameters()}
 
 
-def same(one, other):
-    return all(torch.equal(one[name], tensor) for name, tensor in other.items())
+def same(first, other):
+    return all(torch.equal(first[name], tensor) for name, tensor in other.items())
 
 
-def everything(contests):
-    return contests.epoch(0, 500)
+def all_batches(examples):
+    return examples.epoch(0, 500)
 
 
-def margins(backbone, before, contests):
-    """What each pair has gained on ``before``."""
-    now = dpo.reference(backbone, contests, everything(contests))
+def margins(backbone, before, examples):
+    """The gain of each pair on ``before``, in nats."""
+    now = dpo.reference_log_p(backbone, examples, all_batches(examples))
     return ((now[0] - before[0]) - (now[1] - before[1])).sum(1)
 
 
-def test_every_pair_is_in_a_batch_at_its_own_rows(small, contests):
+def test_every_pair_is_in_a_batch_with_the_codes_of_its_objects(small, examples):
     seen = []
-    for windows in everything(contests):
-        duels = contests.duels(windows)
-        codes = duels.batch.targets_NL.numpy()
+    for windows in all_batches(examples):
+        pair_batch = examples.pair_batch(windows)
+        codes = pair_batch.batch.targets_NL.numpy()
         for objects_P, rows in (
-            (contests.pairs.chosen_P, duels.chosen_P),
-            (contests.pairs.rejected_P, duels.rejected_P),
+            (examples.pairs.chosen_P, pair_batch.chosen_P),
+            (examples.pairs.rejected_P, pair_batch.rejected_P),
         ):
-            expected = small.live.codes_OL[objects_P[duels.pair_P.numpy()]]
+            expected = small.live.codes_OL[objects_P[pair_batch.pair_P.numpy()]]
             assert np.array_equal(codes[rows.numpy()], expected)
-        seen += duels.pair_P.tolist()
-    assert sorted(seen) == list(range(len(contests.pairs))) and len(seen) > 50
-    assert len(set(contests.pairs.rule_P.tolist())) == 2
+        seen += pair_batch.pair_P.tolist()
+    assert sorted(seen) == list(range(len(examples.pairs))) and len(seen) > 50
+    assert len(set(examples.pairs.rule_P.tolist())) == 2
 
 
-def test_a_pair_is_scored_as_its_answers_are_for_fine_tuning(small, contests):
-    """The chosen are answers of their request, so SFT's batches score them too."""
-    backbone, examples = small.backbone(seed=3), small.examples(new_weight=0.0)
-    r = int(contests.requests_R[0])
-    window = next(window for window in contests.windows(0) if r in window.requests)
+def test_chosen_objects_have_the_likelihood_of_fine_tuning(small, examples):
+    """The chosen are targets of their request, so SFT's batches score them too."""
+    backbone = small.backbone(seed=3)
+    sft_examples = small.examples(new_weight=0.0)
+    r = int(examples.requests_R[0])
+    window = next(window for window in examples.windows(0) if r in window.requests)
     with torch.no_grad():
-        duels, batch = contests.duels([window]), examples.batch([window])
-        chosen = dpo.log_p_of_pairs(backbone, duels)[0].sum(1)
+        pair_batch = examples.pair_batch([window])
+        batch = sft_examples.batch([window])
+        chosen = dpo.log_p_of_pairs(backbone, pair_batch)[0].sum(1)
         known = losses.log_likelihood(sft.level_log_p(backbone, batch), batch.targets_NL)
-    places = {}
+    targets = {}
     for request in window.requests.tolist():
         for o in np.unique(small.logs.ad_object_A[small.logs.relevant(request)[0]]).tolist():
-            places[request, o] = len(places)
-    mine = [places[int(contests.pairs.request_P[p]), int(contests.pairs.chosen_P[p])] for p in duels.pair_P.tolist()]
-    torch.testing.assert_close(chosen, known[mine], rtol=0, atol=2e-2)  # bfloat16 in other batches
+            targets[request, o] = len(targets)
+    targets_P = [
+        targets[int(examples.pairs.request_P[p]), int(examples.pairs.chosen_P[p])] for p in pair_batch.pair_P.tolist()
+    ]
+    torch.testing.assert_close(chosen, known[targets_P], rtol=0, atol=2e-2)  # bfloat16 in other batches
 
 
-def test_before_the_first_step_nothing_is_gained(small, contests):
+def test_margin_is_zero_before_the_first_step(small, examples):
     backbone = small.backbone(seed=3)
-    windows = everything(contests)[0]
-    before = dpo.reference(backbone, contests, [windows])
+    windows = all_batches(examples)[0]
+    before = dpo.reference_log_p(backbone, examples, [windows])
     loss, figures = dpo.step_loss(
-        backbone, contests.duels(windows), contests.pairs, before, replace(PLAIN, sft_weight=0)
+        backbone, examples.pair_batch(windows), examples.pairs, before, replace(PLAIN, sft_weight=0)
     )
     assert figures["margin"] == 0 and figures["accuracy"] == 0
-    margin = contests.pairs.margin_P[contests.duels(windows).pair_P.numpy()]
+    margin = examples.pairs.margin_P[examples.pair_batch(windows).pair_P.numpy()]
     assert margin.max() > 0 and loss.item() > np.log(2)
     assert torch.isnan(before).any()  # pairs of other batches were not computed
 
 
 @pytest.mark.parametrize("loss", ["dpo", "simpo"])
-def test_the_margin_grows_on_the_pairs_that_are_trained(small, contests, tmp_path, monkeypatch, loss):
-    monkeypatch.setattr(sft, "WARMUP_STEPS", 5)
-    before = dpo.reference(small.backbone(seed=3), contests, everything(contests))
-    plan = schedule(epochs=4, max_steps=0, validate_every=1000, checkpoint_s=1e9)
-    backbone, history = learn(small, contests, tmp_path, plan=plan, objective=replace(PLAIN, loss=loss))
-    gained = margins(backbone, before, contests)
+def test_margin_grows_on_the_trained_pairs(small, examples, tmp_path, monkeypatch, loss):
+    monkeypatch.setattr(optimizer, "WARMUP_STEPS", 5)
+    before = dpo.reference_log_p(small.backbone(seed=3), examples, all_batches(examples))
+    settings = schedule(epochs=4, max_steps=0, validate_every=1000, checkpoint_s=1e9)
+    backbone, history = train(small, examples, tmp_path, settings=settings, objective=replace(PLAIN, loss=loss))
+    gained = margins(backbone, before, examples)
     assert float(gained.mean()) > 0.5
     assert float((gained > 0).float().mean()) > 0.75
     figures = [row for _, row in history.pairs]
@@ -155,115 +163,122 @@ def test_the_margin_grows_on_the_pairs_that_are_trained(small, contests, tmp_pat
     assert of_epoch[-1] > of_epoch[0] + 0.5
 
 
-def test_the_sft_term_holds_the_chosen_up(small, contests, tmp_path, monkeypatch):
-    monkeypatch.setattr(sft, "WARMUP_STEPS", 5)
-    plan = schedule(epochs=3, max_steps=0, validate_every=1000, checkpoint_s=1e9)
-    found = {}
+def test_sft_term_keeps_the_likelihood_of_the_chosen(small, examples, tmp_path, monkeypatch):
+    monkeypatch.setattr(optimizer, "WARMUP_STEPS", 5)
+    settings = schedule(epochs=3, max_steps=0, validate_every=1000, checkpoint_s=1e9)
+    likelihood = {}
     for weight in (0.0, 5.0):
         objective = replace(PLAIN, sft_weight=weight)
-        backbone, _ = learn(small, contests, tmp_path / str(weight), plan=plan, objective=objective)
-        found[weight] = float(dpo.reference(backbone, contests, everything(contests))[0].sum(1).mean())
-    assert found[5.0] > found[0.0] + 0.2
+        backbone, _ = train(small, examples, tmp_path / str(weight), settings=settings, objective=objective)
+        likelihood[weight] = float(dpo.reference_log_p(backbone, examples, all_batches(examples))[0].sum(1).mean())
+    assert likelihood[5.0] > likelihood[0.0] + 0.2
 
 
-def test_the_sft_term_may_count_money(small, contests):
-    """A conversion of twice the typical money counts twice: the mean leans to what is worth more."""
-    backbone, windows = small.backbone(seed=3), everything(contests)[0]
-    duels, before = contests.duels(windows), dpo.reference(backbone, contests, everything(contests))
-    p = duels.pair_P.numpy()
-    chosen, weights_P, worth_P = before[0].sum(1)[p], contests.pairs.weight_P[p], contests.pairs.worth_P[p]
-    assert worth_P.max() > 1.5 * worth_P.min()
-    found = {}
+def test_sft_term_weights_conversions_by_value(small, examples):
+    """With exponent 1 a conversion of twice the typical value has twice the weight."""
+    backbone = small.backbone(seed=3)
+    pair_batch = examples.pair_batch(all_batches(examples)[0])
+    before = dpo.reference_log_p(backbone, examples, all_batches(examples))
+    p = pair_batch.pair_P.numpy()
+    chosen = before[0].sum(1)[p]
+    weights_P = examples.pairs.weight_P[p]
+    value_P = examples.pairs.value_P[p]
+    assert value_P.max() > 1.5 * value_P.min()
+    sft_term = {}
     for money in (0.0, 1.0):
         objective = replace(PLAIN, sft_weight=1.0, money=money)
-        loss, figures = dpo.step_loss(backbone, duels, contests.pairs, before, objective)
-        found[money] = loss.item() - figures["preference"]
-        expected = -np.average(chosen.numpy(), weights=weights_P * worth_P**money)
-        assert found[money] == pytest.approx(expected, rel=1e-3)
-    assert abs(found[0.0] - found[1.0]) > 1e-3
+        loss, figures = dpo.step_loss(backbone, pair_batch, examples.pairs, before, objective)
+        sft_term[money] = loss.item() - figures["preference"]
+        expected = -np.average(chosen.numpy(), weights=weights_P * value_P**money)
+        assert sft_term[money] == pytest.approx(expected, rel=1e-3)
+    assert abs(sft_term[0.0] - sft_term[1.0]) > 1e-3
 
 
-def test_gradients_at_shared_codes_can_be_left_in(small, contests):
-    """They cancel where they are exact: what stopping them changes is below any gradient that teaches."""
-    duels = contests.duels(everything(contests)[0])
+def test_gradients_at_shared_codes_cancel(small, examples):
+    """Stopping them changes the gradient by rounding errors alone."""
+    pair_batch = examples.pair_batch(all_batches(examples)[0])
     grads = {}
     for stop in (True, False):
         backbone = small.backbone(seed=3)
-        before = dpo.reference(backbone, contests, [everything(contests)[0]])
+        before = dpo.reference_log_p(backbone, examples, [all_batches(examples)[0]])
         objective = replace(PLAIN, sft_weight=0.0, stop_shared=stop)
-        dpo.step_loss(backbone, duels, contests.pairs, before, objective)[0].backward()
+        dpo.step_loss(backbone, pair_batch, examples.pairs, before, objective)[0].backward()
         grads[stop] = backbone.codes_SD.grad
-    *_, shared = dpo.log_p_of_pairs(small.backbone(seed=3), duels)
+    *_, shared = dpo.log_p_of_pairs(small.backbone(seed=3), pair_batch)
     assert shared.any() and not torch.equal(grads[True], grads[False])
     torch.testing.assert_close(grads[True], grads[False], rtol=0, atol=0.05 * float(grads[False].abs().max()))
 
 
-def test_a_killed_run_ends_where_an_undisturbed_one_does(small, contests, tmp_path, capsys):
-    expected, whole = learn(small, contests, tmp_path / "whole")
+def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(small, examples, tmp_path, capsys):
+    expected, whole = train(small, examples, tmp_path / "whole")
     with pytest.raises(Killed):
-        learn(small, contests, tmp_path / "killed", kill_at=2)  # in step 4
+        train(small, examples, tmp_path / "killed", kill_at=2)  # in step 4
     shots = []
-    backbone, history = learn(small, contests, tmp_path / "killed", shots=shots)
+    backbone, history = train(small, examples, tmp_path / "killed", shots=shots)
     assert "takes the weights of step 3" in capsys.readouterr().err
     assert same(weights(backbone), weights(expected))
     assert history.pairs == whole.pairs and history.loss == whole.loss and history.valid == whole.valid
     assert (history.step, len(shots)) == (6, 2)
-    other, _ = learn(small, contests, tmp_path / "killed", identity="another", shots=shots)
+    other, _ = train(small, examples, tmp_path / "killed", resume_key="another", shots=shots)
     assert len(shots) == 2 + 3 and same(weights(other), weights(expected))
 
 
 @pytest.mark.parametrize(("share", "validations", "kept"), [(0.1, 2, 0), (0.3, 3, 2)])
-def test_the_guard_ends_a_run_whose_recall_falls(small, contests, tmp_path, capsys, share, validations, kept):
-    """Recall falls from .5 by a fifth in step 4: too much for one guard, nothing to the other."""
-    shots, recall = [], (0.46, 0.4, 0.6)
+def test_guard_ends_a_run_whose_recall_falls(small, examples, tmp_path, capsys, share, validations, kept):
+    """Recall falls from .5 by a fifth in step 4: more than the first guard allows, less than the second."""
+    shots = []
+    recall = (0.46, 0.4, 0.6)
     objective = replace(PLAIN, guard=share)
-    backbone, history = learn(small, contests, tmp_path, objective=objective, recall=recall, shots=shots)
+    backbone, history = train(small, examples, tmp_path, objective=objective, recall=recall, shots=shots)
     assert [row["all"] for _, row in history.valid] == pytest.approx([0.5, *recall[:validations]])
     assert history.step == 2 * validations == history.pairs[-1][0]
     assert ("too low" in capsys.readouterr().err) == (validations < 3)
     assert [same(weights(backbone), shot) for shot in shots] == [n == kept for n in range(validations)]
 
 
-def test_a_guard_that_trips_at_once_gives_back_the_reference(small, contests, tmp_path):
-    backbone, history = learn(small, contests, tmp_path, recall=(0.1,))
+def test_guard_at_the_first_validation_returns_the_reference(small, examples, tmp_path):
+    backbone, history = train(small, examples, tmp_path, recall=(0.1,))
     assert history.step == 2
     assert same(weights(backbone), weights(small.backbone(seed=3)))
 
 
-def test_one_view_that_falls_is_enough():
-    before, now = ({"all": np.full(9, one), "new": np.full(9, other)} for one, other in ((0.5, 0.1), (0.6, 0.08)))
-    assert dpo._compare(now, before, 0.1)[1] and not dpo._compare(now, before, 0.3)[1]
+def test_fall_in_a_single_view_trips_the_guard():
+    before = {"all": np.full(9, 0.5), "new": np.full(9, 0.1)}
+    now = {"all": np.full(9, 0.6), "new": np.full(9, 0.08)}
+    assert dpo.compare_recalls(now, before, 0.1)[1] and not dpo.compare_recalls(now, before, 0.3)[1]
 
 
-def test_a_fall_that_so_few_requests_cannot_tell_from_chance_does_not_count():
-    """Two hits lost and one won in 100 requests that had 20 is a fall of 5 % that may be chance; in 1,600 it is one."""
-    before, now = np.zeros(100), np.zeros(100)
-    before[:20], now[2:21] = 1, 1
-    told, has_fallen = dpo._compare({"new": now}, {"new": before}, 0.02)
-    assert told == "new 0.1900 (was 0.2000, standard error of the fall 0.0173)" and not has_fallen
+def test_fall_within_two_standard_errors_does_not_count():
+    """Two of 20 hits lost and one gained in 100 requests may be chance; the same fall in 1,600 requests is not."""
+    before = np.zeros(100)
+    now = np.zeros(100)
+    before[:20] = 1
+    now[2:21] = 1
+    comparison, has_fallen = dpo.compare_recalls({"new": now}, {"new": before}, 0.02)
+    assert comparison == "new 0.1900 (was 0.2000, standard error of the fall 0.0173)" and not has_fallen
     many = {"new": np.tile(now, 16)}, {"new": np.tile(before, 16)}
-    assert dpo._compare(*many, 0.02)[1] and not dpo._compare(*many, 0.06)[1]  # 2.3 standard errors
+    assert dpo.compare_recalls(*many, 0.02)[1] and not dpo.compare_recalls(*many, 0.06)[1]  # 2.3 standard errors
 
 
-def test_what_prices_alone_do_is_told_before_the_first_step(small, contests, tmp_path, capsys):
+def test_recall_with_prices_alone_is_reported_before_the_first_step(small, examples, tmp_path, capsys):
     objective = replace(PLAIN, money=0.5)
-    _, history = learn(small, contests, tmp_path, objective=objective, recall=(0.4, 0.5, 0.5, 0.5))
+    _, history = train(small, examples, tmp_path, objective=objective, recall=(0.4, 0.5, 0.5, 0.5))
     assert [(step, row["all"]) for step, row in history.valid][:3] == [(0, 0.5), (0, pytest.approx(0.4)), (2, 0.5)]
-    assert "prices alone: all 0.4000 (was 0.5000" in (said := capsys.readouterr().err)
-    assert "lower --money or --money-prior" in said and "too low" not in said
+    assert "prices alone: all 0.4000 (was 0.5000" in (output := capsys.readouterr().err)
+    assert "lower --money or --money-prior" in output and "too low" not in output
 
 
-def test_a_run_killed_after_a_pass_still_falls_back_to_it(small, contests, tmp_path):
-    """What passed is on disk, not in the process: here recall falls after the restart."""
+def test_resumed_run_falls_back_to_weights_that_passed_before_the_kill(small, examples, tmp_path):
+    """Recall falls after the restart; the passed weights come from disk."""
     shots = []
     with pytest.raises(Killed):
-        learn(small, contests, tmp_path, kill_at=2, shots=shots)
-    backbone, history = learn(small, contests, tmp_path, recall=(0.1,))
+        train(small, examples, tmp_path, kill_at=2, shots=shots)
+    backbone, history = train(small, examples, tmp_path, recall=(0.1,))
     assert [row["all"] for _, row in history.valid] == pytest.approx([0.5, 0.5, 0.1])
     assert same(weights(backbone), shots[0])
 
 
-def test_the_curves_are_drawn(small, contests, tmp_path):
-    _, history = learn(small, contests, tmp_path / "run", plan=schedule(max_steps=2))
+def test_plot_is_a_png(small, examples, tmp_path):
+    _, history = train(small, examples, tmp_path / "run", settings=schedule(max_steps=2))
     plots.preferences(history, 0.02, tmp_path / "pairs.png")
     assert (tmp_path / "pairs.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Preference pairs worked by hand: every rule, every switch, what a pair asks for and what it counts."""
+"""Preference pairs worked by hand: every rule and switch, margins and weights."""
 
 import math
 from dataclasses import replace
@@ -19,7 +19,7 @@ LIVE = [0, 1, 2, 3, 5, 6]
 
 @pytest.fixture
 def market(small, hand):
-    """One request that acted on 1, 2 and 3 for 100, 40 and 300, another one on 5 for nothing, and a test request."""
+    """Request 0 acted on 1, 2 and 3 for 100, 40 and 300; request 1 on 5 without money; request 2 is a test request."""
     logs = hand(
         [(0, 10, AD, 1, 0)],
         [(0, 20, "train", [1, 2, 3]), (1, 20, "train", [5]), (1, 90, "test", [0])],
@@ -31,37 +31,37 @@ def market(small, hand):
     return logs, live
 
 
-def mine(market, rules, *, requests=(0, 1), embeddings=None, seed=0, lists=None):
+def mine_pairs(market, rules, *, requests=(0, 1), embeddings=None, seed=0, lists=None):
     logs, live = market
     if embeddings is None:
         embeddings = np.eye(len(logs.objects), dtype=np.float32)
-    listed = {} if lists is None else pairs.listed(lists, logs)
-    return pairs.mine_pairs(logs, live, embeddings, np.array(requests), rules, seed, listed)
+    ranked = {} if lists is None else pairs.ranked_objects(lists, logs)
+    return pairs.mine_pairs(logs, live, embeddings, np.array(requests), rules, seed, ranked)
 
 
-def listed(*rows):
+def lists_frame(*rows):
     columns = {"request": pl.Int32(), "view": pl.String(), "ads": pl.List(pl.Int32())}
     return pl.DataFrame(rows, schema=columns, orient="row")
 
 
-def told(found):
+def triples(mined):
     """(request, chosen, rejected) of each pair."""
-    return list(zip(found.request_P.tolist(), found.chosen_P.tolist(), found.rejected_P.tolist(), strict=True))
+    return list(zip(mined.request_P.tolist(), mined.chosen_P.tolist(), mined.rejected_P.tolist(), strict=True))
 
 
 def test_higher_value(market):
-    found = mine(market, replace(PLAIN, higher_value=True))
-    assert told(found) == [(0, 1, 2), (0, 3, 1), (0, 3, 2)]  # 100 over 40, 300 over 100, 300 over 40
-    assert {RULES[rule] for rule in found.rule_P} == {"higher_value"}
-    assert found.weight_P.tolist() == pytest.approx([3**-0.5] * 3)
-    assert told(mine(market, replace(PLAIN, higher_value=True, value_ratio=2.6))) == [(0, 3, 1), (0, 3, 2)]
-    assert told(mine(market, replace(PLAIN, higher_value=True, value_ratio=3.0))) == [(0, 3, 1), (0, 3, 2)]
-    assert told(mine(market, replace(PLAIN, higher_value=True, value_ratio=3.1))) == [(0, 3, 2)]
+    mined = mine_pairs(market, replace(PLAIN, higher_value=True))
+    assert triples(mined) == [(0, 1, 2), (0, 3, 1), (0, 3, 2)]  # 100 over 40, 300 over 100, 300 over 40
+    assert {RULES[rule] for rule in mined.rule_P} == {"higher_value"}
+    assert mined.weight_P.tolist() == pytest.approx([3**-0.5] * 3)
+    assert triples(mine_pairs(market, replace(PLAIN, higher_value=True, value_ratio=2.6))) == [(0, 3, 1), (0, 3, 2)]
+    assert triples(mine_pairs(market, replace(PLAIN, higher_value=True, value_ratio=3.0))) == [(0, 3, 1), (0, 3, 2)]
+    assert triples(mine_pairs(market, replace(PLAIN, higher_value=True, value_ratio=3.1))) == [(0, 3, 2)]
 
 
 def test_live_unbought(market):
-    found = mine(market, replace(PLAIN, live_unbought=True, negatives=2))
-    assert [(r, chosen) for r, chosen, _ in told(found)] == [
+    mined = mine_pairs(market, replace(PLAIN, live_unbought=True, negatives=2))
+    assert [(r, chosen) for r, chosen, _ in triples(mined)] == [
         (0, 1),
         (0, 1),
         (0, 2),
@@ -72,114 +72,114 @@ def test_live_unbought(market):
         (1, 5),
     ]
     for r, unbought in ((0, {0, 5, 6}), (1, {0, 1, 2, 3, 6})):
-        for chosen in set(found.chosen_P[found.request_P == r].tolist()):
-            rejected = found.rejected_P[(found.request_P == r) & (found.chosen_P == chosen)].tolist()
+        for chosen in set(mined.chosen_P[mined.request_P == r].tolist()):
+            rejected = mined.rejected_P[(mined.request_P == r) & (mined.chosen_P == chosen)].tolist()
             assert set(rejected) <= unbought and len(set(rejected)) == 2
-    all_of_them = mine(market, replace(PLAIN, live_unbought=True, negatives=99), requests=[0])
+    all_of_them = mine_pairs(market, replace(PLAIN, live_unbought=True, negatives=99), requests=[0])
     assert sorted(all_of_them.rejected_P.tolist()) == [0, 0, 0, 5, 5, 5, 6, 6, 6]
-    assert found.weight_P.tolist() == pytest.approx([6**-0.5] * 6 + [2**-0.5] * 2)
+    assert mined.weight_P.tolist() == pytest.approx([6**-0.5] * 6 + [2**-0.5] * 2)
 
 
-def test_the_seed_draws_request_by_request(market):
+def test_draws_depend_on_seed_and_request(market):
     rules = replace(PLAIN, live_unbought=True)
-    first = [told(mine(market, rules, seed=seed)) for seed in range(20)]
-    assert first[0] == told(mine(market, rules, seed=0))
+    first = [triples(mine_pairs(market, rules, seed=seed)) for seed in range(20)]
+    assert first[0] == triples(mine_pairs(market, rules, seed=0))
     assert len(set(map(tuple, first))) > 10
-    assert told(mine(market, rules, requests=[1])) == first[0][3:]
+    assert triples(mine_pairs(market, rules, requests=[1])) == first[0][3:]
 
 
-def test_requests_that_are_alike_draw_apart(small, hand):
+def test_identical_requests_draw_different_negatives(small, hand):
     requests = [(0, at, "train", [1]) for at in range(20, 32)]
     logs = hand([(0, 10, AD, 1, 0)], requests, live=LIVE, objects=len(small.codebook.object_ids))
     live = InventoryPrior(
         logs, replace(small.codebook, object_ids=tuple(logs.objects["object_id"].to_list())), prior=False
     )
-    found = mine((logs, live), replace(PLAIN, live_unbought=True), requests=range(12))
-    assert len(found) == 12 and len(set(found.rejected_P.tolist())) > 2
+    mined = mine_pairs((logs, live), replace(PLAIN, live_unbought=True), requests=range(12))
+    assert len(mined) == 12 and len(set(mined.rejected_P.tolist())) > 2
 
 
 def test_negatives_are_drawn_in_proportion_to_the_prior(market, monkeypatch):
     logs, live = market
     weights_O = np.ones(len(logs.objects))
-    weights_O[0], weights_O[5], weights_O[6] = 7, 2, 1
+    weights_O[[0, 5, 6]] = 7, 2, 1
     monkeypatch.setattr(live, "rates_O", weights_O)
     rules = replace(PLAIN, live_unbought=True)
-    drawn = np.concatenate([mine(market, rules, requests=[0], seed=seed).rejected_P for seed in range(1000)])
+    drawn = np.concatenate([mine_pairs(market, rules, requests=[0], seed=seed).rejected_P for seed in range(1000)])
     share = [float(np.mean(drawn == o)) for o in (0, 5, 6)]
     assert share == pytest.approx([0.7, 0.2, 0.1], abs=0.03)  # three standard errors are 0.025
     monkeypatch.setattr(live, "rates_O", None)  # a model without a prior
-    drawn = np.concatenate([mine(market, rules, requests=[0], seed=seed).rejected_P for seed in range(1000)])
+    drawn = np.concatenate([mine_pairs(market, rules, requests=[0], seed=seed).rejected_P for seed in range(1000)])
     assert [float(np.mean(drawn == o)) for o in (0, 5, 6)] == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
 def test_on_policy(market):
-    lists = listed((0, "all", [6, 2, 0, 5, 3]), (0, "new", [5]), (1, "all", [5, 6]), (2, "all", [6, 0]))
+    lists = lists_frame((0, "all", [6, 2, 0, 5, 3]), (0, "new", [5]), (1, "all", [5, 6]), (2, "all", [6, 0]))
     rules = replace(PLAIN, on_policy=True, negatives=2)
-    found = mine(market, rules, requests=[0, 1, 2], lists=lists)
-    # 1 is not listed; 2 stands below 6 alone; request 1 was answered rightly, and request 2 is not for training
-    assert told(found) == [(0, 1, 6), (0, 1, 0), (0, 2, 6), (0, 3, 6), (0, 3, 0)]
-    assert {RULES[rule] for rule in found.rule_P} == {"on_policy"}
-    assert told(mine(market, replace(rules, negatives=1), lists=lists)) == [(0, 1, 6), (0, 2, 6), (0, 3, 6)]
-    assert told(mine(market, rules)) == []
+    mined = mine_pairs(market, rules, requests=[0, 1, 2], lists=lists)
+    # 1 is not listed; 2 ranks below 6 alone; request 1 has its conversion first, and request 2 is no training request
+    assert triples(mined) == [(0, 1, 6), (0, 1, 0), (0, 2, 6), (0, 3, 6), (0, 3, 0)]
+    assert {RULES[rule] for rule in mined.rule_P} == {"on_policy"}
+    assert triples(mine_pairs(market, replace(rules, negatives=1), lists=lists)) == [(0, 1, 6), (0, 2, 6), (0, 3, 6)]
+    assert triples(mine_pairs(market, rules)) == []
 
 
-def test_several_ads_of_an_object_are_listed_once(market):
+def test_ranked_objects_are_distinct(market):
     logs, _ = market
-    both = replace(logs, ad_object_A=np.where(np.arange(len(logs.ads)) == 7, 6, logs.ad_object_A))
-    found = pairs.listed(listed((0, "all", [6, 2, 7, 0]), (1, "new", [0])), both)
-    assert {r: objects.tolist() for r, objects in found.items()} == {0: [6, 2, 0]}
+    shared = replace(logs, ad_object_A=np.where(np.arange(len(logs.ads)) == 7, 6, logs.ad_object_A))
+    ranked = pairs.ranked_objects(lists_frame((0, "all", [6, 2, 7, 0]), (1, "new", [0])), shared)
+    assert {r: objects.tolist() for r, objects in ranked.items()} == {0: [6, 2, 0]}
 
 
 def test_each_rule_is_a_switch(market):
-    lists = listed((0, "all", [6, 1]), (1, "all", [6]))
+    lists = lists_frame((0, "all", [6, 1]), (1, "all", [6]))
     for mask in range(8):
         on = {rule: bool(mask >> bit & 1) for bit, rule in enumerate(RULES)}
-        found = mine(market, replace(PLAIN, **on), lists=lists)
-        assert {RULES[rule] for rule in found.rule_P} == {rule for rule, is_on in on.items() if is_on}
-        assert found.request_P.tolist() == sorted(found.request_P.tolist())
-        assert len(found) == len(found.margin_P) == len(found.weight_P)
+        mined = mine_pairs(market, replace(PLAIN, **on), lists=lists)
+        assert {RULES[rule] for rule in mined.rule_P} == {rule for rule, is_on in on.items() if is_on}
+        assert mined.request_P.tolist() == sorted(mined.request_P.tolist())
+        assert len(mined) == len(mined.margin_P) == len(mined.weight_P)
 
 
-def test_margins_grow_with_money(market):
-    """The typical conversion of the training weeks is worth 100: the median of 40, 100 and 300."""
+def test_margins_grow_with_value(market):
+    """The typical conversion has the value 100: the median of 40, 100 and 300."""
     rules = replace(PLAIN, **dict.fromkeys(OFF, True), margin=0.5, value_margin=0.2)
-    found = mine(market, rules, lists=listed((0, "all", [6])))
-    asked = {
+    mined = mine_pairs(market, rules, lists=lists_frame((0, "all", [6])))
+    margins = {
         (RULES[rule], chosen, rejected if RULES[rule] == "higher_value" else None): margin
         for rule, chosen, rejected, margin in zip(
-            found.rule_P, found.chosen_P.tolist(), found.rejected_P.tolist(), found.margin_P.tolist(), strict=True
+            mined.rule_P, mined.chosen_P.tolist(), mined.rejected_P.tolist(), mined.margin_P.tolist(), strict=True
         )
     }
-    more = {("higher_value", 1, 2): 2.5, ("higher_value", 3, 1): 3, ("higher_value", 3, 2): 7.5}
+    factors = {("higher_value", 1, 2): 2.5, ("higher_value", 3, 1): 3, ("higher_value", 3, 2): 7.5}
     for rule in ("live_unbought", "on_policy"):
-        more |= {(rule, 1, None): 1, (rule, 2, None): 1, (rule, 3, None): 3}  # what is worth less asks for no less
-    more |= {("live_unbought", 5, None): 1}  # nor what is worth nothing
-    assert asked == pytest.approx({key: 0.5 + 0.2 * math.log(times) for key, times in more.items()})
+        factors |= {(rule, 1, None): 1, (rule, 2, None): 1, (rule, 3, None): 3}  # a lower value lowers no margin
+    factors |= {("live_unbought", 5, None): 1}  # nor does an unknown one
+    assert margins == pytest.approx({key: 0.5 + 0.2 * math.log(factor) for key, factor in factors.items()})
 
 
-def test_near_duplicates_count_less_and_twins_not_at_all(market):
+def test_near_duplicates_weigh_less_and_duplicates_make_no_pair(market):
     logs, _ = market
     embeddings = np.zeros((len(logs.objects), 2), np.float32)
     embeddings[:, 1] = 1
-    embeddings[1], embeddings[2], embeddings[3] = (3, 0), (0, -2), (0, 5)
+    embeddings[[1, 2, 3]] = (3, 0), (0, -2), (0, 5)
     embeddings[6] = 0.6, 0.8
     rules = replace(PLAIN, on_policy=True, higher_value=True, similarity=True)
-    found = mine(market, rules, embeddings=embeddings, lists=listed((0, "all", [6])), requests=[0])
-    weight = {pair[1:]: weight for pair, weight in zip(told(found), found.weight_P.tolist(), strict=True)}
+    mined = mine_pairs(market, rules, embeddings=embeddings, lists=lists_frame((0, "all", [6])), requests=[0])
+    weight = {pair[1:]: weight for pair, weight in zip(triples(mined), mined.weight_P.tolist(), strict=True)}
     root = 3**-0.5
     assert weight[1, 6] == pytest.approx(0.4 * root)
-    assert weight[2, 6] == pytest.approx(root)  # opposite is no more than different
+    assert weight[2, 6] == pytest.approx(root)  # an opposite vector weighs no more than an orthogonal one
     assert weight[3, 6] == pytest.approx(0.2 * root)
-    alike = np.ones((len(logs.objects), 2), np.float32)  # money tells conversions apart all the same
-    worth = mine(market, replace(rules, on_policy=False), embeddings=alike)
-    assert worth.weight_P.tolist() == pytest.approx([root] * 3)
-    twins = mine(market, rules, embeddings=embeddings, lists=listed((0, "all", [0])), requests=[0])
-    assert (3, 0) not in {pair[1:] for pair in told(twins)} and (1, 0) in {pair[1:] for pair in told(twins)}
+    alike = np.ones((len(logs.objects), 2), np.float32)  # conversions differ in value even if their texts are equal
+    by_value = mine_pairs(market, replace(rules, on_policy=False), embeddings=alike)
+    assert by_value.weight_P.tolist() == pytest.approx([root] * 3)
+    twins = mine_pairs(market, rules, embeddings=embeddings, lists=lists_frame((0, "all", [0])), requests=[0])
+    assert (3, 0) not in {pair[1:] for pair in triples(twins)} and (1, 0) in {pair[1:] for pair in triples(twins)}
     plain = replace(rules, similarity=False)
-    assert (0, 3, 0) in told(mine(market, plain, embeddings=embeddings, lists=listed((0, "all", [0]))))
+    assert (0, 3, 0) in triples(mine_pairs(market, plain, embeddings=embeddings, lists=lists_frame((0, "all", [0]))))
 
 
 def test_no_pairs(market):
-    assert len(mine(market, replace(PLAIN, higher_value=True), requests=[1])) == 0
-    assert len(mine(market, PLAIN)) == 0
-    assert mine(market, PLAIN).rule_P.dtype == np.int8
+    assert len(mine_pairs(market, replace(PLAIN, higher_value=True), requests=[1])) == 0
+    assert len(mine_pairs(market, PLAIN)) == 0
+    assert mine_pairs(market, PLAIN).rule_P.dtype == np.int8
