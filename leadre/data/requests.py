@@ -119,7 +119,7 @@ def _contradictions(
     bad_rows = []
     for column, rule, why in rules:
         rule = rule.fill_null(False)
-        bad_rows.append(tables.bad_frame("events", joined.filter(rule), column, why))
+        bad_rows.append(tables.as_bad_rows("events", joined.filter(rule), column, why))
         joined = joined.filter(~rule)
     return joined.select(events.columns), pl.concat(bad_rows)
 

@@ -1,8 +1,8 @@
-"""The four tables: one schema for every source, and what a row must be like to pass.
+"""The four tables: one schema for every source, and the checks of each row.
 
-``ads`` what can be shown; ``contents`` what a user watched, read or bought outside ads; ``users`` their profiles;
-``events`` what they did. Beside them ``requests`` (the moments at which an ad could be shown), ``inventories`` (what
-was live then) and ``bad_rows`` (what was left out, and why).
+``ads``; ``contents``: items that a user watched, read or bought outside ads; ``users``: their profiles; ``events``:
+their actions. The data stage adds ``requests`` (times at which an ad could be shown), ``inventories`` (the ads live
+then) and ``bad_rows`` (dropped rows with the reason).
 
 Money is int64 in billionths of the currency (``_nanos``), time is UTC in microseconds.
 """
@@ -22,8 +22,8 @@ TEXT = pl.String()
 WHOLE = pl.Int64()
 TIME = pl.Datetime("us", "UTC")
 TEXTS = pl.List(pl.String())
-DESCRIPTION_CHARS = 4096  # kept of a text in the tables; the text of an object is shorter still
-ROW = "__row"  # where a raw row stood in its file, counted as an editor counts lines
+DESCRIPTION_CHARS = 4096  # longest text in the tables; the text of an object is shorter (`text.MAX_CHARS`)
+ROW = "__row"  # number of a raw row in its file, counted as an editor counts lines
 FILE = "__file"
 LIST_MARK = "\x1f"  # joins list entries that pass through a text column (ASCII unit separator)
 
@@ -33,7 +33,7 @@ ACTIONS = ("impression", "click", "conversion", "view")
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """Columns of one table. ``allowed``: the values of a text column; ``floor``: least value of a whole number."""
+    """Columns of one table. ``allowed``: the values of a text column."""
 
     key: str | None
     required: Mapping[str, pl.DataType]
@@ -101,7 +101,7 @@ BAD_ROWS = {"table": TEXT, "file": TEXT, "row": WHOLE, "column": TEXT, "why": TE
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """What a source returns and what the artifact holds; columns as in SCHEMAS, REQUESTS, INVENTORIES, BAD_ROWS."""
+    """Result of a source and content of the artifact; columns as in SCHEMAS, REQUESTS, INVENTORIES, BAD_ROWS."""
 
     ads: pl.DataFrame
     contents: pl.DataFrame
@@ -121,7 +121,7 @@ def no_bad_rows() -> pl.DataFrame:
 
 
 def complete(name: str, frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame with all columns of its schema, in order; missing optional ones are null. Asserts the types."""
+    """The frame with all columns of its schema, in order; missing optional columns are null. Asserts the types."""
     schema = SCHEMAS[name]
     missing = [
         pl.lit(None, kind).alias(column) for column, kind in schema.columns.items() if column not in frame.columns
@@ -134,7 +134,7 @@ def complete(name: str, frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def sanitise(name: str, frame: pl.DataFrame) -> pl.DataFrame:
-    """What people read or a prompt holds, cleaned (``text.clean``): titles, descriptions, paths, profiles. Not IDs."""
+    """The frame with its texts cleaned (``text.clean``): titles, brands, descriptions, paths, profiles; no IDs."""
     profile = [column for column, kind in frame.schema.items() if SCHEMAS[name].others and kind == TEXT]
     columns = [c for c in ("title", "brand", "description", *profile) if c in frame.columns and c != SCHEMAS[name].key]
     for column in columns:
@@ -143,7 +143,9 @@ def sanitise(name: str, frame: pl.DataFrame) -> pl.DataFrame:
     if "category_path" in frame.columns:
         parts = _cleaned(frame["category_path"].explode(empty_as_null=False, keep_nulls=False), text.MAX_CHARS)
         lengths = frame["category_path"].list.len().fill_null(0).to_list()
-        flat, start, paths = parts.to_list(), 0, []
+        flat = parts.to_list()
+        start = 0
+        paths = []
         for length in lengths:
             paths.append([part for part in flat[start : start + length] if part])
             start += length
@@ -152,23 +154,23 @@ def sanitise(name: str, frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def check_columns(name: str, columns: list[str], file: str) -> None:
-    """Raise InputError where a required column is missing, with the nearest of those that are there."""
+    """Raise InputError if a required column is missing; the message names the most similar column."""
     schema = SCHEMAS[name]
     for column in schema.required:
         if column in columns:
             continue
-        spare = [found for found in columns if found not in schema.columns]
-        near = difflib.get_close_matches(column, spare, n=1, cutoff=0.6)
-        hint = f"rename {near[0]!r} to it" if near else f"it has {', '.join(columns) or 'no columns'}"
+        unknown = [name for name in columns if name not in schema.columns]
+        similar = difflib.get_close_matches(column, unknown, n=1, cutoff=0.6)
+        hint = f"rename {similar[0]!r} to it" if similar else f"the file has {', '.join(columns) or 'no columns'}"
         raise InputError(f"{file}: column {column!r} is missing, and {name} needs it; {hint}")
 
 
 def conform(name: str, raw: pl.DataFrame, file: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Type a raw frame by its schema.
+    """Convert a raw frame to the types of its schema.
 
-    ``raw`` has the column ROW; text columns are parsed (CSV and JSON arrive as text), typed ones (Parquet) must
-    already fit. Returns the good rows, still with ROW and FILE, and the bad ones in the form of BAD_ROWS. Raises
-    InputError where a column is missing or a Parquet column has a type that cannot hold the values.
+    ``raw`` has the column ROW. Text columns (of CSV and JSON lines) are parsed; the types of other columns (of Parquet)
+    must fit. Returns (good rows with ROW and FILE, bad rows in the form of BAD_ROWS). Raises InputError if a column is
+    missing or a Parquet column has a type that does not fit.
     """
     check_columns(name, [column for column in raw.columns if column != ROW], file)
     schema = SCHEMAS[name]
@@ -176,18 +178,18 @@ def conform(name: str, raw: pl.DataFrame, file: str) -> tuple[pl.DataFrame, pl.D
     typed = raw.with_columns([_typed(raw, column, kind, file, name) for column, kind in known.items()])
     bad = []
     for column, kind in known.items():
-        was, now = raw[column], typed[column]
-        missing = now.is_null() & was.is_null() if column in schema.required else now.is_null() & False
-        unread = now.is_null() & was.is_not_null()
-        bad.append(_bad(name, file, raw, missing, column, "is missing"))
-        bad.append(_bad(name, file, raw, unread, column, f"is not {_word(kind)}", was))
+        before = raw[column]
+        after = typed[column]
+        is_missing = after.is_null() & before.is_null() if column in schema.required else after.is_null() & False
+        is_unparsed = after.is_null() & before.is_not_null()
+        bad.append(_bad_rows(name, file, raw, is_missing, column, "is missing"))
+        bad.append(_bad_rows(name, file, raw, is_unparsed, column, f"is not {_type_text(kind)}", before))
         if column in schema.allowed:
-            strange = now.is_not_null() & ~now.is_in(list(schema.allowed[column]))
-            bad.append(
-                _bad(name, file, raw, strange, column, f"is not one of {', '.join(schema.allowed[column])}", was)
-            )
+            is_unknown = after.is_not_null() & ~after.is_in(list(schema.allowed[column]))
+            why = f"is not one of {', '.join(schema.allowed[column])}"
+            bad.append(_bad_rows(name, file, raw, is_unknown, column, why, before))
         if kind == WHOLE:
-            bad.append(_bad(name, file, raw, (now < 0).fill_null(False), column, "is below zero", was))
+            bad.append(_bad_rows(name, file, raw, (after < 0).fill_null(False), column, "is below zero", before))
     bad_rows = pl.concat(bad)
     keep = [*known, *[column for column in raw.columns if schema.others and column not in known and column != ROW]]
     good = typed.filter(~typed[ROW].is_in(bad_rows["row"].unique().to_list())) if bad_rows.height else typed
@@ -195,20 +197,21 @@ def conform(name: str, raw: pl.DataFrame, file: str) -> tuple[pl.DataFrame, pl.D
 
 
 def check_unique(name: str, frame: pl.DataFrame) -> None:
-    """Raise InputError where two rows share an ID: nobody can say which of them an event means."""
+    """Raise InputError if two rows share an ID: an event with this ID would be ambiguous."""
     key = SCHEMAS[name].key
     assert key is not None, name
-    twice = frame.filter(frame[key].is_duplicated())
-    if twice.height:
-        value = twice[key][0]
-        rows = twice.filter(pl.col(key) == value)
+    repeated = frame.filter(frame[key].is_duplicated())
+    if repeated.height:
+        value = repeated[key][0]
+        rows = repeated.filter(pl.col(key) == value)
         places = " and ".join(f"{file}, row {row}" for row, file in rows.select(ROW, FILE).head(2).iter_rows())
-        more = f" ({twice[key].n_unique():,} IDs like this)" if twice[key].n_unique() > 1 else ""
+        count = repeated[key].n_unique()
+        more = f" ({count:,} IDs are repeated)" if count > 1 else ""
         raise InputError(f"{places}, column {key!r}: both are {shorten(value)}{more}; keep one row for each ID")
 
 
 def check_share(bad_rows: pl.DataFrame, read_rows: Mapping[str, int], max_share: float) -> None:
-    """Raise InputError where more than ``max_share`` of a table's rows are bad, with reasons and examples."""
+    """Raise InputError if more than ``max_share`` of a table's rows are bad; the message has reasons and examples."""
     for name, total in read_rows.items():
         bad = bad_rows.filter(pl.col("table") == name)
         count = bad.select("file", "row").n_unique() if bad.height else 0
@@ -225,11 +228,11 @@ def check_share(bad_rows: pl.DataFrame, read_rows: Mapping[str, int], max_share:
         ]
         raise InputError(
             f"{name}: {count:,} of {total:,} rows are bad, more than --max-bad-share {max_share:g} allows;"
-            " repair them or raise it\n" + "\n".join(lines)
+            " repair the rows or raise the limit\n" + "\n".join(lines)
         )
 
 
-def bad_frame(name: str, rows: pl.DataFrame, column: str, why: pl.Expr) -> pl.DataFrame:
+def as_bad_rows(name: str, rows: pl.DataFrame, column: str, why: pl.Expr) -> pl.DataFrame:
     """``rows`` (with ROW and FILE) in the form of BAD_ROWS; ``why`` is an expression over their columns."""
     return rows.select(
         pl.lit(name).alias("table"),
@@ -241,14 +244,15 @@ def bad_frame(name: str, rows: pl.DataFrame, column: str, why: pl.Expr) -> pl.Da
 
 
 def shorten(value: object, limit: int = 60) -> str:
-    """A value for a message, quoted and cut."""
+    """A value for a message: quoted, at most ``limit`` characters."""
     text = str(value)
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
-def _bad(
+def _bad_rows(
     name: str, file: str, raw: pl.DataFrame, mask: pl.Series, column: str, why: str, values: pl.Series | None = None
 ) -> pl.DataFrame:
+    """The rows of ``raw`` under ``mask`` in the form of BAD_ROWS; ``values`` are quoted in the reason."""
     if not mask.any():
         return no_bad_rows()
     rows = raw[ROW].filter(mask).cast(WHOLE)
@@ -266,24 +270,26 @@ def _bad(
 
 
 def _cleaned(values: pl.Series, max_chars: int) -> pl.Series:
-    """Each distinct value is cleaned once; what nothing is left of becomes null."""
+    """The cleaned values, each distinct value cleaned once; null if no character is left."""
     clean = {value: text.clean(value, max_chars) or None for value in values.drop_nulls().unique().to_list()}
     return pl.Series(values.name, [None if v is None else clean[v] for v in values.to_list()], dtype=TEXT)
 
 
-def _word(kind: pl.DataType) -> str:
+def _type_text(kind: pl.DataType) -> str:
     return {WHOLE: "a whole number", TIME: "a time such as 2026-03-01T08:30:00Z", TEXTS: "a list of texts"}.get(
         kind, "text"
     )
 
 
 def _typed(raw: pl.DataFrame, column: str, kind: pl.DataType, file: str, name: str) -> pl.Expr:
-    """The expression that turns a raw column into ``kind``, null where a value does not fit."""
-    have, col = raw.schema[column], pl.col(column)
+    """The expression that converts a raw column to ``kind``; null for a value that does not fit."""
+    have = raw.schema[column]
+    col = pl.col(column)
     if have == pl.Null:
         return col.cast(kind)
     if have in (pl.Categorical, pl.Enum):
-        have, col = TEXT, col.cast(TEXT)
+        have = TEXT
+        col = col.cast(TEXT)
     if have == pl.String:
         return _from_text(col, kind).alias(column)
     if kind == TEXT and have.is_integer():
@@ -298,18 +304,18 @@ def _typed(raw: pl.DataFrame, column: str, kind: pl.DataType, file: str, name: s
     if kind == TEXTS and have == pl.List(pl.String):
         return col
     raise InputError(
-        f"{file}: column {column!r} of {name} has the type {have}; it must be {_word(kind)}: {_cure(kind)}"
+        f"{file}: column {column!r} of {name} has the type {have}; it must be {_type_text(kind)}: {_advice(kind)}"
     )
 
 
-def _cure(kind: pl.DataType) -> str:
-    cures = {WHOLE: "money as int64 in billionths of the currency", TIME: "a timestamp in UTC", TEXTS: "list<string>"}
-    return "write it as " + cures.get(kind, "string")
+def _advice(kind: pl.DataType) -> str:
+    types = {WHOLE: "money as int64 in billionths of the currency", TIME: "a timestamp in UTC", TEXTS: "list<string>"}
+    return "write it as " + types.get(kind, "string")
 
 
 def _from_text(text: pl.Expr, kind: pl.DataType) -> pl.Expr:
     text = text.str.strip_chars(" \t\r\n")
-    text = pl.when(text != "").then(text)  # an empty cell is a missing one
+    text = pl.when(text != "").then(text)  # an empty cell is a missing value
     if kind == WHOLE:
         return text.cast(WHOLE, strict=False)
     if kind == TEXTS:
@@ -321,9 +327,9 @@ def _from_text(text: pl.Expr, kind: pl.DataType) -> pl.Expr:
 
 
 def _time_from_text(text: pl.Expr) -> pl.Expr:
-    """ISO 8601 with an offset, or none (UTC), or a date alone; or 15 to 17 digits, microseconds since 1970.
+    """ISO 8601 with an offset or without one (UTC), a date alone, or 15 to 17 digits: microseconds since 1970.
 
-    Ten digits (seconds) and thirteen (milliseconds) are refused: read as microseconds they would land in 1970.
+    Ten digits (seconds) and thirteen (milliseconds) are rejected: as microseconds they would be times in 1970.
     """
     micros = pl.when(text.str.contains(r"^\d{15,17}$")).then(text).cast(WHOLE, strict=False)
     iso = text.str.replace(r"^(\d{4}-\d\d-\d\d) (\d)", "${1}T${2}").str.replace(r"[Zz]$", "+00:00")

@@ -118,7 +118,7 @@ def test_missing_empty_and_doubled_files(logs: Logs) -> None:
     with pytest.raises(InputError, match=r"ads\.csv: has no rows"):
         read(folder)
     write(folder, "ads", market()["ads"], "jsonl")
-    with pytest.raises(InputError, match=r"ads is there more than once \(ads\.csv, ads\.jsonl\)"):
+    with pytest.raises(InputError, match=r"the table ads exists 2 times \(ads\.csv, ads\.jsonl\)"):
         read(folder)
     with pytest.raises(InputError, match="not a folder"):
         read(folder / "nowhere")
@@ -200,10 +200,10 @@ def test_scan_finds_the_same_place_in_any_blocks(
 def test_csv_with_too_many_fields(logs: Logs) -> None:
     folder = logs(ads=None)
     (folder / "ads.csv").write_text("ad_id,title\na0,one\na1,two, three\n")
-    with pytest.raises(InputError, match=r"ads\.csv, row 3: 3 fields where the header has 2"):
+    with pytest.raises(InputError, match=r"ads\.csv, row 3: 3 fields, but the header has 2"):
         read(folder)
     (folder / "ads.csv").write_text("ad_id,title,title\na0,one,x\n")
-    with pytest.raises(InputError, match=r"ads\.csv, row 1: column 'title' is there twice"):
+    with pytest.raises(InputError, match=r"ads\.csv, row 1: column 'title' occurs 2 times"):
         read(folder)
 
 

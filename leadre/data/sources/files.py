@@ -109,7 +109,7 @@ _BACKWARDS = (
 
 def _table(folder: Path, name: str, limits: InputLimits) -> tuple[pl.DataFrame | None, pl.DataFrame, int]:
     """(good rows with ROW and FILE, bad rows, rows read); (None, .., 0) for an optional table that is not there."""
-    paths = raw.find(folder, name)
+    paths = raw.find_files(folder, name)
     if not paths:
         if name in REQUIRED:
             raise InputError(
@@ -138,7 +138,7 @@ def _sieve(
     """Apply (column, is bad, why) one after another; appends the bad rows and returns the others."""
     for column, rule, why in rules:
         rule = rule.fill_null(False)
-        bad.append(tables.bad_frame(name, frame.filter(rule), column, why))
+        bad.append(tables.as_bad_rows(name, frame.filter(rule), column, why))
         frame = frame.filter(~rule)
     return frame
 

@@ -1,8 +1,8 @@
-"""Files that strangers wrote -> raw frames: how a log is opened without trusting it.
+"""Untrusted log files -> raw frames.
 
-Text files are first scanned in blocks of constant size, so that a field of a gigabyte or a broken byte is named by row
-and column before a parser sees it. CSV and JSON lines come out as text columns, which ``tables.conform`` then types;
-Parquet keeps its types.
+Text files are first scanned in blocks of constant size, so that an error names row and column of a field of a gigabyte
+or of invalid UTF-8 before a parser reads it. CSV and JSON lines give text columns, which ``tables.conform`` then
+converts; Parquet keeps its types.
 """
 
 from __future__ import annotations
@@ -30,69 +30,74 @@ BLOCK_BYTES = 1 << 20
 _CHUNK_ROWS = 50_000
 
 
-def find(folder: Path, name: str) -> list[Path]:
-    """The files of one table, in order. Raises InputError where it is there in two forms."""
+def find_files(folder: Path, name: str) -> list[Path]:
+    """The files of one table, sorted by name; [] if there are none. Raises InputError if it exists in two forms."""
     forms = [folder / f"{name}{ending}" for ending in ENDINGS if (folder / f"{name}{ending}").is_file()]
     parts = (
         sorted(path for path in (folder / name).glob("*") if path.suffix in ENDINGS) if (folder / name).is_dir() else []
     )
-    found = [str(path.name) for path in forms] + ([f"{name}/"] if parts else [])
-    if len(found) > 1:
-        raise InputError(f"{folder}: {name} is there more than once ({', '.join(found)}); keep one")
+    names = [str(path.name) for path in forms] + ([f"{name}/"] if parts else [])
+    if len(names) > 1:
+        raise InputError(f"{folder}: the table {name} exists {len(names)} times ({', '.join(names)}); keep one of them")
     return forms or parts
 
 
 def read(path: Path, name: str, label: str, max_field_bytes: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(rows with the column ROW, rows that could not be parsed as BAD_ROWS). ``label`` names the file in messages.
+    """(rows with the column ROW, rows that do not parse in the form of BAD_ROWS). ``label`` names the file in messages.
 
-    Raises InputError where the file is empty, is not what its ending says, holds invalid UTF-8, or has a field longer
-    than ``max_field_bytes`` (a line, in JSON lines).
+    Raises InputError if the file is empty, is not of the format of its ending, has invalid UTF-8, or a field longer
+    than ``max_field_bytes`` (in JSON lines: a line).
     """
     try:
         if path.stat().st_size == 0:
-            raise InputError(f"{label}: the file is empty; write the {name} table or take the file away")
+            raise InputError(f"{label}: the file is empty; write the table {name} into it, or delete it")
         if path.suffix == ".parquet":
             return _parquet(path, label, max_field_bytes), tables.no_bad_rows()
         if path.suffix == ".csv":
             scan_csv(path, label, max_field_bytes)
             return _csv(path, label), tables.no_bad_rows()
-        scan_lines(path, label, max_field_bytes)
+        scan_json_lines(path, label, max_field_bytes)
         return _json_lines(path, name, label)
     except OSError as error:
         raise InputError(
-            f"{label}: cannot be read ({error.strerror or error}); check the file and its rights"
+            f"{label}: cannot be read ({error.strerror or error}); check the file and its permissions"
         ) from error
 
 
 def scan_csv(path: Path, label: str, max_field_bytes: int) -> None:
     """Raise InputError for invalid UTF-8 or a field over the limit; constant memory. Fields may be quoted."""
-    fields = _CsvFields(_header(path, label, max_field_bytes))
-    decoder = _Utf8()
+    scanner = _CsvScanner(_header(path, label, max_field_bytes))
+    utf8 = _Utf8Checker()
     for block in _blocks(path):
-        fields.take(block)
-        if (broken := decoder.feed(block)) is not None:
-            _invalid_utf8(label, *fields.place(broken))
-        size_bytes, start = fields.longest()
+        scanner.next_block(block)
+        invalid_at = utf8.first_invalid_byte(block)
+        if invalid_at is not None:
+            _invalid_utf8(label, *scanner.row_and_column(invalid_at))
+        size_bytes, start = scanner.longest_field()
         if size_bytes > max_field_bytes:
-            _too_long(label, *fields.place(start), max_field_bytes)
-    fields.take(b"")
-    if decoder.unfinished() or fields.quoted:
-        what = "a quoted field; close its quote" if fields.quoted else "a character; it was cut off"
-        raise InputError(f"{label}, row {fields.row}: the file ends inside {what}")
+            _too_long(label, *scanner.row_and_column(start), max_field_bytes)
+    scanner.next_block(b"")
+    if utf8.is_inside_character() or scanner.quoted:
+        place = "a quoted field; close its quote" if scanner.quoted else "a character; the file is truncated"
+        raise InputError(f"{label}, row {scanner.row}: the file ends inside {place}")
 
 
-class _CsvFields:
-    """Where the fields of a CSV end, one block after another."""
+class _CsvScanner:
+    """Row and column of the fields of a CSV, block by block."""
 
     def __init__(self, columns: list[str]) -> None:
         self.columns = columns
-        self.row, self.column, self.quoted = 1, 0, False  # at the start of the block
-        self._open_bytes = 0  # of the field that began in an earlier block
+        # row, column and quoting at the start of the block
+        self.row = 1
+        self.column = 0
+        self.quoted = False
+        self._open_bytes = 0  # size so far of a field that began in an earlier block
         self._size = 0
-        self._ends = self._line_ends = np.empty(0, np.int64)
+        self._ends = np.empty(0, np.int64)  # of fields, within the block
+        self._line_ends = np.empty(0, np.int64)
 
-    def take(self, block: bytes) -> None:
-        """Step over the block before, and look at this one."""
+    def next_block(self, block: bytes) -> None:
+        """Move to the end of the last block and scan this one."""
         if len(self._line_ends):
             self.row += len(self._line_ends)
             self.column = 0
@@ -106,7 +111,7 @@ class _CsvFields:
         self.quoted = bool(inside[-1]) if len(data) else self.quoted
         self._size = len(data)
 
-    def place(self, at: int) -> tuple[int, str]:
+    def row_and_column(self, at: int) -> tuple[int, str]:
         """(row, column name) of byte ``at`` of the block."""
         lines = self._line_ends[self._line_ends < at]
         fields = self._ends[self._ends < at]
@@ -114,50 +119,57 @@ class _CsvFields:
         name = self.columns[number] if number < len(self.columns) else f"number {number + 1}"
         return self.row + len(lines), name
 
-    def longest(self) -> tuple[int, int]:
-        """(bytes, first byte in this block) of the longest field that ends in it or is still open."""
+    def longest_field(self) -> tuple[int, int]:
+        """(bytes, first byte in this block) of the longest field that ends in this block or is still open."""
         sizes = np.diff(np.concatenate([[-1], self._ends, [self._size]])) - 1
         sizes[0] += self._open_bytes
-        which = int(sizes.argmax())
-        return int(sizes[which]), int(self._ends[which - 1]) + 1 if which else 0
+        number = int(sizes.argmax())
+        return int(sizes[number]), int(self._ends[number - 1]) + 1 if number else 0
 
 
-def scan_lines(path: Path, label: str, max_field_bytes: int) -> None:
-    """The same for JSON lines, where the limit holds for a whole line."""
-    row, line_start, offset = 1, 0, 0
-    decoder = _Utf8()
+def scan_json_lines(path: Path, label: str, max_field_bytes: int) -> None:
+    """As `scan_csv`, for JSON lines; the limit applies to a whole line."""
+    row = 1
+    line_start = 0
+    offset = 0  # of the block in the file
+    utf8 = _Utf8Checker()
     for block in _blocks(path):
         ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
-        if (broken := decoder.feed(block)) is not None:
-            before = ends[ends < broken]
+        invalid_at = utf8.first_invalid_byte(block)
+        if invalid_at is not None:
+            before = ends[ends < invalid_at]
             start = offset + int(before[-1]) + 1 if len(before) else line_start
-            _invalid_utf8(label, row + len(before), _last_key(path, start, min(offset + broken - start, BLOCK_BYTES)))
+            length = min(offset + invalid_at - start, BLOCK_BYTES)
+            _invalid_utf8(label, row + len(before), _last_key(path, start, length))
         sizes = np.diff(np.concatenate([[line_start - offset - 1], ends, [len(block)]])) - 1
         if sizes.max() > max_field_bytes:
-            which = int(sizes.argmax())
-            start = line_start if which == 0 else offset + int(ends[which - 1]) + 1
-            _too_long(label, row + which, _last_key(path, start, min(max_field_bytes, BLOCK_BYTES)), max_field_bytes)
+            number = int(sizes.argmax())
+            start = line_start if number == 0 else offset + int(ends[number - 1]) + 1
+            _too_long(label, row + number, _last_key(path, start, min(max_field_bytes, BLOCK_BYTES)), max_field_bytes)
         if len(ends):
-            row, line_start = row + len(ends), offset + int(ends[-1]) + 1
+            row += len(ends)
+            line_start = offset + int(ends[-1]) + 1
         offset += len(block)
-    if decoder.unfinished():
-        raise InputError(f"{label}, row {row}: the file ends inside a character; it was cut off")
+    if utf8.is_inside_character():
+        raise InputError(f"{label}, row {row}: the file ends inside a character; the file is truncated")
 
 
-class _Utf8:
-    """An incremental check: ``feed`` returns where in the block the first broken byte is (0 where it began before)."""
+class _Utf8Checker:
+    """Incremental check of UTF-8, block by block."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("strict")
 
-    def feed(self, block: bytes) -> int | None:
+    def first_invalid_byte(self, block: bytes) -> int | None:
+        """Offset in the block; 0 if the invalid sequence began in an earlier block; None if the block is valid."""
         try:
             self._decoder.decode(block)
         except UnicodeDecodeError as error:
             return max(0, error.start - (len(error.object) - len(block)))
         return None
 
-    def unfinished(self) -> bool:
+    def is_inside_character(self) -> bool:
+        """Whether the last block ended inside a multi-byte character."""
         return bool(self._decoder.getstate()[0])
 
 
@@ -178,11 +190,13 @@ def _header(path: Path, label: str, max_field_bytes: int) -> list[str]:
         _invalid_utf8(label, 1, "the header")
     except csv.Error as error:
         raise InputError(
-            f"{label}, row 1: the header is no CSV ({error}); write the column names, comma-separated"
+            f"{label}, row 1: the header is not valid CSV ({error}); write the column names, separated by commas"
         ) from error
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"{label}, row 1: column {twice[0]!r} is there twice; keep one")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(
+            f"{label}, row 1: column {repeated[0]!r} occurs {names.count(repeated[0])} times; keep one of them"
+        )
     return names
 
 
@@ -191,27 +205,27 @@ def _csv(path: Path, label: str) -> pl.DataFrame:
         frame = pl.read_csv(path, infer_schema=False, row_index_name=ROW, row_index_offset=2)
     except pl.exceptions.PolarsError as error:
         raise InputError(
-            _ragged(path, label) or f"{label}: not a CSV that can be read ({_first_line(error)})"
+            _extra_fields(path, label) or f"{label}: not valid CSV ({_first_line(error)}); write the file again"
         ) from error
     return frame.with_columns(pl.col(ROW).cast(pl.Int64))
 
 
-def _ragged(path: Path, label: str) -> str | None:
-    """Where the first row with too many fields is."""
+def _extra_fields(path: Path, label: str) -> str | None:
+    """The message for the first row with more fields than the header; None if there is no such row."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file)
         width = len(next(rows, []))
         for number, row in enumerate(rows, start=2):
             if len(row) > width:
                 return (
-                    f"{label}, row {number}: {len(row)} fields where the header has {width};"
-                    " put fields that hold a comma in double quotes"
+                    f"{label}, row {number}: {len(row)} fields, but the header has {width};"
+                    " put fields that contain a comma in double quotes"
                 )
     return None
 
 
 def _json_lines(path: Path, name: str, label: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """One object per line; blank lines are passed over. Every value becomes text (see ``_as_text``)."""
+    """One object per line; blank lines are skipped. Every value is converted to text (see ``_as_text``)."""
     schema = tables.SCHEMAS[name].columns
     frames: list[pl.DataFrame] = []
     bad: list[tuple[str, str, int, str, str]] = []
@@ -231,7 +245,7 @@ def _json_lines(path: Path, name: str, label: str) -> tuple[pl.DataFrame, pl.Dat
                 continue
             column = ""
             try:
-                row = json.loads(line, parse_constant=_refuse)
+                row = json.loads(line, parse_constant=_raise_constant)
                 if not isinstance(row, dict):
                     raise ValueError(f"is not an object but {type(row).__name__}")
                 texts = {}
@@ -250,7 +264,7 @@ def _json_lines(path: Path, name: str, label: str) -> tuple[pl.DataFrame, pl.Dat
 
 
 def _as_text(value: object, kind: pl.DataType) -> str | None:
-    """A JSON value as the text that a CSV would hold. Raises ValueError for what has no such text."""
+    """A JSON value as the text of a CSV cell. Raises ValueError for a value that no cell can express."""
     if value is None:
         return None
     if isinstance(value, list) and kind == tables.TEXTS and all(isinstance(entry, str) for entry in value):
@@ -259,11 +273,11 @@ def _as_text(value: object, kind: pl.DataType) -> str | None:
         raise ValueError(f"{json.dumps(value)} is a JSON {type(value).__name__}, which does not fit")
     text = None if value is None else str(value)
     if text is not None and not text.isascii():
-        text.encode()  # a lone surrogate, which JSON can spell: UnicodeEncodeError is a ValueError
+        text.encode()  # JSON can spell a lone surrogate; UnicodeEncodeError is a ValueError
     return text
 
 
-def _refuse(constant: str) -> NoReturn:
+def _raise_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
@@ -274,32 +288,32 @@ def _parquet(path: Path, label: str, max_field_bytes: int) -> pl.DataFrame:
         frame = pl.read_parquet(path, hive_partitioning=False)
     except (pa.ArrowException, pl.exceptions.PolarsError) as error:
         raise InputError(
-            f"{label}: not a Parquet file that can be read ({_first_line(error)}); write it again"
+            f"{label}: not a Parquet file that can be read ({_first_line(error)}); write the file again"
         ) from error
     return frame.with_row_index(ROW, offset=1).with_columns(pl.col(ROW).cast(pl.Int64))
 
 
 def _scan_parquet(file: pq.ParquetFile, label: str, max_field_bytes: int) -> None:
-    """Length and UTF-8 of every text column, one batch of rows after another."""
+    """Check length and UTF-8 of every text column, batch by batch."""
     schema = file.schema_arrow
     for name in [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]:
-        _refuse_huge_chunks(file, name, label, max_field_bytes)
+        _check_chunk_sizes(file, name, label, max_field_bytes)
         row = 1
         for batch in file.iter_batches(batch_size=1 << 16, columns=[name]):
             texts = batch.column(0)
             as_bytes = texts.cast(pa.large_binary())
             if len(texts) and (pc.max(pc.binary_length(as_bytes)).as_py() or 0) > max_field_bytes:
-                long = pc.index(pc.greater(pc.binary_length(as_bytes), max_field_bytes), True).as_py()
-                _too_long(label, row + long, name, max_field_bytes)
+                too_long = pc.index(pc.greater(pc.binary_length(as_bytes), max_field_bytes), True).as_py()
+                _too_long(label, row + too_long, name, max_field_bytes)
             try:
                 texts.validate(full=True)
             except pa.ArrowInvalid:
-                _invalid_utf8(label, row + _first_broken(as_bytes), name)
+                _invalid_utf8(label, row + _first_invalid_utf8(as_bytes), name)
             row += len(texts)
 
 
-def _refuse_huge_chunks(file: pq.ParquetFile, name: str, label: str, max_field_bytes: int) -> None:
-    """Stop before reading where even the mean field must be over the limit: the footer counts the bytes."""
+def _check_chunk_sizes(file: pq.ParquetFile, name: str, label: str, max_field_bytes: int) -> None:
+    """Raise InputError, before any read, if by the byte counts of the footer the mean field exceeds the limit."""
     first = 1
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
@@ -313,7 +327,7 @@ def _refuse_huge_chunks(file: pq.ParquetFile, name: str, label: str, max_field_b
         first += group.num_rows
 
 
-def _first_broken(values: pa.Array) -> int:
+def _first_invalid_utf8(values: pa.Array) -> int:
     for index, value in enumerate(values.to_pylist()):
         try:
             (value or b"").decode()
@@ -323,7 +337,7 @@ def _first_broken(values: pa.Array) -> int:
 
 
 def _last_key(path: Path, start: int, length: int) -> str:
-    """The last ``"key":`` in ``length`` bytes from ``start``: the field that a fault in a JSON line lies in."""
+    """The last ``"key":`` in ``length`` bytes from ``start``: the field that contains the fault of a JSON line."""
     with path.open("rb") as file:
         file.seek(start)
         keys = re.findall(rb'"([A-Za-z0-9_ -]{1,64})"\s*:', file.read(length))
