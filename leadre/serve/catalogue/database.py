@@ -1,9 +1,9 @@
-"""``manage.db``: campaigns, ads, keys and origins, with one writer, the management process.
+"""``manage.db``: campaigns, ads, keys and origins; the management process is its only writer.
 
-A row is its JSON (``body``); the columns that queries need are computed from it. Every commit takes the next version
-number and writes it into the rows that it changes, so a reader learns from one row whether anything is new, and from
-an index what. No campaign and no ad is ever deleted: reports and late events name them. ``place`` is their order of
-arrival, and never changes.
+A row stores its item as JSON (``body``); SQLite computes the columns that queries need from it. Every commit increments
+the version number and writes it into the rows that it changes. A reader compares one number to see whether anything is
+new, and finds the changed rows by index. Campaigns and ads are never deleted: reports and late events refer to them.
+``place`` is their order of arrival and never changes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ MIGRATIONS: tuple[str, ...] = (
 
 
 class ManageDatabase:
-    """The writer's connection, for any thread of its process. ``lock`` is held while a thread reads or writes."""
+    """The writer's connection, shared by the threads of its process; a thread that uses it holds ``lock``."""
 
     def __init__(self, path: Path) -> None:
         self.connection = database.connect(path, MIGRATIONS, any_thread=True)
@@ -63,7 +63,7 @@ class ManageDatabase:
 
     @contextmanager
     def writing(self) -> Iterator[int]:
-        """A transaction, all or nothing; yields its version number."""
+        """A transaction that commits as a whole; yields its version number."""
         with self.lock, database.transaction(self.connection):
             self.connection.execute("UPDATE version SET number = number + 1")
             (number,) = self.connection.execute("SELECT number FROM version").fetchone()

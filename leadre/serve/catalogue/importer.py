@@ -1,4 +1,4 @@
-"""The table of ads in a data artifact -> campaigns and ads that `leadre.serve.catalogue.campaigns.Book.add` takes."""
+"""The ads table of a data artifact as campaigns and ads for `CampaignStore.add`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from leadre.serve.catalogue.campaigns import MAX_NANOS
+from leadre.serve.catalogue.validation import MAX_NANOS
 from leadre.types import Ad, BidType, Campaign, Size, Status
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, kw_only=True)
 class ImportDefaults:
-    """What stands in where the table is silent. A bid of 0.002 of the currency for an impression is a CPM of 2."""
+    """Values for empty cells of the table. A bid of 0.002 of the currency for an impression is a CPM of 2."""
 
     bid_type: BidType = "cpm"
     bid_nanos: int = 2_000_000
@@ -32,20 +32,20 @@ class ImportDefaults:
 
 
 def read(ads: pl.DataFrame, defaults: ImportDefaults) -> tuple[list[Campaign], list[Ad]]:
-    """Campaigns and ads of a table with the columns of ``data.tables.SCHEMAS["ads"]``; nothing is checked here.
+    """Campaigns and ads, not yet validated, of a table with the columns of ``data.tables.SCHEMAS["ads"]``.
 
-    Ads of one advertiser on the same terms (bid, budget, dates) share a campaign. It has the advertiser's ID where the
-    terms are the defaults, else the ID and a hash of the terms: the same table always gives the same campaigns. An ad
-    without an advertiser goes to its brand. A daily budget of zero pauses the ad: in a campaign zero means no cap.
+    Ads of one advertiser with equal terms (bid, budget, dates) share a campaign. Its ID is the advertiser's ID for the
+    default terms, otherwise the ID and a hash of the terms, so that a table always yields the same campaigns. The brand
+    replaces a missing advertiser. A daily budget of zero pauses the ad, as zero in a campaign means no cap.
     """
     campaigns: dict[str, Campaign] = {}
-    made = []
+    imported = []
     for row in ads.iter_rows(named=True):
         campaign = _campaign(row, defaults)
         campaigns.setdefault(campaign.campaign_id, campaign)
         price_nanos, price_currency = _price(row, defaults)
         url = row["landing_url"] or defaults.landing_url.replace("{ad_id}", quote(row["ad_id"], safe=""))
-        made.append(
+        imported.append(
             Ad(
                 ad_id=row["ad_id"],
                 object_id=row["object_id"] or row["ad_id"],
@@ -63,7 +63,7 @@ def read(ads: pl.DataFrame, defaults: ImportDefaults) -> tuple[list[Campaign], l
                 status=_status(row),
             )
         )
-    return list(campaigns.values()), made
+    return list(campaigns.values()), imported
 
 
 def _campaign(row: Mapping[str, Any], defaults: ImportDefaults) -> Campaign:
@@ -72,7 +72,7 @@ def _campaign(row: Mapping[str, Any], defaults: ImportDefaults) -> Campaign:
     terms = (
         row["bid_type"] or defaults.bid_type,
         row["bid_nanos"] if has_bid else defaults.bid_nanos,
-        (row["currency"] if has_bid else None) or defaults.currency,  # without a bid it is the currency of the price
+        (row["currency"] if has_bid else None) or defaults.currency,  # without a bid the column is the price's currency
         row["daily_budget_nanos"] or defaults.daily_nanos,
         _micros(row["starts_at"]),
         _micros(row["ends_at"]),
@@ -95,8 +95,9 @@ def _campaign(row: Mapping[str, Any], defaults: ImportDefaults) -> Campaign:
 
 
 def _price(row: Mapping[str, Any], defaults: ImportDefaults) -> tuple[int, str]:
-    """What a banner shows; nothing where it is no price, as an ad does without."""
-    nanos, currency = row["price_nanos"] or 0, row["currency"] or defaults.currency
+    """The price that a banner shows, or 0 if the table has no valid price: an ad needs none."""
+    nanos = row["price_nanos"] or 0
+    currency = row["currency"] or defaults.currency
     is_price = 0 < nanos <= MAX_NANOS and re.fullmatch(r"[A-Z]{3}", currency)
     return (nanos, currency) if is_price else (0, defaults.currency)
 
@@ -111,6 +112,6 @@ def _micros(at: datetime | None) -> int:
 
 
 def _size(text: str) -> Size:
-    """Of "300x250". Anything else becomes a size that no ad may have, so that the ad is refused by name."""
+    """The size of "300x250". Any other text yields (0, 0), which validation refuses with the ad's ID."""
     match = re.fullmatch(r"\s*(\d{1,5})\s*[xX]\s*(\d{1,5})\s*", text)
     return (int(match[1]), int(match[2])) if match else (0, 0)

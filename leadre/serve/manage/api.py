@@ -21,8 +21,9 @@ from pydantic import BaseModel
 from leadre import __version__
 from leadre.errors import ConflictError, InputError, MissingError, PeerError, StoreDown
 from leadre.serve.catalogue import importer
-from leadre.serve.catalogue.campaigns import MAX_ID_CHARS, CampaignStore
+from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.catalogue.validation import MAX_ID_CHARS
 from leadre.serve.manage import auth, forms, status
 from leadre.serve.manage.access import (
     Backend,

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 from leadre.data import text
 from leadre.errors import InputError, MissingError
-from leadre.serve.catalogue.campaigns import MAX_NAME_CHARS, check_id
 from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.catalogue.validation import MAX_NAME_CHARS, check_id
 
 SECRET_BYTES = 32
 NOBODY = bytes(SECRET_BYTES)  # stands in for the hash of a key that is not there

@@ -19,7 +19,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from leadre.serve.catalogue.campaigns import (
+from leadre.serve.catalogue.validation import (
     MAX_ID_CHARS,
     MAX_NAME_CHARS,
     MAX_NANOS,

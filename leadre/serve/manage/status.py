@@ -21,7 +21,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from leadre import __version__
 from leadre.creative import banner as creatives
 from leadre.errors import ConflictError, MissingError
-from leadre.serve.catalogue.campaigns import MAX_ID_CHARS
+from leadre.serve.catalogue.validation import MAX_ID_CHARS
 from leadre.serve.manage import views
 from leadre.serve.manage.access import TheBook, TheOutside
 from leadre.serve.manage.sessions import LASTS_US, Session, Sessions, is_ours

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from leadre.errors import ConflictError, InputError, MissingError
-from leadre.serve.catalogue import campaigns
-from leadre.serve.catalogue.campaigns import ImportResult
+from leadre.serve.catalogue import validation
+from leadre.serve.catalogue.campaigns import CampaignStore, ImportResult
+from leadre.serve.catalogue.database import ManageDatabase
 from leadre.types import Targeting
 
 
@@ -16,18 +17,18 @@ def version(desk):
     return desk.connection.execute("SELECT number FROM version").fetchone()[0]
 
 
-def test_what_is_put_is_there(book, campaign, ad):
-    wanted = campaign(
+def test_stored_items_are_read_back(book, campaign, ad):
+    stored = campaign(
         targeting=Targeting(countries=frozenset({"DEU", "FRA"}), hours=frozenset({8, 9})), zone="Asia/Tokyo"
     )
-    assert book.put_campaign(wanted)
+    assert book.put_campaign(stored)
     assert book.put_ad(ad(sizes=((300, 250), (728, 90)), attributes=frozenset({1, 6})))
-    assert book.campaign("c1") == wanted
+    assert book.campaign("c1") == stored
     assert book.ad("a1") == ad(sizes=((300, 250), (728, 90)), attributes=frozenset({1, 6}), adomain="acme.test")
     assert book.campaign("c2") is None and book.ad("a2") is None
 
 
-def test_the_same_again_changes_nothing(book, desk, campaign, ad):
+def test_equal_item_is_not_written_again(book, desk, campaign, ad):
     for put, item in ((book.put_campaign, campaign()), (book.put_ad, ad())):
         assert put(item)
         before = version(desk)
@@ -35,7 +36,7 @@ def test_the_same_again_changes_nothing(book, desk, campaign, ad):
         assert version(desk) == before
 
 
-def test_every_change_takes_a_version(book, desk, campaign):
+def test_each_change_increments_the_version(book, desk, campaign):
     book.put_campaign(campaign())
     before = version(desk)
     assert not book.put_campaign(campaign(bid_nanos=5))
@@ -69,14 +70,14 @@ def test_texts_are_cleaned_and_domains_derived(book, campaign, ad):
         ({"zone": "Europe"}, "zone"),
         ({"starts_at_us": -1}, "starts_at_us"),
         ({"starts_at_us": 5, "ends_at_us": 5}, "after starts_at_us = 5"),
-        ({"ends_at_us": campaigns.LATEST_US + 1}, "ends_at_us"),
+        ({"ends_at_us": validation.LATEST_US + 1}, "ends_at_us"),
         ({"targeting": Targeting(countries=frozenset({"DE"}))}, "targeting.countries"),
         ({"targeting": Targeting(hours=frozenset({24}))}, "targeting.hours"),
         ({"targeting": Targeting(device_types=frozenset({9}))}, "targeting.device_types"),
         ({"targeting": Targeting(segments=frozenset({""}))}, "targeting.segments"),
     ],
 )
-def test_a_bad_campaign_is_refused_by_field(book, desk, campaign, fields, message):
+def test_bad_campaign_is_refused_with_the_field(book, desk, campaign, fields, message):
     before = version(desk)
     with pytest.raises(InputError, match=message):
         book.put_campaign(campaign(**fields))
@@ -113,7 +114,7 @@ def test_a_bad_campaign_is_refused_by_field(book, desk, campaign, fields, messag
         ({"campaign_id": "theirs"}, "a campaign of this account"),
     ],
 )
-def test_a_bad_ad_is_refused_by_field(book, campaign, ad, fields, message):
+def test_bad_ad_is_refused_with_the_field(book, campaign, ad, fields, message):
     book.put_campaign(campaign())
     book.put_campaign(campaign("theirs", advertiser_id="bolt"))
     with pytest.raises(InputError, match=message):
@@ -121,7 +122,7 @@ def test_a_bad_ad_is_refused_by_field(book, campaign, ad, fields, message):
     assert book.ads() == []
 
 
-def test_pause_and_resume_until_the_end(book, campaign, ad):
+def test_status_changes_until_ended(book, campaign, ad):
     book.put_campaign(campaign())
     book.put_ad(ad())
     for set_status, find in (
@@ -135,11 +136,11 @@ def test_pause_and_resume_until_the_end(book, campaign, ad):
         for status in ("active", "paused"):
             with pytest.raises(ConflictError, match="final"):
                 set_status(name, status)
-        with pytest.raises(MissingError, match="'nobody'"):
-            set_status("nobody", "paused")
+        with pytest.raises(MissingError, match="'unknown'"):
+            set_status("unknown", "paused")
 
 
-def test_what_money_hangs_on_stays(book, campaign, ad):
+def test_account_and_currency_cannot_change(book, campaign, ad):
     book.put_campaign(campaign())
     for field, value in (("currency", "EUR"), ("advertiser_id", "bolt")):
         with pytest.raises(ConflictError, match=field):
@@ -150,7 +151,7 @@ def test_what_money_hangs_on_stays(book, campaign, ad):
         book.put_ad(ad(campaign_id="c2", advertiser_id="bolt"))
 
 
-def test_pages_go_by_id_and_filter(book, campaign, ad):
+def test_pages_are_ordered_by_id_and_filtered(book, campaign, ad):
     for number in (3, 1, 2):
         book.put_campaign(campaign(f"c{number}", advertiser_id="acme" if number < 3 else "bolt"))
         book.put_ad(ad(f"a{number}", campaign_id=f"c{number}", advertiser_id="acme" if number < 3 else "bolt"))
@@ -164,10 +165,10 @@ def test_pages_go_by_id_and_filter(book, campaign, ad):
     assert ids(book.ads(advertiser_id="acme")) == ["a1", "a2"]
     assert ids(book.ads(advertiser_id="acme", status="paused")) == ["a2"]
     assert ids(book.ads(campaign_id="c3")) == ["a3"]
-    assert [found.campaign_id for found in book.campaigns(advertiser_id="bolt")] == ["c3"]
+    assert [campaign.campaign_id for campaign in book.campaigns(advertiser_id="bolt")] == ["c3"]
 
 
-def test_a_bulk_addition_keeps_what_is_there(book, desk, campaign, ad):
+def test_import_keeps_stored_items_and_lists_refused_ads(book, desk, campaign, ad):
     book.put_campaign(campaign(bid_nanos=7))
     book.put_ad(ad(title="By hand"))
     before = version(desk)
@@ -177,14 +178,14 @@ def test_a_bulk_addition_keeps_what_is_there(book, desk, campaign, ad):
     assert [ad_id for ad_id, _ in added.refused] == ["a3", "a4"]
     assert "landing_url" in added.refused[0][1]
     assert (book.campaign("c1").bid_nanos, book.ad("a1").title) == (7, "By hand")
-    assert [found.ad_id for found in book.ads()] == ["a1", "a2"]
+    assert [ad.ad_id for ad in book.ads()] == ["a1", "a2"]
     assert version(desk) == before + 1
     with pytest.raises(InputError, match="zone"):
         book.add([campaign("c8"), campaign("c9", zone="Mars")], [])
     assert book.campaign("c8") is None
 
 
-def test_threads_lose_no_change(book, desk, campaign):
+def test_concurrent_writes_are_all_stored(book, desk, campaign):
     before = version(desk)
     usual_s = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -197,8 +198,8 @@ def test_threads_lose_no_change(book, desk, campaign):
     assert version(desk) == before + 80
 
 
-def test_it_is_on_the_disk(book, manage_db, campaign):
+def test_stored_campaign_survives_reopening(book, manage_db, campaign):
     book.put_campaign(campaign())
-    again = campaigns.CampaignStore(campaigns.ManageDatabase(manage_db))
-    assert again.campaign("c1") == dataclasses.replace(campaign())
-    again._records.close()
+    again = ManageDatabase(manage_db)
+    assert CampaignStore(again).campaign("c1") == dataclasses.replace(campaign())
+    again.close()

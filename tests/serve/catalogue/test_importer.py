@@ -15,7 +15,7 @@ def table(*rows):
     return tables.complete("ads", frame)
 
 
-def test_a_table_that_says_nothing_gets_the_defaults(book):
+def test_empty_cells_get_the_defaults(book):
     frame = table(
         {"ad_id": "a 1", "title": "Tea", "advertiser_id": "leaf", "brand": "x", "price_nanos": 5, "currency": "EUR"},
         {"ad_id": "a2", "title": "Rum", "advertiser_id": None, "brand": "A/B", "price_nanos": 5, "currency": "EUR"},
@@ -31,12 +31,12 @@ def test_a_table_that_says_nothing_gets_the_defaults(book):
     tea = book.ad("a 1")
     assert (tea.object_id, tea.campaign_id, tea.sizes, tea.status) == ("a 1", "leaf", (), "active")
     assert (tea.price_nanos, tea.price_currency) == (5, "EUR")
-    assert book.ad("a3").price_nanos == 0, "what is no price is not shown, and the ad goes on"
+    assert book.ad("a3").price_nanos == 0, "an invalid price is dropped and the ad is kept"
     assert (tea.landing_url, tea.adomain) == ("https://example.com/ads/a%201", "example.com")
     assert book.add(*importer.read(frame, ImportDefaults())).known_ads == 4
 
 
-def test_terms_of_the_table_make_campaigns(book, reader):
+def test_ads_with_equal_terms_share_a_campaign(book, reader):
     day = datetime(2026, 3, 1, tzinfo=UTC)
     usual = {"advertiser_id": "leaf", "currency": "EUR", "bid_type": "cpc", "creative_sizes": ["300x250", "728 X 90"]}
     frame = table(
@@ -55,5 +55,5 @@ def test_terms_of_the_table_make_campaigns(book, reader):
     assert (first.bid_type, first.bid_nanos, first.currency, first.daily_nanos) == ("cpc", 5, "EUR", 9)
     assert first.starts_at_us == 1_772_323_200_000_000
     assert book.ad("a1").sizes == ((300, 250), (728, 90))
-    assert book.ad("a3").status == "paused"  # its budget is nothing
+    assert book.ad("a3").status == "paused"  # its budget is 0
     assert len(eligibility.load(reader).ads) == 3
