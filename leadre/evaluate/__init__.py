@@ -1,1 +1,1 @@
-"""Logs -> numbers with intervals, and a report."""
+"""Offline evaluation: metrics with intervals, comparisons and reports."""

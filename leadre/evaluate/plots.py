@@ -1,4 +1,4 @@
-"""The report's plots: matplotlib figures from plain data, colour-blind-safe (Okabe and Ito), dark on white."""
+"""Plots of the reports: matplotlib figures from plain data, in colour-blind-safe colours (Okabe and Ito)."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ STYLE: Any = {
     "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "svg.hashsalt": "leadre",  # the same figures give the same bytes
+    "svg.hashsalt": "leadre",  # equal data give equal bytes
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One method in a comparison: a mean with its interval; `kind` is ours, kin (built on ours) or rival."""
+    """One method in a comparison: mean and interval; `kind` is ours, kin (built on ours) or rival."""
 
     title: str
     mean: float
@@ -43,11 +43,13 @@ class Bar:
 
 
 def comparison(panels: Mapping[str, Sequence[Bar]], *, label: str, ranked: bool = True) -> Figure:
-    """Means with intervals, one panel for each title, two abreast; a hollow dot is a tie.
+    """Plot means with intervals, one panel per title, two panels per row; a hollow dot marks a tie.
 
-    ``ranked``: best on top, on an axis from 0; else from below as they come, on one that shows small differences.
+    ``ranked``: sort by mean, best on top, on an axis from 0. Otherwise keep the order, from bottom to top, on an axis
+    that fits the intervals, so that small differences are visible.
     """
-    rows, across = max(len(bars) for bars in panels.values()), min(len(panels), 2)
+    rows = max(len(bars) for bars in panels.values())
+    across = min(len(panels), 2)
     down = -(-len(panels) // across)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2 * across, (0.34 * rows + 0.8) * down + 0.35), layout="constrained")
@@ -55,7 +57,8 @@ def comparison(panels: Mapping[str, Sequence[Bar]], *, label: str, ranked: bool 
         for ax, (title, bars) in zip(axes, panels.items(), strict=False):
             _panel(ax, sorted(bars, key=lambda bar: bar.mean) if ranked else bars, title=title)
             if not ranked:
-                lowest, highest = min(bar.lo for bar in bars), max(bar.hi for bar in bars)
+                lowest = min(bar.lo for bar in bars)
+                highest = max(bar.hi for bar in bars)
                 spread = (highest - lowest) or 1.0
                 ax.set_xlim(lowest - 0.08 * spread, highest + 0.35 * spread)
         figure.supxlabel(label, fontsize=10)
@@ -63,20 +66,20 @@ def comparison(panels: Mapping[str, Sequence[Bar]], *, label: str, ranked: bool 
 
 
 def _panel(ax: Axes, bars: Sequence[Bar], *, title: str) -> None:
-    colour = {"ours": OURS, "kin": KIN, "rival": RIVAL}
-    highest = max(bar.hi for bar in bars) or 1.0  # nobody found anything
-    for place, bar in enumerate(bars):
-        shade = colour[bar.kind]
+    color_of = {"ours": OURS, "kin": KIN, "rival": RIVAL}
+    highest = max(bar.hi for bar in bars) or 1.0  # no method has a hit
+    for y, bar in enumerate(bars):
+        color = color_of[bar.kind]
         if bar.kind == "ours":
             ax.axvspan(bar.lo, bar.hi, color=OURS, alpha=0.10, lw=0)
-        ax.plot([bar.lo, bar.hi], [place, place], color=shade, lw=2.4, solid_capstyle="round", zorder=2)
-        face = "white" if bar.tie else shade
-        ax.plot(bar.mean, place, "o", ms=7, mfc=face, mec=shade, mew=1.8, zorder=3)
+        ax.plot([bar.lo, bar.hi], [y, y], color=color, lw=2.4, solid_capstyle="round", zorder=2)
+        face = "white" if bar.tie else color
+        ax.plot(bar.mean, y, "o", ms=7, mfc=face, mec=color, mew=1.8, zorder=3)
         weight = "bold" if bar.kind == "ours" else "normal"
         text = f"{bar.mean:.3f}".removeprefix("0")
         label_box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
-        beside: Any = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "bbox": label_box}
-        ax.annotate(text, (bar.hi, place), fontsize=9, weight=weight, **beside)
+        position: Any = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "bbox": label_box}
+        ax.annotate(text, (bar.hi, y), fontsize=9, weight=weight, **position)
     ax.set_yticks(range(len(bars)), [bar.title for bar in bars])
     for tick, bar in zip(ax.get_yticklabels(), bars, strict=True):
         if bar.kind == "ours":
@@ -85,7 +88,7 @@ def _panel(ax: Axes, bars: Sequence[Bar], *, title: str) -> None:
     ax.set_xlim(0, highest * 1.16)
     ax.set_ylim(-0.7, len(bars) - 0.3)
     ax.xaxis.set_major_locator(MaxNLocator(4))
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}".replace("0.", ".", 1))  # as the means, and room for it
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}".replace("0.", ".", 1))  # the format of the means; it saves room
     ax.grid(axis="x", color=FAINT, lw=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(axis="y", length=0)
@@ -94,9 +97,9 @@ def _panel(ax: Axes, bars: Sequence[Bar], *, title: str) -> None:
 
 
 def loss(train: Mapping[str, NDArray[np.float64]], valid: Mapping[str, NDArray[np.float64]]) -> Figure:
-    """Training loss by step (faint) with its running mean, and under it the validation metrics, where there are any.
+    """Plot training loss by step (faint) with its running mean, and below it the validation metrics, if any.
 
-    `train` holds `step` and `loss`, `valid` holds `step` and one array for each metric.
+    `train` has the arrays `step` and `loss`; `valid` has `step` and one array per metric.
     """
     curves = [name for name in valid if name != "step"]
     with matplotlib.rc_context(STYLE):
@@ -107,19 +110,19 @@ def loss(train: Mapping[str, NDArray[np.float64]], valid: Mapping[str, NDArray[n
         top.plot(train["step"], train["loss"], color=FAINT, lw=1, label="each step")
         top.plot(train["step"], _running_mean(train["loss"]), color=OURS, lw=2, label="running mean")
         top.set_ylabel("training loss (nats)")
-        # the first steps of a new model would flatten everything that comes after
-        settled = train["loss"][len(train["loss"]) // 50 :]
-        if len(settled):
-            pad = 0.05 * (np.ptp(settled) or 1.0)
-            top.set_ylim(float(settled.min() - pad), float(np.quantile(settled, 0.999) + pad))
+        # the loss of the first steps would flatten the rest of the curve
+        later = train["loss"][len(train["loss"]) // 50 :]
+        if len(later):
+            pad = 0.05 * (np.ptp(later) or 1.0)
+            top.set_ylim(float(later.min() - pad), float(np.quantile(later, 0.999) + pad))
         top.legend(frameon=False, fontsize=9)
         if curves:
             lower: Axes = axes[1]
             markers = zip(
                 curves, (OURS, ACCENT, "#009E73", "#CC79A7", "#E69F00", RIVAL) * 9, "os^Dvx" * 9, strict=False
             )
-            for name, shade, marker in markers:
-                lower.plot(valid["step"], valid[name], marker=marker, ms=4, lw=1.6, color=shade, label=name)
+            for name, color, marker in markers:
+                lower.plot(valid["step"], valid[name], marker=marker, ms=4, lw=1.6, color=color, label=name)
             lower.set_ylabel("validation")
             lower.legend(frameon=False, fontsize=9)
         for ax in axes:
@@ -130,7 +133,7 @@ def loss(train: Mapping[str, NDArray[np.float64]], valid: Mapping[str, NDArray[n
 
 
 def codebook(codes_OL: NDArray[np.int32], sizes: Sequence[int]) -> Figure:
-    """Objects on each code of each level, most used first: a flat line is a level used well, a cliff a level wasted."""
+    """Plot objects per code of each level, most used codes first. A flat line means that the level is used well."""
     levels = codes_OL.shape[1]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 1.75 * levels + 0.4), layout="constrained")
@@ -146,8 +149,8 @@ def codebook(codes_OL: NDArray[np.int32], sizes: Sequence[int]) -> Figure:
             ax.set_yticks([0, 1, 10, 100, 1000], ["0", "1", "10", "100", "1k"])
             ax.set_ylim(0, max(12, count_S[0] * 1.6))
             ax.set_xlim(0, len(count_S))
-            what = "collision level" if last else f"level {level + 1}"
-            ax.set_title(f"{what}: {used} of {len(count_S)} codes used", loc="left", fontsize=10, weight="bold")
+            name = "collision level" if last else f"level {level + 1}"
+            ax.set_title(f"{name}: {used} of {len(count_S)} codes used", loc="left", fontsize=10, weight="bold")
             ax.set_ylabel("objects")
             ax.grid(axis="y", color=FAINT, lw=0.8)
             ax.set_axisbelow(True)
@@ -156,7 +159,7 @@ def codebook(codes_OL: NDArray[np.int32], sizes: Sequence[int]) -> Figure:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an inline SVG element that takes the width of its container."""
+    """Return the figure as an SVG element to embed; it takes the width of its container."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -165,13 +168,13 @@ def svg(figure: Figure) -> str:
 
 
 def png(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG, sharp on a dense screen."""
+    """Write the figure as PNG at 160 dpi."""
     with matplotlib.rc_context(STYLE):
         figure.savefig(path, dpi=160, metadata={"Software": None})
 
 
 def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of the last 2 % of the steps up to each step."""
+    """Return, for each step, the mean over a window of 2 % of all steps that ends there."""
     window = max(len(values) // 50, 1)
     total = np.concatenate([[0.0], np.cumsum(values)])
     end = np.arange(1, len(values) + 1)

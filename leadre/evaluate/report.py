@@ -1,6 +1,6 @@
-"""One self-contained HTML page: the comparison, the codebook, the training loss and six cases to read.
+"""The report: one self-contained HTML page with comparison, codebook, training loss and six example requests.
 
-Nothing is loaded from elsewhere: plots are inline SVG, styles are inline, all text from the logs is escaped.
+The page loads no other file: plots are inline SVG, styles are inline. All text from the logs is escaped.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from leadre.semid import codebook
 from leadre.units import NANOS_PER_UNIT
 
 OURS, FUSED, RERANKED = "leadre", "leadre+counts", "sft+price"
-CASES, SHOWN = 6, 10
+CASES = 6
+ADS_PER_CASE = 10
 HEADLINE = "recall@10"
 LABELS = {"recall": "Recall", "ndcg": "nDCG", "gmv": "GMV", "value": "Value", "coverage": "Coverage"}
-ABOUT = {
+DESCRIPTIONS = {
     "all": "every conversion counts",
-    "new": "only first-ever conversions count; lists leave out what the user had before",
-    "cold": "only conversions of ads that were unknown until training ended",
+    "new": "only first-ever conversions count; lists leave out objects in the user's history",
+    "cold": "only conversions of ads that were hidden until training ended",
     "few": f"only conversions of ads with fewer than {slices.FEW} conversions in training",
 }
 
@@ -44,24 +45,24 @@ Table = Mapping[str, Mapping[str, Mapping[str, Any]]]  # method -> metric -> mea
 
 @dataclass(frozen=True, kw_only=True)
 class ReportInputs:
-    """What the page shows: `tables` by view and slice, and the `lists` [V, K] of each view and method."""
+    """Input of the page: `tables` by view and slice, and `lists` [V, K] by view and method."""
 
     logs: Logs
     views: Sequence[View]
     slices: Sequence[View]
     tables: Mapping[str, Table]
     lists: Mapping[str, Mapping[str, Ads]]
-    tuned: Path  # the last model: the curves of its preferences are shown, if it learnt any
-    root: Path  # work/<run>: the codebook, the loss curve and the prompts are shown where they exist
+    tuned: Path  # the last model; the page shows the curves of its preference tuning, if there are any
+    root: Path  # work/<run>; the page shows its codebook, loss curve and prompts, if they exist
     split: str
     seed: int
 
 
 def write(folder: Path, inputs: ReportInputs) -> None:
-    """Write report.html, comparison.png and, where the model's training left a curve, loss.png."""
+    """Write report.html, comparison.png and, if the model's training wrote a loss curve, loss.png."""
     panels = {f"{v.name} conversions: {len(v.requests_V):,} visits": bars(inputs.tables[v.name]) for v in inputs.views}
-    explained = f"{label(HEADLINE)}, mean and 95 % interval over users; hollow = tie with LEADRE"
-    plots.png(plots.comparison(panels, label=explained), folder / "comparison.png")
+    axis_label = f"{label(HEADLINE)}, mean and 95 % interval over users; hollow = tie with LEADRE"
+    plots.png(plots.comparison(panels, label=axis_label), folder / "comparison.png")
     loss_svg = None
     if (curve := _read_csv(inputs.root / "tune-sft" / "loss.csv")) and {"step", "loss"} <= curve.keys():
         figure = plots.loss(curve, _read_csv(inputs.root / "tune-sft" / "valid.csv"))
@@ -74,11 +75,11 @@ def write(folder: Path, inputs: ReportInputs) -> None:
         users=inputs.views[0].users,
         ads=len(inputs.logs.ads),
         live=round(float(np.mean([len(inputs.logs.inventory(int(r))) for r in inputs.views[0].requests_V]))),
-        views=[_view(v, inputs.tables[v.name]) | {"plot": _plot(v, inputs.tables[v.name])} for v in inputs.views],
-        slices=[_view(v, inputs.tables[v.name], slices.METRICS) for v in inputs.slices],
+        views=[_view_table(v, inputs.tables[v.name]) | {"plot": _plot(v, inputs.tables[v.name])} for v in inputs.views],
+        slices=[_view_table(v, inputs.tables[v.name], slices.METRICS) for v in inputs.slices],
         loss=loss_svg,
-        meaning=_meaning(inputs.root / "tune-sft" / "alignment.json"),
-        preferences=_encoded(inputs.tuned / "pairs.png"),
+        alignment=_alignment(inputs.root / "tune-sft" / "alignment.json"),
+        preferences=_image_base64(inputs.tuned / "pairs.png"),
         codebook=_codebook(inputs.root / "semid"),
         cases=cases(inputs),
     )
@@ -86,31 +87,32 @@ def write(folder: Path, inputs: ReportInputs) -> None:
 
 
 def title(method: str) -> str:
-    """The name of a row for readers."""
+    """Return the row title of a method."""
     if method in CHANNELS:
         return CHANNELS[method].title
     return {OURS: "LEADRE", FUSED: "LEADRE + own counts", RERANKED: "LEADRE x price"}.get(method, method)
 
 
 def label(metric: str) -> str:
-    """`recall@10` as readers know it."""
+    """Return the column title of a metric: `recall@10` -> `Recall@10`."""
     name, _, k = metric.partition("@")
     return f"{LABELS[name]}@{k}"
 
 
 def bars(table: Table) -> list[plots.Bar]:
-    """The headline metric of every method, for the plot."""
-    made = []
+    """Return the headline metric of every method, for the plot."""
+    result = []
     for method, row in table.items():
         cell = row[HEADLINE]
         kind = "ours" if method == OURS else "rival" if method in CHANNELS else "kin"
         tie = "diff" in cell and metrics.is_tie(cell["diff"])
-        made.append(plots.Bar(title=title(method), mean=cell["mean"], lo=cell["lo"], hi=cell["hi"], kind=kind, tie=tie))
-    return made
+        bar = plots.Bar(title=title(method), mean=cell["mean"], lo=cell["lo"], hi=cell["hi"], kind=kind, tie=tie)
+        result.append(bar)
+    return result
 
 
 def verdict(cell: Mapping[str, Any]) -> str:
-    """How a rival's cell stands to ours: `tie`, `above`, `below`, or empty for our own row and for coverage."""
+    """Compare a cell with ours: `tie`, `above` or `below`; empty for our own row and for coverage."""
     if "diff" not in cell:
         return ""
     if metrics.is_tie(cell["diff"]):
@@ -118,7 +120,7 @@ def verdict(cell: Mapping[str, Any]) -> str:
     return "above" if cell["diff"]["mean"] > 0 else "below"
 
 
-def _view(v: View, table: Table, columns: Sequence[str] = METRICS) -> dict[str, Any]:
+def _view_table(v: View, table: Table, columns: Sequence[str] = METRICS) -> dict[str, Any]:
     ordered = sorted(table.items(), key=lambda item: -item[1][HEADLINE]["mean"])
     rows = [
         {
@@ -132,7 +134,7 @@ def _view(v: View, table: Table, columns: Sequence[str] = METRICS) -> dict[str, 
     best = {"title": title(rivals[0][0]), **rivals[0][1], "verdict": verdict(rivals[0][1])} if rivals else None
     return {
         "name": v.name,
-        "about": ABOUT[v.name],
+        "about": DESCRIPTIONS[v.name],
         "requests": len(v.requests_V),
         "users": v.users,
         "columns": [label(metric) for metric in columns],
@@ -148,11 +150,14 @@ def _plot(v: View, table: Table) -> str:
 
 
 def cases(inputs: ReportInputs) -> list[dict[str, Any]]:
-    """Six requests of different users, drawn by the seed and not by how they came out, told so that one can judge."""
-    told = _told(inputs.root / "generate" / "cases.jsonl")
+    """Return six requests of different users, with all that the page shows of them.
+
+    Requests whose prompt the generate stage has written come first; the seed draws the others. No result is considered.
+    """
+    written = _read_cases(inputs.root / "generate" / "cases.jsonl")
     v = inputs.views[0]
-    place = {int(r): row for row, r in enumerate(v.requests_V)}
-    chosen = [r for r in told if r in place][:CASES]
+    row_of = {int(r): row for row, r in enumerate(v.requests_V)}
+    chosen = [r for r in written if r in row_of][:CASES]
     rng = np.random.default_rng(inputs.seed)
     users = {int(inputs.logs.request_user_R[r]) for r in chosen}
     for r in rng.permutation(v.requests_V).tolist():
@@ -162,19 +167,21 @@ def cases(inputs: ReportInputs) -> list[dict[str, Any]]:
         if user not in users:
             users.add(user)
             chosen.append(r)
-    return [_case(inputs, r, told.get(r), inputs.lists[v.name][OURS][place[r]]) for r in chosen]
+    return [_case(inputs, r, written.get(r), inputs.lists[v.name][OURS][row_of[r]]) for r in chosen]
 
 
-def _case(inputs: ReportInputs, r: int, told: Mapping[str, Any] | None, listed: NDArray[np.int32]) -> dict[str, Any]:
+def _case(inputs: ReportInputs, r: int, case: Mapping[str, Any] | None, ads_K: NDArray[np.int32]) -> dict[str, Any]:
+    """One request for the page; `case` holds its prompt and generated ads, `ads_K` is its list."""
     logs = inputs.logs
     relevant, value_nanos = logs.relevant(r)
-    ids, titles = logs.ads["ad_id"], logs.ads["title"]
-    if told is None:
-        generated = [{"ad_id": ids[int(a)], "title": titles[int(a)], "logprob": None} for a in listed if a >= 0]
+    ids = logs.ads["ad_id"]
+    titles = logs.ads["title"]
+    if case is None:
+        generated = [{"ad_id": ids[int(a)], "title": titles[int(a)], "logprob": None} for a in ads_K if a >= 0]
     else:
-        generated = list(told["generated"])
-    bought_ids = {ids[int(a)] for a in relevant}
-    shown = [{**ad, "hit": ad["ad_id"] in bought_ids} for ad in generated[:SHOWN]]
+        generated = list(case["generated"])
+    converted_ids = {ids[int(a)] for a in relevant}
+    shown = [{**ad, "hit": ad["ad_id"] in converted_ids} for ad in generated[:ADS_PER_CASE]]
     shown_ids = {ad["ad_id"] for ad in shown}
     at = np.datetime64(int(logs.request_at_us_R[r]), "us")
     profile = dict(logs.users.row(int(logs.request_user_R[r]), named=True))
@@ -188,9 +195,9 @@ def _case(inputs: ReportInputs, r: int, told: Mapping[str, Any] | None, listed: 
         "placement": logs.placements[int(logs.request_placement_R[r])],
         "live": len(logs.inventory(r)),
         **_history(logs, r),
-        "prompt": None if told is None else told["prompt"],
+        "prompt": None if case is None else case["prompt"],
         "generated": shown,
-        "bought": [
+        "converted": [
             {"title": titles[int(a)], "money": int(nanos) / NANOS_PER_UNIT, "hit": ids[int(a)] in shown_ids}
             for a, nanos in zip(relevant, value_nanos, strict=True)
         ],
@@ -198,22 +205,23 @@ def _case(inputs: ReportInputs, r: int, told: Mapping[str, Any] | None, listed: 
 
 
 def _history(logs: Logs, r: int) -> dict[str, Any]:
-    """What the user did before: how many events, the most frequent objects, those of the last visit."""
+    """Summarise the user's history: number of events, most frequent objects, objects of the last visit."""
     span = logs.history(r)
-    objects, titles = logs.object_E[span], logs.objects["title"]
+    objects = logs.object_E[span]
+    titles = logs.objects["title"]
     unique, count = np.unique(objects, return_counts=True)
-    often = np.lexsort((unique, -count))[:8]
+    most_frequent = np.lexsort((unique, -count))[:8]
     last = objects[logs.at_us_E[span] == logs.at_us_E[span.stop - 1]] if len(objects) else objects
     return {
         "events": len(objects),
-        "often": [(titles[int(unique[i])], int(count[i])) for i in often],
+        "frequent": [(titles[int(unique[i])], int(count[i])) for i in most_frequent],
         "last": [titles[int(o)] for o in last[:10]],
         "last_more": max(len(last) - 10, 0),
     }
 
 
-def _told(path: Path) -> dict[int, dict[str, Any]]:
-    """The prompts and generated ads that the generate stage left for readers, by request."""
+def _read_cases(path: Path) -> dict[int, dict[str, Any]]:
+    """Read the prompts and generated ads that the generate stage wrote for this page: request -> case."""
     if not path.is_file():
         return {}
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -225,41 +233,42 @@ def _codebook(folder: Path) -> dict[str, Any] | None:
     if not folder.is_dir():
         return None
     try:
-        book = codebook.load(artifact.read(folder, artifact.CODEBOOK))
-    except ArtifactError:  # of an older format: the page does without it
+        ids = codebook.load(artifact.read(folder, artifact.CODEBOOK))
+    except ArtifactError:  # an older format: the page leaves the section out
         return None
-    prefixes = len(np.unique(book.codes_OL[:, :-1], axis=0))
-    objects = len(book.codes_OL)
+    prefixes = len(np.unique(ids.codes_OL[:, :-1], axis=0))
+    objects = len(ids.codes_OL)
     return {
-        "plot": plots.svg(plots.codebook(book.codes_OL, book.sizes)),
+        "plot": plots.svg(plots.codebook(ids.codes_OL, ids.sizes)),
         "objects": objects,
-        "sizes": " x ".join(str(size) for size in book.sizes[:-1]),
+        "sizes": " x ".join(str(size) for size in ids.sizes[:-1]),
         "collided": 1 - prefixes / objects,
     }
 
 
-def _meaning(path: Path) -> dict[str, Any] | None:
-    """What the alignment tasks have taught (`tune.alignment`); None where there were none."""
+def _alignment(path: Path) -> dict[str, Any] | None:
+    """Read the scores of the alignment tasks (`tune.alignment`); None if the model was tuned without them."""
     if not path.is_file():
         return None
     figures = json.loads(path.read_text(encoding="utf-8"))
-    seen, new = figures["seen"], figures["new"]
+    seen = figures["seen"]
+    new = figures["new"]
     rows = [
         ("ID to category, first level", seen["category"]["1"], new["category"]["1"]),
-        ("the commonest category", seen["majority"]["1"], new["majority"]["1"]),
+        ("always the most common category", seen["majority"]["1"], new["majority"]["1"]),
         ("ID to title, F1 of words", seen["title_f1"], new["title_f1"]),
         ("title to ID, recall@10 among all ads", seen["recall@10"], new["recall@10"]),
     ]
     return {"seen": seen["objects"], "new": new["objects"], "rows": rows}
 
 
-def _encoded(path: Path) -> str | None:
-    """A picture's bytes as text for the page; None where there is none."""
+def _image_base64(path: Path) -> str | None:
+    """Return an image file in base64, to embed in the page; None if it does not exist."""
     return base64.b64encode(path.read_bytes()).decode() if path.is_file() else None
 
 
 def _read_csv(path: Path) -> dict[str, NDArray[np.float64]]:
-    """The columns of a small CSV of numbers; an empty mapping where there is no such file or no rows."""
+    """Read a small CSV of numbers as column -> array; empty if the file is missing or has no rows."""
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", newline="") as file:
@@ -270,7 +279,7 @@ def _read_csv(path: Path) -> dict[str, NDArray[np.float64]]:
 
 
 def template(package: str, name: str) -> Any:
-    """The page template ``name`` of a package: all text is escaped, a missing variable is an error."""
+    """Return the page template ``name`` of a package; it escapes all text, and a missing variable is an error."""
     source = resources.files(package).joinpath(name).read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["figure"] = lambda value: f"{value:.3f}".removeprefix("0")

@@ -1,1 +1,1 @@
-"""The ablation: one run a variant, all on the same requests."""
+"""Ablation: one training run per variant, all evaluated on the same requests."""

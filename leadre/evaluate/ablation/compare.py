@@ -1,4 +1,4 @@
-"""The ablation's numbers: every row on the same requests, with what it changes against the row it is compared with.
+"""Comparison of the ablation's rows: metrics on the same requests, and paired differences to a reference row.
 
 Letters: U users, V requests of a view, K list places, B bootstrap resamples, M measures.
 """
@@ -40,7 +40,7 @@ class AblationRow:
     """One row of ablation.json.
 
     columns    view/metric -> mean over seeds, lo, hi, by_seed and, with `against`, diff: the paired difference to that
-               row, over the seeds that both have. Intervals are over users; coverage is a union and has none.
+               row, over the seeds of both. Intervals are over users; coverage is a union of lists and has none.
     """
 
     name: str
@@ -55,30 +55,34 @@ def compare(
     logs: Logs,
     requests_R: Ints,
     rows: Sequence[Variant],
-    made: Mapping[str, Mapping[int, Artifact]],
+    artifacts: Mapping[str, Mapping[int, Artifact]],
     *,
     resamples: int,
     seed: int,
 ) -> list[AblationRow]:
-    """The rows in order. `made`: the lists of each by seed. A slice in which nothing was converted has no column."""
+    """Return the rows in order. `artifacts`: row name -> seed -> its lists.
+
+    A slice without a conversion has no column.
+    """
     views = [retrieval.build_view(logs, requests_R, name) for name in retrieval.VIEWS]
     parts = slices.slice_views(logs, views[0])
     measured = {
-        row.name: {seed: _measure(logs, views, parts, lists) for seed, lists in made[row.name].items()} for row in rows
+        row.name: {s: _measure(logs, views, parts, lists) for s, lists in artifacts[row.name].items()} for row in rows
     }
     columns = {row.name: dict[str, dict[str, Any]]() for row in rows}
     names = {view.name for view in (*views, *parts)}
     for column in (column for column in COLUMNS if column.partition("/")[0] in names):
-        found = {name: {s: each[column] for s, each in by_seed.items()} for name, by_seed in measured.items()}
-        cells = _cells(rows, found, resamples, seed)
-        for name, cell in cells.items():
+        measures = {
+            name: {s: by_column[column] for s, by_column in by_seed.items()} for name, by_seed in measured.items()
+        }
+        for name, cell in _cells(rows, measures, resamples, seed).items():
             columns[name][column] = cell
     return [
         AblationRow(
             name=row.name,
             title=row.title,
             left_out=row.left_out,
-            seeds=tuple(made[row.name]),
+            seeds=tuple(artifacts[row.name]),
             against=row.against,
             columns=columns[row.name],
         )
@@ -87,60 +91,61 @@ def compare(
 
 
 def _measure(logs: Logs, views: Sequence[View], parts: Sequence[View], lists: Artifact) -> dict[str, Ratio | float]:
-    """Column -> measure of one model's lists; coverage is a plain number."""
+    """Return column -> measure of one model's lists; coverage is a plain number."""
     frame = pl.read_parquet(lists.path / "lists.parquet", columns=["request", "view", "ads"])
-    given = retrieval.checked_lists(frame, logs, views, source=str(lists.path))
-    tables = retrieval.tabulate(retrieval.iterate_lists(given), views)
+    checked = retrieval.checked_lists(frame, logs, views, source=str(lists.path))
+    tables = retrieval.tabulate(retrieval.iterate_lists(checked), views)
     everything = views[0]
     for part in parts:
         tables[part.name] = slices.slice_lists(everything, part, {"": tables[everything.name]})[""]
-    found: dict[str, Ratio | float] = {
+    measures: dict[str, Ratio | float] = {
         f"{v.name}/{metric}": measure
         for v in (*views, *parts)
         for metric, measure in retrieval.measure(v, tables[v.name]).items()
     }
-    found[COVERAGE] = metrics.coverage_at(tables[everything.name], everything.live_ads, 10)
-    return found
+    measures[COVERAGE] = metrics.coverage_at(tables[everything.name], everything.live_ads, 10)
+    return measures
 
 
 def _cells(
-    rows: Sequence[Variant], found: Mapping[str, Mapping[int, Ratio | float]], resamples: int, seed: int
+    rows: Sequence[Variant], measures: Mapping[str, Mapping[int, Ratio | float]], resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """One column of all rows, from each row's measure by seed."""
+    """Return one column as row name -> cell. `measures`: row name -> seed -> measure."""
     cells: dict[str, dict[str, Any]] = {}
-    compared: list[tuple[str, str, Ratio]] = []
+    compared: list[tuple[str, str, Ratio]] = []  # row name, mean or diff, measure
     for row in rows:
-        by_seed = found[row.name]
-        means = {str(s): each if isinstance(each, float) else each.mean for s, each in by_seed.items()}
+        by_seed = measures[row.name]
+        means = {str(s): m if isinstance(m, float) else m.mean for s, m in by_seed.items()}
         cells[row.name] = {"mean": float(np.mean(list(means.values()))), "by_seed": means}
-        if any(isinstance(each, float) for each in by_seed.values()):
+        if any(isinstance(m, float) for m in by_seed.values()):
             continue
         compared.append((row.name, "mean", _average(by_seed, by_seed)))
         if row.against is not None:
-            both = by_seed.keys() & found[row.against].keys()
-            mine, theirs = _average(by_seed, both), _average(found[row.against], both)
-            compared.append((row.name, "diff", Ratio(top_U=mine.top_U - theirs.top_U, base_U=mine.base_U)))
+            seeds = by_seed.keys() & measures[row.against].keys()
+            ours = _average(by_seed, seeds)
+            theirs = _average(measures[row.against], seeds)
+            compared.append((row.name, "diff", Ratio(top_U=ours.top_U - theirs.top_U, base_U=ours.base_U)))
     if compared:
         values_BM = metrics.bootstrap([ratio for *_, ratio in compared], resamples=resamples, seed=seed)
-        for (name, what, ratio), values_B in zip(compared, values_BM.T, strict=True):
-            made = metrics.interval(ratio.mean, values_B)
-            cells[name] |= {"diff": made} if what == "diff" else made
+        for (name, kind, ratio), values_B in zip(compared, values_BM.T, strict=True):
+            interval = metrics.interval(ratio.mean, values_B)
+            cells[name] |= {"diff": interval} if kind == "diff" else interval
     return cells
 
 
 def _average(by_seed: Mapping[int, Ratio | float], seeds: Any) -> Ratio:
-    """The mean over these seeds, user by user; the requests are the same, so denominators are."""
+    """Return the mean over these seeds, user by user; all seeds share the requests, hence the denominators."""
     ratios = [ratio for s, ratio in by_seed.items() if s in seeds and isinstance(ratio, Ratio)]
     return Ratio(top_U=np.mean([ratio.top_U for ratio in ratios], axis=0), base_U=ratios[0].base_U)
 
 
 def write(folder: Path, rows: Sequence[AblationRow], *, run: str, split: str) -> None:
     """Write ablation.json, report.html and ablation.png."""
-    told = {"rows": [dataclasses.asdict(row) for row in rows]}
-    (folder / "ablation.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    content = {"rows": [dataclasses.asdict(row) for row in rows]}
+    (folder / "ablation.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     figure = plots.comparison(
         {heading(column): _bars(rows, column) for column in PLOTTED},
-        label="mean over seeds and 95 % interval over users; hollow = tie with the row that it is compared with",
+        label="mean over seeds and 95 % interval over users; hollow = tie with the row it is compared with",
         ranked=False,
     )
     plots.png(figure, folder / "ablation.png")
@@ -166,20 +171,20 @@ def write(folder: Path, rows: Sequence[AblationRow], *, run: str, split: str) ->
 
 
 def heading(column: str) -> str:
-    """`all/recall@10` as readers know it."""
+    """Return the column title: `all/recall@10` -> `Recall@10, all`."""
     view, _, metric = column.partition("/")
     return f"{report.label(metric)}, {view}"
 
 
 def _bars(rows: Sequence[AblationRow], column: str) -> list[plots.Bar]:
-    """The rows of one column, first row on top."""
-    made = []
+    """Return the bars of one column, the first row on top."""
+    bars = []
     for row in reversed(rows):
         cell = row.columns[column]
         tie = "diff" in cell and metrics.is_tie(cell["diff"])
         kind = "rival" if row.left_out else "kin"
-        made.append(plots.Bar(title=_title(row), mean=cell["mean"], lo=cell["lo"], hi=cell["hi"], kind=kind, tie=tie))
-    return made
+        bars.append(plots.Bar(title=_title(row), mean=cell["mean"], lo=cell["lo"], hi=cell["hi"], kind=kind, tie=tie))
+    return bars
 
 
 def _title(row: AblationRow) -> str:

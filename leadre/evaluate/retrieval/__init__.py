@@ -1,1 +1,1 @@
-"""Measures of ranked lists, over the slices of a split."""
+"""Retrieval metrics of ranked lists, for all requests and for cold-start slices."""
