@@ -1,4 +1,4 @@
-// The Chromium that npm delivers, with the libraries and the font that it needs: no root, nothing to install beside it.
+// Chromium from npm with the libraries and the font that it needs: works without root and system packages.
 import fs from "node:fs/promises";
 import path from "node:path";
 
@@ -11,25 +11,25 @@ const FONTS = `<?xml version="1.0"?>
 </fontconfig>
 `;
 
-/** What puppeteer needs to start it. CHROMIUM=/path/to/a/browser takes that one as it is. */
+/** Returns puppeteer's launch options for it. CHROMIUM=/path/to/a/browser selects another browser, unchanged. */
 export async function browser() {
   if (process.env.CHROMIUM) return { executablePath: process.env.CHROMIUM };
   const modules = await fs.realpath(path.join(import.meta.dirname, "node_modules"));
-  const folder = path.join(modules, ".chromium"); // which npm clears when it installs another version
+  const folder = path.join(modules, ".chromium"); // npm clears it when it installs another version
   if (!(await exists(folder))) await unpack(folder);
   const libraries = [path.join(folder, "al2023", "lib"), process.env.LD_LIBRARY_PATH].filter(Boolean).join(":");
   const env = { ...process.env, LD_LIBRARY_PATH: libraries, FONTCONFIG_PATH: path.join(folder, "fonts") };
   return { executablePath: path.join(folder, "chromium"), env };
 }
 
-/** Renamed when it is whole: a killed run leaves no half browser, and of two at a time the second is thrown away. */
+/** Unpacks into a temporary folder and renames it: a killed run leaves no partial browser; the first of two wins. */
 async function unpack(folder) {
   const part = await fs.mkdtemp(`${folder}-`);
-  process.env.TMPDIR = part; // where the package unpacks to
-  process.env.AWS_EXECUTION_ENV = "nodejs20.x"; // what makes it unpack its libraries as well
+  process.env.TMPDIR = part; // the package unpacks there
+  process.env.AWS_EXECUTION_ENV = "nodejs20.x"; // makes the package unpack its libraries, too
   const { default: chromium } = await import("@sparticuz/chromium");
   await chromium.executablePath();
-  await fs.writeFile(path.join(part, "fonts", "fonts.conf"), FONTS); // its own looks into /tmp/fonts
+  await fs.writeFile(path.join(part, "fonts", "fonts.conf"), FONTS); // the package's own file refers to /tmp/fonts
   await fs.rename(part, folder).catch(async (error) => {
     await fs.rm(part, { recursive: true });
     if (!(await exists(folder))) throw error;

@@ -1,4 +1,5 @@
-// page.html and page.mjs with all that it imports -> dist/. `--serve` keeps them at http://127.0.0.1:8090/page.html.
+// Bundles page.html and page.mjs into dist/. `--serve` also rebuilds on changes and serves them at
+// http://127.0.0.1:8090/page.html.
 import path from "node:path";
 import esbuild from "esbuild";
 

@@ -1,5 +1,5 @@
-// The smallest consent manager that Prebid.js accepts: the reader has answered long ago, always the same.
-// TC strings are made by IAB Tech Lab's own library, of a vendor list that holds the bidder alone.
+// A minimal consent manager for Prebid.js (IAB TCF v2) with a fixed answer of the reader.
+// IAB Tech Lab's library encodes the TC strings, from a vendor list with the bidder as the only vendor.
 import { GVL, TCModel, TCString } from "@iabtcf/core";
 
 const PURPOSES = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11];
@@ -15,9 +15,9 @@ export function tcString(answer, vendorId) {
   return TCString.encode(model);
 }
 
-/** Answers `addEventListener` and `getTCData` of TCF v2, which is all that Prebid.js calls. */
+/** Installs `__tcfapi` with the commands that Prebid.js calls: addEventListener, getTCData, removeEventListener. */
 export function installCmp(answer, vendorId) {
-  if (!(answer in GRANTED)) throw new RangeError(`consent=${answer}: it is absent, ${Object.keys(GRANTED).join(", ")}`);
+  if (!(answer in GRANTED)) throw new RangeError(`consent=${answer}: use absent, ${Object.keys(GRANTED).join(", ")}`);
   const flags = (ids, granted) => Object.fromEntries(ids.map((id) => [id, granted.includes(id)]));
   const data = {
     tcfPolicyVersion: 5,
@@ -37,14 +37,14 @@ export function installCmp(answer, vendorId) {
 }
 
 function vendorList(vendorId) {
-  const described = (id) => ({ id, name: `${id}`, description: "", illustrations: [] });
+  const entry = (id) => ({ id, name: `${id}`, description: "", illustrations: [] });
   const vendor = {
     id: vendorId, name: "LEADRE", purposes: PURPOSES, legIntPurposes: [], flexiblePurposes: [],
     specialPurposes: [], features: [], specialFeatures: [], policyUrl: "https://bidder.example/privacy",
   };
   return new GVL({
     gvlSpecificationVersion: 3, vendorListVersion: 1, tcfPolicyVersion: 5, lastUpdated: "2026-01-01T00:00:00Z",
-    purposes: Object.fromEntries(PURPOSES.map((id) => [id, described(id)])),
+    purposes: Object.fromEntries(PURPOSES.map((id) => [id, entry(id)])),
     specialPurposes: {}, features: {}, specialFeatures: {}, stacks: {},
     vendors: { [vendorId]: vendor },
   });

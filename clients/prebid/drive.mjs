@@ -1,10 +1,10 @@
-// Opens the page in a headless Chromium and prints what came of it as one line of JSON.
+// Opens the page in a headless Chromium and prints bids, banners, events and errors as one line of JSON.
 //
 //   node drive.mjs --bidder http://127.0.0.1:8080 --scenario all [--user u1] [--vendor 1] [--screenshot page.png]
 //                 [--publisher http://garden.example]
 //
-// The browser reaches the world through a proxy of this process: the publisher is the page, what goes to the bidder is
-// passed on and written down, any other http host is a landing page. Nothing else can be reached, https included.
+// The browser connects through a proxy of this process. The proxy serves the page for the publisher's host, forwards
+// and records requests to the bidder, and serves an empty landing page for any other http host. It refuses https.
 import fs from "node:fs/promises";
 import http from "node:http";
 import os from "node:os";
@@ -17,19 +17,19 @@ import { browser as packaged } from "./browser.mjs";
 const SCENARIOS = {
   absent: { consent: "absent" }, // no consent manager on the page
   all: { consent: "all" },
-  contextual: { consent: "contextual" }, // purpose 2 alone
+  contextual: { consent: "contextual" }, // purpose 2 only
   refused: { consent: "refused" },
-  floor: { consent: "all", floor: "1000000" }, // a CPM that nobody pays
+  floor: { consent: "all", floor: "1000000" }, // a CPM above every bid
 };
-const PATIENCE_MS = 60_000; // of a slow machine
-const QUIET_MS = 1000; // without a request: what the page had to say is said
+const TIMEOUT_MS = 60_000; // enough for a slow machine
+const QUIET_MS = 1000; // after so long without a request, the page has sent all of its events
 
 const { values: flags } = parseArgs({
   options: {
     bidder: { type: "string" },
     scenario: { type: "string", default: "all" },
     user: { type: "string" },
-    publisher: { type: "string", default: "http://garden.example" }, // the page's origin, which the bidder must know
+    publisher: { type: "string", default: "http://garden.example" }, // the page's origin; the bidder must allow it
     vendor: { type: "string", default: "1" },
     screenshot: { type: "string" },
   },
@@ -39,16 +39,16 @@ if (!flags.bidder || !(flags.scenario in SCENARIOS)) {
   process.exit(2);
 }
 
-const world = await startWorld(new URL(flags.bidder));
+const proxy = await startProxy(new URL(flags.bidder));
 const profile = await fs.mkdtemp(path.join(os.tmpdir(), "leadre-browser-"));
 const browser = await puppeteer.launch({
   ...(await packaged()),
   headless: "shell",
-  pipe: true, // so that it ends with this process, however that ends
+  pipe: true, // so that the browser ends with this process, even if it is killed
   userDataDir: profile,
-  timeout: PATIENCE_MS,
+  timeout: TIMEOUT_MS,
   args: [
-    `--proxy-server=http://127.0.0.1:${world.port}`,
+    `--proxy-server=http://127.0.0.1:${proxy.port}`,
     "--proxy-bypass-list=<-loopback>", // loopback goes through the proxy too
     "--disable-quic",
     "--no-first-run",
@@ -63,7 +63,7 @@ try {
 } finally {
   await browser.close();
   await fs.rm(profile, { recursive: true, force: true });
-  world.close();
+  proxy.close();
 }
 
 async function visit() {
@@ -73,37 +73,37 @@ async function visit() {
   page.on("console", (message) => message.type() === "error" && consoleErrors.push(message.text()));
   page.on("pageerror", (error) => consoleErrors.push(String(error)));
 
-  const query = { bidder: flags.bidder, vendor: flags.vendor, timeout: PATIENCE_MS / 2, ...SCENARIOS[flags.scenario] };
+  const query = { bidder: flags.bidder, vendor: flags.vendor, timeout: TIMEOUT_MS / 2, ...SCENARIOS[flags.scenario] };
   if (flags.user) query.user = flags.user;
   await page.goto(`${flags.publisher}/page.html?${new URLSearchParams(query)}`);
-  await page.waitForFunction("window.auction?.isOver", { timeout: PATIENCE_MS }).catch((error) => {
-    throw new Error(`the auction never ended; the page says: ${consoleErrors.join("; ") || "nothing"}`, { cause: error });
+  await page.waitForFunction("window.auction?.isOver", { timeout: TIMEOUT_MS }).catch((error) => {
+    throw new Error(`the auction did not end; page errors: ${consoleErrors.join("; ") || "none"}`, { cause: error });
   });
-  await world.quiet();
+  await proxy.quiet();
 
   const { bids, errors } = await page.evaluate("window.auction");
   const banners = await readBanners(page);
-  const slots = await page.$$eval(".ad", (places) => Object.fromEntries(
-    places.map(({ id, hidden, childElementCount }) => [id, hidden ? 0 : childElementCount])));
+  const slots = await page.$$eval(".ad", (elements) => Object.fromEntries(
+    elements.map(({ id, hidden, childElementCount }) => [id, hidden ? 0 : childElementCount])));
   if (flags.screenshot) await page.screenshot({ path: flags.screenshot });
   const landed = await click(banners[0]);
-  await world.quiet();
+  await proxy.quiet();
   return {
     scenario: flags.scenario,
     bids,
     rendered: banners.map(({ slot, size, text, html }) => ({ slot, size, text, html })),
-    slots, // place -> frames in sight
+    slots, // slot -> number of visible frames
     landed,
-    events: world.seen.filter(({ url }) => url.pathname.startsWith("/e/")).map((event) => ({
+    events: proxy.seen.filter(({ url }) => url.pathname.startsWith("/e/")).map((event) => ({
       kind: event.url.pathname.slice(3), ...event,
     })),
-    auctions: world.seen.filter(({ url }) => url.pathname.startsWith("/openrtb2/")),
+    auctions: proxy.seen.filter(({ url }) => url.pathname.startsWith("/openrtb2/")),
     consoleErrors,
     prebidErrors: errors,
   };
 }
 
-/** The documents with content inside the page's slots. Prebid puts the banner into a frame of its own within ours. */
+/** Returns the documents with content inside the page's slots. Prebid puts the banner into a frame inside ours. */
 async function readBanners(page) {
   const banners = [];
   for (const frame of page.frames()) {
@@ -119,20 +119,20 @@ async function readBanners(page) {
   return banners;
 }
 
-/** Clicks a banner and says where the reader ends up, whether that host answers or not; null without a link. */
+/** Clicks a banner; returns the URL of the landing page, even if that host does not answer; null without a link. */
 async function click(banner) {
   const link = await banner?.frame.$("a[href]");
   if (!link) return null;
   const opened = new Promise((resolve) => browser.once("targetcreated", resolve));
   await link.click();
   const tab = await Promise.race([opened, sleep(5000, null, { ref: false }).then(() => link.frame.page().target())]);
-  await world.quiet();
+  await proxy.quiet();
   const { entries, currentIndex } = await (await tab.createCDPSession()).send("Page.getNavigationHistory");
   return entries[currentIndex].url;
 }
 
-/** The proxy. `seen` holds the bidder's traffic in order, `quiet()` waits until there is none. */
-async function startWorld(bidder) {
+/** Starts the proxy. `seen` records the bidder's traffic in order; `quiet()` waits until there is none. */
+async function startProxy(bidder) {
   const seen = [];
   let open = 0;
   let last = Date.now();
@@ -140,7 +140,7 @@ async function startWorld(bidder) {
     const url = new URL(request.url, flags.publisher);
     open += 1;
     response.on("close", () => { open -= 1; last = Date.now(); });
-    if (url.origin === bidder.origin) passOn(url, request, response, seen);
+    if (url.origin === bidder.origin) forward(url, request, response, seen);
     else if (url.origin === flags.publisher) await sendFile(url.pathname, response);
     else response.setHeader("content-type", "text/html").end(`<!doctype html><title>${url.host}</title>`);
   });
@@ -157,11 +157,11 @@ async function startWorld(bidder) {
   };
 }
 
-function passOn(url, request, response, seen) {
+function forward(url, request, response, seen) {
   const { method, headers } = request;
   const entry = { method, url, status: null, cors: {}, location: null };
   seen.push(entry);
-  const onward = http.request(url, { method, headers }, (answer) => {
+  const upstream = http.request(url, { method, headers }, (answer) => {
     entry.status = answer.statusCode;
     entry.location = answer.headers.location ?? null;
     const isCors = ([name]) => name.startsWith("access-control-");
@@ -169,8 +169,8 @@ function passOn(url, request, response, seen) {
     response.writeHead(answer.statusCode, answer.headers);
     answer.pipe(response);
   });
-  onward.on("error", () => response.destroy());
-  request.pipe(onward);
+  upstream.on("error", () => response.destroy());
+  request.pipe(upstream);
 }
 
 async function sendFile(name, response) {

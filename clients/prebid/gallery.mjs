@@ -1,8 +1,8 @@
-// Shows banners in a headless Chromium and prints what their readers see of them as one line of JSON.
+// Shows banners in a headless Chromium and prints the measurements of their texts as one line of JSON.
 //
 //   node gallery.mjs --banners banners.json [--screenshot gallery.png]
 //
-// The file is a list of {"name", "width", "height", "html"}. Nothing can be reached from there.
+// The file is a list of {"name", "width", "height", "html"}. The browser has no network.
 import fs from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
@@ -31,7 +31,7 @@ try {
     figure{margin:0}iframe{border:0;display:block}</style>${figures.join("")}`, { waitUntil: "load" });
   const seen = [];
   for (const [number, element] of (await page.$$("iframe")).entries()) {
-    seen.push({ name: banners[number].name, ...(await (await element.contentFrame()).evaluate(look)) });
+    seen.push({ name: banners[number].name, ...(await (await element.contentFrame()).evaluate(measure)) });
   }
   if (flags.screenshot) await page.screenshot({ path: flags.screenshot, fullPage: true });
   console.log(JSON.stringify(seen));
@@ -40,8 +40,8 @@ try {
   await fs.rm(profile, { recursive: true, force: true });
 }
 
-/** Of each text: where it lies, whether all of it is there, its font's size in pixels. */
-function look() {
+/** Returns, for each text, its box, whether it is cut, its font size in pixels and its direction. */
+function measure() {
   const texts = [];
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
@@ -51,12 +51,12 @@ function look() {
     const clip = element.closest("[style*=overflow]") ?? element;
     const range = document.createRange();
     range.selectNodeContents(walker.currentNode);
-    const [mine, outer] = [range.getBoundingClientRect(), clip.getBoundingClientRect()];
+    const [box, outer] = [range.getBoundingClientRect(), clip.getBoundingClientRect()];
     const px = parseFloat(getComputedStyle(element).fontSize);
     texts.push({
       text,
-      left: Math.max(mine.left, outer.left), right: Math.min(mine.right, outer.right),
-      top: Math.max(mine.top, outer.top), bottom: Math.min(mine.bottom, outer.bottom),
+      left: Math.max(box.left, outer.left), right: Math.min(box.right, outer.right),
+      top: Math.max(box.top, outer.top), bottom: Math.min(box.bottom, outer.bottom),
       isCut: clip.scrollHeight > clip.clientHeight + px / 2 || clip.scrollWidth > clip.clientWidth,
       px,
       direction: getComputedStyle(element).direction,

@@ -1,12 +1,12 @@
-// What a publisher writes to sell two places to LEADRE. Prebid.js asks the bidder as if it were a Prebid Server: the
-// page needs no adapter of ours, only the bidder's address. The query string says what a test or a demonstration wants:
+// A publisher's code to sell two ad slots to LEADRE. Prebid.js calls the bidder as it calls a Prebid Server: the page
+// needs no adapter of ours, only the bidder's address. The query string sets the scenario:
 //
 //   bidder    base URL of `leadre serve`
-//   consent   what the reader has answered: absent, all, contextual, refused (see cmp.mjs)
+//   consent   the reader's answer: absent, all, contextual, refused (see cmp.mjs)
 //   vendor    the bidder's ID on the Global Vendor List
 //   user      the publisher's own ID of the reader
-//   floor     the least CPM in USD that a place is sold for
-//   timeout   milliseconds until the page goes on without a bid
+//   floor     the floor of both slots, CPM in USD
+//   timeout   milliseconds until the page continues without a bid
 import pbjs from "prebid.js";
 import "prebid.js/modules/consentManagementTcf";
 import "prebid.js/modules/prebidServerBidAdapter";
@@ -17,13 +17,13 @@ const consent = query.get("consent") ?? "absent";
 const floor = Number(query.get("floor") ?? 0.1);
 const timeout = Number(query.get("timeout") ?? 1500);
 
-const place = (code, size) => ({
+const slot = (code, size) => ({
   code,
   mediaTypes: { banner: { sizes: [size] } },
   ortb2Imp: { tagid: code, bidfloor: floor, bidfloorcur: "USD" },
   bids: [{ bidder: "leadre", params: {} }],
 });
-const adUnits = [place("home-top", [728, 90]), place("home-side", [300, 250])];
+const adUnits = [slot("home-top", [728, 90]), slot("home-side", [300, 250])];
 
 pbjs.processQueue();
 pbjs.setConfig({
@@ -46,10 +46,10 @@ if (consent !== "absent") {
   pbjs.setConfig({ consentManagement: { gdpr: { cmpApi: "iab", timeout } } });
 }
 
-// For those who watch: Prebid keeps its errors to itself unless it is asked.
+// Read by drive.mjs. Prebid reports its errors only to listeners of this event.
 window.auction = { bids: [], errors: [], isOver: false };
-pbjs.onEvent("auctionDebug", ({ type, arguments: said }) => {
-  if (type === "ERROR") window.auction.errors.push(Array.from(said, String).join(" "));
+pbjs.onEvent("auctionDebug", ({ type, arguments: words }) => {
+  if (type === "ERROR") window.auction.errors.push(Array.from(words, String).join(" "));
 });
 
 pbjs.requestBids({
@@ -63,7 +63,7 @@ pbjs.requestBids({
   },
 });
 
-// The burl is called by Prebid as it renders, the nurl by the pixel that it puts before the banner.
+// Prebid calls the burl as it renders the bid, and the nurl by a pixel that it puts in front of the banner.
 function render(code, bid) {
   const slot = document.getElementById(code);
   const bare = { width: 0, height: 0, marginWidth: 0, marginHeight: 0, scrolling: "no" }; // Prebid sets the size

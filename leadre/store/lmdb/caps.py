@@ -1,7 +1,8 @@
 """Frequency caps in LMDB: reservations of impressions, by day, user and campaign.
 
-Table ``places`` maps day, user, NUL, campaign to [(reservation ID, until_us)]; table ``ids`` maps a reservation ID
-(day, random bytes) to its key in ``places``. The day comes first so that the records of past days are at the front.
+Table ``places`` (`reserved` in the code) maps day, user, NUL, campaign to [(reservation ID, until_us)]. Table ``ids``
+maps a reservation ID (day, random bytes) to its key in ``places``. The day comes first so that the records of past days
+are at the front.
 
 The file is never synchronised: a killed process loses nothing, but a power cut could leave the file torn. Its name
 therefore contains the boot ID, and files of earlier boots are removed.
@@ -47,12 +48,12 @@ class LmdbCaps:
     ) -> dict[str, list[str]]:
         check_caps(user, caps, now_us, until_us, count)
         granted: dict[str, list[str]] = {}
-        with self.file.write() as (txn, (places, ids)):
-            for table in (places, ids):
+        with self.file.write() as (txn, (reserved, ids)):
+            for table in (reserved, ids):
                 _purge(txn.cursor(table), first_day(now_us), PURGED_PER_CALL)
             for cap in caps:
                 key = _day_bytes(cap.day) + f"{user}\0{cap.campaign_id}".encode()
-                reservations = _read(txn, places, key)
+                reservations = _read(txn, reserved, key)
                 live = [(id_, until) for id_, until in reservations if until == POSTED or until > now_us]
                 for expired in {id_ for id_, _ in reservations} - {id_ for id_, _ in live}:
                     txn.delete(expired, db=ids)
@@ -60,38 +61,38 @@ class LmdbCaps:
                 new_ids = [_day_bytes(cap.day) + secrets.token_bytes(12) for _ in range(free)]
                 for new_id in new_ids:
                     txn.put(new_id, key, db=ids)
-                _write(txn, places, key, live + [(new_id, until_us) for new_id in new_ids])
+                _write(txn, reserved, key, live + [(new_id, until_us) for new_id in new_ids])
                 granted[cap.campaign_id] = [new_id.hex() for new_id in new_ids]
         return granted
 
     def post(self, reservation: str) -> bool:
-        with self.file.write() as (txn, (places, ids)):
+        with self.file.write() as (txn, (reserved, ids)):
             posted_id = _id_bytes(reservation)
             key = txn.get(posted_id, db=ids)
             if key is None:
                 return False
-            reservations = _read(txn, places, key)
+            reservations = _read(txn, reserved, key)
             changed = [(id_, POSTED if id_ == posted_id else until) for id_, until in reservations]
-            _write(txn, places, key, changed)
+            _write(txn, reserved, key, changed)
             return True
 
     def void(self, reservations: Sequence[str]) -> None:
-        with self.file.write() as (txn, (places, ids)):
+        with self.file.write() as (txn, (reserved, ids)):
             for void_id in map(_id_bytes, reservations):
                 key = txn.get(void_id, db=ids)
                 if key is None:
                     continue
-                stored = _read(txn, places, key)
+                stored = _read(txn, reserved, key)
                 if (void_id, POSTED) not in stored:
                     txn.delete(void_id, db=ids)
-                    _write(txn, places, key, [other for other in stored if other[0] != void_id])
+                    _write(txn, reserved, key, [other for other in stored if other[0] != void_id])
 
     def erase(self, users: Sequence[str]) -> None:
         """Delete the users' reservations of all days; their bytes stay on free pages until `compact`."""
-        with self.file.write() as (txn, (places, ids)):
-            for day in _days(txn.cursor(places)):
+        with self.file.write() as (txn, (reserved, ids)):
+            for day in _days(txn.cursor(reserved)):
                 for user in users:
-                    for value in delete_prefix(txn.cursor(places), day + user.encode() + b"\0"):
+                    for value in delete_prefix(txn.cursor(reserved), day + user.encode() + b"\0"):
                         for id_, _ in _reservations.decode(value):
                             txn.delete(id_, db=ids)
 
@@ -124,17 +125,17 @@ def _day_bytes(day: int) -> bytes:
     return day.to_bytes(4)
 
 
-def _read(txn: lmdb.Transaction, places: lmdb._Database, key: bytes | memoryview) -> list[Reservation]:
-    return _reservations.decode(txn.get(key, db=places, default=EMPTY))
+def _read(txn: lmdb.Transaction, reserved: lmdb._Database, key: bytes | memoryview) -> list[Reservation]:
+    return _reservations.decode(txn.get(key, db=reserved, default=EMPTY))
 
 
 def _write(
-    txn: lmdb.Transaction, places: lmdb._Database, key: bytes | memoryview, reservations: list[Reservation]
+    txn: lmdb.Transaction, reserved: lmdb._Database, key: bytes | memoryview, reservations: list[Reservation]
 ) -> None:
     if reservations:
-        txn.put(key, _encode(reservations), db=places)
+        txn.put(key, _encode(reservations), db=reserved)
     else:
-        txn.delete(key, db=places)
+        txn.delete(key, db=reserved)
 
 
 def _id_bytes(reservation: str) -> bytes:

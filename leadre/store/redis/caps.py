@@ -49,18 +49,18 @@ return granted
 
 # KEYS: the entry of a reservation ID. Returns 1 if the reservation is counted.
 POST = r"""
-local place = redis.call('HMGET', KEYS[1], 'places', 'field')
-if not place[1] or redis.call('HEXISTS', place[1], place[2]) == 0 then return 0 end
-redis.call('HSET', place[1], place[2], 0)
+local entry = redis.call('HMGET', KEYS[1], 'places', 'field')
+if not entry[1] or redis.call('HEXISTS', entry[1], entry[2]) == 0 then return 0 end
+redis.call('HSET', entry[1], entry[2], 0)
 return 1
 """
 
 # KEYS: the entries of reservation IDs.
 VOID = r"""
 for _, key in ipairs(KEYS) do
-  local place = redis.call('HMGET', key, 'places', 'field')
-  if place[1] and redis.call('HGET', place[1], place[2]) ~= '0' then
-    redis.call('HDEL', place[1], place[2])
+  local entry = redis.call('HMGET', key, 'places', 'field')
+  if entry[1] and redis.call('HGET', entry[1], entry[2]) ~= '0' then
+    redis.call('HDEL', entry[1], entry[2])
     redis.call('DEL', key)
   end
 end
