@@ -162,6 +162,7 @@ class Bench:
         times = []
         for _ in range(4):
             search = BeamSearch(self.searcher, self.asked(self.prompts[:1]), BeamPolicy(50))
+            search.prefill()
             while search.open_QW.any():
                 is_full, start_s = search.open_QW.sum() == 50, time.perf_counter()
                 search.step()
@@ -225,7 +226,9 @@ def validity(wanted: int) -> dict[str, int]:
 
 def written_codes(searcher: BeamSearcher, threads: list[Any], codes_OL: Codes, width: int) -> Any:
     """(live codes [O, L], result rows [K], codes written by their beams [K, levels that were run]) of each request."""
-    search, paths_QWL = BeamSearch(searcher, threads, BeamPolicy(width)), None
+    search = BeamSearch(searcher, threads, BeamPolicy(width))
+    search.prefill()
+    paths_QWL = None
     while True:
         last = search.code_QW[..., None]
         if paths_QWL is None:
@@ -237,7 +240,7 @@ def written_codes(searcher: BeamSearcher, threads: list[Any], codes_OL: Codes, w
             break
         search.step()
     alive_QW = np.isfinite(search.score_QW.numpy())
-    for q, (ask, answer) in enumerate(zip(search.asks, search.answers(range(len(search.asks))), strict=True)):
+    for q, (ask, answer) in enumerate(zip(search.requests, search.results(range(len(search.requests))), strict=True)):
         yield codes_OL[ask.objects], answer.rows, paths_QWL[q, alive_QW[q]]
 
 

@@ -155,6 +155,7 @@ class Market:
             p_N = np.empty(len(objects))
             p_N[everyone.rows] = np.exp(everyone.log_p.astype(np.float64))
             search = BeamSearch(self.engine.searcher, [(thread.ids, [ask(there) for there in there_N])], BeamPolicy(1))
+            search.prefill()
             order = np.argsort(of_N, kind="stable")
             levels = self._levels(search, of_N[order], paths[order])
             for n, *log_p_C in zip(order, *levels, strict=True):
@@ -164,17 +165,18 @@ class Market:
 
     def _levels(self, search: BeamSearch, ask_N: NDArray[np.int64], paths: Paths) -> list[NDArray[np.float64]]:
         """Log-probabilities of all codes along each path, were it live in its ask (ascending): L of [N, sizes[l]]."""
-        rows, places = search._rows(ask_N, None), np.arange(len(paths))
+        rows = search.prefilled.open_paths(ask_N, None)
+        places = np.arange(len(paths))
         # nobody has met a newcomer, so it cannot be repeated
-        rows.log_worth_NT = search.rows.log_worth_NT[ask_N].clone()
+        rows.pointer_bias_NT = search.paths.pointer_bias_NT[ask_N].clone()
         states, found = np.zeros(len(paths), np.int64), []
         for level in range(paths.shape[1]):
             if level:
-                rows.write(level - 1, paths[:, level - 1], places)
+                rows.append(level - 1, paths[:, level - 1], places)
             masses_NC = np.empty((len(paths), self.live.sizes[level]))
             after = np.empty_like(states)
             for q in np.unique(ask_N):
-                mine, trie = ask_N == q, search.asks[q].trie
+                mine, trie = ask_N == q, search.requests[q].trie
                 masses_NC[mine] = trie.masses(states[mine], level)
                 after[mine] = trie.step(states[mine], paths[mine, level], level)
             masses_NC[places, paths[:, level]] += self.weight

@@ -25,7 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from leadre.lm import cache, decode, runner
+from leadre.lm import cache, runner
 from leadre.lm.backbone import Backbone
 from leadre.semid.trie import Trie
 
@@ -77,8 +77,8 @@ def main() -> None:
     args = parser.parse_args()
     bench, clock, found = generate.Bench(generate.crowded(), args.work, rounds=1), Clock(), {}
     for owner, names, part in (
-        (decode.Prompts, ("read",), "prefill"),
-        (runner._Linear, ("__call__",), "projections"),
+        (cache.PromptCache, ("prefill",), "prefill"),
+        (runner._FusedLinear, ("__call__",), "projections"),
         (cache.BeamCache, ("_attend",), "attention"),
         (Backbone, ("log_p",), "head and mask"),
         (Trie, ("log_prior", "step", "rows_below", "rows"), "trie on the host"),

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from leadre.semid.device import DeviceMask
-from leadre.semid.inventory import Inventory, Joined
+from leadre.semid.inventory import Inventory, UnionMask
 from leadre.semid.trie import Mask, Trie, build
 
 SIZES, BEAMS, ALLOWED, ADDED = (256, 256, 256, 256), 50, 100_000, 10_000
@@ -86,7 +86,7 @@ def constraint_ms(mask: Mask, *, beams: int = BEAMS, rounds: int = 200, seed: in
     return statistics.median(totals) / mask.depth * 1e3
 
 
-def device_constraint_ms(mask: Trie | Joined, device: str, *, beams: int = BEAMS, rounds: int = 200) -> float:
+def device_constraint_ms(mask: Trie | UnionMask, device: str, *, beams: int = BEAMS, rounds: int = 200) -> float:
     """The same for `DeviceMask`: the whole search is queued, its choice of beams included, and waited for once."""
     there, times = DeviceMask(mask, device), []
     for _ in range(rounds):

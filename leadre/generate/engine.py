@@ -1,12 +1,12 @@
-"""Requests of many clients -> answers, by one thread that runs the model: batches, deadlines, cancellation.
+"""Generation engine: requests of many clients -> beam results, by one thread that runs the model.
 
-A client submits a prompt and gets a future. The loop takes what is waiting, as many requests of one policy as fit into
-a batch, reads their prompts and writes code after code. Between these steps it looks at the clock: a request that could
-not wait for the next one gets what its beams have found so far, finished along the trie by the prior alone, and is
-marked as not complete. How long a step will take is learnt from those before it.
+A client submits a prompt and gets a future. Each iteration of the loop schedules a batch of waiting requests that share
+a policy, prefills their prompts and decodes one code a step. Between steps the loop checks deadlines: a request that
+cannot wait for the next step gets the best rows of its beams so far, completed along the trie by the prior alone, and
+marked as not complete. The engine predicts the time of a step from the steps before it.
 
-    with Engine(Searcher(backbone, prefixes=Prefixes(capacity_mb=512))) as engine:
-        futures = [engine.submit(ids, Ask(end, trie, objects), policy, deadline_ms=50) for ids in prompts]
+    with Engine(BeamSearcher(backbone, prefix_cache=PrefixCache(capacity_mb=512))) as engine:
+        futures = [engine.submit(ids, BeamRequest(end, trie, objects), policy, deadline_ms=50) for ids in prompts]
         for future in concurrent.futures.as_completed(futures):
             show(future.result())
 """
@@ -27,97 +27,104 @@ from leadre.lm.beam import BeamPolicy, BeamRequest, BeamResult
 from leadre.lm.decode import BeamSearch, BeamSearcher
 from leadre.lm.layout import Ids
 
-FADE = 0.9  # what a measured step still counts for after the next one
+FADE = 0.9  # weight of a measured step after one more step
 
 
 @dataclass(eq=False)
-class _Request:
-    """What a client waits for; ``until_s`` is a time of the monotonic clock."""
+class _EngineRequest:
+    """A submitted request; ``until_s`` is its deadline on the monotonic clock."""
 
     ids: Ids
-    ask: BeamRequest
+    beam_request: BeamRequest
     policy: BeamPolicy
     until_s: float
     future: Future[BeamResult] = field(default_factory=Future)
 
-    def settle(self, answer: BeamResult) -> None:
-        """Deliver, unless the client has gone."""
+    def deliver(self, result: BeamResult) -> None:
+        """Set the future's result, unless the client has cancelled it."""
         if self.future.set_running_or_notify_cancel():
-            self.future.set_result(answer)
+            self.future.set_result(result)
 
 
-class Pace:
-    """How many seconds so many rows take: a line through the steps that were measured, of which older ones fade."""
+class LatencyModel:
+    """Seconds as a linear function of rows, fitted to measured steps with exponentially fading weights."""
 
     def __init__(self) -> None:
         self._sums = np.zeros(5)  # of 1, rows, rows^2, seconds, rows x seconds
 
-    def add(self, rows: int, seconds: float) -> None:
+    def observe(self, rows: int, seconds: float) -> None:
+        """Add a measured step."""
         self._sums = FADE * self._sums + (1, rows, rows**2, seconds, rows * seconds)
 
-    def seconds(self, rows: int) -> float:
+    def predict_s(self, rows: int) -> float:
         """Expected seconds of ``rows``; zero before the first measurement."""
         count, x, xx, y, xy = self._sums.tolist()
         if not count:
             return 0.0
         spread = xx - x * x / count
-        if spread < 1e-3 * xx:  # all of about one size: in proportion
+        if spread < 1e-3 * xx:  # all steps of about one size: in proportion
             return y / max(x, 1.0) * rows
         slope = max(0.0, (xy - x * y / count) / spread)
         return max(0.0, (y - slope * x) / count) + slope * rows
 
 
 class Engine:
-    """Answers requests until it is closed; at most ``queue`` wait, at most ``batch`` are answered together.
+    """Serves requests until it is closed; at most ``queue`` wait, at most ``batch`` run together.
 
-    Close it, best by ``with``: the process does not end before its thread does.
+    Close it, best by ``with``: the process does not exit before the engine's thread does.
     """
 
     def __init__(self, searcher: BeamSearcher, *, queue: int = 256, batch: int = 16) -> None:
-        self.searcher, self.queue, self.batch = searcher, queue, batch
-        self.reading, self.writing = Pace(), Pace()  # positions of prompts, open beams
-        self._waiting: list[_Request] = []
-        self._running: dict[int, _Request] = {}  # those that `BeamSearch` still works on, by their place in it
+        self.searcher = searcher
+        self.queue = queue
+        self.batch = batch
+        self.prefill_latency = LatencyModel()  # by prompt positions that are not cached
+        self.decode_latency = LatencyModel()  # by open beams
+        self._waiting: list[_EngineRequest] = []
+        self._running: dict[int, _EngineRequest] = {}  # by index of the request in its `BeamSearch`
         self._closed = False
         self._changed = threading.Condition()  # guards the three above
         executor = ThreadPoolExecutor(1, thread_name_prefix="leadre-engine")
         self._loop = executor.submit(self._run)
-        executor.shutdown(wait=False)  # it has its one task
+        executor.shutdown(wait=False)  # takes no further task
 
     def submit(
-        self, ids: Ids, ask: BeamRequest, policy: BeamPolicy, *, deadline_ms: float | None = None
+        self, ids: Ids, request: BeamRequest, policy: BeamPolicy, *, deadline_ms: float | None = None
     ) -> Future[BeamResult]:
-        """The answer to come. ``deadline_ms`` runs from now; cancelling the future frees what the request holds.
+        """The future result. ``deadline_ms`` runs from now; cancelling the future frees the request's beams.
 
-        BusyError where the queue is full, ClosedError after `close`, InputError where the prompt cannot be read.
+        BusyError if the queue is full, ClosedError after `close`, InputError if prompt or request are invalid.
         """
         backbone = self.searcher.backbone
-        known = backbone.layout.words + backbone.layout.codes + len(backbone.objects_OL)
-        if not (len(ids) and ids.min() >= 0 and ids.max() < known):
-            raise InputError(f"a prompt of {len(ids)} IDs: wants at least one, all of them from 0 to {known - 1}")
-        if not 0 <= ask.end < len(ids):
-            raise InputError(f"a request at position {ask.end}: its prompt has the positions 0 to {len(ids) - 1}")
+        known_ids = backbone.layout.words + backbone.layout.codes + len(backbone.objects_OL)
+        if not (len(ids) and ids.min() >= 0 and ids.max() < known_ids):
+            raise InputError(f"a prompt of {len(ids)} IDs: wants at least one, all of them from 0 to {known_ids - 1}")
+        if not 0 <= request.end < len(ids):
+            raise InputError(f"a request at position {request.end}: its prompt has the positions 0 to {len(ids) - 1}")
         policy.widths(len(backbone.layout.sizes))  # refuses widths for another number of levels
-        if policy.per_group and ask.groups is None:
-            raise InputError("a limit for each group wants Ask.groups, a label for each row")
+        if policy.per_group and request.groups is None:
+            raise InputError("a limit for each group wants BeamRequest.groups, a label for each row")
         until_s = np.inf if deadline_ms is None else time.monotonic() + deadline_ms / 1000
-        request = _Request(ids, ask, policy, until_s)
+        engine_request = _EngineRequest(ids, request, policy, until_s)
         with self._changed:
             if self._closed:
                 raise ClosedError("the engine is closed; make a new one")
             if len(self._waiting) >= self.queue:
                 raise BusyError(f"{self.queue} requests are waiting already; try later or raise the queue's length")
-            self._waiting.append(request)
+            self._waiting.append(engine_request)
             self._changed.notify()
-        return request.future
+        return engine_request.future
 
     def close(self, *, drain: bool = True) -> None:
-        """Take no more; answer what is there, or cancel it with ``drain`` off. Raises what stopped the loop, if any."""
+        """Stop accepting; finish the submitted requests, or cancel them with ``drain`` off.
+
+        Raises the error that stopped the loop, if any.
+        """
         with self._changed:
             self._closed = True
-            left = [] if drain else [*self._waiting, *self._running.values()]
+            cancelled = [] if drain else [*self._waiting, *self._running.values()]
             self._changed.notify()
-        for request in left:
+        for request in cancelled:
             request.future.cancel()
         self._loop.result()
 
@@ -128,33 +135,29 @@ class Engine:
         self.close(drain=kind is None)
 
     def _run(self) -> None:
-        """A batch, its prompts, then code after code; until the engine is closed and nobody waits."""
+        """Schedule, prefill, then decode step after step; until the engine is closed and no request waits."""
         try:
-            while batch := self._take():
-                by_prompt = [list(same) for _, same in itertools.groupby(batch, lambda request: request.ids.tobytes())]
-                positions, start_s = sum(self._unread(same[0].ids) for same in by_prompt), time.monotonic()
-                threads = [(same[0].ids, [request.ask for request in same]) for same in by_prompt]
-                search = BeamSearch(self.searcher, threads, batch[0].policy)
-                self.reading.add(positions, time.monotonic() - start_s)
-                while self._deliver(search):
-                    rows, start_s = int(search.open_QW.sum()), time.monotonic()
-                    search.step()
-                    self.writing.add(rows, time.monotonic() - start_s)
-                    self._turn_away()
-        finally:  # nobody is left, unless the model has failed
+            while batch := self._schedule():
+                search = self._prefill(batch)
+                while self._postprocess(search):
+                    self._decode(search)
+                    self._reject_late()
+        finally:  # no request is left, unless the model has failed
             with self._changed:
                 self._closed = True
                 left = [*self._waiting, *self._running.values()]
             for request in left:
                 if not request.future.done() and request.future.set_running_or_notify_cancel():
-                    request.future.set_exception(ClosedError("the engine has stopped; Engine.close says why"))
+                    request.future.set_exception(
+                        ClosedError("the engine has stopped; Engine.close raises the error that stopped it")
+                    )
 
-    def _take(self) -> list[_Request]:
-        """The next batch, equal prompts side by side; empty when the engine is closed and nobody waits."""
+    def _schedule(self) -> list[_EngineRequest]:
+        """The next batch, equal prompts side by side; empty once the engine is closed and no request waits."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
-            self._turn_away()
+            self._reject_late()
             with self._changed:
                 if not self._waiting and self._closed:
                     return []
@@ -164,49 +167,72 @@ class Engine:
             if batch:
                 return batch
 
-    def _fitting(self) -> list[_Request]:
-        """Requests of the first one's policy, as many as a batch holds and none of their deadlines forbids."""
-        batch: list[_Request] = []
+    def _fitting(self) -> list[_EngineRequest]:
+        """Waiting requests of the first one's policy: as many as fit a batch and keep every deadline of it."""
+        batch: list[_EngineRequest] = []
         positions, until_s = 0, np.inf
         for request in self._waiting:
-            more, until = positions + self._unread(request.ids), min(until_s, request.until_s)
-            is_alike = not batch or request.policy == batch[0].policy
-            if is_alike and (not batch or time.monotonic() + self.reading.seconds(more) < until):
-                batch, positions, until_s = [*batch, request], more, until
+            new_positions = positions + self._uncached(request.ids)
+            new_until_s = min(until_s, request.until_s)
+            has_same_policy = not batch or request.policy == batch[0].policy
+            is_in_time = not batch or time.monotonic() + self.prefill_latency.predict_s(new_positions) < new_until_s
+            if has_same_policy and is_in_time:
+                batch.append(request)
+                positions, until_s = new_positions, new_until_s
             if len(batch) == self.batch:
                 break
         return sorted(batch, key=lambda request: request.ids.tobytes())
 
-    def _turn_away(self) -> None:
-        """Give up what waits in vain: its client has gone, or its prompt cannot be read in time any more."""
-        with self._changed:
-            now_s = time.monotonic()
-            # hashing a prompt for the cache takes a while: only for those that are in a hurry
-            late = [each for each in self._waiting if now_s + self._reading_s(each) > each.until_s]
-            self._waiting = [each for each in self._waiting if each not in late and not each.future.cancelled()]
-        for request in late:
-            request.settle(BeamResult(np.zeros(0, np.int64), np.zeros(0, np.float32), complete=False))
+    def _prefill(self, batch: list[_EngineRequest]) -> BeamSearch:
+        """A search over the batch after its first code; requests of equal prompts share a thread."""
+        groups = [list(group) for _, group in itertools.groupby(batch, lambda request: request.ids.tobytes())]
+        positions = sum(self._uncached(group[0].ids) for group in groups)
+        start_s = time.monotonic()
+        threads = [(group[0].ids, [request.beam_request for request in group]) for group in groups]
+        search = BeamSearch(self.searcher, threads, batch[0].policy)
+        search.prefill()
+        self.prefill_latency.observe(positions, time.monotonic() - start_s)
+        return search
 
-    def _deliver(self, search: BeamSearch) -> bool:
-        """Answer those that are done or cannot wait for the next step; False where no beam goes on."""
-        then_s = time.monotonic() + self.writing.seconds(int(search.open_QW.sum()))
-        goes_on = set(np.nonzero(search.open_QW)[0].tolist())
-        gone = [q for q, request in self._running.items() if request.future.cancelled()]
-        ready = [q for q, request in self._running.items() if q not in goes_on or then_s > request.until_s]
-        ready = [q for q in ready if q not in gone]
-        for q, answer in zip(ready, search.answers(ready), strict=True):
-            self._running[q].settle(answer)
-        for q in (*gone, *ready):
+    def _decode(self, search: BeamSearch) -> None:
+        """One step of all open beams."""
+        rows = int(search.open_QW.sum())
+        start_s = time.monotonic()
+        search.step()
+        self.decode_latency.observe(rows, time.monotonic() - start_s)
+
+    def _postprocess(self, search: BeamSearch) -> bool:
+        """Deliver results that are final or cannot wait for the next step; False once no request runs."""
+        next_s = time.monotonic() + self.decode_latency.predict_s(int(search.open_QW.sum()))
+        has_open_beams = set(np.nonzero(search.open_QW)[0].tolist())
+        cancelled = [q for q, request in self._running.items() if request.future.cancelled()]
+        ready = [q for q, request in self._running.items() if q not in has_open_beams or next_s > request.until_s]
+        ready = [q for q in ready if q not in cancelled]
+        for q, result in zip(ready, search.results(ready), strict=True):
+            self._running[q].deliver(result)
+        for q in (*cancelled, *ready):
             search.close(q)
         with self._changed:
-            self._running = {q: each for q, each in self._running.items() if q not in gone and q not in ready}
+            ended = {*cancelled, *ready}
+            self._running = {q: request for q, request in self._running.items() if q not in ended}
         return bool(self._running)
 
-    def _unread(self, ids: Ids) -> int:
-        """Positions of a prompt that the cache does not know."""
-        prefixes = self.searcher.prefixes
-        return len(ids) - (prefixes.cached(ids) if prefixes else 0)
+    def _reject_late(self) -> None:
+        """Drop waiting requests whose client has cancelled, or whose prompt cannot be prefilled in time."""
+        with self._changed:
+            now_s = time.monotonic()
+            late = [request for request in self._waiting if now_s + self._prefill_s(request) > request.until_s]
+            self._waiting = [
+                request for request in self._waiting if request not in late and not request.future.cancelled()
+            ]
+        for request in late:
+            request.deliver(BeamResult(np.zeros(0, np.int64), np.zeros(0, np.float32), complete=False))
 
-    def _reading_s(self, request: _Request) -> float:
-        """Seconds that the prompt of a request in a hurry will take."""
-        return self.reading.seconds(self._unread(request.ids)) if request.until_s < np.inf else 0.0
+    def _uncached(self, ids: Ids) -> int:
+        """Positions of a prompt that are not in the prefix cache."""
+        prefix_cache = self.searcher.prefix_cache
+        return len(ids) - (prefix_cache.num_cached(ids) if prefix_cache else 0)
+
+    def _prefill_s(self, request: _EngineRequest) -> float:
+        """Expected seconds of a request's prefill; 0 without a deadline, which saves hashing the prompt."""
+        return self.prefill_latency.predict_s(self._uncached(request.ids)) if request.until_s < np.inf else 0.0

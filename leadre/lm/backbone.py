@@ -104,18 +104,18 @@ class Backbone(nn.Module):
         prior_NC: Tensor,
         sources: PointerSources | None,
         thread_N: Tensor,
-        log_worth_NT: Tensor,
+        pointer_bias_NT: Tensor,
     ) -> Tensor:
         """Log-probabilities float32 [N, sizes[level]] of the codes of one level, normalised over what is live.
 
         The one place where codes get their probability, in training and serving alike. ``prior_NC`` is what the trie
         says of each code (`Trie.log_prior`: -inf where nothing live follows) and is added to the scores. ``sources``,
-        ``thread_N`` and ``log_worth_NT`` are the pointer's (see `Pointer.mix`) and unread without one.
+        ``thread_N`` and ``pointer_bias_NT`` are the pointer's (see `Pointer.mix`) and unread without one.
         """
         log_p_NC = self.head_log_p(hidden_ND, level, prior_NC)
         if self.pointer is None or sources is None:
             return log_p_NC
-        return self.pointer.mix(log_p_NC, hidden_ND, sources, thread_N, log_worth_NT, level)
+        return self.pointer.mix(log_p_NC, hidden_ND, sources, thread_N, pointer_bias_NT, level)
 
     def head_log_p(self, hidden_ND: Tensor, level: int, prior_NC: Tensor) -> Tensor:
         """What `log_p` would be without a pointer: no prompt is looked at but through the hidden state."""

@@ -1,7 +1,7 @@
-"""What is asked of a beam search and what it answers, with the choices that need no model.
+"""Input, policy and result of a beam search, and the parts of it that need no model.
 
-Letters: Q requests, T positions, N rows of a trie (states, or results from the best down), C codes of a level, K
-results.
+Letters: Q requests, T positions of a thread, N rows of a mask (states, or results, best first), L levels, C codes of a
+level, K results.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class BeamRequest:
-    """One request: answered at position ``end`` of its thread, from what is live in ``trie``.
+    """One request: answered at position ``end`` of its thread, from the live rows of ``mask``.
 
-    ``objects`` are the indices of the objects that the rows of the trie stand for; ``groups`` is a label of each row
-    (its advertiser), for `BeamPolicy.per_group`. Both may be longer than what is live: they are only looked up.
-    ``log_worth_T`` is what the pointer counts each position of the thread for, as a logarithm; None = all alike.
+    ``objects`` are the object indices of the mask's rows; ``groups`` are the labels of the rows (advertisers), for
+    `BeamPolicy.per_group`. Both may be longer than the live rows: the search only looks rows up in them.
+    ``pointer_bias_T`` is added to the pointer's score of each position of the thread; None = 0 everywhere.
     """
 
     end: int
-    trie: Mask
+    mask: Mask
     objects: Ints
     groups: Ints | None = None
-    log_worth_T: NDArray[np.float32] | None = None
+    pointer_bias_T: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
 class BeamResult:
-    """Rows of the trie, best first, and their log-probabilities within the live set; empty where nothing is live.
+    """Rows of the mask, best first, and their log-probabilities within the live set; empty if nothing is live.
 
-    ``unmasked`` are those within `BeamPolicy.catalogue`. An answer that is not ``complete`` was cut short: its rows are
-    live, but their order is partly a guess.
+    ``unmasked`` are the log-probabilities within `BeamPolicy.catalogue`. A result that is not ``complete`` was cut
+    short: its rows are live, but the prior alone decided part of their order.
     """
 
     rows: Ints
@@ -51,22 +51,22 @@ class BeamResult:
 
 @dataclass(frozen=True)
 class BeamPolicy:
-    """How to search.
+    """Width, length and limits of a search.
 
     width      beams, one number for all levels or one for each
-    top        results wanted, 0 = as many as there are beams. A request is done as soon as no open beam can enter them:
-               log-probabilities only fall, so the results are those of going on.
-    per_code   at most so many results that share their first code, 0 = any number
+    top        results to return, 0 = as many as there are beams. A request ends as soon as no open beam can enter its
+               top: log-probabilities only fall, so further steps would not change it.
+    per_code   at most this many results share their first code, 0 = no limit
     per_group  the same for `BeamRequest.groups`
-    catalogue  trie of every object there is, which gives `BeamResult.unmasked`; costs a second pass over the results
+    catalogue  mask of all objects, which gives `BeamResult.unmasked`; costs a second pass over the results
 
-    With limits, results are taken from the best down, leaving out those whose code or group is full. That is what the
-    same rule makes of the ranking of all live rows, down to the first row that the beams missed; a beam that is too
-    narrow for its limits may hold fewer than ``top``.
+    With limits, results are taken from the best down, and a result whose code or group is full is skipped. The same
+    rule on the ranking of all live rows gives the same results, down to the first row that the beams missed. Beams too
+    narrow for their limits may hold fewer than ``top`` results.
 
-    Log-probabilities are normalised over what is live, so those of two requests with other inventories cannot be
-    compared. The unmasked ones can: the same sum over levels, with the prior of the catalogue's trie in the place of
-    the live one and a pointer that may repeat every object of the prompt. What is live has no part in them.
+    Log-probabilities are normalised over the live set, so those of two requests with different inventories are not
+    comparable. The unmasked ones are: they sum over the same levels, with the prior of the catalogue instead of the
+    live one and a pointer that may repeat every object of the prompt. They do not depend on the live set.
     """
 
     width: int | tuple[int, ...] = 24
@@ -83,45 +83,73 @@ class BeamPolicy:
 
 
 def repeatable(layout: Layout, ids_QT: Ints, end_Q: Ints, objects: Sequence[Ints] | None = None) -> NDArray[np.bool_]:
-    """bool [Q, T]: positions up to ``end_Q`` that hold an object, one of the live ``objects[q]`` if they are given."""
-    at_QT = layout.objects(ids_QT)
-    held = at_QT >= 0
+    """bool [Q, T]: positions up to ``end_Q`` that hold an object; with ``objects``, one of the live ``objects[q]``."""
+    objects_QT = layout.objects(ids_QT)
+    is_source_QT = objects_QT >= 0
     if objects is not None:
-        live = [np.isin(at_T, some) for at_T, some in zip(at_QT, objects, strict=True)]
-        held = np.array(live, np.bool_).reshape(at_QT.shape)
-    result: NDArray[np.bool_] = held & (np.arange(ids_QT.shape[1]) <= end_Q[:, None])
+        rows = [np.isin(objects_T, live) for objects_T, live in zip(objects_QT, objects, strict=True)]
+        is_source_QT = np.array(rows, np.bool_).reshape(objects_QT.shape)
+    result: NDArray[np.bool_] = is_source_QT & (np.arange(ids_QT.shape[1]) <= end_Q[:, None])
     return result
 
 
-def are_live(trie: Mask, codes_NL: Ints) -> NDArray[np.bool_]:
-    """Which of these paths lead to a live row, bool [N]; the size of the inventory does not matter."""
-    states_N = trie.roots(len(codes_NL))
-    for level in range(trie.depth):
-        states_N = trie.step(states_N, codes_NL[:, level], level)
+def are_live(mask: Mask, codes_NL: Ints) -> NDArray[np.bool_]:
+    """Which of these paths lead to a live row, bool [N]; the cost does not depend on the size of the inventory."""
+    states_N = mask.roots(len(codes_NL))
+    for level in range(mask.depth):
+        states_N = mask.step(states_N, codes_NL[:, level], level)
     return np.asarray(states_N >= 0)
 
 
-def descend(trie: Mask, states_N: Ints, level: int) -> tuple[Ints, NDArray[np.float32]]:
-    """(leaves, log-probabilities) where live states of depth ``level`` end, each code the likeliest by the prior alone.
+def descend(mask: Mask, states_N: Ints, level: int) -> tuple[Ints, NDArray[np.float32]]:
+    """(leaves, log-probabilities) of live states of depth ``level`` after the likeliest codes of the prior alone.
 
-    Where one row only lies below a state, that is the row, with log-probability zero. DEAD where all has been paused.
+    If only one row is below a state, the leaf is that row, with log-probability zero. DEAD if all have been paused.
     """
     log_p_N = np.zeros(len(states_N), np.float32)
-    for depth in range(level, trie.depth):
-        prior_NC = trie.log_prior(states_N, depth)
+    for depth in range(level, mask.depth):
+        prior_NC = mask.log_prior(states_N, depth)
         best_N = prior_NC.max(axis=1)
-        with np.errstate(invalid="ignore"):  # nothing is left below: not a number, and nobody reads it
+        with np.errstate(invalid="ignore"):  # no row below: not a number, which no caller reads
             log_p_N -= np.log(np.exp(prior_NC - best_N[:, None]).sum(axis=1))
-        states_N = trie.step(states_N, prior_NC.argmax(axis=1), depth)
+        states_N = mask.step(states_N, prior_NC.argmax(axis=1), depth)
     return states_N, log_p_N
 
 
+def ranked(
+    request: BeamRequest,
+    policy: BeamPolicy,
+    codes_OL: Ints,
+    states_N: Ints,
+    score_N: NDArray[np.float32],
+    level: int,
+    width: int | None,
+) -> tuple[Ints, NDArray[np.float32]]:
+    """(rows [K], log-probabilities [K]) of beams of depth ``level``, best first, within the policy's limits.
+
+    At most ``width`` beams are considered; None = all. ``codes_OL`` are the codes of every object.
+    """
+    leaves_N, rest_N = descend(request.mask, states_N, level)
+    is_live_N = request.mask.rows_below(leaves_N) > 0  # rows may have been paused since the last step
+    rows_N = request.mask.rows(leaves_N)[is_live_N]
+    log_p_N = (score_N + rest_N)[is_live_N]
+    order = np.argsort(-log_p_N, kind="stable")[:width]
+    limits = []
+    if policy.per_code:
+        limits.append((codes_OL[request.objects[rows_N[order]], 0], policy.per_code))
+    if policy.per_group:
+        assert request.groups is not None, "a limit for each group wants BeamRequest.groups"
+        limits.append((request.groups[rows_N[order]], policy.per_group))
+    kept = order[diverse(limits, policy.top or len(order))] if limits else order[: policy.top or None]
+    return rows_N[kept], log_p_N[kept]
+
+
 def diverse(limits: Sequence[tuple[Ints, int]], count: int) -> list[int]:
-    """Places of the first ``count`` results that fit; a limit is (labels of the N results, how many of one label)."""
+    """Indices of the first ``count`` results within all limits; a limit is (label of each result, most of a label)."""
     kept: list[int] = []
     seen: Counter[tuple[int, int]] = Counter()
     for n in range(len(limits[0][0]) if limits else 0):
-        labels = [(kind, int(labels_N[n])) for kind, (labels_N, _) in enumerate(limits)]
+        labels = [(limit, int(labels_N[n])) for limit, (labels_N, _) in enumerate(limits)]
         if len(kept) < count and all(seen[label] < limits[label[0]][1] for label in labels):
             kept.append(n)
             seen.update(labels)

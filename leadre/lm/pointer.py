@@ -1,11 +1,12 @@
-"""A pointer beside the language model's head: attention over the objects in the prompt, as a second opinion on codes.
+"""Pointer: attention over the objects of the prompt, mixed with the distribution of the head over codes.
 
-Much of what people act on next they acted on before. A cut-down language model takes very long to learn to repeat, as
-every object has to find its own way through the weights; a pointer repeats from the first step and learns only where to
-look (pointer networks and their mixtures: See et al., arXiv 1704.04368; Merity et al., arXiv 1609.07843). At each
-level it spreads its probability over the codes of those prompt objects that are live in the request and agree with the
-codes written so far, so what it proposes can always be finished. Untrained, it answers with the user's own counts,
-those of the visits and those that the words of frequency before the long-term interests tell.
+Users often act again on objects that they acted on before. A small language model learns such repetition slowly, as
+every object needs its own way through the weights; a pointer repeats from the first step and only learns which
+positions to attend to (pointer networks and their mixtures: See et al., arXiv 1704.04368; Merity et al., arXiv
+1609.07843). At each level the pointer spreads its probability over the codes of the prompt's objects that are live in
+the request and agree with the codes generated so far (`keep_agreeing`), so every code it proposes leads to a live
+object. Before training its distribution is that of the user's own counts: visits in the prompt, and the frequency words
+before the long-term interests.
 
 Letters: N targets or beams, M beams of a thread, B threads, T thread positions, D width, P pointer width, L levels,
 C codes of a level.
@@ -21,17 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDTH = 64
-COUNT_WORDS = 8  # room for so many words of frequency
+COUNT_WORDS = 8  # at most this many frequency words
 NO_WORD = -2
-FADE_POSITIONS = 256.0  # the unit of distance; the learnt fade starts at a factor of e over four of them
+FADE_POSITIONS = 256.0  # unit of distance; the learnt fade starts at a factor of e over four units
 
 
 @dataclass(frozen=True)
 class PointerSources:
-    """What of each thread can be repeated: ``keys_BTP``, and the codes of the object at each position (-1: none).
+    """Positions of each thread that may be repeated: keys, and the codes of the object at each position (-1: none).
 
-    ``counts_BT`` is added to the scores: the logarithm of how many times a position counts. ``rows_each`` is how many
-    rows look at each thread, where that is the same for all; 0 = as they come.
+    ``counts_BT`` is added to the scores: the logarithm of how many times a position counts. ``rows_each`` is the number
+    of rows per thread if all threads have the same number; 0 = rows come thread by thread, in any number.
     """
 
     keys_BTP: Tensor
@@ -41,9 +42,10 @@ class PointerSources:
 
 
 class Pointer(nn.Module):
-    """Where to look (query, key, fade) and how much to trust it (gate); both from the hidden state.
+    """Attention (query, key, fade) and its weight in the mixture (gate), both computed from the hidden state.
 
-    An object counts once, or as many times as the word before it says (`start_counts`), which is learnt from there.
+    An object counts once, or as many times as the frequency word before it means (`start_counts`); training adjusts
+    these counts.
     """
 
     count_words_W: Tensor
@@ -52,7 +54,8 @@ class Pointer(nn.Module):
         super().__init__()
         self.register_buffer("count_words_W", torch.full((COUNT_WORDS,), NO_WORD))
         self.log_counts_W = nn.Parameter(torch.zeros(COUNT_WORDS))
-        self.query, self.key = nn.Linear(width, WIDTH, bias=False), nn.Linear(width, WIDTH, bias=False)
+        self.query = nn.Linear(width, WIDTH, bias=False)
+        self.key = nn.Linear(width, WIDTH, bias=False)
         self.gate = nn.Linear(width, 1)
         self.fade = nn.Parameter(torch.tensor(0.25))
         nn.init.normal_(self.query.weight, std=0.02)
@@ -62,7 +65,7 @@ class Pointer(nn.Module):
 
     @torch.no_grad()
     def start_counts(self, counts: Mapping[int, float]) -> None:
-        """Let objects behind these words (token IDs) count so many times; at most `COUNT_WORDS` words."""
+        """Set how many times an object counts behind each frequency word (token ID); at most `COUNT_WORDS` words."""
         words = list(counts)
         self.count_words_W[: len(words)] = torch.tensor(words)
         self.log_counts_W[: len(words)] = torch.tensor([counts[word] for word in words]).log()
@@ -79,37 +82,47 @@ class Pointer(nn.Module):
         hidden_ND: Tensor,
         sources: PointerSources,
         thread_N: Tensor,
-        log_worth_NT: Tensor,
+        bias_NT: Tensor,
         level: int,
     ) -> Tensor:
         """Log-probabilities [N, C] of the mixture of the head's ``log_p_NC`` and the pointer.
 
-        ``thread_N`` is the thread of each row. ``log_worth_NT`` is added to the scores of its positions, and is -inf
-        unless a position holds an object that is live, agrees with the codes written so far, and stands before the
-        request. Where there is none, the head decides.
+        ``thread_N`` is the thread of each row. ``bias_NT`` is added to the attention scores of its positions. It is
+        -inf unless the position holds an object that is live, agrees with the codes generated so far, and comes before
+        the request. A row whose biases are all -inf gets the head's distribution.
         """
-        may_NT = log_worth_NT > -torch.inf
-        weight_NT = torch.softmax(self._scores(hidden_ND, sources, thread_N, log_worth_NT), dim=-1) * may_NT
+        is_source_NT = bias_NT > -torch.inf
+        weight_NT = torch.softmax(self._scores(hidden_ND, sources, thread_N, bias_NT), dim=-1) * is_source_NT
         codes_NT = sources.codes_BTL[thread_N, :, level].clamp(min=0)
         copied_NC = torch.zeros_like(log_p_NC).scatter_add(1, codes_NT, weight_NT)
-        # a code that nothing in the prompt carries has no logarithm; a floor far below any probability keeps its slope
+        # a code without a source has no logarithm; a floor far below any probability keeps the gradient finite
         log_copied_NC = torch.where(copied_NC > 0, copied_NC, 1e-30).log()
         gate_N1 = self.gate(hidden_ND)
         mixed = torch.logaddexp(F.logsigmoid(-gate_N1) + log_p_NC, F.logsigmoid(gate_N1) + log_copied_NC)
         mixed = torch.where(torch.isfinite(log_p_NC), mixed, -torch.inf)
-        return torch.where(may_NT.any(-1, keepdim=True), mixed, log_p_NC)
+        return torch.where(is_source_NT.any(-1, keepdim=True), mixed, log_p_NC)
 
-    def _scores(self, hidden_ND: Tensor, sources: PointerSources, thread_N: Tensor, log_worth_NT: Tensor) -> Tensor:
-        """Attention scores [N, T]: likeness of query and key, less for what was read long before the last source."""
+    def _scores(self, hidden_ND: Tensor, sources: PointerSources, thread_N: Tensor, bias_NT: Tensor) -> Tensor:
+        """Attention scores [N, T]: query times key, count and bias, minus a fade by distance to the last source."""
         query_NP = self.query(hidden_ND) * WIDTH**-0.5
         if sources.rows_each:
-            regular_BMP = query_NP.view(-1, sources.rows_each, WIDTH)
-            scores = torch.bmm(regular_BMP, sources.keys_BTP.transpose(1, 2)).flatten(0, 1)
+            query_BMP = query_NP.view(-1, sources.rows_each, WIDTH)
+            scores = torch.bmm(query_BMP, sources.keys_BTP.transpose(1, 2)).flatten(0, 1)
         else:  # rows come thread by thread
             scores = torch.cat([query_NP[thread_N == b] @ keys.T for b, keys in enumerate(sources.keys_BTP)])
-        scores = scores + sources.counts_BT[thread_N] + log_worth_NT
-        may_NT = log_worth_NT > -torch.inf
-        places = torch.arange(may_NT.shape[1], device=may_NT.device)
-        last_N1 = (places * may_NT).amax(-1, keepdim=True)
-        distance = (last_N1 - places).clamp(min=0) / FADE_POSITIONS
-        return (scores - self.fade * distance).masked_fill(~may_NT, torch.finfo(scores.dtype).min)
+        scores = scores + sources.counts_BT[thread_N] + bias_NT
+        is_source_NT = bias_NT > -torch.inf
+        positions_T = torch.arange(is_source_NT.shape[1], device=is_source_NT.device)
+        last_N1 = (positions_T * is_source_NT).amax(-1, keepdim=True)
+        distance = (last_N1 - positions_T).clamp(min=0) / FADE_POSITIONS
+        return (scores - self.fade * distance).masked_fill(~is_source_NT, torch.finfo(scores.dtype).min)
+
+
+def keep_agreeing(bias_NT: Tensor, source_codes_NT: Tensor, code_N: Tensor) -> Tensor:
+    """``bias_NT``, with -inf at each position whose object does not carry the code ``code_N`` that the row generated.
+
+    ``source_codes_NT`` are the codes of the objects at one level (`PointerSources.codes_BTL`). Only objects that agree
+    with the codes generated so far may be repeated: training, decoding and captured steps share this rule. Dimensions
+    before the last may be several ([Q, W, T] with [Q, W]). Shapes alone decide the work, so a CUDA graph may hold it.
+    """
+    return bias_NT.where(source_codes_NT == code_N[..., None], -torch.inf)

@@ -1,10 +1,11 @@
-"""Keys, values and hidden states of prompts' first positions, kept from call to call.
+"""Prefix cache: keys, values and hidden states of the first positions of prompts, kept between calls.
 
-Prompts that begin alike (instruction, a user's long-term part) have the same keys and values there. They are kept in
-blocks of a fixed number of positions; a block's name is a hash of all IDs up to its end, chained, so equal names mean
-equal text from the very beginning. A cache belongs to one model: a new `Searcher` begins with an empty one.
+Prompts with a common beginning (instruction, a user's long-term part) have the same keys and values there. The cache
+keeps them in blocks of a fixed number of positions. A block is addressed by a chained hash of all IDs up to its end, so
+equal hashes mean equal text from the first position on. A cache belongs to one model: a new `BeamSearcher` starts with
+an empty one.
 
-Blocks are immutable. What a lookup returns stays alive as long as its reader holds it, evicted or not.
+Blocks are immutable. A block that a lookup returned stays alive as long as its reader holds it, evicted or not.
 
 Letters: G key-value heads, P positions of a block, E width of a head, D width.
 """
@@ -21,12 +22,12 @@ from torch import Tensor
 
 from leadre.lm.layout import Ids
 
-Name = bytes
+BlockHash = bytes
 
 
 @dataclass(frozen=True)
 class PrefixBlock:
-    """What the model made of P positions: keys and values [layers, G, P, E], hidden states [P, D]."""
+    """KV and hidden states of P positions: keys and values [layers, G, P, E], hidden states [P, D]."""
 
     keys: Tensor
     values: Tensor
@@ -38,54 +39,57 @@ class PrefixBlock:
 
 
 class PrefixCache:
-    """Blocks of at most ``capacity_mb`` MiB, the least recently used going first; safe to share between threads.
+    """LRU cache of blocks of ``block_size`` positions, at most ``capacity_mb`` MiB; safe to share between threads.
 
-    ``hits`` and ``misses`` count blocks that were looked for, ``evictions`` those that had to go.
+    ``hits`` and ``misses`` count the blocks looked up, ``evictions`` the blocks dropped.
     """
 
-    def __init__(self, *, capacity_mb: float, positions: int = 16) -> None:
-        self.positions, self.capacity_bytes = positions, int(capacity_mb * 2**20)
+    def __init__(self, *, capacity_mb: float, block_size: int = 16) -> None:
+        self.block_size = block_size
+        self.capacity_bytes = int(capacity_mb * 2**20)
         self.hits = self.misses = self.evictions = self.bytes = 0
-        self._blocks: OrderedDict[Name, PrefixBlock] = OrderedDict()
+        self._blocks: OrderedDict[BlockHash, PrefixBlock] = OrderedDict()
         self._lock = threading.Lock()
 
-    def names(self, ids: Ids) -> list[Name]:
-        """The names of all whole blocks of a prompt."""
-        name, names = b"", []
-        for start, stop in pairwise(range(0, len(ids) + 1, self.positions)):
-            name = hashlib.blake2b(name + ids[start:stop].astype("<i8").tobytes(), digest_size=16).digest()
-            names.append(name)
-        return names
+    def hashes(self, ids: Ids) -> list[BlockHash]:
+        """The hashes of all whole blocks of a prompt."""
+        block_hash = b""
+        hashes = []
+        for start, stop in pairwise(range(0, len(ids) + 1, self.block_size)):
+            content = block_hash + ids[start:stop].astype("<i8").tobytes()
+            block_hash = hashlib.blake2b(content, digest_size=16).digest()
+            hashes.append(block_hash)
+        return hashes
 
-    def cached(self, ids: Ids) -> int:
-        """How many first positions of a prompt are here now; counts as neither hit nor use."""
+    def num_cached(self, ids: Ids) -> int:
+        """How many first positions of a prompt are cached now; counts neither as a hit nor as a use."""
         with self._lock:
-            known = [name in self._blocks for name in self.names(ids)]
-        return self.positions * (known.index(False) if False in known else len(known))
+            known = [block_hash in self._blocks for block_hash in self.hashes(ids)]
+        return self.block_size * (known.index(False) if False in known else len(known))
 
-    def get(self, names: list[Name]) -> list[PrefixBlock]:
-        """The blocks that are here, from the first name on, without a gap."""
-        found = []
+    def get(self, hashes: list[BlockHash]) -> list[PrefixBlock]:
+        """The cached blocks, from the first hash up to the first miss."""
+        blocks = []
         with self._lock:
-            for name in names:
-                if name not in self._blocks:
+            for block_hash in hashes:
+                if block_hash not in self._blocks:
                     break
-                found.append(self._blocks[name])
-            self.hits += len(found)
-            self.misses += len(names) - len(found)
-        return found
+                blocks.append(self._blocks[block_hash])
+            self.hits += len(blocks)
+            self.misses += len(hashes) - len(blocks)
+        return blocks
 
-    def put(self, names: list[Name], blocks: list[PrefixBlock]) -> None:
-        """Keep the blocks of a prompt, or mark them as used, and drop the oldest of all where they do not fit.
+    def put(self, hashes: list[BlockHash], blocks: list[PrefixBlock]) -> None:
+        """Store the blocks of a prompt, or mark them as used; evict the least recently used ones beyond the capacity.
 
-        The first block of a prompt becomes the youngest: without it those behind it could not be used.
+        The first block of a prompt is marked last, as the youngest: the blocks behind it are useless without it.
         """
         with self._lock:
-            for name, block in zip(reversed(names), reversed(blocks), strict=True):
-                if name not in self._blocks:
-                    self._blocks[name] = block
+            for block_hash, block in zip(reversed(hashes), reversed(blocks), strict=True):
+                if block_hash not in self._blocks:
+                    self._blocks[block_hash] = block
                     self.bytes += block.bytes
-                self._blocks.move_to_end(name)
+                self._blocks.move_to_end(block_hash)
             while self.bytes > self.capacity_bytes:
                 self.bytes -= self._blocks.popitem(last=False)[1].bytes
                 self.evictions += 1

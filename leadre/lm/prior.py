@@ -40,7 +40,7 @@ class InventoryPrior:
 
     ``prior`` weighs the objects by their `response_rates` and, where given, by the user's ``affinity``, in training
     requests by those ``held_out`` (`affinity.held_out`); without it every live code starts alike. ``money`` says how
-    much prices weigh in beside that, and with the pointer (`log_worth`).
+    much prices weigh in beside that, and with the pointer (`pointer_bias`).
     """
 
     def __init__(
@@ -93,7 +93,9 @@ class InventoryPrior:
             weights = weights * np.exp(AFFINITY * affinity.scores(self.rows_O[history], self.rows_O[objects]))
         return weights
 
-    def log_worth(self, r: int, objects_T: NDArray[np.int64], logs: Logs | None = None) -> NDArray[np.float32] | None:
+    def pointer_bias(
+        self, r: int, objects_T: NDArray[np.int64], logs: Logs | None = None
+    ) -> NDArray[np.float32] | None:
         """What the pointer counts each position of a thread for in request ``r``, as a logarithm; None = all alike.
 
         ``objects_T`` are the objects there, below zero = none. An object counts its price to the power

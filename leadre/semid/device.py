@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leadre.semid.inventory import HALF, Joined
+from leadre.semid.inventory import NODE_BITS, UnionMask
 from leadre.semid.trie import DEAD, ROOT, Trie
 
 
@@ -23,9 +23,9 @@ class DeviceMask:
     It does not see what is written to them later: `follow` brings pauses over, additions want a new one.
     """
 
-    def __init__(self, mask: Trie | Joined, device: torch.device | str) -> None:
+    def __init__(self, mask: Trie | UnionMask, device: torch.device | str) -> None:
         self.sizes, self.weighted = mask.sizes, mask.weighted
-        tries = (mask.base, mask.added) if isinstance(mask, Joined) else (mask,)
+        tries = (mask.base, mask.added) if isinstance(mask, UnionMask) else (mask,)
         self.parts = [_Part(trie, device) for trie in tries]
 
     def log_prior(self, states_B: Tensor, level: int) -> Tensor:
@@ -43,7 +43,7 @@ class DeviceMask:
         for number, (part, nodes_B) in enumerate(zip(self.parts, self._nodes(states_B), strict=True)):
             edges_BK, is_child_BK = part.children(nodes_B, level)
             is_it_BK = is_child_BK & (part.codes_E[edges_BK] == codes_B[:, None]) & (part.rows_V[edges_BK + 1] > 0)
-            states |= torch.where(is_it_BK, edges_BK + 1, 0).sum(1) << (HALF * number)
+            states |= torch.where(is_it_BK, edges_BK + 1, 0).sum(1) << (NODE_BITS * number)
         return torch.where(states > 0, states, DEAD)
 
     def rows_below(self, states_B: Tensor) -> Tensor:
@@ -60,8 +60,8 @@ class DeviceMask:
             part.copy(nodes[nodes >= 0])
 
     def _nodes(self, states_B: Tensor) -> list[Tensor]:
-        """The node of each state in each part, as in `leadre.semid.inventory.Joined`."""
-        nodes = [states_B >> (HALF * number) & ((1 << HALF) - 1) for number in range(len(self.parts))]
+        """The node of each state in each part, as in `leadre.semid.inventory.UnionMask`."""
+        nodes = [states_B >> (NODE_BITS * number) & ((1 << NODE_BITS) - 1) for number in range(len(self.parts))]
         return [torch.where(states_B > ROOT, torch.where(part > 0, part, DEAD), states_B) for part in nodes]
 
 

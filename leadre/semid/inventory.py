@@ -18,7 +18,7 @@ from leadre.errors import InputError
 from leadre.semid.trie import DEAD, ROOT, Ints, Mask, Trie, build, code_type
 
 PAUSED, LIVE, REMOVED = 0, 1, 2
-HALF = 32  # bits of a state that hold the node of the base; the node of the added trie stands above
+NODE_BITS = 32  # bits of a state that hold the node of the base; the node of the added trie stands above
 
 Rows = NDArray[np.integer] | NDArray[np.bool_]
 
@@ -93,7 +93,7 @@ class Inventory:
             mask = self._built(rows, ads)
         if denied is not None:
             rows, ads = self._live_among(denied)
-            mask = Without(mask, np.unique(ads["codes"], axis=0))
+            mask = DifferenceMask(mask, np.unique(ads["codes"], axis=0))
         return mask
 
     def _switch(self, rows_N: NDArray[np.integer], before: int, after: int) -> None:
@@ -121,7 +121,7 @@ class Inventory:
         return build(ads_N["codes"], self.sizes, ads_N["weight"] if self.weighted else None, rows_N)
 
     def _publish(self) -> None:
-        self.live: Mask = Joined(self._base, self._added) if self.added else self._base
+        self.live: Mask = UnionMask(self._base, self._added) if self.added else self._base
 
     def _append(self, codes_NL: NDArray[np.integer], weights_N: NDArray[np.floating] | None) -> None:
         end = self.rows + len(codes_NL)
@@ -163,7 +163,7 @@ class Inventory:
             raise InputError(f"path {codes_NL[taken][0].tolist()} is taken; remove the ad that has it, or give another")
 
 
-class Joined(Mask):
+class UnionMask(Mask):
     """Two tries as one. A state is a pair of nodes; zero stands for none, as no path leads back to a root."""
 
     def __init__(self, base: Trie, added: Trie) -> None:
@@ -180,7 +180,7 @@ class Joined(Mask):
     def step(self, states_B: Ints, codes_B: Ints, level: int) -> Ints:
         base_B, added_B = _nodes(states_B)
         base_B, added_B = self.base.step(base_B, codes_B, level), self.added.step(added_B, codes_B, level)
-        states = np.maximum(base_B, 0) | (np.maximum(added_B, 0) << HALF)
+        states = np.maximum(base_B, 0) | (np.maximum(added_B, 0) << NODE_BITS)
         return np.where(states > 0, states, DEAD)
 
     def rows_below(self, states_B: Ints) -> Ints:
@@ -195,12 +195,12 @@ class Joined(Mask):
 def _nodes(states_B: Ints) -> tuple[Ints, Ints]:
     """The nodes of a pair, DEAD for none; of the root, both roots."""
     states = np.asarray(states_B, np.int64)
-    pair = states & ((1 << HALF) - 1), states >> HALF
+    pair = states & ((1 << NODE_BITS) - 1), states >> NODE_BITS
     base_B, added_B = (np.where(states > ROOT, np.where(nodes > 0, nodes, DEAD), states) for nodes in pair)
     return base_B, added_B
 
 
-class Without(Mask):
+class DifferenceMask(Mask):
     """A mask with a few rows denied: their prefixes get counts and masses of their own, all else is passed on."""
 
     def __init__(self, mask: Mask, codes_NL: NDArray[np.integer]) -> None:

@@ -55,8 +55,10 @@ def answer(
         threads_in = []
         for t, asks in zip(batch, asked, strict=True):
             objects_T = layout.objects(t.ids)
-            worth_of = {r: live.log_worth(r, objects_T) for r in t.requests.tolist()}
-            threads_in.append((t.ids, [BeamRequest(e, trie, o, log_worth_T=worth_of[r]) for r, _, e, trie, o in asks]))
+            worth_of = {r: live.pointer_bias(r, objects_T) for r in t.requests.tolist()}
+            threads_in.append(
+                (t.ids, [BeamRequest(e, trie, o, pointer_bias_T=worth_of[r]) for r, _, e, trie, o in asks])
+            )
         for asks, found in zip(asked, searcher(threads_in, BeamPolicy(width)), strict=True):
             for (r, view, _, _, objects), one in zip(asks, found, strict=True):
                 yield Ranked(r, view, objects[one.rows], one.log_p)

@@ -179,7 +179,7 @@ class Examples:
         for r, end, target in zip(row.requests, row.ends, row.targets, strict=True):
             views = len(target.live)
             may_copy = repeatable(self.layout, np.tile(ids_T, (views, 1)), np.full(views, end), target.live)
-            log_value_T = self.live.log_worth(r, objects_T)
+            log_value_T = self.live.pointer_bias(r, objects_T)
             if log_value_T is None:
                 log_value_T = np.zeros_like(objects_T, np.float32)
             parts.append(np.where(may_copy, log_value_T, np.float32(-np.inf))[target.view_N])

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from leadre import progress
 from leadre.lm.backbone import Backbone
+from leadre.lm.pointer import keep_agreeing
 from leadre.tune import losses
 from leadre.tune.alignment import loss as alignment_losses
 from leadre.tune.alignment.sampler import ROW_POSITIONS, AlignmentSampler
@@ -155,9 +156,9 @@ def level_log_p(backbone: Backbone, batch: Batch) -> list[Tensor]:
     for level, prior in enumerate(batch.priors):
         states = hidden[batch.predicts_NL[:, level]]
         log_p.append(backbone.log_p(states, level, prior, sources, batch.thread_N, log_value_NT))
-        if sources is not None:  # at deeper levels the pointer copies only objects that share this code
-            carried = sources.codes_BTL[batch.thread_N, :, level]
-            log_value_NT = log_value_NT.where(carried == batch.targets_NL[:, level, None], -torch.inf)
+        if sources is not None:
+            source_codes_NT = sources.codes_BTL[batch.thread_N, :, level]
+            log_value_NT = keep_agreeing(log_value_NT, source_codes_NT, batch.targets_NL[:, level])
     return log_p
 
 

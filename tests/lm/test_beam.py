@@ -1,4 +1,4 @@
-"""What a policy promises, against the ranking of all live rows."""
+"""Beam policies against the ranking of all live rows."""
 
 import numpy as np
 import pytest
@@ -26,32 +26,39 @@ def requests(draw, backbone):
     ids = draw(
         st.lists(st.integers(0, layout.words - 1) | st.integers(first, first + count - 1), min_size=1, max_size=9)
     )
-    asks = []
+    beam_requests = []
     for end in sorted(draw(st.lists(st.integers(0, len(ids) - 1), min_size=1, max_size=3))):
         objects = np.array(sorted(draw(st.sets(st.integers(0, count - 1), max_size=20))), np.int64)
         rng = np.random.default_rng(draw(st.integers(0, 99)))
         weights = rng.uniform(0.1, 3, len(objects))
-        asks.append(BeamRequest(end, trie_of(backbone, objects, weights), objects, rng.integers(0, 4, len(objects))))
-    return [(np.array(ids, np.int32), asks)]
+        beam_requests.append(
+            BeamRequest(end, trie_of(backbone, objects, weights), objects, rng.integers(0, 4, len(objects)))
+        )
+    return [(np.array(ids, np.int32), beam_requests)]
 
 
-def by_hand(backbone, ask, answer, policy):
+def filtered_ranking(backbone, request, ranking, policy):
     """Rows from the best down while neither their first code nor their group is full."""
     kept = []
-    for row in answer.rows.tolist():
-        code, group = (backbone.objects_OL[ask.objects, 0].tolist(), ask.groups.tolist())
-        alike = sum(code[other] == code[row] for other in kept), sum(group[other] == group[row] for other in kept)
-        if alike[0] < (policy.per_code or WIDE) and alike[1] < (policy.per_group or WIDE) and len(kept) < policy.top:
+    for row in ranking.rows.tolist():
+        code = backbone.objects_OL[request.objects, 0].tolist()
+        group = request.groups.tolist()
+        of_code = sum(code[other] == code[row] for other in kept)
+        of_group = sum(group[other] == group[row] for other in kept)
+        if of_code < (policy.per_code or WIDE) and of_group < (policy.per_group or WIDE) and len(kept) < policy.top:
             kept.append(row)
     return kept
 
 
-def test_stopping_early_changes_no_result_and_saves_steps(with_pointer):
+def test_early_stop_changes_no_result_and_saves_steps(with_pointer):
     backbone, _ = with_pointer
-    searcher, saved = BeamSearcher(backbone), []
+    searcher = BeamSearcher(backbone)
+    saved = []
 
     def steps(threads, policy):
-        search, count = BeamSearch(searcher, threads, policy), 0
+        search = BeamSearch(searcher, threads, policy)
+        search.prefill()
+        count = 0
         while search.open_QW.any():
             search.step()
             count += 1
@@ -61,102 +68,114 @@ def test_stopping_early_changes_no_result_and_saves_steps(with_pointer):
     @given(requests(backbone), st.integers(1, 6), st.integers(1, 4))
     def check(threads, width, top):
         whole, short = (searcher(threads, BeamPolicy(width, top=n))[0] for n in (0, top))
-        for one, other in zip(whole, short, strict=True):
-            assert other.complete and other.rows.tolist() == one.rows[:top].tolist()
-            np.testing.assert_allclose(other.log_p, one.log_p[:top], rtol=1e-6)
+        for full, cut in zip(whole, short, strict=True):
+            assert cut.complete and cut.rows.tolist() == full.rows[:top].tolist()
+            np.testing.assert_allclose(cut.log_p, full.log_p[:top], rtol=1e-6)
         saved.append(steps(threads, BeamPolicy(width)) - steps(threads, BeamPolicy(width, top=top)))
 
     check()
+    objects = np.arange(len(backbone.objects_OL))
+    for n in range(20):  # few of the drawn requests can end early; these have one likely object among many
+        weights = np.where(objects == n, 1e6, 1.0)
+        threads = [(np.arange(4, dtype=np.int32), [BeamRequest(3, trie_of(backbone, objects, weights), objects)])]
+        saved.append(steps(threads, BeamPolicy(6)) - steps(threads, BeamPolicy(6, top=1)))
     assert min(saved) == 0 < max(saved)
 
 
 @pytest.mark.parametrize("limits", [{"per_code": 1}, {"per_group": 2}, {"per_code": 2, "per_group": 1}])
-def test_limits_are_those_of_the_ranking_filtered_from_the_best_down(with_pointer, limits):
+def test_limits_filter_the_full_ranking_from_the_best_down(with_pointer, limits):
     backbone, _ = with_pointer
-    searcher, cut = BeamSearcher(backbone), []
+    searcher = BeamSearcher(backbone)
+    cut = []
 
     @QUICK
     @given(requests(backbone), st.integers(1, 8))
     def check(threads, top):
         policy = BeamPolicy(WIDE, top=top, **limits)
-        for ask, got, everything in zip(
+        for request, result, everything in zip(
             threads[0][1], searcher(threads, policy)[0], searcher(threads, BeamPolicy(WIDE))[0], strict=True
         ):
-            assert got.rows.tolist() == by_hand(backbone, ask, everything, policy)
-            cut.append(got.rows.tolist() != everything.rows[:top].tolist())
+            assert result.rows.tolist() == filtered_ranking(backbone, request, everything, policy)
+            cut.append(result.rows.tolist() != everything.rows[:top].tolist())
 
     check()
     assert any(cut)
 
 
 @pytest.mark.parametrize("name", ["with_pointer", "without_pointer"])
-def test_unmasked_scores_are_those_within_the_catalogue(name, request):
+def test_unmasked_log_p_is_that_within_the_catalogue(name, request):
     backbone, _ = request.getfixturevalue(name)
-    searcher, everything = BeamSearcher(backbone), np.arange(len(backbone.objects_OL))
+    searcher = BeamSearcher(backbone)
+    everything = np.arange(len(backbone.objects_OL))
     catalogue = trie_of(backbone, everything, np.linspace(0.5, 4, len(everything)))
 
     @QUICK
     @given(requests(backbone), st.integers(1, 5))
     def check(threads, width):
-        ids, asks = threads[0]
-        whole = searcher([(ids, [BeamRequest(ask.end, catalogue, everything) for ask in asks])], BeamPolicy(WIDE))[0]
-        got = searcher(threads, BeamPolicy(width, catalogue=catalogue))[0]
-        for ask, one, wide in zip(asks, got, whole, strict=True):
-            wanted = dict(zip(wide.rows.tolist(), wide.log_p.tolist(), strict=True))
-            objects = ask.objects[one.rows].tolist()
-            np.testing.assert_allclose(one.unmasked, [wanted[o] for o in objects], rtol=1e-5, atol=1e-5)
-        assert all(one.unmasked is None for one in searcher(threads, BeamPolicy(width))[0])
+        ids, beam_requests = threads[0]
+        whole = searcher(
+            [(ids, [BeamRequest(request.end, catalogue, everything) for request in beam_requests])], BeamPolicy(WIDE)
+        )[0]
+        results = searcher(threads, BeamPolicy(width, catalogue=catalogue))[0]
+        for request, result, wide in zip(beam_requests, results, whole, strict=True):
+            expected = dict(zip(wide.rows.tolist(), wide.log_p.tolist(), strict=True))
+            objects = request.objects[result.rows].tolist()
+            np.testing.assert_allclose(result.unmasked, [expected[o] for o in objects], rtol=1e-5, atol=1e-5)
+        assert all(result.unmasked is None for result in searcher(threads, BeamPolicy(width))[0])
 
     check()
 
 
-def test_an_answer_before_the_end_holds_live_rows_and_says_so(with_pointer):
+def test_results_before_the_end_are_live_and_marked_incomplete(with_pointer):
     backbone, _ = with_pointer
-    searcher, seen = BeamSearcher(backbone), []
+    searcher = BeamSearcher(backbone)
+    seen = []
 
     @QUICK
     @given(requests(backbone), st.integers(1, 5))
     def check(threads, width):
         search = BeamSearch(searcher, threads, BeamPolicy(width))
+        search.prefill()
         while True:
-            places = range(len(search.asks))
-            for q, got in zip(places, search.answers(places), strict=True):
-                rows = got.rows.tolist()
-                assert len(set(rows)) == len(rows) <= width and set(rows) <= set(range(len(search.asks[q].objects)))
-                assert got.complete == (not search.open_QW[q].any()) and bool(rows) == bool(len(search.asks[q].objects))
-                assert np.all(np.diff(got.log_p) <= 0)
-                seen.append(got.complete)
+            indices = range(len(search.requests))
+            for q, result in zip(indices, search.results(indices), strict=True):
+                rows = result.rows.tolist()
+                assert len(set(rows)) == len(rows) <= width and set(rows) <= set(range(len(search.requests[q].objects)))
+                assert result.complete == (not search.open_QW[q].any())
+                assert bool(rows) == bool(len(search.requests[q].objects))
+                assert np.all(np.diff(result.log_p) <= 0)
+                seen.append(result.complete)
             if not search.open_QW.any():
                 break
             search.step()
-        for got, wanted in zip(search.answers(places), searcher(threads, BeamPolicy(width))[0], strict=True):
-            assert got.rows.tolist() == wanted.rows.tolist()
+        for result, expected in zip(search.results(indices), searcher(threads, BeamPolicy(width))[0], strict=True):
+            assert result.rows.tolist() == expected.rows.tolist()
 
     check()
     assert {True, False} == set(seen)
 
 
-def test_descending_follows_the_prior():
-    codes, weights = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]]), np.array([1.0, 2.0, 4.0, 1.0])
-    trie = build(codes, (2, 2, 2), weights)
+def test_descent_follows_the_prior():
+    codes = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]])
+    trie = build(codes, (2, 2, 2), np.array([1.0, 2.0, 4.0, 1.0]))
     leaves, log_p = descend(trie, np.array([0]), 0)
     assert trie.rows(leaves).tolist() == [2]
     np.testing.assert_allclose(np.exp(log_p), [7 / 8 * 4 / 7], rtol=1e-6)
     node = trie.step(np.array([0, 0]), np.array([0, 1]), 0)
     leaves, log_p = descend(trie, node, 1)
-    assert trie.rows(leaves).tolist() == [2, 3] and log_p[1] == 0  # the second had no choice
+    assert trie.rows(leaves).tolist() == [2, 3] and log_p[1] == 0  # one row is below the second state
 
 
-def test_labels_fill_up_in_the_order_of_the_results():
+def test_limits_keep_the_first_results_of_each_label():
     labels = np.array([5, 5, 7, 5, 7, 8])
     assert diverse([(labels, 1)], 9) == [0, 2, 5] and diverse([(labels, 2)], 3) == [0, 1, 2]
     assert diverse([(labels, 2), (np.array([0, 1, 1, 1, 2, 2]), 1)], 9) == [0, 1, 4]
     assert diverse([(labels[:0], 1)], 3) == []
 
 
-def test_a_policy_is_checked_against_the_levels():
+def test_policy_widths_must_match_the_levels():
     assert BeamPolicy(3).widths(2) == [3, 3] and BeamPolicy((4, 2)).widths(2) == [4, 2]
-    for wrong in (BeamPolicy(0), BeamPolicy((1, 2, 3)), BeamPolicy((1, 0))):
+    for policy in (BeamPolicy(0), BeamPolicy((1, 2, 3)), BeamPolicy((1, 0))):
         with pytest.raises(AssertionError, match="widths"):
-            wrong.widths(2)
+            policy.widths(2)
     assert BeamResult(np.zeros(0, np.int64), np.zeros(0, np.float32)).complete

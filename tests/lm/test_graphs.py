@@ -1,4 +1,4 @@
-"""The step in fixed shapes against the step over open rows; on a GPU, captured and replayed."""
+"""Steps of fixed shapes against steps over open rows; on a GPU, captured and replayed."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from leadre.lm.beam import BeamPolicy, BeamRequest
 from leadre.lm.decode import BeamSearch, BeamSearcher
-from leadre.lm.runner import Packed
+from leadre.lm.runner import PackedRunner
 from leadre.semid.trie import build
 
 QUICK = settings(max_examples=20, deadline=None, derandomize=True)
@@ -17,77 +17,84 @@ QUICK = settings(max_examples=20, deadline=None, derandomize=True)
 @st.composite
 def threads(draw, backbone):
     """Up to three threads with up to three requests each, over live sets of their own."""
-    layout, count, made = backbone.layout, len(backbone.objects_OL), []
+    layout, count = backbone.layout, len(backbone.objects_OL)
     first = layout.words + layout.codes
-    entry = st.integers(0, first - 1) | st.integers(
-        first, first + count - 1
-    )  # as many objects, to be repeated, as else
+    drawn = []
+    # half of the entries are objects, which the pointer may repeat
+    entry = st.integers(0, first - 1) | st.integers(first, first + count - 1)
     for _ in range(draw(st.integers(1, 3))):
         ids = np.array(draw(st.lists(entry, min_size=1, max_size=10)), np.int32)
-        asks = []
+        beam_requests = []
         for end in sorted(draw(st.lists(st.integers(0, len(ids) - 1), min_size=1, max_size=3))):
             objects = np.array(sorted(draw(st.sets(st.integers(0, count - 1), max_size=25))), np.int64)
             codes = backbone.objects_OL.cpu()[objects].numpy() - np.array(layout.offsets[:-1])
             seed = draw(st.none() | st.integers(0, 99))
-            log_worth_T = None if seed is None else np.random.default_rng(seed).normal(size=len(ids)).astype(np.float32)
-            asks.append(BeamRequest(end, build(codes, layout.sizes), objects, log_worth_T=log_worth_T))
-        made.append((ids, asks))
-    return made
+            noise_T = np.random.default_rng(seed or 0).normal(size=len(ids)).astype(np.float32)
+            pointer_bias_T = None if seed is None else noise_T
+            mask = build(codes, layout.sizes)
+            beam_requests.append(BeamRequest(end, mask, objects, pointer_bias_T=pointer_bias_T))
+        drawn.append((ids, beam_requests))
+    return drawn
 
 
-def agree(searchers, asked, policy, rtol=1e-6):
-    one, other = ([answer for answers in search(asked, policy) for answer in answers] for search in searchers)
-    for got, wanted in zip(one, other, strict=True):
-        assert got.rows.tolist() == wanted.rows.tolist()
-        np.testing.assert_allclose(got.log_p, wanted.log_p, rtol=rtol, atol=rtol)
+def assert_equal_results(searchers, threads, policy, rtol=1e-6):
+    fixed, plain = ([result for results in search(threads, policy) for result in results] for search in searchers)
+    for result, expected in zip(fixed, plain, strict=True):
+        assert result.rows.tolist() == expected.rows.tolist()
+        np.testing.assert_allclose(result.log_p, expected.log_p, rtol=rtol, atol=rtol)
 
 
 @pytest.mark.parametrize("name", ["with_pointer", "without_pointer"])
-def test_fixed_shapes_change_no_answer(name, request):
+def test_fixed_shapes_change_no_result(name, request):
     backbone, _ = request.getfixturevalue(name)
     searchers = BeamSearcher(backbone, graphs=True), BeamSearcher(backbone)
 
     @QUICK
     @given(threads(backbone), st.lists(st.integers(1, 6), min_size=3, max_size=3), st.integers(0, 3))
-    def check(asked, widths, top):
-        agree(searchers, asked, BeamPolicy(tuple(widths), top=top))
+    def check(threads, widths, top):
+        assert_equal_results(searchers, threads, BeamPolicy(tuple(widths), top=top))
 
     check()
     free = searchers[0].graphs._free
-    assert all(len(buckets) == 1 for buckets in free.values())  # used again, and always given back
+    assert all(len(steps) == 1 for steps in free.values())  # reused, and always released
 
 
-def test_two_searches_at_a_time_do_not_meet(with_pointer):
+def test_concurrent_searches_share_no_buffers(with_pointer):
     backbone, _ = with_pointer
-    searcher, rng = BeamSearcher(backbone, graphs=True), np.random.default_rng(0)
+    searcher = BeamSearcher(backbone, graphs=True)
+    rng = np.random.default_rng(0)
     objects = np.arange(20)
     trie = build(backbone.objects_OL[objects].numpy() - np.array(backbone.layout.offsets[:-1]), backbone.layout.sizes)
-    asked = [[(rng.integers(0, 300, 7).astype(np.int32), [BeamRequest(6, trie, objects)])] for _ in range(2)]
-    both = [BeamSearch(searcher, each, BeamPolicy(4)) for each in asked]
+    batches = [[(rng.integers(0, 300, 7).astype(np.int32), [BeamRequest(6, trie, objects)])] for _ in range(2)]
+    both = [BeamSearch(searcher, threads, BeamPolicy(4)) for threads in batches]
+    for search in both:
+        search.prefill()
     while any(search.open_QW.any() for search in both):
         for search in both:
             if search.open_QW.any():
                 search.step()
-    for search, each in zip(both, asked, strict=True):
-        wanted = BeamSearcher(backbone)(each, BeamPolicy(4))[0][0]
-        assert search.answers([0])[0].rows.tolist() == wanted.rows.tolist()
-    dropped = BeamSearch(searcher, asked[0], BeamPolicy(4))
+    for search, threads in zip(both, batches, strict=True):
+        expected = BeamSearcher(backbone)(threads, BeamPolicy(4))[0][0]
+        assert search.results([0])[0].rows.tolist() == expected.rows.tolist()
+    dropped = BeamSearch(searcher, batches[0], BeamPolicy(4))
+    dropped.prefill()
     dropped.close(0)
     assert sum(map(len, searcher.graphs._free.values())) == 2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU: there is nothing to capture without one")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: a CPU captures no graph")
 @pytest.mark.parametrize("pointer", [True, False])
-def test_a_replayed_graph_gives_the_answers_of_the_host(small, pointer):
+def test_replayed_graph_gives_the_results_of_plain_steps(small, pointer):
     backbone = small.backbone(seed=3, pointer=pointer).to("cuda")
-    runner = Packed(backbone.body, torch.float32)
-    captured, plain = BeamSearcher(backbone, runner), BeamSearcher(backbone, runner, graphs=False)
+    runner = PackedRunner(backbone.body, torch.float32)
+    captured = BeamSearcher(backbone, runner)
+    plain = BeamSearcher(backbone, runner, graphs=False)
     assert captured.graphs is not None
 
     @QUICK
     @given(threads(backbone))
-    def check(asked):
-        agree((captured, plain), asked, BeamPolicy(30), rtol=1e-3)
+    def check(threads):
+        assert_equal_results((captured, plain), threads, BeamPolicy(30), rtol=1e-3)
 
     check()
-    assert all(set(each.graphs) == {1, 2} for buckets in captured.graphs._free.values() for each in buckets)
+    assert all(set(step.graphs) == {1, 2} for steps in captured.graphs._free.values() for step in steps)

@@ -1,4 +1,4 @@
-"""One number line: words, codes, objects."""
+"""The ID layout: words, codes, objects."""
 
 import numpy as np
 
@@ -12,12 +12,12 @@ def test_offsets_and_rows_by_hand():
     assert LAYOUT.offsets == (0, 4, 7, 9)
     codes = np.array([[0, 0, 0], [3, 2, 1]], np.int32)
     assert LAYOUT.rows(codes).tolist() == [[0, 4, 7], [3, 6, 8]]
-    assert LAYOUT.rows(codes[:, :2]).tolist() == [[0, 4], [3, 6]]  # a beam that has written two levels
+    assert LAYOUT.rows(codes[:, :2]).tolist() == [[0, 4], [3, 6]]  # a beam after two levels
     assert LAYOUT.rows(codes[None]).shape == (1, 2, 3)
     assert LAYOUT.rows(codes).dtype == np.int64
 
 
-def test_ranges_follow_each_other_and_never_meet():
+def test_id_ranges_are_adjacent_and_disjoint():
     codes = LAYOUT.code(np.arange(LAYOUT.codes))
     objects = LAYOUT.object(np.arange(5))
     assert codes.tolist() == list(range(100, 109))

@@ -112,7 +112,7 @@ def test_the_pointer_counts_what_the_user_usually_pays(small):
         InventoryPrior(logs, small.codebook, money=PriceExponents(0.5, 0.2)),
         np.log(object_prices(logs)),
     )
-    assert small.live.log_worth(0, every) is None
+    assert small.live.pointer_bias(0, every) is None
     differ = 0
     for r in range(0, len(logs.request_user_R), 7):
         paid: dict[int, list[float]] = {}
@@ -123,7 +123,7 @@ def test_the_pointer_counts_what_the_user_usually_pays(small):
         for o, values in paid.items():
             own_O[o] = (sum(values) + PSEUDO_PAYMENTS * log_price_O[o]) / (len(values) + PSEUDO_PAYMENTS)
         wanted = np.append(0, 0.5 * (own_O - np.median(log_price_O)))
-        np.testing.assert_allclose(live.log_worth(r, every), wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(live.pointer_bias(r, every), wanted, rtol=1e-5, atol=1e-6)
         differ += bool(paid) and np.abs(own_O - log_price_O).max() > 0.1
     assert differ > 10
 

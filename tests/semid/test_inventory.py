@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leadre.errors import InputError
-from leadre.semid.inventory import Inventory, Joined
+from leadre.semid.inventory import Inventory, UnionMask
 from leadre.semid.trie import DEAD, build
 
 SIZES = (3, 4, 2, 3)
@@ -151,7 +151,7 @@ def test_states_outlive_additions_and_merges():
     inventory = Inventory(PATHS[:30:3], SIZES)
     inventory.add(PATHS[1:30:3])
     mask = inventory.live
-    assert isinstance(mask, Joined)
+    assert isinstance(mask, UnionMask)
     states = mask.step(mask.roots(1), np.array([0]), 0)
     inventory.add(PATHS[2:30:3])
     inventory.merge()

@@ -48,7 +48,7 @@ class ModelServer:
         weights = self.live.rates_O
         self.inventory = Inventory(self.live.codes_OL, self.live.sizes, weights)
         self.is_bfloat16 = has_bfloat16(loaded.backbone.device)
-        searcher = BeamSearcher(loaded.backbone, prefixes=PrefixCache(capacity_mb=PREFIX_MB))
+        searcher = BeamSearcher(loaded.backbone, prefix_cache=PrefixCache(capacity_mb=PREFIX_MB))
         self.engine = Engine(searcher, queue=queue, batch=batch)
 
     def __enter__(self) -> ModelServer:
@@ -69,9 +69,9 @@ class ModelServer:
         eligible_O = np.unpackbits(np.frombuffer(wanted.eligible, np.uint8), count=count).astype(np.bool_)
         logs = self._logs_of(wanted.user_id, wanted.recent, wanted.now_us)
         ids = self.prompt(logs)
-        log_worth_T = self.live.log_worth(0, self.prompter.layout.objects(ids), logs)
+        pointer_bias_T = self.live.pointer_bias(0, self.prompter.layout.objects(ids), logs)
         inventory = self.inventory.restrict(allowed=eligible_O)
-        ask = BeamRequest(len(ids) - 1, inventory, np.arange(count), log_worth_T=log_worth_T)
+        ask = BeamRequest(len(ids) - 1, inventory, np.arange(count), pointer_bias_T=pointer_bias_T)
         try:
             future = self.engine.submit(ids, ask, BeamPolicy(self.beam, top=wanted.top), deadline_ms=left_ms)
         except BusyError:
