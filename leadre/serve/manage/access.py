@@ -1,4 +1,4 @@
-"""Who calls the management server and what it reaches: what the API and the status page share."""
+"""Access to the management server: API keys as dependencies, and the backend that API and status page share."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Spend:
-    """A campaign's day, in its own time zone. ``charged_nanos`` is what the advertiser owes for it."""
+    """A campaign's day in its own time zone. ``charged_nanos`` is what the advertiser owes for it."""
 
     campaign_id: str
-    day: str  # ISO 8601, without a time
+    day: str  # ISO 8601 date
     impressions: int
     clicks: int
     conversions: int
@@ -35,7 +35,7 @@ class Spend:
 
 @dataclass(frozen=True, kw_only=True)
 class Lists:
-    """The lists that bids are answered from. ``made_at_us`` is that of the list for strangers, 0 without one."""
+    """The current stored lists. ``made_at_us`` is that of the list for unknown users, 0 without one."""
 
     version: str
     made_at_us: int
@@ -43,20 +43,20 @@ class Lists:
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """What the server reaches beyond ``manage.db``. Each function may be called from several threads.
+    """Dependencies of the server beyond ``manage.db``. Each function is thread-safe.
 
-    StoreDown from what asks the store, PeerError from what asks the writer.
+    Functions that read the store raise StoreDown, those that send a request to the writer raise PeerError.
     """
 
     clock: Clock
-    erase: Callable[[str], Mapping[str, int]]  # a user's ID -> store -> records removed; returns when they are gone
-    export: Callable[[str], Mapping[str, object]]  # a user's ID -> store -> what it holds, ready for JSON
-    spend: Callable[[Sequence[str], int, int], Sequence[Spend]]  # campaigns, from_us, until before to_us
+    erase: Callable[[str], Mapping[str, int]]  # user ID -> store -> number of records removed
+    export: Callable[[str], Mapping[str, object]]  # user ID -> store -> the user's data, ready for JSON
+    spend: Callable[[Sequence[str], int, int], Sequence[Spend]]  # campaigns, from_us, to_us (exclusive)
     catalogue: Callable[[], pl.DataFrame]  # the table of ads that an import reads
-    history: Callable[[], MetricHistory]  # what the bidder counted, up to this moment
-    charged_today: Callable[[], Sequence[SpendToday]]  # the most first
-    counts: Callable[[], Mapping[str, tuple[int, int, int]]]  # ad -> impressions, clicks, conversions
-    explain: Callable[[str], RequestRecord | None]  # one of the last requests by its ID, "" = the newest
+    history: Callable[[], MetricHistory]  # metrics of the last hour, up to now
+    charged_today: Callable[[], Sequence[SpendToday]]  # highest charge first
+    counts: Callable[[], Mapping[str, tuple[int, int, int]]]  # ad ID -> impressions, clicks, conversions
+    explain: Callable[[str], RequestRecord | None]  # a recent request by its ID; "" is the newest
     lists: Callable[[], Lists]
 
 
@@ -64,8 +64,8 @@ bearer = HTTPBearer(auto_error=False, description="A key of the management API."
 
 
 def caller(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> ApiKey:
-    keys: ApiKeys = request.app.state.keys
-    key = keys.find(credentials.credentials) if credentials else None
+    """The key of the request. Status 401 without a key in force."""
+    key = api_keys_of(request).find(credentials.credentials) if credentials else None
     if key is None:
         detail = "send a key that is in force as `Authorization: Bearer KEY`"
         raise HTTPException(401, detail, headers={"WWW-Authenticate": "Bearer"})
@@ -73,34 +73,35 @@ def caller(request: Request, credentials: Annotated[HTTPAuthorizationCredentials
 
 
 def operator(key: Annotated[ApiKey, Depends(caller)]) -> ApiKey:
+    """The operator's key of the request. Status 403 for an advertiser's key."""
     if not key.is_operator:
-        raise HTTPException(403, "this wants an operator's key")
+        raise HTTPException(403, "this requires an operator's key")
     return key
 
 
-def book_of(request: Request) -> CampaignStore:
-    book: CampaignStore = request.app.state.book
-    return book
+def campaign_store_of(request: Request) -> CampaignStore:
+    store: CampaignStore = request.app.state.campaign_store
+    return store
 
 
-def keys_of(request: Request) -> ApiKeys:
-    keys: ApiKeys = request.app.state.keys
+def api_keys_of(request: Request) -> ApiKeys:
+    keys: ApiKeys = request.app.state.api_keys
     return keys
 
 
-def records_of(request: Request) -> ManageDatabase:
-    records: ManageDatabase = request.app.state.records
-    return records
+def database_of(request: Request) -> ManageDatabase:
+    database: ManageDatabase = request.app.state.database
+    return database
 
 
-def outside_of(request: Request) -> Backend:
-    outside: Backend = request.app.state.outside
-    return outside
+def backend_of(request: Request) -> Backend:
+    backend: Backend = request.app.state.backend
+    return backend
 
 
 Caller = Annotated[ApiKey, Depends(caller)]
 Operator = Depends(operator)
-TheBook = Annotated[CampaignStore, Depends(book_of)]
-TheKeys = Annotated[ApiKeys, Depends(keys_of)]
-TheRecords = Annotated[ManageDatabase, Depends(records_of)]
-TheOutside = Annotated[Backend, Depends(outside_of)]
+CampaignStoreDep = Annotated[CampaignStore, Depends(campaign_store_of)]
+ApiKeysDep = Annotated[ApiKeys, Depends(api_keys_of)]
+DatabaseDep = Annotated[ManageDatabase, Depends(database_of)]
+BackendDep = Annotated[Backend, Depends(backend_of)]

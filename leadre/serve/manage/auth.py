@@ -1,8 +1,8 @@
-"""Who may call the management API, and which web pages may ask for bids.
+"""API keys of the management API, and the web origins whose pages may request bids.
 
-A key is ``<key_id>.<secret>``: the ID finds the row, the secret is 256 random bits. Only their SHA-256 is stored. That
-is enough, as there is no dictionary of such secrets to try; a slow hash protects what people make up, and here would
-only make every call slow. A key is shown once, when it is made; one that is lost is revoked and replaced.
+A key is ``<key_id>.<secret>``: the ID selects the row, the secret is 256 random bits. Only the SHA-256 of the secret is
+stored. A slow hash protects passwords that people choose; no dictionary contains random secrets, so here it would only
+slow down every call. A key is shown once, when it is created; a lost key is revoked and replaced.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.catalogue.validation import MAX_NAME_CHARS, check_id
 
 SECRET_BYTES = 32
-NOBODY = bytes(SECRET_BYTES)  # stands in for the hash of a key that is not there
+NO_HASH = bytes(SECRET_BYTES)  # compared with if the key ID is unknown; no secret has this hash
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApiKey:
-    """What is known of a key. ``advertiser_id`` "" is the operator, who may do everything."""
+    """A key without its secret. ``advertiser_id`` "" is an operator's key, which may do everything."""
 
     key_id: str
     name: str
@@ -41,38 +41,39 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The keys in ``manage.db``. Any thread may call; a revoked key opens nothing from the next call on."""
+    """The keys in ``manage.db``. Thread-safe; a revoked key is refused from the next call on."""
 
-    def __init__(self, records: ManageDatabase) -> None:
-        self._records = records
+    def __init__(self, database: ManageDatabase) -> None:
+        self._database = database
 
     def create(self, name: str, now_us: int, advertiser_id: str = "") -> tuple[ApiKey, str]:
-        """(what is stored, the key itself, to be shown once). ``advertiser_id`` "" makes an operator's key."""
+        """Create a key: (stored key, text to show once). "" is an operator's. InputError for a bad name."""
         name = text.clean(name, MAX_NAME_CHARS)
         if not name:
-            raise InputError("name: say who will hold the key, so that it can be revoked when they leave")
+            raise InputError("name: is empty; name the holder of the key, so that it can be revoked when they leave")
         if advertiser_id:
             check_id("key", "advertiser_id", advertiser_id)
-        key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(SECRET_BYTES)
-        with self._records.writing():
-            self._records.connection.execute(
+        key_id = secrets.token_hex(8)
+        secret = secrets.token_urlsafe(SECRET_BYTES)
+        with self._database.writing():
+            self._database.connection.execute(
                 "INSERT INTO keys VALUES (?, ?, ?, ?, ?, 0)", [key_id, _hash(secret), name, advertiser_id, now_us]
             )
         key = ApiKey(key_id=key_id, name=name, advertiser_id=advertiser_id, created_at_us=now_us, revoked_at_us=0)
         return key, f"{key_id}.{secret}"
 
     def find(self, presented: str) -> ApiKey | None:
-        """Whose key this is; None for a wrong or revoked one."""
-        with self._records.lock:
-            return find(self._records.connection, presented)
+        """The key that ``presented`` is; None for a wrong or revoked one."""
+        with self._database.lock:
+            return find(self._database.connection, presented)
 
     def revoke(self, key_id: str, now_us: int) -> ApiKey:
-        """From now on it opens nothing; a second time changes nothing. MissingError for an unknown one."""
-        with self._records.lock:
+        """Revoke a key at once; idempotent. MissingError for an unknown ID."""
+        with self._database.lock:
             if not any(key.key_id == key_id for key in self.all()):
                 raise MissingError(f"no key has the ID {key_id!r}")
-            with self._records.writing():
-                self._records.connection.execute(
+            with self._database.writing():
+                self._database.connection.execute(
                     "UPDATE keys SET revoked_at_us = ? WHERE key_id = ? AND revoked_at_us = 0", [now_us, key_id]
                 )
             return next(key for key in self.all() if key.key_id == key_id)
@@ -82,26 +83,26 @@ class ApiKeys:
         return any(key.is_operator and not key.revoked_at_us for key in self.all())
 
     def all(self) -> list[ApiKey]:
-        """Revoked ones too, in the order of their making."""
+        """All keys, revoked ones included, by time of creation."""
         query = (
             "SELECT key_id, name, advertiser_id, created_at_us, revoked_at_us FROM keys ORDER BY created_at_us, key_id"
         )
-        with self._records.lock:
-            return [_key(row) for row in self._records.connection.execute(query)]
+        with self._database.lock:
+            return [_key(row) for row in self._database.connection.execute(query)]
 
 
 def find(connection: sqlite3.Connection, presented: str) -> ApiKey | None:
-    """Whose key this is; None for a wrong or revoked one. How long it takes says nothing about the secret."""
+    """The key that ``presented`` is; None for a wrong or revoked one. The time taken does not depend on the secret."""
     key_id, _, secret = presented.partition(".")
     query = "SELECT key_id, name, advertiser_id, created_at_us, revoked_at_us, hash FROM keys WHERE key_id = ?"
     row = connection.execute(query, [key_id]).fetchone() if key_id.isascii() else None
-    is_right = hmac.compare_digest(_hash(secret), NOBODY if row is None else row[-1])
+    is_right = hmac.compare_digest(_hash(secret), NO_HASH if row is None else row[-1])
     key = None if row is None else _key(row)
     return key if is_right and key is not None and not key.revoked_at_us else None
 
 
 def check_exposure(host: str, keys: ApiKeys) -> None:
-    """InputError where a server would listen to other machines before any operator's key exists.
+    """InputError if a server would listen to other machines while no operator's key is in force.
 
     ``host`` is the address to listen on; a name other than localhost counts as reachable from outside.
     """
@@ -112,36 +113,37 @@ def check_exposure(host: str, keys: ApiKeys) -> None:
     if not is_local and not keys.have_operator():
         raise InputError(
             f"host = {host!r} is reachable from other machines, and no operator's key is in force;"
-            " make one with `leadre serve --stage key --name NAME`, or listen on 127.0.0.1"
+            " create one with `leadre serve --stage key --name NAME`, or listen on 127.0.0.1"
         )
 
 
 def checked_origin(origin: str) -> str:
     """A web origin (RFC 6454) as browsers send it: scheme and host in lower case, no default port. InputError."""
-    wanted = "an origin such as 'https://news.example' or 'http://127.0.0.1:8000', without a path"
-    fault = InputError(f"origin = {origin[:100]!r}; it must be {wanted}")
+    valid = "an origin such as 'https://news.example' or 'http://127.0.0.1:8000', without a path"
+    fault = InputError(f"origin = {origin[:100]!r}; it must be {valid}")
     try:
         parts = urlsplit(origin)
-        host, port = parts.hostname, parts.port
+        host = parts.hostname
+        port = parts.port
     except ValueError as error:
         raise fault from error
     is_plain = re.fullmatch(r"(?i)https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d+)?", origin) is not None
     if not is_plain or host is None or len(origin) > 300:
         raise fault
-    shown = f"[{host}]" if ":" in host else host
+    bracketed = f"[{host}]" if ":" in host else host
     is_default = port is None or port == {"http": 80, "https": 443}[parts.scheme]
-    return f"{parts.scheme}://{shown}" + ("" if is_default else f":{port}")
+    return f"{parts.scheme}://{bracketed}" + ("" if is_default else f":{port}")
 
 
-def put_origins(records: ManageDatabase, origins: list[str]) -> list[str]:
-    """Register exactly these, for CORS; returns them as stored. Repeating it changes nothing."""
-    wanted = sorted({checked_origin(origin) for origin in origins})
-    with records.lock:
-        if wanted != sorted(read_origins(records.connection)):
-            with records.writing():
-                records.connection.execute("DELETE FROM origins")
-                records.connection.executemany("INSERT INTO origins VALUES (?)", [(origin,) for origin in wanted])
-    return wanted
+def put_origins(database: ManageDatabase, origins: list[str]) -> list[str]:
+    """Replace the registered origins; returns them as stored, sorted. Idempotent. InputError for other text."""
+    checked = sorted({checked_origin(origin) for origin in origins})
+    with database.lock:
+        if checked != sorted(read_origins(database.connection)):
+            with database.writing():
+                database.connection.execute("DELETE FROM origins")
+                database.connection.executemany("INSERT INTO origins VALUES (?)", [(origin,) for origin in checked])
+    return checked
 
 
 def read_origins(connection: sqlite3.Connection) -> frozenset[str]:

@@ -1,6 +1,7 @@
-"""The JSON of the management API: what is sent and shown. Times are ISO 8601, money is whole nanos, sets are lists.
+"""JSON of the management API: request forms and responses. Times are ISO 8601, money is whole nanos, sets are lists.
 
-Forms say what a field looks like; what it may mean (a zone that exists, dates in order) is checked by the book.
+A form checks the type and the range of each field; the campaign store checks its meaning (a zone that exists, dates in
+order).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def micros_of(at: datetime) -> int:
+    """Microseconds since 1970."""
     return (at - EPOCH) // timedelta(microseconds=1)
 
 
@@ -46,13 +48,13 @@ def _read_time(value: object) -> object:
     if isinstance(value, datetime):
         return value
     if not isinstance(value, str):
-        raise ValueError("wants text such as '2026-03-01T08:30:00Z'")
+        raise ValueError("expects text such as '2026-03-01T08:30:00Z'")
     return datetime.fromisoformat(value.upper())
 
 
 def _with_offset(at: datetime) -> datetime:
     if at.tzinfo is None:
-        raise ValueError("wants an offset from UTC, such as 'Z' or '+01:00'")
+        raise ValueError("expects an offset from UTC, such as 'Z' or '+01:00'")
     return at
 
 
@@ -72,13 +74,13 @@ Pixels = Annotated[StrictInt, Field(ge=1, le=MAX_PIXELS)]
 
 
 class Form(BaseModel):
-    """A field that is not known is an error, as a misspelt cap would be no cap."""
+    """Base of request bodies. An unknown field is an error: a misspelt cap would silently be no cap."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class TargetingForm(Form):
-    """Who may see a campaign. An empty list asks for nothing."""
+    """Targeting of a campaign. An empty list matches every request."""
 
     countries: Names = Field(default_factory=list, description="ISO 3166-1 alpha-3", examples=[["DEU", "FRA"]])
     regions: Names = Field(default_factory=list, description="as in OpenRTB's geo.region")
@@ -97,23 +99,21 @@ class TargetingForm(Form):
 
 
 class CampaignForm(Form):
-    """What an advertiser pays for."""
+    """A campaign: the event that the advertiser pays for, bid, budgets, schedule and targeting."""
 
-    advertiser_id: Id | None = Field(
-        default=None, description="the account; left out, that of the key", examples=["acme"]
-    )
+    advertiser_id: Id | None = Field(default=None, description="the account; default: the key's", examples=["acme"])
     name: Name = Field(examples=["Autumn shoes"])
-    bid_type: BidType = Field(description="what is paid for: 1 impression, 1 click or 1 conversion")
+    bid_type: BidType = Field(description="the paid event: an impression, a click or a conversion")
     bid_nanos: Nanos = Field(description="for one impression, click or conversion; 2000000 in cpm is a CPM of 2.00")
     currency: str = Field(default="USD", pattern="^[A-Z]{3}$", description="ISO 4217; cannot change later")
-    zone: str = Field(default="UTC", max_length=64, description="IANA time zone, whose days are the budget's")
-    total_nanos: Nanos = Field(default=0, description="most that is ever charged; 0 = no cap")
-    daily_nanos: Nanos = Field(default=0, description="most that is charged in a day; 0 = no cap")
+    zone: str = Field(default="UTC", max_length=64, description="IANA time zone, whose days limit the daily budget")
+    total_nanos: Nanos = Field(default=0, description="limit of all charges; 0 = no cap")
+    daily_nanos: Nanos = Field(default=0, description="limit of the charges of a day; 0 = no cap")
     cap_per_day: Annotated[StrictInt, Field(ge=0, le=1_000_000)] = Field(
-        0, description="impressions of one user; 0 = no cap"
+        0, description="impressions of one user in a day; 0 = no cap"
     )
-    starts_at: When | None = Field(default=None, description="none = at once")
-    ends_at: When | None = Field(default=None, description="none = open end")
+    starts_at: When | None = Field(default=None, description="default: at once")
+    ends_at: When | None = Field(default=None, description="default: no end")
     status: Status = "active"
     targeting: TargetingForm = TargetingForm()
 
@@ -128,7 +128,7 @@ class CampaignForm(Form):
         )
 
 
-class CampaignShown(BaseModel):
+class CampaignResponse(BaseModel):
     """A campaign as it is stored."""
 
     campaign_id: str
@@ -147,35 +147,35 @@ class CampaignShown(BaseModel):
     targeting: dict[str, list[str] | list[int]]
 
     @classmethod
-    def of(cls, campaign: Campaign) -> CampaignShown:
+    def of(cls, campaign: Campaign) -> CampaignResponse:
         plain = {name: getattr(campaign, name) for name in cls.model_fields if hasattr(campaign, name)}
-        wanted = campaign.targeting
+        targeting = campaign.targeting
         return cls(
             **plain
             | {
                 "starts_at": time_of(campaign.starts_at_us) if campaign.starts_at_us else None,
                 "ends_at": time_of(campaign.ends_at_us) if campaign.ends_at_us else None,
-                "targeting": {name: sorted(getattr(wanted, name)) for name in TargetingForm.model_fields},
+                "targeting": {name: sorted(getattr(targeting, name)) for name in TargetingForm.model_fields},
             }
         )
 
 
 class AdForm(Form):
-    """An ad of a campaign, whose account it belongs to."""
+    """An ad of a campaign; it belongs to the campaign's account."""
 
     campaign_id: Id = Field(examples=["c1"])
-    object_id: Id | None = Field(default=None, description="the marketing object; left out, the ad itself")
+    object_id: Id | None = Field(default=None, description="the marketing object; default: the ad itself")
     title: str = Field(min_length=1, max_length=512, examples=["Trail running shoes"])
     description: str = Field(default="", max_length=4096)
     brand: str = Field(default="", max_length=MAX_NAME_CHARS)
-    landing_url: Url = Field(description="http(s), where a click leads", examples=["https://shop.example/shoes"])
+    landing_url: Url = Field(description="http(s); the target of a click", examples=["https://shop.example/shoes"])
     image_url: Url = Field(default="", description="http(s), or empty", examples=["https://cdn.example/shoes.png"])
-    price_nanos: Nanos = Field(default=0, description="what the banner says that the thing costs; 0 = nothing")
+    price_nanos: Nanos = Field(default=0, description="price in the banner; 0 = no price")
     price_currency: str = Field(default="USD", pattern="^[A-Z]{3}$", description="ISO 4217")
-    adomain: str = Field(default="", max_length=253, description="left out, the host of the landing page")
+    adomain: str = Field(default="", max_length=253, description="default: the host of the landing page")
     iab_categories: Names = Field(default_factory=list, examples=[["IAB18-3"]])
     sizes: Annotated[list[tuple[Pixels, Pixels]], Field(max_length=MAX_VALUES)] = Field(
-        default_factory=list, description="width and height in pixels; none = any", examples=[[[300, 250]]]
+        default_factory=list, description="width and height in pixels; empty = any", examples=[[[300, 250]]]
     )
     attributes: list[Annotated[StrictInt, Field(ge=1, le=999)]] = Field(
         default_factory=list, description="AdCOM creative attributes"
@@ -194,7 +194,7 @@ class AdForm(Form):
         )
 
 
-class AdShown(BaseModel):
+class AdResponse(BaseModel):
     """An ad as it is stored."""
 
     ad_id: str
@@ -215,7 +215,7 @@ class AdShown(BaseModel):
     status: Status
 
     @classmethod
-    def of(cls, ad: Ad) -> AdShown:
+    def of(cls, ad: Ad) -> AdResponse:
         plain = {name: getattr(ad, name) for name in cls.model_fields}
         lists = {
             "iab_categories": list(ad.iab_categories),
@@ -226,16 +226,16 @@ class AdShown(BaseModel):
 
 
 class KeyForm(Form):
-    """Whose key to make. Without an account it is an operator's."""
+    """A key to create. Without an account it is an operator's key."""
 
-    name: Name = Field(description="who holds it", examples=["Ann"])
+    name: Name = Field(description="the holder", examples=["Ann"])
     advertiser_id: Id | None = Field(
-        default=None, description="the only account that it sees; none = all", examples=["acme"]
+        default=None, description="the only account that it opens; default: all", examples=["acme"]
     )
 
 
-class KeyShown(BaseModel):
-    """What is known of a key; the key itself is shown once."""
+class KeyResponse(BaseModel):
+    """A key without its secret."""
 
     key_id: str
     name: str
@@ -245,7 +245,7 @@ class KeyShown(BaseModel):
     revoked_at: str | None
 
     @classmethod
-    def of(cls, key: ApiKey) -> KeyShown:
+    def of(cls, key: ApiKey) -> KeyResponse:
         return cls(
             key_id=key.key_id,
             name=key.name,
@@ -256,15 +256,15 @@ class KeyShown(BaseModel):
         )
 
 
-class KeyMade(BaseModel):
-    """The one time that a key is shown."""
+class CreatedKeyResponse(BaseModel):
+    """A new key. No other response contains its secret."""
 
-    key: str = Field(description="goes into `Authorization: Bearer KEY`")
-    about: KeyShown
+    key: str = Field(description="send it as `Authorization: Bearer KEY`")
+    about: KeyResponse
 
 
 class OriginsForm(Form):
-    """The web origins whose pages may ask for bids, all of them."""
+    """All web origins whose pages may request bids."""
 
     origins: Annotated[list[Annotated[str, Field(max_length=300)]], Field(max_length=1000)] = Field(
         examples=[["https://news.example"]]
@@ -272,41 +272,41 @@ class OriginsForm(Form):
 
 
 class ImportForm(Form):
-    """What stands in where the table of ads is silent."""
+    """Defaults for columns that the table of ads lacks."""
 
     bid_type: BidType = "cpm"
     bid_nanos: Nanos = 2_000_000
     daily_nanos: Nanos = Field(default=0, description="0 = no cap")
     currency: str = Field(default="USD", pattern="^[A-Z]{3}$")
     zone: str = Field(default="UTC", max_length=64)
-    landing_url: Url = Field(default="https://example.com/ads/{ad_id}", description="`{ad_id}` becomes the ad's ID")
+    landing_url: Url = Field(default="https://example.com/ads/{ad_id}", description="with the ad's ID for `{ad_id}`")
 
 
-class Refused(BaseModel):
-    """An ad that was not imported."""
+class RefusedAd(BaseModel):
+    """An ad that the import refused, with the reason."""
 
     ad_id: str
     why: str
 
 
-class Imported(BaseModel):
-    """What an import did. What was there before is left as it was."""
+class ImportResponse(BaseModel):
+    """Result of an import. Campaigns and ads that existed before are unchanged."""
 
-    campaigns: int = Field(description="new ones")
-    ads: int = Field(description="new ones")
-    known_ads: int = Field(description="were there already")
+    campaigns: int = Field(description="created")
+    ads: int = Field(description="created")
+    known_ads: int = Field(description="existed before")
     refused_ads: int
-    refused: list[Refused] = Field(description="the first hundred")
+    refused: list[RefusedAd] = Field(description="the first hundred")
 
 
-class Erased(BaseModel):
-    """Store -> how many records of the user it removed."""
+class EraseResponse(BaseModel):
+    """The user's records removed, by store."""
 
     user_id: str
     removed: dict[str, int]
 
 
 class Problem(BaseModel):
-    """What is wrong, where, and what to do next."""
+    """An error: the field, the fault, and the next step."""
 
     detail: str

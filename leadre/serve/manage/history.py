@@ -1,7 +1,7 @@
-"""The last hour of what the bidder counted, and what can be told of it: rates, fill, quantiles.
+"""The last hour of the bidder's metrics, and figures of them: rates, fill, quantiles.
 
-Counters know sums alone, so a thread of the management process notes them every `EVERY_S`. The notes are in its memory,
-at most `KEPT` of them, and begin anew with it; nothing is counted twice. Letters: T notes, C columns, B buckets.
+Counters hold totals only, so a thread of the management process samples them every `SAMPLE_S`. The process keeps the
+last `MAX_SAMPLES` in memory; after a restart the history is empty. Letters: T samples, C columns, B buckets.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from leadre import telemetry
 from leadre.clock import Clock
 from leadre.serve.protocol.openrtb import NoBid
+from leadre.units import US_PER_S
 
-Totals = Mapping[tuple[str, str, str], float]  # as `telemetry.totals` has them
+Totals = Mapping[tuple[str, str, str], float]  # as `telemetry.totals` returns them
 
-EVERY_S, KEPT = 10.0, 360
+SAMPLE_S = 10.0
+MAX_SAMPLES = 360
 OUTCOMES = ("bid", "no_bid", "shed", "bad")
 SOURCES = ("stored", "generated", "contextual")
 REASONS = tuple(reason.name.lower() for reason in NoBid)
@@ -41,84 +43,84 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class MetricHistory:
-    """Notes in order: ``at_s_T`` seconds since 1970, ``counts_TC`` what had been counted by then, as in `COLUMNS`."""
+    """Samples, oldest first: ``at_s_T`` in seconds since 1970, ``totals_TC`` the totals at that time (`COLUMNS`)."""
 
     at_s_T: NDArray[np.float64]
-    counts_TC: NDArray[np.float64]
+    totals_TC: NDArray[np.float64]
 
     def since(self, seconds: float) -> MetricHistory:
-        """From the last note that is at least so old, or the first."""
+        """The history from the last sample that is at least ``seconds`` old, or from the first."""
         old = np.flatnonzero(self.at_s_T <= self.at_s_T[-1] - seconds)
         first = int(old[-1]) if len(old) else 0
-        return MetricHistory(self.at_s_T[first:], self.counts_TC[first:])
+        return MetricHistory(self.at_s_T[first:], self.totals_TC[first:])
 
     @property
     def seconds(self) -> float:
-        """From the first note to the last."""
+        """Time from the first sample to the last."""
         return float(self.at_s_T[-1] - self.at_s_T[0])
 
-    def of(self, metric: str) -> NDArray[np.float64]:
-        """[T, columns of a metric] what had been counted."""
-        return self.counts_TC[:, [number for number, (name, _, _) in enumerate(COLUMNS) if name == f"leadre_{metric}"]]
+    def totals(self, metric: str) -> NDArray[np.float64]:
+        """[T, columns of a metric] totals."""
+        return self.totals_TC[:, [number for number, (name, _, _) in enumerate(COLUMNS) if name == f"leadre_{metric}"]]
 
-    def grown(self, metric: str) -> NDArray[np.float64]:
-        """[columns of a metric] what came from the first note to the last."""
-        counts = self.of(metric)
-        grown: NDArray[np.float64] = counts[-1] - counts[0]
-        return grown
+    def increase(self, metric: str) -> NDArray[np.float64]:
+        """[columns of a metric] increase from the first sample to the last."""
+        totals = self.totals(metric)
+        increase: NDArray[np.float64] = totals[-1] - totals[0]
+        return increase
 
     def rates(self, metric: str) -> NDArray[np.float64]:
-        """[T - 1, columns of a metric] what came in a second."""
-        return np.diff(self.of(metric), axis=0) / np.maximum(np.diff(self.at_s_T), 1e-3)[:, None]
+        """[T - 1, columns of a metric] increase per second between samples."""
+        return np.diff(self.totals(metric), axis=0) / np.maximum(np.diff(self.at_s_T), 1e-3)[:, None]
 
 
 class MetricRecorder:
-    """Notes what ``totals`` says. Any thread may call."""
+    """Samples the totals that ``read_totals`` returns. Thread-safe."""
 
-    def __init__(self, clock: Clock, totals: Callable[[], Totals] = telemetry.totals) -> None:
+    def __init__(self, clock: Clock, read_totals: Callable[[], Totals] = telemetry.totals) -> None:
         self._clock = clock
-        self._totals = totals
-        self._notes: deque[tuple[float, NDArray[np.float64]]] = deque(maxlen=KEPT)
+        self._read_totals = read_totals
+        self._samples: deque[tuple[float, NDArray[np.float64]]] = deque(maxlen=MAX_SAMPLES)
         self._lock = threading.Lock()
-        self.note()
+        self.sample()
 
-    def note(self) -> None:
-        """One note more; the oldest goes."""
-        now = self._now()
+    def sample(self) -> None:
+        """Add a sample; the oldest is dropped."""
+        sample = self._take()
         with self._lock:
-            self._notes.append(now)
+            self._samples.append(sample)
 
     def run(self) -> None:
-        """Note for ever."""
+        """Sample every `SAMPLE_S`, for ever."""
         while True:
-            time.sleep(EVERY_S)
-            with contextlib.suppress(OSError, ValueError, struct.error):  # the files of a worker that is just starting
-                self.note()
+            time.sleep(SAMPLE_S)
+            with contextlib.suppress(OSError, ValueError, struct.error):  # a new worker's files are incomplete
+                self.sample()
 
     def read(self) -> MetricHistory:
-        """The notes, and how it is now."""
-        now = self._now()
+        """All samples, and one of now."""
+        sample = self._take()
         with self._lock:
-            notes = [*self._notes, now]
-        return MetricHistory(np.array([at_s for at_s, _ in notes]), np.array([counts_C for _, counts_C in notes]))
+            samples = [*self._samples, sample]
+        return MetricHistory(np.array([at_s for at_s, _ in samples]), np.array([totals_C for _, totals_C in samples]))
 
-    def _now(self) -> tuple[float, NDArray[np.float64]]:
-        totals = self._totals()
-        return self._clock.now_us() / 1e6, np.array([totals.get(column, 0.0) for column in COLUMNS])
+    def _take(self) -> tuple[float, NDArray[np.float64]]:
+        totals = self._read_totals()
+        return self._clock.now_us() / US_PER_S, np.array([totals.get(column, 0.0) for column in COLUMNS])
 
 
-def quantile(edges_B: tuple[float, ...], grown_B: NDArray[np.float64], q: float) -> float:
-    """The ``q`` quantile of what fell into buckets, linear within one; NaN of nothing.
+def quantile(edges_B: tuple[float, ...], cumulative_B: NDArray[np.float64], q: float) -> float:
+    """The ``q`` quantile of a histogram, linear within a bucket; NaN if it is empty.
 
-    ``edges_B`` are upper edges; ``grown_B`` counts what is at most as large, with one bucket more, for all. What is
-    larger than the last edge counts as the last edge.
+    ``edges_B`` are upper edges of buckets. ``cumulative_B`` counts the values up to each edge, plus one bucket for all
+    values; a quantile beyond the last edge is that edge.
     """
-    wanted = q * grown_B[-1]
-    if not grown_B[-1]:
+    rank = q * cumulative_B[-1]
+    if not cumulative_B[-1]:
         return np.nan
-    bucket = int(np.searchsorted(grown_B, wanted))
+    bucket = int(np.searchsorted(cumulative_B, rank))
     if bucket >= len(edges_B):
         return edges_B[-1]
-    low_edge, low = (edges_B[bucket - 1], float(grown_B[bucket - 1])) if bucket else (0.0, 0.0)
-    share = (wanted - low) / max(float(grown_B[bucket]) - low, 1e-12)
+    low_edge, low = (edges_B[bucket - 1], float(cumulative_B[bucket - 1])) if bucket else (0.0, 0.0)
+    share = (rank - low) / max(float(cumulative_B[bucket]) - low, 1e-12)
     return float(low_edge + share * (edges_B[bucket] - low_edge))

@@ -1,7 +1,8 @@
-"""Operators who are logged in to the status page.
+"""Sessions of operators on the status page.
 
-A browser gets a random name for its session and nothing else; who that is stands in the memory of the management
-process. So a session ends with its key, its logout, its time or that process, and there is nothing to sign or to leak.
+The browser stores a random session ID and nothing else; the management process holds the session in memory. A session
+ends when its key is revoked, at logout, after `LASTS_US`, or with the process. No signature is needed, and a cookie
+reveals nothing.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from leadre.serve.manage.auth import ApiKeys
 from leadre.units import US_PER_HOUR
 
 LASTS_US = 12 * US_PER_HOUR
-MAX_SESSIONS = 256  # sessions; the oldest goes
+MAX_SESSIONS = 256  # the oldest session is removed
 SECRET_BYTES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Whose key opened it, until when, and what a form must bring along to be from our own page."""
+    """The key that opened the session, its end, and the CSRF token that forms of our page contain."""
 
     key_id: str
     until_us: int
@@ -30,7 +31,7 @@ class Session:
 
 
 class Sessions:
-    """Any thread may call. ``keys`` says who may come in, and whether they still may."""
+    """All open sessions; ``keys`` decides which key may open one, and whether it is still in force. Thread-safe."""
 
     def __init__(self, keys: ApiKeys) -> None:
         self._keys = keys
@@ -38,31 +39,32 @@ class Sessions:
         self._lock = threading.Lock()
 
     def start(self, presented: str, now_us: int) -> str | None:
-        """The name of a new session; None for a key that is not an operator's, or not in force."""
+        """The ID of a new session; None unless ``presented`` is an operator's key in force."""
         key = self._keys.find(presented)
         if key is None or not key.is_operator:
             return None
-        name, csrf = secrets.token_urlsafe(SECRET_BYTES), secrets.token_urlsafe(SECRET_BYTES)
+        session_id = secrets.token_urlsafe(SECRET_BYTES)
+        csrf = secrets.token_urlsafe(SECRET_BYTES)
         with self._lock:
-            self._sessions[name] = Session(key_id=key.key_id, until_us=now_us + LASTS_US, csrf=csrf)
+            self._sessions[session_id] = Session(key_id=key.key_id, until_us=now_us + LASTS_US, csrf=csrf)
             while len(self._sessions) > MAX_SESSIONS:
                 self._sessions.popitem(last=False)
-        return name
+        return session_id
 
-    def find(self, name: str, now_us: int) -> Session | None:
-        """A session that lasts and whose key is in force."""
+    def find(self, session_id: str, now_us: int) -> Session | None:
+        """The session; None if it is over, or its key is no longer in force."""
         with self._lock:
-            session = self._sessions.get(name)
+            session = self._sessions.get(session_id)
         if session is None or now_us >= session.until_us:
             return None
         in_force = {key.key_id for key in self._keys.all() if not key.revoked_at_us}
         return session if session.key_id in in_force else None
 
-    def end(self, name: str) -> None:
+    def end(self, session_id: str) -> None:
         with self._lock:
-            self._sessions.pop(name, None)
+            self._sessions.pop(session_id, None)
 
 
-def is_ours(session: Session, sent: str) -> bool:
-    """Whether a form brought what only our own page knows."""
-    return hmac.compare_digest(session.csrf.encode(), sent.encode("utf-8", "surrogatepass"))
+def is_own_form(session: Session, csrf: str) -> bool:
+    """Whether a form has the CSRF token of the session, which only our own page contains."""
+    return hmac.compare_digest(session.csrf.encode(), csrf.encode("utf-8", "surrogatepass"))

@@ -1,8 +1,8 @@
-"""The status page of operators: server-rendered, renewed in pieces, with a button that pauses.
+"""The status page of operators: server-rendered, refreshed in fragments, with buttons to pause and resume.
 
-It shows the whole market, so an operator's key opens it and an advertiser's does not. The key is asked for once, and a
-session stands for it in a cookie that scripts cannot read and other sites cannot send. What changes something is a POST
-that brings what only our own page knows. The browser may load nothing that we did not send: no inline script or style.
+The page shows all accounts, so only an operator's key opens it. The operator enters the key once; then a session cookie
+replaces it, which scripts cannot read and other sites cannot send. Changes are POSTs with the session's CSRF token. The
+content security policy lets the browser load our own assets only: no inline script or style.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from leadre.creative import banner as creatives
 from leadre.errors import ConflictError, MissingError
 from leadre.serve.catalogue.validation import MAX_ID_CHARS
 from leadre.serve.manage import views
-from leadre.serve.manage.access import TheBook, TheOutside
-from leadre.serve.manage.sessions import LASTS_US, Session, Sessions, is_ours
+from leadre.serve.manage.access import BackendDep, CampaignStoreDep
+from leadre.serve.manage.sessions import LASTS_US, Session, Sessions, is_own_form
 from leadre.types import Status
 from leadre.units import US_PER_S
 
 COOKIE = "leadre_session"
-AFTER: dict[str, Status] = {"pause": "paused", "resume": "active"}
-LOADS = "script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'"
+STATUS_AFTER: dict[str, Status] = {"pause": "paused", "resume": "active"}
+SOURCES = "script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'"
 HEADERS = {
-    "Content-Security-Policy": f"default-src 'none'; {LOADS}; base-uri 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": f"default-src 'none'; {SOURCES}; base-uri 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-FOR_A_YEAR = {"Cache-Control": "max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+CACHED_FOR_A_YEAR = {"Cache-Control": "max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
 Form = dict[str, str]
 View = views.View
 
 
 class LoggedOut(Exception):
-    """Nobody is logged in: show where to."""
+    """The request has no session: the response is the login form."""
 
 
 def sessions_of(request: Request) -> Sessions:
@@ -51,131 +51,142 @@ def sessions_of(request: Request) -> Sessions:
     return sessions
 
 
-def visitor(request: Request, outside: TheOutside) -> Session:
-    """The session that a request belongs to. LoggedOut."""
-    session = sessions_of(request).find(request.cookies.get(COOKIE, ""), outside.clock.now_us())
+def current_session(request: Request, backend: BackendDep) -> Session:
+    """The session of a request. LoggedOut without one."""
+    session = sessions_of(request).find(request.cookies.get(COOKIE, ""), backend.clock.now_us())
     if session is None:
         raise LoggedOut
     return session
 
 
-async def sent(request: Request) -> Form:
-    """The fields of a form."""
+async def form_fields(request: Request) -> Form:
+    """The fields of a submitted form."""
     return dict(parse_qsl((await request.body()).decode("utf-8", "replace"), max_num_fields=20))
 
 
-Visitor = Annotated[Session, Depends(visitor)]
-Sent = Annotated[Form, Depends(sent)]
+SessionDep = Annotated[Session, Depends(current_session)]
+FormDep = Annotated[Form, Depends(form_fields)]
 
 
-def ours(session: Visitor, form: Sent) -> Form:
-    """The fields of a form of our own page. 403 for a form of another's."""
-    if not is_ours(session, form.get("csrf", "")):
-        raise HTTPException(403, "this did not come from the status page: load it again")
+def own_form(session: SessionDep, form: FormDep) -> Form:
+    """The fields of a form of our own page. Status 403 for a form of another site."""
+    if not is_own_form(session, form.get("csrf", "")):
+        raise HTTPException(403, "the form has no valid CSRF token: load the status page again")
     return form
 
 
-Ours = Annotated[Form, Depends(ours)]
-Wanted = Annotated[str, Query(max_length=MAX_ID_CHARS)]
+OwnFormDep = Annotated[Form, Depends(own_form)]
+IdQuery = Annotated[str, Query(max_length=MAX_ID_CHARS)]
 router = APIRouter(include_in_schema=False)
 
 
 @router.get("/")
 @router.get("/status")
 def show(
-    session: Visitor, book: TheBook, outside: TheOutside, campaign: Wanted = "", ad: Wanted = "", id: Wanted = ""
+    session: SessionDep,
+    store: CampaignStoreDep,
+    backend: BackendDep,
+    campaign: IdQuery = "",
+    ad: IdQuery = "",
+    id: IdQuery = "",
 ) -> Response:
     """The whole page."""
-    pieces = {
-        "now": views.now(outside),
-        "campaigns": views.campaigns(book, outside, campaign.strip()),
-        "ads": views.ads(book, outside, ad.strip()),
-        "request": views.request(book, outside, id.strip()),
+    fragments = {
+        "now": views.now(backend),
+        "campaigns": views.campaigns(store, backend, campaign.strip()),
+        "ads": views.ads(store, backend, ad.strip()),
+        "request": views.request(store, backend, id.strip()),
     }
-    return _page("page", {"csrf": session.csrf, **pieces})
+    return _page("page", {"csrf": session.csrf, **fragments})
 
 
 @router.get("/status/now")
-def show_now(session: Visitor, outside: TheOutside) -> Response:
-    return _page("now", {"now": views.now(outside)})
+def show_now(session: SessionDep, backend: BackendDep) -> Response:
+    return _page("now", {"now": views.now(backend)})
 
 
 @router.get("/status/campaigns")
-def show_campaigns(session: Visitor, book: TheBook, outside: TheOutside, campaign: Wanted = "") -> Response:
-    return _page("campaigns", {"csrf": session.csrf, "campaigns": views.campaigns(book, outside, campaign.strip())})
+def show_campaigns(
+    session: SessionDep, store: CampaignStoreDep, backend: BackendDep, campaign: IdQuery = ""
+) -> Response:
+    return _page("campaigns", {"csrf": session.csrf, "campaigns": views.campaigns(store, backend, campaign.strip())})
 
 
 @router.get("/status/ads")
-def show_ads(session: Visitor, book: TheBook, outside: TheOutside, ad: Wanted = "") -> Response:
-    return _page("ads", {"csrf": session.csrf, "ads": views.ads(book, outside, ad.strip())})
+def show_ads(session: SessionDep, store: CampaignStoreDep, backend: BackendDep, ad: IdQuery = "") -> Response:
+    return _page("ads", {"csrf": session.csrf, "ads": views.ads(store, backend, ad.strip())})
 
 
 @router.get("/status/request")
-def show_request(session: Visitor, book: TheBook, outside: TheOutside, id: Wanted = "") -> Response:
-    return _page("request", {"request": views.request(book, outside, id.strip())})
+def show_request(session: SessionDep, store: CampaignStoreDep, backend: BackendDep, id: IdQuery = "") -> Response:
+    return _page("request", {"request": views.request(store, backend, id.strip())})
 
 
 @router.post("/status/campaigns")
-def act_on_campaign(request: Request, session: Visitor, form: Ours, book: TheBook, outside: TheOutside) -> Response:
+def act_on_campaign(
+    request: Request, session: SessionDep, form: OwnFormDep, store: CampaignStoreDep, backend: BackendDep
+) -> Response:
     """Pause or resume a campaign."""
-    problem = _act(form, book.set_campaign_status)
-    view = views.campaigns(book, outside, form.get("campaign", ""))
-    return _acted(request, "campaigns", session, view, problem)
+    problem = _act(form, store.set_campaign_status)
+    view = views.campaigns(store, backend, form.get("campaign", ""))
+    return _changed(request, "campaigns", session, view, problem)
 
 
 @router.post("/status/ads")
-def act_on_ad(request: Request, session: Visitor, form: Ours, book: TheBook, outside: TheOutside) -> Response:
+def act_on_ad(
+    request: Request, session: SessionDep, form: OwnFormDep, store: CampaignStoreDep, backend: BackendDep
+) -> Response:
     """Pause or resume an ad."""
-    problem = _act(form, book.set_ad_status)
-    return _acted(request, "ads", session, views.ads(book, outside, form.get("ad", "")), problem)
+    problem = _act(form, store.set_ad_status)
+    return _changed(request, "ads", session, views.ads(store, backend, form.get("ad", "")), problem)
 
 
 @router.post("/status/login")
-def log_in(request: Request, form: Sent, outside: TheOutside) -> Response:
-    """Begin a session with an operator's key."""
-    name = sessions_of(request).start(form.get("key", "").strip(), outside.clock.now_us())
-    if name is None:
-        return _page("login", {"problem": "This is not an operator's key that is in force."}, 403)
-    answer = RedirectResponse("/status", 303)
-    answer.set_cookie(
+def log_in(request: Request, form: FormDep, backend: BackendDep) -> Response:
+    """Start a session with an operator's key."""
+    session_id = sessions_of(request).start(form.get("key", "").strip(), backend.clock.now_us())
+    if session_id is None:
+        return _page("login", {"problem": "This is not an operator's key in force."}, 403)
+    response = RedirectResponse("/status", 303)
+    response.set_cookie(
         COOKIE,
-        name,
+        session_id,
         max_age=LASTS_US // US_PER_S,
         httponly=True,
         samesite="strict",
         secure=request.url.scheme == "https",
     )
-    return answer
+    return response
 
 
 @router.post("/status/logout")
-def log_out(request: Request, form: Ours) -> Response:
+def log_out(request: Request, form: OwnFormDep) -> Response:
     """End the session."""
     sessions_of(request).end(request.cookies[COOKIE])
-    answer = RedirectResponse("/status", 303)
-    answer.delete_cookie(COOKIE)
-    return answer
+    response = RedirectResponse("/status", 303)
+    response.delete_cookie(COOKIE)
+    return response
 
 
 @router.get("/status/assets/{name}")
 def asset(name: str) -> Response:
-    """Style and scripts, ours and the two libraries that come along; the one thing here that wants no session."""
+    """Stylesheets and scripts, ours and those of two libraries. The only route without a session."""
     if name not in _assets():
-        raise HTTPException(404, "nothing has this name")
-    return Response(_assets()[name], media_type=mimetypes.guess_type(name)[0], headers=FOR_A_YEAR)
+        raise HTTPException(404, "no asset has this name")
+    return Response(_assets()[name], media_type=mimetypes.guess_type(name)[0], headers=CACHED_FOR_A_YEAR)
 
 
 def install(app: FastAPI) -> None:
-    """Give an app with keys what the routes need."""
-    app.state.sessions = Sessions(app.state.keys)
-    app.add_exception_handler(LoggedOut, _ask_for_key)
+    """Add sessions and the login form to an app that has API keys."""
+    app.state.sessions = Sessions(app.state.api_keys)
+    app.add_exception_handler(LoggedOut, _login_form)
 
 
 def _act(form: Form, change: Callable[[str, Status], object]) -> str:
-    """Make a change; what stood against it, "" for nothing."""
-    status = AFTER.get(form.get("action", ""))
+    """Change a status; returns the reason for a refusal, "" for success."""
+    status = STATUS_AFTER.get(form.get("action", ""))
     if status is None:
-        return "action: pause or resume"
+        return "action: expects pause or resume"
     try:
         change(form.get("id", ""), status)
     except (ConflictError, MissingError) as error:
@@ -183,30 +194,30 @@ def _act(form: Form, change: Callable[[str, Status], object]) -> str:
     return ""
 
 
-def _acted(request: Request, piece: str, session: Session, view: View, problem: str) -> Response:
-    """The piece as it is now; to a browser without scripts the page."""
+def _changed(request: Request, fragment: str, session: Session, view: View, problem: str) -> Response:
+    """The changed fragment; a redirect to the whole page for a browser without scripts."""
     if not problem and "hx-request" not in request.headers:
         return RedirectResponse("/status", 303)
     view["problem"] = problem or view["problem"]
-    return _page(piece, {"csrf": session.csrf, piece: view}, 409 if problem else 200)
+    return _page(fragment, {"csrf": session.csrf, fragment: view}, 409 if problem else 200)
 
 
-def _ask_for_key(request: Request, _: Exception) -> Response:
-    """The form that asks for a key; a page that is open already is to load itself anew."""
-    answer = _page("login", {"problem": ""}, 401)
-    answer.headers["WWW-Authenticate"] = 'Cookie realm="LEADRE", form-action="/status/login"'
+def _login_form(request: Request, _: Exception) -> Response:
+    """The login form; a fragment's request makes the browser reload the whole page."""
+    response = _page("login", {"problem": ""}, 401)
+    response.headers["WWW-Authenticate"] = 'Cookie realm="LEADRE", form-action="/status/login"'
     if "hx-request" in request.headers:
-        answer.headers["HX-Refresh"] = "true"
-    return answer
+        response.headers["HX-Refresh"] = "true"
+    return response
 
 
 def _page(template: str, values: View, status: int = 200) -> Response:
     rendered = creatives.templates("leadre.serve.manage").get_template(f"{template}.html")
-    return HTMLResponse(rendered.render(values, version=__version__, asset=_address), status, HEADERS)
+    return HTMLResponse(rendered.render(values, version=__version__, asset=_asset_url), status, HEADERS)
 
 
-def _address(name: str) -> str:
-    """Where an asset is; another one after a change, as browsers keep it."""
+def _asset_url(name: str) -> str:
+    """URL of an asset; it changes with the content, as browsers cache assets for a year."""
     return f"/status/assets/{name}?{hashlib.sha256(_assets()[name]).hexdigest()[:12]}"
 
 

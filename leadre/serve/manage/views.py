@@ -1,8 +1,7 @@
-"""What the status page shows, as plain values for its templates: figures and words, no HTML.
+"""Views of the status page: plain values for its templates, figures and words without HTML.
 
-Shares and rates of a time are between two notes of `MetricHistory`; money and events are those of ledger, log and
-book. What
-asks the store or the writer says so where they are away, and leaves the rest as it is.
+Rates and shares come from two samples of `MetricHistory`; money and events come from ledger, log and campaign store. If
+the store or the writer is away, the view has a notice in its place, and the rest is complete.
 """
 
 from __future__ import annotations
@@ -20,24 +19,27 @@ from leadre.auction.budget.sums import SpendToday
 from leadre.errors import PeerError, StoreDown
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.manage.access import Backend, Spend
-from leadre.serve.manage.history import EVERY_S, GENERATIONS, OUTCOMES, REASONS, SOURCES, MetricHistory, quantile
+from leadre.serve.manage.history import GENERATIONS, OUTCOMES, REASONS, SAMPLE_S, SOURCES, MetricHistory, quantile
 from leadre.types import Ad, Campaign
 from leadre.units import NANOS_PER_UNIT, S_PER_DAY, S_PER_HOUR, S_PER_MINUTE, US_PER_S
 
-SHOWN = 10  # rows of a table
+MAX_ROWS = 10
 MINUTE_S = 60.0
-NOTHING = "\N{EN DASH}"
+NO_VALUE = "\N{EN DASH}"
 View = dict[str, Any]
 
 
-def now(outside: Backend) -> View:
-    """Traffic, latency, fill, sources, reasons, freshness: the last minute in figures, the last hour beside them."""
-    history, now_us = outside.history(), outside.clock.now_us()
+def now(backend: Backend) -> View:
+    """Traffic, latency, fill, sources, reasons and freshness: figures of the last minute, shares of the last hour."""
+    history = backend.history()
+    now_us = backend.clock.now_us()
     minute = history.since(MINUTE_S)
-    outcomes = dict(zip(OUTCOMES, minute.grown("answers_total").tolist(), strict=True))
-    requests, seconds = sum(outcomes.values()), max(minute.seconds, 1e-3)
-    latency_ms = [1000 * quantile(telemetry.LATENCY_S, minute.grown("answer_seconds_bucket"), q) for q in (0.5, 0.99)]
-    away = [part for part, is_away in zip(telemetry.PARTS, history.of("degraded")[-1], strict=True) if is_away]
+    outcomes = dict(zip(OUTCOMES, minute.increase("answers_total").tolist(), strict=True))
+    requests = sum(outcomes.values())
+    seconds = max(minute.seconds, 1e-3)
+    buckets_B = minute.increase("answer_seconds_bucket")
+    latency_ms = [1000 * quantile(telemetry.LATENCY_S, buckets_B, q) for q in (0.5, 0.99)]
+    away = [part for part, is_away in zip(telemetry.PARTS, history.totals("degraded")[-1], strict=True) if is_away]
     return {
         "at": _time(now_us),
         "away": away,
@@ -48,92 +50,96 @@ def now(outside: Backend) -> View:
         "p50_ms": _figure(latency_ms[0]),
         "p99_ms": _figure(latency_ms[1]),
         "span": _duration(history.seconds),
-        "outcomes": _shares(OUTCOMES, history.grown("answers_total")),
-        "sources": _shares(SOURCES, history.grown("bids_total")),
-        "reasons": _shares(REASONS, history.grown("no_bids_total"), leave_out_none=True),
-        "generations": _shares(GENERATIONS, history.grown("generations_total"), leave_out_none=True),
-        "lists": _lists(outside, history, now_us),
+        "outcomes": _shares(OUTCOMES, history.increase("answers_total")),
+        "sources": _shares(SOURCES, history.increase("bids_total")),
+        "reasons": _shares(REASONS, history.increase("no_bids_total"), skip_zero=True),
+        "generations": _shares(GENERATIONS, history.increase("generations_total"), skip_zero=True),
+        "lists": _lists(backend, history, now_us),
         "series": series(history),
     }
 
 
 def series(history: MetricHistory) -> dict[str, list[list[float | None]]]:
-    """Chart -> seconds since 1970, then its lines; None where there was nothing to measure."""
-    if len(history.at_s_T) > 2 and history.at_s_T[-1] - history.at_s_T[-2] < EVERY_S / 2:
-        history = MetricHistory(history.at_s_T[:-1], history.counts_TC[:-1])  # so short a time says little
+    """Chart -> [seconds since 1970, *lines]; None if there was nothing to measure."""
+    if len(history.at_s_T) > 2 and history.at_s_T[-1] - history.at_s_T[-2] < SAMPLE_S / 2:
+        history = MetricHistory(history.at_s_T[:-1], history.totals_TC[:-1])  # rates of a short time are noise
     at_s = history.at_s_T[1:]
     answers = history.rates("answers_total")
-    bids, requests = answers[:, OUTCOMES.index("bid")], answers.sum(axis=1)
-    asked = requests - answers[:, OUTCOMES.index("bad")]
-    fill = np.divide(100 * bids, asked, out=np.full_like(bids, np.nan), where=asked > 0)
-    grown_TB = np.diff(history.of("answer_seconds_bucket"), axis=0)
-    p50, p99 = (np.array([1000 * quantile(telemetry.LATENCY_S, row, q) for row in grown_TB]) for q in (0.5, 0.99))
-    lines = {
+    bids = answers[:, OUTCOMES.index("bid")]
+    requests = answers.sum(axis=1)
+    valid = requests - answers[:, OUTCOMES.index("bad")]
+    fill = np.divide(100 * bids, valid, out=np.full_like(bids, np.nan), where=valid > 0)
+    buckets_TB = np.diff(history.totals("answer_seconds_bucket"), axis=0)
+    p50, p99 = (np.array([1000 * quantile(telemetry.LATENCY_S, row, q) for row in buckets_TB]) for q in (0.5, 0.99))
+    charts = {
         "traffic": (requests, bids),
         "fill": (fill,),
         "latency": (p50, p99),
         "sources": tuple(history.rates("bids_total").T),
     }
-    return {chart: [_numbers(values) for values in (at_s, *found)] for chart, found in lines.items()}
+    return {chart: [_numbers(values) for values in (at_s, *lines)] for chart, lines in charts.items()}
 
 
-def campaigns(book: CampaignStore, outside: Backend, wanted: str) -> View:
-    """Today's spend of the campaigns that spent the most, then others; ``wanted`` alone, where there is one."""
-    today = {each.campaign_id: each for each in outside.charged_today()}
+def campaigns(store: CampaignStore, backend: Backend, campaign_id: str) -> View:
+    """Today's spend of the campaigns with the highest spend, then of others; ``campaign_id`` selects one."""
+    today = {spend.campaign_id: spend for spend in backend.charged_today()}
     charged: dict[str, int] = {}
-    for name, each in today.items():
-        campaign = book.campaign(name)
+    for name, spend in today.items():
+        campaign = store.campaign(name)
         if campaign is not None:
-            charged[campaign.currency] = charged.get(campaign.currency, 0) + each.charged_nanos
-    if wanted:
-        found = [book.campaign(wanted)]
+            charged[campaign.currency] = charged.get(campaign.currency, 0) + spend.charged_nanos
+    if campaign_id:
+        selected = [store.campaign(campaign_id)]
     else:
-        found = [book.campaign(name) for name in list(today)[:SHOWN]]
-        others = [other for other in book.campaigns(limit=2 * SHOWN) if other.campaign_id not in today]
-        found += others[: SHOWN - len(found)]
-    shown = [campaign for campaign in found if campaign is not None]
-    days, problem = _days(outside, shown)
+        selected = [store.campaign(name) for name in list(today)[:MAX_ROWS]]
+        others = [other for other in store.campaigns(limit=2 * MAX_ROWS) if other.campaign_id not in today]
+        selected += others[: MAX_ROWS - len(selected)]
+    shown = [campaign for campaign in selected if campaign is not None]
+    days, problem = _days(backend, shown)
     return {
-        "wanted": wanted,
+        "query": campaign_id,
         "charged": [_money(nanos, currency) for currency, nanos in sorted(charged.items())],
         "problem": problem,
-        "rows": [_campaign(each, today.get(each.campaign_id), days.get(each.campaign_id)) for each in shown],
+        "rows": [
+            _campaign(campaign, today.get(campaign.campaign_id), days.get(campaign.campaign_id)) for campaign in shown
+        ],
     }
 
 
-def ads(book: CampaignStore, outside: Backend, wanted: str) -> View:
-    """The ads that were shown most often since the log begins; ``wanted`` alone, where there is one."""
+def ads(store: CampaignStore, backend: Backend, ad_id: str) -> View:
+    """The ads with the most impressions since the log began; ``ad_id`` selects one."""
     counts: Mapping[str, tuple[int, int, int]] = {}
     problem = ""
     try:
-        counts = outside.counts()
+        counts = backend.counts()
     except PeerError as error:
         problem = str(error)
-    most = sorted(counts, key=lambda ad_id: (*(-count for count in counts[ad_id]), ad_id))
-    found = [book.ad(ad_id) for ad_id in ([wanted] if wanted else most[:SHOWN])]
-    rows = [_ad(book, ad, counts.get(ad.ad_id, (0, 0, 0))) for ad in found if ad is not None]
-    return {"wanted": wanted, "problem": problem, "rows": rows}
+    ranked = sorted(counts, key=lambda name: (*(-count for count in counts[name]), name))
+    selected = [store.ad(name) for name in ([ad_id] if ad_id else ranked[:MAX_ROWS])]
+    rows = [_ad(store, ad, counts.get(ad.ad_id, (0, 0, 0))) for ad in selected if ad is not None]
+    return {"query": ad_id, "problem": problem, "rows": rows}
 
 
-def request(book: CampaignStore, outside: Backend, wanted: str) -> View:
-    """One of the last requests, the newest by default: every candidate, its source, and what became of it."""
+def request(store: CampaignStore, backend: Backend, request_id: str) -> View:
+    """One recent request, the newest by default: each candidate, its source, and its verdict for each imp."""
     try:
-        record = outside.explain(wanted)
+        record = backend.explain(request_id)
     except PeerError as error:
-        return {"wanted": wanted, "problem": str(error), "record": None}
+        return {"query": request_id, "problem": str(error), "record": None}
     if record is None:
-        return {"wanted": wanted, "problem": "", "record": None}
-    titles = {each.ad_id: ad.title for each in record.candidates if (ad := book.ad(each.ad_id)) is not None}
-    places = list(record.verdicts)
+        return {"query": request_id, "problem": "", "record": None}
+    known_ads = [store.ad(candidate.ad_id) for candidate in record.candidates]
+    titles = {ad.ad_id: ad.title for ad in known_ads if ad is not None}
+    imp_ids = list(record.verdicts)
     candidates = [
         {
-            "ad_id": each.ad_id,
-            "title": titles.get(each.ad_id, ""),
-            "source": each.source,
-            "log_p": f"{each.log_p:.2f}",
-            "verdicts": [record.verdicts[place][row] or "not looked at" for place in places],
+            "ad_id": candidate.ad_id,
+            "title": titles.get(candidate.ad_id, ""),
+            "source": candidate.source,
+            "log_p": f"{candidate.log_p:.2f}",
+            "verdicts": [record.verdicts[imp_id][row] or "not considered" for imp_id in imp_ids],
         }
-        for row, each in enumerate(record.candidates)
+        for row, candidate in enumerate(record.candidates)
     ]
     bids = [
         {
@@ -146,45 +152,46 @@ def request(book: CampaignStore, outside: Backend, wanted: str) -> View:
         for bid in record.bids
     ]
     return {
-        "wanted": wanted,
+        "query": request_id,
         "problem": "",
         "record": record,
         "at": _time(record.at_us),
         "reason": _words(record.reason),
-        "places": [{"imp_id": place, "tag": record.placements.get(place, "")} for place in places],
+        "imps": [{"imp_id": imp_id, "tag": record.placements.get(imp_id, "")} for imp_id in imp_ids],
         "candidates": candidates,
         "bids": bids,
     }
 
 
-def _lists(outside: Backend, history: MetricHistory, now_us: int) -> View:
-    """Age of the current lists, and of those that answered in the hour."""
-    grown = history.grown("list_age_seconds_bucket")
-    ages = [_duration(quantile(tuple(map(float, telemetry.AGE_S)), grown, q)) for q in (0.5, 0.9)]
-    view: View = {"version": "", "age": NOTHING, "p50": ages[0], "p90": ages[1], "problem": ""}
+def _lists(backend: Backend, history: MetricHistory, now_us: int) -> View:
+    """Age of the current lists, and of those that bids of the last hour came from."""
+    buckets_B = history.increase("list_age_seconds_bucket")
+    ages = [_duration(quantile(tuple(map(float, telemetry.AGE_S)), buckets_B, q)) for q in (0.5, 0.9)]
+    view: View = {"version": "", "age": NO_VALUE, "p50": ages[0], "p90": ages[1], "problem": ""}
     try:
-        lists = outside.lists()
+        lists = backend.lists()
     except StoreDown as error:
         return view | {"problem": str(error)}
-    age = _duration((now_us - lists.made_at_us) / US_PER_S) if lists.made_at_us else NOTHING
+    age = _duration((now_us - lists.made_at_us) / US_PER_S) if lists.made_at_us else NO_VALUE
     return view | {"version": lists.version, "age": age}
 
 
-def _days(outside: Backend, shown: Sequence[Campaign]) -> tuple[dict[str, Spend], str]:
-    """(campaign -> its day, why there is none)."""
-    now_us = outside.clock.now_us()
+def _days(backend: Backend, shown: Sequence[Campaign]) -> tuple[dict[str, Spend], str]:
+    """(campaign ID -> its totals of today, the reason if the writer does not reply)."""
+    now_us = backend.clock.now_us()
     try:
-        found = outside.spend([campaign.campaign_id for campaign in shown], now_us, now_us + 1) if shown else []
+        days = backend.spend([campaign.campaign_id for campaign in shown], now_us, now_us + 1) if shown else []
     except PeerError as error:
         return {}, str(error)
-    return {day.campaign_id: day for day in found}, ""
+    return {day.campaign_id: day for day in days}, ""
 
 
 def _campaign(campaign: Campaign, today: SpendToday | None, day: Spend | None) -> View:
-    charged, total = (today.charged_nanos, today.total_charged_nanos) if today else (0, 0)
-    budgets = [(charged, campaign.daily_nanos, "a day"), (total, campaign.total_nanos, "in all")]
-    capped = [(so_far / cap, cap, of) for so_far, cap, of in budgets if cap]
-    share, cap, of = max(capped, default=(0.0, 0, ""))  # the budget that ends first
+    charged = today.charged_nanos if today else 0
+    total = today.total_charged_nanos if today else 0
+    budgets = [(charged, campaign.daily_nanos, "a day"), (total, campaign.total_nanos, "in total")]
+    capped = [(nanos / cap, cap, span) for nanos, cap, span in budgets if cap]
+    share, cap, span = max(capped, default=(0.0, 0, ""))  # the budget that is spent first
     per = 1000 if campaign.bid_type == "cpm" else 1
     return {
         "id": campaign.campaign_id,
@@ -193,17 +200,17 @@ def _campaign(campaign: Campaign, today: SpendToday | None, day: Spend | None) -
         "status": campaign.status,
         "bid": f"{_amount(per * campaign.bid_nanos)} {campaign.bid_type.upper()}",
         "charged": _money(charged, campaign.currency),
-        "budget": f"{_amount(cap)} {of}" if cap else "no cap",
+        "budget": f"{_amount(cap)} {span}" if cap else "no cap",
         "share": f"{min(1.0, share):.4f}" if cap else "",
         "percent": _percent(share, 1.0),
-        "impressions": f"{day.impressions:,}" if day else NOTHING,
-        "clicks": f"{day.clicks:,}" if day else NOTHING,
-        "conversions": f"{day.conversions:,}" if day else NOTHING,
+        "impressions": f"{day.impressions:,}" if day else NO_VALUE,
+        "clicks": f"{day.clicks:,}" if day else NO_VALUE,
+        "conversions": f"{day.conversions:,}" if day else NO_VALUE,
     }
 
 
-def _ad(book: CampaignStore, ad: Ad, counts: tuple[int, int, int]) -> View:
-    campaign = book.campaign(ad.campaign_id)
+def _ad(store: CampaignStore, ad: Ad, counts: tuple[int, int, int]) -> View:
+    campaign = store.campaign(ad.campaign_id)
     return {
         "id": ad.ad_id,
         "title": ad.title,
@@ -218,19 +225,19 @@ def _ad(book: CampaignStore, ad: Ad, counts: tuple[int, int, int]) -> View:
     }
 
 
-def _shares(names: Sequence[str], counts: NDArray[np.float64], leave_out_none: bool = False) -> list[View]:
-    """What each makes of the whole, the most first."""
-    whole = float(counts.sum())
+def _shares(names: Sequence[str], counts: NDArray[np.float64], skip_zero: bool = False) -> list[View]:
+    """Rows of a table of shares, largest first."""
+    total = float(counts.sum())
     rows = sorted(zip(names, counts.tolist(), strict=True), key=lambda row: -row[1])
     return [
         {
             "name": _words(name),
             "count": f"{count:,.0f}",
-            "percent": _percent(count, whole),
-            "share": f"{count / whole if whole else 0:.4f}",
+            "percent": _percent(count, total),
+            "share": f"{count / total if total else 0:.4f}",
         }
         for name, count in rows
-        if count or not leave_out_none
+        if count or not skip_zero
     ]
 
 
@@ -243,14 +250,14 @@ def _words(name: str) -> str:
 
 
 def _figure(value: float) -> str:
-    """Three digits or so."""
+    """About three significant digits."""
     if not math.isfinite(value):
-        return NOTHING
+        return NO_VALUE
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value else "0"
 
 
 def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else NOTHING
+    return f"{100 * part / whole:.1f} %" if whole else NO_VALUE
 
 
 def _amount(nanos: int) -> str:
@@ -267,9 +274,9 @@ def _time(at_us: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """In its two largest units."""
+    """The two largest units of a duration."""
     if not math.isfinite(seconds):
-        return NOTHING
+        return NO_VALUE
     whole = max(0, round(seconds))
     parts: list[str] = []
     for unit, size in (("d", S_PER_DAY), ("h", S_PER_HOUR), ("min", S_PER_MINUTE), ("s", 1)):

@@ -56,7 +56,7 @@ def test_the_secret_is_not_in_the_file(keys, manage_db):
 
 def test_keys_want_a_holder(keys):
     for name in ("", " \u200b"):
-        with pytest.raises(InputError, match="who will hold"):
+        with pytest.raises(InputError, match="name the holder"):
             keys.create(name, 5)
     with pytest.raises(InputError, match="advertiser_id"):
         keys.create("Ann", 5, advertiser_id="a\nb")

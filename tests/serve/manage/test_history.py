@@ -7,7 +7,7 @@ import pytest
 
 from leadre.clock import ManualClock
 from leadre.serve.manage import history, views
-from leadre.serve.manage.history import KEPT, MetricRecorder, quantile
+from leadre.serve.manage.history import MAX_SAMPLES, MetricRecorder, quantile
 
 EDGES = (0.01, 0.02, 0.05)
 
@@ -46,13 +46,13 @@ def test_rates_and_fill_are_between_two_notes(recording):
     for seconds, counts in ((10, bids(20, 20)), (5, bids(40, 20))):
         clock.advance(seconds)
         totals |= counts
-        recorder.note()
+        recorder.sample()
     clock.advance(5)
     read = recorder.read()
     assert read.seconds == 20
-    assert read.grown("answers_total").tolist() == [40, 20, 0, 0]
-    assert read.since(5).grown("answers_total").tolist() == [0, 0, 0, 0]
-    assert read.since(10).grown("answers_total").tolist() == [20, 0, 0, 0]
+    assert read.increase("answers_total").tolist() == [40, 20, 0, 0]
+    assert read.since(5).increase("answers_total").tolist() == [0, 0, 0, 0]
+    assert read.since(10).increase("answers_total").tolist() == [20, 0, 0, 0]
     series = views.series(read)
     assert series["traffic"] == [[110.0, 115.0, 120.0], [4.0, 4.0, 0.0], [2.0, 4.0, 0.0]]
     assert series["fill"][1] == [50.0, 100.0, None]  # nobody asked in the last five seconds
@@ -60,9 +60,9 @@ def test_rates_and_fill_are_between_two_notes(recording):
 
 def test_notes_are_bounded(recording):
     recorder, _, _ = recording
-    for _ in range(2 * KEPT):
-        recorder.note()
-    assert len(recorder.read().at_s_T) == KEPT + 1
+    for _ in range(2 * MAX_SAMPLES):
+        recorder.sample()
+    assert len(recorder.read().at_s_T) == MAX_SAMPLES + 1
 
 
 def test_every_column_is_a_metric_that_is_counted():

@@ -1,4 +1,4 @@
-"""The status page as an operator's browser has it, on a bidder that runs."""
+"""The status page of a running bidder, through HTTP as an operator's browser loads it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import functools
 import re
 import signal
-import time
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -15,21 +14,21 @@ import pytest
 
 from leadre.serve.manage import sessions, status
 from leadre.serve.manage.auth import ApiKeys
-from leadre.serve.manage.sessions import LASTS_US, MAX_SESSIONS, Sessions, is_ours
+from leadre.serve.manage.sessions import LASTS_US, MAX_SESSIONS, Sessions, is_own_form
 
 from ..bidder import event_urls, until
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 OPEN = {"/status/login", "/status/assets/{name}"}
-PARTIAL = {"HX-Request": "true"}
+FRAGMENT = {"HX-Request": "true"}
 
 
 class Browser:
-    """Somebody at the page, with cookies and no scripts."""
+    """A browser with cookies and without scripts; it logs in if it has a key."""
 
     def __init__(self, bidder, key=""):
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{bidder.manage_port}", timeout=30.0)
-        self.answer = self.http.post("/status/login", data={"key": key}) if key else None
+        self.login = self.http.post("/status/login", data={"key": key}) if key else None
 
     def __enter__(self):
         return self
@@ -38,23 +37,23 @@ class Browser:
         self.http.close()
 
     def get(self, path="/status", **query):
-        answer = self.http.get(path, params=query)
-        assert answer.status_code == 200, answer.text
-        return answer.text
+        response = self.http.get(path, params=query)
+        assert response.status_code == 200, response.text
+        return response.text
 
     @functools.cached_property
     def csrf(self):
         return re.search(r'name="csrf" value="([^"]+)"', self.get())[1]
 
-    def act(self, piece, action, name, **headers):
+    def act(self, fragment, action, name, **headers):
         return self.http.post(
-            f"/status/{piece}", data={"csrf": self.csrf, "id": name, "action": action}, headers=headers
+            f"/status/{fragment}", data={"csrf": self.csrf, "id": name, "action": action}, headers=headers
         )
 
 
 @pytest.fixture
 def browse(bidder):
-    """A browser of whoever has a key, closed in the end."""
+    """Opens browsers, with a key or without; closes them after the test."""
     with contextlib.ExitStack() as stack:
         yield lambda key="": stack.enter_context(Browser(bidder, key))
 
@@ -69,88 +68,89 @@ def figure(html, name):
 
 
 def counted(html, name):
-    """The number beside a word in the tables of shares."""
-    found = re.search(rf'<th scope="row">{name}</th>.*?<td class="number">([\d,]+)</td>', html)
-    return int(found[1].replace(",", "")) if found else 0
+    """The count of a row in the tables of shares."""
+    match = re.search(rf'<th scope="row">{name}</th>.*?<td class="number">([\d,]+)</td>', html)
+    return int(match[1].replace(",", "")) if match else 0
 
 
-def test_traffic_shows(bidder, page):
+def test_page_shows_traffic(bidder, page):
     _, ad_id = bidder.campaign(bid_nanos=5_000_000)
     bidder.list_for("seen", ad_id)
     before = page.get("/status/now")
-    shown = [bid for _ in range(20) for bid in bidder.bids(user={"id": "seen"})]
-    assert len(shown) == 20
-    bidder.ask(user={"id": "seen"}, regs={"gdpr": 1})  # who grants nothing
+    bids = [bid for _ in range(20) for bid in bidder.bids(user={"id": "seen"})]
+    assert len(bids) == 20
+    bidder.ask(user={"id": "seen"}, regs={"gdpr": 1})  # without any consent
     after = page.get("/status/now")
-    for name, grown in (("bid", 20), ("no bid", 1), ("no consent", 1), ("stored", 20)):
-        assert counted(after, name) == counted(before, name) + grown, name
-    assert float(figure(after, "Requests a second")) > 0 and "%" in figure(after, "Fill")
+    for name, increase in (("bid", 20), ("no bid", 1), ("no consent", 1), ("stored", 20)):
+        assert counted(after, name) == counted(before, name) + increase, name
+    assert float(figure(after, "Requests per second")) > 0 and "%" in figure(after, "Fill")
     assert float(figure(after, "Latency p99")) > 0
-    until(lambda: "all parts answer" in page.get("/status/now"), "all parts there")
+    until(lambda: "all parts available" in page.get("/status/now"), "all parts available")
 
 
-def test_spend_ads_and_a_request_show(bidder, page):
+def test_page_shows_spend_ads_and_an_explained_request(bidder, page):
     pays = {"bid_type": "cpc", "bid_nanos": 2_000_000_000, "daily_nanos": 8_000_000_000}
     campaign_id, ad_id = bidder.campaign(name="Spends", **pays)
     bidder.list_for("spends", ad_id)
     until(lambda: bidder.bids(user={"id": "spends"}), "a lease of the budget")
-    (bid,) = bidder.bids(user={"id": "spends"}, id="asked-by-the-test")
+    (bid,) = bidder.bids(user={"id": "spends"}, id="explained")
     for kind, status_code in (("imp", 200), ("click", 302)):
         assert bidder.http.get(event_urls(bid)[kind]).status_code == status_code
     row = until_row(page, "/status/campaigns", campaign=campaign_id)
     assert "2.00 USD" in row and "25.0 % of 8.00 a day" in row and "Spends" in row
     assert re.search(r'data-label="Imp.">1<', row)
     assert re.search(r'data-label="Imp.">1<', page.get("/status/ads", ad=ad_id))
-    told = until_row(page, "/status/request", "asked-by-the-test", id="asked-by-the-test")
-    assert ad_id in told and "stored" in told and '<td class="won">bid</td>' in told
+    explanation = until_row(page, "/status/request", "explained", id="explained")
+    assert ad_id in explanation and "stored" in explanation and '<td class="won">bid</td>' in explanation
     bidder.bids(user={"id": "spends"}, id="the-newest")
     until_row(page, "/status/request", "the-newest")  # without an ID
-    assert "not among the last requests" in page.get("/status/request", id="nobody's")
+    assert "not among the recent requests" in page.get("/status/request", id="unknown")
     assert "No campaign has the ID none" in page.get("/status/campaigns", campaign="none")
 
 
-def until_row(page, path, wanted="2.00 USD", **query):
-    until(lambda: wanted in page.get(path, **query), f"{wanted} at {path}")
+def until_row(page, path, text="2.00 USD", **query):
+    """The page, as soon as it contains ``text``."""
+    until(lambda: text in page.get(path, **query), f"{text} at {path}")
     return page.get(path, **query)
 
 
-def test_while_the_writer_stalls_the_page_says_so_and_shows_the_rest(bidder, page):
+def test_page_reports_a_stalled_writer_and_shows_the_rest(bidder, page):
     campaign_id, ad_id = bidder.campaign(name="Still here")
     assert page.csrf
     bidder.signal("writer", signal.SIGSTOP)
     try:
-        until(lambda: "away: writer" in page.get("/status/now"), "said to be away")
+        until(lambda: "away: writer" in page.get("/status/now"), "writer reported away")
         campaigns = page.get("/status/campaigns", campaign=campaign_id)
-        assert "writer.sock: no answer" in campaigns and "Still here" in campaigns
-        start_s = time.monotonic()
-        assert page.get().count("writer.sock: no answer") == 3  # campaigns, ads, request
-        assert time.monotonic() - start_s < 8, "it waits for the writer once, not for each piece"
-        assert page.act("ads", "pause", ad_id, **PARTIAL).status_code == 200
+        assert "writer.sock: no reply" in campaigns and "Still here" in campaigns
+        assert page.get().count("writer.sock: no reply") == 3  # campaigns, ads, request
+        assert page.act("ads", "pause", ad_id, **FRAGMENT).status_code == 200
     finally:
         bidder.signal("writer", signal.SIGCONT)
-    until(lambda: "all parts answer" in page.get("/status/now"), "back")
+    until(lambda: "all parts available" in page.get("/status/now"), "back")
 
 
-@pytest.mark.parametrize("piece", ["ads", "campaigns"])
-def test_a_pause_through_the_page_takes_the_ad_out_of_all_bids_within_a_second(bidder, page, piece):
-    (campaign_id, first), (_, second) = bidder.campaign(bid_nanos=9_000_000), bidder.campaign()
-    user_id, name = f"paused-{piece}", {"ads": first, "campaigns": campaign_id}[piece]
+@pytest.mark.parametrize("fragment", ["ads", "campaigns"])
+def test_pause_on_the_page_takes_the_ad_out_of_all_bids(bidder, page, fragment):
+    campaign_id, first = bidder.campaign(bid_nanos=9_000_000)
+    _, second = bidder.campaign()
+    user_id = f"paused-{fragment}"
+    name = {"ads": first, "campaigns": campaign_id}[fragment]
     bidder.list_for(user_id, first, second)
-    answer = page.act(piece, "pause", name)
-    assert (answer.status_code, answer.headers["location"]) == (303, "/status")
-    time.sleep(1.0)
+    response = page.act(fragment, "pause", name)
+    assert (response.status_code, response.headers["location"]) == (303, "/status")
+    until(lambda: not bidder.bidding(user_id, first), "paused")
     assert {bid["crid"] for _ in range(12) for bid in bidder.fresh(user={"id": user_id})} == {second}
-    answer = page.act(piece, "resume", name, **PARTIAL)
-    assert answer.status_code == 200 and "<html" not in answer.text  # the piece alone
-    until(lambda: bidder.bidding(user_id, first), "resumed", within_s=5)
-    bidder.manage("POST", f"/{piece}/{name}/end")
-    answer = page.act(piece, "resume", name, **PARTIAL)
-    assert answer.status_code == 409 and "ended" in answer.text
-    assert page.act(piece, "pause", "none", **PARTIAL).status_code == 409
-    assert page.act(piece, "end", name).status_code == 409
+    response = page.act(fragment, "resume", name, **FRAGMENT)
+    assert response.status_code == 200 and "<html" not in response.text  # the fragment alone
+    until(lambda: bidder.bidding(user_id, first), "resumed")
+    bidder.manage("POST", f"/{fragment}/{name}/end")
+    response = page.act(fragment, "resume", name, **FRAGMENT)
+    assert response.status_code == 409 and "ended" in response.text
+    assert page.act(fragment, "pause", "none", **FRAGMENT).status_code == 409
+    assert page.act(fragment, "end", name).status_code == 409
 
 
-def test_what_an_advertiser_wrote_is_text(bidder, page):
+def test_texts_of_advertisers_are_escaped(bidder, page):
     campaign_id, ad_id = bidder.campaign(name=HOSTILE)
     ad = {"campaign_id": campaign_id, "title": HOSTILE, "brand": HOSTILE, "landing_url": "https://x.example/"}
     bidder.manage("PUT", f"/ads/{ad_id}", ad)
@@ -169,84 +169,85 @@ def test_what_an_advertiser_wrote_is_text(bidder, page):
 
 
 class Tags(HTMLParser):
-    """(tag, names of its attributes) of a page."""
+    """Tags of a page: (tag, names of its attributes)."""
 
     def __init__(self, text):
         super().__init__()
-        self.found = []
+        self.tags = []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        self.found.append((tag, {name for name, _ in attrs}))
+        self.tags.append((tag, {name for name, _ in attrs}))
 
 
 def routes():
     return [(method, route.path) for route in status.router.routes for method in sorted(route.methods)]
 
 
-def test_without_a_session_there_is_no_data(bidder, browse):
-    nobody, wrong = browse(), browse(bidder.operator[:-1] + "?")
+def test_page_without_a_session_has_no_data(bidder, browse):
+    anonymous = browse()
+    wrong = browse(bidder.operator[:-1] + "?")
     account = bidder.manage("POST", "/keys", {"name": "An advertiser", "advertiser_id": "acme"})["key"]
     advertiser = browse(account)
-    assert wrong.answer.status_code == advertiser.answer.status_code == 403
+    assert wrong.login.status_code == advertiser.login.status_code == 403
     assert not wrong.http.cookies and not advertiser.http.cookies
-    swept = 0
+    checked = 0
     for method, path in routes():
         if path in OPEN:
             continue
-        for browser in (nobody, wrong, advertiser):
+        for browser in (anonymous, wrong, advertiser):
             for key in ({}, {"Authorization": f"Bearer {account}"}, {"Cookie": f"{status.COOKIE}=x"}):
-                answer = browser.http.request(method, path, headers=key | PARTIAL)
-                assert answer.status_code == 401 and "progress" not in answer.text, (method, path)
-                assert answer.headers["HX-Refresh"] == "true"
-                swept += 1
-    assert swept == 9 * 9, "a route came or went"
+                response = browser.http.request(method, path, headers=key | FRAGMENT)
+                assert response.status_code == 401 and "progress" not in response.text, (method, path)
+                assert response.headers["HX-Refresh"] == "true"
+                checked += 1
+    assert checked == 9 * 9, "a route was added or removed"
 
 
-def test_a_change_wants_what_only_our_page_knows(bidder, browse, page):
+def test_change_requires_the_csrf_token_of_the_session(bidder, browse, page):
     _, ad_id = bidder.campaign()
     for csrf in ("", "x", browse(bidder.operator).csrf):
         for path in ("/status/ads", "/status/campaigns", "/status/logout"):
-            answer = page.http.post(path, data={"csrf": csrf, "id": ad_id, "action": "pause"})
-            assert answer.status_code == 403, path
+            response = page.http.post(path, data={"csrf": csrf, "id": ad_id, "action": "pause"})
+            assert response.status_code == 403, path
     assert bidder.manage("GET", f"/ads/{ad_id}")["status"] == "active"
 
 
-def test_the_session_is_out_of_reach_of_scripts_and_other_sites(bidder, browse):
+def test_session_cookie_is_unreachable_for_scripts_and_other_sites(bidder, browse):
     browser = browse(bidder.operator)
-    assert {"HttpOnly", "SameSite=strict"} <= set(browser.answer.headers["set-cookie"].split("; "))
+    assert {"HttpOnly", "SameSite=strict"} <= set(browser.login.headers["set-cookie"].split("; "))
     assert bidder.operator not in browser.get()
-    answer = browser.http.get("/status")
-    policy = answer.headers["content-security-policy"]
+    response = browser.http.get("/status")
+    policy = response.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
-    assert answer.headers["cache-control"] == "no-store"
-    tags = Tags(answer.text)
-    assert ("script", {"src", "defer"}) in tags.found and len(tags.found) > 100
-    for tag, attributes in tags.found:  # the browser would refuse them
+    assert response.headers["cache-control"] == "no-store"
+    tags = Tags(response.text)
+    assert ("script", {"src", "defer"}) in tags.tags and len(tags.tags) > 100
+    for tag, attributes in tags.tags:  # the policy forbids them
         assert tag != "style" and not any(name == "style" or name.startswith("on") for name in attributes)
         assert tag != "script" or "src" in attributes
-    for address in re.findall(r'(?:src|href)="(/[^"]+)"', answer.text):
+    for address in re.findall(r'(?:src|href)="(/[^"]+)"', response.text):
         assert httpx.get(f"http://127.0.0.1:{bidder.manage_port}{address}").is_success, address
     session = dict(browser.http.cookies)
     assert browser.http.post("/status/logout", data={"csrf": browser.csrf}).status_code == 303
     assert httpx.get(f"http://127.0.0.1:{bidder.manage_port}/", cookies=session).status_code == 401
 
 
-def test_a_revoked_key_ends_its_session(bidder, browse):
-    made = bidder.manage("POST", "/keys", {"name": "Ann"})
-    browser = browse(made["key"])
+def test_revoked_key_ends_its_session(bidder, browse):
+    created = bidder.manage("POST", "/keys", {"name": "Ann"})
+    browser = browse(created["key"])
     assert "Spend today" in browser.get("/")
-    bidder.manage("DELETE", f"/keys/{made['about']['key_id']}")
+    bidder.manage("DELETE", f"/keys/{created['about']['key_id']}")
     assert browser.http.get("/").status_code == 401
 
 
-def test_sessions_end_and_are_few(desk):
+def test_sessions_end_and_are_bounded(desk):
     keys = ApiKeys(desk)
     _, key = keys.create("Ann", 1)
-    at = Sessions(keys)
-    first = at.start(key, 1)
-    assert at.find(first, LASTS_US) is not None and at.find(first, LASTS_US + 1) is None
-    later = [at.start(key, 2) for _ in range(MAX_SESSIONS)]
-    assert at.find(first, 3) is None and at.find(later[0], 3) is not None
-    assert not is_ours(SimpleNamespace(csrf="a"), "\ud800")
+    open_sessions = Sessions(keys)
+    first = open_sessions.start(key, 1)
+    assert open_sessions.find(first, LASTS_US) is not None and open_sessions.find(first, LASTS_US + 1) is None
+    later = [open_sessions.start(key, 2) for _ in range(MAX_SESSIONS)]
+    assert open_sessions.find(first, 3) is None and open_sessions.find(later[0], 3) is not None
+    assert not is_own_form(SimpleNamespace(csrf="a"), "\ud800")
     assert sessions.SECRET_BYTES >= 16
