@@ -41,8 +41,8 @@ def printed_json(child):
     return json.loads(out)
 
 
-class StoreContract:
-    """Subclasses define the fixture `spec`: an argument of `open_store` that names an empty store."""
+class StoreFixtures:
+    """Base of the suites; subclasses define the fixture `spec`: an `open_store` argument that names an empty store."""
 
     @pytest.fixture
     def store(self, spec):
@@ -54,8 +54,15 @@ class StoreContract:
         caps = [Cap(campaign, day, limit)]
         return store.reserve(user, caps, now_us=now_us, until_us=now_us + for_us, count=count)[campaign]
 
-    # Lists
+    def fill(self, store, *users):
+        for version in ("v1", "v2"):
+            store.put_lists(version, {user: stored_list(version, "ad") for user in users})
+            store.switch(version)
+        store.write_profiles(*(Profile(user, (ProfileEvent("o", 1, "ad"),)) for user in users))
+        return {user: self.reserve(store, user, count=3) for user in users}
 
+
+class ListContract(StoreFixtures):
     def test_list_is_read_from_the_current_version(self, store):
         assert store.read_list("u") is None
         store.put_lists("v1", {"u": stored_list("v1", "ad1", "ad2"), "w": stored_list("v1", "ad3")})
@@ -163,8 +170,8 @@ class StoreContract:
         store.switch("v2")
         assert printed_json(reader) == ["v1", "v2"]
 
-    # Profiles
 
+class ProfileContract(StoreFixtures):
     def test_profile_is_bounded_and_the_last_writer_wins(self, store):
         assert store.read_profile("u") is None
         events = tuple(ProfileEvent(f"o{n}", n, "content") for n in range(MAX_RECENT + 5))
@@ -176,8 +183,8 @@ class StoreContract:
         assert store.read_profile("u").segments == tuple(map(str, range(256)))
         assert store.read_profile("w") == Profile("w")
 
-    # Caps
 
+class CapContract(StoreFixtures):
     def test_no_more_reservations_than_the_limit(self, store):
         assert len(self.reserve(store, count=2)) == 2
         assert len(self.reserve(store, count=2)) == 1
@@ -297,7 +304,9 @@ class StoreContract:
         assert len(self.reserve(store, count=3)) == 2
         assert len(self.reserve(store, user="w", count=3, now_us=NOON_US + 9)) == 3
 
-    # Retention
+
+class DeletionContract(StoreFixtures):
+    """Retention and erasure."""
 
     def test_data_older_than_the_retention_is_deleted(self, store):
         after_us = NOON_US
@@ -328,15 +337,6 @@ class StoreContract:
         assert store.read_profile("log") == from_log
         assert store.retain(after_us, NOON_US) == 0
 
-    # Erasure
-
-    def fill(self, store, *users):
-        for version in ("v1", "v2"):
-            store.put_lists(version, {user: stored_list(version, "ad") for user in users})
-            store.switch(version)
-        store.write_profiles(*(Profile(user, (ProfileEvent("o", 1, "ad"),)) for user in users))
-        return {user: self.reserve(store, user, count=3) for user in users}
-
     def test_erased_user_is_deleted_from_lists_profiles_and_caps(self, store):
         reservations = self.fill(store, "gone", "too", "stays", "gone2", "go")
         store.erase("gone", "too", "never was")
@@ -350,3 +350,7 @@ class StoreContract:
             assert self.reserve(store, user) == []
             assert all(map(store.post, reservations[user]))
         assert [user for user, _ in store.scan("v1")] == ["go", "gone2", "stays"]
+
+
+class StoreContract(ListContract, ProfileContract, CapContract, DeletionContract):
+    """All that a store must fulfil."""

@@ -25,7 +25,7 @@ def bytes_of(folder):
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
-class TestLmdb(suite.StoreContract):
+class LmdbFixtures(suite.StoreFixtures):
     @pytest.fixture
     def spec(self, tmp_path):
         return f"lmdb:{tmp_path / 'state' / 'lists'}"
@@ -34,6 +34,12 @@ class TestLmdb(suite.StoreContract):
     def folder(self, spec):
         return Path(spec.removeprefix("lmdb:"))
 
+
+class TestLmdb(LmdbFixtures, suite.StoreContract):
+    pass
+
+
+class TestLmdbDeletion(LmdbFixtures):
     def test_erasure_leaves_no_byte_of_the_user_in_the_folder(self, store, folder):
         crowd = [f"crowd-{n}" for n in range(300)]
         for _ in range(3):  # rewritten pages leave copies
@@ -146,6 +152,8 @@ class TestLmdb(suite.StoreContract):
         store.erase("u00000")
         assert [user for user, _ in [*first, *rows]] == [f"u{n:05d}" for n in range(2500)]
 
+
+class TestLmdbFiles(LmdbFixtures):
     def test_two_stores_of_one_folder_in_one_process(self, spec, store):
         other = open_store(spec)
         other.write_profiles(Profile("u"))
