@@ -1,8 +1,7 @@
-"""Objects that are new when training ends, so that cold start can be measured: a log from which they were taken out.
+"""Cold-start data: tables in which some objects are first launched when training ends.
 
-Until the first held-out request a hidden object is in no event and live in no request, as if its ads had been launched
-then; from there on it is an object like any other. The tables themselves say so, so no later stage can learn from it
-or hold it against it that nobody wanted it.
+Before the first held-out request a hidden object is in no event and live in no request; from then on it is an object
+like any other. The tables themselves lack it, so no later stage can train on it or count it as shown without a click.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from leadre.errors import InputError
 
 
 def draw(object_ids: pl.Series, share: float, seed: int) -> pl.Series:
-    """The distinct IDs that are hidden, about a ``share`` of them (0 to 1), ascending.
+    """The hidden IDs: about a ``share`` (0 to 1) of the distinct ones, ascending.
 
-    Each ID decides by its own hash, so it stays hidden whatever else is in the catalogue.
+    A hash of the ID decides, so it does not depend on the other objects in the catalogue.
     """
     ids = object_ids.unique().sort()
     hashes = [hashlib.sha256(f"{seed}:{object_id}".encode()).digest()[:8] for object_id in ids]
@@ -28,14 +27,17 @@ def draw(object_ids: pl.Series, share: float, seed: int) -> pl.Series:
 
 
 def launch_late(tables: Tables, object_ids: pl.Series, *, positive: str, keep_empty: bool) -> Tables:
-    """The tables as if the ads of these objects had been launched at the first held-out request.
+    """The tables as if the ads of these objects were launched at the first held-out request.
 
-    Training requests that lose all they were answered with go, unless ``keep_empty``; those with nothing live go
-    anyhow. InputError where there are no held-out requests.
+    Drops training requests that lose all their outcomes, unless ``keep_empty``, and those without a live ad in any
+    case. Raises InputError if there are no held-out requests.
     """
     launched_at = tables.requests.filter(pl.col("split") != "train")["at"].min()
     if launched_at is None:
-        raise InputError("--hide: the log has no validation or test requests, so a hidden object would never be live")
+        raise InputError(
+            "--hide: the log has no validation or test requests, so a hidden object would never be live; set --hide 0,"
+            " or move --valid-from and --test-from"
+        )
     ads = tables.ads.filter(pl.col("object_id").is_in(object_ids.implode()))["ad_id"]
     training = tables.requests.filter(pl.col("split") == "train")
     is_hidden = (
@@ -45,12 +47,12 @@ def launch_late(tables: Tables, object_ids: pl.Series, *, positive: str, keep_em
     )
     is_early = (pl.col("at") < launched_at) | pl.col("request_id").is_in(training["request_id"].implode())
     events = tables.events.filter(~(is_hidden & is_early.fill_null(False)))
-    requests, inventories = _without(tables.requests, tables.inventories, ads)
+    requests, inventories = _without_ads(tables.requests, tables.inventories, ads)
     if not keep_empty:
-        answered = [_answered(frame, tables.requests, positive) for frame in (tables.events, events)]
-        requests = requests.join(
-            answered[0].join(answered[1], on="request_id", how="anti"), on="request_id", how="anti"
-        )
+        before = _with_outcome(tables.events, tables.requests, positive)
+        after = _with_outcome(events, tables.requests, positive)
+        emptied = before.join(after, on="request_id", how="anti")
+        requests = requests.join(emptied, on="request_id", how="anti")
     inventories = inventories.join(requests.select("inventory_id").unique(), on="inventory_id", how="semi")
     return dataclasses.replace(
         tables,
@@ -60,20 +62,25 @@ def launch_late(tables: Tables, object_ids: pl.Series, *, positive: str, keep_em
     )
 
 
-def _without(requests: pl.DataFrame, inventories: pl.DataFrame, ads: pl.Series) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Training requests asked of inventories without these ads; splits may share an inventory, so theirs are copies."""
-    touched = inventories.filter(pl.col("ad_id").is_in(ads.implode())).select("inventory_id").unique()
-    early = touched.with_columns(early_id=pl.col("inventory_id") + "-before-launch")
+def _without_ads(
+    requests: pl.DataFrame, inventories: pl.DataFrame, ads: pl.Series
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(requests, inventories) where training requests have inventories without these ads.
+
+    Splits may share an inventory, so the training requests get a copy of it.
+    """
+    with_ads = inventories.filter(pl.col("ad_id").is_in(ads.implode())).select("inventory_id").unique()
+    early = with_ads.with_columns(early_id=pl.col("inventory_id") + "-before-launch")
     copies = inventories.join(early, on="inventory_id").filter(~pl.col("ad_id").is_in(ads.implode()))
     copies = copies.select(inventory_id="early_id", ad_id="ad_id")
-    named = pl.when(pl.col("split") == "train").then(pl.coalesce("early_id", "inventory_id"))
+    inventory_id = pl.when(pl.col("split") == "train").then(pl.coalesce("early_id", "inventory_id"))
     requests = requests.join(early, on="inventory_id", how="left", maintain_order="left")
-    requests = requests.with_columns(inventory_id=named.otherwise("inventory_id")).drop("early_id")
+    requests = requests.with_columns(inventory_id=inventory_id.otherwise("inventory_id")).drop("early_id")
     inventories = pl.concat([inventories, copies])
     return requests.join(inventories.select("inventory_id").unique(), on="inventory_id", how="semi"), inventories
 
 
-def _answered(events: pl.DataFrame, requests: pl.DataFrame, positive: str) -> pl.DataFrame:
-    """The distinct ``request_id`` of training requests with an outcome."""
+def _with_outcome(events: pl.DataFrame, requests: pl.DataFrame, positive: str) -> pl.DataFrame:
+    """``request_id`` of the training requests with an outcome, distinct."""
     outcomes = histories.in_time(histories.positives(events, positive), requests)
     return outcomes.filter(pl.col("split") == "train").select("request_id").unique()

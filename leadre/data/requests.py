@@ -1,9 +1,9 @@
-"""Events -> requests with live inventories, for logs that only say what happened.
+"""Events -> requests with live inventories, for logs that record events only.
 
-A request is a distinct ``request_id`` of ad-domain events, or a user and an instant where the log has no request
-IDs. It happens when its first ad event happens. What was live then comes from the ``inventory`` table (an ad in a
-placement from ``starts_at`` until before ``ends_at``; a missing bound is open, a missing placement means all), or,
-without that table, from the ads themselves: active, and between their ``starts_at`` and ``ends_at``.
+A request is a distinct ``request_id`` of ad-domain events or, in a log without request IDs, a user and an instant. Its
+time is that of its first ad event. The ``inventory`` table defines the live ads: an ad in a placement from
+``starts_at`` until before ``ends_at``; a missing bound is open, a missing placement means all. Without that table the
+ads define it: status active, between their ``starts_at`` and ``ends_at``.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from leadre.data.histories import I32, I64
 from leadre.data.split import SplitTimes, by_time
 from leadre.errors import InputError
 
-EVERYWHERE = "everywhere"  # the placement of events that name none
-_OPEN_START, _OPEN_END = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+EVERYWHERE = "everywhere"  # the placement of events without one
+_OPEN_START = np.iinfo(np.int64).min
+_OPEN_END = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, kw_only=True)
 class DerivedRequests:
-    """What ``derive`` returns; frames as in ``tables``."""
+    """Result of ``derive``; frames as in ``tables``."""
 
     events: pl.DataFrame
     requests: pl.DataFrame
@@ -44,22 +45,24 @@ def derive(
 ) -> DerivedRequests:
     """Requests and inventories of ``events`` (with ROW and FILE, known items only).
 
-    ``windows``: the inventory table, or ``windows_of(ads)``. ``listed``: requests that the user wrote down; they take
-    the place of derived ones with their ID. Positive ad events that contradict their request (another user, before it,
-    an ad not live then) are bad rows. Requests without a positive are dropped unless ``keep_empty``. Raises InputError
-    where none is left.
+    ``windows``: the inventory table, or ``windows_of(ads)``. ``listed``: the requests table of the user's log; its rows
+    replace derived requests of the same ID. Ad events that contradict their request (another user, before the request,
+    an ad not live then) are bad rows. Requests without a positive event are dropped unless ``keep_empty``. Raises
+    InputError if no request is left.
     """
     events = _with_request_ids(events)
-    found = _found(events) if listed is None else _merge(_found(events), listed)
-    requests = found.with_columns(pl.col("placement_id").fill_null(EVERYWHERE)).sort("at", "user_id", "request_id")
-    requests, inventories = _live(requests, windows, ads)
-    events, bad_rows = _contradictions(events, requests, inventories)
+    requests = _from_events(events)
+    if listed is not None:
+        requests = _replace_listed(requests, listed)
+    requests = requests.with_columns(pl.col("placement_id").fill_null(EVERYWHERE)).sort("at", "user_id", "request_id")
+    requests, inventories = _with_inventories(requests, windows, ads)
+    events, bad_rows = _drop_contradictions(events, requests, inventories)
     hits = histories.positives(events, positive).filter(pl.col("domain") == "ad")
     if not keep_empty:
         requests = requests.join(hits.select("request_id").unique(), on="request_id", how="semi", maintain_order="left")
     if not requests.height:
         raise InputError(
-            f"no request has a {positive!r} of a live ad; check the domain and action columns of events, the inventory"
+            f"no request has a {positive!r} of a live ad; check the columns domain and action of events, the inventory"
             " windows, and --positive (or pass --keep-empty true)\n" + _examples(bad_rows)
         )
     requests = requests.with_columns(by_time(requests["at"], cut))
@@ -76,36 +79,40 @@ def derive(
 
 
 def windows_of(ads: pl.DataFrame) -> pl.DataFrame:
-    """The inventory table that the ads' own status and dates amount to: each active ad in every placement."""
+    """The inventory table that follows from the ads' status and dates: each active ad in every placement."""
     active = ads.filter(pl.col("status").fill_null("active") == "active")
     return active.select(pl.lit(None, pl.String).alias("placement_id"), "starts_at", "ends_at", "ad_id")
 
 
 def _with_request_ids(events: pl.DataFrame) -> pl.DataFrame:
-    made = pl.format("{}@{}", "user_id", pl.col("at").dt.epoch("us"))
+    derived_id = pl.format("{}@{}", "user_id", pl.col("at").dt.epoch("us"))
     is_ad = pl.col("domain") == "ad"
-    return events.with_columns(request_id=pl.when(is_ad).then(pl.coalesce("request_id", made)).otherwise("request_id"))
+    return events.with_columns(
+        request_id=pl.when(is_ad).then(pl.coalesce("request_id", derived_id)).otherwise("request_id")
+    )
 
 
-def _found(events: pl.DataFrame) -> pl.DataFrame:
+def _from_events(events: pl.DataFrame) -> pl.DataFrame:
     in_order = events.filter(pl.col("domain") == "ad").sort("at", maintain_order=True)
     return in_order.group_by("request_id", maintain_order=True).agg(
         pl.first("user_id"), pl.first("at"), pl.col("placement_id").drop_nulls().first()
     )
 
 
-def _merge(found: pl.DataFrame, listed: pl.DataFrame) -> pl.DataFrame:
+def _replace_listed(requests: pl.DataFrame, listed: pl.DataFrame) -> pl.DataFrame:
     columns = ["request_id", "user_id", "at", "placement_id"]
-    return pl.concat([listed.select(columns), found.select(columns).join(listed, on="request_id", how="anti")])
+    return pl.concat([listed.select(columns), requests.select(columns).join(listed, on="request_id", how="anti")])
 
 
-def _contradictions(
+def _drop_contradictions(
     events: pl.DataFrame, requests: pl.DataFrame, inventories: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Ad events that cannot belong to their request, taken out and reported."""
-    about = requests.select("request_id", "inventory_id", r_user="user_id", r_at="at", is_request=pl.lit(True))
+    """(events without ad events that contradict their request, those as bad rows)."""
+    request_columns = requests.select(
+        "request_id", "inventory_id", r_user="user_id", r_at="at", is_request=pl.lit(True)
+    )
     live = inventories.select("inventory_id", item_id="ad_id", is_live=pl.lit(True))
-    joined = events.join(about, on="request_id", how="left", maintain_order="left")
+    joined = events.join(request_columns, on="request_id", how="left", maintain_order="left")
     joined = joined.join(live, on=["inventory_id", "item_id"], how="left", maintain_order="left")
     is_ad = pl.col("domain") == "ad"
     other_user = is_ad & (pl.col("user_id") != pl.col("r_user"))
@@ -124,11 +131,13 @@ def _contradictions(
     return joined.select(events.columns), pl.concat(bad_rows)
 
 
-def _live(requests: pl.DataFrame, windows: pl.DataFrame, ads: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Adds ``inventory_id`` to the requests (those with nothing live are left out) and lists the inventories.
+def _with_inventories(
+    requests: pl.DataFrame, windows: pl.DataFrame, ads: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(requests with ``inventory_id``, without those that have no live ad; the inventories).
 
-    Between two consecutive bounds of a placement's windows nothing changes, so one look per stretch is enough;
-    stretches with the same ads share an inventory.
+    Between two consecutive bounds of a placement's windows the live ads do not change, so they are computed once for
+    each such interval. Intervals with the same ads share an inventory.
     """
     ads = ads.sort("ad_id")
     index = pl.DataFrame({"ad_id": ads["ad_id"], "index": np.arange(len(ads), dtype=np.int32)})
@@ -137,12 +146,13 @@ def _live(requests: pl.DataFrame, windows: pl.DataFrame, ads: pl.DataFrame) -> t
     sets: list[I32] = []
     inventory = np.full(len(requests), -1, np.int64)
     for (placement,), rows in requests.with_row_index("at_row").group_by("placement_id", maintain_order=True):
-        there = windows.filter((pl.col("placement_id") == placement) | pl.col("placement_id").is_null())
-        starts_us, ends_us = _bounds(there["starts_at"], _OPEN_START), _bounds(there["ends_at"], _OPEN_END)
-        ad_index = there["index"].to_numpy()
+        placed = windows.filter((pl.col("placement_id") == placement) | pl.col("placement_id").is_null())
+        starts_us = _bounds(placed["starts_at"], _OPEN_START)
+        ends_us = _bounds(placed["ends_at"], _OPEN_END)
+        ad_index = placed["index"].to_numpy()
         at_us = rows["at"].dt.epoch("us").to_numpy()
-        stretch = np.searchsorted(np.unique(np.concatenate([starts_us, ends_us])), at_us, side="right")
-        _, first, inverse = np.unique(stretch, return_index=True, return_inverse=True)
+        interval = np.searchsorted(np.unique(np.concatenate([starts_us, ends_us])), at_us, side="right")
+        _, first, inverse = np.unique(interval, return_index=True, return_inverse=True)
         numbers = np.empty(len(first), np.int64)
         for k, moment_us in enumerate(at_us[first]):
             live: I32 = np.unique(ad_index[(starts_us <= moment_us) & (moment_us < ends_us)])
@@ -151,10 +161,10 @@ def _live(requests: pl.DataFrame, windows: pl.DataFrame, ads: pl.DataFrame) -> t
                 sets.append(live)
             numbers[k] = number if len(live) else -1
         inventory[rows["at_row"].to_numpy()] = numbers[inverse]
-    return _named(requests, inventory, sets, ads)
+    return _named_inventories(requests, inventory, sets, ads)
 
 
-def _named(
+def _named_inventories(
     requests: pl.DataFrame, inventory: I64, sets: list[I32], ads: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     requests = requests.with_columns(_inventory_id(pl.Series(inventory)))

@@ -1,4 +1,4 @@
-"""Split requests by time: training first, then validation, then the test. Nothing may see the future."""
+"""Split requests by time: training, then validation, then test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from leadre.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class SplitTimes:
-    """Where validation and test begin: two dates, or shares of the requests (the last ones)."""
+    """Begin of validation and test: two dates, or shares of the requests, latest last."""
 
     valid_from: str | None = None
     test_from: str | None = None
@@ -23,8 +23,8 @@ class SplitTimes:
 def by_time(at: pl.Series, cut: SplitTimes) -> pl.Series:
     """``train``, ``valid`` or ``test`` for each request time.
 
-    A boundary lies between two distinct times, so requests of one instant stay together. Raises InputError for dates
-    that are no dates or out of order, shares outside 0..1, and a split that would be empty.
+    A boundary lies between two distinct times, so requests of one instant stay together. Raises InputError for invalid
+    dates, dates out of order, shares outside 0..1, and an empty split.
     """
     valid_from, test_from = _boundaries(at, cut)
     if not valid_from < test_from:
@@ -49,7 +49,7 @@ def by_time(at: pl.Series, cut: SplitTimes) -> pl.Series:
 
 
 def date(text: str, name: str) -> datetime:
-    """An ISO date or time of the config as UTC. Raises InputError that names the option."""
+    """An ISO date or time of the option ``--name`` as UTC. Raises InputError for other text."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
@@ -59,7 +59,9 @@ def date(text: str, name: str) -> datetime:
 
 def _boundaries(at: pl.Series, cut: SplitTimes) -> tuple[datetime, datetime]:
     if (cut.valid_from is None) != (cut.test_from is None):
-        raise InputError("give both --valid-from and --test-from, or neither (then the shares count)")
+        raise InputError(
+            "set both --valid-from and --test-from, or neither (then --valid-share and --test-share apply)"
+        )
     if cut.valid_from is not None and cut.test_from is not None:
         return date(cut.valid_from, "valid-from"), date(cut.test_from, "test-from")
     if cut.valid_share <= 0 or cut.test_share <= 0 or cut.valid_share + cut.test_share >= 1:

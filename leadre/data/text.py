@@ -1,9 +1,9 @@
-"""Text from logs made safe to print, embed and put into a prompt.
+"""Clean untrusted text of logs, so that it is safe to print, embed and put into a prompt.
 
-Ad text is written by strangers. What cannot be seen must not be there: control characters end lines or tokens,
-bidirectional marks reorder what a reviewer reads (Unicode TR36, "Trojan Source"), zero-width characters split a
-blocked word. Nothing here can stop a text from spelling words; that no text can spell a semantic ID is the tokeniser's
-side of the wall (semantic IDs are never entries of the vocabulary that text is matched against).
+Invisible characters are removed: control characters end lines or tokens, bidirectional marks reorder the text that a
+reviewer reads (Unicode TR36, "Trojan Source"), zero-width characters split a blocked word. Cleaning does not stop a
+text from spelling words. The tokenizer ensures that no text encodes to a semantic ID: semantic IDs are not part of the
+vocabulary that text is matched against.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-MAX_CHARS = 512  # of one object's text: MiniLM reads 256 word pieces, which is less
+MAX_CHARS = 512  # of one object's text; the 256 word pieces that MiniLM encodes are fewer
 
 # Cc control, Cf format (bidi marks, zero-width, tags, soft hyphen), Cs surrogate, Co private use, Cn unassigned.
 _DROPPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
-# Invisible though their category says letter or mark: Hangul fillers, braille blank, variation selectors, joiners.
+# Invisible, although in the categories letter and mark: Hangul fillers, braille blank, variation selectors, joiners.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
@@ -26,27 +26,28 @@ _SPACE = re.compile(r"\s+")
 def clean(text: str, max_chars: int = MAX_CHARS) -> str:
     """NFKC, invisible characters removed, runs of white space folded to one blank, at most ``max_chars`` characters.
 
-    Cleaning twice changes nothing. The cut falls between words where one ends in the last quarter.
+    Idempotent. The cut falls between words if a word ends in the last quarter.
     """
     if text.isascii() and text.isprintable():  # the common case, and isprintable excludes every control character
         return _cut(" ".join(text.split()), max_chars)
-    # Removing a character can bring together two that compose, so until nothing changes (twice, as a rule).
+    # a removal can join two characters that compose, so repeat until the text is stable (usually two passes)
     for _ in range(8):
-        before, text = text, _once(text)
-        if text == before:
+        cleaned = _clean_once(text)
+        if cleaned == text:
             break
+        text = cleaned
     return _cut(text, max_chars)
 
 
 def join(title: str | None, brand: str | None, category: Iterable[str] | None, description: str | None) -> str:
-    """The one text of an object: ``title | brand | category > path | description``, missing parts left out."""
+    """The text of an object: ``title | brand | category > path | description``, missing parts left out."""
     path = " > ".join(part for part in (clean(entry) for entry in category or ()) if part)
     parts = [clean(title or ""), clean(brand or ""), path, clean(description or "")]
     return clean(" | ".join(part for part in parts if part))
 
 
-def _once(text: str) -> str:
-    text = _SPACE.sub(" ", text)  # first, so that a line break parts words instead of vanishing
+def _clean_once(text: str) -> str:
+    text = _SPACE.sub(" ", text)  # first, so that a line break separates words
     text = "".join(char for char in text if unicodedata.category(char) not in _DROPPED)
     text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
     return _SPACE.sub(" ", text).strip()

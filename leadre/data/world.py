@@ -1,9 +1,9 @@
-"""A small synthetic market with known laws: for tests, and for experiments whose right answer must be known.
+"""A small synthetic market with known probabilities, for tests and for experiments with a known right answer.
 
-Each user prefers one category. A visit (a request) happens at one of three placements; a seeded part of the ads is live
-there in that week. The user converts ads one after another: with probability REPEAT one that they converted before and
-that is live, else with probability PREFERRED one of their category, else any live one. Between visits they view
-contents, of their category with probability PREFERRED. Several ads may share an object, and some ads start late.
+Each user prefers one category. A visit (a request) happens at one of three placements, where a random part of the ads
+is live that week. The user converts one or two ads: with probability REPEAT a live ad that they converted before, else
+with probability PREFERRED a live ad of their category, else any live ad. Before visits users view contents, of their
+category with probability PREFERRED. Several ads may share an object, and some ads start late.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _AGES = ("18-34", "35-54", "55+", "unknown")
 
 @dataclass(frozen=True, kw_only=True)
 class Market:
-    """The drawn world: category numbers of users, ads and contents, and which ads are live where and when."""
+    """The drawn market: categories of users, ads and contents, prices, and the live ads by week and placement."""
 
     preference_U: npt.NDArray[np.int64]
     category_A: npt.NDArray[np.int64]
@@ -53,7 +53,7 @@ class Market:
 
 @dataclass
 class _Log:
-    """Rows of the events table as they happen."""
+    """Rows of the events table in the order of their draws."""
 
     rows: list[tuple[str, int, str, str, str, int, str | None, str | None]] = field(default_factory=list)
 
@@ -67,12 +67,12 @@ class _Log:
 
 
 def draw(seed: int = 0, users: int = 200, ads: int = 120, contents: int = 30) -> Market:
-    """The market's laws for these sizes; the same seed draws the same market."""
+    """A market of these sizes, a function of ``seed``."""
     rng = np.random.default_rng([seed, 1])
     first_week_A = np.where(rng.random(ads) < 0.8, 0, rng.integers(1, WEEKS, ads))
     weeks = np.arange(WEEKS)[:, None, None]
     live_WPA = (rng.random((WEEKS, PLACEMENTS, ads)) < LIVE_SHARE) & (first_week_A <= weeks)
-    live_WPA[:, :, 0] |= ~live_WPA.any(axis=2)  # nowhere is ever nothing live
+    live_WPA[:, :, 0] |= ~live_WPA.any(axis=2)  # at least one ad is live at any time and placement
     first_week_A[0] = 0
     return Market(
         preference_U=rng.integers(0, len(CATEGORIES), users),
@@ -92,13 +92,13 @@ def read(
     cut: SplitTimes | None = None,
     positive: str = "conversion",
 ) -> Tables:
-    """The market's tables. Sizes must be at least 1; about VISITS requests for each user."""
+    """The market's tables, with about VISITS requests for each user. Sizes must be at least 1."""
     market = draw(seed, users, ads, contents)
     ads_frame = _ads(market)
     log = _Log()
     rng = np.random.default_rng([seed, 2])
     for user in range(users):
-        _live_through(market, user, rng, log)
+        _simulate_user(market, user, rng, log)
     events = log.frame().with_row_index(tables.ROW).with_columns(pl.lit("world").alias(tables.FILE))
     derived = requests.derive(
         ads=ads_frame,
@@ -122,36 +122,39 @@ def read(
     )
 
 
-def _live_through(market: Market, user: int, rng: np.random.Generator, log: _Log) -> None:
+def _simulate_user(market: Market, user: int, rng: np.random.Generator, log: _Log) -> None:
     """All visits and views of one user, in time order."""
-    liked = market.preference_U[user]
-    owned: list[int] = []
+    preferred = market.preference_U[user]
+    converted: list[int] = []
     visits_us = np.sort(rng.integers(0, WEEKS * _WEEK_US, VISITS))
-    for visit, moment in enumerate(visits_us):
-        week, placement, at_us = int(moment // _WEEK_US), int(rng.integers(PLACEMENTS)), _EPOCH_US + int(moment)
-        request_id, where = f"visit-{user:05d}-{visit:03d}", f"placement-{placement}"
+    for visit, visit_us in enumerate(visits_us):
+        week = int(visit_us // _WEEK_US)
+        placement = int(rng.integers(PLACEMENTS))
+        at_us = _EPOCH_US + int(visit_us)
+        request_id = f"visit-{user:05d}-{visit:03d}"
+        placement_id = f"placement-{placement}"
         for _ in range(int(rng.integers(0, 3))):
-            content = _pick(np.arange(len(market.category_C)), market.category_C == liked, rng)
+            content = _pick(np.arange(len(market.category_C)), market.category_C == preferred, rng)
             view_us = at_us - int(rng.integers(1, US_PER_HOUR))
             log.rows.append((_user(user), view_us, "content", f"content-{content:04d}", "view", 0, None, None))
         live = np.flatnonzero(market.live_WPA[week, placement])
         for ad in rng.choice(live, size=min(3, len(live)), replace=False):
-            log.rows.append((_user(user), at_us, "ad", _ad(int(ad)), "impression", 0, where, request_id))
+            log.rows.append((_user(user), at_us, "ad", _ad(int(ad)), "impression", 0, placement_id, request_id))
         for _ in range(1 + int(rng.integers(0, 2))):
-            again = [ad for ad in owned if market.live_WPA[week, placement, ad]]
-            if again and rng.random() < REPEAT:
-                ad = int(rng.choice(again))
+            repeats = [ad for ad in converted if market.live_WPA[week, placement, ad]]
+            if repeats and rng.random() < REPEAT:
+                ad = int(rng.choice(repeats))
             else:
-                ad = _pick(live, market.category_A[live] == liked, rng)
-            owned.append(ad)
+                ad = _pick(live, market.category_A[live] == preferred, rng)
+            converted.append(ad)
             value = int(market.price_nanos_A[ad])
-            log.rows.append((_user(user), at_us, "ad", _ad(ad), "click", 0, where, request_id))
-            log.rows.append((_user(user), at_us, "ad", _ad(ad), "conversion", value, where, request_id))
+            log.rows.append((_user(user), at_us, "ad", _ad(ad), "click", 0, placement_id, request_id))
+            log.rows.append((_user(user), at_us, "ad", _ad(ad), "conversion", value, placement_id, request_id))
 
 
-def _pick(choices: npt.NDArray[np.int64], is_liked: npt.NDArray[np.bool_], rng: np.random.Generator) -> int:
-    liked = choices[is_liked]
-    return int(rng.choice(liked if len(liked) and rng.random() < PREFERRED else choices))
+def _pick(choices: npt.NDArray[np.int64], is_preferred: npt.NDArray[np.bool_], rng: np.random.Generator) -> int:
+    preferred = choices[is_preferred]
+    return int(rng.choice(preferred if len(preferred) and rng.random() < PREFERRED else choices))
 
 
 def _ads(market: Market) -> pl.DataFrame:
@@ -164,7 +167,7 @@ def _ads(market: Market) -> pl.DataFrame:
             "advertiser_id": [f"advertiser-{_object(a) % len(_BRANDS)}" for a in range(count)],
             "title": [_title(_object(a)) for a in range(count)],
             "brand": [_BRANDS[_object(a) % len(_BRANDS)] for a in range(count)],
-            "category_path": [[name, _noun(_object(a))] for a, name in enumerate(_names(market.category_A))],
+            "category_path": [[name, _noun(_object(a))] for a, name in enumerate(_category_names(market.category_A))],
             "price_nanos": market.price_nanos_A,
             "currency": ["EUR"] * count,
             "status": ["active"] * count,
@@ -180,7 +183,7 @@ def _contents(market: Market) -> pl.DataFrame:
         {
             "content_id": [f"content-{c:04d}" for c in range(count)],
             "title": [f"Video {c + 1}: all about {_noun(c)}" for c in range(count)],
-            "category_path": [[name] for name in _names(market.category_C)],
+            "category_path": [[name] for name in _category_names(market.category_C)],
         },
         schema_overrides={"content_id": pl.String, "title": pl.String, "category_path": pl.List(pl.String)},
     )
@@ -200,13 +203,13 @@ def _windows(market: Market) -> pl.DataFrame:
     )
 
 
-def _names(categories: npt.NDArray[np.int64]) -> list[str]:
+def _category_names(categories: npt.NDArray[np.int64]) -> list[str]:
     names = list(CATEGORIES)
     return [names[c] for c in categories]
 
 
 def _object(ad: int) -> int:
-    """Every tenth ad advertises the object of the ad one round of categories before it."""
+    """Object number of an ad; every tenth ad shares the object of the ad one round of categories before it."""
     step = len(CATEGORIES)
     return ad - step if ad % 10 == 9 and ad >= step else ad
 

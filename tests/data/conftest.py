@@ -1,4 +1,4 @@
-"""A folder of small logs that tests break in one place at a time."""
+"""A folder of small valid logs; each test breaks it in one respect."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def write(folder: Path, name: str, rows: Rows, form: str) -> Path:
 
 @pytest.fixture
 def logs(tmp_path: Path) -> Callable[..., Path]:
-    """``logs(form="csv", events=[...])`` writes the market with some tables replaced (None = left out)."""
+    """``logs(form="csv", events=[...])`` writes the market with some tables replaced (None: left out)."""
 
     def make(form: str = "csv", **replaced: Rows | None) -> Path:
         for name, rows in (market() | replaced).items():

@@ -1,4 +1,4 @@
-"""Both forms of the Amazon files give the leave-one-out task; the metadata is never evaluated."""
+"""Both forms of the Amazon files give the leave-one-out task; the metadata is never executed."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ def original(folder: Path) -> Path:
     with gzip.open(folder / "reviews_Toy_5.json.gz", "wt") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
     with gzip.open(folder / "meta_Toy.json.gz", "wt") as file:
-        file.write("{'asin': 'other', 'title': __import__('os').abort()}\n")  # not wanted, so not even parsed
+        file.write("{'asin': 'other', 'title': __import__('os').abort()}\n")  # not reviewed: not parsed
         for item in ITEMS:
             meta = {"asin": item, "title": f"Soap {item}", "brand": "Alder", "price": 3.49}
             file.write(repr(meta | {"categories": [["Beauty", "Soap"]]}) + "\n")
     return folder
 
 
-def build(made: Tables) -> histories.Logs:
-    frames = {name: frame for name, frame in made.named().items() if name != "bad_rows"}
+def build(tables: Tables) -> histories.Logs:
+    frames = {name: frame for name, frame in tables.named().items() if name != "bad_rows"}
     return histories.build(**frames, positive="conversion")
 
 
 @pytest.mark.parametrize("form", [compact, original])
 def test_leave_one_out(tmp_path: Path, form: object) -> None:
-    made = amazon.read(form(tmp_path))  # type: ignore[operator]
-    logs = build(made)
+    tables = amazon.read(form(tmp_path))  # type: ignore[operator]
+    logs = build(tables)
     assert logs.users["user_id"].to_list() == ["u1", "u2"]
     assert logs.ads["ad_id"].to_list() == [*ITEMS, "i5"]
     assert logs.objects.row(0, named=True)["text"] == "Soap i1 | Alder | Beauty > Soap"
@@ -73,20 +73,20 @@ def test_leave_one_out(tmp_path: Path, form: object) -> None:
     assert len(logs.inventory(last)) == 5
 
 
-def test_held_out_items_are_later_than_all_training(tmp_path: Path) -> None:
+def test_held_out_items_are_later_than_all_training_items(tmp_path: Path) -> None:
     logs = build(amazon.read(compact(tmp_path)))
     at_us = [logs.request_at_us_R[logs.requests_of(split)] for split in (TRAIN, VALID, TEST)]
     assert at_us[0].max() < at_us[1].min() and at_us[1].max() < at_us[2].min()
 
 
-def test_metadata_that_is_code_is_a_bad_row(tmp_path: Path) -> None:
+def test_code_in_metadata_is_a_bad_row(tmp_path: Path) -> None:
     folder = original(tmp_path)
     flag = tmp_path / "ran"
     with gzip.open(folder / "meta_Toy.json.gz", "wt") as file:
         file.write(f"{{'asin': 'i1', 'title': open({str(flag)!r}, 'w').write('x')}}\n")
-    made = amazon.read(folder, max_bad_share=1.0)
+    tables = amazon.read(folder, max_bad_share=1.0)
     assert not flag.exists()
-    assert made.bad_rows.select("table", "row").rows() == [("ads", 1)]
+    assert tables.bad_rows.select("table", "row").rows() == [("ads", 1)]
     with pytest.raises(InputError, match=r"meta_Toy\.json\.gz, row 1: cannot be read"):
         amazon.read(folder)
 
@@ -98,21 +98,21 @@ def test_metadata_that_is_code_is_a_bad_row(tmp_path: Path) -> None:
         ({"reviewerID": "u1", "unixReviewTime": 1}, "asin"),
     ],
 )
-def test_bad_review(tmp_path: Path, row: dict[str, object], column: str) -> None:
+def test_bad_review_is_a_bad_row(tmp_path: Path, row: dict[str, object], column: str) -> None:
     folder = original(tmp_path)
     with gzip.open(folder / "reviews_Toy_5.json.gz", "at") as file:
         file.write(json.dumps(row) + "\n")
-    made = amazon.read(folder, max_bad_share=0.5)
-    assert made.bad_rows.select("table", "row", "column").rows() == [("events", 10, column)]
+    tables = amazon.read(folder, max_bad_share=0.5)
+    assert tables.bad_rows.select("table", "row", "column").rows() == [("events", 10, column)]
 
 
-def test_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"wants one \*\.seq\.txt\.gz or one reviews_\*"):
+def test_invalid_folders_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"expected one \*\.seq\.txt\.gz or one reviews_\*"):
         amazon.read(tmp_path)
     with pytest.raises(InputError, match="not a folder"):
         amazon.read(tmp_path / "nowhere")
     twice = json.dumps({"asin": "i1", "title": "again"}) + "\n"
-    with pytest.raises(InputError, match=r"row 5, column 'asin': 'i1' was there before"):
+    with pytest.raises(InputError, match=r"row 5, column 'asin': 'i1' occurs again"):
         amazon.read(compact(tmp_path, twice))
     (tmp_path / "toy.seq.txt.gz").write_bytes(b"\x1f\x8b not gzip")
     with pytest.raises(InputError, match="cannot be read"):

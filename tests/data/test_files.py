@@ -1,4 +1,4 @@
-"""A user's own logs: the three forms give the same tables, and each kind of bad log gets the right words."""
+"""A user's own logs: the three forms give the same tables, and each kind of bad log has its message."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ def read(folder: Path, positive: str = "conversion", keep_empty: bool = False, *
 
 @pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
 def test_three_forms_give_the_same_tables(logs: Logs, form: str) -> None:
-    made = read(logs(form))
-    assert made.bad_rows.height == 0
-    assert made.ads.select("ad_id", "object_id").rows() == [(f"a{n}", f"o{n // 2}") for n in range(4)]
-    assert made.ads["category_path"].to_list()[2] == ["Home", "Kind 1"]
-    assert made.users.rows() == [("u0", 20, "Genoa"), ("u1", 21, "Genoa"), ("u2", None, None)]
-    assert made.events["at"].min() == START and made.events["value_nanos"].sum() == 60 * 5_000_000_000
-    assert made.requests["split"].value_counts().sort("split").rows() == [("test", 6), ("train", 48), ("valid", 6)]
-    assert made.inventories.rows() == [("inventory-000000", f"a{n}") for n in range(4)]
+    tables = read(logs(form))
+    assert tables.bad_rows.height == 0
+    assert tables.ads.select("ad_id", "object_id").rows() == [(f"a{n}", f"o{n // 2}") for n in range(4)]
+    assert tables.ads["category_path"].to_list()[2] == ["Home", "Kind 1"]
+    assert tables.users.rows() == [("u0", 20, "Genoa"), ("u1", 21, "Genoa"), ("u2", None, None)]
+    assert tables.events["at"].min() == START and tables.events["value_nanos"].sum() == 60 * 5_000_000_000
+    assert tables.requests["split"].value_counts().sort("split").rows() == [("test", 6), ("train", 48), ("valid", 6)]
+    assert tables.inventories.rows() == [("inventory-000000", f"a{n}") for n in range(4)]
 
 
-def test_a_table_may_be_a_folder_of_parts(logs: Logs) -> None:
-    folder, events = logs(events=None), market()["events"]
+def test_table_can_be_a_folder_of_files(logs: Logs) -> None:
+    folder = logs(events=None)
+    events = market()["events"]
     whole = read(logs()).events
     (folder / "events.csv").unlink()
     write(folder / "events", "2026-03-01", events[:70], "csv")
@@ -68,29 +69,31 @@ def broken(**change: Any) -> list[dict[str, Any]]:
         ({"request_id": "r0-1"}, "request_id", "belongs to another user: request r0-1 is u1's"),
     ],
 )
-def test_bad_event(logs: Logs, form: str, change: dict[str, Any], column: str, why: str) -> None:
+def test_bad_event_is_reported_by_row_and_column(
+    logs: Logs, form: str, change: dict[str, Any], column: str, why: str
+) -> None:
     folder = logs(form, events=broken(**change))
     row = {"parquet": 11, "csv": 12, "jsonl": 11}[form]
-    made = read(folder, max_bad_share=0.5)
-    first = made.bad_rows.row(0, named=True)
+    tables = read(folder, max_bad_share=0.5)
+    first = tables.bad_rows.row(0, named=True)
     assert (first["table"], first["file"], first["row"], first["column"]) == ("events", f"events.{form}", row, column)
     assert first["why"].startswith(why)
     with pytest.raises(InputError, match=rf"(?s)of 180 rows are bad.*events\.{form}, row {row}"):
         read(folder, max_bad_share=0.0)
 
 
-def test_time_going_backwards_can_be_allowed(logs: Logs) -> None:
+def test_unordered_allows_events_out_of_time_order(logs: Logs) -> None:
     events = market()["events"]
     folder = logs(events=events[::-1])
     with pytest.raises(InputError, match="sort the log or pass --unordered true"):
         read(folder)
-    made = read(folder, unordered=True)
-    assert made.bad_rows.height == 0 and made.requests.height == 60
+    tables = read(folder, unordered=True)
+    assert tables.bad_rows.height == 0 and tables.requests.height == 60
 
 
 @pytest.mark.parametrize("name", ["ads", "contents", "users"])
 @pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
-def test_the_same_id_twice(logs: Logs, name: str, form: str) -> None:
+def test_repeated_id_is_rejected(logs: Logs, name: str, form: str) -> None:
     rows = market()[name]
     key = {"ads": "ad_id", "contents": "content_id", "users": "user_id"}[name]
     places = {"parquet": (1, len(rows) + 1), "csv": (2, len(rows) + 2), "jsonl": (1, len(rows) + 1)}[form]
@@ -101,13 +104,13 @@ def test_the_same_id_twice(logs: Logs, name: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
-def test_missing_column(logs: Logs, form: str) -> None:
+def test_missing_column_is_rejected(logs: Logs, form: str) -> None:
     renamed = [{("when" if key == "at" else key): v for key, v in row.items()} for row in market()["events"]]
     with pytest.raises(InputError, match=rf"events\.{form}: column 'at' is missing, and events needs it"):
         read(logs(form, events=renamed))
 
 
-def test_missing_empty_and_doubled_files(logs: Logs) -> None:
+def test_missing_empty_and_repeated_files_are_rejected(logs: Logs) -> None:
     with pytest.raises(InputError, match=r"no events\.parquet, events\.csv, events\.jsonl and no folder events"):
         read(logs(events=None))
     folder = logs()
@@ -126,7 +129,7 @@ def test_missing_empty_and_doubled_files(logs: Logs) -> None:
 
 @pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
 @pytest.mark.parametrize("row", [0, 1])
-def test_long_field(logs: Logs, form: str, row: int) -> None:
+def test_long_field_is_rejected(logs: Logs, form: str, row: int) -> None:
     ads = market()["ads"]
     ads[row]["title"] = "x" * 5000
     folder = logs(form, ads=ads)
@@ -137,7 +140,7 @@ def test_long_field(logs: Logs, form: str, row: int) -> None:
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-def test_a_huge_field_is_found_in_constant_memory(tmp_path: Path, form: str) -> None:
+def test_huge_field_is_rejected_in_constant_memory(tmp_path: Path, form: str) -> None:
     path = tmp_path / f"ads.{form}"
     start = 'ad_id,title\na0,"' if form == "csv" else '{"ad_id": "a0", "title": "'
     with path.open("w") as file:
@@ -160,7 +163,7 @@ def test_a_huge_field_is_found_in_constant_memory(tmp_path: Path, form: str) -> 
         ("jsonl", b'{"ad_id": "a0", "title": "ok"}\n{"ad_id": "a1", "title": "caf\xe9"}\n', 2),
     ],
 )
-def test_invalid_utf8(logs: Logs, form: str, content: bytes, row: int) -> None:
+def test_invalid_utf8_is_rejected(logs: Logs, form: str, content: bytes, row: int) -> None:
     folder = logs(ads=None)
     (folder / f"ads.{form}").write_bytes(content)
     with pytest.raises(InputError, match=rf"ads\.{form}, row {row}, column 'title': not valid UTF-8; write the file"):
@@ -179,7 +182,7 @@ def test_invalid_utf8_in_parquet(logs: Logs) -> None:
 
 
 @pytest.mark.parametrize("block_bytes", [3, 7, 64])
-def test_scan_finds_the_same_place_in_any_blocks(
+def test_scan_reports_the_same_row_and_column_for_any_block_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
     monkeypatch.setattr(raw, "BLOCK_BYTES", block_bytes)
@@ -197,7 +200,7 @@ def test_scan_finds_the_same_place_in_any_blocks(
         raw.scan_csv(path, "t.csv", 100)
 
 
-def test_csv_with_too_many_fields(logs: Logs) -> None:
+def test_csv_with_too_many_fields_is_rejected(logs: Logs) -> None:
     folder = logs(ads=None)
     (folder / "ads.csv").write_text("ad_id,title\na0,one\na1,two, three\n")
     with pytest.raises(InputError, match=r"ads\.csv, row 3: 3 fields, but the header has 2"):
@@ -226,24 +229,24 @@ def test_csv_from_a_spreadsheet(logs: Logs) -> None:
         ('{"ad_id": "a9", "title": ' + "[" * 100_000, "cannot be read"),
     ],
 )
-def test_bad_json_line(logs: Logs, line: str, why: str) -> None:
+def test_bad_json_line_is_a_bad_row(logs: Logs, line: str, why: str) -> None:
     folder = logs("jsonl")
     with (folder / "ads.jsonl").open("a") as file:
         file.write("\n" + line + "\n")
-    made = read(folder, max_bad_share=0.5)
-    assert made.bad_rows.select("table", "row").rows() == [("ads", 6)]  # the blank line counts
-    assert why in made.bad_rows["why"][0]
-    assert made.ads.height == 4
+    tables = read(folder, max_bad_share=0.5)
+    assert tables.bad_rows.select("table", "row").rows() == [("ads", 6)]  # the blank line counts
+    assert why in tables.bad_rows["why"][0]
+    assert tables.ads.height == 4
 
 
-def test_not_a_parquet_file(logs: Logs) -> None:
+def test_invalid_parquet_file_is_rejected(logs: Logs) -> None:
     folder = logs(ads=None)
     (folder / "ads.parquet").write_text("ad_id,title\n")
     with pytest.raises(InputError, match=r"ads\.parquet: not a Parquet file"):
         read(folder)
 
 
-def test_inventory_windows(logs: Logs) -> None:
+def test_inventory_windows_define_the_live_ads(logs: Logs) -> None:
     """a0 and a1 are live on the first ten days, a2 and a3 always but a3 not in placement top."""
     day10 = (START + timedelta(days=10)).isoformat()
     windows = [
@@ -252,28 +255,29 @@ def test_inventory_windows(logs: Logs) -> None:
         {"ad_id": "a2", "placement_id": None, "starts_at": None, "ends_at": None},
         {"ad_id": "a3", "placement_id": "side", "starts_at": None, "ends_at": None},
     ]
-    made = read(logs("jsonl", inventory=windows), max_bad_share=0.5)
-    live = dict(made.inventories.group_by("inventory_id").agg(pl.col("ad_id").sort()).iter_rows())
-    late = made.requests["at"] >= START + timedelta(days=10)
-    assert {tuple(live[i]) for i in made.requests.filter(~late)["inventory_id"]} == {("a0", "a1", "a2")}
-    assert {tuple(live[i]) for i in made.requests.filter(late)["inventory_id"]} == {("a2",)}
-    absent = made.bad_rows.filter(pl.col("why").str.starts_with("was not live"))
-    assert absent.height == 2 * (60 - made.requests.height) > 0  # impression and conversion of each
+    tables = read(logs("jsonl", inventory=windows), max_bad_share=0.5)
+    live = dict(tables.inventories.group_by("inventory_id").agg(pl.col("ad_id").sort()).iter_rows())
+    late = tables.requests["at"] >= START + timedelta(days=10)
+    assert {tuple(live[i]) for i in tables.requests.filter(~late)["inventory_id"]} == {("a0", "a1", "a2")}
+    assert {tuple(live[i]) for i in tables.requests.filter(late)["inventory_id"]} == {("a2",)}
+    absent = tables.bad_rows.filter(pl.col("why").str.starts_with("was not live"))
+    assert absent.height == 2 * (60 - tables.requests.height) > 0  # impression and conversion of each
     with pytest.raises(InputError, match="was not live there and then"):
         read(logs("jsonl", inventory=windows))
 
 
-def test_without_an_inventory_the_ads_say_what_is_live(logs: Logs) -> None:
+def test_status_and_dates_of_ads_define_the_live_ads_without_an_inventory(logs: Logs) -> None:
     ads = market()["ads"]
-    ads[0]["status"], ads[1]["ends_at"] = "paused", START + timedelta(days=5)
+    ads[0]["status"] = "paused"
+    ads[1]["ends_at"] = START + timedelta(days=5)
     ads[2]["starts_at"] = START + timedelta(days=3)
-    made = read(logs("parquet", ads=ads), max_bad_share=1.0)
-    live = dict(made.inventories.group_by("inventory_id").agg(pl.col("ad_id").sort()).iter_rows())
-    sets = [live[i] for i in made.requests.sort("at")["inventory_id"].unique(maintain_order=True)]
+    tables = read(logs("parquet", ads=ads), max_bad_share=1.0)
+    live = dict(tables.inventories.group_by("inventory_id").agg(pl.col("ad_id").sort()).iter_rows())
+    sets = [live[i] for i in tables.requests.sort("at")["inventory_id"].unique(maintain_order=True)]
     assert sets == [["a1", "a3"], ["a1", "a2", "a3"], ["a2", "a3"]]
 
 
-def test_clicks_and_empty_requests(logs: Logs) -> None:
+def test_positive_action_and_empty_requests(logs: Logs) -> None:
     events = market()["events"]
     for row in events[2::6]:
         row["action"] = "click"
@@ -286,25 +290,25 @@ def test_clicks_and_empty_requests(logs: Logs) -> None:
 
 def test_events_without_request_ids_are_grouped_by_user_and_instant(logs: Logs) -> None:
     events = [{key: v for key, v in row.items() if key != "request_id"} for row in market()["events"]]
-    made = read(logs(events=events))
-    assert made.requests.height == 60
-    assert made.requests["request_id"][0].startswith("u0@")
+    tables = read(logs(events=events))
+    assert tables.requests.height == 60
+    assert tables.requests["request_id"][0].startswith("u0@")
 
 
-def test_listed_requests(logs: Logs) -> None:
+def test_listed_requests_replace_derived_ones(logs: Logs) -> None:
     visits = [
         {"request_id": "r0-0", "user_id": "u0", "at": (START - timedelta(hours=1)).isoformat(), "placement_id": "top"},
         {"request_id": "r1-0", "user_id": "u0", "at": (START + timedelta(days=1, hours=1)).isoformat()},
         {"request_id": "new", "user_id": "u9", "at": (START + timedelta(days=30)).isoformat()},
     ]
-    made = read(logs(requests=visits), max_bad_share=0.1, keep_empty=True)
-    at = dict(made.requests.select("request_id", "at").iter_rows())
+    tables = read(logs(requests=visits), max_bad_share=0.1, keep_empty=True)
+    at = dict(tables.requests.select("request_id", "at").iter_rows())
     assert at["r0-0"] == START - timedelta(hours=1) and at["new"] == START + timedelta(days=30)
-    assert made.bad_rows["why"].str.starts_with("is before its request: r1-0").all() and made.bad_rows.height == 2
-    assert "u9" in made.users["user_id"]
+    assert tables.bad_rows["why"].str.starts_with("is before its request: r1-0").all() and tables.bad_rows.height == 2
+    assert "u9" in tables.users["user_id"]
 
 
-def test_the_stage_leaves_nothing_half_written(logs: Logs, tmp_path: Path) -> None:
+def test_failed_run_leaves_the_last_artifact(logs: Logs, tmp_path: Path) -> None:
     good = run.Config(run="mine", work=tmp_path / "work", source="files", path=logs())
     run.run(good)
     folder = good.folder("data")
@@ -321,7 +325,7 @@ def test_the_stage_leaves_nothing_half_written(logs: Logs, tmp_path: Path) -> No
     assert pl.read_parquet(folder / "bad_rows.parquet").height > 0
 
 
-def test_path_is_needed(tmp_path: Path) -> None:
+def test_files_source_needs_an_existing_path(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs --path"):
         run.run(run.Config(run="mine", work=tmp_path, source="files"))
     with pytest.raises(InputError, match="no such file or folder"):

@@ -1,4 +1,4 @@
-"""Later requests are never in an earlier split, and a split that cannot be used is refused."""
+"""Later requests are never in an earlier split; unusable splits are rejected."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_shares_keep_time_order(numbers: list[int]) -> None:
     assert parts[0].max() < parts[1].min() and parts[1].max() < parts[2].min()
 
 
-def test_shares_are_about_what_was_asked() -> None:
+def test_split_sizes_are_about_the_shares() -> None:
     assert by_time(days(*range(1, 21)), SplitTimes()).value_counts().sort("split").rows() == [
         ("test", 2),
         ("train", 16),
@@ -53,11 +53,11 @@ def test_shares_are_about_what_was_asked() -> None:
         (SplitTimes(valid_share=0.0), "both above 0"),
     ],
 )
-def test_refused(cut: SplitTimes, message: str) -> None:
+def test_invalid_splits_are_rejected(cut: SplitTimes, message: str) -> None:
     with pytest.raises(InputError, match=message):
         by_time(days(1, 2, 3, 4, 5, 6), cut)
 
 
-def test_one_instant_cannot_be_split() -> None:
+def test_requests_of_a_single_instant_are_rejected() -> None:
     with pytest.raises(InputError):
         by_time(days(1, 1, 1, 1), SplitTimes())

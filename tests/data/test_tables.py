@@ -1,4 +1,4 @@
-"""A schema's rules: what becomes of each cell, and what the message says."""
+"""Rules of the schema: the conversion of each cell, and the messages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def raw_events(**columns: object) -> pl.DataFrame:
         str(int(MOMENT.timestamp() * 1_000_000)),
     ],
 )
-def test_times_that_mean_one_moment(text: str) -> None:
+def test_time_formats(text: str) -> None:
     good, bad = tables.conform("events", raw_events(at=[text]), "e.csv")
     assert bad.height == 0
     assert good["at"].to_list() == [MOMENT]
@@ -39,14 +39,14 @@ def test_times_that_mean_one_moment(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["yesterday", "2026-13-01", "1772353800", "1772353800000", "08:30", "2026-03-01T25:00:00"]
 )
-def test_times_that_are_none(text: str) -> None:
+def test_invalid_times_are_bad_rows(text: str) -> None:
     good, bad = tables.conform("events", raw_events(at=[text]), "e.csv")
     assert good.height == 0
     assert bad.select("file", "row", "column").rows() == [("e.csv", 7, "at")]
     assert text in bad["why"][0]
 
 
-def test_date_alone_is_its_midnight() -> None:
+def test_date_alone_is_midnight_utc() -> None:
     good, _ = tables.conform("events", raw_events(at=["2026-03-01"]), "e.csv")
     assert good["at"].to_list() == [datetime(2026, 3, 1, tzinfo=UTC)]
 
@@ -63,7 +63,7 @@ def test_date_alone_is_its_midnight() -> None:
         ("item_id", None, "is missing"),
     ],
 )
-def test_bad_cells(column: str, value: str | None, why: str) -> None:
+def test_bad_cells_are_bad_rows(column: str, value: str | None, why: str) -> None:
     frame = raw_events(**{column: pl.Series([value], dtype=pl.String)})
     good, bad = tables.conform("events", frame, "e.csv")
     assert good.height == 0
@@ -71,7 +71,7 @@ def test_bad_cells(column: str, value: str | None, why: str) -> None:
     assert bad["why"][0].startswith(why)
 
 
-def test_missing_column_names_the_nearest() -> None:
+def test_message_of_a_missing_column_names_the_most_similar() -> None:
     frame = raw_events().rename({"item_id": "itemid"})
     with pytest.raises(InputError, match=r"e\.csv: column 'item_id' is missing.*rename 'itemid'"):
         tables.conform("events", frame, "e.csv")
@@ -81,7 +81,7 @@ def test_missing_column_names_the_nearest() -> None:
     ("column", "values", "advice"),
     [("value_nanos", [1.5], "int64"), ("at", [3.0], "timestamp"), ("user_id", [2.0], "write it as string")],
 )
-def test_parquet_type_that_cannot_hold_it(column: str, values: list[float], advice: str) -> None:
+def test_parquet_type_that_does_not_fit_is_rejected(column: str, values: list[float], advice: str) -> None:
     with pytest.raises(InputError, match=f"column {column!r} of events has the type Float64.*{advice}"):
         tables.conform("events", raw_events(**{column: values}), "e.parquet")
 
@@ -100,7 +100,7 @@ def test_parquet_types_that_fit() -> None:
     assert (row["user_id"], row["at"], row["value_nanos"], row["placement_id"]) == ("12", MOMENT, 3, None)
 
 
-def test_share_of_bad_rows_counts_rows_not_faults() -> None:
+def test_share_of_bad_rows_counts_rows() -> None:
     bad = pl.DataFrame(
         [("events", "e.csv", 3, "at", "is not a time: x"), ("events", "e.csv", 3, "item_id", "is missing")],
         schema=tables.BAD_ROWS,
@@ -111,7 +111,7 @@ def test_share_of_bad_rows_counts_rows_not_faults() -> None:
         tables.check_share(bad, {"events": 99}, 0.01)
 
 
-def test_sanitise_cleans_what_is_read_and_keeps_ids() -> None:
+def test_sanitise_cleans_texts_and_keeps_ids() -> None:
     ads = pl.DataFrame({"ad_id": ["a\u200b"], "title": ["\u200b"], "category_path": [["x\n", "\u200b", "y"]]})
     ads = tables.sanitise("ads", tables.complete("ads", ads))
     assert ads.select("ad_id", "title").rows() == [("a\u200b", "")]

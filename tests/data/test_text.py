@@ -1,4 +1,4 @@
-"""Nothing invisible passes, nothing visible is lost, and cleaning twice is cleaning once."""
+"""Cleaning removes invisible characters, keeps visible ones, and is idempotent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from leadre.data.text import clean, join
 
 
 @given(st.text(max_size=300), st.integers(1, 64))
-def test_clean_text_is_safe(text: str, limit: int) -> None:
+def test_clean_text_has_no_invisible_characters(text: str, limit: int) -> None:
     got = clean(text, limit)
     assert len(got) <= limit
     assert clean(got, limit) == got
@@ -22,7 +22,7 @@ def test_clean_text_is_safe(text: str, limit: int) -> None:
 
 
 @given(st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S")), max_size=100))
-def test_plain_words_stay(text: str) -> None:
+def test_plain_words_are_unchanged(text: str) -> None:
     assert clean(text, 100) == text
 
 
@@ -38,7 +38,7 @@ def test_plain_words_stay(text: str) -> None:
         ("one\u2028two", "one two"),
     ],
 )
-def test_known_tricks(dirty: str, expected: str) -> None:
+def test_known_attacks(dirty: str, expected: str) -> None:
     assert clean(dirty) == expected
 
 

