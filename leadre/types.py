@@ -7,6 +7,7 @@ UTC, microseconds since 1970 (``_us``), unless a name says otherwise. Protocol: 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Literal
 
 Size = tuple[int, int]  # width, height in pixels
@@ -14,6 +15,43 @@ BidType = Literal["cpm", "cpc", "cpa"]
 Status = Literal["active", "paused", "ended"]
 Source = Literal["stored", "generated", "contextual"]
 EventKind = Literal["win", "bill", "loss", "imp", "view", "click", "conv"]
+
+
+class Verdict(StrEnum):
+    """The result of a candidate for one imp: a bid, or why not. Logs of older releases are read (`_missing_`)."""
+
+    BID = "bid"
+    NOT_SELECTED = "not selected"  # it could have been bid, but another candidate was
+    INELIGIBLE = "ineligible"  # targeting, blocks or formats, see `eligibility.RULES`
+    DUPLICATE = "duplicate in the request"  # another imp of the request has the ad
+    RESPONSE_CURRENCY = "not the response currency"  # a response has one currency for all its bids
+    FLOOR_CURRENCY = "floor currency cannot be converted"
+    BELOW_FLOOR = "below floor"
+    UNKNOWN_USER_CAP = "frequency cap of an unknown user"  # impressions of an unknown user cannot be counted
+    FREQUENCY_CAP = "frequency cap"
+    NO_BUDGET = "no budget"  # used up, or the worker has no lease yet
+    NOT_EVALUATED = "not evaluated"  # in old logs only
+
+    def __init__(self, _: str) -> None:
+        self.code = len(type(self).__members__)
+        """The number of the verdict in arrays (uint8); never stored."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Verdict | None:
+        return OLD_VERDICTS.get(value)
+
+
+# The words of logs up to November 2026.
+OLD_VERDICTS: dict[object, Verdict] = {
+    "not drawn": Verdict.NOT_SELECTED,
+    "shown in another place": Verdict.DUPLICATE,
+    "currency of the answer": Verdict.RESPONSE_CURRENCY,
+    "floor in another currency": Verdict.FLOOR_CURRENCY,
+    "cap cannot be counted": Verdict.UNKNOWN_USER_CAP,
+    "cap": Verdict.FREQUENCY_CAP,
+    "budget": Verdict.NO_BUDGET,
+    "": Verdict.NOT_EVALUATED,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

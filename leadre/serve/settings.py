@@ -1,4 +1,4 @@
-"""What a bidder is told once, at its start."""
+"""Settings of a bidder that its processes get once, at the start."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a bidder is told once. ``exploration``: the share of places whose ad is drawn blindly among the best."""
+    """Settings of a bidder. ``exploration``: the share of imps whose ad is drawn uniformly."""
 
     public_url: str
     seat: str = "leadre"
-    vendor_id: int = 0
-    gdpr_when_absent: bool = False
+    vendor_id: int = 0  # on IAB Europe's Global Vendor List; 0 = not listed
+    gdpr_when_absent: bool = False  # whether GDPR applies to a request that does not declare it
     exploration: float = 0.02
-    token_s: int = 600  # how long events of a bid are believed
+    token_s: int = 600  # seconds after the bid in which its events are accepted

@@ -12,11 +12,13 @@ from typing import Any
 
 from leadre import database
 from leadre.auction.budget.messages import Lease, LeaseRequest, LedgerOrder, Release
+from leadre.clock import ManualClock
 from leadre.serve.bidding import context as bidder
 from leadre.serve.bidding import record, respond
 from leadre.serve.bidding.budgets import Budgets
 from leadre.serve.bidding.exploration import ExplorationDraws
-from leadre.serve.bidding.user_store import RENEWED_S, UserStore
+from leadre.serve.bidding.select import verdicts_of
+from leadre.serve.bidding.user_store import POPULAR_LIST_S, UserStore
 from leadre.serve.bidding.value import expected_nanos
 from leadre.serve.catalogue import database as records
 from leadre.serve.catalogue import eligibility
@@ -30,7 +32,7 @@ from leadre.serve.protocol import openrtb
 from leadre.serve.settings import Settings
 from leadre.store import open_store
 from leadre.store.contract import Profile, ProfileEvent, StoredList
-from leadre.types import Request
+from leadre.types import Request, Verdict
 
 NOON_US = 1_772_366_400_000_000  # 2026-03-01T12:00:00Z
 VERSION = "lists-1"
@@ -60,10 +62,10 @@ def asked(**fields: Any) -> Request:
 
 
 class Alone:
-    """Use it in a ``with``. ``now_us`` and ``now_s`` stand still until the test moves them."""
+    """Use it in a ``with``. ``clock`` stops until the test moves it."""
 
     def __init__(self, folder: Path, *, seed: int = 0, **settings: Any) -> None:
-        self.now_us, self.now_s = NOON_US, 0.0
+        self.clock = ManualClock(NOON_US)
         self.paths = StatePaths(folder=folder, store=f"lmdb:{folder / 'lists'}")
         self._records = ManageDatabase(self.paths.manage_database)
         self.book = CampaignStore(self._records)
@@ -80,7 +82,7 @@ class Alone:
         self.bidder = bidder.Bidder(
             settings=Settings(**{"public_url": "https://ads.test", "exploration": 0.0} | settings),
             market=self._market({}),
-            memory=UserStore(self.store, self.clock),  # type: ignore[arg-type]
+            user_store=UserStore(self.store, self.clock),  # type: ignore[arg-type]
             budgets=self.budgets,
             generate=None,
             sign=self.desk.token_keys.sign,
@@ -98,15 +100,12 @@ class Alone:
         self._records.close()
         self.desk.close()  # and with it the store
 
-    def clock(self) -> float:
-        return self.now_s
-
     def renew(self, counts=None, object_ids=()) -> None:
         """What a worker does beside its requests: follow the book, and one round with the ledger."""
-        self.now_s += RENEWED_S  # the list for everybody is read again
-        self.desk.maintain(self.now_us)
+        self.clock.elapsed_s += POPULAR_LIST_S  # the next request reads the popular list again
+        self.desk.maintain(self.clock.wall_us)
         self.bidder.market = self._market(counts or {}, object_ids)
-        self._loop.run_until_complete(self.budgets.renew(self.now_us))
+        self._loop.run_until_complete(self.budgets.renew(self.clock.wall_us))
 
     def remember(self, user_id: str, *ad_ids: str, log_p=None) -> None:
         """The list of a user ("*" is everybody), best first."""
@@ -124,20 +123,20 @@ class Alone:
 
     def respond(self, request: Request, tmax_s: float = 1.0) -> bidder.BidDecision:
         """The same for a request that was read."""
-        made = respond.respond(request, self.bidder, self.now_us, self.now_s + tmax_s)
+        made = respond.respond(request, self.bidder, self.clock.wall_us, self.clock.elapsed_s + tmax_s)
         return self._loop.run_until_complete(made)
 
     def record(self, request, answer):
         """What a worker gives to the log."""
-        return record.record(request, answer, self.now_us, self.bidder.market.book, "", is_degraded=False)
+        return record.record(request, answer, self.clock.wall_us, self.bidder.market.catalogue, "", is_degraded=False)
 
     def happened(self, *events: tuple[str, str]) -> list[str]:
         """What the writer makes of (kind, URL), all in one batch."""
         made = [
-            EventRequest(kind=kind, token=re.search(r"[?&]t=([^&]+)", url)[1], at_us=self.now_us)
+            EventRequest(kind=kind, token=re.search(r"[?&]t=([^&]+)", url)[1], at_us=self.clock.wall_us)
             for kind, url in events
         ]
-        return [told.outcome for told in self.desk.handle(made, self.now_us)]
+        return [told.outcome for told in self.desk.handle(made, self.clock.wall_us)]
 
     def _market(self, counts, object_ids=()) -> bidder.Market:
         book = eligibility.load(self._reader)
@@ -146,7 +145,7 @@ class Alone:
     async def _send(self, orders: list[LedgerOrder]) -> list[Lease | None]:
         asks = [order for order in orders if isinstance(order, LeaseRequest)]
         releases = [order for order in orders if isinstance(order, Release)]
-        (reply,) = self.desk.handle([LedgerRequest(asks, releases)], self.now_us)
+        (reply,) = self.desk.handle([LedgerRequest(asks, releases)], self.clock.wall_us)
         assert isinstance(reply, LedgerReply)
         return list(reply.leases)
 
@@ -156,10 +155,12 @@ def chosen(answer: bidder.BidDecision) -> list[str]:
     return [each.bid.ad_id for each in answer.rendered]
 
 
-def verdicts(alone: Alone, answer: bidder.BidDecision, place: int = 0) -> dict[str, str]:
-    """Candidate -> what became of it."""
-    ads = alone.bidder.market.book.ads
-    return {ads[row].ad_id: verdict for row, verdict in answer.places[place].verdicts.items()}
+def verdicts(alone: Alone, decision: bidder.BidDecision, imp: int = 0) -> dict[str, Verdict]:
+    """Ad -> verdict, of the candidates for one imp."""
+    ads = alone.bidder.market.catalogue.ads
+    state = decision.imps[imp]
+    rows = decision.candidates.rows_K.tolist()
+    return {ads[row].ad_id: verdict for row, verdict in zip(rows, verdicts_of(state.verdict_K), strict=True)}
 
 
 def urls_of(rendered) -> dict[str, str]:

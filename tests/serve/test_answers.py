@@ -94,7 +94,7 @@ def test_no_bid_is_one_that_prebid_server_rejects(alone, count):
     rng, refused, sent = random.Random(count), 0, 0
     for number in range(count):
         if number % 200 == 199:
-            alone.now_us += 60_000_000
+            alone.clock.wall_us += 60_000_000
             alone.renew()
         body = mutated(rng) if number % 3 == 0 else plausible(rng)
         try:

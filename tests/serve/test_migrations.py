@@ -17,6 +17,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import polars as pl
 import pytest
 
@@ -36,6 +37,7 @@ from leadre.serve.ipc.messages import AppendRequest, CountsRequest, EventRequest
 from leadre.serve.manage import auth
 from leadre.serve.manage.auth import ApiKeys
 from leadre.serve.paths import StatePaths
+from leadre.types import OLD_VERDICTS, Verdict
 
 from .alone import Alone, asked, chosen, urls_of
 
@@ -227,8 +229,8 @@ def test_log_of_november_2026_is_read_with_every_record(state: StatePaths, expec
     requests = [entry.record for entry in entries if isinstance(entry.record, RequestRecord)]
     events = [entry.record for entry in entries if isinstance(entry.record, EventRecord)]
     verdicts = {verdict for record in requests for imp in record.verdicts.values() for verdict in imp}
-    assert sorted(map(str, verdicts)) == expected["verdicts"]
-    assert {"bid", "cap", "below floor", "not drawn", "budget", "ineligible"} <= verdicts
+    assert verdicts == {Verdict(word) for word in expected["verdicts"]}
+    assert {Verdict(word) for word in ("bid", "cap", "below floor", "not drawn", "budget", "ineligible")} <= verdicts
     assert sorted({record.reason for record in requests}) == expected["reasons"]
     assert sorted({record.outcome.kind for record in events}) == expected["kinds"]
     charges: Counter[str] = Counter()
@@ -240,11 +242,21 @@ def test_log_of_november_2026_is_read_with_every_record(state: StatePaths, expec
 
 
 def test_log_of_november_2026_is_encoded_to_the_same_bytes(state: StatePaths) -> None:
-    """The records' names in Python may change, their names on the disk may not."""
+    """The records' names in Python may change, their names on the disk may not; verdicts are written in new words."""
     for segment in event_log.segments(state.events):
-        entries = list(event_log.entries_of(segment))
-        frames = [event_log.frame(entry.number, entry.written_at_us, entry.record) for entry in entries]
+        frames = []
+        for entry in event_log.entries_of(segment):
+            is_request = isinstance(entry.record, RequestRecord)
+            record = _with_old_words(entry.record) if is_request else entry.record
+            frames.append(event_log.frame(entry.number, entry.written_at_us, record))
         assert event_log.MAGIC + b"".join(frames) == segment.read_bytes()
+
+
+def _with_old_words(record: RequestRecord) -> RequestRecord:
+    """The record with the verdicts of the release of November 2026."""
+    old_words = {verdict: verdict.value for verdict in Verdict} | {new: old for old, new in OLD_VERDICTS.items()}
+    verdicts = {imp_id: tuple(old_words[verdict] for verdict in row) for imp_id, row in record.verdicts.items()}
+    return msgspec.structs.replace(record, verdicts=verdicts)
 
 
 def test_campaigns_keys_origins_and_erased_users_of_november_2026_are_read(
@@ -289,16 +301,16 @@ def test_tokens_signed_in_november_2026_are_valid_under_both_keys(state: StatePa
 
 def test_bidder_goes_on_from_the_state_of_november_2026(state: StatePaths, expected: dict[str, Any]) -> None:
     with Alone(state.folder) as bidder:
-        bidder.now_us = expected["now_us"]
+        bidder.clock.wall_us = expected["now_us"]
         ledger, unbooked = bidder.desk.ledger, expected["unbooked"]
         assert unbooked["daily"] > 0 and ledger.log_number == bidder.desk.log.last == expected["log_number"]
         assert {name: ledger.spent(name) for name in CAMPAIGNS} == expected["logged_charges"], (
             "the log is caught up with"
         )
         assert ledger.reserved("daily") == expected["held"]["daily"] - unbooked["daily"] and ledger.verify() == []
-        (counts,) = bidder.desk.handle([CountsRequest()], bidder.now_us)
+        (counts,) = bidder.desk.handle([CountsRequest()], bidder.clock.wall_us)
         impressions, clicks, _ = counts.by_ad["daily-1"]
-        (record,) = bidder.desk.handle([RecordRequest("x-1")], bidder.now_us)
+        (record,) = bidder.desk.handle([RecordRequest("x-1")], bidder.clock.wall_us)
         assert record.record is not None and record.record.caller_request_id == "x-1"
         profile = bidder.store.read_profile("user-1")
         assert [event.object_id for event in profile.recent][:2] == ["o-click-1", "o-sale-1"]
@@ -307,24 +319,24 @@ def test_bidder_goes_on_from_the_state_of_november_2026(state: StatePaths, expec
         bidder.renew()
         returned = {kind: expected["tokens"][kind] for kind in ("bill", "click")}
         events = [
-            EventRequest(kind=kind, token=token, at_us=bidder.now_us, price="1.5" if kind == "bill" else "")
+            EventRequest(kind=kind, token=token, at_us=bidder.clock.wall_us, price="1.5" if kind == "bill" else "")
             for kind, token in returned.items()
         ]
         for outcome in ("new", "known"):
-            assert [reply.outcome for reply in bidder.desk.handle(events, bidder.now_us)] == [outcome] * 2
+            assert [reply.outcome for reply in bidder.desk.handle(events, bidder.clock.wall_us)] == [outcome] * 2
         bidder.respond(asked(id="n-1", user={"id": "user-4"}))
         bidder.renew()
         request = asked(id="n-2", user={"id": "user-4"})
         decision = bidder.respond(request)
         assert chosen(decision) == ["daily-1"]
-        bidder.desk.handle([AppendRequest([bidder.record(request, decision)])], bidder.now_us)
+        bidder.desk.handle([AppendRequest([bidder.record(request, decision)])], bidder.clock.wall_us)
         urls = urls_of(decision.rendered[0])
         assert bidder.happened(("imp", urls["imp"]), ("click", urls["click"])) == ["new", "new"]
-        (counts,) = bidder.desk.handle([CountsRequest()], bidder.now_us)
+        (counts,) = bidder.desk.handle([CountsRequest()], bidder.clock.wall_us)
         assert counts.by_ad["daily-1"][:2] == (impressions + 1, clicks + 2)
         assert ledger.spent("daily") == expected["logged_charges"]["daily"] + 1_500_000 and ledger.verify() == []
-        bidder.now_us += 3_600_000_000
-        ledger.expire(bidder.now_us)
+        bidder.clock.wall_us += 3_600_000_000
+        ledger.expire(bidder.clock.wall_us)
         assert not any(ledger.reserved(name) for name in CAMPAIGNS) and ledger.verify() == []
 
 

@@ -1,12 +1,12 @@
-"""Logged requests answered again, by the function that answered them: online is offline, or the difference is named.
+"""Decide logged requests again, with the function that served them, and name every difference.
 
-Out of the log come the request, the moment, the counts behind the prices of that moment, and what became of each bid
-that wanted budget or a place under a cap, as that depended on all other requests. Everything else is done anew:
-consent, targeting, the user's list or the language model, the choice among the best, the draws of exploration, prices.
-Compared are candidates, their scores, what became of each, winner, price and propensity, or the reason for no bid.
+The log gives the request, its time, the counts behind the prices of that time, and the verdicts that depended on all
+other requests: budgets and frequency caps. The replay does the rest again: consent, targeting, the user's list or the
+language model, prices, selection and exploration. It compares candidates, scores, verdicts, winner, price and
+propensity, or the reason for no bid.
 
-A request is compared if what answered it is still there: the same book, lists, model and options. Of the others it is
-told why not (`SKIPPED`), and how many.
+A request is compared if its catalogue, lists, model and options are still there. The report counts the others by
+reason (`SKIPPED`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from leadre.clock import ManualClock
 from leadre.errors import PeerError
 from leadre.serve.bidding import record
 from leadre.serve.bidding.budgets import Budgets
@@ -38,23 +39,24 @@ from leadre.serve.processes.model_server import ModelServer
 from leadre.serve.protocol.openrtb import NoBid
 from leadre.serve.settings import Settings
 from leadre.store.contract import Profile, Store
+from leadre.types import Verdict
 
-CLOSE = 1e-5  # of two log-probabilities
-CLOSE_BFLOAT16 = 1e-2  # of a model that computes in it: its rounding depends on which requests are answered together
-HELD = ("cap", "budget")
+MAX_GAP = 1e-5  # between two log-probabilities
+MAX_GAP_BFLOAT16 = 1e-2  # of a model that computes in bfloat16: its rounding depends on the batch
+LIMITED = (Verdict.FREQUENCY_CAP, Verdict.NO_BUDGET)
 LATE = NoBid.INSUFFICIENT_TIME.name.lower()
-PATIENCE_S = 60.0  # for the language model, which has no deadline here
+GENERATE_S = 60.0  # deadline of the language model
 SKIPPED = {
     "release": "the record holds no request: an older release wrote it",
-    "user": "its user may not be remembered, or was erased",
-    "late": "the deadline cut it short: what was there in time is not known",
+    "user": "the record does not name the user: no consent, or erased",
+    "late": "the deadline cut it short: the log does not hold the partial result",
     "store": "the store was down",
     "options": "leadre serve had other options",
-    "book": "the book has changed since",
+    "book": "the catalogue has changed since",
     "lists": "the lists were of another version",
-    "everybody": "the list for everybody was another",
-    "model": "the language model was another, or is not there",
-    "history": "the user's history as it was is no longer kept",
+    "everybody": "the popular list was of another version",
+    "model": "the language model was another, or is missing",
+    "history": "the user's history of that time is no longer kept",
 }
 VERSIONED = ("options", "book", "lists", "everybody", "model")
 
@@ -63,11 +65,11 @@ Counts = dict[str, tuple[int, int, int]]
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayWorld:
-    """What was there when the log was written, and still is. No ``model``: what one answered is left out."""
+    """The state that served the log. Without a ``model``, requests that a model answered are skipped."""
 
     log: Path
     settings: Settings
-    book: CatalogueSnapshot
+    catalogue: CatalogueSnapshot
     store: Store
     draws: ExplorationDraws
     model: ModelServer | None
@@ -75,7 +77,7 @@ class ReplayWorld:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One thing in which one request was answered otherwise, in words that can be read."""
+    """One aspect of one decision that differs, as text."""
 
     request_id: str
     what: str
@@ -85,12 +87,12 @@ class Difference:
 
 @dataclass(kw_only=True)
 class ReplayReport:
-    """What came of it. ``sources``: of the requests that were alike, by where their candidates came from."""
+    """Counts and differences of a replay. ``sources``: equal decisions by the source of their candidates."""
 
     logged: int = 0
     alike: int = 0
     bids: int = 0
-    gaps: dict[str, float] = field(default_factory=dict)  # largest one between log-probabilities, by their source
+    gaps: dict[str, float] = field(default_factory=dict)  # source -> largest gap between log-probabilities
     sources: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
@@ -100,156 +102,163 @@ class ReplayReport:
         return self.logged - self.skipped.total()
 
 
-class _Remembered(UserStore):
-    """The store as it stands, with the history of a user as it was at one request."""
+class _PastUserStore(UserStore):
+    """The store of now, with profiles cut at the history of the replayed request."""
 
     def __init__(self, store: Store) -> None:
-        super().__init__(store)
+        super().__init__(store, ManualClock())
         self.history_us = 0
 
-    def profile(self, user_id: str) -> Profile | None:
-        found = super().profile(user_id)
-        if found is None or not self.history_us:
-            return found
-        return Profile(user_id, tuple(seen for seen in found.recent if seen.at_us <= self.history_us), found.segments)
+    def read_profile(self, user_id: str) -> Profile | None:
+        profile = super().read_profile(user_id)
+        if profile is None or not self.history_us:
+            return profile
+        recent = tuple(event for event in profile.recent if event.at_us <= self.history_us)
+        return Profile(user_id, recent, profile.segments)
 
 
 async def replay(world: ReplayWorld, last: int) -> ReplayReport:
-    """Answer the last so many requests of the log again. StorageError where the log is damaged."""
+    """Decide the last ``last`` requests of the log again. StorageError if the log is damaged."""
     report = ReplayReport()
     model = world.model
-    objects = ObjectIndex(list(model.objects) if model else (), world.book.ads, model.version if model else "")
-    bidder, rounds = _bidder(world, objects), model is not None and model.is_bfloat16
-    for answered, market in _in_their_markets(world, objects, last):
+    objects = ObjectIndex(list(model.objects) if model else (), world.catalogue.ads, model.version if model else "")
+    is_bfloat16 = model is not None and model.is_bfloat16
+    user_store = _PastUserStore(world.store)
+    bidder = _bidder(world, objects, user_store)
+    for logged, market in _with_markets(world, objects, last):
         report.logged += 1
-        why = _cannot(answered, world)
-        if why:
-            report.skipped[why] += 1
+        skip_reason = _skip_reason(logged, world)
+        if skip_reason:
+            report.skipped[skip_reason] += 1
             continue
         bidder.market = market
-        _compare(answered, await _again(answered, bidder, world), report, rounds)
+        user_store.history_us = int(logged.versions.get("history", 0))
+        _compare(logged, await _decide_again(logged, bidder, world), report, is_bfloat16)
     return report
 
 
-def _bidder(world: ReplayWorld, objects: ObjectIndex) -> Bidder:
-    """A bidder without budgets, caps and a way to sign; `_again` gives it what each request needs."""
+def _bidder(world: ReplayWorld, objects: ObjectIndex, user_store: UserStore) -> Bidder:
+    """A bidder without budgets, model and signatures; `_decide_again` sets the parts that depend on the request."""
     return Bidder(
         settings=world.settings,
-        market=Market(world.book, np.zeros(len(world.book.ads), np.int64), objects),
-        memory=_Remembered(world.store),
-        budgets=Budgets("replay", _nobody),
+        market=Market(world.catalogue, np.zeros(len(world.catalogue.ads), np.int64), objects),
+        user_store=user_store,
+        budgets=Budgets("replay", _refuse_orders),
         generate=None,
         sign=lambda token: "replayed",
         new_id=lambda: "",
         draws=world.draws,
-        clock=lambda: 0.0,
+        clock=ManualClock(),
     )
 
 
-def _in_their_markets(world: ReplayWorld, objects: ObjectIndex, last: int) -> Iterator[tuple[RequestRecord, Market]]:
-    """The last requests, each with the prices of its moment, in the order of the counts that these came from."""
-    asked = deque((e.record for e in event_log.read(world.log) if isinstance(e.record, RequestRecord)), maxlen=last)
-    by_counted: dict[int, list[RequestRecord]] = defaultdict(list)
-    for answered in asked:
-        by_counted[int(answered.versions.get("counts", 0))].append(answered)
+def _with_markets(world: ReplayWorld, objects: ObjectIndex, last: int) -> Iterator[tuple[RequestRecord, Market]]:
+    """The last requests, each with the market of its time, in the order of the counts behind the prices."""
+    requests = deque((e.record for e in event_log.read(world.log) if isinstance(e.record, RequestRecord)), maxlen=last)
+    by_position: dict[int, list[RequestRecord]] = defaultdict(list)
+    for logged in requests:
+        by_position[int(logged.versions.get("counts", 0))].append(logged)
     counts: Counts = {}
-    entries, number = event_log.read(world.log), 0
-    for counted in sorted(by_counted):
-        while number < counted and (entry := next(entries, None)) is not None:
+    entries = event_log.read(world.log)
+    number = 0
+    for position in sorted(by_position):
+        while number < position and (entry := next(entries, None)) is not None:
             number = entry.number
             _count(entry.record, counts)
-        market = Market(world.book, expected_nanos(world.book, counts), objects, counted)
-        yield from ((answered, market) for answered in by_counted[counted])
+        market = Market(world.catalogue, expected_nanos(world.catalogue, counts), objects, position)
+        yield from ((logged, market) for logged in by_position[position])
 
 
 def _count(entry: Record, counts: Counts) -> None:
     if not isinstance(entry, EventRecord) or entry.is_test:
         return
-    column = COUNT_COLUMNS.get(entry.outcome.kind)
+    outcome = entry.outcome
+    column = COUNT_COLUMNS.get(outcome.kind)
     if column is not None:
-        three = list(counts.get(entry.outcome.ad_id, (0, 0, 0)))
-        three[column] += 1
-        counts[entry.outcome.ad_id] = three[0], three[1], three[2]
+        of_ad = list(counts.get(outcome.ad_id, (0, 0, 0)))
+        of_ad[column] += 1
+        counts[outcome.ad_id] = of_ad[0], of_ad[1], of_ad[2]
 
 
-def _cannot(answered: RequestRecord, world: ReplayWorld) -> str:
-    """Why a request cannot be compared (`SKIPPED`), as far as the log alone says it; "" where it can."""
-    if "options" not in answered.versions:
+def _skip_reason(logged: RequestRecord, world: ReplayWorld) -> str:
+    """Why a request cannot be compared (a key of `SKIPPED`), as far as the log shows it; "" if it can."""
+    if "options" not in logged.versions:
         return "release"
-    if answered.versions["options"] != record.digest(world.settings):
+    if logged.versions["options"] != record.digest(world.settings):
         return "options"
-    if answered.is_known and not answered.user_id:
+    if logged.is_known and not logged.user_id:
         return "user"
-    if answered.reason == LATE or answered.is_cut:
+    if logged.reason == LATE or logged.is_cut:
         return "late"
-    if answered.is_degraded:
+    if logged.is_degraded:
         return "store"
-    if "model" in answered.versions and world.model is None:
+    if "model" in logged.versions and world.model is None:
         return "model"
-    if "history" in answered.versions:
-        profile, history_us = world.store.read_profile(answered.user_id), int(answered.versions["history"])
-        if profile is None or not any(seen.at_us == history_us for seen in profile.recent):
+    if "history" in logged.versions:
+        profile = world.store.read_profile(logged.user_id)
+        history_us = int(logged.versions["history"])
+        if profile is None or not any(event.at_us == history_us for event in profile.recent):
             return "history"
     return ""
 
 
-async def _again(answered: RequestRecord, bidder: Bidder, world: ReplayWorld) -> RequestRecord:
-    """The record that would be written now."""
-    verdicts = {
-        (imp_id, candidate.ad_id): verdict
-        for imp_id, told in answered.verdicts.items()
-        for candidate, verdict in zip(answered.candidates, told, strict=True)
-    }
+async def _decide_again(logged: RequestRecord, bidder: Bidder, world: ReplayWorld) -> RequestRecord:
+    """The record that the bidder would write now."""
+    verdicts = _verdicts(logged)
 
-    async def generate(wanted: GenerateRequest) -> GenerateReply:
-        if world.model is None or "model" not in answered.versions:
-            raise PeerError("it did not answer in time then, or was not asked")
-        generated = await world.model.answer(msgspec.structs.replace(wanted, until_s=time.monotonic() + PATIENCE_S))
-        assert isinstance(generated, GenerateReply)
-        return generated
+    async def generate(request: GenerateRequest) -> GenerateReply:
+        if world.model is None or "model" not in logged.versions:
+            raise PeerError("the model server gave no reply in time, or had no request")
+        until_s = time.monotonic() + GENERATE_S
+        reply = await world.model.answer(msgspec.structs.replace(request, until_s=until_s))
+        assert isinstance(reply, GenerateReply)
+        return reply
 
-    def held(imp_id: str, ad_id: str) -> str:
-        verdict = verdicts.get((imp_id, ad_id), "")
-        return verdict if verdict in HELD else "bid"
+    def logged_verdict(imp_id: str, ad_id: str) -> Verdict:
+        verdict = verdicts.get((imp_id, ad_id))
+        return verdict if verdict in LIMITED else Verdict.BID
 
-    assert isinstance(bidder.memory, _Remembered)
-    bidder.memory.history_us = int(answered.versions.get("history", 0))
-    bidder.generate, bidder.held, bidder.new_id = generate, held, lambda: answered.request_id
-    request = record.request_of(answered)
-    answer = await respond(request, bidder, answered.at_us, until_s=1.0)
-    return record.record(request, answer, answered.at_us, world.book, record.digest(world.settings), is_degraded=False)
+    bidder.generate = generate
+    bidder.logged_verdict = logged_verdict
+    bidder.new_id = lambda: logged.request_id
+    request = record.request_of(logged)
+    decision = await respond(request, bidder, logged.at_us, until_s=1.0)
+    options = record.digest(world.settings)
+    return record.record(request, decision, logged.at_us, world.catalogue, options, is_degraded=False)
 
 
-def _compare(logged: RequestRecord, replayed: RequestRecord, report: ReplayReport, rounds: bool) -> None:
-    """Add what came of one request to the report. ``rounds``: the language model computes in bfloat16."""
+def _compare(logged: RequestRecord, replayed: RequestRecord, report: ReplayReport, is_bfloat16: bool) -> None:
+    """Add one request to the report. ``is_bfloat16``: the language model computes in it."""
     for name in VERSIONED:
-        before, now = logged.versions.get(name), replayed.versions.get(name)
-        # A source that was not asked, or had nothing, has no version: that is a difference, and told as one.
+        before = logged.versions.get(name)
+        now = replayed.versions.get(name)
+        # A source that had no request or no result has no version: that is a difference, and reported as one.
         if before != now and (name == "lists" or (before is not None and now is not None)):
             report.skipped[name] += 1
             return
-    scores, others = ({one.ad_id: one.log_p for one in each.candidates} for each in (logged, replayed))
-    gap = max((abs(scores[ad_id] - others[ad_id]) for ad_id in scores.keys() & others.keys()), default=0.0)
+    logged_scores = {candidate.ad_id: candidate.log_p for candidate in logged.candidates}
+    scores = {candidate.ad_id: candidate.log_p for candidate in replayed.candidates}
+    common = logged_scores.keys() & scores.keys()
+    gap = max((abs(logged_scores[ad_id] - scores[ad_id]) for ad_id in common), default=0.0)
     source = logged.candidates[0].source if logged.candidates else "none"
     report.gaps[source] = max(report.gaps.get(source, 0.0), gap)
-    found = [
+    pairs = [pair for pair in _aspects(logged, replayed) if pair[1] != pair[2]]
+    if gap > (MAX_GAP_BFLOAT16 if is_bfloat16 and source == "generated" else MAX_GAP):
+        pairs.append(("scores", logged_scores, scores))
+    report.differences += [
         Difference(request_id=logged.request_id, what=what, logged=str(before), replayed=str(now))
-        for what, before, now in _aspects(logged, replayed)
-        if before != now
+        for what, before, now in pairs
     ]
-    if gap > (CLOSE_BFLOAT16 if rounds and source == "generated" else CLOSE):
-        found.append(Difference(request_id=logged.request_id, what="scores", logged=str(scores), replayed=str(others)))
-    report.differences += found
-    if not found:
+    if not pairs:
         report.alike += 1
         report.bids += len(logged.bids)
         report.sources[source] += 1
 
 
 def _aspects(logged: RequestRecord, replayed: RequestRecord) -> Iterator[tuple[str, object, object]]:
-    """(what, as it was, as it is now) of everything but the scores."""
+    """(name, logged value, replayed value) of all that is compared but the scores."""
     yield "candidates", _candidates(logged), _candidates(replayed)
-    yield "verdicts", _verdicts(logged), _verdicts(replayed)
+    yield "verdicts", _verdict_words(logged), _verdict_words(replayed)
     yield "reason", logged.reason, replayed.reason
     for what, name in (
         ("winner", "ad_id"),
@@ -262,17 +271,25 @@ def _aspects(logged: RequestRecord, replayed: RequestRecord) -> Iterator[tuple[s
 
 
 def _candidates(answered: RequestRecord) -> list[tuple[str, str]]:
-    return sorted((one.ad_id, one.source) for one in answered.candidates)
+    return sorted((candidate.ad_id, candidate.source) for candidate in answered.candidates)
 
 
-def _verdicts(answered: RequestRecord) -> dict[tuple[str, str], str]:
-    ads = [one.ad_id for one in answered.candidates]
-    return {(imp, ad): said for imp, told in answered.verdicts.items() for ad, said in zip(ads, told, strict=True)}
+def _verdicts(answered: RequestRecord) -> dict[tuple[str, str], Verdict]:
+    """(imp ID, ad ID) -> verdict."""
+    return {
+        (imp_id, candidate.ad_id): verdict
+        for imp_id, verdicts in answered.verdicts.items()
+        for candidate, verdict in zip(answered.candidates, verdicts, strict=True)
+    }
+
+
+def _verdict_words(answered: RequestRecord) -> dict[tuple[str, str], str]:
+    return {key: verdict.value for key, verdict in _verdicts(answered).items()}
 
 
 def _bids(answered: RequestRecord, name: str) -> dict[str, object]:
     return {bid.imp_id: getattr(bid, name) for bid in answered.bids}
 
 
-async def _nobody(orders: Sequence[object]) -> Sequence[None]:
-    raise AssertionError(f"a replay leases no budget: {orders}")
+async def _refuse_orders(orders: Sequence[object]) -> Sequence[None]:
+    raise AssertionError(f"a replay leases no budget, but sent {orders}")

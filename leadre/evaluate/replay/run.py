@@ -92,7 +92,7 @@ def _replay(settings: Config, bidder: serve.Config) -> ReplayReport:
         world = replay.ReplayWorld(
             log=paths.events,
             settings=serve.settings_of(bidder),
-            book=eligibility.load(connection, bidder.seat),
+            catalogue=eligibility.load(connection, bidder.seat),
             store=store,
             draws=ExplorationDraws.open(paths.exploration_key),
             model=model,

@@ -1,7 +1,7 @@
-"""A worker's budgets: slices leased from the ledger ahead of need, so that a bid asks nobody.
+"""Budgets of one worker: leases from the ledger, requested before bids need them, so that a bid waits for no message.
 
-`reserve` is called while a request waits and only looks at what is there; `renew` goes round afterwards, off the
-request's path, sends what the slices want and hands them the answers.
+While a request waits, `can_pay` and `reserve` read leases in memory. Off the request's path, `renew` sends lease
+requests and releases to the ledger and stores the leases that return.
 """
 
 from __future__ import annotations
@@ -9,65 +9,70 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from leadre.auction.budget.leases import LeasedBudget
-from leadre.auction.budget.messages import Lease, LedgerOrder, Release
+from leadre.auction.budget.messages import Lease, LeaseRequest, LedgerOrder, Release
 from leadre.types import Campaign
 
-# answers to the asks among the orders
+# Sends orders to the ledger; returns the replies to the lease requests among them, in their order.
 Send = Callable[[Sequence[LedgerOrder]], Awaitable[Sequence[Lease | None]]]
-UNCAPPED = 0  # the lease of a campaign without a budget
+UNCAPPED = 0  # the lease ID of a campaign without a budget
 
 
 class Budgets:
-    """Slices by campaign of one worker."""
+    """Leased budgets of one worker, by campaign."""
 
     def __init__(self, worker: str, send: Send) -> None:
-        self.worker, self._send = worker, send
-        self._slices: dict[str, LeasedBudget] = {}
-        self._wanted: dict[str, int] = {}  # what one bid of these costs at most, since the last round
+        self.worker = worker
+        self._send = send
+        self._leased: dict[str, LeasedBudget] = {}
+        self._needed_nanos: dict[str, int] = {}  # campaign -> highest price of a bid since the last `renew`
 
-    def can_pay(self, campaign: Campaign, nanos: int, now_us: int, *, asks: bool) -> bool:
-        """Whether `reserve` would find a lease. Where not and ``asks``, the next round asks for one."""
-        if not _is_capped(campaign):
+    def can_pay(self, campaign: Campaign, nanos: int, now_us: int) -> bool:
+        """Whether `reserve` would succeed."""
+        if not _has_budget(campaign):
             return True
-        mine = self._slices.get(campaign.campaign_id)
-        has_lease = mine is not None and mine.can_pay(nanos, now_us)
-        if asks and not has_lease:
-            self._want(campaign.campaign_id, nanos)
-        return has_lease
+        leased = self._leased.get(campaign.campaign_id)
+        return leased is not None and leased.can_pay(nanos, now_us)
+
+    def request_lease(self, campaign_id: str, nanos: int) -> None:
+        """Let the next `renew` request a lease that pays for a bid of ``nanos``."""
+        if campaign_id not in self._leased:
+            self._leased[campaign_id] = LeasedBudget(self.worker, campaign_id)
+        self._needed_nanos[campaign_id] = max(nanos, self._needed_nanos.get(campaign_id, 0))
 
     def reserve(self, campaign: Campaign, nanos: int, now_us: int) -> int | None:
-        """The lease that pays for a bid of ``nanos``, `UNCAPPED` where nothing is capped, None where none can."""
-        if not _is_capped(campaign):
+        """ID of the lease that pays for a bid of ``nanos``; `UNCAPPED` without a budget, None if no lease can pay."""
+        if not _has_budget(campaign):
             return UNCAPPED
-        return self._want(campaign.campaign_id, nanos).reserve(nanos, now_us) or None
-
-    def _want(self, name: str, nanos: int) -> LeasedBudget:
-        if name not in self._slices:
-            self._slices[name] = LeasedBudget(self.worker, name)
-        self._wanted[name] = max(nanos, self._wanted.get(name, 0))
-        return self._slices[name]
+        self.request_lease(campaign.campaign_id, nanos)
+        return self._leased[campaign.campaign_id].reserve(nanos, now_us) or None
 
     async def renew(self, now_us: int) -> None:
-        """One round with the ledger. PeerError where it is not there; what was asked is asked again later."""
-        wanted, self._wanted = self._wanted, {}
-        releases = [order for each in self._slices.values() for order in each.releases(now_us)]
-        asks = [
-            (each, ask) for name in wanted if (ask := (each := self._slices[name]).lease_request(wanted[name], now_us))
-        ]
-        leases: Sequence[Lease | None] = [None] * len(asks)
+        """Send lease requests and releases to the ledger, and store the leases.
+
+        PeerError if the ledger is away: the next bid of a campaign requests its lease again.
+        """
+        needed_nanos = self._needed_nanos
+        self._needed_nanos = {}
+        releases = [release for leased in self._leased.values() for release in leased.releases(now_us)]
+        requests: list[tuple[LeasedBudget, LeaseRequest]] = []
+        for campaign_id, nanos in needed_nanos.items():
+            leased = self._leased[campaign_id]
+            if (request := leased.lease_request(nanos, now_us)) is not None:
+                requests.append((leased, request))
+        leases: Sequence[Lease | None] = [None] * len(requests)
         try:
-            if asks or releases:
-                leases = await self._send([*(ask for _, ask in asks), *releases])
+            if requests or releases:
+                leases = await self._send([*(request for _, request in requests), *releases])
         finally:
-            for (each, _), lease in zip(asks, leases, strict=True):
-                each.accept(lease, now_us)
+            for (leased, _), lease in zip(requests, leases, strict=True):
+                leased.accept(lease, now_us)
 
     async def close(self) -> None:
-        """Give back all that is left."""
-        orders: list[Release] = [order for each in self._slices.values() for order in each.close()]
+        """Release all leases."""
+        orders: list[Release] = [release for leased in self._leased.values() for release in leased.close()]
         if orders:
             await self._send(orders)
 
 
-def _is_capped(campaign: Campaign) -> bool:
+def _has_budget(campaign: Campaign) -> bool:
     return bool(campaign.total_nanos or campaign.daily_nanos)

@@ -1,14 +1,14 @@
-"""What a request is answered from, and what comes of it on the way. Letters: A ads of the book, K candidates."""
+"""Input and result of a bid decision. Letters: A ads of the catalogue, K candidates."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leadre.clock import Clock
 from leadre.serve.bidding.budgets import Budgets
 from leadre.serve.bidding.exploration import ExplorationDraws
 from leadre.serve.bidding.user_store import UserStore
@@ -18,50 +18,52 @@ from leadre.serve.events.tokens import Token
 from leadre.serve.ipc.messages import GenerateReply, GenerateRequest
 from leadre.serve.protocol.openrtb import NoBid, Rendered
 from leadre.serve.settings import Settings
-from leadre.types import Bid, Impression, Permissions, Request, Source
+from leadre.types import Bid, Impression, Permissions, Request, Source, Verdict
 
 
 @dataclass(frozen=True)
 class Market:
-    """What can be bought at one moment; a request keeps the one it began with.
+    """All that can be bought at one moment; a request keeps the market that it started with.
 
-    ``expected_nanos_A`` is what one impression of each ad is worth to its advertiser, and so its price: the bid times
-    the observed rate of what it pays for, as the log has it up to record ``counted``. ``objects`` are those that the
-    language model knows.
+    ``expected_nanos_A`` is the expected value of one impression of each ad to its advertiser, and so the price of a
+    bid: the campaign's bid times the observed rate of the event that it pays for. ``objects`` are the objects that the
+    language model can generate. ``log_position`` is the number of the last log record whose counts are in the rates.
     """
 
-    book: CatalogueSnapshot
+    catalogue: CatalogueSnapshot
     expected_nanos_A: NDArray[np.int64]
     objects: ObjectIndex
-    counted: int = 0
+    log_position: int = 0
 
 
 @dataclass
 class Bidder:
-    """What requests are answered from. ``market`` is replaced as it changes; no ``generate``: no language model.
+    """The state that requests are answered from.
 
-    ``held``: in a replay, what became of a bid (place, ad) that wanted budget and a place under its cap: "bid" or what
-    was missing. It depended on all other requests of that moment, so the log has to say it.
+    ``market`` is replaced when the catalogue, the rates or the model change. ``generate`` is None without a language
+    model. ``logged_verdict`` is set in a replay: (imp ID, ad ID) -> `Verdict.NO_BUDGET`, `Verdict.FREQUENCY_CAP` or
+    `Verdict.BID` as logged. Budgets and caps depended on all other requests of that moment, so a replay reads their
+    outcome from the log.
     """
 
     settings: Settings
     market: Market
-    memory: UserStore
+    user_store: UserStore
     budgets: Budgets
     generate: Callable[[GenerateRequest], Awaitable[GenerateReply]] | None
     sign: Callable[[Token], str]
     new_id: Callable[[], str]
     draws: ExplorationDraws
-    clock: Callable[[], float] = time.monotonic
-    held: Callable[[str, str], str] | None = None
+    clock: Clock
+    logged_verdict: Callable[[str, str], Verdict] | None = None
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Rows of the book [K] and their log-probabilities by whoever named them, best first.
+    """Rows of the catalogue [K] with the log-probabilities of their source, best first.
 
-    ``history_us``: when the last thing happened that the language model was told of. ``is_cut``: its answer was cut
-    short by the deadline.
+    ``history_us``: time of the last event of the history that the language model was given. ``is_cut``: the deadline
+    ended the beam search early.
     """
 
     source: Source
@@ -75,14 +77,16 @@ class Candidates:
 
 @dataclass
 class ImpState:
-    """An impression, which ads may be shown there, and what became of the candidates: row of the book -> verdict.
+    """An imp while it is being filled.
 
-    ``considered``: the rows among which was drawn.
+    ``eligible_A``: whether targeting, blocks and formats allow an ad. ``verdict_K``: `Verdict.code` of each candidate.
+    ``considered``: positions of the candidates whose budgets and caps were checked. ``lease_id`` and ``cap_id`` are
+    the reservations of the bid; 0 and "" if it needs none.
     """
 
     imp: Impression
     eligible_A: NDArray[np.bool_]
-    verdicts: dict[int, str] = field(default_factory=dict)
+    verdict_K: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
     considered: Sequence[int] = ()
     bid: Bid | None = None
     lease_id: int = 0
@@ -91,28 +95,29 @@ class ImpState:
 
 @dataclass(frozen=True, kw_only=True)
 class BidDecision:
-    """What is offered, or why nothing is, and what is to be remembered of how it came about.
+    """The bids of a request or the reason for none, and the details that its log record keeps.
 
-    ``versions``: of what it was made from.
+    ``request_id`` is the bidder's own, as exchanges may reuse theirs. ``user_id`` is "" for an unknown user.
+    ``versions``: artifact -> version of all that the decision used.
     """
 
-    request_id: str  # ours, as callers may use theirs twice
-    permitted: Permissions
+    request_id: str
+    permissions: Permissions
     rendered: Sequence[Rendered] = ()
     reason: NoBid | None = None
-    user_id: str = ""  # "" where it may not be kept
-    places: Sequence[ImpState] = ()
+    user_id: str = ""
+    imps: Sequence[ImpState] = ()
     candidates: Candidates | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RequestContext:
-    """A request and what it is answered from, as they were when it began; ``user_id`` is "" for a stranger."""
+    """A request and the state that it is answered from, as it was at the start; ``user_id`` "" is an unknown user."""
 
     request: Request
     request_id: str
-    permitted: Permissions
+    permissions: Permissions
     user_id: str
     market: Market
     bidder: Bidder

@@ -1,6 +1,6 @@
-"""Chance that can be looked up again: what is drawn for a request follows from its ID and the bidder's key.
+"""Deterministic exploration: uniform draws from a keyed hash of request ID and imp ID.
 
-So a log replays as it was, and whoever does not have the key cannot tell which request will explore.
+A replay draws the same numbers. Without the key, a caller cannot predict which requests explore.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ KEY_BYTES = 32
 
 
 class ExplorationDraws:
-    """Numbers from 0 to below 1, as good as random, the same whenever they are asked for again."""
+    """Uniform draws in [0, 1) that depend on the key, the request and the imp alone."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """The key in a file, made where there is none. InputError for a file that holds anything else."""
+        """Read the key file, or create it. InputError for a file with any other content."""
         if not path.exists():
             durable.replace(path, f"{secrets.token_bytes(KEY_BYTES).hex()}\n".encode(), mode=0o600)
         try:
@@ -32,12 +32,13 @@ class ExplorationDraws:
         except ValueError:
             key = b""
         if len(key) != KEY_BYTES:
-            raise InputError(f"{path}: wants a key of {KEY_BYTES} bytes in hex; restore the file")
+            raise InputError(f"{path}: holds no key of {KEY_BYTES} bytes in hex; restore the file from a backup")
         return cls(key)
 
-    def pair(self, request_id: str, place: str) -> tuple[float, float]:
-        """Two numbers for a place of a request."""
-        text = f"{request_id}\0{place}".encode(errors="surrogatepass")
+    def pair(self, request_id: str, imp_id: str) -> tuple[float, float]:
+        """Two independent draws for an imp of a request."""
+        text = f"{request_id}\0{imp_id}".encode(errors="surrogatepass")
         digest = hashlib.blake2b(text, key=self._key, digest_size=16).digest()
-        first, second = (int.from_bytes(part) >> 11 for part in (digest[:8], digest[8:]))  # 53 bits: exact as a float
+        first = int.from_bytes(digest[:8]) >> 11  # 53 bits: exact as a float
+        second = int.from_bytes(digest[8:]) >> 11
         return first * 2.0**-53, second * 2.0**-53

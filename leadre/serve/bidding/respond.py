@@ -1,9 +1,10 @@
-"""The life of one request, from what was asked to what is offered; `respond` reads top to bottom.
+"""The life of one request, from an OpenRTB request to its bids; `respond` reads top to bottom.
 
-Nothing here knows of sockets. A `Bidder` brings what is known, ``now_us`` and ``clock`` say what time it is: a log can
-be replayed through the same function. Each step has its fallback, named beside it; the last one is to offer nothing.
+Nothing here opens a socket or reads the machine's clock. The state comes with a `Bidder`, the time with ``now_us`` and
+the bidder's clock, so a replay calls the same function. The fallback of each step is the comment on its line; the last
+fallback is no bid.
 
-Letters: A ads of the book, K candidates.
+Letters: A ads of the catalogue, K candidates.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 from leadre.creative import banner as creatives
 from leadre.errors import PeerError
 from leadre.serve.bidding.context import BidDecision, Bidder, Candidates, ImpState, Market, RequestContext
-from leadre.serve.bidding.select import choose
+from leadre.serve.bidding.fill import fill_imp
+from leadre.serve.bidding.select import VERDICTS
 from leadre.serve.bidding.user_store import UserStore
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.events.tokens import Token, event_url, nonce
@@ -23,144 +25,146 @@ from leadre.serve.ipc.messages import GenerateRequest
 from leadre.serve.protocol import consent
 from leadre.serve.protocol.openrtb import NoBid, Rendered
 from leadre.store.contract import StoredList, is_possible
-from leadre.types import Bid, Request, Source
+from leadre.types import Bid, Permissions, Request, Source, Verdict
 from leadre.units import US_PER_S
 
-MIN_S = 0.005  # with less time left no other process is asked
-GENERATED = 50  # ads wanted of the model
+MIN_GENERATE_S = 0.005  # with less time left the model server gets no request
+MAX_GENERATED = 50  # ads of one generation
+
+# Why a request has no bid, by the furthest that a candidate came.
+NO_BID_REASONS = {
+    Verdict.FREQUENCY_CAP: NoBid.DAILY_USER_CAP,
+    Verdict.NO_BUDGET: NoBid.BUDGET_EXHAUSTED,
+    Verdict.BELOW_FLOOR: NoBid.BELOW_FLOOR,
+}
 
 
 async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float) -> BidDecision:
-    """Offer ads for the places of a request, until ``until_s`` of the bidder's clock."""
-    settings, market, request_id = bidder.settings, bidder.market, bidder.new_id()
-    permitted = consent.permissions(  # a malformed string: everything is refused
-        request.signals, vendor_id=settings.vendor_id, when_absent=settings.gdpr_when_absent
-    )
-    if not (permitted.contextual or permitted.personalise):
-        return BidDecision(request_id=request_id, permitted=permitted, reason=NoBid.NO_CONSENT)
-    is_known = permitted.store_id and permitted.personalise and is_possible(request.user_id)
-    user_id = request.user_id if is_known else ""
-    asked = RequestContext(request, request_id, permitted, user_id, market, bidder, now_us)
-    masks = market.book.masks(request, now_us, _segments(asked))
-    places = [ImpState(imp, eligible_A) for imp, eligible_A in zip(request.imps, masks, strict=True)]
-    found = listed = _stored(bidder.memory.listed(user_id), "stored", market.book)  # the store is down: a stranger
-    if not _any_eligible(found, places):  # no list, or nothing of it is live
-        found = await _generated(asked, places, until_s)
-    if permitted.contextual and not _any_eligible(found, places):  # no model, no history or no time
-        found = _stored(bidder.memory.everybody(), "contextual", market.book)
-    if bidder.clock() > until_s:
-        return BidDecision(request_id=request_id, permitted=permitted, reason=NoBid.INSUFFICIENT_TIME)
-    for place in places:  # nothing that may be shown, paid and counted: no bid for this place
-        choose(asked, place, found, [other.bid for other in places if other.bid])
-    rendered = [_rendered(asked, place, place.bid) for place in places if place.bid]
+    """Decide the bids of a request. ``until_s``: deadline on the bidder's monotonic clock."""
+    request_id = bidder.new_id()
+    permissions = _permissions(request, bidder)  # malformed consent string: nothing is permitted
+    if not (permissions.contextual or permissions.personalise):
+        return BidDecision(request_id=request_id, permissions=permissions, reason=NoBid.NO_CONSENT)
+    user_id = _user_id(request, permissions)  # no permission or no usable ID: an unknown user
+    context = RequestContext(request, request_id, permissions, user_id, bidder.market, bidder, now_us)
+    imps = _imp_states(context)  # no ad is eligible: all candidates of the imp are dropped
+    listed = _stored_candidates(context)  # store down or no list: no candidates yet
+    candidates = listed
+    if not _any_eligible(candidates, imps):
+        candidates = await _generated_candidates(context, imps, until_s)  # no model, history or time: none
+    if permissions.contextual and not _any_eligible(candidates, imps):
+        candidates = _popular_candidates(context)  # store down: the last popular list that was read
+    if bidder.clock.monotonic_s() > until_s:
+        return BidDecision(request_id=request_id, permissions=permissions, reason=NoBid.INSUFFICIENT_TIME)
+    for imp in imps:
+        fill_imp(context, imp, candidates, [other.bid for other in imps if other.bid])  # no ad is left: no bid here
+    rendered = [_rendered(context, imp, imp.bid) for imp in imps if imp.bid]
     return BidDecision(
         request_id=request_id,
-        permitted=permitted,
+        permissions=permissions,
         rendered=rendered,
-        reason=None if rendered else _reason(places, bidder.memory),
+        reason=None if rendered else _no_bid_reason(imps, bidder.user_store),
         user_id=user_id,
-        places=places,
-        candidates=found,
-        versions=_versions(market, listed, found),
+        imps=imps,
+        candidates=candidates,
+        versions=_versions(context.market, listed, candidates),
     )
 
 
-def _versions(market: Market, listed: Candidates, found: Candidates) -> dict[str, str]:
-    """Of the book, the counts behind its prices, the user's own list, and whatever else the candidates came from."""
-    versions = {"book": str(market.book.version), "counts": str(market.counted)}
-    if listed.version:
-        versions["lists"] = listed.version
-    if found.source == "contextual":
-        versions["everybody"] = found.version
-    if found.source == "generated" and len(found.rows_K):
-        versions |= {"model": found.version, "history": str(found.history_us)}
-    return versions
+def _permissions(request: Request, bidder: Bidder) -> Permissions:
+    settings = bidder.settings
+    return consent.permissions(request.signals, vendor_id=settings.vendor_id, when_absent=settings.gdpr_when_absent)
 
 
-def _segments(asked: RequestContext) -> Sequence[str]:
-    """The user's segments, if anybody targets some and consent lets us read them."""
-    if not asked.user_id or asked.market.book.columns.segments.all_none:
+def _user_id(request: Request, permissions: Permissions) -> str:
+    """The user whose list and profile may be read; "" is an unknown user."""
+    is_permitted = permissions.store_id and permissions.personalise
+    return request.user_id if is_permitted and is_possible(request.user_id) else ""
+
+
+def _imp_states(context: RequestContext) -> list[ImpState]:
+    request = context.request
+    masks = context.market.catalogue.masks(request, context.now_us, _segments(context))
+    return [ImpState(imp, eligible_A) for imp, eligible_A in zip(request.imps, masks, strict=True)]
+
+
+def _segments(context: RequestContext) -> Sequence[str]:
+    """Segments of the user, from request and profile, if any campaign targets segments and consent permits to read."""
+    if not context.user_id or context.market.catalogue.columns.segments.all_none:
         return ()
-    profile = asked.bidder.memory.profile(asked.user_id)
-    return (*asked.request.segments, *(profile.segments if profile else ()))
+    profile = context.bidder.user_store.read_profile(context.user_id)
+    return (*context.request.segments, *(profile.segments if profile else ()))
 
 
-def _stored(listed: StoredList | None, source: Source, book: CatalogueSnapshot) -> Candidates:
-    """A stored list as rows of the book; ads that the book does not know are left out."""
-    if listed is None:
-        return Candidates(source, np.zeros(0, np.int64), np.zeros(0))
-    rows = [book.row_of_ad.get(ad_id, -1) for ad_id in listed.ad_ids]
-    rows_K, log_p_K = np.array(rows, np.int64), np.array(listed.log_p)
-    known_K = rows_K >= 0
-    return Candidates(source, rows_K[known_K], log_p_K[known_K], listed.version, listed.made_at_us)
+def _stored_candidates(context: RequestContext) -> Candidates:
+    stored = context.bidder.user_store.read_list(context.user_id)
+    return _candidates_of(stored, "stored", context.market.catalogue)
 
 
-async def _generated(asked: RequestContext, places: Sequence[ImpState], until_s: float) -> Candidates:
-    """What the language model says of a user whose history may be read."""
-    bidder, objects = asked.bidder, asked.market.objects
-    nothing = Candidates("generated", np.zeros(0, np.int64), np.zeros(0))
-    if bidder.generate is None or not places or until_s - bidder.clock() < MIN_S:
-        return nothing
-    profile = bidder.memory.profile(asked.user_id)
+def _popular_candidates(context: RequestContext) -> Candidates:
+    return _candidates_of(context.bidder.user_store.popular_list(), "contextual", context.market.catalogue)
+
+
+def _candidates_of(stored: StoredList | None, source: Source, catalogue: CatalogueSnapshot) -> Candidates:
+    """A stored list as rows of the catalogue, without ads that the catalogue does not have."""
+    if stored is None:
+        return _no_candidates(source)
+    rows_K = np.array([catalogue.row_of_ad.get(ad_id, -1) for ad_id in stored.ad_ids], np.int64)
+    log_p_K = np.array(stored.log_p)
+    is_known_K = rows_K >= 0
+    return Candidates(source, rows_K[is_known_K], log_p_K[is_known_K], stored.version, stored.made_at_us)
+
+
+async def _generated_candidates(context: RequestContext, imps: Sequence[ImpState], until_s: float) -> Candidates:
+    """Candidates that the language model generates from the user's history, if it may be read."""
+    bidder = context.bidder
+    objects = context.market.objects
+    if bidder.generate is None or not imps or until_s - bidder.clock.monotonic_s() < MIN_GENERATE_S:
+        return _no_candidates("generated")
+    profile = bidder.user_store.read_profile(context.user_id)
     if profile is None or not profile.recent:
-        return nothing
-    eligible_A = np.logical_or.reduce([place.eligible_A for place in places])
-    wanted = GenerateRequest(
+        return _no_candidates("generated")
+    eligible_A = np.logical_or.reduce([imp.eligible_A for imp in imps])
+    generate_request = GenerateRequest(
         user_id=profile.user_id,
         recent=profile.recent,
-        now_us=asked.now_us,
+        now_us=context.now_us,
         eligible=objects.bits(eligible_A),
-        top=GENERATED,
+        top=MAX_GENERATED,
         until_s=until_s,
     )
     try:
-        answer = await bidder.generate(wanted)
+        reply = await bidder.generate(generate_request)
     except PeerError:
-        return nothing
-    rows_K, log_p_K = objects.ads_of(answer.objects, answer.log_p, eligible_A)
+        return _no_candidates("generated")
+    rows_K, log_p_K = objects.ads_of(reply.objects, reply.log_p, eligible_A)
     return Candidates(
         "generated",
         rows_K,
         log_p_K,
         objects.version,
-        made_at_us=asked.now_us,
+        made_at_us=context.now_us,
         history_us=profile.recent[-1].at_us,
-        is_cut=not answer.is_complete,
+        is_cut=not reply.is_complete,
     )
 
 
-def _any_eligible(found: Candidates, places: Sequence[ImpState]) -> bool:
-    return any(bool(place.eligible_A[found.rows_K].any()) for place in places)
+def _no_candidates(source: Source) -> Candidates:
+    return Candidates(source, np.zeros(0, np.int64), np.zeros(0))
 
 
-def _rendered(asked: RequestContext, place: ImpState, bid: Bid) -> Rendered:
-    """The bid with its banner and the URLs by which its events come back."""
-    book, settings, permitted = asked.market.book, asked.bidder.settings, asked.permitted
-    row = book.row_of_ad[bid.ad_id]
-    ad, campaign = book.ads[row], book.campaigns[book.campaign_A[row]]
-    token = Token(
-        bid_id=bid.bid_id,
-        request_id=asked.request_id,
-        imp_id=bid.imp_id,
-        ad_id=bid.ad_id,
-        campaign_id=bid.campaign_id,
-        user_id=asked.user_id if permitted.add_to_profile or permitted.measure else "",
-        charge_type=campaign.bid_type,
-        price_cap_nanos=bid.price_nanos,
-        charge_nanos=campaign.bid_nanos,
-        currency=bid.currency,
-        lease_id=place.lease_id,
-        reserved_nanos=bid.price_nanos if place.lease_id else 0,
-        cap_id=place.cap_id,
-        issued_at_us=asked.now_us,
-        expires_at_us=asked.now_us + settings.token_s * US_PER_S,
-        nonce=nonce(),
-        is_test=asked.request.is_test,
-        may_measure=permitted.measure,
-        may_profile=permitted.add_to_profile,
-    )
-    signed = asked.bidder.sign(token)
-    click_url, impression_url = (event_url(settings.public_url, kind, signed) for kind in ("click", "imp"))
+def _any_eligible(candidates: Candidates, imps: Sequence[ImpState]) -> bool:
+    return any(bool(imp.eligible_A[candidates.rows_K].any()) for imp in imps)
+
+
+def _rendered(context: RequestContext, state: ImpState, bid: Bid) -> Rendered:
+    """The bid with its banner and event URLs, which carry its signed token."""
+    catalogue = context.market.catalogue
+    settings = context.bidder.settings
+    ad = catalogue.ads[catalogue.row_of_ad[bid.ad_id]]
+    signed = context.bidder.sign(_token(context, state, bid))
+    click_url = event_url(settings.public_url, "click", signed)
+    impression_url = event_url(settings.public_url, "imp", signed)
     return Rendered(
         bid=bid,
         adm=creatives.banner(ad, bid.size, click_url=click_url, impression_url=impression_url),
@@ -174,14 +178,49 @@ def _rendered(asked: RequestContext, place: ImpState, bid: Bid) -> Rendered:
     )
 
 
-def _reason(places: Sequence[ImpState], memory: UserStore) -> NoBid:
-    """The furthest that any candidate came."""
-    verdicts = {verdict for place in places for verdict in place.verdicts.values()}
-    for verdict, reason in (
-        ("cap", NoBid.DAILY_USER_CAP),
-        ("budget", NoBid.BUDGET_EXHAUSTED),
-        ("below floor", NoBid.BELOW_FLOOR),
-    ):
+def _token(context: RequestContext, state: ImpState, bid: Bid) -> Token:
+    """The bid's terms for its events: charge, lease, cap and permissions."""
+    catalogue = context.market.catalogue
+    permissions = context.permissions
+    campaign = catalogue.campaigns[catalogue.row_of_campaign[bid.campaign_id]]
+    return Token(
+        bid_id=bid.bid_id,
+        request_id=context.request_id,
+        imp_id=bid.imp_id,
+        ad_id=bid.ad_id,
+        campaign_id=bid.campaign_id,
+        user_id=context.user_id if permissions.add_to_profile or permissions.measure else "",
+        charge_type=campaign.bid_type,
+        price_cap_nanos=bid.price_nanos,
+        charge_nanos=campaign.bid_nanos,
+        currency=bid.currency,
+        lease_id=state.lease_id,
+        reserved_nanos=bid.price_nanos if state.lease_id else 0,
+        cap_id=state.cap_id,
+        issued_at_us=context.now_us,
+        expires_at_us=context.now_us + context.bidder.settings.token_s * US_PER_S,
+        nonce=nonce(),
+        is_test=context.request.is_test,
+        may_measure=permissions.measure,
+        may_profile=permissions.add_to_profile,
+    )
+
+
+def _no_bid_reason(imps: Sequence[ImpState], user_store: UserStore) -> NoBid:
+    verdicts = {VERDICTS[code] for imp in imps for code in imp.verdict_K.tolist()}
+    for verdict, reason in NO_BID_REASONS.items():
         if verdict in verdicts:
             return reason
-    return NoBid.DEGRADED if memory.is_down else NoBid.NO_CANDIDATE
+    return NoBid.DEGRADED if user_store.is_down else NoBid.NO_CANDIDATE
+
+
+def _versions(market: Market, listed: Candidates, candidates: Candidates) -> dict[str, str]:
+    """Artifact -> version: catalogue, counts behind the prices, the user's list, and the source of the candidates."""
+    versions = {"book": str(market.catalogue.version), "counts": str(market.log_position)}
+    if listed.version:
+        versions["lists"] = listed.version
+    if candidates.source == "contextual":
+        versions["everybody"] = candidates.version
+    if candidates.source == "generated" and len(candidates.rows_K):
+        versions |= {"model": candidates.version, "history": str(candidates.history_us)}
+    return versions

@@ -1,153 +1,95 @@
-"""Which of the candidates is offered for a place: fit, paid, counted; the best, or now and then another.
+"""The pure steps of a bid decision, on arrays of the candidates of one imp: rank, filter, consider, explore.
 
-Letters: A ads of the book, K candidates.
+Letters: K candidates in the order of their source, R candidates that pass the filter, ranked, best first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from leadre.auction.budget.days import day_of
-from leadre.serve.bidding.context import Candidates, ImpState, RequestContext
-from leadre.serve.protocol import openrtb
-from leadre.store.contract import Cap
-from leadre.types import Bid, Campaign, Impression, Source
-from leadre.units import EPOCH_ORDINAL, US_PER_S
+from leadre.types import Verdict
 
-CONSIDERED = 20  # candidates of a place, among which exploration draws
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+Codes = NDArray[np.uint8]  # `Verdict.code`
+
+VERDICTS = tuple(Verdict)  # by `Verdict.code`
+MAX_CONSIDERED = 20  # payable candidates of an imp, among which exploration draws
+_BELOW_FLOOR = np.uint8(Verdict.BELOW_FLOOR.code)
+_NOT_SELECTED = np.uint8(Verdict.NOT_SELECTED.code)
+_FLOOR_CURRENCY = np.uint8(Verdict.FLOOR_CURRENCY.code)
+_RESPONSE_CURRENCY = np.uint8(Verdict.RESPONSE_CURRENCY.code)
+_DUPLICATE = np.uint8(Verdict.DUPLICATE.code)
+_INELIGIBLE = np.uint8(Verdict.INELIGIBLE.code)
+UNKNOWN_FLOOR = -1  # the floor is in a currency that cannot be converted
 
 
-class _Offer(NamedTuple):
-    """A row of the book, its campaign, and what it pays for an impression."""
-
-    row: int
-    campaign: Campaign
-    price_nanos: int
+def rank(score_K: NDArray[np.float64], value_nanos_K: Ints) -> Ints:
+    """Positions [K] in descending order of exp(score) x value; ties keep the order of the source."""
+    return np.argsort(-(score_K + np.log(np.maximum(value_nanos_K, 1))), kind="stable")
 
 
-def choose(asked: RequestContext, place: ImpState, found: Candidates, others: Sequence[Bid]) -> None:
-    """Put a bid into the place: the best candidate whose cap has room, or now and then any below it.
+def filter_candidates(
+    price_nanos_K: Ints,
+    floor_nanos_K: Ints,
+    is_eligible_K: Bools,
+    *,
+    is_duplicate_K: Bools | None = None,
+    has_currency_K: Bools | None = None,
+) -> Codes:
+    """[K] the first reason that drops a candidate: ineligible, duplicate, currency, floor; else NOT_SELECTED.
 
-    ``propensity`` is exact for whoever knows budgets and caps as they were. So an explorer whose draw turns out to be
-    capped offers nothing: if another came instead, nobody could say how probable that one was.
+    ``is_duplicate_K``: another imp of the request has the ad; None: no ad. ``has_currency_K``: the candidate pays in
+    the currency that earlier bids gave the response; None: no bid gave it one.
     """
-    bidder, share = asked.bidder, asked.bidder.settings.exploration
-    explorer, which = bidder.draws.pair(asked.request_id, place.imp.imp_id)
-    explores = explorer < share
-    left = _offers(asked, place, found, others, explores)
-    while left and not _count(asked, place, left[0]):
-        left.pop(0)
-    if not left:
-        return
-    drawn = int(which * len(left)) if explores else 0
-    if drawn:
-        _uncount(asked, place)
-        place.verdicts[left[0].row] = "not drawn"
-        if not _count(asked, place, left[drawn]):
-            return
-    offer, propensity = left[drawn], share / len(left) + (1 - share) * (drawn == 0)
-    if not asked.request.is_test and bidder.held is None:
-        lease_id = bidder.budgets.reserve(offer.campaign, offer.price_nanos, asked.now_us)
-        assert lease_id is not None, f"{offer.campaign.campaign_id} could pay {offer.price_nanos} a moment ago"
-        place.lease_id = lease_id
-    place.bid = _bid(asked, place.imp, offer, found.source, propensity)
+    code_K = np.where(price_nanos_K < floor_nanos_K, _BELOW_FLOOR, _NOT_SELECTED)
+    code_K[floor_nanos_K == UNKNOWN_FLOOR] = _FLOOR_CURRENCY
+    if has_currency_K is not None:
+        code_K[~has_currency_K] = _RESPONSE_CURRENCY
+    if is_duplicate_K is not None:
+        code_K[is_duplicate_K] = _DUPLICATE
+    code_K[~is_eligible_K] = _INELIGIBLE
+    return code_K
 
 
-def _offers(
-    asked: RequestContext, place: ImpState, found: Candidates, others: Sequence[Bid], explores: bool
-) -> list[_Offer]:
-    """The candidates that fit the place and can be paid, those of the highest probability times value first."""
-    book, imp = asked.market.book, place.imp
-    open_K = place.eligible_A[found.rows_K]
-    place.verdicts |= dict.fromkeys(found.rows_K[~open_K].tolist(), "ineligible")
-    rows_K, log_p_K = found.rows_K[open_K], found.log_p_K[open_K]
-    price_K = asked.market.expected_nanos_A[rows_K]
-    order = np.argsort(-(log_p_K + np.log(np.maximum(price_K, 1))), kind="stable")
-    rows_K, price_K = rows_K[order], price_K[order]
-    floors = {currency: _floor_nanos(imp, currency) for currency in book.currencies}
-    taken, spoken = {bid.ad_id for bid in others}, {bid.currency for bid in others}
-    left: list[_Offer] = []
-    considered: list[int] = []
-    for row, campaign_row, price_nanos in zip(
-        rows_K.tolist(), book.campaign_A[rows_K].tolist(), price_K.tolist(), strict=True
-    ):
-        campaign = book.campaigns[campaign_row]
-        verdict = "shown in another place" if book.ads[row].ad_id in taken else ""
-        verdict = verdict or _unfit(price_nanos, floors[campaign.currency], campaign.currency, spoken)
-        if not verdict and len(left) < CONSIDERED:
-            considered.append(row)
-            offer = _Offer(row, campaign, price_nanos)
-            verdict = _unpayable(asked, place, offer, asks=explores or not left)
-            if not verdict:
-                left.append(offer)
-        place.verdicts[row] = verdict or "not drawn"
-    place.considered = considered
-    return left
+class Considered(NamedTuple):
+    """Candidates whose limits were checked, in rank order: all, those that can be paid, and the verdicts of others."""
+
+    all: list[int]
+    payable: list[int]
+    verdicts: dict[int, Verdict]
 
 
-def _unfit(price_nanos: int, floor_nanos: int | None, currency: str, spoken: Collection[str]) -> str:
-    """Why a price is no offer for a place, "" where it is one; ``spoken`` is the currency of the bids made so far."""
-    if spoken and currency not in spoken:
-        return "currency of the answer"  # which has one for all its bids
-    if floor_nanos is None:
-        return "floor in another currency"
-    return "below floor" if price_nanos < floor_nanos else ""
+def consider(ranked: Iterable[int], limit: Callable[[int], Verdict | None]) -> Considered:
+    """Check limits (budget, cap) in rank order, until `MAX_CONSIDERED` candidates can be paid.
+
+    ``limit`` returns why a candidate cannot be bid now, or None.
+    """
+    considered = Considered([], [], {})
+    for k in ranked:
+        if len(considered.payable) == MAX_CONSIDERED:
+            break
+        considered.all.append(k)
+        if (verdict := limit(k)) is None:
+            considered.payable.append(k)
+        else:
+            considered.verdicts[k] = verdict
+    return considered
 
 
-def _floor_nanos(imp: Impression, currency: str) -> int | None:
-    """The least that a bid must be, 1 without a floor; None where the floor is in a currency that we cannot convert."""
-    floor_nanos = openrtb.convert(imp.floor_nanos, imp.floor_currency, currency, up=True) if imp.floor_nanos else 0
-    return None if floor_nanos is None else max(floor_nanos, 1)
+def epsilon_greedy(choices: int, epsilon: float, explore_draw: float, choice_draw: float) -> tuple[int, float]:
+    """(position of the selected choice, its propensity) among ``choices`` >= 1 ranked ones.
+
+    With probability ``epsilon`` the choice is uniform over all, else it is the best. Draws are uniform in [0, 1).
+    """
+    selected = int(choice_draw * choices) if explore_draw < epsilon else 0
+    return selected, epsilon / choices + (1 - epsilon) * (selected == 0)
 
 
-def _unpayable(asked: RequestContext, place: ImpState, offer: _Offer, *, asks: bool) -> str:
-    """Why an ad can make no offer now, "" where it can; ``asks``: a budget that is not leased is asked for."""
-    if asked.request.is_test:  # neither charged nor counted
-        return ""
-    if offer.campaign.cap_per_day and not asked.user_id:
-        return "cap cannot be counted"  # a stranger may have seen it any number of times
-    if asked.bidder.held is not None:
-        verdict = asked.bidder.held(place.imp.imp_id, asked.market.book.ads[offer.row].ad_id)
-        return verdict if verdict == "budget" else ""
-    return "" if asked.bidder.budgets.can_pay(offer.campaign, offer.price_nanos, asked.now_us, asks=asks) else "budget"
-
-
-def _count(asked: RequestContext, place: ImpState, offer: _Offer) -> bool:
-    """Give an ad the place, under its campaign's frequency cap; whether there was room."""
-    campaign, row = offer.campaign, offer.row
-    place.verdicts[row] = "bid"
-    if campaign.cap_per_day and not asked.request.is_test and asked.bidder.held is not None:
-        place.verdicts[row] = asked.bidder.held(place.imp.imp_id, asked.market.book.ads[row].ad_id)
-    elif campaign.cap_per_day and not asked.request.is_test:
-        day = day_of(asked.now_us, campaign.zone).toordinal() - EPOCH_ORDINAL
-        cap = Cap(campaign.campaign_id, day, campaign.cap_per_day)
-        until_us = asked.now_us + asked.bidder.settings.token_s * US_PER_S
-        place.cap_id = asked.bidder.memory.reserve(asked.user_id, cap, now_us=asked.now_us, until_us=until_us)
-        if not place.cap_id:
-            place.verdicts[row] = "cap"
-    return place.verdicts[row] == "bid"
-
-
-def _uncount(asked: RequestContext, place: ImpState) -> None:
-    asked.bidder.memory.release([place.cap_id] if place.cap_id else [])
-    place.cap_id = ""
-
-
-def _bid(asked: RequestContext, imp: Impression, offer: _Offer, source: Source, propensity: float) -> Bid:
-    ad = asked.market.book.ads[offer.row]
-    sizes = [size for size in imp.sizes if not ad.sizes or size in ad.sizes]
-    return Bid(
-        bid_id=asked.bidder.new_id(),
-        imp_id=imp.imp_id,
-        ad_id=ad.ad_id,
-        campaign_id=ad.campaign_id,
-        advertiser_id=ad.advertiser_id,
-        price_nanos=offer.price_nanos,
-        currency=offer.campaign.currency,
-        size=sizes[0] if sizes else (300, 250),
-        source=source,
-        propensity=propensity,
-    )
+def verdicts_of(code_K: Codes) -> tuple[Verdict, ...]:
+    """The verdicts of an array of codes."""
+    return tuple(VERDICTS[code] for code in code_K.tolist())

@@ -62,6 +62,7 @@ class CatalogueColumns:
         self.ends_at_us_C = np.array(ends_at_us, np.int64)
         self.currencies = ValueIndex([(campaign.currency,) for campaign in campaigns])
         self.currency_codes = tuple({campaign.currency for campaign in campaigns})
+        self.currency_C = np.array([self.currency_codes.index(campaign.currency) for campaign in campaigns], np.int64)
         targetings = [campaign.targeting for campaign in campaigns]
         self.countries = ValueIndex([targeting.countries for targeting in targetings])
         self.regions = ValueIndex([targeting.regions for targeting in targetings])

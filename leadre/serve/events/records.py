@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from leadre.types import Bid, Candidate, Outcome
+from leadre.types import Bid, Candidate, Outcome, Verdict
 
 
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
@@ -23,7 +23,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
     placements: dict[str, str] = {}  # imp -> the publisher's name for it
     candidates: tuple[Candidate, ...] = ()
     scores: tuple[float, ...] = ()  # of the candidates, by which they were ranked; empty without a ranker
-    verdicts: dict[str, tuple[str, ...]] = {}  # imp -> the verdict on each candidate: "bid", or why not
+    verdicts: dict[str, tuple[Verdict, ...]] = {}  # imp -> the verdict on each candidate
     bids: tuple[Bid, ...] = ()  # the selected ads, with propensity and price
     reason: str = ""  # of a no-bid
     caller_request_id: str = msgspec.field(default="", name="asked_id")

@@ -137,7 +137,7 @@ def request(store: CampaignStore, backend: Backend, request_id: str) -> View:
             "title": titles.get(candidate.ad_id, ""),
             "source": candidate.source,
             "log_p": f"{candidate.log_p:.2f}",
-            "verdicts": [record.verdicts[imp_id][row] or "not considered" for imp_id in imp_ids],
+            "verdicts": [record.verdicts[imp_id][row].value for imp_id in imp_ids],
         }
         for row, candidate in enumerate(record.candidates)
     ]

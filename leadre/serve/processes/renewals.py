@@ -61,15 +61,15 @@ class Renewals:
     async def _refresh_catalogue(self) -> None:
         state = self._state
         market = state.bidder.market
-        catalogue = eligibility.refresh(market.book, state.connection)
-        if catalogue is market.book:
+        catalogue = eligibility.refresh(market.catalogue, state.connection)
+        if catalogue is market.catalogue:
             return
         state.origins = auth.read_origins(state.connection)
         objects = market.objects
-        if catalogue.ads is not market.book.ads:
+        if catalogue.ads is not market.catalogue.ads:
             objects = ObjectIndex(objects.ids, catalogue.ads, objects.version)
         state.bidder.market = replace(
-            market, book=catalogue, expected_nanos_A=expected_nanos(catalogue, state.counts), objects=objects
+            market, catalogue=catalogue, expected_nanos_A=expected_nanos(catalogue, state.counts), objects=objects
         )
 
     async def _refresh_erased_users(self) -> None:
@@ -77,7 +77,7 @@ class Renewals:
 
     async def _refresh_popular_list(self) -> None:
         """Read the list for unknown users though no request needs it: `degraded` then notices a store that is down."""
-        self._state.bidder.memory.everybody()
+        self._state.bidder.user_store.popular_list()
 
     async def _renew_budgets(self) -> None:
         await self._state.bidder.budgets.renew(self._state.clock.now_us())
@@ -89,8 +89,8 @@ class Renewals:
         assert isinstance(reply, CountsReply), reply
         state.counts = reply.by_ad
         market = state.bidder.market
-        expected_nanos_A = expected_nanos(market.book, state.counts)
-        state.bidder.market = replace(market, expected_nanos_A=expected_nanos_A, counted=reply.last)
+        expected_nanos_A = expected_nanos(market.catalogue, state.counts)
+        state.bidder.market = replace(market, expected_nanos_A=expected_nanos_A, log_position=reply.last)
 
     async def _refresh_model_info(self) -> None:
         """Read which objects the model can generate, once for every connection to a model server."""
@@ -100,7 +100,7 @@ class Renewals:
         state.bidder.generate = None
         info = await state.model.info()
         market = state.bidder.market
-        objects = ObjectIndex(info.object_ids, market.book.ads, info.version)
+        objects = ObjectIndex(info.object_ids, market.catalogue.ads, info.version)
         state.bidder.market = replace(market, objects=objects)
         state.bidder.generate = state.model.generate
 

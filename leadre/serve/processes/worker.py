@@ -75,7 +75,7 @@ class Worker:
     async def recommend(self, request: RecommendRequest, arrived_s: float) -> dict[str, Any]:
         """Ads for a page of the site itself, without an auction, as plain JSON."""
         decision = await self._decide(request.bid_request(self.state.new_id()), arrived_s)
-        return recommend_response(decision, self.state.bidder.market.book)
+        return recommend_response(decision, self.state.bidder.market.catalogue)
 
     async def explain(self, request_id: str) -> dict[str, object] | None:
         """The record of a recent request: its candidates and their verdicts. PeerError if the writer is away."""
@@ -90,7 +90,7 @@ class Worker:
             token = self.state.keys.check(query.get("t", ""), now_us, late_us=LATE_US)
         except TokenError:
             return 403, ""
-        catalogue = self.state.bidder.market.book
+        catalogue = self.state.bidder.market.catalogue
         # After a restore, an ad created later than the backup is unknown.
         row = catalogue.row_of_ad.get(token.ad_id) if kind == "click" else None
         landing_url = "" if row is None else catalogue.ads[row].landing_url
@@ -125,9 +125,9 @@ class Worker:
                     request,
                     decision,
                     now_us,
-                    bidder.market.book,
+                    bidder.market.catalogue,
                     self._options,
-                    is_degraded=bidder.memory.is_down,
+                    is_degraded=bidder.user_store.is_down,
                 )
             )
         return decision
@@ -137,7 +137,7 @@ def _count(decision: BidDecision, now_us: int) -> None:
     """Add a decision to the metrics."""
     if decision.reason is not None:
         telemetry.NO_BIDS.labels(decision.reason.name.lower()).inc()
-    for imp_state in decision.places:
+    for imp_state in decision.imps:
         if imp_state.bid is not None:
             telemetry.BIDS.labels(imp_state.bid.source).inc()
     candidates = decision.candidates

@@ -48,13 +48,13 @@ class WorkerState:
         self.bidder = Bidder(
             settings=settings,
             market=Market(catalogue, expected_nanos(catalogue, {}), ObjectIndex((), catalogue.ads, "")),
-            memory=UserStore(open_store(paths.store), clock.monotonic_s),
+            user_store=UserStore(open_store(paths.store), clock),
             budgets=Budgets(self._name, self.writer.send_orders),
             generate=None,
             sign=self.keys.sign,
             new_id=self.new_id,
             draws=ExplorationDraws.open(paths.exploration_key),
-            clock=clock.monotonic_s,
+            clock=clock,
         )
 
     def new_id(self) -> str:
@@ -69,7 +69,7 @@ class WorkerState:
     def degraded(self) -> list[str]:
         """The parts (`telemetry.PARTS`) that are away; bids are made without them."""
         is_away = (
-            self.bidder.memory.is_down,
+            self.bidder.user_store.is_down,
             self.writer.is_away,
             self.has_model and self.bidder.generate is None,
         )
@@ -79,5 +79,5 @@ class WorkerState:
         """Disconnect from the peers, and close store and database."""
         await self.writer.close()
         await self.model.close()
-        self.bidder.memory.store.close()
+        self.bidder.user_store.store.close()
         self.connection.close()

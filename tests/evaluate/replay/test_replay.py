@@ -14,6 +14,7 @@ from leadre.__main__ import main
 from leadre.serve.events import event_log
 from leadre.serve.events.records import RequestRecord
 from leadre.store.contract import Profile, ProfileEvent, StoredList
+from leadre.types import Verdict
 
 from ...serve.bidder import Bidder, bid_request, bids_in, event_urls, until
 
@@ -54,7 +55,15 @@ def log_and_replay(work, tmp_path, requests):
     assert max(report["gaps"].values()) < 1e-5
     assert min(report["sources"][name] for name in ("stored", "generated", "contextual")) >= requests // 50
     verdicts = {one for record in answered(bidder.state) for told in record.verdicts.values() for one in told}
-    wanted = {"bid", "not drawn", "ineligible", "below floor", "budget", "cap", "shown in another place"}
+    wanted = {
+        Verdict.BID,
+        Verdict.NOT_SELECTED,
+        Verdict.INELIGIBLE,
+        Verdict.BELOW_FLOOR,
+        Verdict.NO_BUDGET,
+        Verdict.FREQUENCY_CAP,
+        Verdict.DUPLICATE,
+    }
     assert wanted <= verdicts, "the traffic must meet every way in which a bid fails"
 
 

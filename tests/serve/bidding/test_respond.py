@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from leadre.errors import PeerError
-from leadre.serve.bidding.respond import MIN_S
+from leadre.serve.bidding.respond import MIN_GENERATE_S
 from leadre.serve.bidding.value import PRIOR_RATES
 from leadre.serve.ipc.messages import GenerateReply
 from leadre.serve.protocol.openrtb import NoBid
 from leadre.store.contract import Cap
-from leadre.types import Targeting
+from leadre.types import Targeting, Verdict
 
 from ..alone import IMP, NOON_US, Alone, asked, chosen, urls_of, verdicts
 from ..conftest import make_ad, make_campaign
@@ -53,7 +53,7 @@ def says(alone, *objects, after_s=0.0):
 
     async def generate(wanted):
         heard.append(wanted)
-        alone.now_s += after_s
+        alone.clock.elapsed_s += after_s
         return GenerateReply(list(objects), [-1.0] * len(objects), True)
 
     alone.bidder.generate = generate
@@ -77,7 +77,7 @@ def test_without_a_list_the_model_is_asked_for_what_may_be_shown_until_the_deadl
     assert sources(three.answer(user={"id": "unlisted"}, tmax_s=0.2)) == [("generated", "generated")]
     (wanted,) = heard
     assert (wanted.user_id, [seen.object_id for seen in wanted.recent]) == ("unlisted", ["listed"])
-    assert wanted.until_s == pytest.approx(three.now_s + 0.2)
+    assert wanted.until_s == pytest.approx(three.clock.elapsed_s + 0.2)
     assert np.unpackbits(np.frombuffer(wanted.eligible, np.uint8))[0] == 1
     three.book.set_ad_status("generated", "paused")
     three.renew(object_ids=("generated",))
@@ -99,7 +99,7 @@ def test_of_whom_nothing_is_known_the_model_is_not_asked(three, user):
 
 def test_without_time_the_model_is_not_asked(three):
     heard = says(three, 0)
-    answer = three.answer(user={"id": "unlisted"}, tmax_s=MIN_S * 0.9)
+    answer = three.answer(user={"id": "unlisted"}, tmax_s=MIN_GENERATE_S * 0.9)
     assert sources(answer) == [("contextual", "popular")] and heard == []
 
 
@@ -163,7 +163,7 @@ def test_what_the_rules_forbid_is_never_offered_and_is_said_to_be_so(alone, chan
     alone.renew()
     answer = alone.answer(user=user, **fields)
     assert chosen(answer) == ["other"]
-    assert verdicts(alone, answer) == {"changed": "ineligible", "other": "bid"}
+    assert verdicts(alone, answer) == {"changed": Verdict.INELIGIBLE, "other": Verdict.BID}
 
 
 def test_segments_come_from_the_request_and_the_profile(alone):
@@ -180,7 +180,7 @@ def test_segments_come_from_the_request_and_the_profile(alone):
 
 @pytest.mark.parametrize(
     ("floor", "currency", "wanted"),
-    [(2.0, "USD", "bid"), (2.000001, "USD", "below floor"), (0.01, "EUR", "floor in another currency")],
+    [(2.0, "USD", Verdict.BID), (2.000001, "USD", Verdict.BELOW_FLOOR), (0.01, "EUR", Verdict.FLOOR_CURRENCY)],
 )
 def test_a_floor(alone, floor, currency, wanted):
     offer(alone, "a")
@@ -188,7 +188,7 @@ def test_a_floor(alone, floor, currency, wanted):
     alone.renew()
     answer = alone.answer(imp=[IMP | {"bidfloor": floor, "bidfloorcur": currency}])
     assert verdicts(alone, answer) == {"a": wanted}
-    assert answer.reason == {"bid": None, "below floor": NoBid.BELOW_FLOOR}.get(wanted, NoBid.NO_CANDIDATE)
+    assert answer.reason == {Verdict.BID: None, Verdict.BELOW_FLOOR: NoBid.BELOW_FLOOR}.get(wanted, NoBid.NO_CANDIDATE)
 
 
 def test_a_budget_is_held_and_when_it_is_used_up_the_next_ad_is_offered(alone):
@@ -197,7 +197,7 @@ def test_a_budget_is_held_and_when_it_is_used_up_the_next_ad_is_offered(alone):
     alone.remember("*", "a", "b")
     alone.renew()
     answer = alone.answer()
-    assert verdicts(alone, answer) == {"a": "budget", "b": "bid"}, "nothing is leased yet"
+    assert verdicts(alone, answer) == {"a": Verdict.NO_BUDGET, "b": Verdict.BID}, "nothing is leased yet"
     alone.renew()
     offered = Counter()
     for _ in range(40):
@@ -217,11 +217,11 @@ def test_a_cap_is_taken_when_an_ad_is_offered_and_released_when_it_is_lost(alone
     alone.renew()
     first = alone.answer(user=USER)
     assert [chosen(first)[0], *(chosen(alone.answer(user=USER))[0] for _ in range(3))] == ["a", "a", "b", "b"]
-    assert verdicts(alone, alone.answer(user=USER)) == {"a": "cap", "b": "bid"}
+    assert verdicts(alone, alone.answer(user=USER)) == {"a": Verdict.FREQUENCY_CAP, "b": Verdict.BID}
     url = urls_of(first.rendered[0])["win"].replace("/win", "/loss")
     alone.happened(("loss", url))
     assert [chosen(alone.answer(user=USER))[0] for _ in range(2)] == ["a", "b"]
-    alone.now_us += 12 * 3600 * 1_000_000  # past midnight in Auckland, not in UTC
+    alone.clock.wall_us += 12 * 3600 * 1_000_000  # past midnight in Auckland, not in UTC
     assert chosen(alone.answer(user=USER)) == ["a"]
 
 
@@ -230,7 +230,7 @@ def test_a_cap_that_cannot_be_counted_is_not_risked(alone):
     alone.remember("*", "a")
     alone.renew()
     answer = alone.answer()
-    assert (verdicts(alone, answer), answer.reason) == ({"a": "cap cannot be counted"}, NoBid.NO_CANDIDATE)
+    assert (verdicts(alone, answer), answer.reason) == ({"a": Verdict.UNKNOWN_USER_CAP}, NoBid.NO_CANDIDATE)
 
 
 def test_a_test_is_answered_without_budget_and_cap(alone):
@@ -248,8 +248,8 @@ def test_places_of_a_request_show_different_ads_in_one_currency(alone):
     alone.renew()
     answer = alone.answer(imp=[IMP, IMP | {"id": "2"}, IMP | {"id": "3"}], cur=["EUR", "USD"])
     assert chosen(answer) == ["usd", "usd2"]
-    assert verdicts(alone, answer, 1)["usd"] == "shown in another place"
-    assert verdicts(alone, answer, 1)["eur"] == "currency of the answer"
+    assert verdicts(alone, answer, 1)["usd"] == Verdict.DUPLICATE
+    assert verdicts(alone, answer, 1)["eur"] == Verdict.RESPONSE_CURRENCY
 
 
 def test_the_reason_is_the_furthest_that_a_candidate_came(alone):
