@@ -78,15 +78,19 @@ class Logs:
 
     def history_ends(self) -> I64:
         """``history_end`` of all requests at once: int64 [R]."""
+        return self.ends_before(self.request_user_R, self.request_at_us_R)
+
+    def ends_before(self, user_M: I32, at_us_M: I64) -> I64:
+        """Index of the first event of each user at or after each time: int64 [M]."""
         user_E = np.repeat(np.arange(len(self.users), dtype=np.int32), np.diff(self.event_offsets))
-        user = np.concatenate([self.request_user_R, user_E])
-        at_us = np.concatenate([self.request_at_us_R, self.at_us_E])
-        is_event = np.arange(len(user)) >= len(self.request_user_R)
-        order = np.lexsort((is_event, at_us, user))  # a request sorts before the events of its own instant
-        before = np.cumsum(is_event[order])
-        ends = np.empty(len(self.request_user_R), np.int64)
-        places = np.flatnonzero(~is_event[order])
-        ends[order[places]] = before[places]
+        user = np.concatenate([user_M, user_E])
+        at_us = np.concatenate([at_us_M, self.at_us_E])
+        is_event = np.arange(len(user)) >= len(user_M)
+        order = np.lexsort((is_event, at_us, user))  # a moment sorts before the events of its own instant
+        events_before = np.cumsum(is_event[order])
+        ends = np.empty(len(user_M), np.int64)
+        positions = np.flatnonzero(~is_event[order])
+        ends[order[positions]] = events_before[positions]
         return ends
 
     def history(self, r: int) -> slice:
@@ -264,12 +268,17 @@ def _relevant(arrays: dict[str, Any], requests: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def train_end_us(logs: Logs) -> int:
-    """The time of the first held-out request: fitting may read only events strictly before it."""
-    held_out = logs.request_at_us_R[logs.request_split_R >= VALID]
-    if not len(held_out):
+def train_end_us(logs: Logs, now_us: int | None = None) -> int:
+    """The time of the first held-out request, or ``now_us`` if that is earlier: fitting uses events strictly before it.
+
+    InputError for a log without held-out requests, unless ``now_us`` is given.
+    """
+    held_out_us = logs.request_at_us_R[logs.request_split_R >= VALID]
+    if now_us is not None:
+        held_out_us = np.append(held_out_us, now_us)
+    if not len(held_out_us):
         raise InputError("the log has no validation or test requests, so training time has no end; split it by time")
-    return int(held_out.min())
+    return int(held_out_us.min())
 
 
 def _index(values: pl.Series, vocabulary: pl.Series, *, missing: bool = False) -> I32:

@@ -1,4 +1,4 @@
-"""What an ad's object usually brings, as known when training ends: what lists are weighed by, and re-ranked by."""
+"""Prices of ads and objects as known when training ends, and what one user usually pays for an object."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadre.data.histories import Logs, train_end_us
+from leadre.data.moment import History
 from leadre.units import NANOS_PER_UNIT
 
-PSEUDO_PAYMENTS = 0.5  # for how many of a user's own payments the usual price counts; best of three on validation weeks
+PSEUDO_PAYMENTS = 0.5  # weight of the usual price among a user's own payments; best of three on the validation weeks
 
 
-def training_prices(logs: Logs) -> NDArray[np.float64]:
-    """Mean money of an object's training events that brought any, in units of the currency: float64 [A], all > 0.
+def training_prices(logs: Logs, now_us: int | None = None) -> NDArray[np.float64]:
+    """Mean money of the training events of each ad's object, in units of the currency: float64 [A], all > 0.
 
-    An object without one has the price of its ad in the catalogue, or else the median of those that have one; 1 where
-    no money is known at all.
+    Only events with money count. An object without one has the price of its ad in the catalogue, or else the median of
+    the ads with a price; 1 if no ad has one. ``now_us`` ends training time earlier (`train_end_us`).
     """
-    counts_E = (logs.at_us_E < train_end_us(logs)) & (logs.value_nanos_E > 0)
-    objects, count = logs.object_E[counts_E], len(logs.objects)
+    counts_E = (logs.at_us_E < train_end_us(logs, now_us)) & (logs.value_nanos_E > 0)
+    objects = logs.object_E[counts_E]
+    count = len(logs.objects)
     money_O = np.bincount(objects, weights=logs.value_nanos_E[counts_E] / NANOS_PER_UNIT, minlength=count)
     events_O = np.bincount(objects, minlength=count)
     price_O = np.divide(money_O, events_O, out=np.zeros(count), where=events_O > 0)
@@ -27,29 +29,30 @@ def training_prices(logs: Logs) -> NDArray[np.float64]:
         listed_A = logs.ads["price_nanos"].fill_null(0).to_numpy() / NANOS_PER_UNIT
         price_A = np.where(price_A > 0, price_A, listed_A)
     known_A = price_A > 0
-    typical = float(np.median(price_A[known_A])) if known_A.any() else 1.0
-    return np.where(known_A, price_A, typical)
+    median = float(np.median(price_A[known_A])) if known_A.any() else 1.0
+    return np.where(known_A, price_A, median)
 
 
-def object_prices(logs: Logs) -> NDArray[np.float64]:
-    """The mean of `training_prices` over the ads of each object: float64 [O]; the typical one for contents."""
-    price_A = training_prices(logs)
+def object_prices(logs: Logs, now_us: int | None = None) -> NDArray[np.float64]:
+    """The mean of `training_prices` over the ads of each object: float64 [O]; the median price for contents."""
+    price_A = training_prices(logs, now_us)
     ads_O = np.bincount(logs.ad_object_A, minlength=len(logs.objects))
     sum_O = np.bincount(logs.ad_object_A, weights=price_A, minlength=len(logs.objects))
-    typical = float(np.median(price_A)) if len(price_A) else 1.0
-    return np.where(ads_O > 0, sum_O / np.maximum(ads_O, 1), typical)
+    median = float(np.median(price_A)) if len(price_A) else 1.0
+    return np.where(ads_O > 0, sum_O / np.maximum(ads_O, 1), median)
 
 
 def own_log_prices(
-    logs: Logs, history: slice, log_price_O: NDArray[np.float64]
+    history: History, log_price_O: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(objects that the user paid for in these events, ascending; logarithm of what they usually pay for each).
+    """(objects that the user paid for, ascending; logarithm of the price that the user usually pays for each).
 
-    That is the mean over their payments, drawn to ``log_price_O`` (of `object_prices`) where they are few.
+    That is the mean logarithm over the user's payments, shrunk towards ``log_price_O`` (the logarithm of
+    `object_prices`) by `PSEUDO_PAYMENTS`.
     """
-    paid_E = logs.value_nanos_E[history] > 0
-    objects, place_E, count = np.unique(logs.object_E[history][paid_E], return_inverse=True, return_counts=True)
-    log_paid_E = np.log(logs.value_nanos_E[history][paid_E] / NANOS_PER_UNIT)
-    total = np.bincount(place_E, weights=log_paid_E, minlength=len(objects))
+    paid_E = history.value_nanos_E > 0
+    objects, row_E, count = np.unique(history.object_E[paid_E], return_inverse=True, return_counts=True)
+    log_paid_E = np.log(history.value_nanos_E[paid_E] / NANOS_PER_UNIT)
+    total = np.bincount(row_E, weights=log_paid_E, minlength=len(objects))
     own = (total + PSEUDO_PAYMENTS * log_price_O[objects]) / (count + PSEUDO_PAYMENTS)
     return objects.astype(np.int64), own

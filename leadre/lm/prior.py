@@ -1,8 +1,8 @@
-"""The live inventory of a request as a trie. Training and serving ask here, so both mask with the same code.
+"""The prior over live objects: tries of the live inventory, weighted for one user. Training and serving share it.
 
-Each live object weighs in with how often it was acted on when it was live and, where asked for, with how well it goes
-with what this user acted on before. A model whose scores say nothing answers with that, and a model has only to learn
-where a user departs from it.
+The weight of a live object is its response rate, times the user's affinity and a power of the price if the model was
+tuned with them. The model's scores are added to the logarithm of the prior, so a model without information answers with
+the prior and learns only how a user departs from it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadre.data.histories import TRAIN, Logs
+from leadre.data.moment import LiveInventory, Moment
 from leadre.data.prices import object_prices, own_log_prices
 from leadre.lm.affinity import Affinity
 from leadre.semid.codebook import Codebook
 from leadre.semid.trie import Trie, build
 
 CACHED = 1024  # inventories
-PSEUDO_ACTIONS = 2.0  # an object seldom live is drawn to the mean rate as if it had been acted on twice more
-AFFINITY = 0.6  # what one standard deviation of affinity adds to a log-weight; best of six on validation weeks
+PSEUDO_ACTIONS = 2.0  # actions at the mean rate, added to the count of every object
+AFFINITY = 0.6  # what one standard deviation of affinity adds to a log-weight; best of six on the validation weeks
 
 
 class PriceExponents(NamedTuple):
-    """Powers of its price to which an object weighs in: with the pointer, and in the prior."""
+    """Powers of the price in an object's weight: in the pointer, and in the prior."""
 
     pointer: float
     prior: float
@@ -36,11 +37,12 @@ NO_PRICE_EXPONENTS = PriceExponents(0.0, 0.0)
 
 
 class InventoryPrior:
-    """Tries over the objects live in the requests of one log. Rows of a trie are indices into ``objects``.
+    """Weighted tries over the objects that are live at a moment. Objects are indices into those of ``logs``.
 
-    ``prior`` weighs the objects by their `response_rates` and, where given, by the user's ``affinity``, in training
-    requests by those ``held_out`` (`affinity.held_out`); without it every live code starts alike. ``money`` says how
-    much prices weigh in beside that, and with the pointer (`pointer_bias`).
+    ``prior`` weighs the objects by their `response_rates` and, if given, by the user's ``affinity``; training moments
+    use the fits in ``held_out`` (`affinity.held_out`) instead. Without ``prior`` all live codes have equal weight.
+    ``money`` adds powers of the price, to the prior and to the pointer (`pointer_bias`); prices end at ``now_us`` if that
+    is before the end of training time.
     """
 
     def __init__(
@@ -52,78 +54,70 @@ class InventoryPrior:
         affinity: Affinity | None = None,
         held_out: Sequence[Affinity] = (),
         money: PriceExponents = NO_PRICE_EXPONENTS,
+        now_us: int | None = None,
     ) -> None:
-        self.logs, self.affinity, self.held_out = logs, affinity, held_out
-        # what an affinity is good at is telling strangers apart
+        self.affinity = affinity
+        self.held_out = held_out
+        # affinity ranks objects that are new to the user well, so the rates leave out repeats
         self.rates_O = response_rates(logs, new_only=affinity is not None) if prior else None
-        self.money, self.log_price_O = money, np.log(object_prices(logs)) if money != NO_PRICE_EXPONENTS else None
+        self.money = money
+        self.log_price_O = None if money == NO_PRICE_EXPONENTS else np.log(object_prices(logs, now_us))
         if self.log_price_O is not None:
             self.typical = float(np.median(self.log_price_O))
-            worth_O = np.exp(money.prior * (self.log_price_O - self.typical))
-            self.rates_O = worth_O * (1.0 if self.rates_O is None else self.rates_O)
+            value_O = np.exp(money.prior * (self.log_price_O - self.typical))
+            self.rates_O = value_O * (1.0 if self.rates_O is None else self.rates_O)
         self.rows_O = codebook.rows(logs.objects["object_id"].to_list())
         self.codes_OL = codebook.codes_OL[self.rows_O]
         self.sizes = codebook.sizes
-        self._objects = lru_cache(maxsize=CACHED)(lambda inventory: _objects(logs, inventory))
         self._shared = lru_cache(maxsize=CACHED)(self._of_inventory)
 
-    def all(self, r: int) -> tuple[Trie, NDArray[np.int64]]:
-        """(trie, objects): what is live in request ``r``; row ``n`` of the trie is object ``objects[n]``."""
-        objects = self.objects(r)
-        if self._affinity(r) is None:
-            return self._shared(int(self.logs.request_inventory_R[r])), objects
-        return self._trie(r, objects), objects
+    def all(self, moment: Moment) -> tuple[Trie, NDArray[np.int64]]:
+        """(trie, objects): the live objects; row ``n`` of the trie is object ``objects[n]``."""
+        if self._affinity(moment) is None:
+            return self._shared(moment.inventory), moment.inventory.objects
+        return self._trie(moment, moment.inventory.objects), moment.inventory.objects
 
-    def new(self, r: int) -> tuple[Trie, NDArray[np.int64]]:
-        """The same without the objects that the user has in the log strictly before the request (prospecting)."""
-        objects = np.setdiff1d(self.objects(r), self.logs.object_E[self.logs.history(r)])
-        return self._trie(r, objects), objects
+    def new(self, moment: Moment) -> tuple[Trie, NDArray[np.int64]]:
+        """The same without the objects of the user's history (prospecting)."""
+        objects = np.setdiff1d(moment.inventory.objects, moment.history.object_E)
+        return self._trie(moment, objects), objects
 
-    def objects(self, r: int) -> NDArray[np.int64]:
-        """The objects live in request ``r``, ascending."""
-        return self._objects(int(self.logs.request_inventory_R[r]))
-
-    def weights(self, r: int, objects: NDArray[np.int64]) -> NDArray[np.float64] | None:
-        """How likely each of ``objects`` is in request ``r`` before the model is asked, in no unit; None: all alike."""
+    def weights(self, moment: Moment, objects: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """Prior weight of each of ``objects`` for this user, not normalised; None: all equal."""
         if self.rates_O is None:
             return None
-        weights, affinity = self.rates_O[objects], self._affinity(r)
+        weights, affinity = self.rates_O[objects], self._affinity(moment)
         if affinity is not None:
-            history = self.logs.object_E[self.logs.history(r)]
-            weights = weights * np.exp(AFFINITY * affinity.scores(self.rows_O[history], self.rows_O[objects]))
+            rows_E = self.rows_O[moment.history.object_E]
+            weights = weights * np.exp(AFFINITY * affinity.scores(rows_E, self.rows_O[objects]))
         return weights
 
-    def pointer_bias(
-        self, r: int, objects_T: NDArray[np.int64], logs: Logs | None = None
-    ) -> NDArray[np.float32] | None:
-        """What the pointer counts each position of a thread for in request ``r``, as a logarithm; None = all alike.
+    def pointer_bias(self, moment: Moment, objects_T: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """The logarithm of the pointer's weight of each position of a thread, by price; None = all equal.
 
-        ``objects_T`` are the objects there, below zero = none. An object counts its price to the power
-        ``money.pointer``: the price that this user usually pays, where they have paid for it, as one buys a can and
-        another a crate.
-        ``r`` is a request of ``logs`` where they are given, of the same objects.
+        ``objects_T`` are the objects at the positions, below zero = none. The weight is the price to the power
+        ``money.pointer``: the price that this user usually pays for the object, if they have paid for it.
         """
         if self.log_price_O is None:
             return None
-        logs = logs or self.logs
-        had, own = own_log_prices(logs, logs.history(r), self.log_price_O)
+        paid, own_log_price = own_log_prices(moment.history, self.log_price_O)
         price_T = self.log_price_O[objects_T.clip(0)]
-        if len(had):
-            place_T = np.searchsorted(had, objects_T).clip(max=len(had) - 1)
-            price_T = np.where(had[place_T] == objects_T, own[place_T], price_T)
+        if len(paid):
+            row_T = np.searchsorted(paid, objects_T).clip(max=len(paid) - 1)
+            price_T = np.where(paid[row_T] == objects_T, own_log_price[row_T], price_T)
         return np.where(objects_T >= 0, self.money.pointer * (price_T - self.typical), 0).astype(np.float32)
 
-    def _trie(self, r: int, objects: NDArray[np.int64]) -> Trie:
-        return build(self.codes_OL[objects], self.sizes, self.weights(r, objects))
+    def _trie(self, moment: Moment, objects: NDArray[np.int64]) -> Trie:
+        return build(self.codes_OL[objects], self.sizes, self.weights(moment, objects))
 
-    def _of_inventory(self, inventory: int) -> Trie:
-        """The trie of all requests that only their inventory tells apart."""
-        objects = self._objects(inventory)
+    def _of_inventory(self, inventory: LiveInventory) -> Trie:
+        """The trie of all moments with this inventory and no affinity."""
+        objects = inventory.objects
         return build(self.codes_OL[objects], self.sizes, None if self.rates_O is None else self.rates_O[objects])
 
-    def _affinity(self, r: int) -> Affinity | None:
-        if self.held_out and self.logs.request_split_R[r] == TRAIN:
-            return self.held_out[int(self.logs.request_user_R[r]) % len(self.held_out)]
+    def _affinity(self, moment: Moment) -> Affinity | None:
+        if self.held_out and moment.is_training:
+            return self.held_out[moment.user % len(self.held_out)]
         return self.affinity
 
 
@@ -134,13 +128,15 @@ def _objects(logs: Logs, inventory: int) -> NDArray[np.int64]:
 
 
 def response_rates(logs: Logs, *, new_only: bool = False) -> NDArray[np.float64]:
-    """How often an object was acted on: float64 [O], all > 0.
+    """The response rate of each object: float64 [O], all > 0.
 
-    Of the training requests in which it was live, the share in which it was acted on, smoothed; ``new_only`` leaves out
-    the requests of users who had it before. An object that was never live, such as a new ad, gets the mean rate.
+    Actions on the object per training request in which it was live, smoothed; ``new_only`` leaves out requests of users
+    with the object in their history. An object that was never live, such as that of a new ad, gets the mean rate.
     """
     count = len(logs.objects)
-    live_O, acted_O, left_out_O = np.zeros(count), np.zeros(count), np.zeros(count, np.bool_)
+    live_O = np.zeros(count)
+    acted_O = np.zeros(count)
+    left_out_O = np.zeros(count, np.bool_)
     inventories: dict[int, NDArray[np.int64]] = {}
     for r in logs.requests_of(TRAIN).tolist():
         inventory = int(logs.request_inventory_R[r])

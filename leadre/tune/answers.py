@@ -1,8 +1,9 @@
-"""Requests -> ranked live ads, by the tuned model: for validation while tuning, and for generation after it."""
+"""Rank live ads for requests with a tuned model: for validation while tuning, and for generation after it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from leadre.lm.backbone import Backbone
 from leadre.lm.beam import BeamPolicy, BeamRequest
 from leadre.lm.decode import BeamSearcher
 from leadre.lm.prior import InventoryPrior
-from leadre.tune.threads import ThreadBuilder, Window
+from leadre.tune.threads import Thread, ThreadBuilder, Window
 
 View = Literal["all", "new"]
 VIEWS: tuple[View, ...] = ("all", "new")
@@ -22,7 +23,7 @@ THREADS_AT_ONCE = 8
 
 
 class Ranked(NamedTuple):
-    """Objects, best first, and their log-probabilities within the live set of request ``r``."""
+    """Objects, best first, and their log-probabilities among the live objects of moment ``r``."""
 
     r: int
     view: View
@@ -30,54 +31,67 @@ class Ranked(NamedTuple):
     log_p: NDArray[np.float32]
 
 
-def answer(
-    searcher: BeamSearcher,
-    threads: ThreadBuilder,
-    live: InventoryPrior,
-    windows: Sequence[Window],
-    views: Sequence[View],
-    width: int,
-) -> Iterator[Ranked]:
-    """Beam-search every request of the windows in each view; "new" leaves out what the user had before the request."""
-    live_in, layout = {"all": live.all, "new": live.new}, searcher.backbone.layout
-    # every thread of a batch is padded to the most requests any of them has, which costs more than padded text
-    written = sorted(map(threads.write, windows), key=lambda thread: (len(thread.ends), len(thread.ids)))
-    for start in range(0, len(written), THREADS_AT_ONCE):
-        batch = written[start : start + THREADS_AT_ONCE]
-        asked = [
-            [
-                (int(r), view, int(end), *live_in[view](int(r)))
-                for r, end in zip(t.requests, t.ends, strict=True)
-                for view in views
+class _Request(NamedTuple):
+    """One beam search of a thread: moment ``r`` in a view; row ``n`` of its trie is object ``objects[n]``."""
+
+    r: int
+    view: View
+    objects: NDArray[np.int64]
+    beam: BeamRequest
+
+
+@dataclass(frozen=True)
+class TunedSearcher:
+    """A tuned model that no longer learns: beam search over its weights, prompts and prior for the moments of a log."""
+
+    searcher: BeamSearcher
+    threads: ThreadBuilder
+    live: InventoryPrior
+
+    def answer(self, windows: Sequence[Window], views: Sequence[View], width: int) -> Iterator[Ranked]:
+        """Beam-search every request of the windows in each view, with ``width`` beams.
+
+        The view "new" leaves out the objects of the user's history.
+        """
+        # a thread of a batch is padded to the largest number of requests, which costs more than padded text
+        threads = sorted(map(self.threads.write, windows), key=lambda thread: (len(thread.ends), len(thread.ids)))
+        for start in range(0, len(threads), THREADS_AT_ONCE):
+            batch = threads[start : start + THREADS_AT_ONCE]
+            requests_of = [list(self._requests(thread, views)) for thread in batch]
+            searches = [
+                (thread.ids, [request.beam for request in requests])
+                for thread, requests in zip(batch, requests_of, strict=True)
             ]
-            for t in batch
-        ]
-        threads_in = []
-        for t, asks in zip(batch, asked, strict=True):
-            objects_T = layout.objects(t.ids)
-            worth_of = {r: live.pointer_bias(r, objects_T) for r in t.requests.tolist()}
-            threads_in.append(
-                (t.ids, [BeamRequest(e, trie, o, pointer_bias_T=worth_of[r]) for r, _, e, trie, o in asks])
-            )
-        for asks, found in zip(asked, searcher(threads_in, BeamPolicy(width)), strict=True):
-            for (r, view, _, _, objects), one in zip(asks, found, strict=True):
-                yield Ranked(r, view, objects[one.rows], one.log_p)
+            for requests, results in zip(requests_of, self.searcher(searches, BeamPolicy(width)), strict=True):
+                for request, result in zip(requests, results, strict=True):
+                    yield Ranked(request.r, request.view, request.objects[result.rows], result.log_p)
+
+    def _requests(self, thread: Thread, views: Sequence[View]) -> Iterator[_Request]:
+        objects_T = self.searcher.backbone.layout.objects(thread.ids)
+        moments = self.threads.moments.at(thread.requests)
+        for r, end, moment in zip(thread.requests.tolist(), thread.ends.tolist(), moments, strict=True):
+            pointer_bias_T = self.live.pointer_bias(moment, objects_T)
+            for view in views:
+                trie, objects = self.live.new(moment) if view == "new" else self.live.all(moment)
+                yield _Request(r, view, objects, BeamRequest(end, trie, objects, pointer_bias_T=pointer_bias_T))
 
 
 def recall(
     backbone: Backbone, threads: ThreadBuilder, live: InventoryPrior, windows: Sequence[Window], width: int
 ) -> dict[str, NDArray[np.float64]]:
-    """Recall@10 of objects in each view, of every request of the windows with something to find there, ascending."""
+    """Recall@10 of objects in each view, one value for each request with an outcome in the view, ascending."""
     logs = threads.logs
     values: dict[str, dict[int, float]] = {view: {} for view in VIEWS}
     backbone.eval()
-    for ranked in answer(BeamSearcher(backbone), threads, live, windows, VIEWS, width):
-        wanted = logs.relevant(ranked.r)[0]
+    for ranked in TunedSearcher(BeamSearcher(backbone), threads, live).answer(windows, VIEWS, width):
+        relevant = logs.relevant(ranked.r)[0]
         if ranked.view == "new":
-            wanted = wanted[first_seen(logs, ranked.r)]
-        objects = np.unique(logs.ad_object_A[wanted])
+            relevant = relevant[first_seen(logs, ranked.r)]
+        objects = np.unique(logs.ad_object_A[relevant])
         if len(objects):
             hits = np.isin(ranked.objects[None, :10], objects)
             values[ranked.view][ranked.r] = float(metrics.recall_at(hits, np.array([len(objects)]), 10)[0])
     backbone.train()
-    return {f"recall@10 {view}": np.array([found[r] for r in sorted(found)]) for view, found in values.items()}
+    return {
+        f"recall@10 {view}": np.array([recall_of[r] for r in sorted(recall_of)]) for view, recall_of in values.items()
+    }

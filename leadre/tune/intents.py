@@ -1,7 +1,7 @@
-"""A user's interests as of a moment: what long ago and how much of it, and what lately, in both domains.
+"""A user's long-term interests in one domain, weighted by how often and how lately they acted on each object.
 
-A *visit* is all that a user did at one instant (a basket, a page view). Nothing here reads an event at or after the
-moment asked for. Letters: U users, E events, V visits, N objects.
+An interest decays by visit, not by day, so a user who returns after a year has kept their interests.
+Letters: E events, V visits, N objects.
 """
 
 from __future__ import annotations
@@ -11,36 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from leadre.data.histories import Logs
+from leadre.data.moment import History
 
 DECAY_PER_VISIT = 0.985  # an interest halves in 46 visits; the best of a few values on the validation weeks
 
 
 @dataclass(frozen=True)
-class VisitIndex:
-    """Events grouped by user and time. ``event_offsets`` [V + 1] into events, ``user_offsets`` [U + 1] into visits."""
-
-    at_us_V: NDArray[np.int64]
-    event_offsets: NDArray[np.int64]
-    user_offsets: NDArray[np.int64]
-
-    def of_user(self, user: int) -> range:
-        """Indices of the user's visits, oldest first."""
-        return range(int(self.user_offsets[user]), int(self.user_offsets[user + 1]))
-
-    def events(self, visit: int) -> slice:
-        """The visit's events."""
-        return slice(int(self.event_offsets[visit]), int(self.event_offsets[visit + 1]))
-
-    def before(self, user: int, at_us: int) -> int:
-        """The first visit of the user at or after ``at_us``; those before it may be read."""
-        start, end = int(self.user_offsets[user]), int(self.user_offsets[user + 1])
-        return start + int(np.searchsorted(self.at_us_V[start:end], at_us, side="left"))
-
-
-@dataclass(frozen=True)
 class LongTerm:
-    """Interests of one domain, the most informative first; arrays of N distinct objects.
+    """Interests of one domain, the strongest first; arrays of N distinct objects.
 
     ``weight_N`` counts events with the object, each decayed by its age in visits; ``count_N`` counts them plainly.
     """
@@ -52,29 +30,18 @@ class LongTerm:
     money_nanos_N: NDArray[np.int64]
 
 
-def group_visits(logs: Logs) -> VisitIndex:
-    """Group the events of ``logs``, which are sorted by user and time."""
-    events = len(logs.at_us_E)
-    user_E = np.repeat(np.arange(len(logs.event_offsets) - 1), np.diff(logs.event_offsets))
-    new_E = np.ones(events, np.bool_)
-    new_E[1:] = (np.diff(user_E) != 0) | (np.diff(logs.at_us_E) != 0)
-    starts = np.flatnonzero(new_E)
-    user_offsets = np.searchsorted(user_E[starts], np.arange(len(logs.event_offsets)))
-    return VisitIndex(logs.at_us_E[starts], np.append(starts, events), user_offsets)
-
-
-def long_term(logs: Logs, visits: VisitIndex, user: int, end_visit: int, domain: int, most: int) -> LongTerm:
-    """The ``most`` strongest interests of a user in ``domain`` (CONTENT or AD) in the visits before ``end_visit``."""
-    first = int(visits.user_offsets[user])
-    start, end = int(visits.event_offsets[first]), int(visits.event_offsets[end_visit])
-    sizes = np.diff(visits.event_offsets[first : end_visit + 1])
-    age = np.repeat(np.arange(end_visit - first)[::-1], sizes)
-    mine = logs.domain_E[start:end] == domain
-    objects, inverse = np.unique(logs.object_E[start:end][mine], return_inverse=True)
-    weight = np.asarray(np.bincount(inverse, DECAY_PER_VISIT ** age[mine], minlength=len(objects)), np.float64)
-    money = np.bincount(inverse, logs.value_nanos_E[start:end][mine], minlength=len(objects))
-    last_us = np.zeros(len(objects), np.int64)
-    np.maximum.at(last_us, inverse, logs.at_us_E[start:end][mine])
-    order = np.lexsort((objects, -weight))[:most]
-    count = np.bincount(inverse, minlength=len(objects))
-    return LongTerm(objects[order], weight[order], count[order], last_us[order], money[order].astype(np.int64))
+def long_term(history: History, end_visit: int, domain: int, limit: int) -> LongTerm:
+    """The ``limit`` strongest interests in ``domain`` (CONTENT or AD), from the visits before ``end_visit``."""
+    visit_offsets = history.visits.event_offsets[: end_visit + 1]
+    end = int(visit_offsets[-1])
+    age_E = np.repeat(np.arange(end_visit)[::-1], np.diff(visit_offsets))
+    in_domain_E = history.domain_E[:end] == domain
+    objects, row_E = np.unique(history.object_E[:end][in_domain_E], return_inverse=True)
+    count = len(objects)
+    weight = np.asarray(np.bincount(row_E, DECAY_PER_VISIT ** age_E[in_domain_E], minlength=count), np.float64)
+    money = np.bincount(row_E, history.value_nanos_E[:end][in_domain_E], minlength=count)
+    last_us = np.zeros(count, np.int64)
+    np.maximum.at(last_us, row_E, history.at_us_E[:end][in_domain_E])
+    events = np.bincount(row_E, minlength=count)
+    order = np.lexsort((objects, -weight))[:limit]
+    return LongTerm(objects[order], weight[order], events[order], last_us[order], money[order].astype(np.int64))

@@ -1,4 +1,4 @@
-"""A tuned model from its artifact, with all that it needs to answer requests of one log."""
+"""Load a tuned model from its artifact, with the prompts and the prior that it was tuned on."""
 
 from __future__ import annotations
 
@@ -7,27 +7,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from leadre.artifact import Artifact
-from leadre.data import histories
+from leadre.data import histories, moment
 from leadre.data.histories import Logs
+from leadre.data.moment import Moments
 from leadre.errors import ArtifactError
 from leadre.lm import affinity as affinities
 from leadre.lm import backbone as backbones
 from leadre.lm import pretrained
 from leadre.lm.backbone import Backbone
+from leadre.lm.decode import BeamSearcher
 from leadre.lm.prior import InventoryPrior, PriceExponents
 from leadre.semid import codebook as codebooks
 from leadre.semid.codebook import Codebook
 from leadre.tune import prompts
+from leadre.tune.answers import TunedSearcher
 from leadre.tune.threads import ThreadBuilder
 
 
 @dataclass(frozen=True)
 class TunedModel:
-    """The model on its device, and threads and live sets as it was tuned on them."""
+    """The model on its device, with the threads and the prior that it was tuned on. It may go on learning."""
 
     backbone: Backbone
     threads: ThreadBuilder
     live: InventoryPrior
+
+    def searcher(self) -> TunedSearcher:
+        """Beam search over a copy of the weights as they are now."""
+        return TunedSearcher(BeamSearcher(self.backbone), self.threads, self.live)
 
 
 def load(
@@ -36,51 +43,64 @@ def load(
     model: Artifact,
     *,
     training: bool,
-    logs: Logs | None = None,
+    moments: Moments | None = None,
     money: PriceExponents | None = None,
 ) -> TunedModel:
-    """Load model, prompts' form and live sets; ``codebook`` from `tuned_ids`, ``training`` as in `load_live`.
+    """Load weights, form of the prompts and prior; ``codebook`` from `tuned_ids`, ``training`` as in `load_live`.
 
-    ``logs`` stand in for those of the tables, with the same users, ads and objects; ``money`` for that of the model.
+    ``moments`` are those to answer, by default the requests of ``tables``; ``money`` replaces that of the model.
     """
-    logs = logs or histories.load(tables)
-    live = load_live(logs, codebook, model, training=training, money=money)
+    if moments is None:
+        moments = moment.of_requests(histories.load(tables))
+    logs = moments.logs
+    live = load_live(logs, codebook, model, training=training, money=money, now_us=moments.now_us)
     backbone = backbones.load(model.path, live.codes_OL).to(backbones.pick_device())
     tokenizer = pretrained.tokenizer(model.path / "tokenizer")
     prompter = prompts.PromptWriter(logs, tokenizer, backbone.layout, prompts.load_blocks(model.path))
-    return TunedModel(backbone, ThreadBuilder(prompter, settings(model).get("burn_in", 0.0)), live)
+    return TunedModel(backbone, ThreadBuilder(prompter, moments, settings(model).get("burn_in", 0.0)), live)
 
 
 def settings(model: Artifact) -> Mapping[str, Any]:
-    """The config of the fine-tuning: the artifact's own, or where preferences came after it, that of its parent."""
+    """The config of the fine-tuning: the artifact's own, or that of its parent if preference tuning followed."""
     config = model.meta["config"]
-    found: Mapping[str, Any] = config.get("sft", config)
-    return found
+    tuning: Mapping[str, Any] = config.get("sft", config)
+    return tuning
 
 
 def load_live(
-    logs: Logs, ids: Codebook, model: Artifact, *, training: bool, money: PriceExponents | None = None
+    logs: Logs,
+    ids: Codebook,
+    model: Artifact,
+    *,
+    training: bool,
+    money: PriceExponents | None = None,
+    now_us: int | None = None,
 ) -> InventoryPrior:
-    """Live sets with the prior that the model was tuned under; ``training`` requests too (`affinity.held_out`)."""
-    chosen = settings(model)
+    """The prior that the model was tuned under.
+
+    ``training``: it also serves training requests, which need the fits of `affinity.held_out`. ``now_us``: the time of
+    all moments, if they have one.
+    """
+    config = settings(model)
     if money is None:
-        config = model.meta["config"]
-        money = PriceExponents(config.get("money", 0.0), config.get("money_prior", 0.0))  # of fine-tuning: none
-    if not (chosen["prior"] and chosen["affinity"]):
-        return InventoryPrior(logs, ids, prior=chosen["prior"], money=money)
-    others = affinities.held_out(logs, ids, chosen["seed"]) if training else []
-    known = affinities.load(model.path, len(ids.object_ids))
-    return InventoryPrior(logs, ids, affinity=known, held_out=others, money=money)
+        own = model.meta["config"]
+        money = PriceExponents(own.get("money", 0.0), own.get("money_prior", 0.0))  # fine-tuning has none
+    if not (config["prior"] and config["affinity"]):
+        return InventoryPrior(logs, ids, prior=config["prior"], money=money, now_us=now_us)
+    held_out = affinities.held_out(logs, ids, config["seed"]) if training else []
+    full = affinities.load(model.path, len(ids.object_ids))
+    return InventoryPrior(logs, ids, affinity=full, held_out=held_out, money=money, now_us=now_us)
 
 
 def tuned_ids(codebook: Codebook, model: Artifact) -> Codebook:
-    """The IDs as the model learnt them: a control run permutes them among the objects."""
-    chosen = settings(model)
-    return codebooks.shuffled(codebook, chosen["seed"]) if chosen["shuffle_ids"] else codebook
+    """The IDs that the model learnt: a control run permutes them among the objects."""
+    config = settings(model)
+    return codebooks.shuffled(codebook, config["seed"]) if config["shuffle_ids"] else codebook
 
 
 def check_ids(model: Artifact, codebook: Artifact) -> None:
-    """Raise ArtifactError where the model learnt other IDs than those of ``codebook`` or of the one it extends."""
+    """Raise ArtifactError if the model learnt other IDs than those of ``codebook`` or of the codebook that it extends.
+    """
     known = {codebook.hash, *codebook.meta["parents"].values()}
     if model.meta["parents"].get("semid") not in known:
         raise ArtifactError(

@@ -1,26 +1,32 @@
-"""The main task as examples: threads of requests, each answered by what the user then acted on.
+"""Threads: prompts of one user over consecutive requests, each request answered at the end of its context.
 
-Training threads cut a user's visits into consecutive windows, so every visit is learnt once an epoch and read as
-context by the later ones of its window. Serving threads overlap: a window begins on a grid, one grid step behind the
-request's, so that a request has between one and two steps of visits behind it, and requests of one window share all
-they have in common.
+Training threads cut a user's visits into consecutive windows, so every visit is a target once an epoch and context of
+the later visits of its window. Serving threads overlap: a window begins on a grid, one grid step behind the request's,
+so that a request has between one and two steps of visits before it, and requests of one window share their prefix.
+
+Letters: M moments (for a log: its requests), V visits, Q requests of one thread.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leadre.data.histories import TRAIN, Logs
+from leadre.data.moment import Moment, Moments
 from leadre.lm.layout import Ids
 from leadre.tune.prompts import PromptWriter
 
 
 @dataclass(frozen=True)
 class Window:
-    """Visits ``start .. stop`` (exclusive) of a user, and the requests answered among them, ascending by time."""
+    """Visits ``start .. stop`` (exclusive) of a user, and the moments answered among them, ascending by time.
+
+    ``start`` and ``stop`` index the visits of all users; ``requests`` index the Moments of the `ThreadBuilder`.
+    """
 
     user: int
     start: int
@@ -38,51 +44,35 @@ class Thread:
 
 
 class ThreadBuilder:
-    """Cuts windows and writes their threads.
+    """Cuts the visits of ``moments`` into windows and writes their threads.
 
-    ``burn_in`` is the share of training time whose requests are read but not learnt from.
+    ``burn_in`` is the share of training time whose requests are context only, never targets.
     """
 
-    def __init__(self, prompter: PromptWriter, burn_in: float = 0.0) -> None:
-        self.prompter, self.logs, self.visits = prompter, prompter.logs, prompter.visits
-        first_R = self.visits.user_offsets[self.logs.request_user_R]
-        before_R = [
-            self.visits.before(int(user), int(at_us))
-            for user, at_us in zip(self.logs.request_user_R, self.logs.request_at_us_R, strict=True)
-        ]
-        self.visit_R = np.array(before_R, np.int64)  # the visit of each request, or the one it would have been
+    def __init__(self, prompter: PromptWriter, moments: Moments, burn_in: float = 0.0) -> None:
+        self.prompter = prompter
+        self.moments = moments
+        self.logs = moments.logs
+        self.visits = moments.visits
+        self.visit_R = moments.visits_before()  # the visit that each request answers or precedes
+        first_R = self.visits.user_offsets[moments.user_M]
         assert bool(np.all(self.visit_R >= first_R)), "a request points before its user's first visit"
-        # a visit that answered a request had its placement; -1 where nobody asked
-        self.placement_V = np.full(len(self.visits.at_us_V) + 1, -1, np.int64)
-        at_us_V = np.append(self.visits.at_us_V, -1)
-        asked_R = at_us_V[self.visit_R] == self.logs.request_at_us_R
-        self.placement_V[self.visit_R[asked_R]] = self.logs.request_placement_R[asked_R]
-        objects_V = np.diff(self.visits.event_offsets)
-        # about how many positions the visits before each take; one entry more: a request may follow the last visit
-        ends_V = np.cumsum(objects_V + self._overhead())
+        ends_V = np.cumsum(np.diff(self.visits.event_offsets) + prompter.overhead())
+        # about how many positions precede each visit; one entry more: a request may follow the last visit
         self.tokens_V = np.concatenate([[0], ends_V, ends_V[-1:]])
-        has_answer_R = np.diff(self.logs.relevant_offsets) > 0  # the others teach nothing
-        self.train_R = np.flatnonzero((self.logs.request_split_R == TRAIN) & has_answer_R)
-        if len(self.train_R) and burn_in:
-            at_us_R = self.logs.request_at_us_R[self.train_R]
-            first_us, last_us = int(at_us_R.min()), int(at_us_R.max())
-            self.train_R = self.train_R[at_us_R >= first_us + burn_in * (last_us - first_us)]
-
-    def _overhead(self) -> int:
-        """Positions of a visit besides its objects: its context and the two names of the domains."""
-        return len(self.prompter.context(0, 0)) + len(self.prompter.text(" ads")) + len(self.prompter.text(" also"))
+        self.train_R = learnable(self.logs, burn_in) if bool(moments.is_training_M.any()) else np.zeros(0, np.int64)
 
     def training(self, seed: int, requests_R: NDArray[np.int64] | None = None) -> list[Window]:
-        """Windows over all visits of training time, in user order; ``seed`` shifts where they are cut.
+        """Windows over all visits of training time, in user order; ``seed`` shifts the cuts.
 
-        They answer ``requests_R``, ascending; without, all that have an answer.
+        They answer ``requests_R``, ascending; by default all of ``train_R``.
         """
         rng = np.random.default_rng(seed)
         budget = 2 * self.prompter.blocks.short_tokens
         windows = []
-        for user, requests in _by_user(self.train_R if requests_R is None else requests_R, self.logs):
-            first, last = int(self.visits.user_offsets[user]), int(self.visit_R[requests[-1]]) + 1
-            start, limit = first, int(budget * rng.uniform(0.3, 1.0))
+        for user, requests in self._by_user(self.train_R if requests_R is None else requests_R):
+            start, last = int(self.visits.user_offsets[user]), int(self.visit_R[requests[-1]]) + 1
+            limit = int(budget * rng.uniform(0.3, 1.0))
             while start < last:
                 stop = self._stop(start, last, limit)
                 inside = requests[(self.visit_R[requests] >= start) & (self.visit_R[requests] < stop)]
@@ -92,14 +82,11 @@ class ThreadBuilder:
         return windows
 
     def serving(self, requests_R: NDArray[np.int64]) -> list[Window]:
-        """Windows for these requests; each request's start depends on what lies before it alone."""
-        step = self.prompter.blocks.short_tokens
+        """Windows for these requests; the start of each depends on its own history only."""
         windows: list[Window] = []
-        for user, requests in _by_user(np.sort(requests_R), self.logs):
+        for user, requests in self._by_user(np.sort(requests_R)):
             first = int(self.visits.user_offsets[user])
-            read = self.tokens_V[self.visit_R[requests]] - self.tokens_V[first]
-            from_tokens = np.maximum(read // step - 1, 0) * step + self.tokens_V[first]
-            starts = np.searchsorted(self.tokens_V, from_tokens, side="left")
+            starts = serving_starts(self.tokens_V, first, self.visit_R[requests], self.prompter.blocks.short_tokens)
             for start in np.unique(starts):
                 inside = requests[starts == start]
                 windows.append(Window(user, int(start), int(self.visit_R[inside[-1]]) + 1, inside))
@@ -107,43 +94,91 @@ class ThreadBuilder:
 
     def write(self, window: Window) -> Thread:
         """The thread of a window. A request sees nothing of its own visit but the context."""
-        prompter = self.prompter
-        parts = [prompter.prefix(window.user, window.start)]
-        length, ends, at = len(parts[0]), np.zeros(len(window.requests), np.int64), 0
-        visit_of = self.visit_R[window.requests]
-        for visit in range(window.start, window.stop):
-            here = np.flatnonzero(visit_of == visit)
-            moment_of = self._moments(window.requests[here])
-            moments = sorted(set(moment_of))
-            own = (
-                (int(self.visits.at_us_V[visit]), int(self.placement_V[visit]))
-                if visit < len(self.visits.at_us_V)
-                else None
-            )
-            for moment in moments:
-                parts.append(prompter.context(*moment))
-                length += len(parts[-1])
-                ends[here[[each == moment for each in moment_of]]] = length - 1
-            at += len(here)
-            if at == len(window.requests):  # what happens after the last answer is no business of this thread
-                break
-            assert own is not None, f"request {window.requests[at]} lies after visit {visit}, which does not exist"
-            parts += [prompter.context(*own)] * (own not in moments) + [prompter.happened(visit)]
-            length = sum(map(len, parts))
-        return Thread(np.concatenate(parts), ends, window.requests)
+        moments = list(self.moments.at(window.requests))
+        ids, ends = write_thread(self.prompter, moments, window.start - int(self.visits.user_offsets[window.user]))
+        return Thread(ids, ends, window.requests)
 
-    def _moments(self, requests: NDArray[np.int64]) -> list[tuple[int, int]]:
-        """(time, placement) of each request."""
-        at_us, placement = self.logs.request_at_us_R[requests], self.logs.request_placement_R[requests]
-        return list(zip(at_us.tolist(), placement.tolist(), strict=True))
+    def prefix(self, window: Window) -> Ids:
+        """The prefix of a window's thread."""
+        moment = self.moments[int(window.requests[-1])]
+        return self.prompter.prefix(moment, window.start - int(self.visits.user_offsets[window.user]))
+
+    def length(self, window: Window) -> int:
+        """About how many positions the visits of a window take."""
+        return int(self.tokens_V[window.stop] - self.tokens_V[window.start])
 
     def _stop(self, start: int, last: int, limit: int) -> int:
         stop = int(np.searchsorted(self.tokens_V, self.tokens_V[start] + limit, side="right")) - 1
         return min(max(stop, start + 1), last)
 
+    def _by_user(self, requests_R: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
+        """(user, requests) of requests that ascend by user and time."""
+        user_M = self.moments.user_M
+        cuts = np.flatnonzero(np.diff(user_M[requests_R])) + 1
+        return [(int(user_M[group[0]]), group) for group in np.split(requests_R, cuts) if len(group)]
 
-def _by_user(requests: NDArray[np.int64], logs: Logs) -> list[tuple[int, NDArray[np.int64]]]:
-    """Requests, which ascend by user and time, one group a user."""
-    users = logs.request_user_R[requests]
-    cuts = np.flatnonzero(np.diff(users)) + 1
-    return [(int(logs.request_user_R[group[0]]), group) for group in np.split(requests, cuts) if len(group)]
+
+def learnable(logs: Logs, burn_in: float) -> NDArray[np.int64]:
+    """Training requests with an outcome, after the first ``burn_in`` of the time that these requests span."""
+    has_outcome_R = np.diff(logs.relevant_offsets) > 0
+    train_R = np.flatnonzero((logs.request_split_R == TRAIN) & has_outcome_R)
+    if not (len(train_R) and burn_in):
+        return train_R
+    at_us_R = logs.request_at_us_R[train_R]
+    first_us, last_us = int(at_us_R.min()), int(at_us_R.max())
+    return train_R[at_us_R >= first_us + burn_in * (last_us - first_us)]
+
+
+def serving_starts(
+    tokens_V: NDArray[np.int64], first: int, visits_Q: NDArray[np.int64], step: int
+) -> NDArray[np.int64]:
+    """The first visit of the threads of requests at ``visits_Q`` of a user whose visits begin at ``first``.
+
+    ``tokens_V`` are the positions before each visit, ``step`` those of a step of the grid.
+    """
+    tokens_Q = tokens_V[visits_Q] - tokens_V[first]
+    from_Q = np.maximum(tokens_Q // step - 1, 0) * step + tokens_V[first]
+    return np.searchsorted(tokens_V, from_Q, side="left")
+
+
+def write_thread(
+    prompter: PromptWriter, moments: Sequence[Moment], start: int
+) -> tuple[Ids, NDArray[np.int64]]:
+    """(ids, position of the end of each moment's context) of a thread that begins at visit ``start`` of the history.
+
+    The moments are those of one user, ascending by time; the last one's history contains all others.
+    """
+    history = moments[-1].history
+    visits = history.visits
+    visit_Q = np.searchsorted(visits.at_us_V, [moment.at_us for moment in moments], side="left")
+    contexts_Q = [(moment.at_us, moment.placement) for moment in moments]
+    parts = [prompter.prefix(moments[-1], start)]
+    length = len(parts[0])
+    ends_Q = np.zeros(len(moments), np.int64)
+    last = int(visit_Q[-1])
+    for visit in range(start, last + 1):
+        rows = np.flatnonzero(visit_Q == visit)
+        contexts = sorted({contexts_Q[row] for row in rows})
+        for context in contexts:
+            parts.append(prompter.context(*context))
+            length += len(parts[-1])
+            ends_Q[[row for row in rows if contexts_Q[row] == context]] = length - 1
+        if visit < last:
+            placement = int(history.placement_E[visits.events(visit).start])
+            own_context = int(visits.at_us_V[visit]), placement
+            if own_context not in contexts:
+                parts.append(prompter.context(*own_context))
+                length += len(parts[-1])
+            parts.append(prompter.happened(history, visit))
+            length += len(parts[-1])
+    return np.concatenate(parts), ends_Q
+
+
+def serving_prompt(prompter: PromptWriter, moment: Moment) -> Ids:
+    """The serving thread of one moment, which is answered at its last position."""
+    ends_V = np.cumsum(np.diff(moment.history.visits.event_offsets) + prompter.overhead())
+    tokens_V = np.concatenate([np.zeros(1, np.int64), ends_V])
+    visits = np.array([len(ends_V)])
+    (start,) = serving_starts(tokens_V, 0, visits, prompter.blocks.short_tokens)
+    ids, _ = write_thread(prompter, [moment], int(start))
+    return ids

@@ -1,6 +1,6 @@
 """The retrieval channels beside the language model: baselines for evaluate, fallbacks for serve, partners in a funnel.
 
-One contract (``contract.py``): fitted on training time only, a channel scores every ad of a request's live inventory.
+One contract (``contract.py``): fitted on training time only, a channel scores every live ad of a Moment.
 """
 
 from __future__ import annotations

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from implicit.cpu.als import AlternatingLeastSquares
-from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -18,6 +17,7 @@ from leadre.generate.channels.itemknn import damped
 
 if TYPE_CHECKING:
     from leadre.data.histories import Logs
+    from leadre.data.moment import Moment
 
 FILE = "als.safetensors"
 # the best of 15 settings on the `journey` source's validation weeks
@@ -30,25 +30,24 @@ SETTINGS = {"factors": FACTORS, "regularisation": REGULARISATION, "alpha": ALPHA
 
 @dataclass(frozen=True, kw_only=True)
 class Als:
-    """Object factors [O, F]; a user's factors are solved for from the history at each request, never stored."""
+    """Object factors [O, F]; a user's factors are solved for from the history at each Moment, never stored."""
 
     factors_OF: Scores
     threads: int = 0
 
-    def score(self, logs: Logs, requests_R: NDArray[np.int64]) -> Iterator[tuple[int, Scores]]:
-        """Inner products of the live ads' objects and the user as of the request; see :class:`contract.Channel`."""
+    def score(self, moments: Iterable[Moment]) -> Iterator[Scores]:
+        """Inner products of the live ads' objects and the user at the Moment; see :class:`contract.Channel`."""
 
-        def objects(requests_B: NDArray[np.int64]) -> Scores:
-            history_BO = damped(history_counts(logs, requests_B)) * np.float32(ALPHA)
-            with threadpool_limits(
-                1, "blas"
-            ):  # the solver has its own threads; BLAS ones inside them fight for the cores
+        def objects(moments_B: Sequence[Moment]) -> Scores:
+            history_BO = damped(history_counts(moments_B, len(self.factors_OF))) * np.float32(ALPHA)
+            # the solver has threads of its own; BLAS threads inside them compete for the cores
+            with threadpool_limits(1, "blas"):
                 model = _model(self.factors_OF.shape[1], seed=0, threads=self.threads)
                 model.item_factors = self.factors_OF
-                users_BF = model.recalculate_user(np.arange(len(requests_B)), history_BO)
+                users_BF = model.recalculate_user(np.arange(len(moments_B)), history_BO)
             return np.asarray(users_BF @ self.factors_OF.T, dtype=np.float32)
 
-        return over_inventory(logs, requests_R, objects)
+        return over_inventory(moments, objects)
 
     def save(self, folder: Path) -> None:
         """Write the object factors."""
@@ -64,7 +63,7 @@ def fit(logs: Logs, seed: int, threads: int) -> Als:
 
 
 def load(folder: Path) -> Als:
-    """Read what `save` wrote."""
+    """The channel that `save` wrote."""
     return Als(factors_OF=load_file(folder / FILE)["factors_OF"])
 
 

@@ -1,15 +1,14 @@
-"""Item-kNN: objects that go together with what the user had before (library `implicit`; Sarwar et al., WWW 2001)."""
+"""Item-kNN: objects that share users with those of the history (library `implicit`; Sarwar et al., WWW 2001)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from implicit.nearest_neighbours import ItemItemRecommender, bm25_weight
-from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
@@ -17,6 +16,7 @@ from leadre.generate.channels.contract import Method, Scores, history_counts, ov
 
 if TYPE_CHECKING:
     from leadre.data.histories import Logs
+    from leadre.data.moment import Moment
 
 FILE = "itemknn.safetensors"
 NEIGHBOURS = 50
@@ -29,14 +29,14 @@ class ItemKnn:
 
     similarity_OO: sparse.csr_matrix
 
-    def score(self, logs: Logs, requests_R: NDArray[np.int64]) -> Iterator[tuple[int, Scores]]:
+    def score(self, moments: Iterable[Moment]) -> Iterator[Scores]:
         """Sum of the similarities of the live ads' objects to the user's history; see :class:`contract.Channel`."""
 
-        def objects(requests_B: NDArray[np.int64]) -> Scores:
-            weights_BO = damped(history_counts(logs, requests_B))
+        def objects(moments_B: Sequence[Moment]) -> Scores:
+            weights_BO = damped(history_counts(moments_B, self.similarity_OO.shape[0]))
             return np.asarray((weights_BO @ self.similarity_OO).todense(), dtype=np.float32)
 
-        return over_inventory(logs, requests_R, objects)
+        return over_inventory(moments, objects)
 
     def save(self, folder: Path) -> None:
         """Write the similarities in CSR form."""
@@ -51,7 +51,7 @@ def fit(logs: Logs, seed: int, threads: int) -> ItemKnn:
     Best of 18 settings on the validation weeks of the `journey` source (cosine, TF-IDF, BM25; 50 to all neighbours).
     """
     model = ItemItemRecommender(K=NEIGHBOURS + 1, num_threads=threads)  # an object is its own nearest neighbour
-    # as the library's BM25Recommender, which passes a COO matrix on and warns about itself
+    # the library's BM25Recommender does the same, but passes a COO matrix on and warns about it
     weighted_UO = bm25_weight(damped(train_counts(logs)).T, K1=K1, B=B).T.tocsr()
     model.fit(weighted_UO, show_progress=False)
     similarity_OO = model.similarity.tolil()
@@ -62,7 +62,7 @@ def fit(logs: Logs, seed: int, threads: int) -> ItemKnn:
 
 
 def load(folder: Path) -> ItemKnn:
-    """Read what `save` wrote."""
+    """The channel that `save` wrote."""
     parts = load_file(folder / FILE)
     objects = len(parts["indptr"]) - 1
     matrix = sparse.csr_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=(objects, objects))
@@ -70,7 +70,7 @@ def load(folder: Path) -> ItemKnn:
 
 
 def damped(counts: sparse.csr_matrix) -> sparse.csr_matrix:
-    """log(1 + count): the hundredth carton of milk says little more than the tenth."""
+    """log(1 + count): the hundredth carton of milk adds little to the tenth."""
     return counts.log1p().tocsr()
 
 

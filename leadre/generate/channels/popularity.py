@@ -1,14 +1,13 @@
-"""Popularity: the ads that most people act on, the same for everybody but for what is live in the request."""
+"""Popularity: the ads that most users act on; lists differ by the live inventory only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from leadre.data.histories import train_end_us
@@ -16,6 +15,7 @@ from leadre.generate.channels.contract import Method, Scores, train_counts
 
 if TYPE_CHECKING:
     from leadre.data.histories import Logs
+    from leadre.data.moment import Moment
 
 FILE = "popularity.safetensors"
 
@@ -26,10 +26,10 @@ class Popularity:
 
     score_A: Scores
 
-    def score(self, logs: Logs, requests_R: NDArray[np.int64]) -> Iterator[tuple[int, Scores]]:
-        """The ads' counts, the same for every request; see :class:`contract.Channel`."""
-        for r in requests_R.tolist():
-            yield r, self.score_A[logs.inventory(r)]
+    def score(self, moments: Iterable[Moment]) -> Iterator[Scores]:
+        """The ads' counts, the same for every Moment; see :class:`contract.Channel`."""
+        for moment in moments:
+            yield self.score_A[moment.inventory.ads]
 
     def save(self, folder: Path) -> None:
         """Write the counts."""
@@ -37,19 +37,24 @@ class Popularity:
 
 
 def fit_conversions(logs: Logs, seed: int, threads: int) -> Popularity:
-    """Count conversions in the ad domain: what was bought while it was advertised."""
-    ad_N = logs.ad_E[(logs.at_us_E < train_end_us(logs)) & (logs.ad_E >= 0)]
-    return Popularity(score_A=np.bincount(ad_N, minlength=len(logs.ads)).astype(np.float32))
+    """Count the ad conversions of training time."""
+    return Popularity(score_A=count_conversions(logs, train_end_us(logs)))
+
+
+def count_conversions(logs: Logs, before_us: int) -> Scores:
+    """Conversions of each ad strictly before a time, [A]."""
+    ad_N = logs.ad_E[(logs.at_us_E < before_us) & (logs.ad_E >= 0)]
+    return np.bincount(ad_N, minlength=len(logs.ads)).astype(np.float32)
 
 
 def fit_buyers(logs: Logs, seed: int, threads: int) -> Popularity:
-    """Count the distinct users who acted on the ad's object in either domain: the better guess at what is new."""
+    """Count the distinct users who acted on the ad's object in either domain: the better predictor of new objects."""
     buyers_O = np.bincount(train_counts(logs).indices, minlength=len(logs.objects)).astype(np.float32)
     return Popularity(score_A=buyers_O[logs.ad_object_A])
 
 
 def load(folder: Path) -> Popularity:
-    """Read what `save` wrote."""
+    """The channel that `save` wrote."""
     return Popularity(score_A=load_file(folder / FILE)["score_A"])
 
 

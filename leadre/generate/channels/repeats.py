@@ -1,20 +1,20 @@
-"""Repeats: what the user acted on most often before, the strongest simple guess where people buy again and again."""
+"""Repeats: the objects that the user acted on most often, the strongest simple baseline if users buy repeatedly."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from leadre.generate.channels.contract import Method, Scores
 
 if TYPE_CHECKING:
     from leadre.data.histories import Logs
+    from leadre.data.moment import Moment
 
 FILE = "repeats.safetensors"
 DECAY = 0.985  # per basket; the half-life is 46 baskets
@@ -26,33 +26,34 @@ class Repeats:
 
     decay: float
 
-    def score(self, logs: Logs, requests_R: NDArray[np.int64]) -> Iterator[tuple[int, Scores]]:
+    def score(self, moments: Iterable[Moment]) -> Iterator[Scores]:
         """Decayed counts of the live ads' objects in the user's history; see :class:`contract.Channel`."""
-        for r in requests_R.tolist():
-            span = logs.history(r)
-            basket_N = np.cumsum(np.diff(logs.at_us_E[span], prepend=np.int64(-1)) != 0)
+        for moment in moments:
+            history, ad_object = moment.history, moment.inventory.ad_object
+            basket_N = np.cumsum(np.diff(history.at_us_E, prepend=np.int64(-1)) != 0)
             age_N = basket_N[-1] - basket_N if len(basket_N) else basket_N
-            # float64 sums: equal histories give equal scores, whichever order they are added in
-            count_O = np.bincount(logs.object_E[span], weights=self.decay**age_N, minlength=len(logs.objects))
-            yield r, count_O[logs.ad_object_A[logs.inventory(r)]].astype(np.float32)
+            # float64 sums: equal histories give equal scores in any order of addition
+            live = 1 + int(ad_object.max(initial=-1))
+            count_O = np.bincount(history.object_E, weights=self.decay**age_N, minlength=live)
+            yield count_O[ad_object].astype(np.float32)
 
     def save(self, folder: Path) -> None:
-        """Write the decay: there is nothing else to fit."""
+        """Write the decay; nothing else is fitted."""
         save_file({"decay": np.array([self.decay])}, folder / FILE)
 
 
 def fit_plain(logs: Logs, seed: int, threads: int) -> Repeats:
-    """Every basket counts alike."""
+    """All baskets have equal weight."""
     return Repeats(decay=1.0)
 
 
 def fit_decayed(logs: Logs, seed: int, threads: int) -> Repeats:
-    """Recent baskets count more."""
+    """Recent baskets have more weight."""
     return Repeats(decay=DECAY)
 
 
 def load(folder: Path) -> Repeats:
-    """Read what `save` wrote."""
+    """The channel that `save` wrote."""
     return Repeats(decay=float(load_file(folder / FILE)["decay"][0]))
 
 

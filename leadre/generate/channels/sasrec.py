@@ -1,16 +1,16 @@
 """SASRec: self-attention over the user's sequence (Kang and McAuley, ICDM 2018, arXiv 1808.09781), softmax loss.
 
-Two departures from the paper, both to the rival's advantage. The loss is the cross-entropy over the whole catalogue
-rather than over one sampled negative (Klenitskiy and Vasilev, RecSys 2023). And since the events of one basket carry
-one time, in no order, each basket's last position predicts every item of the next basket: the question of serving.
+Two departures from the paper, both of which make the baseline stronger. The loss is the cross-entropy over the whole
+catalogue rather than over one sampled negative (Klenitskiy and Vasilev, RecSys 2023). The events of one basket have one
+time and no order, so each basket's last position predicts every item of the next basket, as in serving.
 
-Shapes: B sequences, L places, D width, H heads, O objects, N predicting places of a batch.
+Shapes: B sequences, L positions, D width, H heads, O objects, N predicting positions of a batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +30,7 @@ from leadre.generate.channels.contract import Method, Scores, baskets, over_inve
 
 if TYPE_CHECKING:
     from leadre.data.histories import Logs
+    from leadre.data.moment import Moment
 
 FILE = "sasrec.safetensors"
 
@@ -38,7 +39,7 @@ FILE = "sasrec.safetensors"
 class Shape:
     """The network's sizes and its training: the best of 8 settings on the validation weeks of the `journey` source.
 
-    There a second layer gained nothing and took twice the time, which is better spent on width.
+    A second layer gained nothing there and took twice the time; more width gained more.
     """
 
     length: int = 200
@@ -52,7 +53,7 @@ class Shape:
 
 
 class Network(nn.Module):
-    """Causal transformer encoder whose output is matched against the same object embeddings that it reads."""
+    """Causal transformer encoder; input and output share the object embeddings."""
 
     def __init__(self, objects: int, shape: Shape) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class Network(nn.Module):
         nn.init.normal_(self.place.weight, std=0.02)
 
     def forward(self, object_BL: Tensor) -> Tensor:
-        """States [B, L, D] of left-aligned sequences; padding on the right is out of sight of causal attention."""
+        """States [B, L, D] of left-aligned sequences; causal attention does not reach the padding on the right."""
         scale = self.item.embedding_dim**0.5
         x_BLD = self.dropout(self.item(object_BL) * scale + self.place.weight[: object_BL.shape[1]])
         for block in self.blocks:
@@ -109,23 +110,23 @@ class SasRec:
     network: Network
     shape: Shape
 
-    def score(self, logs: Logs, requests_R: NDArray[np.int64]) -> Iterator[tuple[int, Scores]]:
-        """Logits after the last `length` events before the request; see :class:`contract.Channel`."""
+    def score(self, moments: Iterable[Moment]) -> Iterator[Scores]:
+        """Logits after the last `length` events of the history; see :class:`contract.Channel`."""
         self.network.eval()
 
-        def objects(requests_B: NDArray[np.int64]) -> Scores:
-            histories = [logs.object_E[logs.history(int(r))][-self.shape.length :] for r in requests_B]
-            return self._logits(histories, len(logs.objects))
+        def objects(moments_B: Sequence[Moment]) -> Scores:
+            return self._logits([moment.history.object_E[-self.shape.length :] for moment in moments_B])
 
-        return over_inventory(logs, requests_R, objects, batch=128)
+        return over_inventory(moments, objects, batch=128)
 
     @torch.inference_mode()
-    def _logits(self, histories: list[NDArray[np.int32]], objects: int) -> Scores:
+    def _logits(self, histories: list[NDArray[np.int32]]) -> Scores:
         device = self.network.bias.device
+        objects = len(self.network.bias)  # also the ID of padding
         object_BL = torch.full((len(histories), max([1, *map(len, histories)])), objects, dtype=torch.long)
         for row, history in enumerate(histories):
             object_BL[row, : len(history)] = torch.from_numpy(history.astype(np.int64))
-        # an empty history reads one padding embedding: the network's answer to a user it knows nothing of
+        # an empty history is one padding embedding: the same scores for all users without a history
         last_B = torch.tensor([max(len(h), 1) - 1 for h in histories], device=device)
         state_BLD = self.network(object_BL.to(device))
         logits_BO = self.network.logits(state_BLD[torch.arange(len(histories), device=device), last_B])
@@ -139,7 +140,7 @@ class SasRec:
 
 
 def load(folder: Path) -> SasRec:
-    """Read what `save` wrote, onto the GPU where there is one."""
+    """The channel that `save` wrote, on the GPU if there is one."""
     with safe_open(folder / FILE, framework="pt") as file:
         sizes = {name: int(value) for name, value in file.metadata().items() if name != "format"}
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
@@ -155,7 +156,7 @@ def fit(logs: Logs, seed: int, threads: int) -> SasRec:
 
 
 def train(logs: Logs, *, seed: int, threads: int, shape: Shape) -> SasRec:
-    """Adam with a short warm-up and a linear fall, gradients clipped at norm 1; a few minutes on 2 cores."""
+    """Adam with a short warm-up and linear decay, gradients clipped at norm 1; a few minutes on 2 cores."""
     if threads:
         torch.set_num_threads(threads)
     with torch.random.fork_rng():
@@ -202,9 +203,9 @@ def _train_sequences(logs: Logs) -> list[_Sequence]:
 
 
 def _epoch(sequences: list[_Sequence], shape: Shape, rng: np.random.Generator) -> list[list[_Sequence]]:
-    """All sequences cut into windows at a new random offset, those of like length together, batches shuffled.
+    """All sequences cut into windows at a random offset; windows of similar length share a batch; batches are shuffled.
 
-    A window carries one basket more than the network reads, so that its last place has something to predict.
+    A window has one basket more than the network's input: the target of its last position.
     """
     windows = []
     for sequence in sequences:
@@ -220,34 +221,34 @@ def _epoch(sequences: list[_Sequence], shape: Shape, rng: np.random.Generator) -
 
 
 def _loss(network: Network, batch: list[_Sequence], *, objects: int) -> Tensor:
-    """Mean cross-entropy of all (basket's last place, item of the next basket) pairs of a batch."""
+    """Mean cross-entropy of all (basket's last position, item of the next basket) pairs of a batch."""
     device = network.bias.device
     length = network.place.num_embeddings
     rows: list[int] = []
-    places: list[int] = []
-    owners: list[int] = []  # the predicting place of each target
+    positions: list[int] = []
+    sources: list[int] = []  # the predicting position of each target
     targets: list[NDArray[np.int64]] = []
     inputs: list[Tensor] = []
     for row, window in enumerate(batch):
         inputs.append(torch.from_numpy(window.object_L[:length]))
-        starts = np.flatnonzero(np.diff(window.basket_L)) + 1  # first places of the baskets after the first
+        starts = np.flatnonzero(np.diff(window.basket_L)) + 1  # first positions of the baskets after the first
         bounds = [*starts.tolist(), len(window.object_L)]
         for start, end in pairwise(bounds):
             if start > length:
-                break  # the place before it was not read
-            owners += [len(rows)] * (end - start)
+                break  # the position before it is not an input
+            sources += [len(rows)] * (end - start)
             targets.append(window.object_L[start:end])
             rows.append(row)
-            places.append(start - 1)
+            positions.append(start - 1)
     object_BL = nn.utils.rnn.pad_sequence(inputs, batch_first=True, padding_value=objects).to(device)
     state_BLD: Tensor = network(object_BL)
     if not rows:
         return state_BLD.sum() * 0.0
-    state_ND = network.dropout(state_BLD[torch.tensor(rows, device=device), torch.tensor(places, device=device)])
+    state_ND = network.dropout(state_BLD[torch.tensor(rows, device=device), torch.tensor(positions, device=device)])
     log_p_NO = functional.log_softmax(network.logits(state_ND), dim=-1)
-    owner_T = torch.tensor(owners, device=device)
+    source_T = torch.tensor(sources, device=device)
     target_T = torch.from_numpy(np.concatenate(targets)).to(device)
-    loss: Tensor = -log_p_NO[owner_T, target_T].mean()
+    loss: Tensor = -log_p_NO[source_T, target_T].mean()
     return loss
 
 

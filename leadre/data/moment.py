@@ -1,0 +1,252 @@
+"""A user at a moment: the one input of prompts, retrieval channels, the prior and a ranker, online and offline alike.
+
+A `Moment` comes from one of three sources: a request of a log (`of_requests`), every user of a log at one time
+(`as_of`), or a stored profile (the model server, with `history_of`). A history holds only events strictly before the
+moment, so no reader of a Moment can see the future. Features of (user, object) counts and the inputs of a ranker are
+functions of Moments too, and so the same for training and serving.
+
+Letters: U users, E events, V visits, M moments, I live ads, O objects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadre.data.histories import I8, I32, I64, TRAIN, Logs, Mask
+
+CACHED_INVENTORIES = 1024
+
+
+@dataclass(frozen=True)
+class VisitIndex:
+    """Events grouped by user and time: a visit is all that a user did at one instant (a basket, a page view).
+
+    ``event_offsets`` [V + 1] into events, ``user_offsets`` [U + 1] into visits.
+    """
+
+    at_us_V: I64
+    event_offsets: I64
+    user_offsets: I64
+
+    def __len__(self) -> int:
+        return len(self.at_us_V)
+
+    def of_user(self, user: int) -> range:
+        """Indices of the user's visits, oldest first."""
+        return range(int(self.user_offsets[user]), int(self.user_offsets[user + 1]))
+
+    def events(self, visit: int) -> slice:
+        """The events of a visit."""
+        return slice(int(self.event_offsets[visit]), int(self.event_offsets[visit + 1]))
+
+    def before(self, user: int, at_us: int) -> int:
+        """Index of the user's first visit at or after ``at_us``."""
+        start, end = int(self.user_offsets[user]), int(self.user_offsets[user + 1])
+        return start + int(np.searchsorted(self.at_us_V[start:end], at_us, side="left"))
+
+
+def group_visits(at_us_E: I64, event_offsets: I64) -> VisitIndex:
+    """The visits of events that are sorted by user and time; ``event_offsets`` [U + 1] are those of the users."""
+    user_E = np.repeat(np.arange(len(event_offsets) - 1), np.diff(event_offsets))
+    starts_visit_E = np.ones(len(at_us_E), np.bool_)
+    starts_visit_E[1:] = (np.diff(user_E) != 0) | (np.diff(at_us_E) != 0)
+    starts = np.flatnonzero(starts_visit_E)
+    user_offsets = np.searchsorted(user_E[starts], np.arange(len(event_offsets)))
+    return VisitIndex(at_us_E[starts], np.append(starts, len(at_us_E)), user_offsets)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class History:
+    """The events of one user strictly before a time, oldest first; arrays of one row an event.
+
+    ``placement_E`` is the placement of the request that the user made at that instant, an index into those of the log;
+    -1 where none is known, as in a stored profile.
+    """
+
+    at_us_E: I64
+    object_E: I32
+    domain_E: I8  # CONTENT or AD
+    value_nanos_E: I64
+    placement_E: I32
+
+    def __len__(self) -> int:
+        return len(self.at_us_E)
+
+    @cached_property
+    def visits(self) -> VisitIndex:
+        """The events grouped by time; this user is user 0."""
+        return group_visits(self.at_us_E, np.array([0, len(self)]))
+
+
+def history_of(events: Iterable[tuple[int, int, int, int]], before_us: int) -> History:
+    """A history of rows (object, at_us, domain, value_nanos) in any order, without those at or after ``before_us``.
+
+    Events of one instant keep their order.
+    """
+    rows = sorted((event for event in events if event[1] < before_us), key=lambda event: event[1])
+    object_E, at_us_E, domain_E, value_nanos_E = np.array(rows, np.int64).reshape(-1, 4).T
+    return History(
+        at_us_E=at_us_E,
+        object_E=object_E.astype(np.int32),
+        domain_E=domain_E.astype(np.int8),
+        value_nanos_E=value_nanos_E,
+        placement_E=np.full(len(rows), -1, np.int32),
+    )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LiveInventory:
+    """The objects that may be recommended at a moment, and their live ads. Equal to itself only: a key for caches.
+
+    A source that knows objects only, such as a request to the model server, has no ads.
+    """
+
+    objects: NDArray[np.int64]  # distinct, ascending
+    ads: I32  # [I], ascending
+    ad_object: I32  # [I]: the object of each ad
+
+
+def inventory_of(ads: I32, ad_object_A: I32) -> LiveInventory:
+    """The inventory of live ``ads``, ascending; ``ad_object_A`` is the object of every ad of the log."""
+    ad_object = ad_object_A[ads]
+    return LiveInventory(objects=np.unique(ad_object).astype(np.int64), ads=ads, ad_object=ad_object)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Moment:
+    """A user at a moment: profile, time, placement, what they did strictly before, and what is live.
+
+    ``is_training``: a training request, which the prior weighs by a fit that has not seen this user.
+    """
+
+    user: int  # row of the users table; -1 = unknown
+    profile: Mapping[str, Any]  # the columns of the users table but the ID; empty if unknown
+    at_us: int
+    placement: int  # index into the log's placements; -1 = none
+    history: History
+    inventory: LiveInventory
+    is_training: bool = False
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Moments(Sequence[Moment]):
+    """Users of a log at M moments. A Moment is built when it is indexed: views of the log's arrays, no copies.
+
+    Moments of one user ascend by time and lie beside each other. ``now_us`` is set if all have the same time.
+    """
+
+    logs: Logs
+    visits: VisitIndex  # of all users
+    placement_E: I32  # `History.placement_E` of the log
+    profiles: Sequence[Mapping[str, Any]]  # by user
+    inventories: Callable[[int], LiveInventory]
+    user_M: I32
+    at_us_M: I64
+    placement_M: I32
+    inventory_M: I32  # argument of ``inventories``
+    end_M: I64  # the first event of the user that does not belong to the history
+    is_training_M: Mask
+    now_us: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.user_M)
+
+    @overload
+    def __getitem__(self, index: int) -> Moment: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Moment]: ...
+
+    def __getitem__(self, index: int | slice) -> Moment | Sequence[Moment]:
+        if isinstance(index, slice):
+            return [self[m] for m in range(*index.indices(len(self)))]
+        user = int(self.user_M[index])
+        return Moment(
+            user=user,
+            profile=self.profiles[user],
+            at_us=int(self.at_us_M[index]),
+            placement=int(self.placement_M[index]),
+            history=self._history(slice(int(self.logs.event_offsets[user]), int(self.end_M[index]))),
+            inventory=self.inventories(int(self.inventory_M[index])),
+            is_training=bool(self.is_training_M[index]),
+        )
+
+    def at(self, rows: Iterable[int]) -> Iterator[Moment]:
+        """The Moments of these rows, in their order."""
+        return (self[int(row)] for row in rows)
+
+    def timeline(self, user: int) -> History:
+        """All events of a user."""
+        return self._history(slice(int(self.logs.event_offsets[user]), int(self.logs.event_offsets[user + 1])))
+
+    def visits_before(self) -> NDArray[np.int64]:
+        """int64 [M]: index into ``visits`` of the first visit that does not belong to the history."""
+        return np.searchsorted(self.visits.event_offsets[:-1], self.end_M, side="left")
+
+    def _history(self, rows: slice) -> History:
+        logs = self.logs
+        return History(
+            at_us_E=logs.at_us_E[rows],
+            object_E=logs.object_E[rows],
+            domain_E=logs.domain_E[rows],
+            value_nanos_E=logs.value_nanos_E[rows],
+            placement_E=self.placement_E[rows],
+        )
+
+
+def of_requests(logs: Logs) -> Moments:
+    """Every request of a log; Moment ``r`` is request ``r``."""
+    visits = group_visits(logs.at_us_E, logs.event_offsets)
+    ends_R = logs.history_ends()
+
+    def inventory(i: int) -> LiveInventory:
+        return inventory_of(logs.inventory_ads[slice(*logs.inventory_offsets[i : i + 2])], logs.ad_object_A)
+
+    moments = Moments(
+        logs=logs,
+        visits=visits,
+        placement_E=np.full(len(logs.at_us_E), -1, np.int32),
+        profiles=logs.users.drop("user_id").to_dicts(),
+        inventories=lru_cache(maxsize=CACHED_INVENTORIES)(inventory),
+        user_M=logs.request_user_R,
+        at_us_M=logs.request_at_us_R,
+        placement_M=logs.request_placement_R,
+        inventory_M=logs.request_inventory_R,
+        end_M=ends_R,
+        is_training_M=logs.request_split_R == TRAIN,
+    )
+    return dataclasses.replace(moments, placement_E=_placements(moments))
+
+
+def as_of(logs: Logs, now_us: int, users: NDArray[np.int64], ads: I32) -> Moments:
+    """Each of ``users``, ascending, at one time, in no placement, with ``ads`` live."""
+    inventory = inventory_of(ads, logs.ad_object_A)
+    count = len(users)
+    at_us_M = np.full(count, now_us, np.int64)
+    return dataclasses.replace(
+        of_requests(logs),
+        inventories=lambda _: inventory,
+        user_M=users.astype(np.int32),
+        at_us_M=at_us_M,
+        placement_M=np.full(count, -1, np.int32),
+        inventory_M=np.zeros(count, np.int32),
+        end_M=logs.ends_before(users.astype(np.int32), at_us_M),
+        is_training_M=np.zeros(count, np.bool_),
+        now_us=now_us,
+    )
+
+
+def _placements(requests: Moments) -> I32:
+    """`History.placement_E` of a log: of several requests at the instant of a visit the last one."""
+    visits, visit_R = requests.visits, requests.visits_before()
+    at_us_V = np.append(visits.at_us_V, -1)
+    placement_V = np.full(len(visits), -1, np.int32)
+    made_visit_R = (at_us_V[visit_R] == requests.at_us_M) & (visit_R < visits.user_offsets[requests.user_M + 1])
+    placement_V[visit_R[made_visit_R]] = requests.placement_M[made_visit_R]
+    return np.repeat(placement_V, np.diff(visits.event_offsets))
