@@ -108,7 +108,7 @@ class Market:
         kinds = {"data": ("tables", 1), "semid": ("codebook", 1), "tune-sft": ("model", 3)}
         tables, ids, model = (artifact.read(folder / n, kind=k, version=v) for n, (k, v) in kinds.items())
         self.engine, self.codebook = batch.load(tables, ids, model, training=False), codebooks.load(ids)
-        self.logs, self.live, self.seed = self.engine.live.logs, self.engine.live, seed
+        self.logs, self.live, self.seed = self.engine.threads.logs, self.engine.live, seed
         rates_O = self.live.rates_O
         assert rates_O is not None, "the model was tuned without a prior"
         met = np.unique(self.logs.ad_object_A[self.logs.inventory_ads])
@@ -142,7 +142,7 @@ class Market:
         shape, (apart, of_N) = (len(visits), len(paths)), np.unique(originals, return_inverse=True)
         found = Places(np.empty(shape), np.empty(shape, np.int64))
         for v, thread in enumerate(visits):
-            objects = self.live.objects(int(thread.requests[0]))
+            objects = self.engine.threads.moments[int(thread.requests[0])].inventory.objects
             codes_NL, weights_N = self.live.codes_OL[objects], self.live.rates_O[objects]
 
             def ask(there: NDArray[np.bool_], end: int = int(thread.ends[0])) -> BeamRequest:

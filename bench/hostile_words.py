@@ -90,11 +90,11 @@ def told(market: Market, rng: random.Random, ads: int, visits: int) -> dict[int,
     rng.shuffle(requests)
     for r in requests[:SCANNED]:
         (window,) = threads.serving(np.array([r]))
-        prefix = threads.prompter.prefix(window.user, window.start)
-        for o in np.intersect1d(market.live.objects(r), logs.object_E[logs.history(r)]).tolist():
+        prefix, moment = threads.prefix(window), threads.moments[r]
+        for o in np.intersect1d(moment.inventory.objects, moment.history.object_E).tolist():
             if o in found or len(found) < ads:
                 kept, titles[o] = titles[o], "x"
-                if not np.array_equal(prefix, threads.prompter.prefix(window.user, window.start)):
+                if not np.array_equal(prefix, threads.prefix(window)):
                     found.setdefault(o, []).append(r)
                 titles[o] = kept
     return {o: some[:visits] for o, some in found.items()}
@@ -102,9 +102,9 @@ def told(market: Market, rng: random.Random, ads: int, visits: int) -> dict[int,
 
 def chance_in(market: Market, r: int, o: int) -> float:
     """The probability of object ``o`` in request ``r``; 0 where no beam ends in it."""
-    threads, objects = market.engine.threads, market.live.objects(r)
+    threads = market.engine.threads
     thread = threads.write(threads.serving(np.array([r]))[0])
-    trie, _ = market.live.all(r)
+    trie, objects = market.live.all(threads.moments[r])
     ask = BeamRequest(int(thread.ends[0]), trie, objects)
     ((answer,),) = market.engine.searcher([(thread.ids, [ask])], BeamPolicy(BEAM))
     return float(np.exp(answer.log_p[objects[answer.rows] == o]).sum())

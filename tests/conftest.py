@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,13 @@ class Small:
     layout: Any
     folder: Path
 
+    @cached_property
+    def moments(self):
+        """The requests of the log."""
+        from leadre.data.moment import of_requests
+
+        return of_requests(self.logs)
+
     def prompter(self, logs=None, **blocks):
         from leadre.tune.prompts import PromptBlocks, PromptWriter
 
@@ -120,9 +128,10 @@ class Small:
         return PromptWriter(logs or self.logs, self.tokenizer, self.layout, PromptBlocks(**settings))
 
     def threads(self, logs=None, **blocks):
+        from leadre.data.moment import of_requests
         from leadre.tune.threads import ThreadBuilder
 
-        return ThreadBuilder(self.prompter(logs, **blocks))
+        return ThreadBuilder(self.prompter(logs, **blocks), of_requests(logs or self.logs))
 
     def examples(self, new_weight=0.5, **blocks):
         from leadre.tune.batches import Examples

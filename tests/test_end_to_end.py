@@ -166,6 +166,7 @@ def test_the_same_seed_gives_the_same_ids_and_prompts(models, quick, tmp_path):
 
 def prompts_of(work, models):
     """Bytes of all served threads."""
+    from leadre.data.moment import of_requests
     from leadre.lm import pretrained
     from leadre.lm.layout import Layout
     from leadre.semid import codebook as codebooks
@@ -174,7 +175,7 @@ def prompts_of(work, models):
 
     logs, tokenizer = logs_of(work), pretrained.tokenizer(models[1])
     layout = Layout(len(tokenizer), codebooks.load(read(work, "semid")).sizes)
-    threads = ThreadBuilder(PromptWriter(logs, tokenizer, layout, PromptBlocks()))
+    threads = ThreadBuilder(PromptWriter(logs, tokenizer, layout, PromptBlocks()), of_requests(logs))
     return [threads.write(window).ids.tobytes() for window in threads.serving(logs.requests_of(2))]
 
 

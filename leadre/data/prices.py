@@ -42,9 +42,7 @@ def object_prices(logs: Logs, now_us: int | None = None) -> NDArray[np.float64]:
     return np.where(ads_O > 0, sum_O / np.maximum(ads_O, 1), median)
 
 
-def own_log_prices(
-    history: History, log_price_O: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def own_log_prices(history: History, log_price_O: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(objects that the user paid for, ascending; logarithm of the price that the user usually pays for each).
 
     That is the mean logarithm over the user's payments, shrunk towards ``log_price_O`` (the logarithm of

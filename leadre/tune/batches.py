@@ -106,7 +106,7 @@ class Examples:
     def length(self, window: Window) -> int:
         """About how many positions a window takes, its prefix and branches included."""
         tokens_V = self.threads.tokens_V
-        prefix = len(self.threads.prompter.prefix(window.user, window.start))
+        prefix = len(self.threads.prefix(window))
         visits = int(tokens_V[window.stop] - tokens_V[window.start])
         return prefix + visits + self.branch_count(window.requests) * (len(self.layout.sizes) - 1)
 
@@ -115,7 +115,8 @@ class Examples:
         ads, _ = self.logs.relevant(r)
         objects, first_ad = np.unique(self.logs.ad_object_A[ads], return_index=True)
         codes = self.live.codes_OL[objects]
-        trie, live_objects = self.live.all(r)
+        moment = self.threads.moments[r]
+        trie, live_objects = self.live.all(moment)
         live = [live_objects]
         priors = path_priors(trie, codes)
         views = np.zeros(len(codes), np.int64)
@@ -123,7 +124,7 @@ class Examples:
         branches = np.arange(len(objects))
         is_new = first_seen(self.logs, r)[first_ad]
         if self.new_weight and is_new.any():
-            new_trie, new_objects = self.live.new(r)
+            new_trie, new_objects = self.live.new(moment)
             live.append(new_objects)
             new_priors = path_priors(new_trie, codes[is_new])
             priors = [np.concatenate(pair) for pair in zip(priors, new_priors, strict=True)]
@@ -179,7 +180,7 @@ class Examples:
         for r, end, target in zip(row.requests, row.ends, row.targets, strict=True):
             views = len(target.live)
             may_copy = repeatable(self.layout, np.tile(ids_T, (views, 1)), np.full(views, end), target.live)
-            log_value_T = self.live.pointer_bias(r, objects_T)
+            log_value_T = self.live.pointer_bias(self.threads.moments[r], objects_T)
             if log_value_T is None:
                 log_value_T = np.zeros_like(objects_T, np.float32)
             parts.append(np.where(may_copy, log_value_T, np.float32(-np.inf))[target.view_N])

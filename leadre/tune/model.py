@@ -99,8 +99,7 @@ def tuned_ids(codebook: Codebook, model: Artifact) -> Codebook:
 
 
 def check_ids(model: Artifact, codebook: Artifact) -> None:
-    """Raise ArtifactError if the model learnt other IDs than those of ``codebook`` or of the codebook that it extends.
-    """
+    """ArtifactError if the model learnt other IDs than those of ``codebook`` or of the codebook that it extends."""
     known = {codebook.hash, *codebook.meta["parents"].values()}
     if model.meta["parents"].get("semid") not in known:
         raise ArtifactError(

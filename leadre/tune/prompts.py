@@ -127,7 +127,7 @@ class PromptWriter:
         return self._words(words)
 
     def counts(self) -> dict[int, float]:
-        """The last token of each word of frequency -> the count that it represents; empty without the block ``words``."""
+        """The last token of each word of frequency -> the count it represents; empty without the block ``words``."""
         words = ((self.text(word), times) for _, word, times in FREQUENCIES)
         return {int(ids[-1]): times for ids, times in words if len(ids)}
 

@@ -95,12 +95,14 @@ def run(config: Config) -> None:
     output = artifact.Output(folder=folder, kind=artifact.MODEL, config=effective, seed=config.seed, parents=parents)
     if output.skip("tune"):
         return
+    from leadre.data import histories
     from leadre.tune import plots
 
     checkpoint = config.folder(".tune-sft.checkpoint")
     with output.create() as temporary:
-        backbone, prompter, live, source = prepare(config, tables, codebook)
-        threads = _threads(config, prompter)
+        logs = histories.load(tables)
+        backbone, prompter, live, source = prepare(config, logs, codebook)
+        threads = _threads(config, prompter, logs)
         sentences = _sentences(config, threads, live)
         history = _train(config, backbone, threads, live, sentences, checkpoint, parents)
         write(temporary, backbone, live, prompter.blocks, source, history)
@@ -147,12 +149,11 @@ def _check(config: Config) -> None:
 
 
 def prepare(
-    config: Config, tables: artifact.Artifact, codebook_artifact: artifact.Artifact
+    config: Config, logs: Logs, codebook_artifact: artifact.Artifact
 ) -> tuple[Backbone, PromptWriter, InventoryPrior, Path]:
     """(backbone with initialised code rows, prompter, live sets, folder of the pretrained model)."""
     import torch
 
-    from leadre.data import histories
     from leadre.lm import backbone as backbones
     from leadre.lm import pretrained
     from leadre.lm.layout import Layout
@@ -162,7 +163,6 @@ def prepare(
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    logs = histories.load(tables)
     codebook = codebooks.load(codebook_artifact)
     if config.shuffle_ids:
         codebook = codebooks.shuffled(codebook, config.seed)
@@ -199,11 +199,12 @@ def blocks_of(config: Config) -> PromptBlocks:
     return PromptBlocks(**{field.name: getattr(config, field.name) for field in dataclasses.fields(PromptBlocks)})
 
 
-def _threads(config: Config, prompter: PromptWriter) -> ThreadBuilder:
+def _threads(config: Config, prompter: PromptWriter, logs: Logs) -> ThreadBuilder:
     """Threads of the log. InputError where no request teaches anything."""
+    from leadre.data import moment
     from leadre.tune.threads import ThreadBuilder
 
-    threads = ThreadBuilder(prompter, config.burn_in)
+    threads = ThreadBuilder(prompter, moment.of_requests(logs), config.burn_in)
     if not len(threads.train_R):
         raise InputError(
             "the data artifact has no training requests with an outcome; check the split options of `leadre data`"

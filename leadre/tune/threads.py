@@ -138,12 +138,10 @@ def serving_starts(
     """
     tokens_Q = tokens_V[visits_Q] - tokens_V[first]
     from_Q = np.maximum(tokens_Q // step - 1, 0) * step + tokens_V[first]
-    return np.searchsorted(tokens_V, from_Q, side="left")
+    return np.asarray(np.searchsorted(tokens_V, from_Q, side="left"), np.int64)
 
 
-def write_thread(
-    prompter: PromptWriter, moments: Sequence[Moment], start: int
-) -> tuple[Ids, NDArray[np.int64]]:
+def write_thread(prompter: PromptWriter, moments: Sequence[Moment], start: int) -> tuple[Ids, NDArray[np.int64]]:
     """(ids, position of the end of each moment's context) of a thread that begins at visit ``start`` of the history.
 
     The moments are those of one user, ascending by time; the last one's history contains all others.

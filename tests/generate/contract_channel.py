@@ -7,11 +7,12 @@ import pytest
 
 from leadre.data import histories
 from leadre.data.histories import Logs, train_end_us
+from leadre.data.moment import of_requests
 from leadre.generate.channels import Channel, Method
 
 
 def scored(channel: Channel, logs: Logs, requests: np.ndarray) -> dict[int, np.ndarray]:
-    return dict(channel.score(logs, requests))
+    return dict(zip(requests.tolist(), channel.score(of_requests(logs).at(requests)), strict=True))
 
 
 def without_future(logs: Logs, r: int) -> Logs:
@@ -39,14 +40,13 @@ class ChannelContract:
         return logs.requests_of(histories.TEST)
 
     def test_scores_align_with_the_inventory(self, logs, channel, requests):
-        got = list(channel.score(logs, requests))
-        assert [r for r, _ in got] == requests.tolist()
-        for r, scores in got:
+        scores_R = list(channel.score(of_requests(logs).at(requests)))
+        for r, scores in zip(requests.tolist(), scores_R, strict=True):
             assert scores.shape == logs.inventory(r).shape and scores.dtype == np.float32
             assert np.isfinite(scores).all()
 
     def test_no_requests_no_scores(self, logs, channel):
-        assert list(channel.score(logs, np.zeros(0, dtype=np.int64))) == []
+        assert list(channel.score([])) == []
 
     def test_a_request_scores_the_same_alone_and_in_a_batch(self, logs, channel, requests):
         together = scored(channel, logs, requests[:40])

@@ -9,15 +9,16 @@ import pytest
 
 from leadre.data import histories
 from leadre.data.histories import TEST, VALID
+from leadre.data.moment import inventory_of
 from leadre.generate import batch
 from leadre.lm.decode import BeamSearcher
 from leadre.tune import model as saved
-from leadre.tune.answers import Ranked
+from leadre.tune.answers import Ranked, TunedSearcher
 
 
 @pytest.fixture(scope="module")
 def engine(small):
-    return batch.TunedSearcher(BeamSearcher(small.backbone(seed=7)), small.threads(), small.live)
+    return TunedSearcher(BeamSearcher(small.backbone(seed=7)), small.threads(), small.live)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,8 @@ def lists(engine, requests, tmp_path_factory):
     return generate(engine, requests, tmp_path_factory.mktemp("lists") / "parts")
 
 
-def market(inventory, ad_object):
-    return SimpleNamespace(inventory=lambda r: np.array(inventory, np.int32), ad_object_A=np.array(ad_object, np.int32))
+def market(ads, ad_object):
+    return inventory_of(np.array(ads, np.int32), np.array(ad_object, np.int32))
 
 
 def ranked(objects, log_p=None):
@@ -52,19 +53,19 @@ def ranked(objects, log_p=None):
 
 
 def test_ads_follow_their_objects_and_a_fixed_order_breaks_ties():
-    logs = market(inventory=[0, 1, 2, 4, 5], ad_object=[7, 8, 7, 7, 9, 7])  # ad 3 of object 7 is not live
+    inventory = market(ads=[0, 1, 2, 4, 5], ad_object=[7, 8, 7, 7, 9, 7])  # ad 3 of object 7 is not live
     key_A = np.array([3, 0, 1, 2, 4, 5])
-    ads, scores = batch.ads_of(logs, ranked([8, 7, 9], [-0.5, -1, -2]), key_A, top=10)
+    ads, scores = batch.ads_of(inventory, ranked([8, 7, 9], [-0.5, -1, -2]), key_A, top=10)
     assert ads == [1, 2, 0, 5, 4]
     assert scores == [-0.5, -1, -1, -1, -2]
-    assert batch.ads_of(logs, ranked([8, 7, 9]), key_A, top=3)[0] == [1, 2, 0]
-    assert batch.ads_of(logs, ranked([8, 7, 9]), key_A[::-1], top=3)[0] == [1, 2, 5]
+    assert batch.ads_of(inventory, ranked([8, 7, 9]), key_A, top=3)[0] == [1, 2, 0]
+    assert batch.ads_of(inventory, ranked([8, 7, 9]), key_A[::-1], top=3)[0] == [1, 2, 5]
 
 
 def test_an_object_that_was_not_ranked_is_not_listed():
-    logs = market(inventory=[0, 1], ad_object=[7, 8])
-    assert batch.ads_of(logs, ranked([8]), np.arange(2), top=5)[0] == [1]
-    assert batch.ads_of(logs, ranked([]), np.arange(2), top=5) == ([], [])
+    inventory = market(ads=[0, 1], ad_object=[7, 8])
+    assert batch.ads_of(inventory, ranked([8]), np.arange(2), top=5)[0] == [1]
+    assert batch.ads_of(inventory, ranked([]), np.arange(2), top=5) == ([], [])
 
 
 def test_nothing_live_gives_an_empty_list():

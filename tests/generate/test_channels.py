@@ -43,7 +43,7 @@ class TestOwnFrequency(suite.ChannelContract):
     method = repeats.PLAIN
 
     def test_counts_the_history(self, logs, channel):
-        for r, scores in channel.score(logs, logs.requests_of(histories.TEST)[::17]):
+        for r, scores in suite.scored(channel, logs, logs.requests_of(histories.TEST)[::17]).items():
             history = logs.object_E[logs.history(r)]
             for place in np.flatnonzero(scores)[:5]:
                 assert scores[place] == (history == logs.ad_object_A[logs.inventory(r)[place]]).sum()
@@ -55,7 +55,7 @@ class TestOwnFrequencyDecayed(suite.ChannelContract):
 
     def test_a_basket_is_one_moment_and_each_later_one_decays(self, logs):
         channel = repeats.Repeats(decay=0.5)
-        for r, scores in channel.score(logs, logs.requests_of(histories.TEST)[::29]):
+        for r, scores in suite.scored(channel, logs, logs.requests_of(histories.TEST)[::29]).items():
             span = logs.history(r)
             moments = np.unique(logs.at_us_E[span])
             for place, ad in enumerate(logs.inventory(r)):

@@ -26,6 +26,7 @@ from leadre.semid import codebook as codebooks
 from leadre.semid import embed, rkmeans
 from leadre.tune.alignment.phrasings import PHRASINGS
 from leadre.tune.alignment.sampler import AlignmentSampler
+from leadre.tune.answers import TunedSearcher
 
 ADS = 1000
 MARKERS = [
@@ -239,9 +240,7 @@ def test_alignment_sentences_hold_the_codes_of_their_target_alone(hostile_market
 def test_whatever_is_generated_is_live(small, logs, codebook, tmp_path):
     layout = Layout(len(small.tokenizer), codebook.sizes)
     mine = replace(small, logs=logs, codebook=codebook, live=InventoryPrior(logs, codebook), layout=layout)
-    engine = batch.TunedSearcher(
-        BeamSearcher(mine.backbone(seed=3)), mine.threads(described=6, long_tokens=300), mine.live
-    )
+    engine = TunedSearcher(BeamSearcher(mine.backbone(seed=3)), mine.threads(described=6, long_tokens=300), mine.live)
     requests = logs.requests_of(TEST)
     lists = batch.generate(engine, requests, batch.ResumableParts(tmp_path / "parts", ""), beam=20, top=20, seed=0)
     assert len(lists) == 2 * len(requests) > 80

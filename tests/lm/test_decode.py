@@ -18,7 +18,7 @@ from leadre.lm.prior import InventoryPrior, PriceExponents
 from leadre.lm.runner import EagerRunner, PackedRunner
 from leadre.semid.trie import build
 from leadre.tune import losses, sft
-from leadre.tune.answers import VIEWS, answer
+from leadre.tune.answers import VIEWS, TunedSearcher
 from leadre.tune.batches import Examples
 
 WIDE = 16
@@ -242,7 +242,7 @@ def test_training_and_serving_compute_the_same_log_likelihood(name, money, small
     windows = examples.threads.training(seed=0)[:6]
     scored = {
         (ranking.r, ranking.view, int(o)): p
-        for ranking in answer(BeamSearcher(backbone), examples.threads, live, windows, VIEWS, width=64)
+        for ranking in TunedSearcher(BeamSearcher(backbone), examples.threads, live).answer(windows, VIEWS, width=64)
         for o, p in zip(ranking.objects, ranking.log_p.tolist(), strict=True)
     }
     batch = examples.batch(windows)

@@ -12,7 +12,7 @@ from leadre.lm.prior import AFFINITY, PSEUDO_ACTIONS, InventoryPrior, PriceExpon
 def test_the_trie_of_a_request_holds_its_inventory(small):
     logs, live = small.logs, small.live
     for r in range(0, len(logs.request_user_R), 37):
-        trie, objects = live.all(r)
+        trie, objects = live.all(small.moments[r])
         assert objects.tolist() == sorted(set(logs.ad_object_A[logs.inventory(r)].tolist()))
         assert sorted(trie.leaf_row.tolist()) == list(range(len(objects)))
         states = trie.roots(len(objects))
@@ -26,7 +26,7 @@ def test_new_leaves_out_what_the_user_had_before(small):
     fewer = 0
     for r in range(len(logs.request_user_R)):
         had = set(logs.object_E[logs.history(r)].tolist())
-        every, new = live.all(r)[1], live.new(r)[1]
+        every, new = live.all(small.moments[r])[1], live.new(small.moments[r])[1]
         assert new.tolist() == [o for o in every.tolist() if o not in had]
         fewer += len(new) < len(every)
     assert fewer > 100
@@ -68,7 +68,7 @@ def test_affinity_weighs_each_object_by_what_the_user_had_before(small):
     )
     told = 0
     for r in logs.requests_of(TEST).tolist():
-        for trie, objects in (live.all(r), live.new(r)):
+        for trie, objects in (live.all(small.moments[r]), live.new(small.moments[r])):
             history = live.rows_O[logs.object_E[logs.history(r)]]
             rates = live.rates_O[objects]
             weights = rates * np.exp(AFFINITY * live.affinity.scores(history, live.rows_O[objects]))
@@ -83,13 +83,13 @@ def test_training_requests_are_weighed_by_a_fit_that_has_not_seen_their_user(sma
     plain, live = InventoryPrior(logs, book, affinity=full), InventoryPrior(logs, book, affinity=full, held_out=others)
     differ = 0
     for r in range(0, len(logs.request_user_R), 5):
-        mass = live.all(r)[0].mass
+        mass = live.all(small.moments[r])[0].mass
         if logs.request_split_R[r] == TRAIN:
             fold = int(logs.request_user_R[r]) % affinities.FOLDS
-            assert np.array_equal(mass, InventoryPrior(logs, book, affinity=others[fold]).all(r)[0].mass)
-            differ += not np.allclose(mass, plain.all(r)[0].mass)
+            assert np.array_equal(mass, InventoryPrior(logs, book, affinity=others[fold]).all(small.moments[r])[0].mass)
+            differ += not np.allclose(mass, plain.all(small.moments[r])[0].mass)
         else:
-            assert np.array_equal(mass, plain.all(r)[0].mass)
+            assert np.array_equal(mass, plain.all(small.moments[r])[0].mass)
     assert differ > 10
 
 
@@ -100,10 +100,12 @@ def test_money_weighs_each_object_by_a_power_of_its_price(small):
     worth_O = (price_O / np.median(price_O)) ** 0.5
     live = InventoryPrior(logs, small.codebook, money=PriceExponents(0.2, 0.5))
     r = int(logs.requests_of(TEST)[0])
-    objects = live.objects(r)
-    np.testing.assert_allclose(live.weights(r, objects), small.live.weights(r, objects) * worth_O[objects])
+    moment = small.moments[r]
+    objects = moment.inventory.objects
+    expected = small.live.weights(moment, objects) * worth_O[objects]
+    np.testing.assert_allclose(live.weights(moment, objects), expected)
     plain = InventoryPrior(logs, small.codebook, prior=False, money=PriceExponents(0.2, 0.5))
-    np.testing.assert_allclose(plain.weights(r, objects), worth_O[objects])
+    np.testing.assert_allclose(plain.weights(moment, objects), worth_O[objects])
 
 
 def test_the_pointer_counts_what_the_user_usually_pays(small):
@@ -112,7 +114,7 @@ def test_the_pointer_counts_what_the_user_usually_pays(small):
         InventoryPrior(logs, small.codebook, money=PriceExponents(0.5, 0.2)),
         np.log(object_prices(logs)),
     )
-    assert small.live.pointer_bias(0, every) is None
+    assert small.live.pointer_bias(small.moments[0], every) is None
     differ = 0
     for r in range(0, len(logs.request_user_R), 7):
         paid: dict[int, list[float]] = {}
@@ -123,12 +125,12 @@ def test_the_pointer_counts_what_the_user_usually_pays(small):
         for o, values in paid.items():
             own_O[o] = (sum(values) + PSEUDO_PAYMENTS * log_price_O[o]) / (len(values) + PSEUDO_PAYMENTS)
         wanted = np.append(0, 0.5 * (own_O - np.median(log_price_O)))
-        np.testing.assert_allclose(live.pointer_bias(r, every), wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(live.pointer_bias(small.moments[r], every), wanted, rtol=1e-5, atol=1e-6)
         differ += bool(paid) and np.abs(own_O - log_price_O).max() > 0.1
     assert differ > 10
 
 
 def test_without_prior_every_code_starts_alike(small):
-    trie, _ = InventoryPrior(small.logs, small.codebook, prior=False).all(0)
+    trie, _ = InventoryPrior(small.logs, small.codebook, prior=False).all(small.moments[0])
     assert not trie.weighted
-    assert small.live.all(0)[0].weighted
+    assert small.live.all(small.moments[0])[0].weighted

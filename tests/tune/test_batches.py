@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from leadre.data.histories import AD, first_seen
+from leadre.data.moment import of_requests
 from leadre.lm.prior import InventoryPrior
 from leadre.tune.batches import Examples
 from leadre.tune.prompts import PromptBlocks, PromptWriter
@@ -105,7 +106,7 @@ def by_hand(small, hand, new_weight):
         objects=len(small.codebook.object_ids),
     )
     live = InventoryPrior(logs, replace(small.codebook, object_ids=tuple(logs.objects["object_id"].to_list())))
-    threads = ThreadBuilder(PromptWriter(logs, small.tokenizer, small.layout, PromptBlocks()))
+    threads = ThreadBuilder(PromptWriter(logs, small.tokenizer, small.layout, PromptBlocks()), of_requests(logs))
     return Examples(threads, live, small.layout, new_weight), live
 
 

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from leadre.data.histories import AD, CONTENT
+from leadre.data.moment import as_of
 from leadre.tune import prompts
 from leadre.tune.prompts import PromptBlocks, PromptWriter
 from leadre.units import US_PER_DAY, US_PER_HOUR
@@ -34,6 +35,11 @@ def poison(logs):
         name=pl.Series([HOSTILE[u % len(HOSTILE)] for u in range(len(logs.users))]), age=pl.lit(41)
     )
     return replace(logs, objects=logs.objects.with_columns(titles), users=users)
+
+
+def moment_of(logs, user):
+    """The user after all their events."""
+    return as_of(logs, int(logs.at_us_E.max()) + 1, np.array([user]), np.zeros(0, np.int32))[0]
 
 
 def control_ids(small):
@@ -74,10 +80,10 @@ def test_no_thread_holds_what_a_hostile_advertiser_wrote_as_a_command(small):
 
 def test_a_profile_as_long_as_a_page_is_cut(small):
     users = small.logs.users.select("user_id").with_columns(page=pl.lit("I like it very much. " * 400))
-    long = small.prompter(replace(small.logs, users=users))
-    start = int(long.visits.user_offsets[3])
+    logs = replace(small.logs, users=users)
+    long = small.prompter(logs)
     instruction = len(long.text("Choose ads this customer will act on."))
-    assert len(long.prefix(3, start)) == instruction + prompts.PROFILE_TOKENS
+    assert len(long.prefix(moment_of(logs, 3), 0)) == instruction + prompts.PROFILE_TOKENS
 
 
 @pytest.mark.parametrize("budget", [12, 30, 60, 150])
@@ -85,11 +91,12 @@ def test_a_profile_as_long_as_a_page_is_cut(small):
 def test_long_term_interests_keep_to_their_budget(small, budget, words):
     prompter = small.prompter(long_items=50, described=4, long_tokens=budget, words=words)
     bare = small.prompter(long_content=False, long_ad=False, words=words)
-    visits, most = prompter.visits, 0
+    most = 0
     headings = len(prompter.text(" Interests elsewhere:")) + len(prompter.text(" Interests from ads:"))
     for user in range(len(small.logs.users)):
-        end = int(visits.user_offsets[user + 1])
-        spent = len(prompter.prefix(user, end)) - len(bare.prefix(user, end)) - headings
+        moment = moment_of(small.logs, user)
+        end = len(moment.history.visits)
+        spent = len(prompter.prefix(moment, end)) - len(bare.prefix(moment, end)) - headings
         assert spent <= 2 * budget
         most = max(most, spent)
     assert most > 10  # and they do use it
@@ -97,8 +104,9 @@ def test_long_term_interests_keep_to_their_budget(small, budget, words):
 
 def test_the_strongest_interest_stands_last(hand, small):
     events = [(0, day * US_PER_DAY, AD, o, 3_000_000_000) for day, o in enumerate([1, 1, 1, 2, 2, 4])]
-    prompter = prompter_of(small, hand(events), described=1, long_tokens=400)
-    text = prompter.render(prompter.prefix(0, 6))
+    logs = hand(events)
+    prompter = prompter_of(small, logs, described=1, long_tokens=400)
+    text = prompter.render(prompter.prefix(moment_of(logs, 0), 6))
     assert text.endswith(
         " Interests from ads: thing 1, 3 times for 9, 3 days ago; once<thing 4> twice<thing 2> several<thing 1>"
     )
@@ -114,9 +122,11 @@ def two_domains(hand):
     return hand(events, users=pl.DataFrame({"user_id": ["u0"], "age": ["35-54"], "town": ["unknown"]}))
 
 
-def everything(prompter):
-    """Prefix before the second visit, its context and what happened in it."""
-    return np.concatenate([prompter.prefix(0, 1), prompter.context(US_PER_DAY, -1), prompter.happened(1)])
+def everything(prompter, logs):
+    """Prefix before the second visit, its context and its objects."""
+    moment = moment_of(logs, 0)
+    parts = [prompter.prefix(moment, 1), prompter.context(US_PER_DAY, -1), prompter.happened(moment.history, 1)]
+    return np.concatenate(parts)
 
 
 def objects_of(small, ids):
@@ -126,7 +136,7 @@ def objects_of(small, ids):
 
 def test_a_prompt_can_be_read(small, two_domains):
     prompter = prompter_of(small, two_domains)
-    assert prompter.render(everything(prompter)) == (
+    assert prompter.render(everything(prompter, two_domains)) == (
         "Choose ads this customer will act on. Profile: 35-54."
         " Interests elsewhere: thing 1, 1 times for 0, 0 days ago; once<thing 1>"
         " Interests from ads: thing 2, 1 times for 0, 0 days ago; once<thing 2>"
@@ -148,7 +158,7 @@ def test_a_prompt_can_be_read(small, two_domains):
 )
 def test_each_block_can_be_switched_off(small, two_domains, block, left):
     prompter = prompter_of(small, two_domains, **{block: False})
-    ids = everything(prompter)
+    ids = everything(prompter, two_domains)
     assert objects_of(small, ids) == left
     text = prompter.render(ids)
     gone = {"profile": "35-54", "context": "Friday", "long_ad": "from ads", "long_content": "elsewhere"}
@@ -159,18 +169,22 @@ def test_each_block_can_be_switched_off(small, two_domains, block, left):
 
 def test_without_words_nothing_is_left_but_line_breaks_and_objects(small, two_domains):
     prompter = prompter_of(small, two_domains, words=False)
-    assert prompter.render(everything(prompter)) == "<thing 1><thing 2>\n<thing 4><thing 3>"
+    assert prompter.render(everything(prompter, two_domains)) == "<thing 1><thing 2>\n<thing 4><thing 3>"
     assert len(prompter.context(0, 0)) >= 1  # a request must have a position to be answered at
 
 
 def test_nothing_is_told_before_a_user_has_done_anything(small, two_domains):
     prompter = prompter_of(small, two_domains)
-    assert prompter.render(prompter.prefix(0, 0)) == "Choose ads this customer will act on. Profile: 35-54."
+    assert (
+        prompter.render(prompter.prefix(moment_of(two_domains, 0), 0))
+        == "Choose ads this customer will act on. Profile: 35-54."
+    )
 
 
 def test_a_user_without_profile_columns(small, hand):
-    prompter = prompter_of(small, hand([(0, 0, AD, 1, 0)]))
-    assert prompter.render(prompter.prefix(0, 0)).endswith("Profile: unknown.")
+    logs = hand([(0, 0, AD, 1, 0)])
+    prompter = prompter_of(small, logs)
+    assert prompter.render(prompter.prefix(moment_of(logs, 0), 0)).endswith("Profile: unknown.")
 
 
 def test_codes_are_shown_by_level(small, two_domains):

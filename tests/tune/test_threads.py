@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from leadre.data.histories import AD, TEST, TRAIN, VALID
+from leadre.data.moment import of_requests
 from leadre.tune.prompts import PromptBlocks, PromptWriter
 from leadre.tune.threads import ThreadBuilder, Window
 from leadre.units import US_PER_HOUR
@@ -147,9 +148,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_cuts_elsewhere(small, th
 
 
 def threads_of(small, logs, **blocks):
-    return ThreadBuilder(
-        PromptWriter(logs, small.tokenizer, small.layout, PromptBlocks(profile=False, words=False, **blocks))
-    )
+    blocks = PromptBlocks(profile=False, words=False, **blocks)
+    return ThreadBuilder(PromptWriter(logs, small.tokenizer, small.layout, blocks), of_requests(logs))
 
 
 def objects_until(small, thread, at):
@@ -223,7 +223,8 @@ def test_a_visit_longer_than_a_window_gets_one_of_its_own(small, hand):
 
 def test_what_lies_in_the_burn_in_is_read_and_not_learnt_from(small):
     logs = small.logs
-    every, late = ThreadBuilder(small.prompter()), ThreadBuilder(small.prompter(), burn_in=0.5)
+    every, moments = small.threads(), of_requests(logs)
+    late = ThreadBuilder(small.prompter(), moments, burn_in=0.5)
     at_us = logs.request_at_us_R[every.train_R]
     half_us = (int(at_us.min()) + int(at_us.max())) / 2
     assert late.train_R.tolist() == every.train_R[at_us >= half_us].tolist()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from leadre import metrics
 from leadre.data.histories import Logs, first_seen
+from leadre.data.moment import of_requests
 from leadre.data.prices import training_prices
 from leadre.errors import ArtifactError
 from leadre.generate.channels import repeats
@@ -125,7 +126,8 @@ def rank(
     requests_of = {v.name: set(v.requests_V.tolist()) for v in views}
     first = requests_of[views[0].name]
     assert all(requests <= first for requests in requests_of.values()), "the first view must hold every request"
-    for r, scores in channel.score(logs, views[0].requests_V):
+    scored = views[0].requests_V.tolist()
+    for r, scores in zip(scored, channel.score(of_requests(logs).at(scored)), strict=True):
         inventory = logs.inventory(r)
         lists = {}
         for name, requests in requests_of.items():
@@ -190,7 +192,8 @@ def fuse_with_counts(
     the fused list equals the list of `lists`.
     """
     counts = repeats.fit_decayed(logs, 0, 1)
-    for r, scores in counts.score(logs, views[0].requests_V):
+    scored = views[0].requests_V.tolist()
+    for r, scores in zip(scored, counts.score(of_requests(logs).at(scored)), strict=True):
         inventory = logs.inventory(r)
         fused = {}
         for v in views:

@@ -134,7 +134,7 @@ def _work_all(job: ListJob, workers: int) -> ShardError | None:
 
 def _missing(job: ListJob, user_ids: Sequence[str]) -> set[str]:
     """The users without a list of this version in the store, except erased ones."""
-    is_erased = erased.listed_in(job.erased)
+    is_erased = erased.load(job.erased)
     with closing(open_store(job.store, timeout_ms=TIMEOUT_MS)) as store:
         written = {user for user, stored in store.scan(job.version) if stored.version == job.version}
     return {user for user in user_ids if user not in written and not is_erased(user)}

@@ -67,7 +67,7 @@ def remember(
 
 def _remember(store: Store, page: Sequence[Profile], erased_file: Path, clock: Clock) -> None:
     merged, read_at_us = [], clock.now_us()
-    with erased.held(erased_file) as is_erased:
+    with erased.locked(erased_file) as is_erased:
         for new in page:
             if is_erased(new.user_id):
                 continue

@@ -64,6 +64,8 @@ def run(config: Config) -> None:
     from leadre.data import histories
     from leadre.generate.lists import job as lists
     from leadre.generate.lists import profiles as remembered
+    from leadre.generate.lists import versions
+    from leadre.generate.lists.retry import retry
     from leadre.store import open_store, spec_in
     from leadre.store.contract import EVERYBODY
     from leadre.tune import model as saved
@@ -77,7 +79,7 @@ def run(config: Config) -> None:
     state = Path(config.state) if config.state else config.folder("state")
     spec = spec_in(state, config.store)
     with closing(open_store(spec, timeout_ms=lists.TIMEOUT_MS)) as store:
-        known = lists.patiently(store.versions, config.wait_s)
+        known = retry(store.versions, config.wait_s)
         base = known.current if since_us is not None else None
         if since_us is not None and base is None:
             raise InputError(f"--changed-since: {spec} has no current lists to keep; run without it first")
@@ -89,13 +91,13 @@ def run(config: Config) -> None:
         ads = lists.candidates(logs, now_us, config.live_days)  # says what is wrong before a worker starts
         users = lists.users_of(logs, now_us, since_us)
         user_ids = logs.users["user_id"].gather(users).to_list()
-        lists.patiently(lambda: store.put_lists(version, {}), config.wait_s)
+        retry(lambda: store.put_lists(version, {}), config.wait_s)
         lists.generate(job, user_ids, config.workers)
         everybody = {EVERYBODY: remembered.popular(logs, now_us, ads, version, config.top)}
-        lists.patiently(lambda: store.put_lists(version, everybody), config.wait_s)
+        retry(lambda: store.put_lists(version, everybody), config.wait_s)
         profiles = remembered.profiles(logs, now_us, users)
-        lists.remember(store, profiles, job.erased, config.wait_s)
-        carried = lists.patiently(lambda: lists.publish(store, version, base, config.keep, job.erased), config.wait_s)
+        remembered.remember(store, profiles, job.erased, config.wait_s)
+        carried = retry(lambda: versions.publish(store, version, base, config.keep, job.erased), config.wait_s)
     shutil.rmtree(config.folder(".generate-lists"))
     progress.say(f"generate: version {version} in {spec}, lists of {len(users):,} users and {carried:,} kept")
 

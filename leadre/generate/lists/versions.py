@@ -13,7 +13,7 @@ PAGE = 1000
 
 def put(store: Store, version: str, lists: Mapping[str, StoredList], erased_file: Path) -> None:
     """Write lists, except for users in the file of `leadre.store.erased`."""
-    with erased.held(erased_file) as is_erased:
+    with erased.locked(erased_file) as is_erased:
         store.put_lists(version, {user: stored for user, stored in lists.items() if not is_erased(user)})
 
 

@@ -26,7 +26,7 @@ def step_loss(
     backbone: Backbone, sampler: AlignmentSampler, step: int, rows: int | None = None
 ) -> tuple[Tensor, list[TaskStep]]:
     """(loss of the examples of a step, one `TaskStep` for each task drawn); ``rows`` as in `AlignmentSampler.draw`."""
-    packed = pack(sampler.draw(step, rows), sampler.live, sampler.catalogue_trie, tuple(sampler.weights))
+    packed = pack(sampler.draw(step, rows), sampler.live, sampler.trie_of, tuple(sampler.weights))
     packed = packed.to(backbone.device)
     total, mean_K = packed_loss(backbone, packed, sampler.weights)
     task_steps = [

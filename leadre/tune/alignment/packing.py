@@ -7,7 +7,7 @@ L levels, K tasks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,8 +46,10 @@ class PackedExamples:
         return replace(self, **moved, priors=[prior.to(device) for prior in self.priors])
 
 
-def pack(rows: Rows, live: InventoryPrior, catalogue_trie: Trie, tasks: tuple[str, ...]) -> PackedExamples:
-    """Tensors of ``rows``; codes are scored among the objects of ``catalogue_trie`` if an example has no request."""
+def pack(
+    rows: Rows, live: InventoryPrior, trie_of: Callable[[AlignmentExample], Trie], tasks: tuple[str, ...]
+) -> PackedExamples:
+    """Tensors of ``rows``; the codes of an example are scored among the objects of its trie."""
     levels = len(live.sizes)
     ids_BT = np.zeros((len(rows), ROW_POSITIONS), np.int64)
     positions_BT = np.zeros_like(ids_BT)
@@ -65,7 +67,8 @@ def pack(rows: Rows, live: InventoryPrior, catalogue_trie: Trie, tasks: tuple[st
     at_N = np.concatenate(words_at)
     examples = [example for row in rows for example in row]
     coded = [example for example in examples if example.target >= 0]
-    priors = [_priors(example, live, catalogue_trie) for example in coded]
+    # per level, float32 [1, sizes[l]]: the prior over the next code, given the target's codes before it
+    priors = [path_priors(trie_of(example), live.codes_OL[[example.target]]) for example in coded]
     task_N = [tasks.index(example.task) for example in examples for _ in example.words]
     task_N += [tasks.index(example.task) for example in coded for _ in range(levels)]
     positions = Counter[str]()
@@ -96,9 +99,3 @@ def _placements(rows: Rows) -> Iterator[tuple[int, int, AlignmentExample]]:
         for example in row:
             yield b, start, example
             start += len(example.ids)
-
-
-def _priors(example: AlignmentExample, live: InventoryPrior, catalogue_trie: Trie) -> list[NDArray[np.float32]]:
-    """Per level, float32 [1, sizes[l]]: the prior over the next code, given the target's codes before it."""
-    trie = catalogue_trie if example.request < 0 else live.all(example.request)[0]
-    return path_priors(trie, live.codes_OL[[example.target]])

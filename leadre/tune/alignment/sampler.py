@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from leadre.data.histories import CONTENT
 from leadre.lm.layout import Ids
 from leadre.lm.prior import InventoryPrior
-from leadre.semid.trie import build
+from leadre.semid.trie import Trie, build
 from leadre.tune.alignment.objects import SEED_STREAM, ObjectTexts, known_objects
 from leadre.tune.alignment.phrasings import PHRASINGS
 from leadre.tune.prompts import NOTHING, TITLE_WORDS
@@ -67,6 +67,7 @@ class AlignmentSampler:
     ) -> None:
         assert set(weights) <= set(PHRASINGS), f"unknown tasks: {sorted(set(weights) - set(PHRASINGS))}"
         self.logs = threads.logs
+        self.moments = threads.moments
         self.live = live
         self.rows = rows
         self.seed = seed
@@ -88,6 +89,10 @@ class AlignmentSampler:
     def positions(self) -> int:
         """Positions of a step, padding included."""
         return self.rows * ROW_POSITIONS
+
+    def trie_of(self, example: AlignmentExample) -> Trie:
+        """The objects among which the codes of an example are scored, with their prior."""
+        return self.catalogue_trie if example.request < 0 else self.live.all(self.moments[example.request])[0]
 
     def draw(self, step: int, rows: int | None = None) -> list[list[AlignmentExample]]:
         """The examples of a step by row; ``rows`` overrides the number of rows.

@@ -94,7 +94,7 @@ class PreferenceExamples(Examples):
     def targets(self, r: int) -> Targets:
         """The objects of the request's pairs, among all live objects."""
         codes = self.live.codes_OL[self.objects(r)]
-        trie, live_objects = self.live.all(r)
+        trie, live_objects = self.live.all(self.threads.moments[r])
         return Targets(
             codes_NL=codes,
             priors=path_priors(trie, codes),

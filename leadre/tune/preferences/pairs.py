@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from leadre import progress
 from leadre.data.histories import TRAIN, Logs
+from leadre.data.moment import Moment, Moments
 from leadre.lm.prior import InventoryPrior
 
 RULES = ("live_unbought", "higher_value", "on_policy")
@@ -71,7 +72,7 @@ class Pairs:
 
 
 def mine_pairs(
-    logs: Logs,
+    moments: Moments,
     live: InventoryPrior,
     embeddings_OD: NDArray[np.float32],
     requests_R: Ints,
@@ -79,17 +80,17 @@ def mine_pairs(
     seed: int,
     ranked_by_request: Mapping[int, Ints],
 ) -> Pairs:
-    """The pairs of these requests, ascending.
+    """The pairs of these requests, ascending. ``moments`` are those of all requests of the log.
 
-    ``embeddings_OD`` are by object of the logs, ``ranked_by_request`` from `ranked_objects`. The pairs of one rule and
+    ``embeddings_OD`` are by object of the log, ``ranked_by_request`` from `ranked_objects`. The pairs of one rule and
     request share a weight that grows with the root of their number, as the targets of a large basket do. An object not
     acted on has no value of its own and counts as a typical conversion.
     """
     unit_OD = embeddings_OD / np.maximum(np.linalg.norm(embeddings_OD, axis=1, keepdims=True), 1e-9)
-    typical = _typical_nanos(logs)
+    typical = _typical_nanos(moments.logs)
     parts = []
     for r in progress.bar(requests_R.tolist(), len(requests_R), "tune-dpo: pairs"):
-        pairs_by_rule = _request_pairs(logs, live, r, rules, seed, ranked_by_request.get(r), typical)
+        pairs_by_rule = _request_pairs(moments, live, r, rules, seed, ranked_by_request.get(r), typical)
         for rule, chosen, rejected, chosen_nanos, rejected_nanos in pairs_by_rule:
             weight = np.full(len(chosen), max(len(chosen), 1) ** -0.5)
             if rules.similarity and rule != "higher_value":  # two conversions differ in value, however similar they are
@@ -116,14 +117,14 @@ def ranked_objects(lists: pl.DataFrame, logs: Logs) -> dict[int, Ints]:
 
 
 def _request_pairs(
-    logs: Logs, live: InventoryPrior, r: int, rules: PairRules, seed: int, ranked: Ints | None, typical: float
+    moments: Moments, live: InventoryPrior, r: int, rules: PairRules, seed: int, ranked: Ints | None, typical: float
 ) -> Iterator[tuple[str, Ints, Ints, Floats, Floats]]:
     """(rule, chosen, rejected, value of the chosen, of the rejected in billionths) for each rule that is on."""
-    objects, nanos_N = _values(logs, r)
+    objects, nanos_N = _values(moments.logs, r)
     if not len(objects):
         return
     if rules.live_unbought:
-        row_P, rejected = _draw(live, r, objects, rules.negatives, np.random.default_rng((seed, r)))
+        row_P, rejected = _draw(live, moments[r], objects, rules.negatives, np.random.default_rng((seed, r)))
         yield "live_unbought", objects[row_P], rejected, nanos_N[row_P], np.full(len(row_P), typical)
     if rules.higher_value:
         is_higher_NN = (nanos_N[:, None] >= rules.value_ratio * nanos_N) & (nanos_N > 0)
@@ -141,10 +142,12 @@ def _values(logs: Logs, r: int) -> tuple[Ints, Floats]:
     return objects.astype(np.int64), np.bincount(row_of_ad, weights=nanos.astype(np.float64)).astype(np.float64)
 
 
-def _draw(live: InventoryPrior, r: int, objects: Ints, count: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+def _draw(
+    live: InventoryPrior, moment: Moment, objects: Ints, count: int, rng: np.random.Generator
+) -> tuple[Ints, Ints]:
     """(row of ``objects``, object not acted on): ``count`` distinct draws for each row, or all that are live."""
-    others = np.setdiff1d(live.objects(r), objects)
-    weights_M = live.weights(r, others)
+    others = np.setdiff1d(moment.inventory.objects, objects)
+    weights_M = live.weights(moment, others)
     # the largest of log-weights plus Gumbel noise are a draw without replacement in proportion to the weights
     keys_NM = rng.gumbel(size=(len(objects), len(others))) + (0 if weights_M is None else np.log(weights_M))
     drawn_NK = np.argsort(-keys_NM, axis=1)[:, :count]

@@ -119,7 +119,7 @@ def _before(
 
     plain = loaded
     if config.money or config.money_prior:
-        plain = saved.load(tables, codebook, model, training=False, logs=loaded.threads.logs)
+        plain = saved.load(tables, codebook, model, training=False, moments=loaded.threads.moments)
     return tune.validator(config.seed, plain.backbone, plain.threads, plain.live)()
 
 
@@ -178,7 +178,9 @@ def _contests(
             f"{lists[0].path} holds no list of these training requests; "
             f"run `leadre generate --split train --step {config.lists}`, with the same users and seed"
         )
-    found = pairs.mine_pairs(logs, live, codebook.embeddings_OD[live.rows_O], requests, rules, config.seed, listed)
+    found = pairs.mine_pairs(
+        loaded.threads.moments, live, codebook.embeddings_OD[live.rows_O], requests, rules, config.seed, listed
+    )
     if not len(found):
         raise InputError("the rules find no pair in the training requests; switch on more rules or more users")
     counts = ", ".join(f"{int((found.rule_P == rule).sum()):,} {name}" for rule, name in enumerate(pairs.RULES))

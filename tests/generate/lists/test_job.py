@@ -12,11 +12,14 @@ import pytest
 from leadre import artifact
 from leadre.__main__ import main
 from leadre.data import histories
+from leadre.data.moment import as_of
 from leadre.errors import InputError
 from leadre.generate.lists import job as lists
 from leadre.generate.lists import profiles as remembered
+from leadre.generate.lists.leases import BatchLeases
 from leadre.store import open_store
 from leadre.store.contract import EVERYBODY, StoredList
+from leadre.tune.threads import ThreadBuilder
 from leadre.units import US_PER_DAY
 
 from ..tiny import LISTS, argv, done, lines_of
@@ -30,27 +33,26 @@ def logs(work):
 # The moment
 
 
-def test_a_prompt_is_that_of_a_log_which_ends_now(small):
+def test_prompt_is_that_of_a_log_which_ends_now(small):
     logs = small.logs
     now_us = int(np.quantile(logs.at_us_E, 0.7))
     users, ads = np.arange(0, len(logs.users), 2), logs.inventory(0)
-    seen, requests = lists.as_of(logs, now_us, users, ads)
-    assert seen.request_user_R[requests].tolist() == users.tolist()
-    assert all(seen.inventory(r).tolist() == ads.tolist() and not len(seen.relevant(r)[0]) for r in requests)
-    for name in ("relevant", "inventory"):
-        for r in range(len(logs.request_user_R)):
-            assert np.array_equal(getattr(seen, name)(r)[0], getattr(logs, name)(r)[0])
-    threads = small.threads(seen)
-    written = [threads.write(window) for window in threads.serving(requests)]
-    assert [int(thread.requests[0]) for thread in written] == requests.tolist()
-    past = small.threads(lists.as_of(cut(logs, now_us), now_us, users, ads)[0])
-    for thread, window in zip(written, past.serving(requests), strict=True):
-        assert np.array_equal(thread.ids, past.write(window).ids)
-    differs = small.threads(lists.as_of(logs, now_us + 30 * US_PER_DAY, users, ads)[0])
-    assert any(
-        not np.array_equal(thread.ids, differs.write(window).ids)
-        for thread, window in zip(written, differs.serving(requests), strict=True)
-    )
+    moments = as_of(logs, now_us, users, ads)
+    assert moments.user_M.tolist() == users.tolist()
+    assert all(moment.inventory.ads.tolist() == ads.tolist() for moment in moments)
+    prompts = prompts_of(small, moments)
+    past = prompts_of(small, as_of(cut(logs, now_us), now_us, users, ads))
+    assert all(np.array_equal(prompt, then) for prompt, then in zip(prompts, past, strict=True))
+    later = prompts_of(small, as_of(logs, now_us + 30 * US_PER_DAY, users, ads))
+    assert any(not np.array_equal(prompt, then) for prompt, then in zip(prompts, later, strict=True))
+
+
+def prompts_of(small, moments):
+    """The serving prompt of each moment, one thread a user."""
+    threads = ThreadBuilder(small.prompter(moments.logs), moments)
+    written = [threads.write(window) for window in threads.serving(np.arange(len(moments)))]
+    assert [thread.requests.tolist() for thread in written] == [[m] for m in range(len(moments))]
+    return [thread.ids for thread in written]
 
 
 def cut(logs, now_us):
@@ -109,18 +111,17 @@ def test_lists_are_those_of_the_model(work, logs, undisturbed):
     """Asked one by one, a user gets the same ads."""
     store = open_store(f"lmdb:{work / 'r' / 'state' / 'lists'}")
     now_us = int(logs.at_us_E.max()) + 1
-    seen, requests = lists.as_of(logs, now_us, np.arange(len(logs.users)), lists.candidates(logs, now_us, 7))
+    moments = as_of(logs, now_us, np.arange(len(logs.users)), lists.candidates(logs, now_us, 7))
     from leadre.generate import batch
-    from leadre.tune.answers import answer
 
     parents = [
         artifact.read(work / "r" / step, kind)
         for step, kind in (("data", artifact.TABLES), ("semid", artifact.CODEBOOK), ("tune-sft", artifact.MODEL))
     ]
-    engine = batch.load(*parents, training=False, threads=1, logs=seen)
-    for r in requests[:5]:
-        (ranked,) = answer(engine.searcher, engine.threads, engine.live, engine.threads.serving([r]), ("all",), 12)
-        one = store.read_list(logs.users["user_id"][int(seen.request_user_R[r])])
+    engine = batch.load(*parents, training=False, threads=1, moments=moments)
+    for r in range(5):
+        (ranked,) = engine.answer(engine.threads.serving([r]), ("all",), 12)
+        one = store.read_list(logs.users["user_id"][int(moments.user_M[r])])
         objects = [int(logs.ad_object_A[logs.ads["ad_id"].index_of(ad)]) for ad in one.ad_ids]
         assert list(dict.fromkeys(objects)) == ranked.objects[: len(set(objects))].tolist()
         np.testing.assert_allclose(one.log_p[0], ranked.log_p[0], atol=1e-3)
@@ -152,7 +153,7 @@ def test_a_run_that_stops_half_way_changes_nothing_and_goes_on(work, undisturbed
     user = "user-none"
     store.put_lists("old", {user: old})
     store.switch("old")
-    finish, calls = lists.BatchLeases.finish, []
+    finish, calls = BatchLeases.finish, []
 
     def killed_at_third(self, *args):
         calls.append(args)
@@ -161,7 +162,7 @@ def test_a_run_that_stops_half_way_changes_nothing_and_goes_on(work, undisturbed
         return finish(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lists.BatchLeases, "finish", killed_at_third)
+        patch.setattr(BatchLeases, "finish", killed_at_third)
         assert main(argv("generate", work, f"{LISTS} --store {spec}")) == 130
     assert store.versions().current == "old" and store.read_list(user) == old
     assert done(work) == 2
@@ -171,7 +172,7 @@ def test_a_run_that_stops_half_way_changes_nothing_and_goes_on(work, undisturbed
     assert lines_of(elsewhere) == undisturbed  # what is done for one store is not done for another
     shutil.copytree(tmp_path / "leases", work / "r" / ".generate-lists")
     with monkeypatch.context() as patch:
-        patch.setattr(lists.BatchLeases, "finish", lambda self, *args: calls.append(args) or finish(self, *args))
+        patch.setattr(BatchLeases, "finish", lambda self, *args: calls.append(args) or finish(self, *args))
         assert main(argv("generate", work, f"{LISTS} --store {spec}")) == 0
     assert len(calls) == 3 + 60 // 4 - 2
     assert lines_of(spec) == undisturbed

@@ -7,6 +7,8 @@ import pytest
 from leadre import progress
 from leadre.errors import ShardError, StoreDown
 from leadre.generate.lists import job as lists
+from leadre.generate.lists.leases import BatchLeases
+from leadre.generate.lists.retry import retry
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +17,7 @@ def silent(monkeypatch):
 
 
 def test_a_batch_is_leased_to_one_and_done_once(tmp_path):
-    one, two = (lists.BatchLeases(tmp_path / "leases.db", "v") for _ in range(2))
+    one, two = (BatchLeases(tmp_path / "leases.db", "v") for _ in range(2))
     one.start(3)
     assert [one.take("a", 0, 10), two.take("b", 0, 10), one.take("a", 0, 20), two.take("b", 9, 20)] == [0, 1, 2, None]
     assert one.finish(0, 5) and not two.finish(0, 6)
@@ -23,7 +25,7 @@ def test_a_batch_is_leased_to_one_and_done_once(tmp_path):
     assert one.finish(1, 11) and not two.finish(1, 12) and one.left() == 1
     two.start(3)
     assert one.take("a", 11, 20) == 2
-    other = lists.BatchLeases(tmp_path / "leases.db", "another")
+    other = BatchLeases(tmp_path / "leases.db", "another")
     other.start(1)
     assert (other.left(), one.left()) == (1, 1)
     for leases in (one, two, other):
@@ -43,7 +45,7 @@ def test_workers_that_die_are_replaced_until_three_in_a_row_have_finished_nothin
     def killed(*_):
         generations.append(1)
         if next(finishes):
-            leases = lists.BatchLeases(tmp_path / "leases.db", "v")
+            leases = BatchLeases(tmp_path / "leases.db", "v")
             assert leases.finish(leases.take("w", 0, 1), 0)
             leases.close()
         raise ShardError("a worker died")
@@ -62,6 +64,6 @@ def test_patience_has_an_end():
         raise StoreDown("down")
 
     with pytest.raises(StoreDown):
-        lists.patiently(down, 0.6)
+        retry(down, 0.6)
     assert len(calls) >= 3
-    assert lists.patiently(lambda: 7, 0) == 7
+    assert retry(lambda: 7, 0) == 7

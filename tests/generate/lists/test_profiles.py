@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from leadre.generate.lists import job as lists
 from leadre.generate.lists import profiles as remembered
 from leadre.store import open_store
 from leadre.store.contract import MAX_RECENT, Profile, ProfileEvent
@@ -35,7 +34,7 @@ def test_what_serving_added_to_a_profile_stays(small, tmp_path):
     old, new = next(remembered.profiles(small.logs, now_us, np.array([0]))), ProfileEvent("o", now_us, "ad", 9)
     store = open_store(f"lmdb:{tmp_path}")
     store.write_profiles(Profile(old.user_id, (*old.recent[-2:], new), ("sporty",), now_us + 1))
-    lists.remember(store, [old], tmp_path / "erased", 0)
+    remembered.remember(store, [old], tmp_path / "erased", 0)
     made = store.read_profile(old.user_id)
     assert made.retained(0) == made and (made.updated_at_us, made.log_until_us) == (now_us + 1, now_us)
     assert (made.recent, made.segments) == ((*old.recent, new), ("sporty",))

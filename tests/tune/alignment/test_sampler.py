@@ -240,7 +240,9 @@ def plain_nll(backbone, sampler, example):
         scores = backbone.word_logits(hidden[at - 1])
         nll.append(-float(torch.log_softmax(scores, 0)[int(example.ids[at])]))
     if example.target >= 0:
-        candidates = live.objects(example.request) if example.request >= 0 else np.flatnonzero(sampler.known_O)
+        candidates = np.flatnonzero(sampler.known_O)
+        if example.request >= 0:
+            candidates = sampler.moments[example.request].inventory.objects
         codes = live.codes_OL[candidates]
         target = live.codes_OL[example.target]
         for level in range(len(layout.sizes)):
@@ -257,7 +259,7 @@ def test_packed_examples_have_the_loss_of_single_ones(small, exact):
     sampler = sampler_of(small, rows=2)
     weights = {task: 0.5 + at for at, task in enumerate(sampler.weights)}
     rows = sampler.draw(3)
-    packed = pack(rows, sampler.live, sampler.catalogue_trie, tuple(sampler.weights))
+    packed = pack(rows, sampler.live, sampler.trie_of, tuple(sampler.weights))
     with torch.no_grad():
         total, mean_K = losses.packed_loss(backbone, packed, weights)
         alone = {task: [] for task in sampler.weights}

@@ -46,7 +46,7 @@ def examples(small):
     logs = small.logs
     requests = logs.requests_of(0)[::16]
     embeddings_OD = small.codebook.embeddings_OD[small.live.rows_O]
-    mined = pairs.mine_pairs(logs, small.live, embeddings_OD, requests, RULES, 0, {})
+    mined = pairs.mine_pairs(small.moments, small.live, embeddings_OD, requests, RULES, 0, {})
     return dpo.PreferenceExamples(small.threads(), small.live, small.layout, mined)
 
 

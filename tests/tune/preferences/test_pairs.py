@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from leadre.data.histories import AD
+from leadre.data.moment import of_requests
 from leadre.lm.prior import InventoryPrior
 from leadre.tune.preferences import pairs
 from leadre.tune.preferences.pairs import RULES, PairRules
@@ -36,7 +37,7 @@ def mine_pairs(market, rules, *, requests=(0, 1), embeddings=None, seed=0, lists
     if embeddings is None:
         embeddings = np.eye(len(logs.objects), dtype=np.float32)
     ranked = {} if lists is None else pairs.ranked_objects(lists, logs)
-    return pairs.mine_pairs(logs, live, embeddings, np.array(requests), rules, seed, ranked)
+    return pairs.mine_pairs(of_requests(logs), live, embeddings, np.array(requests), rules, seed, ranked)
 
 
 def lists_frame(*rows):

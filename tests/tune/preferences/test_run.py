@@ -11,6 +11,7 @@ import pytest
 from leadre import artifact, config
 from leadre.__main__ import main
 from leadre.data import histories
+from leadre.data.moment import of_requests
 from leadre.data.prices import object_prices
 from leadre.lm.prior import NO_PRICE_EXPONENTS
 from leadre.semid import codebook as codebooks
@@ -20,6 +21,7 @@ from leadre.store.contract import ProfileEvent
 from leadre.tune import model as saved
 from leadre.tune import run as tune
 from leadre.tune.preferences import run as run_dpo
+from leadre.tune.threads import serving_prompt
 
 PARENTS = {"data": artifact.TABLES, "semid": artifact.CODEBOOK}
 
@@ -170,15 +172,16 @@ def test_training_requests_are_weighed_as_they_were_for_fine_tuning(aligned):
     tables, codebook = (artifact.read(aligned / "r" / step, kind) for step, kind in PARENTS.items())
     ids, logs = codebooks.load(codebook), histories.load(tables)
     config = tune.Config(affinity=True)
-    theirs = tune._live(config, logs, ids)
+    theirs, moments = tune._live(config, logs, ids), of_requests(logs)
     for step in ("tune-sft", "tune-dpo"):
         ours = saved.load_live(logs, ids, model(aligned, step), training=True, money=NO_PRICE_EXPONENTS)
         served = saved.load_live(logs, ids, model(aligned, step), training=False, money=NO_PRICE_EXPONENTS)
         differs = 0
         for r in range(0, len(logs.request_user_R), 7):
-            weights = theirs.weights(r, theirs.objects(r))
-            assert np.allclose(ours.weights(r, ours.objects(r)), weights)
-            differs += not np.allclose(served.weights(r, served.objects(r)), weights)
+            moment = moments[r]
+            weights = theirs.weights(moment, moment.inventory.objects)
+            assert np.allclose(ours.weights(moment, moment.inventory.objects), weights)
+            differs += not np.allclose(served.weights(moment, moment.inventory.objects), weights)
         assert differs > 0.5 * np.mean(logs.request_split_R == 0) * r / 7
 
 
@@ -208,7 +211,7 @@ def test_who_asks_for_training_requests(aligned, tmp_path, monkeypatch, name, fl
     link(tmp_path, aligned)
     asked = []
 
-    def load_live(logs, ids, model, *, training, money):
+    def load_live(logs, ids, model, *, training, money, now_us):
         asked.append(training)
         raise KeyboardInterrupt
 
@@ -221,7 +224,8 @@ def test_a_bidder_counts_what_the_user_pays(aligned):
     """Two users who bought the same and paid the other way round: to each the one that they paid more for."""
     tables, codebook = (artifact.read(aligned / "r" / step, kind) for step, kind in PARENTS.items())
     with ModelServer(tables, codebook, model(aligned, "tune-dpo"), beam=8) as generator:
-        one, other = generator.live.objects(0)[:2].tolist()
+        logs = histories.load(tables)
+        one, other = of_requests(logs)[0].inventory.objects[:2].tolist()
         ids, count = list(generator.objects), len(generator.live.codes_OL)
         live = np.packbits(np.isin(np.arange(count), [one, other])).tobytes()
         found, prompts = [], []
@@ -231,7 +235,8 @@ def test_a_bidder_counts_what_the_user_pays(aligned):
             wanted = GenerateRequest("stranger", recent, 9_000_000, live, 2, time.monotonic() + 60)
             answer = asyncio.run(generator.answer(wanted))
             found.append(dict(zip(answer.objects, answer.log_p, strict=True)))
-            prompts.append(generator.prompt(generator._logs_of(wanted.user_id, recent, wanted.now_us)).tolist())
+            moment = generator.moment(wanted.user_id, recent, wanted.now_us, np.ones(count, np.bool_))
+            prompts.append(serving_prompt(generator.prompter, moment).tolist())
     assert prompts[0] == prompts[1] and set(found[0]) == {one, other}
     assert found[0][one] > found[1][one] + 0.1 and found[1][other] > found[0][other] + 0.1
 
