@@ -41,8 +41,8 @@ class InventoryPrior:
 
     ``prior`` weighs the objects by their `response_rates` and, if given, by the user's ``affinity``; training moments
     use the fits in ``held_out`` (`affinity.held_out`) instead. Without ``prior`` all live codes have equal weight.
-    ``money`` adds powers of the price, to the prior and to the pointer (`pointer_bias`); prices end at ``now_us`` if that
-    is before the end of training time.
+    ``money`` adds powers of the price, to the prior and to the pointer (`pointer_bias`); prices end at ``now_us``
+    if that is before the end of training time.
     """
 
     def __init__(
