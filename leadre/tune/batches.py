@@ -41,7 +41,7 @@ class Batch:
     priors: list[Tensor]  # L of float32 [N, sizes[l]], -inf for codes without a live object
     weights_N: Tensor
     thread_N: Tensor  # row of each target in ids_BT
-    log_value_NT: Tensor  # float32 [N, thread_length]: weight of each position with the pointer (`Pointer.mix`)
+    pointer_bias_NT: Tensor  # float32 [N, thread_length]: added to the pointer's score of each position (`Pointer.mix`)
 
     @property
     def tokens(self) -> int:
@@ -165,13 +165,13 @@ class Examples:
             priors=[torch.from_numpy(prior) for prior in priors],
             weights_N=torch.from_numpy(np.concatenate([t.weights_N for t in targets]).astype(np.float32)),
             thread_N=torch.from_numpy(np.repeat(np.arange(len(rows)), [len(row.predicts) for row in rows])),
-            log_value_NT=torch.from_numpy(np.concatenate([self._log_value(row, thread_length) for row in rows])),
+            pointer_bias_NT=torch.from_numpy(np.concatenate([self._pointer_bias(row, thread_length) for row in rows])),
         )
 
     def _row(self, thread: Thread) -> _Row:
         return _Row(thread, [self.targets(int(r)) for r in thread.requests], self.layout)
 
-    def _log_value(self, row: _Row, length: int) -> NDArray[np.float32]:
+    def _pointer_bias(self, row: _Row, length: int) -> NDArray[np.float32]:
         """float32 [N, length] of a thread's targets: -inf at positions that the pointer may not copy."""
         ids_T = np.zeros(length, np.int64)
         ids_T[: row.thread_length] = row.ids[: row.thread_length]
@@ -180,10 +180,10 @@ class Examples:
         for r, end, target in zip(row.requests, row.ends, row.targets, strict=True):
             views = len(target.live)
             may_copy = repeatable(self.layout, np.tile(ids_T, (views, 1)), np.full(views, end), target.live)
-            log_value_T = self.live.pointer_bias(self.threads.moments[r], objects_T)
-            if log_value_T is None:
-                log_value_T = np.zeros_like(objects_T, np.float32)
-            parts.append(np.where(may_copy, log_value_T, np.float32(-np.inf))[target.view_N])
+            bias_T = self.live.pointer_bias(self.threads.moments[r], objects_T)
+            if bias_T is None:
+                bias_T = np.zeros_like(objects_T, np.float32)
+            parts.append(np.where(may_copy, bias_T, np.float32(-np.inf))[target.view_N])
         return np.concatenate(parts)
 
 

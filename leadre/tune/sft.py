@@ -152,13 +152,13 @@ def level_log_p(backbone: Backbone, batch: Batch) -> list[Tensor]:
     sources = backbone.sources(hidden_BTD[:, : batch.thread_length], batch.ids_BT[:, : batch.thread_length])
     hidden = hidden_BTD.flatten(0, 1)
     log_p = []
-    log_value_NT = batch.log_value_NT
+    pointer_bias_NT = batch.pointer_bias_NT
     for level, prior in enumerate(batch.priors):
         states = hidden[batch.predicts_NL[:, level]]
-        log_p.append(backbone.log_p(states, level, prior, sources, batch.thread_N, log_value_NT))
+        log_p.append(backbone.log_p(states, level, prior, sources, batch.thread_N, pointer_bias_NT))
         if sources is not None:
             source_codes_NT = sources.codes_BTL[batch.thread_N, :, level]
-            log_value_NT = keep_agreeing(log_value_NT, source_codes_NT, batch.targets_NL[:, level])
+            pointer_bias_NT = keep_agreeing(pointer_bias_NT, source_codes_NT, batch.targets_NL[:, level])
     return log_p
 
 

@@ -143,7 +143,7 @@ def test_pointer_copies_only_live_objects_before_the_request(small, hand):
     end = int(batch.predicts_NL[0, 0])
     assert objects_at and all(t <= end for t in objects_at)
     expected = [[t in objects_at and n < 3 for t in range(batch.thread_length)] for n in range(5)]
-    assert torch.isfinite(batch.log_value_NT).tolist() == expected
+    assert torch.isfinite(batch.pointer_bias_NT).tolist() == expected
 
 
 def test_every_target_is_live_under_its_prior(small, examples, windows):
@@ -183,4 +183,4 @@ def test_batch_moved_to_a_device_keeps_its_content(examples, windows):
     moved = batch.to(torch.device("cpu"))
     assert moved.thread_length == batch.thread_length
     assert all(torch.equal(a, b) for a, b in zip(moved.priors, batch.priors, strict=True))
-    assert torch.equal(moved.log_value_NT, batch.log_value_NT)
+    assert torch.equal(moved.pointer_bias_NT, batch.pointer_bias_NT)
