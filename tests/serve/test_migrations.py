@@ -162,7 +162,8 @@ def test_manage_db_of_the_first_schema_keeps_campaigns_ads_and_origins(tmp_path:
     try:
         assert schema(records.connection) == schema(new.connection)
         store = CampaignStore(records)
-        (campaign,), (ad,) = store.campaigns(), store.ads()
+        (campaign,) = store.campaigns()
+        (ad,) = store.ads()
         assert (campaign.bid_type, campaign.daily_nanos, campaign.zone) == ("cpc", 70_000, "Europe/Rome")
         assert campaign.targeting.countries == {"DEU"} and (ad.status, ad.sizes) == ("paused", ((300, 250),))
         assert auth.read_origins(records.connection) == {"https://news.example"}
@@ -264,7 +265,8 @@ def test_campaigns_keys_origins_and_erased_users_of_november_2026_are_read(
 ) -> None:
     records = ManageDatabase(state.manage_database)
     try:
-        store, keys = CampaignStore(records), ApiKeys(records)
+        store = CampaignStore(records)
+        keys = ApiKeys(records)
         assert sorted(campaign.campaign_id for campaign in store.campaigns()) == sorted(CAMPAIGNS)
         campaign = store.campaign("daily")
         assert campaign is not None and (campaign.zone, campaign.cap_per_day) == ("Europe/Rome", 5)
@@ -276,7 +278,8 @@ def test_campaigns_keys_origins_and_erased_users_of_november_2026_are_read(
             "sale-1": "active",
             "sale-2": "paused",
         }
-        operator, account = keys.find(expected["operator"]), keys.find(expected["account"])
+        operator = keys.find(expected["operator"])
+        account = keys.find(expected["account"])
         assert operator is not None and operator.is_operator
         assert account is not None and account.advertiser_id == "acme"
         assert keys.find(expected["revoked"]) is None
@@ -299,15 +302,16 @@ def test_tokens_signed_in_november_2026_are_valid_under_both_keys(state: StatePa
     assert keys.sign(token) == expected["tokens"]["click"], "the same bytes"
 
 
-def test_bidder_goes_on_from_the_state_of_november_2026(state: StatePaths, expected: dict[str, Any]) -> None:
+def test_bidder_continues_from_the_state_of_november_2026(state: StatePaths, expected: dict[str, Any]) -> None:
     with Alone(state.folder) as bidder:
         bidder.clock.wall_us = expected["now_us"]
-        ledger, unbooked = bidder.desk.ledger, expected["unbooked"]
-        assert unbooked["daily"] > 0 and ledger.log_number == bidder.desk.log.last == expected["log_number"]
+        ledger = bidder.desk.ledger
+        unposted = expected["unbooked"]
+        assert unposted["daily"] > 0 and ledger.log_number == bidder.desk.log.last == expected["log_number"]
         assert {name: ledger.spent(name) for name in CAMPAIGNS} == expected["logged_charges"], (
             "the log is caught up with"
         )
-        assert ledger.reserved("daily") == expected["held"]["daily"] - unbooked["daily"] and ledger.verify() == []
+        assert ledger.reserved("daily") == expected["held"]["daily"] - unposted["daily"] and ledger.verify() == []
         (counts,) = bidder.desk.handle([CountsRequest()], bidder.clock.wall_us)
         impressions, clicks, _ = counts.by_ad["daily-1"]
         (record,) = bidder.desk.handle([RecordRequest("x-1")], bidder.clock.wall_us)

@@ -1,4 +1,4 @@
-"""Reports are an independent recount of the raw events, by days of the account's zone, also of 23 or 25 hours."""
+"""Reports equal an independent recount of the raw events, by days of the campaign's zone of 23 to 25 hours."""
 
 import random
 from collections import Counter, defaultdict
@@ -44,24 +44,24 @@ def recount(log, zones):
     days = defaultdict(Counter)
     for entry in event_log.read(log):
         if isinstance(entry.record, EventRecord):
-            done = entry.record.outcome
-            moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=done.at_us)
-            day = days[done.campaign_id, moment.astimezone(ZoneInfo(zones[done.campaign_id])).date().isoformat()]
-            day[done.kind] += 1
-            day["nanos"] += done.charge_nanos
+            outcome = entry.record.outcome
+            moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=outcome.at_us)
+            day = days[outcome.campaign_id, moment.astimezone(ZoneInfo(zones[outcome.campaign_id])).date().isoformat()]
+            day[outcome.kind] += 1
+            day["nanos"] += outcome.charge_nanos
     return {key: (day["imp"], day["click"], day["conv"], day["nanos"]) for key, day in days.items()}
 
 
 def hours_of(day, zone):
-    """How many hours a local day has."""
+    """The number of hours of a local day."""
     noon = datetime.fromisoformat(f"{day}T12:00").replace(tzinfo=ZoneInfo(zone))
     ends = [noon.replace(hour=0), (noon + timedelta(days=1)).replace(hour=0)]
     return (us(ends[1]) - us(ends[0])) / US_PER_HOUR
 
 
 @pytest.mark.parametrize("first", [datetime(2026, 3, 27), datetime(2026, 10, 23), datetime(2026, 10, 30)])
-def test_reports_and_budgets_go_by_days_of_the_account_over_a_change_of_clocks(tmp_path, campaign, ad, first):
-    """An event each quarter of an hour for five days; the budget of a day pays for twenty bills, in its first hours."""
+def test_reports_and_budgets_follow_local_days_when_clocks_change(tmp_path, campaign, ad, first):
+    """Events every quarter of an hour for five days; the budget of a day pays for the first twenty bills."""
     zones = {"rome": "Europe/Rome", "york": "America/New_York", "howe": "Australia/Lord_Howe"}
     paths = StatePaths(folder=tmp_path / "state", store=f"lmdb:{tmp_path / 'lists'}")
     records = ManageDatabase(paths.manage_database)
@@ -69,24 +69,31 @@ def test_reports_and_budgets_go_by_days_of_the_account_over_a_change_of_clocks(t
     campaigns = [campaign(campaign_id=name, zone=zone, **budget) for name, zone in zones.items()]
     CampaignStore(records).add(campaigns, [ad(ad_id=f"a-{name}", campaign_id=name) for name in zones])
     records.close()
-    desk, rng = WriterState(paths, retain_days=10_000), random.Random(0)
-    sign, begun_us = TokenKeys.open(paths.token_keys).sign, us(first.replace(tzinfo=UTC))
-    desk.maintain(begun_us)
+    writer = WriterState(paths, retain_days=10_000)
+    rng = random.Random(0)
+    sign = TokenKeys.open(paths.token_keys).sign
+    start_us = us(first.replace(tzinfo=UTC))
+    writer.maintain(start_us)
     for number in range(5 * 24 * 4):
-        at_us = begun_us + number * US_PER_HOUR // 4
+        at_us = start_us + number * US_PER_HOUR // 4
         events = [
-            EventRequest(kind=kind, token=sign(bid(name, 10 * number + place, at_us)), at_us=at_us, price="1.0")
-            for place, name in enumerate(zones)
+            EventRequest(kind=kind, token=sign(bid(name, 10 * number + index, at_us)), at_us=at_us, price="1.0")
+            for index, name in enumerate(zones)
             for kind in ("bill", "imp", *(["click"] if rng.random() < 0.3 else []))
         ]
-        *_, told = desk.handle([*events, ReportRequest(list(zones), begun_us, at_us + 1)], at_us)
-    shown = {(d.campaign_id, d.day): (d.impressions, d.clicks, d.conversions, d.charged_nanos) for d in told.days}
-    assert shown == recount(paths.events, zones), "with the very last events in it"
+        *_, report = writer.handle([*events, ReportRequest(list(zones), start_us, at_us + 1)], at_us)
+    shown = {
+        (row.campaign_id, row.day): (row.impressions, row.clicks, row.conversions, row.charged_nanos)
+        for row in report.days
+    }
+    assert shown == recount(paths.events, zones), "the last events included"
     for name, zone in zones.items():
         whole = [key for key in sorted(shown) if key[0] == name][1:-1]
         assert [shown[key][3] for key in whole] == [BILLS_A_DAY * PRICE_NANOS] * len(whole)
         assert [shown[key][0] for key in whole] == [4 * hours_of(day, zone) for _, day in whole]
-    desk.close()
-    desk = WriterState(paths, retain_days=10_000)
-    assert desk.handle([ReportRequest(list(zones), begun_us, at_us + 1)], at_us) == [told], "a restart counts the same"
-    desk.close()
+    writer.close()
+    writer = WriterState(paths, retain_days=10_000)
+    assert writer.handle([ReportRequest(list(zones), start_us, at_us + 1)], at_us) == [report], (
+        "equal after a restart"
+    )
+    writer.close()
