@@ -40,6 +40,7 @@ from leadre.serve.paths import StatePaths
 from leadre.types import OLD_VERDICTS, Verdict
 
 from .alone import Alone, asked, chosen, urls_of
+from .bidder import Bidder, event_urls, until
 
 ARCHIVE = Path(__file__).parent / "golden" / "state_2026_11.tar.gz"
 CAMPAIGNS = ("daily", "click", "sale", "poor", "ended")
@@ -363,3 +364,27 @@ def test_tables_of_november_2026_grow_by_the_records_behind_their_position(
     answers = pl.concat([pl.read_parquet(path) for path in (state.tables / "answers").glob("*.parquet")])
     assert answers["request_id"].to_list() == [record.request_id for record in requests if not record.is_test]
     assert training.erase(state.tables, "user-1") > 0 and training.erase(state.tables, "user-gone") == 0
+
+
+@pytest.mark.slow
+def test_leadre_serve_starts_on_the_state_of_november_2026(
+    work: Path, state: StatePaths, expected: dict[str, Any]
+) -> None:
+    """The keys, lists, budgets and log of the archive serve a bid and count its events."""
+    with Bidder(work, state.folder, "--generate", "false", "--workers", "1", "--retain-days", "9999") as bidder:
+        items = bidder.manage("GET", "/campaigns", key=expected["operator"])["items"]
+        assert sorted(item["campaign_id"] for item in items) == sorted(CAMPAIGNS)
+        until(lambda: bidder.bidding("user-3", "daily-1"), "bids from the stored list")  # tests reserve no cap
+        bids: list[dict[str, Any]] = []
+        until(
+            lambda: bids.extend(bidder.bids(user={"id": "user-3"})) or "daily-1" in [bid["crid"] for bid in bids],
+            "leased",
+        )
+        bid = next(bid for bid in bids if bid["crid"] == "daily-1")
+        urls = event_urls(bid)
+        for kind in ("imp", "bill", "click"):
+            assert bidder.http.get(urls[kind]).status_code in (200, 204, 302, 303)
+        records = [entry.record for entry in event_log.read(state.events, expected["log_number"])]
+        outcomes = [record.outcome for record in records if isinstance(record, EventRecord)]
+        assert [outcome.kind for outcome in outcomes] == ["imp", "bill", "click"]
+        assert outcomes[1].charge_nanos == 2_000_000
