@@ -93,7 +93,5 @@ def test_reports_and_budgets_follow_local_days_when_clocks_change(tmp_path, camp
         assert [shown[key][0] for key in whole] == [4 * hours_of(day, zone) for _, day in whole]
     writer.close()
     writer = WriterState(paths, retain_days=10_000)
-    assert writer.handle([ReportRequest(list(zones), start_us, at_us + 1)], at_us) == [report], (
-        "equal after a restart"
-    )
+    assert writer.handle([ReportRequest(list(zones), start_us, at_us + 1)], at_us) == [report], "equal after a restart"
     writer.close()
