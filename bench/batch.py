@@ -34,7 +34,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work"))
     args = parser.parse_args()
     bench = generate.Bench(generate.crowded(), args.work, args.rounds)
-    users, rival = [bench.words(generate.PROMPT) for _ in range(args.users)], bench.rival()
+    users = [bench.words(generate.PROMPT) for _ in range(args.users)]
+    rival = bench.rival()
     check(bench, rival, users[:2])
 
     def ours() -> None:

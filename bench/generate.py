@@ -42,7 +42,10 @@ from leadre.lm.prefix import PrefixCache
 from leadre.semid.trie import build
 
 Codes = np.ndarray[Any, Any]
-SIZES, ADS, PROMPT, BATCH = (256, 256, 256, 256), 10_000, 128, 16
+SIZES = (256, 256, 256, 256)
+ADS = 10_000
+PROMPT = 128
+BATCH = 16
 LONG, SHARED = 1024, 0.8
 
 
@@ -77,12 +80,14 @@ class Bench:
     """Our searcher and its rival over one live set."""
 
     def __init__(self, codes_OL: Codes, work: Path, rounds: int) -> None:
-        self.codes_OL, self.rounds = codes_OL, rounds
+        self.codes_OL = codes_OL
+        self.rounds = rounds
         self.layout = Layout(len(pretrained.tokenizer(source := pretrained.folder_of("smollm2", work))), SIZES)
         self.backbone = backbones.create(source, self.layout, codes_OL, layers=0, pointer=False)
         torch.nn.init.normal_(self.backbone.codes_SD, std=float(self.backbone.words_VD.float().std()))
         self.searcher = BeamSearcher(self.backbone.eval())
-        self.trie, self.objects = build(codes_OL, SIZES), np.arange(len(codes_OL))
+        self.trie = build(codes_OL, SIZES)
+        self.objects = np.arange(len(codes_OL))
         self.rng = np.random.default_rng(1)
         self.prompts = [self.words(PROMPT) for _ in range(BATCH)]
 
@@ -138,7 +143,8 @@ class Bench:
     def plain_forward(self) -> dict[str, float]:
         """One pass of the Hugging Face body over as many positions, in the time of our whole call."""
         rows = torch.zeros(1, PROMPT + 50 * (len(SIZES) - 1), self.backbone.words_VD.shape[1])
-        rows, body = rows.to(self.searcher.runner.dtype), causal_lm(self.backbone).to(self.searcher.runner.dtype).model
+        rows = rows.to(self.searcher.runner.dtype)
+        body = causal_lm(self.backbone).to(self.searcher.runner.dtype).model
 
         def forward() -> None:
             with torch.inference_mode():
@@ -164,7 +170,8 @@ class Bench:
             search = BeamSearch(self.searcher, self.asked(self.prompts[:1]), BeamPolicy(50))
             search.prefill()
             while search.open_QW.any():
-                is_full, start_s = search.open_QW.sum() == 50, time.perf_counter()
+                is_full = search.open_QW.sum() == 50
+                start_s = time.perf_counter()
                 search.step()
                 times += [time.perf_counter() - start_s] * bool(is_full)
         return {"step_ms_beam50": round(1000 * statistics.median(times), 2)}
@@ -186,7 +193,8 @@ def children(paths: list[list[int]]) -> dict[tuple[int, ...], list[int]]:
 
 def constraints(step_ms: float) -> dict[str, float]:
     """What catalogues of one and ten million ads cost, to build, to restrict, and as a share of ``step_ms``."""
-    small, large = tries.measure(1_000_000), tries.measure(10_000_000)
+    small = tries.measure(1_000_000)
+    large = tries.measure(10_000_000)
     return {
         "constraint_share_1m": round(small["constraint_ms_step"] / step_ms, 5),
         "constraint_share_10m": round(large["constraint_ms_step"] / step_ms, 5),
@@ -198,14 +206,17 @@ def constraints(step_ms: float) -> dict[str, float]:
 
 def validity(wanted: int) -> dict[str, int]:
     """Generate ``wanted`` IDs from ever other live sets and count those that are not live, without asking the trie."""
-    rng, layout = np.random.default_rng(2), Layout(1000, (32, 32, 32))
+    rng = np.random.default_rng(2)
+    layout = Layout(1000, (32, 32, 32))
     codes_OL = np.unique(rng.integers(0, 32, (ADS, 3)), axis=0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     body = transformers.LlamaModel(transformers.LlamaConfig(vocab_size=8, num_key_value_heads=2, **shape))
     body.set_input_embeddings(torch.nn.Identity())
     backbone = backbones.Backbone(body, torch.randn(1000, 32).bfloat16(), layout, codes_OL, pointer=True).eval()
     torch.nn.init.normal_(backbone.codes_SD, std=3.0)
-    searcher, made, invalid = BeamSearcher(backbone), 0, 0
+    searcher = BeamSearcher(backbone)
+    made = 0
+    invalid = 0
     while made < wanted:
         threads = []
         for _ in range(32):
@@ -220,7 +231,8 @@ def validity(wanted: int) -> dict[str, int]:
             dead = [start for start in map(tuple, written.tolist()) if start not in begun]
             twice = len(results) - len(set(results))
             lost = len(set(map(tuple, written.tolist())) ^ {path[:depth] for path in results})
-            made, invalid = made + len(rows), invalid + max(len(dead), twice, lost)
+            made = made + len(rows)
+            invalid = invalid + max(len(dead), twice, lost)
     return {"generated_ids": made, "invalid_ids": invalid}
 
 

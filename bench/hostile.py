@@ -107,8 +107,11 @@ class Market:
     def __init__(self, folder: Path, seed: int) -> None:
         kinds = {"data": ("tables", 1), "semid": ("codebook", 1), "tune-sft": ("model", 3)}
         tables, ids, model = (artifact.read(folder / n, kind=k, version=v) for n, (k, v) in kinds.items())
-        self.engine, self.codebook = batch.load(tables, ids, model, training=False), codebooks.load(ids)
-        self.logs, self.live, self.seed = self.engine.threads.logs, self.engine.live, seed
+        self.engine = batch.load(tables, ids, model, training=False)
+        self.codebook = codebooks.load(ids)
+        self.logs = self.engine.threads.logs
+        self.live = self.engine.live
+        self.seed = seed
         rates_O = self.live.rates_O
         assert rates_O is not None, "the model was tuned without a prior"
         met = np.unique(self.logs.ad_object_A[self.logs.inventory_ads])
@@ -117,7 +120,8 @@ class Market:
 
     def visits(self, split: str, count: int) -> list[Any]:
         """Threads of one visit each, of ``count`` households."""
-        logs, rng = self.logs, np.random.default_rng([self.seed, count])
+        logs = self.logs
+        rng = np.random.default_rng([self.seed, count])
         requests = rng.permutation(logs.requests_of(histories.SPLITS.index(split)))
         _, first = np.unique(logs.request_user_R[requests], return_index=True)
         windows = self.engine.threads.serving(requests[np.sort(first)[:count]])
@@ -125,7 +129,8 @@ class Market:
 
     def listings(self, count: int) -> list[Listing]:
         """Ads that were live in a test visit."""
-        logs, rng = self.logs, np.random.default_rng(self.seed)
+        logs = self.logs
+        rng = np.random.default_rng(self.seed)
         inventories = np.unique(logs.request_inventory_R[logs.requests_of(histories.TEST)])
         ads = np.unique(
             np.concatenate([logs.inventory_ads[slice(*logs.inventory_offsets[i : i + 2])] for i in inventories])
@@ -139,11 +144,13 @@ class Market:
     @torch.inference_mode()
     def place(self, visits: Sequence[Any], paths: Paths, originals: Sequence[int]) -> Places:
         """What newcomers at these paths get in each visit, one at a time, each in the place of its original."""
-        shape, (apart, of_N) = (len(visits), len(paths)), np.unique(originals, return_inverse=True)
+        shape = (len(visits), len(paths))
+        (apart, of_N) = np.unique(originals, return_inverse=True)
         found = Places(np.empty(shape), np.empty(shape, np.int64))
         for v, thread in enumerate(visits):
             objects = self.engine.threads.moments[int(thread.requests[0])].inventory.objects
-            codes_NL, weights_N = self.live.codes_OL[objects], self.live.rates_O[objects]
+            codes_NL = self.live.codes_OL[objects]
+            weights_N = self.live.rates_O[objects]
 
             def ask(there: NDArray[np.bool_], end: int = int(thread.ends[0])) -> BeamRequest:
                 trie = build(codes_NL[there], self.live.sizes, weights_N[there])  # noqa: B023
@@ -169,14 +176,16 @@ class Market:
         places = np.arange(len(paths))
         # nobody has met a newcomer, so it cannot be repeated
         rows.pointer_bias_NT = search.paths.pointer_bias_NT[ask_N].clone()
-        states, found = np.zeros(len(paths), np.int64), []
+        states = np.zeros(len(paths), np.int64)
+        found = []
         for level in range(paths.shape[1]):
             if level:
                 rows.append(level - 1, paths[:, level - 1], places)
             masses_NC = np.empty((len(paths), self.live.sizes[level]))
             after = np.empty_like(states)
             for q in np.unique(ask_N):
-                mine, trie = ask_N == q, search.requests[q].trie
+                mine = ask_N == q
+                trie = search.requests[q].trie
                 masses_NC[mine] = trie.masses(states[mine], level)
                 after[mine] = trie.step(states[mine], paths[mine, level], level)
             masses_NC[places, paths[:, level]] += self.weight
@@ -194,7 +203,9 @@ def _rank(
 
     Where another leaves the newcomer's path it has what is left for its code there, and below that the share it had.
     """
-    on_path_N, before, now_N = np.ones(len(p_N), np.bool_), 1.0, np.zeros(len(p_N))
+    on_path_N = np.ones(len(p_N), np.bool_)
+    before = 1.0
+    now_N = np.zeros(len(p_N))
     for level, code in enumerate(path_L.tolist()):
         p_C = np.exp(log_p_C[level])
         leaves_N = on_path_N & (codes_NL[:, level] != code)
@@ -211,7 +222,8 @@ class Encoder:
     """Text to codes as `leadre semid --extend` does it; ``quick`` in bfloat16, for climbing."""
 
     def __init__(self, codebook: codebooks.Codebook) -> None:
-        self.codebook, self.recipe = codebook, embed.read_recipe(embed.PACKAGED)
+        self.codebook = codebook
+        self.recipe = embed.read_recipe(embed.PACKAGED)
         self.tokenizer, self.model = embed._load(self.recipe)
         self.model = self.model.bfloat16().eval()
 
@@ -241,8 +253,12 @@ class Advertiser:
     """Climbs suffixes towards paths of worth: what a newcomer gets there, as the model answers ``visits``."""
 
     def __init__(self, market: Market, encoder: Encoder, visits: Sequence[Any], seed: int) -> None:
-        self.market, self.encoder, self.visits, self.rng = market, encoder, visits, random.Random(seed)
-        codes_OL, slots = market.codebook.codes_OL, market.codebook.sizes[-1]
+        self.market = market
+        self.encoder = encoder
+        self.visits = visits
+        self.rng = random.Random(seed)
+        codes_OL = market.codebook.codes_OL
+        slots = market.codebook.sizes[-1]
         prefixes, of_O, taken = np.unique(codes_OL[:, :-1], axis=0, return_inverse=True, return_counts=True)
         room = np.flatnonzero(taken < slots)
         paths = np.column_stack([prefixes, taken])[room].astype(np.int64)
@@ -294,12 +310,14 @@ class Advertiser:
         return [self._mutate(self.rng.choice(parents)) for _ in range(CHILDREN)]
 
     def _mutate(self, suffix: str) -> str:
-        rng, words = self.rng, suffix.split(" ") if suffix else []
+        rng = self.rng
+        words = suffix.split(" ") if suffix else []
         for _ in range(rng.choice([1, 1, 2, 4])):
             new = rng.choice(
                 [rng.choice(self.words), rng.choice(self.words), rng.choice(self.phrases), rng.choice(TRICKS)]
             )
-            at, kind = rng.randrange(len(words) + 1), rng.random()
+            at = rng.randrange(len(words) + 1)
+            kind = rng.random()
             if kind < 0.5 or not words:
                 words.insert(at, new)
             elif kind < 0.75:
@@ -331,7 +349,8 @@ def main() -> None:
     parser.add_argument("--run", default="demo")
     args = parser.parse_args()
     market = Market(args.work / args.run, args.seed)
-    encoder, listings = Encoder(market.codebook), market.listings(args.ads)
+    encoder = Encoder(market.codebook)
+    listings = market.listings(args.ads)
     advertiser = Advertiser(market, encoder, market.visits("valid", args.visits // 3), args.seed)
     honest = [clean(listing, "") for listing in listings]
     texts = {
@@ -344,7 +363,8 @@ def main() -> None:
 def compare(
     market: Market, encoder: Encoder, listings: Sequence[Listing], texts: dict[str, list[str]], visits: int
 ) -> dict[str, Any]:
-    originals, sample = [listing.original for listing in listings], market.visits("test", visits)
+    originals = [listing.original for listing in listings]
+    sample = market.visits("test", visits)
     found: dict[str, Any] = {"ads": len(listings), "visits": len(sample)}
     measured = {name: market.place(sample, encoder.paths(some), originals).measures() for name, some in texts.items()}
     for name, measures in measured.items():

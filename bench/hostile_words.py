@@ -46,12 +46,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work"))
     parser.add_argument("--run", default="demo")
     args = parser.parse_args()
-    market, rng = Market(args.work / args.run, args.seed), random.Random(args.seed)
+    market = Market(args.work / args.run, args.seed)
+    rng = random.Random(args.seed)
     print(json.dumps(measure(market, rng, args.ads, args.visits, args.evaluations)))
 
 
 def measure(market: Market, rng: random.Random, ads: int, visits: int, evaluations: int) -> dict[str, Any]:
-    logs, prompter = market.logs, market.engine.threads.prompter
+    logs = market.logs
+    prompter = market.engine.threads.prompter
     titles = list(prompter._titles)
     advertised = np.unique(logs.ad_object_A).tolist()
     has_room = [len(prompter.text(f" {titles[o]}")) < TITLE_WORDS for o in advertised]
@@ -64,12 +66,14 @@ def measure(market: Market, rng: random.Random, ads: int, visits: int, evaluatio
             return float(np.mean([chance_in(market, r, o) for r in some]))
 
         before = chance(titles[o])
-        best, score = titles[o], before
+        best = titles[o]
+        score = before
         for n in range(evaluations):
             new = PHRASES[n] if n < len(PHRASES) else mutate(best, words, rng)
             got = chance(new)
             if got > score:
-                best, score = new, got
+                best = new
+                score = got
         prompter._titles[o] = titles[o]
         print(f"{before:.4f} -> {score:.4f} {titles[o]!r} -> {best!r}", flush=True)
         ratios.append(score / before)
@@ -84,8 +88,10 @@ def measure(market: Market, rng: random.Random, ads: int, visits: int, evaluatio
 
 def told(market: Market, rng: random.Random, ads: int, visits: int) -> dict[int, list[int]]:
     """Ads, and test visits in which they are live and their words stand in the prompt."""
-    logs, threads = market.logs, market.engine.threads
-    titles, found = threads.prompter._titles, dict[int, list[int]]()
+    logs = market.logs
+    threads = market.engine.threads
+    titles = threads.prompter._titles
+    found = dict[int, list[int]]()
     requests = logs.requests_of(histories.TEST).tolist()
     rng.shuffle(requests)
     for r in requests[:SCANNED]:

@@ -46,7 +46,8 @@ class Clock:
 
     def __init__(self) -> None:
         self.ms: Counter[str] = Counter()
-        self._open, self._since_s = ["rest"], time.perf_counter()
+        self._open = ["rest"]
+        self._since_s = time.perf_counter()
 
     def switch(self) -> None:
         now_s = time.perf_counter()
@@ -75,7 +76,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path("work"))
     args = parser.parse_args()
-    bench, clock, found = generate.Bench(generate.crowded(), args.work, rounds=1), Clock(), {}
+    bench = generate.Bench(generate.crowded(), args.work, rounds=1)
+    clock = Clock()
+    found = {}
     for owner, names, part in (
         (cache.PromptCache, ("prefill",), "prefill"),
         (runner._FusedLinear, ("__call__",), "projections"),
@@ -103,7 +106,8 @@ def plot(found: dict[str, dict[str, float]], path: Path) -> None:
     """One bar a case: shares of its time, with the milliseconds of the whole call beside its name."""
     figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
     for y, parts in enumerate(reversed(found.values())):
-        left, whole = 0.0, sum(parts.values())
+        left = 0.0
+        whole = sum(parts.values())
         for part, ms in parts.items():
             share = 100 * ms / whole
             axes.barh(y, share, left=left, color=PARTS[part], label=part if y == 0 else None, height=0.6)

@@ -34,7 +34,10 @@ from leadre.semid.device import DeviceMask
 from leadre.semid.inventory import Inventory, UnionMask
 from leadre.semid.trie import Mask, Trie, build
 
-SIZES, BEAMS, ALLOWED, ADDED = (256, 256, 256, 256), 50, 100_000, 10_000
+SIZES = (256, 256, 256, 256)
+BEAMS = 50
+ALLOWED = 100_000
+ADDED = 10_000
 
 Ints = NDArray[np.int64]
 
@@ -68,9 +71,11 @@ def mask_ms(inventory: Inventory, requests: list[Ints], clock: Callable[[], floa
 
 def constraint_ms(mask: Mask, *, beams: int = BEAMS, rounds: int = 200, seed: int = 0) -> float:
     """Milliseconds of trie work in one step of a beam search whose scores are random, a mean over the levels."""
-    rng, totals = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    totals = []
     for _ in range(rounds):
-        states, took_s = mask.roots(1), 0.0
+        states = mask.roots(1)
+        took_s = 0.0
         for level, size in enumerate(mask.sizes):
             start_s = time.perf_counter()
             prior = mask.log_prior(states, level)
@@ -88,7 +93,8 @@ def constraint_ms(mask: Mask, *, beams: int = BEAMS, rounds: int = 200, seed: in
 
 def device_constraint_ms(mask: Trie | UnionMask, device: str, *, beams: int = BEAMS, rounds: int = 200) -> float:
     """The same for `DeviceMask`: the whole search is queued, its choice of beams included, and waited for once."""
-    there, times = DeviceMask(mask, device), []
+    there = DeviceMask(mask, device)
+    times = []
     for _ in range(rounds):
         states = torch.zeros(1, dtype=torch.int64, device=device)
         start_s = time.perf_counter()
@@ -104,7 +110,8 @@ def device_constraint_ms(mask: Trie | UnionMask, device: str, *, beams: int = BE
 
 def measure(ads: int) -> dict[str, float]:
     """All figures for a catalogue of ``ads``."""
-    codes, rng = distinct_paths(ads + 2 * ADDED), np.random.default_rng(1)
+    codes = distinct_paths(ads + 2 * ADDED)
+    rng = np.random.default_rng(1)
     codes, more = codes[:ads], codes[ads:]
     found = {"trie_seconds": seconds(repeat(partial(build, codes, SIZES)), 3)}
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""A causal language model that reads words, codes and objects, and writes codes.
+"""Backbone: a causal language model with words, codes and objects as input and codes as output.
 
 The body is any Hugging Face causal LM; its word embeddings stay frozen, and the head is replaced by the code rows, tied
 to their embeddings: at each level only the rows of that level are scored.
@@ -26,8 +26,8 @@ from leadre.lm import attention
 from leadre.lm.layout import Layout
 from leadre.lm.pointer import Pointer, PointerSources
 
-LOGIT_SCALE = 0.1  # rows as loud as words would start the softmax far too sure of itself
-WORD_SCALE = 0.3  # states of a cut body are not those the embeddings were tied to, and at full scale far too sure
+LOGIT_SCALE = 0.1  # code rows have the norm of word embeddings; unscaled logits would saturate the softmax at init
+WORD_SCALE = 0.3  # the embeddings are not tied to the states of fewer layers: at full scale they saturate
 WEIGHTS, FACTS, BODY = "model.safetensors", "backbone.json", "body"
 
 
@@ -42,7 +42,8 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         assert len(words_VD) == layout.words, f"{len(words_VD)} word rows for {layout.words} words"
-        self.layout, self.body = layout, body
+        self.layout = layout
+        self.body = body
         body.set_attn_implementation(attention.NAME)
         self.codes_SD = nn.Parameter(torch.zeros(layout.codes, words_VD.shape[1]))
         self.bias_S = nn.Parameter(torch.zeros(layout.codes))
@@ -70,9 +71,9 @@ class Backbone(nn.Module):
     ) -> Tensor:
         """Hidden states [B, T, D] in the type of the code rows: float32, unless the model was made double.
 
-        The first ``causal_until`` positions are threads, each seeing what stands before it. ``mask_BNK`` (bool) says
-        which keys each of the other N = T - causal_until positions sees: the cached ones first, then these T. ``cache``
-        is a transformers Cache that grows by these T keys, or None.
+        The first ``causal_until`` positions are threads with causal attention. ``mask_BNK`` (bool) selects
+        the keys that each of the other N = T - causal_until positions attends to: the cached ones first, then these T.
+        ``cache`` is a transformers Cache, to which the call appends these T keys, or None.
         """
         with precision(self.device):
             hidden: Tensor = self.body(
@@ -86,15 +87,15 @@ class Backbone(nn.Module):
         return hidden.to(self.codes_SD.dtype)  # autocast leaves bfloat16
 
     def logits(self, hidden_ND: Tensor, level: int) -> Tensor:
-        """Scores float32 [N, sizes[level]] of the codes of one level; of no other row of the vocabulary."""
+        """Scores float32 [N, sizes[level]] of the codes of one level; other rows are not computed."""
         start, end = self.layout.offsets[level : level + 2]
         return hidden_ND @ self.codes_SD[start:end].T * LOGIT_SCALE + self.bias_S[start:end]
 
     def word_logits(self, hidden_ND: Tensor) -> Tensor:
         """Scores [N, V] of all words, whose frozen embeddings are the head."""
-        fast = self.codes_SD.dtype == torch.float32 and has_bfloat16(self.device)
-        kind = torch.bfloat16 if fast else hidden_ND.dtype
-        scores = hidden_ND.to(kind) @ self.words_VD.to(kind).T
+        use_bfloat16 = self.codes_SD.dtype == torch.float32 and has_bfloat16(self.device)
+        dtype = torch.bfloat16 if use_bfloat16 else hidden_ND.dtype
+        scores = hidden_ND.to(dtype) @ self.words_VD.to(dtype).T
         return scores.to(hidden_ND.dtype) * WORD_SCALE
 
     def log_p(
@@ -106,11 +107,11 @@ class Backbone(nn.Module):
         thread_N: Tensor,
         pointer_bias_NT: Tensor,
     ) -> Tensor:
-        """Log-probabilities float32 [N, sizes[level]] of the codes of one level, normalised over what is live.
+        """Log-probabilities float32 [N, sizes[level]] of the codes of one level, normalised over the live codes.
 
-        The one place where codes get their probability, in training and serving alike. ``prior_NC`` is what the trie
-        says of each code (`Trie.log_prior`: -inf where nothing live follows) and is added to the scores. ``sources``,
-        ``thread_N`` and ``pointer_bias_NT`` are the pointer's (see `Pointer.mix`) and unread without one.
+        Training and serving both compute probabilities of codes here. ``prior_NC`` (`Trie.log_prior`: -inf for codes
+        without a live object) is added to the scores. ``sources``, ``thread_N`` and ``pointer_bias_NT`` are arguments
+        of `Pointer.mix`; a backbone without pointer ignores them.
         """
         log_p_NC = self.head_log_p(hidden_ND, level, prior_NC)
         if self.pointer is None or sources is None:
@@ -118,13 +119,13 @@ class Backbone(nn.Module):
         return self.pointer.mix(log_p_NC, hidden_ND, sources, thread_N, pointer_bias_NT, level)
 
     def head_log_p(self, hidden_ND: Tensor, level: int, prior_NC: Tensor) -> Tensor:
-        """What `log_p` would be without a pointer: no prompt is looked at but through the hidden state."""
+        """`log_p` without the pointer: it depends on the prompt through the hidden state alone."""
         kept = self.logits(hidden_ND, level) + prior_NC
         log_p_NC = kept - torch.logsumexp(kept, dim=-1, keepdim=True)
         return torch.where(prior_NC > -torch.inf, log_p_NC, -torch.inf)  # a row with nothing live would be nan
 
     def sources(self, hidden_BTD: Tensor, ids_BT: Tensor) -> PointerSources | None:
-        """What the pointer may repeat of the threads ``ids_BT`` [B, T], whose hidden states these are."""
+        """Positions of the threads ``ids_BT`` [B, T] that the pointer may repeat; None without a pointer."""
         if self.pointer is None:
             return None
         objects_BT = ids_BT - self.layout.words - self.layout.codes
@@ -135,13 +136,13 @@ class Backbone(nn.Module):
 
 
 def precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 matrix products where the processor has them, float32 elsewhere."""
+    """Autocast to bfloat16 matrix products if they are fast on this processor, else float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device))
 
 
 @lru_cache
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 products are faster than float32 ones here (AVX512-BF16 or AMX; Ampere and later)."""
+    """Whether bfloat16 products are faster than float32 ones on this device (AVX512-BF16 or AMX; Ampere and later)."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     capability = torch.backends.cpu.get_cpu_capability()
@@ -150,7 +151,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def pick_device() -> torch.device:
-    """CUDA where there is one, else the CPU; nobody has to ask."""
+    """CUDA if there is a GPU, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -159,8 +160,8 @@ def create(
 ) -> Backbone:
     """A backbone from a Hugging Face folder of safetensors, cut to ``layers``; code rows are zero until `init_codes`.
 
-    ``layers``: 0 keeps all, a number the first so many, a sequence exactly those, in order. InputError where the model
-    has no such layers.
+    ``layers``: 0 keeps all, n > 0 keeps the first n, a sequence keeps exactly those, in order. InputError if the model
+    lacks such layers.
     """
     from transformers import AutoModelForCausalLM
 
@@ -173,7 +174,7 @@ def create(
 
 
 def cut_depth(body: Any, layers: Sequence[int] | int) -> None:
-    """Keep only some layers of a decoder, in place (for CPUs)."""
+    """Keep only some layers of a decoder, in place; fewer layers make training on CPUs feasible."""
     stack = getattr(body, "layers", None)
     if stack is None and layers == 0:
         return
@@ -185,7 +186,7 @@ def cut_depth(body: Any, layers: Sequence[int] | int) -> None:
         raise InputError(f"--layers {layers}: the backbone has layers 0 to {count - 1}")
     body.layers = nn.ModuleList(stack[index] for index in keep)
     for index, layer in enumerate(body.layers):
-        layer.self_attn.layer_idx = index  # the key-value cache is addressed by it
+        layer.self_attn.layer_idx = index  # index into the KV cache
     body.config.num_hidden_layers = len(keep)
     if getattr(body.config, "layer_types", None):
         body.config.layer_types = [body.config.layer_types[index] for index in keep]
@@ -201,41 +202,43 @@ def init_codes(
 ) -> None:
     """Set the code rows so that an object, the sum of its codes, points towards its title's mean word embedding.
 
-    ``centroids`` are those of the quantised levels, [sizes[l], Z] each; ``title_ids`` the word IDs of each object's
-    title, O arrays. One ridge regression maps the centroids' space into the word space; half of each row's power is
-    random, so that no two codes start alike; all of it in the last level, which only tells apart objects of equal text.
-    The regression reads the objects of the mask ``known_O``, all of them without it.
+    ``centroids`` are those of the quantised levels, [sizes[l], Z] each; ``title_ids`` are the word IDs of the titles, O
+    arrays. A ridge regression maps the centroids' space into the word space. Half of the power of each row is random,
+    so that no two codes start equal; rows of the last level, which separates objects of equal text, are all random.
+    The regression is fitted on the objects of the mask ``known_O``; None = all.
     """
-    layout, generator = backbone.layout, torch.Generator().manual_seed(seed)
+    layout = backbone.layout
+    generator = torch.Generator().manual_seed(seed)
     words_VD = backbone.words_VD.float().cpu()
-    says_nothing = words_VD.mean(0)  # for an object without a title, where the mean over no words is nan
+    no_title_D = words_VD.mean(0)  # for objects without a title: the mean over no words is nan
     target_OD = torch.stack(
-        [words_VD[torch.from_numpy(ids.astype(np.int64))].mean(0) if len(ids) else says_nothing for ids in title_ids]
+        [words_VD[torch.from_numpy(ids.astype(np.int64))].mean(0) if len(ids) else no_title_D for ids in title_ids]
     )
     levels_OL = backbone.objects_OL.cpu() - torch.tensor(layout.offsets[:-1])
-    parts = [torch.from_numpy(each)[levels_OL[:, level]] for level, each in enumerate(centroids)]
+    parts = [torch.from_numpy(level_CZ)[levels_OL[:, level]] for level, level_CZ in enumerate(centroids)]
     sums_OZ = torch.stack(parts).sum(0).float()
     if known_O is not None:
         known = torch.from_numpy(np.flatnonzero(known_O))
-        target_OD, sums_OZ = target_OD[known], sums_OZ[known]
+        target_OD = target_OD[known]
+        sums_OZ = sums_OZ[known]
     middle_D = target_OD.mean(0)
     gram_ZZ = sums_OZ.T @ sums_OZ
     ridge = 1e-2 * gram_ZZ.diagonal().mean() * torch.eye(len(gram_ZZ))
     map_ZD = torch.linalg.solve(gram_ZZ + ridge, sums_OZ.T @ (target_OD - middle_D))
-    loud = words_VD.std()
+    scale = words_VD.std()
     rows = []
     for level, size in enumerate(layout.sizes):
-        own = torch.randn(size, words_VD.shape[1], generator=generator) * loud
+        random_CD = torch.randn(size, words_VD.shape[1], generator=generator) * scale
         if level < len(centroids):
-            meant = torch.from_numpy(centroids[level]).float() @ map_ZD
-            meant = (meant - meant.mean(0)) / (meant - meant.mean(0)).std().clamp(min=1e-6) * loud
-            own = (meant + own) * 0.5**0.5
-        rows.append(own)
+            fitted = torch.from_numpy(centroids[level]).float() @ map_ZD
+            fitted = (fitted - fitted.mean(0)) / (fitted - fitted.mean(0)).std().clamp(min=1e-6) * scale
+            random_CD = (fitted + random_CD) * 0.5**0.5
+        rows.append(random_CD)
     backbone.codes_SD.copy_(torch.cat(rows))
 
 
 def randomise(backbone: Backbone, seed: int) -> None:
-    """Forget the pretrained body (for control runs): fresh weights from the model's own initialiser."""
+    """Replace the pretrained weights of the body by those of the model's own initialiser (for control runs)."""
     torch.manual_seed(seed)
     for tensor in (*backbone.body.parameters(), *backbone.body.buffers()):
         vars(tensor).pop("_is_hf_initialized", None)  # set by from_pretrained; initialisers leave such weights alone
@@ -243,7 +246,7 @@ def randomise(backbone: Backbone, seed: int) -> None:
 
 
 def save(backbone: Backbone, folder: Path) -> None:
-    """Write body, code rows and word embeddings into ``folder``, as safetensors, with what `load` needs to know."""
+    """Write body, code rows and word embeddings as safetensors into ``folder``, with the facts that `load` needs."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     state["words_VD"] = backbone.words_VD.cpu()
     save_file(state, folder / WEIGHTS)
@@ -254,7 +257,7 @@ def save(backbone: Backbone, folder: Path) -> None:
 
 
 def load(folder: Path, codes_OL: np.ndarray[Any, Any]) -> Backbone:
-    """A saved backbone; ``codes_OL`` may hold objects that came after training (new ads)."""
+    """A saved backbone; ``codes_OL`` may have objects that are newer than the training (new ads)."""
     from transformers import AutoConfig, AutoModel
 
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))

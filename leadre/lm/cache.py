@@ -119,7 +119,8 @@ class BeamCache:
         self.end_N = self.end_N[parent_N]
         parents = (self.keys, self.values)
         self.keys, self.values = (F.pad(part[:, parent_N], (0, 0, 0, 0, 0, 1)) for part in parents)
-        B, T = len(self.prompts.lengths), self.prompts.keys.shape[3]
+        B = len(self.prompts.lengths)
+        T = self.prompts.keys.shape[3]
         counts_B = torch.bincount(self.thread_N, minlength=B)
         slot_N = torch.arange(len(parent_N), device=parent_N.device) - (counts_B.cumsum(0) - counts_B)[self.thread_N]
         self._slots = (self.thread_N, slot_N)
@@ -134,7 +135,8 @@ class BeamCache:
 
     def _attend(self, layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor) -> Tensor:
         """Attention over the thread up to the row's end and over the row's codes."""
-        self.keys[layer, :, -1], self.values[layer, :, -1] = key_NGE, value_NGE
+        self.keys[layer, :, -1] = key_NGE
+        self.values[layer, :, -1] = value_NGE
         beam_kv = self._by_thread(self.keys[layer]), self._by_thread(self.values[layer])
         mixed_BMHE = attend(
             self._by_thread(query_NHE), self.prompts.keys[layer], self.prompts.values[layer], self._bias_BMT, beam_kv

@@ -124,7 +124,8 @@ class BeamSearch:
 
     def _advance(self, prior_QWC: NDArray[np.float32]) -> tuple[Tensor, Ints]:
         """(scores, indices among beams x codes) of the best continuations of each request, best first."""
-        level, open_QW = self.level, self.open_QW
+        level = self.level
+        open_QW = self.open_QW
         _, W, C = prior_QWC.shape
         width = min(self.widths[level], W * C)
         if level and self.captured:
@@ -202,5 +203,6 @@ class BeamSearch:
     ) -> tuple[Ints, NDArray[np.float32]]:
         """(rows, log-probabilities) of some beams of a request, best first, within the policy's limits."""
         width = min(self.widths[self.level :], default=None)
-        states_W, codes_OL = self.states_QW[q, is_in_W], self.searcher.codes_OL
+        states_W = self.states_QW[q, is_in_W]
+        codes_OL = self.searcher.codes_OL
         return ranked(self.requests[q], self.policy, codes_OL, states_W, score_W[is_in_W], self.level, width)

@@ -1,4 +1,4 @@
-"""The same weights as a plain causal LM of transformers, for software that knows nothing of codes, objects or threads.
+"""Export of a backbone as a plain causal LM of transformers, for software without codes, objects or threads.
 
 Letters: V words, S code rows, D width.
 """
@@ -16,15 +16,17 @@ from leadre.lm.backbone import LOGIT_SCALE, Backbone
 def causal_lm(backbone: Backbone, *, attention: str = "sdpa") -> Any:
     """A causal LM of the body's class, with an embedding row for each word, code and object, in the code rows' type.
 
-    Its logits of codes are those of `Backbone.logits`; all other logits are zero. It has no prior and no pointer.
+    Its logits of codes equal `Backbone.logits`; all other logits are zero. It has neither prior nor pointer.
     """
     from transformers import AutoModelForCausalLM
 
-    words, codes_SD = backbone.layout.words, backbone.codes_SD.detach()
+    words = backbone.layout.words
+    codes_SD = backbone.codes_SD.detach()
     objects_OD = codes_SD[backbone.objects_OL].sum(1)
     table = torch.cat([backbone.words_VD.to(codes_SD), codes_SD, objects_OD])
     config = copy.deepcopy(backbone.body.config)
-    config.vocab_size, config.tie_word_embeddings = len(table), False
+    config.vocab_size = len(table)
+    config.tie_word_embeddings = False
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(codes_SD)
     # all but the embeddings and the head
     missing, unexpected = model.base_model.load_state_dict(backbone.body.state_dict(), strict=False)

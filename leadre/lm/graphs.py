@@ -53,8 +53,11 @@ class CapturedStep:
         self.backbone = backbone
         self.runner = runner
         self.shape = (Q, W, T)
-        device, dtype, layout = backbone.device, backbone.codes_SD.dtype, backbone.layout
-        levels, (_, G, E) = len(layout.sizes), runner.heads
+        device = backbone.device
+        dtype = backbone.codes_SD.dtype
+        layout = backbone.layout
+        levels = len(layout.sizes)
+        (_, G, E) = runner.heads
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -71,7 +74,8 @@ class CapturedStep:
         self.pointer_bias_QWT = zeros(Q, W, T, dtype=torch.float32)
         self.score_QW = zeros(Q, W, dtype=dtype)
         # inputs from the host, at every step
-        self.code_QW, self.beam_QW = zeros(Q, W), zeros(Q, W)
+        self.code_QW = zeros(Q, W)
+        self.beam_QW = zeros(Q, W)
         self.open_QW = zeros(Q, W, dtype=torch.bool)
         self.prior_QWC = zeros(Q, W, max(layout.sizes), dtype=torch.float32)
         self.request_Q1 = torch.arange(Q, device=device)[:, None]
@@ -89,7 +93,9 @@ class CapturedStep:
         pointer_bias_QT: Tensor,
     ) -> None:
         """Start a search: copy the prompts of requests at ``end_Q`` of their threads; the bias is `Pointer.mix`'s."""
-        Q, T, device = len(end_Q), prompts.keys.shape[3], end_Q.device
+        Q = len(end_Q)
+        T = prompts.keys.shape[3]
+        device = end_Q.device
         self.keys[:, :Q, :, :T] = prompts.keys[:, thread_Q]
         self.values[:, :Q, :, :T] = prompts.values[:, thread_Q]
         self.end_Q[:Q] = end_Q
@@ -135,7 +141,8 @@ class CapturedStep:
 
     def _step(self, level: int) -> tuple[Tensor, Tensor]:
         """The step itself: no shape and no address depends on the data, and the host reads nothing back."""
-        backbone, (Q, W) = self.backbone, self.shape[:2]
+        backbone = self.backbone
+        (Q, W) = self.shape[:2]
         for part in self.beam_kv:
             part.copy_(part[:, self.request_Q1, self.beam_QW])
         pointer_bias_QWT = self.pointer_bias_QWT[self.request_Q1, self.beam_QW]

@@ -1,12 +1,12 @@
-"""One number line for all that can stand in a prompt: words, then semantic-ID codes, then whole objects.
+"""ID layout of prompts: words, then semantic-ID codes, then whole objects, in one range of integers.
 
     0 .. words                      the tokenizer's own IDs
-    words .. words + sum(sizes)     one row per code of each level (what the model writes)
-    words + sum(sizes) ..           objects: one position, embedded as the sum of the object's codes (what it reads)
+    words .. words + sum(sizes)     one row per code of each level (the output of the model)
+    words + sum(sizes) ..           objects: one position, embedded as the sum of the object's codes (input only)
 
-The tokenizer never learns of the last two ranges, so no text can spell an ID: prompts are joined as arrays, not text.
-An object read as one position costs a third of the tokens of three codes, and it lets attention match a code that has
-been written against the objects read before in one step, which a cut-down backbone cannot do over spread-out codes.
+The tokenizer does not know the last two ranges, so no text can spell an ID: prompts are joined as arrays, not as text.
+An object in one position costs a third of the tokens of three codes, and attention matches a generated code with the
+objects of the prompt in one step, which a backbone of few layers cannot do over codes in several positions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Ids = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Layout:
-    """``words`` token IDs, then ``sizes[l]`` codes of each level ``l``, then objects without end."""
+    """``words`` token IDs, then ``sizes[l]`` codes of each level ``l``, then any number of objects."""
 
     words: int
     sizes: tuple[int, ...]
@@ -50,5 +50,5 @@ class Layout:
         return (self.words + self.codes + np.asarray(objects)).astype(np.int32)
 
     def objects(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The index of the object that each ID is; below zero where it is none."""
+        """The object index of each ID; negative for IDs of words and codes."""
         return np.asarray(ids, np.int64) - self.words - self.codes

@@ -50,7 +50,8 @@ class OpenPaths:
 
         Paths that are no parent end here.
         """
-        backbone, device = self.backbone, self.hidden_ND.device
+        backbone = self.backbone
+        device = self.hidden_ND.device
         code_N = torch.from_numpy(codes_N).to(device)
         parent_N = torch.from_numpy(parents_N).to(device)
         self.pointer_bias_NT = self.pointer_bias_NT[parent_N]
@@ -80,7 +81,8 @@ class PrefilledThreads:
 
         The pointer of each path may repeat the objects that are live in its mask; without masks, every object.
         """
-        ids_NT, layout = self.ids_BT[self.thread_Q[requests_N]], self.backbone.layout
+        ids_NT = self.ids_BT[self.thread_Q[requests_N]]
+        layout = self.backbone.layout
         is_source_NT = repeatable(layout, ids_NT, self.end_Q[requests_N])
         for is_source_T, ids_T, mask in zip(is_source_NT, ids_NT, masks or (), strict=masks is not None):
             is_source_T[is_source_T] = are_live(mask, self.codes_OL[layout.objects(ids_T[is_source_T])])

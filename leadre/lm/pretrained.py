@@ -1,7 +1,7 @@
-"""Finds the pretrained model a run asks for: the packaged SmolLM2, a local folder, or a name on the Hugging Face hub.
+"""Finds the pretrained model of a run: the packaged SmolLM2, a local folder, or a name on the Hugging Face hub.
 
-The package holds SmolLM2-135M-Instruct as a 4-bit GGUF file (Apache-2.0, arXiv 2502.02737). It is read once,
-de-quantised and written as safetensors, which load in a tenth of the time.
+The package holds SmolLM2-135M-Instruct as a 4-bit GGUF file (Apache-2.0, arXiv 2502.02737). It is converted
+once to safetensors, which load in a tenth of the time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 def folder_of(name: str, work: Path) -> Path:
     """A folder with safetensors and tokenizer of model ``name``; conversions and downloads are kept under ``work``.
 
-    ``name``: "smollm2", a folder, or a hub name such as "HuggingFaceTB/SmolLM2-135M". InputError where none fits.
+    ``name``: "smollm2", a folder, or a hub name such as "HuggingFaceTB/SmolLM2-135M". InputError if none fits.
     """
     if name == PACKAGED:
         return _packaged(work / "pretrained" / f"{PACKAGED}-{GGUF_SHA256[:8]}")
@@ -36,8 +36,8 @@ def folder_of(name: str, work: Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        kept = ["*.safetensors", "*.json", "*.model", "*.txt"]  # no format that could run code
-        return Path(snapshot_download(name, allow_patterns=kept))
+        patterns = ["*.safetensors", "*.json", "*.model", "*.txt"]  # no format that could run code
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"--backbone {name}: neither 'smollm2', nor a folder, nor to be had from the hub ({type(error).__name__}); "
@@ -53,7 +53,7 @@ def tokenizer(folder: Path) -> Any:
 
 
 def _packaged(target: Path) -> Path:
-    """Convert the packaged model to safetensors in ``target``, unless that is done."""
+    """``target``, with the packaged model converted to safetensors; converts only once."""
     if (target / "model.safetensors").exists():
         return target
     spec = importlib.util.find_spec(PACKAGE)

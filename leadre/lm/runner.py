@@ -79,7 +79,8 @@ class PackedRunner:
 
     def __call__(self, rows_ND: Tensor, positions_N: Tensor, attend: Attend) -> Tensor:
         # the residual stream keeps the type of the rows (float32), as in training; products are computed in ``dtype``
-        count, (H, G, E) = len(rows_ND), self.heads
+        count = len(rows_ND)
+        (H, G, E) = self.heads
         cos, sin = (part[0, :, None].to(self.dtype) for part in self.rotary(rows_ND, positions_N[None]))
         sin = torch.cat([-sin[..., : E // 2], sin[..., E // 2 :]], -1)  # negates the rotated half once for all layers
         stream = rows_ND
@@ -101,7 +102,8 @@ class _PackedLayer:
     """Weights of one layer."""
 
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
-        attn, mlp = layer.self_attn, layer.mlp
+        attn = layer.self_attn
+        mlp = layer.mlp
         self.attention_norm = layer.input_layernorm.weight.detach()
         self.mlp_norm = layer.post_attention_layernorm.weight.detach()
         self.qkv = _FusedLinear([attn.q_proj, attn.k_proj, attn.v_proj], dtype)

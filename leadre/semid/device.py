@@ -24,7 +24,8 @@ class DeviceMask:
     """
 
     def __init__(self, mask: Trie | UnionMask, device: torch.device | str) -> None:
-        self.sizes, self.weighted = mask.sizes, mask.weighted
+        self.sizes = mask.sizes
+        self.weighted = mask.weighted
         tries = (mask.base, mask.added) if isinstance(mask, UnionMask) else (mask,)
         self.parts = [_Part(trie, device) for trie in tries]
 
@@ -73,11 +74,9 @@ class _Part:
             return torch.from_numpy(array).to(device, copy=True)
 
         self.trie = trie
-        self.offsets, self.codes_E, self.rows_V = (
-            there(trie.child_offsets),
-            there(trie.child_codes),
-            there(trie.rows_beneath),
-        )
+        self.offsets = there(trie.child_offsets)
+        self.codes_E = there(trie.child_codes)
+        self.rows_V = there(trie.rows_beneath)
         self.weights_V = self.rows_V if trie.mass is None else there(trie.mass)
         degrees = np.diff(trie.child_offsets)
         starts = trie.level_starts
@@ -87,7 +86,8 @@ class _Part:
         """(edges int64 [B, K], which of them are there); edge 0 stands for the others."""
         at_K = torch.arange(self.most[level], device=nodes_B.device)
         nodes = nodes_B.clamp(min=0)
-        first_B, end_B = self.offsets[nodes].long(), self.offsets[nodes + 1].long()
+        first_B = self.offsets[nodes].long()
+        end_B = self.offsets[nodes + 1].long()
         edges_BK = first_B[:, None] + at_K
         is_child_BK = (edges_BK < end_B[:, None]) & (nodes_B >= 0)[:, None]
         return torch.where(is_child_BK, edges_BK, 0), is_child_BK

@@ -167,7 +167,8 @@ def _load(recipe: Recipe) -> tuple[Any, Any]:
 
 def _batches(order: np.ndarray[Any, np.dtype[np.int64]], lengths: np.ndarray[Any, Any]) -> list[Any]:
     """Runs of texts of like length, so that little padding is computed: at most BATCH_TOKENS after padding."""
-    batches, start = [], 0
+    batches = []
+    start = 0
     for end in range(1, len(order) + 1):
         if end == len(order) or (end - start + 1) * lengths[order[end]] > BATCH_TOKENS:
             batches.append(order[start:end])

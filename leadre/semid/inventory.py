@@ -78,7 +78,8 @@ class Inventory:
 
     def merge(self) -> None:
         """Build a new base of all ads that are not removed. Takes seconds for millions; readers are not held up."""
-        self._base, self._merged = self._trie(0), self.rows
+        self._base = self._trie(0)
+        self._merged = self.rows
         self._added = self._trie(self.rows)
         self._publish()
 
@@ -130,8 +131,11 @@ class Inventory:
             ads = np.empty(end + end // 8, ads.dtype)
             ads[: self.rows] = self._ads_N[: self.rows]
         new = ads[self.rows : end]
-        new["codes"], new["weight"], new["status"] = codes_NL, 1.0 if weights_N is None else weights_N, LIVE
-        self._ads_N, self.rows = ads, end
+        new["codes"] = codes_NL
+        new["weight"] = 1.0 if weights_N is None else weights_N
+        new["status"] = LIVE
+        self._ads_N = ads
+        self.rows = end
 
     def _known(self, rows: Rows) -> Ints:
         numbers = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows.astype(np.int64, copy=False)
@@ -167,7 +171,9 @@ class UnionMask(Mask):
     """Two tries as one. A state is a pair of nodes; zero stands for none, as no path leads back to a root."""
 
     def __init__(self, base: Trie, added: Trie) -> None:
-        self.base, self.added, self.sizes = base, added, base.sizes
+        self.base = base
+        self.added = added
+        self.sizes = base.sizes
 
     @property
     def weighted(self) -> bool:
@@ -179,7 +185,8 @@ class UnionMask(Mask):
 
     def step(self, states_B: Ints, codes_B: Ints, level: int) -> Ints:
         base_B, added_B = _nodes(states_B)
-        base_B, added_B = self.base.step(base_B, codes_B, level), self.added.step(added_B, codes_B, level)
+        base_B = self.base.step(base_B, codes_B, level)
+        added_B = self.added.step(added_B, codes_B, level)
         states = np.maximum(base_B, 0) | (np.maximum(added_B, 0) << NODE_BITS)
         return np.where(states > 0, states, DEAD)
 
@@ -204,13 +211,16 @@ class DifferenceMask(Mask):
     """A mask with a few rows denied: their prefixes get counts and masses of their own, all else is passed on."""
 
     def __init__(self, mask: Mask, codes_NL: NDArray[np.integer]) -> None:
-        self.mask, self.sizes = mask, mask.sizes
+        self.mask = mask
+        self.sizes = mask.sizes
         path = [mask.roots(len(codes_NL))]
         for level in range(self.depth):
             path.append(mask.step(path[-1], codes_NL[:, level].astype(np.int64), level))
         is_there = path[-1] >= 0
-        codes, path = codes_NL[is_there], [states[is_there] for states in path]
-        states, counts = [np.array([ROOT])], [mask.rows_below(mask.roots(1)) - len(codes)]
+        codes = codes_NL[is_there]
+        path = [states[is_there] for states in path]
+        states = [np.array([ROOT])]
+        counts = [mask.rows_below(mask.roots(1)) - len(codes)]
         self.denied: list[tuple[Ints, Ints, NDArray[np.float64]]] = []  # a level's (parent, code, mass) of each prefix
         mass_K: NDArray[np.float64] = np.zeros(len(codes))
         for level in reversed(range(self.depth)):
@@ -224,7 +234,8 @@ class DifferenceMask(Mask):
             masses[group_K, codes_K] = mass_K
             mass_K = masses.sum(axis=1)
         order = np.argsort(np.concatenate(states))
-        self.states, self.counts = np.concatenate(states)[order], np.concatenate(counts)[order]
+        self.states = np.concatenate(states)[order]
+        self.counts = np.concatenate(counts)[order]
 
     @property
     def weighted(self) -> bool:

@@ -37,7 +37,8 @@ def measure(codebook: Codebook) -> dict[str, Any]:
     error_share       squared error of the vectors rebuilt down to this level, over that of the mean vector
     residual_share    the same in the space that is quantised (equal to error_share without an autoencoder)
     """
-    prefixes_OQ, vectors_OD = codebook.codes_OL[:, :-1], codebook.embeddings_OD
+    prefixes_OQ = codebook.codes_OL[:, :-1]
+    vectors_OD = codebook.embeddings_OD
     quantiser = codebook.quantiser
     spread = _mean_square(vectors_OD - vectors_OD.mean(axis=0))
     latent_OZ = quantiser.residuals(vectors_OD, prefixes_OQ[:, :0])

@@ -45,7 +45,8 @@ def fit(
     with _reproducible(seed) as random:
         x_ND = torch.from_numpy(np.unique(np.asarray(vectors_ND, dtype=np.float32), axis=0))
         width = x_ND.shape[1]
-        encoder, decoder = _mlp(width, hidden, latent), _mlp(latent, hidden, width)
+        encoder = _mlp(width, hidden, latent)
+        decoder = _mlp(latent, hidden, width)
         weights = [*encoder.parameters(), *decoder.parameters()]
         warm = steps // 4
         with progress.track("RQ-VAE, steps", steps) as advance:
@@ -82,7 +83,9 @@ def _losses(
     centroid) and COMMITMENT times the same (moves the encoder). Means over the batch, sums over the width.
     """
     z_BZ = encoder(x_BD)
-    left_BZ, total_BZ, pull = z_BZ, torch.zeros_like(z_BZ), z_BZ.new_zeros(())
+    left_BZ = z_BZ
+    total_BZ = torch.zeros_like(z_BZ)
+    pull = z_BZ.new_zeros(())
     residuals = []
     for centroids_CZ, used_C in zip(centroids, used, strict=True):
         residuals.append(left_BZ.detach())
@@ -128,7 +131,8 @@ def _batches(x_ND: Tensor, steps: int, random: torch.Generator) -> Iterator[Tens
     at = 0
     for _ in range(steps):
         if at + size > len(order):
-            order, at = torch.randperm(len(x_ND), generator=random), 0
+            order = torch.randperm(len(x_ND), generator=random)
+            at = 0
         yield x_ND[order[at : at + size]]
         at += size
 

@@ -174,7 +174,8 @@ class Trie(Mask):
         if not len(self.child_codes):
             return np.full(len(states_B), DEAD)
         nodes = np.maximum(states_B, 0)
-        edge, last = self.child_offsets[nodes], self.child_offsets[nodes + 1] - 1
+        edge = self.child_offsets[nodes]
+        last = self.child_offsets[nodes + 1] - 1
         for bit in reversed(range(int((last - edge).max(initial=0) + 1).bit_length())):
             at = np.minimum(edge + ((1 << bit) - 1), last)  # all codes up to here are smaller if this one is
             edge = np.where(self.child_codes[at] < codes_B, at + 1, edge)
@@ -195,15 +196,18 @@ def build(
     """
     columns = np.ascontiguousarray(np.asarray(codes_NL).reshape(-1, len(sizes)).T)
     rows = columns.shape[1]
-    low, high = columns.min(axis=1, initial=0), columns.max(axis=1, initial=0)
+    low = columns.min(axis=1, initial=0)
+    high = columns.max(axis=1, initial=0)
     assert low.min() >= 0 and np.all(high < sizes), (
         f"codes outside their level: from {low.tolist()} to {high.tolist()} with sizes {tuple(sizes)}"
     )
     order = _lexicographic(columns, sizes)
     differs = np.zeros(rows, dtype=np.bool_)  # does a row's path so far differ from the row before it
     differs[:1] = True
-    starts, child_codes = [0, 1], list[NDArray[np.integer]]()
-    first_leaf, first_child = [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]  # of each node, depth after depth
+    starts = [0, 1]
+    child_codes = list[NDArray[np.integer]]()
+    first_leaf = [np.zeros(1, np.int64)]
+    first_child = [np.zeros(1, np.int64)]  # of each node, depth after depth
     for level, codes in enumerate(columns):
         column = codes[order]
         above, differs = differs, differs.copy()
@@ -216,14 +220,17 @@ def build(
     leaves = len(first_leaf[-1])
     assert leaves == rows, f"{rows} rows share {leaves} paths: every row needs a path of its own"
     assert starts[-1] < 2**30, f"{starts[-1]} nodes are more than int32 has room for in a bisection"
-    offsets, beneath = np.empty(starts[-2] + 1, np.int32), np.ones(starts[-1], np.int32)
+    offsets = np.empty(starts[-2] + 1, np.int32)
+    beneath = np.ones(starts[-1], np.int32)
     mass = None
     if weights_N is not None:
         assert np.all(weights_N > 0), "a row without weight could never be reached; leave it out of the trie"
         mass = np.zeros(starts[-1])
         mass[starts[-2] :] = weights_N[order]
     for depth in reversed(range(len(sizes))):
-        here, below, first = slice(*starts[depth : depth + 2]), slice(*starts[depth + 1 : depth + 3]), first_leaf[depth]
+        here = slice(*starts[depth : depth + 2])
+        below = slice(*starts[depth + 1 : depth + 3])
+        first = first_leaf[depth]
         np.add(first_child[depth], starts[depth + 1] - 1, out=offsets[here], casting="same_kind")
         np.subtract(np.append(first[1:], rows), first, out=beneath[here], casting="same_kind")
         if mass is not None and rows:

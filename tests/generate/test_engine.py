@@ -49,7 +49,8 @@ def gated(searcher):
 
 def prompts(searcher, count, seed=0):
     """(ids, request) pairs: prompts of different lengths, some of them equal, over different live sets."""
-    backbone, layout = searcher.backbone, searcher.backbone.layout
+    backbone = searcher.backbone
+    layout = searcher.backbone.layout
     rng = np.random.default_rng(seed)
     objects = len(backbone.objects_OL)
     pairs = []

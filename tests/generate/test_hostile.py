@@ -177,7 +177,8 @@ def control_of(tokenizer):
 
 def test_the_titles_are_as_hostile_as_they_should_be(tokenizer):
     """Tokenised the usual way, most of a tokenizer's control tokens stand in them, and many titles hold one."""
-    control, found = control_of(tokenizer), [set(tokenizer(title)["input_ids"]) for title in TITLES]
+    control = control_of(tokenizer)
+    found = [set(tokenizer(title)["input_ids"]) for title in TITLES]
     assert len(set(TITLES)) > 0.95 * ADS
     assert sum(bool(ids & control) for ids in found) > ADS / 5
     assert len(control & set().union(*found)) >= min(len(control), 10)
@@ -186,7 +187,8 @@ def test_the_titles_are_as_hostile_as_they_should_be(tokenizer):
 
 
 def test_no_title_becomes_a_control_token(threads, tokenizer):
-    control, words = control_of(tokenizer), len(tokenizer)
+    control = control_of(tokenizer)
+    words = len(tokenizer)
     for title in [*TITLES, *threads.logs.objects["title"], *threads.logs.users["age"].drop_nulls()]:
         ids = threads.prompter.plain(title)
         assert not control & set(ids.tolist()), title
@@ -207,7 +209,9 @@ def test_no_title_becomes_a_control_token_of_the_encoder():
 
 
 def test_no_prompt_holds_a_command_or_an_id_that_is_not_of_the_log(threads, tokenizer):
-    logs, layout, control = threads.logs, threads.prompter.layout, control_of(tokenizer)
+    logs = threads.logs
+    layout = threads.prompter.layout
+    control = control_of(tokenizer)
     windows = threads.serving(logs.requests_of(TEST))
     assert len(windows) > 20
     for window in windows:
@@ -220,7 +224,9 @@ def test_no_prompt_holds_a_command_or_an_id_that_is_not_of_the_log(threads, toke
 
 
 def test_alignment_sentences_hold_the_codes_of_their_target_alone(hostile_market, threads, tokenizer):
-    control, layout, live = control_of(tokenizer), hostile_market.layout, hostile_market.live
+    control = control_of(tokenizer)
+    layout = hostile_market.layout
+    live = hostile_market.live
     sentences = AlignmentSampler(threads, live, dict.fromkeys(PHRASINGS, 1.0), rows=40, seed=0)
     for o in range(len(threads.logs.objects)):
         for field, ids in sentences.texts.fields(o).items():

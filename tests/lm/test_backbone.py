@@ -82,7 +82,8 @@ def test_backbone_of_fewer_layers_is_saved_and_loaded(tiny_llama, small, tmp_pat
     whole = backbones.create(tiny_llama, layout, CODES, layers=0, pointer=pointer)
     cut = backbones.create(tiny_llama, layout, CODES, layers=[1], pointer=pointer).eval()
     assert len(cut.body.layers) == cut.body.config.num_hidden_layers == 1
-    kept, old = cut.body.layers[0], whole.body.layers[1]
+    kept = cut.body.layers[0]
+    old = whole.body.layers[1]
     assert kept.self_attn.layer_idx == 0
     assert torch.equal(kept.self_attn.q_proj.weight, old.self_attn.q_proj.weight)
     backbones.save(cut, tmp_path)

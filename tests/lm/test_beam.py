@@ -21,7 +21,8 @@ def trie_of(backbone, objects, weights=None):
 @st.composite
 def requests(draw, backbone):
     """A prompt with objects in it, and up to three requests with live sets, weights and groups of their own."""
-    layout, count = backbone.layout, len(backbone.objects_OL)
+    layout = backbone.layout
+    count = len(backbone.objects_OL)
     first = layout.words + layout.codes
     ids = draw(
         st.lists(st.integers(0, layout.words - 1) | st.integers(first, first + count - 1), min_size=1, max_size=9)

@@ -55,7 +55,8 @@ def threads(draw, backbone, max_live=8):
 @torch.no_grad()
 def by_definition(backbone, lm, ids, request):
     """{row: log-probability}: one forward pass over prompt and codes for each live object, without any cache."""
-    layout, start = backbone.layout, backbone.layout.words
+    layout = backbone.layout
+    start = backbone.layout.words
     thread = ids[: request.end + 1].tolist()
     codes = backbone.objects_OL[request.objects].tolist()  # rows among the S code rows
     log_p_of = {}
@@ -77,7 +78,9 @@ def by_definition(backbone, lm, ids, request):
 
 def mixed(backbone, hidden, at, p_head, path, thread, codes):
     """The probability of ``path[-1]`` in the mixture with the pointer, from loops over the thread."""
-    layout, pointer, level = backbone.layout, backbone.pointer, len(path) - 1
+    layout = backbone.layout
+    pointer = backbone.pointer
+    level = len(path) - 1
     first = layout.words + layout.codes
     log_count = dict(zip(pointer.count_words_W.tolist(), pointer.log_counts_W.tolist(), strict=True))
     rows = backbone.objects_OL.tolist()
@@ -142,7 +145,8 @@ def later(request, positions):
 
 def of_transformers(backbone, lm, ids, request, width):
     """{row: score}, best first, of `generate` restricted to the live paths by its own callback."""
-    words, length = backbone.layout.words, len(ids)
+    words = backbone.layout.words
+    length = len(ids)
     paths = (words + backbone.objects_OL[request.objects]).tolist()
     if not paths:
         return {}
@@ -279,7 +283,9 @@ def test_packed_and_eager_runners_give_the_same_results(with_pointer):
 def test_generation_applies_the_attention_scale_of_the_body():
     """A layer gets the same numbers from the attention of training and from that of the runner."""
     torch.manual_seed(0)
-    query, key, value = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8)
+    query = torch.randn(1, 4, 6, 8)
+    key = torch.randn(1, 2, 6, 8)
+    value = torch.randn(1, 2, 6, 8)
     layer = SimpleNamespace(layer_idx=0)
 
     def attend(_, query_NHE, key_NGE, value_NGE):

@@ -17,7 +17,8 @@ QUICK = settings(max_examples=20, deadline=None, derandomize=True)
 @st.composite
 def threads(draw, backbone):
     """Up to three threads with up to three requests each, over live sets of their own."""
-    layout, count = backbone.layout, len(backbone.objects_OL)
+    layout = backbone.layout
+    count = len(backbone.objects_OL)
     first = layout.words + layout.codes
     drawn = []
     # half of the entries are objects, which the pointer may repeat

@@ -19,7 +19,8 @@ class FakeLogs:
         ]
         late = [(user, 1000 + user, (user % 8, 8)[user % 2]) for user in range(20)]
         rows = sorted(rows + late)
-        self.users, self.objects = range(20), range(9)
+        self.users = range(20)
+        self.objects = range(9)
         users_E, self.at_us_E, self.object_E = (np.array(column) for column in zip(*rows, strict=True))
         self.event_offsets = np.searchsorted(users_E, np.arange(21))
         self.request_at_us_R = np.array([0, 5, held_out_us, 2000])
@@ -37,11 +38,13 @@ def test_tastes_separate_and_unseen_objects_are_zero():
 
 
 def test_nothing_after_the_first_validation_request_is_read():
-    logs, changed = FakeLogs(), FakeLogs()
+    logs = FakeLogs()
+    changed = FakeLogs()
     changed.object_E = np.where(changed.at_us_E >= 1000, 3, changed.object_E)
     assert np.array_equal(collaborative.vectors(logs, 3, 0), collaborative.vectors(changed, 3, 0))
     # and the boundary is that request's time: with a later one the same change shows
-    later, later_changed = FakeLogs(5000), FakeLogs(5000)
+    later = FakeLogs(5000)
+    later_changed = FakeLogs(5000)
     later.request_at_us_R[3] = later_changed.request_at_us_R[3] = 5000
     later_changed.object_E = changed.object_E
     assert not np.array_equal(collaborative.vectors(later, 3, 0), collaborative.vectors(later_changed, 3, 0))

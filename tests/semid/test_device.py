@@ -37,7 +37,8 @@ def compare(mask, there, device):
         assert prior.dtype == torch.float32
         np.testing.assert_allclose(prior.cpu().numpy(), mask.log_prior(asked, level), rtol=1e-6)
         assert there.rows_below(on_device).tolist() == mask.rows_below(asked).tolist()
-        from_each, codes = np.repeat(asked, size), np.tile(np.arange(size), len(asked))
+        from_each = np.repeat(asked, size)
+        codes = np.tile(np.arange(size), len(asked))
         wanted = mask.step(from_each, codes, level)
         got = there.step(*(torch.from_numpy(array).to(device) for array in (from_each, codes)), level)
         assert got.tolist() == wanted.tolist()

@@ -19,7 +19,8 @@ NO = -math.inf
 
 def check(mask, live):
     """Every question about every prefix, dead ones too; ``live`` is {row: (path, weight or None)}."""
-    states, prefixes = mask.roots(1), [()]
+    states = mask.roots(1)
+    prefixes = [()]
     for level, size in enumerate(mask.sizes):
         below = [{row: entry for row, entry in live.items() if entry[0][:level] == prefix} for prefix in prefixes]
         assert mask.rows_below(np.append(states, DEAD)).tolist() == [*map(len, below), 0]
@@ -49,7 +50,8 @@ class Model:
     def __init__(self, seed, weighted):
         self.rng = np.random.default_rng(seed)
         self.weighted = weighted
-        self.entries, self.status = [], []
+        self.entries = []
+        self.status = []
         codes, weights = self.draw(int(self.rng.integers(0, 40)))
         self.inventory = Inventory(codes, SIZES, weights)
         self.note(codes, weights)
@@ -110,7 +112,8 @@ def test_agrees_with_a_dictionary_after_every_change(seed, weighted, actions):
     model = Model(seed, weighted)
     for action in ["merge", *actions]:
         model.act(action)
-        live, inventory = model.live(), model.inventory
+        live = model.live()
+        inventory = model.inventory
         check(inventory.live, live)
         every = np.arange(len(model.status))
         allowed, denied = (np.sort(model.rng.permutation(every)[: len(every) // share]) for share in (2, 4))
@@ -125,7 +128,8 @@ def test_agrees_with_a_dictionary_after_every_change(seed, weighted, actions):
 
 def test_a_million_switches_leave_no_trace():
     rng = np.random.default_rng(0)
-    codes, weights = PATHS, 10.0 ** rng.uniform(-9, 9, len(PATHS))
+    codes = PATHS
+    weights = 10.0 ** rng.uniform(-9, 9, len(PATHS))
     inventory = Inventory(codes, SIZES, weights)
     for _ in range(200):
         rows = rng.integers(0, len(codes), 40)
@@ -227,7 +231,9 @@ def test_rows_that_are_not_there():
 
 def test_readers_are_not_disturbed_by_a_writer():
     rng = np.random.default_rng(0)
-    inventory, faults, done = Inventory(PATHS[:36], SIZES), [], threading.Event()
+    inventory = Inventory(PATHS[:36], SIZES)
+    faults = []
+    done = threading.Event()
     always = PATHS[:12]  # never touched, so every reader has to find them, and nothing that was never there
 
     def read():

@@ -75,7 +75,8 @@ def test_agrees_with_a_set_of_prefixes(seed, rows, sizes):
 def test_row_order_changes_only_leaf_row():
     codes = draw_paths(1, 200, (8, 8, 8))
     shuffled = np.random.default_rng(2).permutation(len(codes))
-    one, other = tries.build(codes, (8, 8, 8)), tries.build(codes[shuffled], (8, 8, 8))
+    one = tries.build(codes, (8, 8, 8))
+    other = tries.build(codes[shuffled], (8, 8, 8))
     assert np.array_equal(one.child_codes, other.child_codes)
     assert np.array_equal(one.child_offsets, other.child_offsets)
     assert np.array_equal(one.leaf_row, shuffled[other.leaf_row])
@@ -83,7 +84,8 @@ def test_row_order_changes_only_leaf_row():
 
 def test_sizes_beyond_63_bits_sort_the_same_way():
     codes = draw_paths(3, 300, (7, 7, 7, 7))
-    small, huge = tries.build(codes, (7, 7, 7, 7)), tries.build(codes, (2**20,) * 4)
+    small = tries.build(codes, (7, 7, 7, 7))
+    huge = tries.build(codes, (2**20,) * 4)
     assert np.array_equal(small.leaf_row, huge.leaf_row)
     assert walk(huge, codes[5]) == walk(small, codes[5])
 
@@ -113,7 +115,8 @@ def test_mass_by_hand():
 def test_zero_scores_give_every_row_its_share_of_the_weight():
     codes = draw_paths(4, 300, (6, 7, 8))
     weights = np.random.default_rng(5).gamma(0.3, size=len(codes)) + 1e-6
-    trie, log_p = tries.build(codes, (6, 7, 8), weights), np.zeros(len(codes))
+    trie = tries.build(codes, (6, 7, 8), weights)
+    log_p = np.zeros(len(codes))
     for level, prior in enumerate(tries.path_priors(trie, codes)):
         log_p += prior[np.arange(len(codes)), codes[:, level]] - np.logaddexp.reduce(prior, axis=1)
     np.testing.assert_allclose(np.exp(log_p), weights / weights.sum(), rtol=1e-5)
