@@ -1,8 +1,8 @@
-"""Objects and their semantic IDs: the quantiser's codes, and one more level so that every object has its own ID.
+"""Semantic IDs of objects: the codes of the quantiser, and a last level that makes every ID unique.
 
 Two objects that share all quantised codes take slots 0, 1, 2, ... of the last level, in the order of their IDs. A new
-object takes the first slot that is free; rows that exist never move, so a language model trained on them stays right.
-Where all slots of a prefix are taken, the object goes to the next nearest prefix that has room.
+object takes the first slot that is free; existing rows never change, so a language model trained on them remains valid.
+If all slots of a prefix are taken, the object gets the next nearest prefix with a free slot.
 
 Letters: O objects, N new objects, L levels (the last one resolves collisions), Q = L - 1 quantised levels, D width.
 """
@@ -32,11 +32,11 @@ ARRAYS, FACTS = "codebook.safetensors", "codebook.json"
 class Codebook:
     """Semantic IDs of O objects.
 
-    codes_OL        int32; every row its own path; the last level resolves collisions
+    codes_OL        int32; rows are distinct paths; the last level resolves collisions
     sizes           codes per level, L of them
     object_ids      O of them; row o belongs to object_ids[o]
     embeddings_OD   float32, what was quantised: text first, then `D - text_width` collaborative columns, if any
-    moved           how many objects found their nearest prefix full and went to the next one
+    moved           objects whose nearest prefix was full, so that they have another one
     """
 
     codes_OL: Codes
@@ -69,7 +69,7 @@ class Codebook:
         return {object_id: row for row, object_id in enumerate(self.object_ids)}
 
     def rows(self, object_ids: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Rows of these objects, int64, in their order; InputError where one has no ID yet."""
+        """Rows of these objects, int64, in their order; InputError if one has no ID yet."""
         missing = [object_id for object_id in object_ids if object_id not in self.row_of]
         if missing:
             raise InputError(
@@ -79,11 +79,11 @@ class Codebook:
         return np.array([self.row_of[object_id] for object_id in object_ids], dtype=np.int64)
 
     def encode(self, vectors_ND: Floats, ids: Sequence[str]) -> Codebook:
-        """A codebook with the new objects `ids` appended, in their order; the rows that exist stay as they are.
+        """A codebook with the new objects `ids` appended, in their order; existing rows do not change.
 
-        `vectors_ND` float32 [N, D], or only the text columns: an object nobody met yet has no collaborative vector.
-        An object that already has an ID keeps it, whatever its text is now. InputError for an ID given twice, or
-        where every ID is taken.
+        `vectors_ND` float32 [N, D], or only the text columns: an object without events has no collaborative vector.
+        An object that already has an ID keeps it, even if its text has changed. InputError for a duplicate ID, or if
+        every ID is taken.
         """
         vectors = self._widen(np.asarray(vectors_ND, dtype=np.float32))
         assert len(vectors) == len(ids), f"{len(vectors)} vectors for {len(ids)} objects"
@@ -120,9 +120,9 @@ class Codebook:
 
 
 def fit(object_ids: Sequence[str], vectors_OD: Floats, quantiser: Quantiser, slots: int, text_width: int) -> Codebook:
-    """The first codebook of a catalogue: rows in the order of `object_ids`, slots given in ascending object ID.
+    """The first codebook of a catalogue: rows in the order of `object_ids`, slots assigned in ascending object ID.
 
-    `slots` is the size of the last level. InputError for an ID given twice or where the slots cannot hold the objects.
+    `slots` is the size of the last level. InputError for a duplicate ID, or if the slots cannot hold the objects.
     """
     _check_distinct(object_ids)
     if slots < 1:
@@ -163,7 +163,7 @@ def load(artifact: Artifact) -> Codebook:
 
 
 def shuffled(codebook: Codebook, seed: int) -> Codebook:
-    """The same IDs permuted among the objects by ``seed``: a control that takes their meaning away."""
+    """The same IDs permuted among the objects by ``seed``: a control experiment without their meaning."""
     order = np.random.default_rng(seed).permutation(len(codebook.codes_OL))
     return replace(codebook, codes_OL=codebook.codes_OL[order])
 
@@ -171,54 +171,54 @@ def shuffled(codebook: Codebook, seed: int) -> Codebook:
 def assign(
     prefixes_NQ: Codes, vectors_ND: Floats, quantiser: Quantiser, slots: int, *, taken_OL: Codes
 ) -> tuple[Codes, int]:
-    """Paths int32 [N, L] beside those in `taken_OL`, and how many objects had to leave their nearest prefix.
+    """Paths int32 [N, L] beside those in `taken_OL`, and the number of objects that are not on their nearest prefix.
 
-    First every object whose prefix has room takes the next slot there, in row order; then the others, one by one, the
-    nearest prefix that has room (see `_nearest_with_room`). InputError where none has.
+    First each object whose prefix has room takes the next slot there, in row order; then the others take, one by one,
+    the nearest prefix with room (see `_nearest_with_room`). InputError if none has.
     """
     count: dict[tuple[int, ...], int] = {}
     for path in taken_OL.tolist():
         prefix = tuple(path[:-1])
         count[prefix] = max(count.get(prefix, 0), path[-1] + 1)
     codes = np.concatenate([prefixes_NQ, np.zeros((len(prefixes_NQ), 1), dtype=np.int32)], axis=1)
-    homeless = []
+    displaced = []
     for row, path in enumerate(prefixes_NQ.tolist()):
         prefix = tuple(path)
         codes[row, -1] = count.get(prefix, 0)
         if codes[row, -1] >= slots:
-            homeless.append(row)
+            displaced.append(row)
         else:
             count[prefix] = int(codes[row, -1]) + 1
-    for row in homeless:
-        left_1Z = quantiser.residuals(vectors_ND[row : row + 1], prefixes_NQ[row : row + 1, :0])
-        room = _nearest_with_room((), left_1Z, quantiser, slots, count)
+    for row in displaced:
+        residual_1Z = quantiser.residuals(vectors_ND[row : row + 1], prefixes_NQ[row : row + 1, :0])
+        room = _nearest_with_room((), residual_1Z, quantiser, slots, count)
         if room is None:
             size = " x ".join(map(str, (*quantiser.sizes, slots)))
             raise InputError(f"all {size} IDs are taken; give --collisions more than {slots}, or larger --levels")
         codes[row] = (*room, count.get(room, 0))
         count[room] = count.get(room, 0) + 1
-    return codes, len(homeless)
+    return codes, len(displaced)
 
 
 def _nearest_with_room(
     before: tuple[int, ...],
-    left_1Z: np.ndarray[Any, np.dtype[np.float64]],
+    residual_1Z: np.ndarray[Any, np.dtype[np.float64]],
     quantiser: Quantiser,
     slots: int,
     count: Mapping[tuple[int, ...], int],
 ) -> tuple[int, ...] | None:
     """The first prefix with a free slot, nearest codes first, the last level changed before the one above it.
 
-    `left_1Z` is what the codes `before` leave over. It only walks prefixes that are full, and there are few of them.
+    `residual_1Z` is the residual after the codes `before`. The search visits only full prefixes, which are few.
     """
     level = len(before)
     if level == len(quantiser.centroids):
         return before if count.get(before, 0) < slots else None
     centroids = quantiser.centroids[level]
-    for code in quantisers.distances(left_1Z, centroids)[0].argsort(kind="stable").tolist():
-        found = _nearest_with_room((*before, code), left_1Z - centroids[code], quantiser, slots, count)
-        if found is not None:
-            return found
+    for code in quantisers.distances(residual_1Z, centroids)[0].argsort(kind="stable").tolist():
+        prefix = _nearest_with_room((*before, code), residual_1Z - centroids[code], quantiser, slots, count)
+        if prefix is not None:
+            return prefix
     return None
 
 

@@ -1,7 +1,7 @@
-"""What users do with an object, as a vector: positive pointwise mutual information of pairs, then truncated SVD.
+"""Collaborative vectors of objects: positive pointwise mutual information of pairs, then truncated SVD.
 
-Text alone puts two cheeses of different makers in one place; that they are bought by different people is only in the
-log. Adding such a signal to the quantiser follows LETTER (arXiv 2405.07314) and DAS; the factorisation is the one of
+Text alone gives two cheeses of different makers nearly the same vector; only the log shows that different people buy
+them. Adding such a signal to the quantiser follows LETTER (arXiv 2405.07314) and DAS; the factorisation is the one of
 Levy and Goldberg (2014). Only events before the first validation request are read.
 
 Letters: U users, O objects, E events, D columns.
@@ -21,13 +21,13 @@ from leadre.semid.quantiser import Floats
 if TYPE_CHECKING:
     from leadre.data.histories import Logs
 
-LATEST = 1000  # objects per user: pairs grow with the square, and one robot must not fill the memory
+LATEST = 1000  # objects per user: pairs grow with the square, and one bot must not exhaust the memory
 
 
 def vectors(logs: Logs, width: int, seed: int) -> Floats:
     """Unit-length vectors float32 [O, width] of the objects of `logs`; zero for an object without training events.
 
-    Raises InputError where `width` is not below the number of objects met in the training weeks.
+    InputError if `width` is not below the number of objects with training events.
     """
     users_E = np.repeat(np.arange(len(logs.users)), np.diff(logs.event_offsets))
     known_E = logs.at_us_E < training_end_us(logs)
@@ -35,7 +35,7 @@ def vectors(logs: Logs, width: int, seed: int) -> Floats:
 
 
 def training_end_us(logs: Logs) -> int:
-    """Time of the first request that is not for training; the end of time where all are."""
+    """Time of the first request that is not for training; the largest int64 if all are."""
     held_out = logs.request_at_us_R[logs.request_split_R != 0]
     return int(held_out.min()) if len(held_out) else int(np.iinfo(np.int64).max)
 
@@ -48,13 +48,14 @@ def factorise(
     seed: int,
 ) -> Floats:
     """Vectors float32 [objects, width] from events given as (user, object), each user's events in time order."""
-    met = np.unique(objects_E)
-    if not 0 < width < len(met):
+    known = np.unique(objects_E)
+    if not 0 < width < len(known):
         raise InputError(
-            f"--collaborative-dim {width}: wants 1 to {len(met) - 1}, below the {len(met)} objects with training events"
+            f"--collaborative-dim {width}: wants 1 to {len(known) - 1}, "
+            f"below the {len(known)} objects with training events"
         )
-    users, columns = _latest_pairs(users_E, np.searchsorted(met, objects_E))
-    seen_UO = sparse.csr_array((np.ones(len(users)), (users, columns)), shape=(int(users.max()) + 1, len(met)))
+    users, columns = _latest_pairs(users_E, np.searchsorted(known, objects_E))
+    seen_UO = sparse.csr_array((np.ones(len(users)), (users, columns)), shape=(int(users.max()) + 1, len(known)))
     pairs = (seen_UO.T @ seen_UO).tolil()
     pairs.setdiag(0)
     pairs_OO = pairs.tocoo()
@@ -65,14 +66,14 @@ def factorise(
     row, column = pairs_OO.coords
     information = np.log(pairs_OO.data * total_O.sum() / (total_O[row] * total_O[column]))
     ppmi_OO = sparse.csr_array((np.maximum(information, 0), (row, column)), shape=pairs_OO.shape)
-    start = np.random.default_rng(seed).normal(size=len(met))
+    start = np.random.default_rng(seed).normal(size=len(known))
     left_OD, strength_D, _ = svds(ppmi_OO, k=width, v0=start)
-    factors_OD = (left_OD * np.sqrt(strength_D))[:, ::-1]  # svds gives the weakest first
-    # the sign of a singular vector is free: the entry that is largest in size becomes positive
+    factors_OD = (left_OD * np.sqrt(strength_D))[:, ::-1]  # svds returns the weakest first
+    # the sign of a singular vector is free: make the entry of largest magnitude positive
     factors_OD = factors_OD * np.where(factors_OD[np.abs(factors_OD).argmax(axis=0), np.arange(width)] < 0, -1, 1)
     length_O = np.linalg.norm(factors_OD, axis=1, keepdims=True)
     result = np.zeros((objects, width), dtype=np.float32)
-    result[met] = np.divide(factors_OD, length_O, out=np.zeros_like(factors_OD), where=length_O > 1e-9)
+    result[known] = np.divide(factors_OD, length_O, out=np.zeros_like(factors_OD), where=length_O > 1e-9)
     return result
 
 

@@ -1,7 +1,7 @@
-"""A trie's masks as tensors, for a beam search that stays on the GPU.
+"""Masks as tensors, for a beam search on the GPU without transfers.
 
-Shapes depend on the number of beams and the level alone and nothing is read back, so a step may be captured in a graph.
-States are those of the trie it was made from, which turns the last ones into rows.
+Shapes depend only on the number of beams and the level, and the host reads nothing back, so a CUDA graph may hold
+a step. States are those of the source mask, whose `rows` converts leaf states into rows.
 
 Letters: B beams, K most children of a node of the level, N rows, V nodes.
 """
@@ -20,17 +20,17 @@ from leadre.semid.trie import DEAD, ROOT, Trie
 class DeviceMask:
     """`log_prior`, `step` and `rows_below` of a trie or of a live inventory, copied to ``device``.
 
-    It does not see what is written to them later: `follow` brings pauses over, additions want a new one.
+    It does not observe later writes: `refresh` copies pauses, additions require a new `DeviceMask`.
     """
 
     def __init__(self, mask: Trie | UnionMask, device: torch.device | str) -> None:
         self.sizes = mask.sizes
         self.weighted = mask.weighted
         tries = (mask.base, mask.added) if isinstance(mask, UnionMask) else (mask,)
-        self.parts = [_Part(trie, device) for trie in tries]
+        self.parts = [_DeviceTrie(trie, device) for trie in tries]
 
     def log_prior(self, states_B: Tensor, level: int) -> Tensor:
-        """float32 [B, sizes[level]]: what to add to the scores of the codes, -inf where nothing live follows."""
+        """Log-prior of the codes, float32 [B, sizes[level]]: -inf for codes without a live row."""
         masses = torch.zeros(len(states_B), self.sizes[level], dtype=torch.float64, device=states_B.device)
         for part, nodes_B in zip(self.parts, self._nodes(states_B), strict=True):
             edges_BK, is_child_BK = part.children(nodes_B, level)
@@ -39,7 +39,7 @@ class DeviceMask:
         return (masses.log() if self.weighted else torch.where(masses > 0, 0.0, -torch.inf)).float()
 
     def step(self, states_B: Tensor, codes_B: Tensor, level: int) -> Tensor:
-        """Where the codes lead from each state: int64 [B], DEAD where nothing live follows."""
+        """State after the codes: int64 [B], DEAD for codes without a live row."""
         states = torch.zeros_like(states_B)
         for number, (part, nodes_B) in enumerate(zip(self.parts, self._nodes(states_B), strict=True)):
             edges_BK, is_child_BK = part.children(nodes_B, level)
@@ -48,14 +48,14 @@ class DeviceMask:
         return torch.where(states > 0, states, DEAD)
 
     def rows_below(self, states_B: Tensor) -> Tensor:
-        """How many rows each state can still become: int64 [B], 0 where DEAD."""
+        """Number of live rows below each state: int64 [B], 0 for DEAD."""
         counts = torch.zeros_like(states_B)
         for part, nodes_B in zip(self.parts, self._nodes(states_B), strict=True):
             counts += torch.where(nodes_B >= 0, part.rows_V[nodes_B.clamp(min=0)], 0)
         return counts
 
-    def follow(self, codes_NL: NDArray[np.integer]) -> None:
-        """Take over what has been paused, resumed or removed, of these paths and of the nodes above them."""
+    def refresh(self, codes_NL: NDArray[np.integer]) -> None:
+        """Copy counts and masses of these paths and their ancestors, after ads were paused, resumed or removed."""
         for part in self.parts:
             nodes = np.unique(part.trie.nodes(codes_NL))
             part.copy(nodes[nodes >= 0])
@@ -66,25 +66,25 @@ class DeviceMask:
         return [torch.where(states_B > ROOT, torch.where(part > 0, part, DEAD), states_B) for part in nodes]
 
 
-class _Part:
+class _DeviceTrie:
     """The arrays of one trie."""
 
     def __init__(self, trie: Trie, device: torch.device | str) -> None:
-        def there(array: NDArray[np.generic]) -> Tensor:
+        def on_device(array: NDArray[np.generic]) -> Tensor:
             return torch.from_numpy(array).to(device, copy=True)
 
         self.trie = trie
-        self.offsets = there(trie.child_offsets)
-        self.codes_E = there(trie.child_codes)
-        self.rows_V = there(trie.rows_beneath)
-        self.weights_V = self.rows_V if trie.mass is None else there(trie.mass)
+        self.offsets = on_device(trie.child_offsets)
+        self.codes_E = on_device(trie.child_codes)
+        self.rows_V = on_device(trie.rows_beneath)
+        self.weights_V = self.rows_V if trie.mass is None else on_device(trie.mass)
         degrees = np.diff(trie.child_offsets)
         starts = trie.level_starts
-        self.most = [int(degrees[starts[d] : starts[d + 1]].max(initial=0)) for d in range(trie.depth)]
+        self.max_children = [int(degrees[starts[d] : starts[d + 1]].max(initial=0)) for d in range(trie.depth)]
 
     def children(self, nodes_B: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """(edges int64 [B, K], which of them are there); edge 0 stands for the others."""
-        at_K = torch.arange(self.most[level], device=nodes_B.device)
+        """(edges int64 [B, K], whether each exists); edge 0 fills the rest."""
+        at_K = torch.arange(self.max_children[level], device=nodes_B.device)
         nodes = nodes_B.clamp(min=0)
         first_B = self.offsets[nodes].long()
         end_B = self.offsets[nodes + 1].long()

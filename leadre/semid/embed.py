@@ -1,8 +1,7 @@
 """Object text to vectors with a local sentence encoder: the packaged MiniLM, or any sentence-transformers folder.
 
-Nothing is fetched: a folder is read as it lies there, safetensors only. A folder that asks for a step which is not
-implemented here (another pooling, a dense layer, a default prompt) is refused, since its vectors would be silently
-worse.
+Nothing is downloaded: the encoder is a local folder with safetensors. A folder with a step that is not implemented here
+(another pooling, a dense layer, a default prompt) is an error, since its vectors would be silently worse.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Pooling = Literal["mean_tokens", "cls_token", "max_tokens"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a sentence-transformers folder says about itself."""
+    """Configuration of a sentence-transformers folder."""
 
     folder: Path
     pooling: Pooling
@@ -49,7 +48,7 @@ class Recipe:
 
 
 def read_recipe(encoder: str) -> Recipe:
-    """The recipe of `minilm` or of a local folder; InputError names the file and the step that is not implemented."""
+    """The recipe of `minilm` or of a local folder; InputError for a step that is not implemented."""
     folder = _packaged() if encoder == PACKAGED else Path(encoder)
     if not (folder / "config.json").is_file() or not (folder / "modules.json").is_file():
         raise InputError(
@@ -73,7 +72,7 @@ def read_recipe(encoder: str) -> Recipe:
 def embed(texts: Sequence[str], encoder: str = PACKAGED) -> Floats:
     """Unit-length vectors of the texts, float32 [N, D]. A text that occurs several times is embedded once.
 
-    `encoder` is `minilm` or a local sentence-transformers folder. Raises InputError where that is not usable.
+    `encoder` is `minilm` or a local sentence-transformers folder. InputError if it is unusable.
     """
     recipe = read_recipe(encoder)
     distinct, index_N = np.unique(
@@ -96,7 +95,7 @@ def embed(texts: Sequence[str], encoder: str = PACKAGED) -> Floats:
 
 
 def tokenize(texts: Sequence[str], tokenizer: Any, recipe: Recipe) -> list[list[int]]:
-    """Token IDs of each text. Control tokens stand at both ends alone: a text that spells [SEP] is read as letters."""
+    """Token IDs of each text. Control tokens occur only at both ends: a text with [SEP] is split into plain tokens."""
     lowered = [text.lower() if recipe.lower else text for text in texts]
     ids = tokenizer(lowered, truncation=True, max_length=recipe.max_tokens, split_special_tokens=True)["input_ids"]
     return cast(list[list[int]], ids)
@@ -128,12 +127,12 @@ def _check_modules(folder: Path) -> Path:
 
 
 def _pooling(path: Path) -> Pooling:
-    wanted = [
+    poolings = [
         key.removeprefix("pooling_mode_") for key, on in _json(path).items() if key.startswith("pooling_mode_") and on
     ]
-    if len(wanted) != 1 or wanted[0] not in get_args(Pooling):
-        raise InputError(f"{path}: pooling {wanted} is not supported; wants one of {list(get_args(Pooling))}")
-    return cast(Pooling, wanted[0])
+    if len(poolings) != 1 or poolings[0] not in get_args(Pooling):
+        raise InputError(f"{path}: pooling {poolings} is not supported; wants one of {list(get_args(Pooling))}")
+    return cast(Pooling, poolings[0])
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -144,7 +143,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _load(recipe: Recipe) -> tuple[Any, Any]:
     """Tokenizer and float32 model; a folder with pickled weights only is refused."""
-    import transformers  # 4 s that nobody should wait for who only reads a recipe
+    import transformers  # takes 4 s, which `read_recipe` does not need
 
     logging: Any = transformers.logging  # untyped
 
@@ -166,7 +165,7 @@ def _load(recipe: Recipe) -> tuple[Any, Any]:
 
 
 def _batches(order: np.ndarray[Any, np.dtype[np.int64]], lengths: np.ndarray[Any, Any]) -> list[Any]:
-    """Runs of texts of like length, so that little padding is computed: at most BATCH_TOKENS after padding."""
+    """Texts of similar length together, to save padding: at most BATCH_TOKENS after padding."""
     batches = []
     start = 0
     for end in range(1, len(order) + 1):
@@ -177,7 +176,7 @@ def _batches(order: np.ndarray[Any, np.dtype[np.int64]], lengths: np.ndarray[Any
 
 
 def _pool(hidden_BTD: Tensor, mask_BT: Tensor, pooling: Pooling) -> Tensor:
-    """One unit-length vector per text, [B, D]; padding takes no part."""
+    """One unit-length vector per text, [B, D]; padding is ignored."""
     mask_BT1 = mask_BT.unsqueeze(-1).bool()
     if pooling == "cls_token":
         vectors_BD = hidden_BTD[:, 0]

@@ -1,8 +1,8 @@
-"""The live catalogue that serving holds: ads come, pause and go while requests are answered from it.
+"""Live inventory of serving: ads are added, paused and removed while requests are served from it.
 
-`Inventory.live` answers the questions of `leadre.semid.trie.Mask`. It is one large trie, the base, and a small one of
-the ads added since the last `merge`. To pause an ad is to sum its ancestors anew; to add one is to build the small trie
-anew; both leave the large arrays where they are. What a single request may show is a `restrict`ion.
+`Inventory.live` is a `leadre.semid.trie.Mask`. It consists of a large trie, the base, and a small trie of the ads added
+since the last `merge`. A pause recomputes the sums of the ad's ancestors; an addition rebuilds the small trie; neither
+copies the large arrays. `restrict` gives the mask of a single request.
 
 Letters: N rows (ads), L levels, B beams, K denied prefixes of a level.
 """
@@ -18,7 +18,7 @@ from leadre.errors import InputError
 from leadre.semid.trie import DEAD, ROOT, Ints, Mask, Trie, build, code_type
 
 PAUSED, LIVE, REMOVED = 0, 1, 2
-NODE_BITS = 32  # bits of a state that hold the node of the base; the node of the added trie stands above
+NODE_BITS = 32  # low bits of a state: the node of the base; high bits: the node of the added trie
 
 Rows = NDArray[np.integer] | NDArray[np.bool_]
 
@@ -27,9 +27,9 @@ class Inventory:
     """Live ads by their code paths. A row is a number that an ad keeps from `add` to `remove`, also across `merge`.
 
     One thread writes (`add`, `remove`, `pause`, `resume`, `merge`); any thread may read `live` and call `restrict`. A
-    request takes `live` once and keeps it: its states stay valid whatever is written meanwhile. It sees a pause or a
-    removal at its next question and additions never; after the next `add` or `merge` it may miss pauses too. A
-    restriction to allowed rows is a copy of what was live when it was asked for.
+    request takes `live` once and keeps it: its states remain valid during writes. It observes a pause or a removal at
+    its next call and additions never; after the next `add` or `merge` it may miss pauses too. A restriction to allowed
+    rows is a copy of the rows live at the time of the call.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class Inventory:
     ) -> None:
         self.sizes = tuple(sizes)
         self.weighted = weights_N is not None
-        self.rows = 0  # numbers given out so far
-        # one record an ad, as a request that names 100,000 of them waits for as many reads from memory
+        self.rows = 0  # row numbers issued so far
+        # one record an ad: a request with 100,000 allowed rows costs one memory access a row
         fields = [("weight", np.float64), ("codes", code_type(sizes), (len(sizes),)), ("status", np.int8)]
         self._ads_N: NDArray[np.void] = np.empty(0, np.dtype(fields, align=True))
         self._append(codes_NL, weights_N)
@@ -46,7 +46,7 @@ class Inventory:
 
     @property
     def added(self) -> int:
-        """Rows added since the last `merge`, which is due when they are no longer few beside the others, say 1 %."""
+        """Rows added since the last `merge`, which is due when they exceed about 1 % of all rows."""
         return self.rows - self._merged
 
     @property
@@ -55,8 +55,8 @@ class Inventory:
         return self._ads_N.nbytes + self._base.bytes + self._added.bytes
 
     def add(self, codes_NL: NDArray[np.integer], weights_N: NDArray[np.floating] | None = None) -> Ints:
-        """Let new ads live; returns their rows. InputError if the path of one is that of an ad which is not removed."""
-        self._check(codes_NL, weights_N)
+        """Add live ads; returns their rows. InputError if a path belongs to an ad that is not removed."""
+        self._check_new(codes_NL, weights_N)
         rows = self.rows + np.arange(len(codes_NL))
         self._append(codes_NL, weights_N)
         self._added = self._trie(self._merged)
@@ -64,41 +64,42 @@ class Inventory:
         return rows
 
     def remove(self, rows_N: NDArray[np.integer]) -> None:
-        """End ads for good: their numbers are not given out again, their paths are free."""
+        """Remove ads for good: their row numbers are not reused, their paths are free."""
         self.pause(rows_N)
         self._ads_N["status"][rows_N] = REMOVED
 
     def pause(self, rows_N: NDArray[np.integer]) -> None:
-        """Take ads out of every answer until they resume; their paths stay taken."""
-        self._switch(rows_N, LIVE, PAUSED)
+        """Exclude ads from all results until they resume; their paths remain taken."""
+        self._set_status(rows_N, LIVE, PAUSED)
 
     def resume(self, rows_N: NDArray[np.integer]) -> None:
-        """Let paused ads live again."""
-        self._switch(rows_N, PAUSED, LIVE)
+        """Make paused ads live."""
+        self._set_status(rows_N, PAUSED, LIVE)
 
     def merge(self) -> None:
-        """Build a new base of all ads that are not removed. Takes seconds for millions; readers are not held up."""
+        """Build a new base of all ads that are not removed. Takes seconds for millions; readers do not wait."""
         self._base = self._trie(0)
         self._merged = self.rows
         self._added = self._trie(self.rows)
         self._publish()
 
     def restrict(self, allowed: Rows | None = None, denied: Rows | None = None) -> Mask:
-        """What a request may be answered from: of the live rows those allowed (default: all) and not denied.
+        """Mask of one request: the live rows that are allowed (default: all) and not denied.
 
-        Both are row numbers (those allowed distinct) or a mask over all rows. The cost grows with the rows named alone.
+        Both arguments are row numbers (`allowed` distinct) or a boolean mask over all rows. The cost depends only on
+        the number of these rows.
         """
         mask = self.live
         if allowed is not None:
             rows, ads = self._live_among(allowed)
-            mask = self._built(rows, ads)
+            mask = self._build(rows, ads)
         if denied is not None:
             rows, ads = self._live_among(denied)
             mask = DifferenceMask(mask, np.unique(ads["codes"], axis=0))
         return mask
 
-    def _switch(self, rows_N: NDArray[np.integer], before: int, after: int) -> None:
-        rows = self._known(rows_N)
+    def _set_status(self, rows_N: NDArray[np.integer], before: int, after: int) -> None:
+        rows = self._row_numbers(rows_N)
         status_N = self._ads_N["status"]
         removed = rows[status_N[rows] == REMOVED]
         if len(removed):
@@ -108,17 +109,17 @@ class Inventory:
         for trie, own in ((self._base, rows[rows < self._merged]), (self._added, rows[rows >= self._merged])):
             if len(own):
                 ads = self._ads_N[own]
-                trie.switch(ads["codes"], after == LIVE, ads["weight"])
+                trie.set_live(ads["codes"], after == LIVE, ads["weight"])
 
     def _trie(self, first_row: int) -> Trie:
-        """A trie of the rows from ``first_row`` on that are not removed, the paused ones switched off."""
+        """A trie of the rows from ``first_row`` on that are not removed, the paused ones not live."""
         ads = self._ads_N[first_row : self.rows]
         kept = np.flatnonzero(ads["status"] != REMOVED)
-        trie = self._built(first_row + kept, ads[kept])
-        trie.switch(ads["codes"][ads["status"] == PAUSED], live=False)
+        trie = self._build(first_row + kept, ads[kept])
+        trie.set_live(ads["codes"][ads["status"] == PAUSED], live=False)
         return trie
 
-    def _built(self, rows_N: Ints, ads_N: NDArray[np.void]) -> Trie:
+    def _build(self, rows_N: Ints, ads_N: NDArray[np.void]) -> Trie:
         return build(ads_N["codes"], self.sizes, ads_N["weight"] if self.weighted else None, rows_N)
 
     def _publish(self) -> None:
@@ -127,7 +128,7 @@ class Inventory:
     def _append(self, codes_NL: NDArray[np.integer], weights_N: NDArray[np.floating] | None) -> None:
         end = self.rows + len(codes_NL)
         ads = self._ads_N
-        if end > len(ads):  # room grows by an eighth, so that few calls copy
+        if end > len(ads):  # capacity grows by an eighth, so that few calls copy
             ads = np.empty(end + end // 8, ads.dtype)
             ads[: self.rows] = self._ads_N[: self.rows]
         new = ads[self.rows : end]
@@ -137,7 +138,7 @@ class Inventory:
         self._ads_N = ads
         self.rows = end
 
-    def _known(self, rows: Rows) -> Ints:
+    def _row_numbers(self, rows: Rows) -> Ints:
         numbers = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows.astype(np.int64, copy=False)
         if rows.dtype == np.bool_ and len(rows) != self.rows:
             raise InputError(f"a mask over {len(rows)} rows; this inventory has {self.rows}")
@@ -146,29 +147,29 @@ class Inventory:
         return numbers
 
     def _live_among(self, rows: Rows) -> tuple[Ints, NDArray[np.void]]:
-        numbers = self._known(rows)
+        numbers = self._row_numbers(rows)
         ads = np.take(self._ads_N, numbers)
         is_live = ads["status"] == LIVE
         return (numbers, ads) if is_live.all() else (numbers[is_live], ads[is_live])
 
-    def _check(self, codes_NL: NDArray[np.integer], weights_N: NDArray[np.floating] | None) -> None:
-        """InputError on what cannot be added."""
+    def _check_new(self, codes_NL: NDArray[np.integer], weights_N: NDArray[np.floating] | None) -> None:
+        """InputError for ads that cannot be added."""
         if (weights_N is not None) != self.weighted or (weights_N is not None and not np.all(weights_N > 0)):
             raise InputError("weights: each ad of an inventory with weights needs one above zero; otherwise give none")
         if np.any((codes_NL < 0) | (codes_NL >= np.array(self.sizes))):
             raise InputError(f"codes from {codes_NL.min()} to {codes_NL.max()}; the levels have {self.sizes} codes")
         taken = np.ones(len(codes_NL), np.bool_)
-        taken[np.unique(codes_NL, axis=0, return_index=True)[1]] = False  # the same path twice among the new ones
+        taken[np.unique(codes_NL, axis=0, return_index=True)[1]] = False  # duplicate paths among the new ads
         for trie in (self._base, self._added):
             rows = trie.rows(trie.nodes(codes_NL)[-1])
-            found = np.flatnonzero(rows >= 0)
-            taken[found] |= self._ads_N["status"][rows[found]] != REMOVED
+            in_trie = np.flatnonzero(rows >= 0)
+            taken[in_trie] |= self._ads_N["status"][rows[in_trie]] != REMOVED
         if taken.any():
             raise InputError(f"path {codes_NL[taken][0].tolist()} is taken; remove the ad that has it, or give another")
 
 
 class UnionMask(Mask):
-    """Two tries as one. A state is a pair of nodes; zero stands for none, as no path leads back to a root."""
+    """Union of two tries. A state is a pair of nodes; zero means none, as no path leads back to a root."""
 
     def __init__(self, base: Trie, added: Trie) -> None:
         self.base = base
@@ -200,7 +201,7 @@ class UnionMask(Mask):
 
 
 def _nodes(states_B: Ints) -> tuple[Ints, Ints]:
-    """The nodes of a pair, DEAD for none; of the root, both roots."""
+    """The two nodes of each state, DEAD for none; the root has both roots."""
     states = np.asarray(states_B, np.int64)
     pair = states & ((1 << NODE_BITS) - 1), states >> NODE_BITS
     base_B, added_B = (np.where(states > ROOT, np.where(nodes > 0, nodes, DEAD), states) for nodes in pair)
@@ -208,7 +209,7 @@ def _nodes(states_B: Ints) -> tuple[Ints, Ints]:
 
 
 class DifferenceMask(Mask):
-    """A mask with a few rows denied: their prefixes get counts and masses of their own, all else is passed on."""
+    """A mask minus a few denied rows: their prefixes have their own counts and masses, other states are delegated."""
 
     def __init__(self, mask: Mask, codes_NL: NDArray[np.integer]) -> None:
         self.mask = mask
@@ -221,7 +222,7 @@ class DifferenceMask(Mask):
         path = [states[is_there] for states in path]
         states = [np.array([ROOT])]
         counts = [mask.rows_below(mask.roots(1)) - len(codes)]
-        self.denied: list[tuple[Ints, Ints, NDArray[np.float64]]] = []  # a level's (parent, code, mass) of each prefix
+        self.denied: list[tuple[Ints, Ints, NDArray[np.float64]]] = []  # by level: (parent, code, mass) of the prefixes
         mass_K: NDArray[np.float64] = np.zeros(len(codes))
         for level in reversed(range(self.depth)):
             states_K, first_K, group_N = np.unique(path[level + 1], return_index=True, return_inverse=True)

@@ -1,8 +1,8 @@
-"""What every residual quantiser leaves behind: centroids per level, and encode and reconstruct as plain NumPy.
+"""Fitted residual quantiser: centroids per level, with encode and reconstruct in plain NumPy.
 
-Level 0 names the nearest centroid of the vector, level 1 the nearest centroid of what that one missed, and so on. A
-quantiser may look at the vectors through a small network first (RQ-VAE) or as they are (residual k-means); both are
-this one dataclass, so that a new ad gets its codes without faiss, torch or any training.
+Level 0 is the nearest centroid of the vector, level 1 the nearest centroid of its residual, and so on. A quantiser may
+encode the vectors with a small network first (RQ-VAE) or quantise them directly (residual k-means). Both are this one
+dataclass, so that a new ad gets its codes without faiss, torch or any training.
 
 Letters: N vectors, L levels, C codes, D width of the vectors, Z width of the space that is quantised.
 """
@@ -28,8 +28,8 @@ class Quantiser:
     """A fitted residual quantiser.
 
     centroids   one array [C_l, Z] float32 per level
-    encoder     layers D -> Z, none where the vectors are quantised as they are (then Z = D)
-    decoder     layers Z -> D, none likewise
+    encoder     layers D -> Z, none if the vectors are quantised directly (then Z = D)
+    decoder     layers Z -> D, or none
     """
 
     centroids: tuple[Floats, ...]
@@ -52,33 +52,33 @@ class Quantiser:
     def encode(self, vectors_ND: Floats) -> Codes:
         """Codes of the nearest centroids, level by level: int32 [N, L]. Ties go to the lower code.
 
-        Distances are float64: a vector must get the same codes alone as in a large batch, where the matrix product
+        Distances are float64: a vector must get the same codes alone as in a large batch, in which the matrix product
         may sum in another order.
         """
         codes_NL = np.empty((len(vectors_ND), len(self.centroids)), dtype=np.int32)
         for start in range(0, len(vectors_ND), CHUNK):
-            left = _forward(self.encoder, np.asarray(vectors_ND[start : start + CHUNK], dtype=np.float64))
+            residual_NZ = _forward(self.encoder, np.asarray(vectors_ND[start : start + CHUNK], dtype=np.float64))
             for level, centroids in enumerate(self.centroids):
-                codes_NL[start : start + CHUNK, level] = distances(left, centroids).argmin(axis=1)
-                left = left - centroids[codes_NL[start : start + CHUNK, level]]
+                codes_NL[start : start + CHUNK, level] = distances(residual_NZ, centroids).argmin(axis=1)
+                residual_NZ = residual_NZ - centroids[codes_NL[start : start + CHUNK, level]]
         return codes_NL
 
     def residuals(self, vectors_ND: Floats, codes_NL: Codes) -> NDArray[np.float64]:
-        """What the centroids of `codes_NL` (the first levels, as many as given) leave over: float64 [N, Z]."""
-        left = _forward(self.encoder, np.asarray(vectors_ND, dtype=np.float64))
+        """Residuals after the centroids of `codes_NL` (the first levels, any number of them): float64 [N, Z]."""
+        residual_NZ = _forward(self.encoder, np.asarray(vectors_ND, dtype=np.float64))
         for level, codes_N in enumerate(codes_NL.T):
-            left = left - self.centroids[level][codes_N]
-        return left
+            residual_NZ = residual_NZ - self.centroids[level][codes_N]
+        return residual_NZ
 
     def reconstruct(self, codes_NL: Codes) -> Floats:
-        """Vectors that the codes stand for, float32 [N, D]; fewer levels than L give a coarser vector."""
+        """Vectors of the codes, float32 [N, D]; fewer levels than L give a coarser vector."""
         total = np.zeros((len(codes_NL), self.centroids[0].shape[1]), dtype=np.float64)
         for level, codes_N in enumerate(codes_NL.T):
             total += self.centroids[level][codes_N]
         return _forward(self.decoder, total).astype(np.float32)
 
     def arrays(self) -> dict[str, Floats]:
-        """Everything by name, for safetensors; `from_arrays` takes it back."""
+        """All arrays by name, for safetensors; `from_arrays` restores the quantiser."""
         named = {f"centroids.{level}": centroids for level, centroids in enumerate(self.centroids)}
         for part, layers in (("encoder", self.encoder), ("decoder", self.decoder)):
             for layer, (weight, bias) in enumerate(layers):
@@ -87,7 +87,7 @@ class Quantiser:
 
 
 def from_arrays(named: Mapping[str, Floats]) -> Quantiser:
-    """The quantiser whose `arrays()` these are; other names are left alone."""
+    """The quantiser of these `arrays()`; ignores other names."""
 
     def layers(part: str) -> Layers:
         count = sum(name.startswith(f"{part}.") and name.endswith(".weight") for name in named)
@@ -101,8 +101,8 @@ def from_arrays(named: Mapping[str, Floats]) -> Quantiser:
 def distances(vectors_NZ: NDArray[np.float64], centroids_CZ: Floats) -> NDArray[np.float64]:
     """Squared distance of every vector to every centroid, less the vector's own square: float64 [N, C]."""
     centroids = centroids_CZ.astype(np.float64)
-    apart: NDArray[np.float64] = (centroids**2).sum(axis=1) - 2 * vectors_NZ @ centroids.T
-    return apart
+    distances_NC: NDArray[np.float64] = (centroids**2).sum(axis=1) - 2 * vectors_NZ @ centroids.T
+    return distances_NC
 
 
 def _forward(layers: Layers, values: NDArray[np.float64]) -> NDArray[np.float64]:

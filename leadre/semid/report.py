@@ -1,4 +1,4 @@
-"""Is this codebook any good: report.json for machines, report.md and usage.png for people.
+"""Quality report of a codebook: report.json for programs, report.md and usage.png for people.
 
 Letters: O objects, L levels (the last one resolves collisions), Q = L - 1 quantised levels.
 """
@@ -78,17 +78,17 @@ def examples(codebook: Codebook, titles: Sequence[str], seed: int) -> list[dict[
     """Ten seeded objects, each with its neighbours: most levels shared first, then nearest by vector."""
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(len(titles), size=min(EXAMPLES, len(titles)), replace=False))
-    found = []
+    records = []
     for row in rows.tolist():
         shared_O = (codebook.codes_OL[:, :-1] == codebook.codes_OL[row, :-1]).cumprod(axis=1).sum(axis=1)
         distance_O = ((codebook.embeddings_OD - codebook.embeddings_OD[row]) ** 2).sum(axis=1)
         order = np.lexsort((np.arange(len(titles)), distance_O, -shared_O))
         near = [other for other in order[: NEIGHBOURS + 1].tolist() if other != row][:NEIGHBOURS]
-        found.append(
+        records.append(
             _example(codebook, titles, row)
             | {"neighbours": [_example(codebook, titles, o) | {"levels_shared": int(shared_O[o])} for o in near]}
         )
-    return found
+    return records
 
 
 def _example(codebook: Codebook, titles: Sequence[str], row: int) -> dict[str, Any]:
@@ -139,8 +139,8 @@ def _page(facts: dict[str, Any]) -> str:
 
 
 def _plot(codebook: Codebook, path: Path) -> None:
-    """Objects per code, sorted, one panel a level: a flat curve is a level well used, an empty tail is waste."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # 1 s, and only here
+    """Objects per code, sorted, one panel a level: a flat curve means even use, an empty tail unused codes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes 1 s to import, and only this function needs it
     from matplotlib.figure import Figure
 
     quantised = codebook.sizes[:-1]
@@ -157,7 +157,7 @@ def _plot(codebook: Codebook, path: Path) -> None:
         if not level:
             axes.set_ylabel("objects")
             axes.legend(frameon=False)
-    # no software version in the file: the same codebook gives the same bytes
+    # without the software's version, the same codebook gives the same bytes
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 

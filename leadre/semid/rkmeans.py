@@ -1,7 +1,7 @@
-"""Residual k-means: k-means of the vectors, then of what the nearest centroid missed, level by level (faiss).
+"""Residual k-means: k-means of the vectors, then of their residuals, level by level (faiss).
 
-The quantiser of OneRec (arXiv 2502.18965) without its balancing, and a strong, fast rival to RQ-VAE: it cannot
-collapse, since faiss splits a large cluster as soon as another one is empty.
+The quantiser of OneRec (arXiv 2502.18965) without its balancing, and a strong, fast alternative to RQ-VAE. It cannot
+collapse: faiss splits a large cluster as soon as another one is empty.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ def fit(vectors_ND: Floats, sizes: Sequence[int], seed: int) -> Quantiser:
     """Residual k-means of `vectors_ND` (float32 [N, D]) with `sizes[l]` centroids at level l.
 
     Same vectors and seed, same bytes. Equal vectors count once, so that one text used by many objects does not draw
-    the centroids to it. A level gets no more codes than there are distinct residuals, and says so.
+    the centroids to it. A level gets no more codes than there are distinct residuals, with a message to the user.
     """
     check(vectors_ND, sizes)
-    left = np.unique(np.asarray(vectors_ND, dtype=np.float32), axis=0).astype(np.float64)
+    residual_ND = np.unique(np.asarray(vectors_ND, dtype=np.float32), axis=0).astype(np.float64)
     centroids = []
     with progress.track("residual k-means, levels", len(sizes)) as advance:
         for level, size in enumerate(sizes):
-            centroids.append(cluster(left.astype(np.float32), size, seed + level, label=f"level {level + 1}"))
-            left = left - centroids[-1][distances(left, centroids[-1]).argmin(axis=1)]
-            advance(1, note=f"mean squared residual {(left**2).sum(axis=1).mean():.4f}")
+            centroids.append(cluster(residual_ND.astype(np.float32), size, seed + level, label=f"level {level + 1}"))
+            residual_ND = residual_ND - centroids[-1][distances(residual_ND, centroids[-1]).argmin(axis=1)]
+            advance(1, note=f"mean squared residual {(residual_ND**2).sum(axis=1).mean():.4f}")
     return Quantiser(centroids=tuple(centroids))
 
 
 def cluster(vectors_ND: Floats, size: int, seed: int, *, label: str) -> Floats:
-    """Centroids of `size` clusters, float32 [C, D]; C < size where there are fewer distinct vectors."""
+    """Centroids of `size` clusters, float32 [C, D]; C < size if there are fewer distinct vectors."""
     distinct_ND = np.unique(vectors_ND, axis=0)
     if len(distinct_ND) <= size:
         if len(distinct_ND) < size:
@@ -60,7 +60,7 @@ def cluster(vectors_ND: Floats, size: int, seed: int, *, label: str) -> Floats:
 
 
 def check(vectors_ND: Floats, sizes: Sequence[int]) -> None:
-    """InputError for level sizes that make no ID; assert on vectors that no encoder gives."""
+    """InputError for level sizes that give no ID; AssertionError for empty, malformed or infinite vectors."""
     if not sizes or min(sizes) < 1:
         raise InputError(f"--levels {','.join(map(str, sizes))}: wants at least one level of at least one code")
     assert vectors_ND.ndim == 2 and len(vectors_ND), f"nothing to quantise: vectors of shape {vectors_ND.shape}"

@@ -1,8 +1,8 @@
 """RQ-VAE: a small autoencoder whose latent is quantised residually (TIGER, arXiv 2305.05065; arXiv 2203.01941).
 
-Three things keep the codebooks alive: the autoencoder warms up unquantised, so that k-means starts the centroids on a
-latent space that means something; a code nobody used for a while is moved to a residual that is badly served; and the
-catalogue is small enough for each step to see a good part of it.
+Three measures prevent unused codes: the autoencoder warms up unquantised, so that k-means starts the centroids in a
+trained latent space; a code without recent use moves to a residual far from all centroids; and batches are a large part
+of the catalogue.
 
 Letters: N vectors, B batch, D width of the vectors, Z width of the latent, C codes of a level.
 """
@@ -20,7 +20,7 @@ from leadre import progress
 from leadre.semid import rkmeans
 from leadre.semid.quantiser import Floats, Layers, Quantiser
 
-COMMITMENT = 0.25  # beta of VQ-VAE: how much the encoder is drawn to the centroids
+COMMITMENT = 0.25  # beta of VQ-VAE: weight of the pull of the encoder towards the centroids
 BATCH = 512
 RESET_EVERY = 50  # steps without use after which a code is dead
 REPORT_EVERY = 20
@@ -39,7 +39,7 @@ def fit(
     """RQ-VAE of `vectors_ND` (float32 [N, D]) with `sizes[l]` codes at level l; `hidden` and `latent` are layer widths.
 
     Same vectors and seed, same bytes: it trains on one CPU thread. A level gets no more codes than there are distinct
-    residuals when the centroids are made, and says so.
+    residuals at the start of the centroids, with a message to the user.
     """
     rkmeans.check(vectors_ND, sizes)
     with _reproducible(seed) as random:
@@ -63,7 +63,7 @@ def fit(
             for step, x_BD in enumerate(_batches(x_ND, steps - warm, random)):
                 loss, error, residuals = _losses(x_BD, encoder, decoder, centroids, used)
                 _descend(optimiser, loss)
-                # the last fifth is left in peace, so that every moved code finds its place
+                # no resets in the last fifth, so that moved codes converge
                 if (step + 1) % RESET_EVERY == 0 and step < (steps - warm) * 0.8:
                     _revive(centroids, used, residuals, random)
                 _show(advance, step, f"squared error {error:.4f}")
@@ -77,7 +77,7 @@ def fit(
 def _losses(
     x_BD: Tensor, encoder: nn.Module, decoder: nn.Module, centroids: Sequence[Tensor], used: Sequence[Tensor]
 ) -> tuple[Tensor, float, list[Tensor]]:
-    """(loss, squared error of the reconstruction, residual [B, Z] that each level was given); marks the codes used.
+    """(loss, squared error of the reconstruction, residual [B, Z] at the input of each level); marks the codes used.
 
     Loss: squared error of the reconstruction, and per level the distance of the centroid to the residual (moves the
     centroid) and COMMITMENT times the same (moves the encoder). Means over the batch, sums over the width.
@@ -104,7 +104,7 @@ def _losses(
 def _revive(
     centroids: Sequence[Tensor], used: Sequence[Tensor], residuals: Sequence[Tensor], random: torch.Generator
 ) -> None:
-    """Move every unused code to a residual of the last batch, far ones more likely; then forget who was used."""
+    """Move every unused code to a residual of the last batch, far ones more likely; then reset the use marks."""
     for centroids_CZ, used_C, left_BZ in zip(centroids, used, residuals, strict=True):
         dead = torch.nonzero(~used_C)[:, 0]
         if len(dead):
@@ -153,7 +153,7 @@ def _show(advance: progress.Advance, step: int, note: str) -> None:
 
 @contextmanager
 def _reproducible(seed: int) -> Iterator[torch.Generator]:
-    """One thread (more of them sum in another order) and a seeded generator; what was set before comes back."""
+    """One thread (several sum in another order) and a seeded generator; restores the previous settings."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

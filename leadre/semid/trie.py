@@ -1,9 +1,9 @@
-"""A trie over the code paths that are live now, as flat arrays; a beam's state is one integer.
+"""Trie over the code paths of the live rows, as flat arrays; a beam's state is one integer.
 
-Training and serving ask the same two questions of it: which codes may follow, and how likely each is before anything
-is known of the request (`log_prior`); and where a code leads (`step`). Nodes are numbered level by level and,
-inside a level, by their path in lexicographic order. So the children of a node stand next to each other, and edge `e`
-always leads to node `e + 1`: no pointer array is needed, and a code is found by bisection among its siblings.
+Training and serving use the same two operations: the prior of each code that may follow a state (`log_prior`), and the
+state after a code (`step`). Nodes are numbered level by level and, within a level, by path in lexicographic order. So
+the children of a node are adjacent, and edge `e` always leads to node `e + 1`: the trie needs no pointer array, and
+bisection among the siblings finds a code.
 
 Letters: N rows (live objects), L levels, B beams, T targets, V nodes, I inner nodes (not leaves), E = V - 1 edges.
 """
@@ -19,16 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROOT = 0
-DEAD = -1  # the state of a beam that left the trie: it has no children and stays dead
+DEAD = -1  # state of a beam that left the trie: it has no children
 
 Ints = NDArray[np.int64]
 
 
 class Mask(ABC):
-    """What beam search asks of whatever is live: a `Trie`, or a view of `leadre.semid.inventory`.
+    """Interface of a live set to beam search: a `Trie`, or a mask of `leadre.semid.inventory`.
 
     sizes     codes per level, [L]
-    weighted  whether rows differ in how likely they are a priori
+    weighted  whether rows have prior weights
     """
 
     sizes: tuple[int, ...]
@@ -43,14 +43,14 @@ class Mask(ABC):
         return len(self.sizes)
 
     def roots(self, count: int) -> Ints:
-        """States of `count` beams that have generated nothing yet, int64 [count]."""
+        """States of `count` beams before their first code, int64 [count]."""
         return np.full(count, ROOT, dtype=np.int64)
 
     def log_prior(self, states_B: Ints, level: int) -> NDArray[np.float32]:
-        """What to add to the scores of the codes of `level` after each state (of that depth, or DEAD).
+        """Log-prior of the codes of `level` after each state (of that depth, or DEAD), to be added to their scores.
 
-        float32 [B, sizes[level]]: the logarithm of `masses`, or zero without weights; -inf where nothing live follows.
-        Scores of zero then give every row its share of the live weight; without weights this is a mask.
+        float32 [B, sizes[level]]: the logarithm of `masses`, or zero without weights; -inf for codes without a live
+        row. With scores of zero, every row gets its share of the live weight; without weights this is a mask.
         """
         return _logs(self.masses(states_B, level), self.weighted)
 
@@ -60,26 +60,26 @@ class Mask(ABC):
 
     @abstractmethod
     def step(self, states_B: Ints, codes_B: Ints, level: int) -> Ints:
-        """Where `codes_B` of `level` leads from each state: int64 [B], DEAD where nothing live follows."""
+        """State after `codes_B` of `level`: int64 [B], DEAD for codes without a live row."""
 
     @abstractmethod
     def rows_below(self, states_B: Ints) -> Ints:
-        """How many rows each state can still become: int64 [B], 0 where DEAD."""
+        """Number of live rows below each state: int64 [B], 0 for DEAD."""
 
     @abstractmethod
     def rows(self, states_B: Ints) -> Ints:
-        """The row each leaf state stands for: int64 [B]; DEAD gives -1."""
+        """The row of each leaf state: int64 [B]; -1 for DEAD."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trie(Mask):
-    """Flat arrays of a trie whose leaves all lie at depth L; made by `build`. All but the last two are never written.
+    """Flat arrays of a trie with all leaves at depth L; see `build`. Only `set_live` writes, to the last two arrays.
 
     sizes          codes per level, [L]
     level_starts   first node of each depth 0..L, and V at the end, int64 [L + 2]
     child_offsets  edges of node v are child_offsets[v]:child_offsets[v + 1], int32 [I + 1]
     child_codes    code of each edge, ascending inside a node, `code_type` [E]
-    leaf_row       the row that a leaf stands for, int32 [N], in the order of the leaves
+    leaf_row       row of each leaf, int32 [N], in the order of the leaves
     rows_beneath   live rows below each node, itself if it is a leaf, int32 [V]
     mass           summed weights of the live rows below each node, float64 [V]; None without weights
     """
@@ -104,7 +104,7 @@ class Trie(Mask):
 
     def log_prior(self, states_B: Ints, level: int) -> NDArray[np.float32]:
         prior = np.full((len(states_B), self.sizes[level]), -np.inf, np.float32)
-        beams, edges = self._edges(states_B)  # logarithms of the children alone: those of zero take long
+        beams, edges = self._edges(states_B)  # logarithms of the children alone: logarithms of zero are slow
         prior[beams, self.child_codes[edges]] = _logs(self._weights[edges + 1], self.weighted)
         return prior
 
@@ -130,16 +130,18 @@ class Trie(Mask):
         return np.where(states >= 0, self.leaf_row[np.maximum(states - first_leaf, 0)], DEAD).astype(np.int64)
 
     def nodes(self, codes_NL: NDArray[np.integer]) -> Ints:
-        """The nodes of each path from the root to its leaf, live or not: int64 [L + 1, N], DEAD where there is none."""
+        """The nodes of each path from the root to its leaf, live or not: int64 [L + 1, N], DEAD for none."""
         nodes = np.zeros((self.depth + 1, len(codes_NL)), np.int64)
         for level in range(self.depth):
             nodes[level + 1] = self._child(nodes[level], codes_NL[:, level].astype(np.int64))
         return nodes
 
-    def switch(self, codes_NL: NDArray[np.integer], live: bool, weights_N: NDArray[np.floating] | None = None) -> None:
-        """Let paths of the trie live, with their weights, or not; written in place, from the leaves upwards.
+    def set_live(
+        self, codes_NL: NDArray[np.integer], live: bool, weights_N: NDArray[np.floating] | None = None
+    ) -> None:
+        """Set whether paths of the trie are live, with their weights; writes in place, from the leaves upwards.
 
-        The nodes above are summed anew from their children, so no error piles up however often a path is switched.
+        Each ancestor is recomputed as the sum over its children, so rounding errors do not accumulate.
         """
         nodes = self.nodes(codes_NL)
         assert nodes.size == 0 or nodes.min() >= 0, "a path that is not in the trie"
@@ -160,7 +162,7 @@ class Trie(Mask):
         return self.rows_beneath if self.mass is None else self.mass
 
     def _edges(self, states_B: Ints) -> tuple[Ints, Ints]:
-        """(beam, edge) of every child of each state, beam after beam."""
+        """(beam, edge) of all children of the states, beam after beam."""
         alive_B = np.asarray(states_B) >= 0
         nodes_B = np.where(alive_B, states_B, 0)
         first_B = self.child_offsets[nodes_B].astype(np.int64)
@@ -170,14 +172,16 @@ class Trie(Mask):
         return beams, np.arange(len(beams)) + np.repeat(first_B - (np.cumsum(count_B) - count_B), count_B)
 
     def _child(self, states_B: Ints, codes_B: Ints) -> Ints:
-        """The node behind each code, live or not, by bisection among the siblings, all beams in step."""
+        """The node of each code, live or not, by bisection among the siblings, for all beams at once."""
         if not len(self.child_codes):
             return np.full(len(states_B), DEAD)
         nodes = np.maximum(states_B, 0)
         edge = self.child_offsets[nodes]
         last = self.child_offsets[nodes + 1] - 1
         for bit in reversed(range(int((last - edge).max(initial=0) + 1).bit_length())):
-            at = np.minimum(edge + ((1 << bit) - 1), last)  # all codes up to here are smaller if this one is
+            at = np.minimum(
+                edge + ((1 << bit) - 1), last
+            )  # codes are sorted: if this one is smaller, so are those before
             edge = np.where(self.child_codes[at] < codes_B, at + 1, edge)
         is_there = (states_B >= 0) & (edge <= last) & (self.child_codes[np.minimum(edge, last)] == codes_B)
         return np.where(is_there, edge + 1, DEAD).astype(np.int64)
@@ -189,10 +193,10 @@ def build(
     weights_N: NDArray[np.floating] | None = None,
     rows_N: NDArray[np.integer] | None = None,
 ) -> Trie:
-    """Trie of the code paths `codes_NL` (integers [N, L], every row its own path) over `sizes` codes per level.
+    """Trie of the code paths `codes_NL` (integers [N, L], all distinct) over `sizes` codes per level.
 
-    `weights_N` > 0 says how likely each row is a priori, in any unit. `rows_N` are the numbers that `Trie.rows` answers
-    with, otherwise 0, 1, ... AssertionError on a code outside its level or a path twice.
+    `weights_N` > 0 are prior weights of the rows, in any unit. `rows_N` are the row numbers that `Trie.rows` returns,
+    by default 0, 1, ... AssertionError for a code outside its level or a duplicate path.
     """
     columns = np.ascontiguousarray(np.asarray(codes_NL).reshape(-1, len(sizes)).T)
     rows = columns.shape[1]
@@ -202,12 +206,12 @@ def build(
         f"codes outside their level: from {low.tolist()} to {high.tolist()} with sizes {tuple(sizes)}"
     )
     order = _lexicographic(columns, sizes)
-    differs = np.zeros(rows, dtype=np.bool_)  # does a row's path so far differ from the row before it
+    differs = np.zeros(rows, dtype=np.bool_)  # whether a row's path so far differs from that of the row before
     differs[:1] = True
     starts = [0, 1]
     child_codes = list[NDArray[np.integer]]()
     first_leaf = [np.zeros(1, np.int64)]
-    first_child = [np.zeros(1, np.int64)]  # of each node, depth after depth
+    first_child = [np.zeros(1, np.int64)]  # by node, depth after depth
     for level, codes in enumerate(columns):
         column = codes[order]
         above, differs = differs, differs.copy()
@@ -218,13 +222,13 @@ def build(
         child_codes.append(column[first_leaf[-1]].astype(code_type(sizes)))
         starts.append(starts[-1] + len(first_leaf[-1]))
     leaves = len(first_leaf[-1])
-    assert leaves == rows, f"{rows} rows share {leaves} paths: every row needs a path of its own"
+    assert leaves == rows, f"{rows} rows share {leaves} paths: every row needs its own path"
     assert starts[-1] < 2**30, f"{starts[-1]} nodes are more than int32 has room for in a bisection"
     offsets = np.empty(starts[-2] + 1, np.int32)
     beneath = np.ones(starts[-1], np.int32)
     mass = None
     if weights_N is not None:
-        assert np.all(weights_N > 0), "a row without weight could never be reached; leave it out of the trie"
+        assert np.all(weights_N > 0), "weights must be above zero; leave rows without weight out of the trie"
         mass = np.zeros(starts[-1])
         mass[starts[-2] :] = weights_N[order]
     for depth in reversed(range(len(sizes))):
@@ -248,12 +252,12 @@ def build(
 
 
 def code_type(sizes: Sequence[int]) -> type[np.integer]:
-    """The smallest type for codes; torch has no full support for the larger unsigned ones."""
+    """The smallest integer type for codes; torch does not fully support the larger unsigned ones."""
     return next(kind for kind in (np.uint8, np.int16, np.int32) if max(sizes) - 1 <= np.iinfo(kind).max)
 
 
 def _logs(masses: NDArray[np.integer] | NDArray[np.float64], weighted: bool) -> NDArray[np.float32]:
-    """Logarithms of masses, or zero where there is any; -inf where there is none."""
+    """Logarithms of masses; without weights, zero for any mass. -inf for no mass."""
     if not weighted:
         return np.where(masses > 0, np.float32(0), np.float32(-np.inf))
     with np.errstate(divide="ignore"):
@@ -263,8 +267,8 @@ def _logs(masses: NDArray[np.integer] | NDArray[np.float64], weighted: bool) -> 
 def path_priors(trie: Mask, codes_TL: NDArray[np.integer]) -> list[NDArray[np.float32]]:
     """`log_prior` at each level given each target's own prefix: L arrays float32 [T, sizes[level]].
 
-    The training loss is normalised over the codes that are finite there, which are the ones decoding may choose from.
-    Every target must be in the trie (AssertionError), because a target outside it would have an infinite loss.
+    The training loss is normalised over the codes with a finite prior, the same that decoding may choose from. Raises
+    AssertionError for a target outside the trie, because its loss would be infinite.
     """
     codes = np.asarray(codes_TL, dtype=np.int64)
     states = trie.roots(len(codes))
@@ -278,7 +282,7 @@ def path_priors(trie: Mask, codes_TL: NDArray[np.integer]) -> list[NDArray[np.fl
 
 
 def _lexicographic(columns_LN: NDArray[np.integer], sizes: Sequence[int]) -> Ints:
-    """Order of the rows by their paths: a sort of mixed-radix numbers with the row behind, where 63 bits hold both."""
+    """Order of the rows by path: sorts mixed-radix numbers whose last digits are the row, if both fit into 63 bits."""
     rows = columns_LN.shape[1]
     row_bits = max(rows - 1, 0).bit_length()
     if (math.prod(sizes) - 1).bit_length() + row_bits > 63:
@@ -289,6 +293,6 @@ def _lexicographic(columns_LN: NDArray[np.integer], sizes: Sequence[int]) -> Int
         key += column
     key <<= row_bits
     key |= np.arange(rows)
-    key.sort()  # numbers are sorted twice as fast as their places are found by argsort
+    key.sort()  # twice as fast as argsort
     key &= (1 << row_bits) - 1
     return key

@@ -57,7 +57,7 @@ def test_tensors_equal_arrays(device, weighted, added):
     inventory.pause(paused)
     before = there.rows_below(torch.zeros(1, dtype=torch.int64, device=device))
     assert before.tolist() == [len(codes)]
-    there.follow(codes[paused])
+    there.refresh(codes[paused])
     assert len(compare(inventory.live, there, device)) == len(codes) - len(paused)
 
 

@@ -151,16 +151,16 @@ def test_rows_may_have_numbers_of_their_own():
 
 def test_switched_off_and_on_by_hand():
     trie = tries.build(CODES, SIZES, np.array([1.0, 4.0, 2.0, 0.5]))
-    trie.switch(CODES[[1, 2]], live=False)  # 011, alone below 0; 100, beside 102
+    trie.set_live(CODES[[1, 2]], live=False)  # 011, alone below 0; 100, beside 102
     assert trie.rows_beneath.tolist() == [2, 0, 2, 0, 1, 1, 0, 0, 1, 1]
     assert trie.mass.tolist() == [1.5, 0, 1.5, 0, 1, 0.5, 0, 0, 1, 0.5]
     assert trie.step(trie.roots(2), np.array([0, 1]), 0).tolist() == [tries.DEAD, 2]
     assert trie.log_prior(trie.roots(1), 0).tolist() == [[NO, pytest.approx(math.log(1.5))]]
     assert trie.nodes(CODES[:2]).T.tolist() == [[0, 2, 4, 8], [0, 1, 3, 6]]  # live or not
-    trie.switch(CODES[[2]], live=True, weights_N=np.array([8.0]))
+    trie.set_live(CODES[[2]], live=True, weights_N=np.array([8.0]))
     assert trie.mass.tolist() == [9.5, 0, 9.5, 0, 9, 0.5, 0, 8, 1, 0.5]
     with pytest.raises(AssertionError, match="not in the trie"):
-        trie.switch(np.array([[0, 0, 0]]), live=False)
+        trie.set_live(np.array([[0, 0, 0]]), live=False)
 
 
 def test_empty_inventory():
