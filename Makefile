@@ -55,7 +55,7 @@ journey: setup
 	bash runs/journey.sh
 
 serve: setup
-	$(BIN)/leadre generate --stage lists --config configs/demo.toml
+	$(BIN)/leadre generate lists --config configs/demo.toml
 	$(BIN)/leadre serve --config configs/demo.toml
 
 PAGE := clients/prebid

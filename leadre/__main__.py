@@ -1,9 +1,11 @@
-"""The command line: ``leadre VERB --config configs/x.toml --field value``. One verb per stage."""
+"""The command line: ``leadre VERB [PART] --config configs/x.toml --field value``. One verb per stage.
+
+Modules of stages are imported on demand: `leadre --help` must not wait for torch.
+"""
 
 from __future__ import annotations
 
 import ast
-import dataclasses
 import importlib
 import os
 import sys
@@ -12,131 +14,154 @@ from pathlib import Path
 from types import ModuleType
 
 from leadre import __version__, config
+from leadre.config import VERBS, spoken
 from leadre.errors import ArtifactError, InputError, ParityError, StorageError, StoreDown
 
-# Imported only when asked for: --help must not wait for torch. Each module has `Config` and `run(config)`.
-VERBS = {
-    "data": "leadre.data.run",
-    "semid": "leadre.semid.run",
-    "tune": "leadre.tune.run",
-    "tune-dpo": "leadre.tune.preferences.run",
-    "generate": "leadre.generate.run",
-    "generate-lists": "leadre.generate.lists.run",
-    "generate-switch": "leadre.generate.lists.run_switch",
-    "serve": "leadre.serve.run",
-    "serve-key": "leadre.serve.run_key",
-    "serve-backup": "leadre.serve.run_backup",
-    "serve-restore": "leadre.serve.run_restore",
-    "evaluate": "leadre.evaluate.run",
-    "evaluate-ablation": "leadre.evaluate.ablation.run",
-    "evaluate-replay": "leadre.evaluate.replay.run",
-}
-# of a verb with several; `tune --stage dpo` is `tune-dpo`
+# The values of --stage that selected a verb itself: `tune --stage sft` was another form of `tune`.
 FIRST_STAGE = {"tune": "sft", "generate": "requests", "serve": "bids", "evaluate": "retrieval"}
 SWITCHES = {"--help": "help", "-h": "help", "--show": "show"}
 USAGE = "usage: leadre VERB [--config FILE.toml] [--field value ...] [--show] [--help]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit status: 0 done, 2 for the user to mend (one line on stderr), 130 interrupted."""
+    """Run one command. Returns the exit status: 0 done, 2 the user's error (one line on stderr), 130 interrupted."""
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except (InputError, ArtifactError, ParityError, StorageError, StoreDown) as error:
         print(f"leadre: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("leadre: interrupted; the same command carries on from the last finished step", file=sys.stderr)
+        print("leadre: interrupted; the same command resumes from the last finished step", file=sys.stderr)
         return 130
 
 
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("--help", "-h", "help"):
-        _tell(_overview())
+        _print(_overview())
         return 0
-    verb, *rest = arguments
-    if verb == "--version":
+    if arguments[0] == "--version":
         print(f"leadre {__version__}")
         return 0
+    section, rest = _command(arguments)
     path, flags, switches = _parse(rest)
-    first = FIRST_STAGE.get(verb)
-    if first is not None and (stage := flags.pop("stage", first)) != first:
-        verb = f"{verb}-{stage}"
-    if verb not in VERBS:
-        nearest = config.nearest(verb, VERBS)
-        raise InputError(f"unknown verb {verb!r}; the nearest is {nearest!r}, and `leadre --help` lists them all")
-    module = _import(verb)
+    section = _without_stage_flag(section, flags)
+    module = _import(section)
     if "help" in switches:
-        _tell(_help(verb, module))
+        _print(_help(section, module))
         return 0
-    effective = config.load(module.Config, section=verb, path=path, flags=flags)
+    effective = config.load(module.Config, section=section, path=path, flags=flags)
     if path is not None and getattr(effective, "stages", path) is None:
-        effective = dataclasses.replace(effective, stages=path)  # a verb that runs other verbs reads their sections
+        effective = effective.changed({"stages": path})  # a command that runs other stages reads their sections
     if "show" in switches:
-        named = [(field.name, getattr(effective, field.name)) for field in dataclasses.fields(effective)]
-        _tell("\n".join(f"{name} = {config.show(value)}" for name, value in named))
+        _print("\n".join(f"{name} = {config.show(value)}" for name, value in effective.flat().items()))
         return 0
     module.run(effective)
     return 0
 
 
+def _command(arguments: list[str]) -> tuple[str, list[str]]:
+    """(section of the command, its flags) of `VERB [PART] --flag ...`. Raises InputError for an unknown command."""
+    verb, *rest = arguments
+    parts = _parts(verb)
+    if rest and parts and not rest[0].startswith("-"):
+        part, *rest = rest
+        if part not in parts:
+            nearest = config.nearest(part, parts)
+            raise InputError(
+                f"unknown subcommand {part!r} of `leadre {verb}`; the nearest is `leadre {verb} {nearest}`"
+            )
+        return f"{verb}-{part}", rest
+    if verb not in VERBS:
+        nearest = spoken(config.nearest(verb, VERBS))
+        raise InputError(f"unknown verb {verb!r}; the nearest is {nearest!r}, and `leadre --help` lists them all")
+    if spoken(verb) != verb:
+        _deprecated(f"leadre {verb}", verb)
+    return verb, rest
+
+
+def _without_stage_flag(section: str, flags: dict[str, str]) -> str:
+    """The section that the flag --stage selects, and removes the flag: subcommands replace it."""
+    stage = flags.pop("stage", None) if section in FIRST_STAGE else None
+    if stage is None:
+        return section
+    chosen = section if stage == FIRST_STAGE[section] else f"{section}-{stage}"
+    if chosen not in VERBS:
+        nearest = spoken(config.nearest(chosen, [section, *(f"{section}-{part}" for part in _parts(section))]))
+        raise InputError(
+            f"--stage {stage}: unknown subcommand of `leadre {section}`; the nearest is `leadre {nearest}`"
+        )
+    _deprecated(f"leadre {section} --stage {stage}", chosen)
+    return chosen
+
+
+def _deprecated(old: str, section: str) -> None:
+    print(f"leadre: `{old}` will be removed in the next release; write `leadre {spoken(section)}`", file=sys.stderr)
+
+
+def _parts(verb: str) -> list[str]:
+    """The subcommands of a verb."""
+    return [section.removeprefix(f"{verb}-") for section in VERBS if section.startswith(f"{verb}-")]
+
+
 def _parse(arguments: list[str]) -> tuple[Path | None, dict[str, str], set[str]]:
-    """(--config, field -> text, switches given) out of ``--field value`` and ``--field=value``; the last one wins."""
+    """(--config, option -> text, switches) of ``--field value`` and ``--field=value``; a repeated flag overrides."""
     flags: dict[str, str] = {}
     switches: set[str] = set()
-    waiting = list(reversed(arguments))
-    while waiting:
-        word = waiting.pop()
+    words = list(reversed(arguments))
+    while words:
+        word = words.pop()
         if word in SWITCHES:
             switches.add(SWITCHES[word])
             continue
         if not word.startswith("--"):
             raise InputError(f"{word!r} is not a flag; {USAGE}")
         name, equals, text = word[2:].partition("=")
-        if not equals and (not waiting or waiting[-1].startswith("--")):
-            raise InputError(f"--{name} wants a value: --{name} VALUE (true or false for a switch)")
-        flags[name.replace("-", "_")] = text if equals else waiting.pop()
+        if not equals and (not words or words[-1].startswith("--")):
+            raise InputError(f"--{name} needs a value: --{name} VALUE (true or false for a switch)")
+        flags[name.replace("-", "_")] = text if equals else words.pop()
     path = flags.pop("config", None)
     return (None if path is None else Path(path)), flags, switches
 
 
-def _import(verb: str) -> ModuleType:
+def _import(section: str) -> ModuleType:
     try:
-        return importlib.import_module(VERBS[verb])
+        return importlib.import_module(VERBS[section])
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "leadre":
             raise
-        raise InputError(f"`leadre {verb}` needs the package {error.name!r}: pip install 'leadre[all]'") from error
+        command = f"leadre {spoken(section)}"
+        raise InputError(f"`{command}` needs the package {error.name!r}: pip install 'leadre[all]'") from error
 
 
-def _tell(text: str) -> None:
+def _print(text: str) -> None:
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # `| head` has read enough; what is still buffered would raise once more at exit
+    except BrokenPipeError:  # the reader (`| head`) is gone; the rest of the buffer would raise again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _overview() -> str:
     lines = [f"leadre {__version__}: display ads retrieved by a language model", "", USAGE, "", "verbs, in order:"]
-    lines += [f"  {verb:<16}{_first_docstring_line(module)}" for verb, module in VERBS.items()]
-    return "\n".join([*lines, "", "`leadre VERB --help` lists a verb's fields; runs/demo.sh runs them all."])
+    lines += [f"  {spoken(section):<20}{_first_docstring_line(module)}" for section, module in VERBS.items()]
+    return "\n".join([*lines, "", "`leadre VERB --help` lists the options of a verb; runs/demo.sh runs all stages."])
 
 
 def _first_docstring_line(module: str) -> str:
-    """Read from the source: importing the module would load everything that the verb needs."""
+    """The first line of a module's docstring, read from its source: an import would load all that the verb needs."""
     source = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
     docstring = ast.get_docstring(ast.parse(source.read_bytes())) or ""
     return docstring.partition("\n")[0]
 
 
-def _help(verb: str, stage: ModuleType) -> str:
-    lines = [(stage.__doc__ or "").strip(), "", USAGE.replace("VERB", verb), ""]
-    for row in config.describe(stage.Config):
+def _help(section: str, module: ModuleType) -> str:
+    lines = [(module.__doc__ or "").strip(), "", USAGE.replace("VERB", spoken(section)), ""]
+    for row in config.describe(module.Config):
         lines.append(f"  --{row.field.replace('_', '-'):<24} {row.help} [{row.type}; default {row.default or 'empty'}]")
-    stages = [name.removeprefix(f"{verb}-") for name in VERBS if name.startswith(f"{verb}-")]
-    if stages:
-        lines.append(f"  --{'stage':<24} run another stage of it, with options of its own: {', '.join(stages)}")
-    lines.append(f"  --{'config':<24} a TOML file: shared keys at the top, the rest under [{verb}]")
+    lines.append(f"  --{'config':<24} a TOML file: shared keys at the top, the rest under [{section}]")
     lines.append(f"  --{'show':<24} print the effective config and stop")
+    parts = ", ".join(f"`leadre {section} {part}`" for part in _parts(section))
+    if parts:
+        lines += ["", f"subcommands, each with options of its own: {parts}"]
     return "\n".join(lines)
 
 

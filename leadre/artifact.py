@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from leadre import __version__, progress
-from leadre.config import SECTIONS
+from leadre.config import VERBS, spoken
 from leadre.errors import ArtifactError
 
 META = "meta.json"
@@ -35,7 +35,7 @@ LIBRARIES = "numpy polars pyarrow duckdb faiss-cpu torch transformers peft safet
 
 
 class Kind(NamedTuple):
-    """What an artifact holds, and the version of its format. Readers reject any other version."""
+    """The kind of an artifact and the version of its format. Readers reject any other version."""
 
     name: str
     version: int
@@ -262,6 +262,7 @@ def _library_versions() -> dict[str, str]:
 
 def _unfit(folder: Path, why: str) -> ArtifactError:
     """The error with its next step: a folder is named like the verb that writes it, or ``verb-part``."""
-    verb = folder.name if folder.name in SECTIONS else folder.name.split("-")[0]
-    step = f"run `leadre {verb} --run {folder.parent.name}`" if verb in SECTIONS else "run the stage that writes it"
+    verb = folder.name if folder.name in VERBS else folder.name.split("-")[0]
+    is_known = verb in VERBS
+    step = f"run `leadre {spoken(verb)} --run {folder.parent.name}`" if is_known else "run the stage that writes it"
     return ArtifactError(f"{folder}: {why}; {step}")

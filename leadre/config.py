@@ -1,12 +1,15 @@
 """One frozen dataclass per runnable file: defaults < TOML shared keys < TOML [section] < flags.
 
-A stage declares its options beside its code and gets the flags, the help and the checks from here::
+A stage declares its options beside its code; flags, help and checks are derived from the declaration::
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Common):
-        levels: int = config.option(3, "quantised levels of a semantic ID")
+        levels: int = config.option(3, "quantised levels of a semantic ID", at_least=1)
+        schedule: TrainingSchedule = config.group(TrainingSchedule(epochs=5))
 
-An unknown key is an error that names the nearest known one: a key that is silently ignored costs a night of training.
+A field whose type is a dataclass is a group: its options are options of the stage, under the same flat names in flags,
+TOML and recorded configs. An unknown key is an error that names the nearest known one: a key that is silently ignored
+costs a night of training.
 """
 
 from __future__ import annotations
@@ -25,23 +28,24 @@ from typing import Any, NamedTuple, TypeVar
 
 from leadre.errors import InputError
 
-# The TOML sections, which are the verbs of the command line, in the order in which they run.
-SECTIONS = (
-    "data",
-    "semid",
-    "tune",
-    "tune-dpo",
-    "generate",
-    "generate-lists",
-    "generate-switch",
-    "serve",
-    "serve-key",
-    "serve-backup",
-    "serve-restore",
-    "evaluate",
-    "evaluate-ablation",
-    "evaluate-replay",
-)
+# Every command: its section in a TOML file -> its module, which has `Config` and `run(config)`, in the order of the
+# stages. [tune-dpo] is the section of `leadre tune dpo` (see `spoken`).
+VERBS = {
+    "data": "leadre.data.run",
+    "semid": "leadre.semid.run",
+    "tune": "leadre.tune.run",
+    "tune-dpo": "leadre.tune.preferences.run",
+    "generate": "leadre.generate.run",
+    "generate-lists": "leadre.generate.lists.run",
+    "generate-switch": "leadre.generate.lists.run_switch",
+    "serve": "leadre.serve.run",
+    "serve-key": "leadre.serve.run_key",
+    "serve-backup": "leadre.serve.run_backup",
+    "serve-restore": "leadre.serve.run_restore",
+    "evaluate": "leadre.evaluate.run",
+    "evaluate-ablation": "leadre.evaluate.ablation.run",
+    "evaluate-replay": "leadre.evaluate.replay.run",
+}
 
 T = TypeVar("T")
 C = TypeVar("C", bound="Common")
@@ -56,63 +60,143 @@ class HelpRow(NamedTuple):
     help: str
 
 
-def option(default: T, help: str) -> T:
-    """A dataclass field with its help text. Typed as its default, so that ``x: int = option(3, "...")`` checks."""
-    made: T = dataclasses.field(default=default, metadata={"help": help})
-    return made
+class Bounds(NamedTuple):
+    """The range of a number, or of every number of a tuple. None: no bound."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def allow(self, value: object) -> bool:
+        """True if the value, or each entry of a tuple, is within the bounds; None and text always are."""
+        if isinstance(value, tuple):
+            return all(self.allow(entry) for entry in value)
+        if not isinstance(value, int | float):
+            return True
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        """The range in words: ``at least 0 and below 1``."""
+        limits = [f"{name.replace('_', ' ')} {limit:g}" for name, limit in self._asdict().items() if limit is not None]
+        return " and ".join(limits)
+
+
+class Option(NamedTuple):
+    """One option of a stage: a field of its Config, or of the dataclass in the Config's field ``group``."""
+
+    name: str
+    hint: Any
+    default: object  # dataclasses.MISSING: required
+    help: str
+    bounds: Bounds
+    group: str | None
+
+
+def option(
+    default: T,
+    help: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> T:
+    """A dataclass field with its help text and range.
+
+    The return type is that of the default, so that ``x: int = option(3, "...")`` passes the type checker.
+    """
+    metadata = {"help": help, "bounds": Bounds(at_least, at_most, above, below)}
+    field: T = dataclasses.field(default=default, metadata=metadata)
+    return field
+
+
+def group(default: T) -> T:
+    """A dataclass field whose type is a dataclass of options; the values of ``default`` are their defaults."""
+    field: T = dataclasses.field(default=default)
+    return field
 
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """The keys that every stage shares; in TOML they stand at the top, outside any section."""
+    """The keys that every stage shares; in TOML they are at the top, outside any section."""
 
     run: str = option("demo", "name of the run, a folder under work")
     work: Path = option(Path("work"), "folder that holds all runs")
     seed: int = option(0, "seed of every random choice")
-    threads: int = option(0, "processor threads, 0 = all cores")
+    threads: int = option(0, "processor threads, 0 = all cores", at_least=0)
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value out of its option's range: configs are also made in code, without `load`."""
+        values = self.flat()
+        for name, option in _options(type(self)).items():
+            if not option.bounds.allow(values[name]):
+                raise InputError(f"{name}: must be {option.bounds}, got {show(values[name])}")
 
     def folder(self, step: str) -> Path:
-        """The artifact folder ``work/run/step``. Raises InputError where ``run`` is not a plain folder name."""
+        """The artifact folder ``work/run/step``. Raises InputError if ``run`` is not a plain folder name."""
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.run):
             raise InputError(f"run = {self.run!r}: use letters, digits, '.', '_' and '-'; it names a folder")
         return self.work / self.run / step
+
+    def flat(self) -> dict[str, Any]:
+        """Option -> value, with the options of groups beside the stage's own: the form that artifacts record."""
+        values: dict[str, Any] = {}
+        for name, option in _options(type(self)).items():
+            holder = self if option.group is None else getattr(self, option.group)
+            values[name] = getattr(holder, name)
+        return values
+
+    def changed(self: C, values: Mapping[str, object]) -> C:
+        """A copy in which these options, named as in `flat`, have other values. Raises KeyError for an unknown one."""
+        fields: dict[str, Any] = {}
+        for name, value in values.items():
+            group = _options(type(self))[name].group
+            if group is None:
+                fields[name] = value
+            else:
+                fields[group] = dataclasses.replace(fields.get(group, getattr(self, group)), **{name: value})
+        return dataclasses.replace(self, **fields)
 
 
 def load(cls: type[C], *, section: str, path: Path | None, flags: Mapping[str, str]) -> C:
     """The effective config of one stage.
 
-    ``section`` is the stage's name in the TOML file at ``path``; ``flags`` maps field names (dashes or underscores) to
+    ``section`` is the stage's name in the TOML file at ``path``; ``flags`` maps option names (dashes or underscores) to
     text. Raises InputError for an unknown key or section, a wrong type or a value that is not allowed.
     """
-    hints = typing.get_type_hints(cls)
-    known = [field.name for field in dataclasses.fields(cls)]
+    options = _options(cls)
     values: dict[str, Any] = {}
     for key, value, where in _toml_items(section, path):
-        _check_known(key, known, where)
-        values[key] = _convert(value, hints[key], f"{where}, key {key!r}", is_text=False)
+        _check_known(key, options, where)
+        values[key] = _checked(value, options[key], f"{where}, key {key!r}", is_text=False)
     for flag, text in flags.items():
         key = flag.lstrip("-").replace("-", "_")
-        _check_known(key, known, "command line")
-        values[key] = _convert(text, hints[key], f"command line, --{key}", is_text=True)
-    for field in dataclasses.fields(cls):
-        if field.name not in values and not _has_default(field):
-            raise InputError(f"{section}: {field.name!r} has no default; set it in [{section}] or by --{field.name}")
-    return cls(**values)
+        _check_known(key, options, "command line")
+        values[key] = _checked(text, options[key], f"command line, --{key.replace('_', '-')}", is_text=True)
+    required = [name for name, option in options.items() if option.default is dataclasses.MISSING]
+    for name in required:
+        if name not in values:
+            raise InputError(
+                f"{section}: {name!r} has no default; set it in [{section}] or by --{name.replace('_', '-')}"
+            )
+    return cls(**{name: values.pop(name) for name in required}).changed(values)
 
 
 def describe(cls: type[Common]) -> list[HelpRow]:
-    """The rows of ``--help``: the stage's own fields first, the shared ones after them."""
-    hints = typing.get_type_hints(cls)
+    """The rows of ``--help``: the stage's own options first, the shared ones after them."""
     shared = {field.name for field in dataclasses.fields(Common)}
-    ordered = sorted(dataclasses.fields(cls), key=lambda field: field.name in shared)
-    return [
-        HelpRow(field.name, _name(hints[field.name]), show(_default(field)), field.metadata.get("help", ""))
-        for field in ordered
-    ]
+    ordered = sorted(_options(cls).values(), key=lambda option: option.name in shared)
+    return [HelpRow(option.name, _name(option.hint), _shown_default(option), option.help) for option in ordered]
 
 
 def show(value: object) -> str:
-    """A value as a flag would spell it, so that ``--show`` can be pasted back."""
+    """A value in the form of a flag, so that the output of ``--show`` can be pasted into a command."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
@@ -120,9 +204,52 @@ def show(value: object) -> str:
     return "none" if value is None else str(value)
 
 
+def spoken(section: str) -> str:
+    """The command of a TOML section: [tune-dpo] is `tune dpo`."""
+    return section.replace("-", " ", 1)
+
+
 def nearest(name: str, known: Collection[str]) -> str:
     """The known name most like ``name``; for error messages."""
     return difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
+
+
+def _options(cls: type) -> dict[str, Option]:
+    """Name -> option of a Config, the options of its groups in the position of the group.
+
+    A field of a group that is not declared by `option` is no option: the code that runs the stage sets it.
+    """
+    options: dict[str, Option] = {}
+    for field in _fields(cls):
+        if dataclasses.is_dataclass(field.hint):
+            assert dataclasses.is_dataclass(field.default), f"{cls.__name__}.{field.name}: a group needs a default"
+            options_of_field = [
+                option._replace(default=getattr(field.default, option.name), group=field.name)
+                for option in _fields(typing.cast(type, field.hint))
+                if option.help
+            ]
+        else:
+            options_of_field = [field]
+        for option in options_of_field:
+            assert option.name not in options, f"{cls.__name__}: two options have the name {option.name!r}"
+            options[option.name] = option
+    return options
+
+
+def _fields(cls: type) -> list[Option]:
+    """The fields of a dataclass as options, groups not yet taken apart."""
+    hints = typing.get_type_hints(cls)
+    return [
+        Option(
+            name=field.name,
+            hint=hints[field.name],
+            default=field.default if field.default_factory is dataclasses.MISSING else field.default_factory(),
+            help=field.metadata.get("help", ""),
+            bounds=field.metadata.get("bounds", Bounds()),
+            group=None,
+        )
+        for field in dataclasses.fields(cls)
+    ]
 
 
 def _toml_items(section: str, path: Path | None) -> Iterator[tuple[str, object, str]]:
@@ -138,7 +265,7 @@ def _toml_items(section: str, path: Path | None) -> Iterator[tuple[str, object, 
     shared = [field.name for field in dataclasses.fields(Common)]
     for key, value in table.items():
         if isinstance(value, dict):
-            _check_known(key, SECTIONS, str(path), noun="section")
+            _check_known(key, VERBS, str(path), noun="section")
         else:
             _check_known(key, shared, f"{path}, top of the file")
             yield key, value, str(path)
@@ -151,19 +278,14 @@ def _check_known(key: str, known: Collection[str], where: str, noun: str = "key"
         raise InputError(f"{where}: unknown {noun} {key!r}; the nearest is {nearest(key, known)!r}")
 
 
-def _has_default(field: dataclasses.Field[Any]) -> bool:
-    return not (field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING)
-
-
-def _default(field: dataclasses.Field[Any]) -> object:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return "(required)" if field.default is dataclasses.MISSING else field.default
+def _shown_default(option: Option) -> str:
+    return "(required)" if option.default is dataclasses.MISSING else show(option.default)
 
 
 def _name(hint: Any) -> str:
-    """The type as a person reads it: ``int``, ``cpu | cuda``, ``list of float``, ``Path | none``."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    """The type in words: ``int``, ``cpu | cuda``, ``list of float``, ``Path | none``."""
+    origin = typing.get_origin(hint)
+    args = typing.get_args(hint)
     if origin is typing.Literal:
         return " | ".join(show(arg) for arg in args)
     if origin in (typing.Union, types.UnionType):
@@ -173,9 +295,18 @@ def _name(hint: Any) -> str:
     return "none" if hint is types.NoneType else str(hint.__name__)
 
 
+def _checked(value: object, option: Option, where: str, *, is_text: bool) -> object:
+    """``value`` as the option's type and within its bounds. Raises InputError."""
+    converted = _convert(value, option.hint, where, is_text=is_text)
+    if not option.bounds.allow(converted):
+        raise InputError(f"{where}: must be {option.bounds}, got {show(converted)}")
+    return converted
+
+
 def _convert(value: object, hint: Any, where: str, *, is_text: bool) -> object:
-    """``value`` as the field's type. ``is_text``: a flag, to be parsed; else a TOML value, whose type must fit."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    """``value`` as the option's type. ``is_text``: a flag, to be parsed; else a TOML value, whose type must fit."""
+    origin = typing.get_origin(hint)
+    args = typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value == "none":  # TOML has no null either
             return None
@@ -190,11 +321,11 @@ def _convert(value: object, hint: Any, where: str, *, is_text: bool) -> object:
         return tuple(_convert(entry, args[0], where, is_text=is_text) for entry in typing.cast(list[object], entries))
     elif origin is None and (scalar := _scalar(value, hint, is_text=is_text)) is not None:
         return scalar
-    raise InputError(f"{where}: wants {_name(hint)}, got {value!r}")
+    raise InputError(f"{where}: must be {_name(hint)}, got {value!r}")
 
 
 def _scalar(value: object, hint: Any, *, is_text: bool) -> object | None:
-    """str, Path, bool, int or float out of a TOML value or a flag's text; None where it does not fit."""
+    """str, Path, bool, int or float out of a TOML value or a flag's text; None if it does not fit."""
     if hint in (str, Path):
         return hint(value) if isinstance(value, str) else None
     if hint is bool:

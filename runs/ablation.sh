@@ -6,4 +6,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
 
-leadre evaluate --stage ablation --config configs/ablation.toml
+leadre evaluate ablation --config configs/ablation.toml

@@ -9,4 +9,4 @@ folder=$(cd "$OLDPWD" && cd "${1:?the folder of the data}" && pwd)
 
 mkdir -p work
 sed "s|^path = \"[^\"]*\"|path = \"$folder\"|" configs/beauty.toml > work/beauty.toml
-leadre evaluate --stage ablation --config work/beauty.toml
+leadre evaluate ablation --config work/beauty.toml

@@ -26,7 +26,7 @@ leadre tune --config configs/demo.toml
 # 4. Not all conversions are worth the same. A second model, from the first: prices weigh in, and pairs of lines that
 #    households had the choice of teach it to prefer what brings more money, over what it would have answered itself too.
 leadre generate --config configs/demo.toml --split train --users 80 --step generate-negatives
-leadre tune --stage dpo --config configs/demo.toml
+leadre tune dpo --config configs/demo.toml
 
 # 5. Beam search along the trie of live codes, by both models: what comes out is an ad that could be shown, always. The
 #    lists of the validation weeks are for a rival that costs nothing: the first model's lists, re-ranked by price.

@@ -27,7 +27,7 @@ rm -rf "$state" "$work/$run-next"
 leadre data --config "$config"
 leadre semid --config "$config"
 leadre tune --config "$config"
-leadre generate --stage lists --config "$config"
+leadre generate lists --config "$config"
 
 # 2. Users ask over OpenRTB, see, click and buy; some reports come twice, as they do. More users ask than are in the logs:
 #    the newcomers get what is popular, and as soon as they have clicked something, what the language model writes.
@@ -40,7 +40,7 @@ next=(--config "$config" --run "$run-next")
 leadre data "${next[@]}" --source files --path "$state/tables" --unordered true
 leadre semid "${next[@]}"
 leadre tune "${next[@]}"
-leadre generate --stage lists "${next[@]}"
+leadre generate lists "${next[@]}"
 
 # 4. The new run answers, over the same campaigns, budgets and users.
 serve --run "$run-next"
@@ -49,4 +49,4 @@ stop
 
 # 5. What changed; and the new run's answers once more, offline, from its log.
 python clients/loop.py verify "$state" "$work/$run-next"
-leadre evaluate --stage replay "${next[@]}"
+leadre evaluate replay "${next[@]}"

@@ -1,5 +1,6 @@
 """Artifacts: whole or absent, described, checked on reading, skipped when nothing changed."""
 
+import importlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 from leadre import artifact
 from leadre.artifact import Artifact
+from leadre.config import VERBS
 from leadre.errors import ArtifactError
 
 DEAD = 2**22 + 1  # above the kernel's highest process number
@@ -193,3 +195,31 @@ def test_a_stage_that_writes_meta_json_is_our_bug(tmp_path: Path) -> None:
     ):
         (temporary / "meta.json").write_text("{}")
     assert names(tmp_path) == []
+
+
+# The default config of every command as release 0.1.0 recorded it. Add an option here when you add it to a stage.
+RECORDED = json.loads((Path(__file__).parent / "golden" / "recorded_configs.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("section", VERBS)
+def test_artifacts_of_the_last_release_are_still_current(section: str, tmp_path: Path) -> None:
+    recorded = RECORDED[section]
+    with artifact.create(tmp_path / "a", kind=artifact.TABLES, config=recorded, seed=0, parents=()) as temporary:
+        (temporary / "a.txt").write_text("x")
+    defaults = importlib.import_module(VERBS[section]).Config().flat()
+    output = artifact.Output(folder=tmp_path / "a", kind=artifact.TABLES, config=defaults, seed=0, parents=())
+    assert output.is_current()
+    assert artifact.resume_key(defaults, ()) == artifact.resume_key(recorded, ())
+
+
+def test_a_stage_skips_only_what_is_current_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def output(levels: int) -> artifact.Output:
+        config = {"levels": levels}
+        return artifact.Output(folder=tmp_path / "a", kind=artifact.TABLES, config=config, seed=0, parents=())
+
+    assert not output(3).skip("data")
+    with output(3).create() as temporary:
+        (temporary / "a.txt").write_text("x")
+    assert capsys.readouterr().err == ""
+    assert output(3).skip("data") and not output(4).skip("data")
+    assert capsys.readouterr().err == f"data: {tmp_path / 'a'} is current, nothing to do\n"

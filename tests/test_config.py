@@ -62,15 +62,15 @@ def test_flags_take_dashes_or_underscores_lists_and_none(tmp_path: Path) -> None
         ("levels = 3\n", "top of the file: unknown key 'levels'"),  # known, but not shared: it has to say for whom
         ("[semids]\nlevels = 3\n", "unknown section 'semids'; the nearest is 'semid'"),
         ("[tuna]\n", "unknown section 'tuna'; the nearest is 'tune'"),
-        ("[semid.levels]\nx = 1\n", "'levels': wants int"),
-        ('[semid]\nlevels = "3"\n', "wants int, got '3'"),
-        ("[semid]\nlevels = 3.0\n", r"wants int, got 3\.0"),
-        ("[semid]\nlevels = true\n", "wants int, got True"),
-        ("[semid]\nshare = nan\n", "wants float, got nan"),
-        ("[semid]\nstrict = 1\n", "wants bool, got 1"),
-        ("[semid]\nsource = 'amazon'\n", r"wants journey \| files, got 'amazon'"),
-        ("[semid]\nsizes = [4, '8']\n", "'sizes': wants int, got '8'"),
-        ("[semid]\nsizes = '4,8'\n", "wants list of int"),
+        ("[semid.levels]\nx = 1\n", "'levels': must be int"),
+        ('[semid]\nlevels = "3"\n', "must be int, got '3'"),
+        ("[semid]\nlevels = 3.0\n", r"must be int, got 3\.0"),
+        ("[semid]\nlevels = true\n", "must be int, got True"),
+        ("[semid]\nshare = nan\n", "must be float, got nan"),
+        ("[semid]\nstrict = 1\n", "must be bool, got 1"),
+        ("[semid]\nsource = 'amazon'\n", r"must be journey \| files, got 'amazon'"),
+        ("[semid]\nsizes = [4, '8']\n", "'sizes': must be int, got '8'"),
+        ("[semid]\nsizes = '4,8'\n", "must be list of int"),
         ("[semid\n", "not valid TOML"),
         ("[semid]\nlevels = 3\nlevels = 4\n", "not valid TOML"),
     ],
@@ -85,11 +85,11 @@ def test_a_wrong_file_is_an_error_that_says_where(tmp_path: Path, toml: str, say
     ("flags", "says"),
     [
         ({"levles": "3"}, "command line: unknown key 'levles'; the nearest is 'levels'"),
-        ({"levels": "three"}, "command line, --levels: wants int, got 'three'"),
-        ({"strict": "yes"}, "wants bool"),
-        ({"share": "inf"}, "wants float"),
-        ({"source": "none"}, r"wants journey \| files"),
-        ({"levels": "9" * 5000}, "wants int"),
+        ({"levels": "three"}, "command line, --levels: must be int, got 'three'"),
+        ({"strict": "yes"}, "must be bool"),
+        ({"share": "inf"}, "must be float"),
+        ({"source": "none"}, r"must be journey \| files"),
+        ({"levels": "9" * 5000}, "must be int"),
     ],
 )
 def test_a_wrong_flag_is_an_error(tmp_path: Path, flags: dict[str, str], says: str) -> None:
@@ -134,3 +134,78 @@ def test_folder_is_work_run_step_and_no_run_leaves_work() -> None:
     for run in ("", "..", "a/b", "/tmp", ".hidden"):
         with pytest.raises(InputError, match="names a folder"):
             Config(run=run).folder("data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    epochs: int = config.option(3, "passes over the data", at_least=1)
+    rate: float = config.option(0.1, "learning rate", above=0, below=1)
+    seed: int = 0  # no option: it would have the name of a shared key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested(config.Common):
+    layers: int = config.option(4, "layers of the body", at_least=0)
+    schedule: Schedule = config.group(Schedule(epochs=5))
+    sizes: tuple[int, ...] = config.option((8, 4), "codes per level", at_least=2)
+
+
+def nested(**flags: str) -> Nested:
+    return config.load(Nested, section="tune", path=None, flags=flags)
+
+
+def test_options_of_a_group_have_flat_names(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text("[tune]\nepochs = 7\n")
+    loaded = config.load(Nested, section="tune", path=tmp_path / "x.toml", flags={"--rate": "0.5", "--seed": "9"})
+    assert (loaded.schedule, loaded.seed, nested().schedule) == (Schedule(epochs=7, rate=0.5), 9, Schedule(epochs=5))
+    rows = {row.field: row for row in config.describe(Nested)}
+    assert [*rows][:4] == ["layers", "epochs", "rate", "sizes"]
+    assert rows["epochs"] == ("epochs", "int", "5", "passes over the data")
+    with pytest.raises(InputError, match="unknown key 'schedule'"):
+        nested(schedule="x")
+
+
+def test_flat_has_shared_keys_groups_and_own_options_and_changed_takes_them() -> None:
+    flat = {"run": "demo", "work": Path("work"), "seed": 0, "threads": 0}
+    flat |= {"layers": 4, "epochs": 5, "rate": 0.1, "sizes": (8, 4)}
+    assert Nested().flat() == flat
+    changed = Nested().changed({"epochs": 2, "rate": 0.2, "layers": 1})
+    assert changed.flat() == flat | {"epochs": 2, "rate": 0.2, "layers": 1}
+    with pytest.raises(KeyError):
+        Nested().changed({"epoch": 2})
+
+
+def test_two_options_of_one_name_are_a_bug() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Twice(config.Common):
+        epochs: int = config.option(1, "passes")
+        schedule: Schedule = config.group(Schedule())
+
+    with pytest.raises(AssertionError, match="Twice: two options have the name 'epochs'"):
+        config.describe(Twice)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("epochs", "0", "command line, --epochs: must be at least 1, got 0"),
+        ("rate", "0", "command line, --rate: must be above 0 and below 1, got 0.0"),
+        ("rate", "1", "must be above 0 and below 1, got 1.0"),
+        ("sizes", "8,1", "command line, --sizes: must be at least 2, got 8,1"),
+        ("threads", "-1", "command line, --threads: must be at least 0, got -1"),
+    ],
+)
+def test_values_out_of_range_are_errors(flag: str, value: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        nested(**{flag: value})
+    assert says in str(caught.value)
+    if flag != "threads":
+        (tmp_path / "x.toml").write_text(f"[tune]\n{flag} = {f'[{value}]' if ',' in value else value}\n")
+        with pytest.raises(InputError, match=rf"x\.toml \[tune\], key '{flag}': must be"):
+            config.load(Nested, section="tune", path=tmp_path / "x.toml", flags={})
+
+
+def test_values_at_the_edge_of_a_range_are_allowed_and_configs_made_in_code_are_checked() -> None:
+    assert nested(epochs="1", rate="0.999", sizes="2,2", threads="0").sizes == (2, 2)
+    with pytest.raises(InputError, match="epochs: must be at least 1, got 0"):
+        Nested(schedule=Schedule(epochs=0))

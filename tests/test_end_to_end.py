@@ -182,11 +182,11 @@ def prompts_of(work, models):
 @pytest.mark.parametrize(
     ("name", "flags", "says"),
     [
-        ("tune", "--epochs 0", "--epochs 0: wants 1 or more"),
-        ("tune", "--validate-every 0", "--validate-every 0: wants 1 or more"),
+        ("tune", "--epochs 0", "command line, --epochs: must be at least 1, got 0"),
+        ("tune", "--validate-every 0", "command line, --validate-every: must be at least 1, got 0"),
         ("tune", "--layers 9", "--layers 9: the backbone has layers 0 to 1"),
         ("tune", "--backbone no/such/model/anywhere", "--backbone no/such/model/anywhere: neither"),
-        ("generate", "--beam 0", "--beam 0: wants 1 or more"),
+        ("generate", "--beam 0", "command line, --beam: must be at least 1, got 0"),
     ],
 )
 def test_the_users_fault_is_one_line(models, quick, tmp_path, capsys, name, flags, says):

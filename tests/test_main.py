@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import re
 import resource
 import statistics
 import subprocess
@@ -63,19 +62,19 @@ def test_help_lists_each_verb_with_its_line(capsys: pytest.CaptureFixture[str]) 
     for verb, module in cli.VERBS.items():
         docstring = importlib.import_module(module).__doc__
         assert docstring, f"{module} has no docstring"
-        assert f"  {verb:<16}{docstring.splitlines()[0]}\n" in text
+        assert f"  {config.spoken(verb):<20}{docstring.splitlines()[0]}\n" in text
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_each_verb_explains_every_field(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     stage = importlib.import_module(cli.VERBS[verb])
     assert issubclass(stage.Config, config.Common) and callable(stage.run)
-    assert cli.main([verb, "--help"]) == 0
+    assert cli.main([*config.spoken(verb).split(), "--help"]) == 0
     text = capsys.readouterr().out
     for row in config.describe(stage.Config):
         assert row.help, f"{verb}: field {row.field} has no help text; declare it by config.option"
         assert f"--{row.field.replace('_', '-')} " in text
-    assert cli.main([verb, "--show"]) == 0
+    assert cli.main([*config.spoken(verb).split(), "--show"]) == 0
     assert "run = demo\n" in capsys.readouterr().out
 
 
@@ -89,19 +88,30 @@ def test_a_reader_who_has_read_enough_is_no_error() -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_second_stage_has_a_name_of_its_own_and_is_picked_by_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    said = {}
-    for argv in ("tune", "tune --stage sft", "tune-dpo", "tune --stage=dpo"):
-        assert cli.main([*argv.split(), "--seed", "3", "--show"]) == 0
-        said[argv] = capsys.readouterr().out
-    assert said["tune"] == said["tune --stage sft"] != said["tune-dpo"] == said["tune --stage=dpo"]
-    assert "seed = 3\n" in said["tune-dpo"] and "beta = " in said["tune-dpo"]
-    assert cli.main(["tune", "--help"]) == 0
-    assert re.search(r"--stage .*: dpo\n", capsys.readouterr().out)
+@pytest.mark.parametrize("old", ["tune-dpo", "tune --stage dpo", "tune --stage=dpo"])
+def test_old_forms_of_a_subcommand_work_and_name_the_new_one(old: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tune", "dpo", "--seed", "3", "--show"]) == 0
+    shown = capsys.readouterr()
+    assert "seed = 3\n" in shown.out and "beta = " in shown.out and shown.err == ""
+    assert cli.main([*old.split(), "--seed", "3", "--show"]) == 0
+    shown_by_old_form = capsys.readouterr()
+    assert shown_by_old_form.out == shown.out
+    assert shown_by_old_form.err.count("\n") == 1
+    assert shown_by_old_form.err.endswith("write `leadre tune dpo`\n")
 
 
-def test_the_verbs_are_the_sections_of_a_config_file() -> None:
-    assert tuple(cli.VERBS) == config.SECTIONS
+def test_the_first_stage_of_a_verb_has_an_old_form_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tune", "--show"]) == 0
+    shown = capsys.readouterr().out
+    assert cli.main(["tune", "--stage", "sft", "--show"]) == 0
+    out, err = capsys.readouterr()
+    assert out == shown and err.endswith("write `leadre tune`\n")
+
+
+def test_help_of_a_verb_names_its_subcommands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"`leadre serve {part}`" in out for part in ("key", "backup", "restore"))
 
 
 def test_a_verb_runs_with_file_and_flags(calls: list[Config], tmp_path: Path) -> None:
@@ -132,11 +142,13 @@ def test_show_prints_the_effective_config_and_runs_nothing(
     ("argv", "says"),
     [
         (["semidd"], "unknown verb 'semidd'; the nearest is 'semid'"),
+        (["tune", "dqo"], "unknown subcommand 'dqo' of `leadre tune`; the nearest is `leadre tune dpo`"),
+        (["serve", "--stage", "backap"], "the nearest is `leadre serve backup`"),
         (["semid", "--level", "3"], "unknown key 'level'; the nearest is 'levels'"),
-        (["semid", "--levels"], "--levels wants a value"),
-        (["semid", "--levels", "--show"], "--levels wants a value"),
+        (["semid", "--levels"], "--levels needs a value"),
+        (["semid", "--levels", "--show"], "--levels needs a value"),
         (["semid", "levels=3"], "'levels=3' is not a flag"),
-        (["semid", "--levels", "x"], "wants int, got 'x'"),
+        (["semid", "--levels", "x"], "must be int, got 'x'"),
         (["semid", "--config", "no-such.toml"], "no-such.toml: cannot read"),
     ],
 )

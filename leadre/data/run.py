@@ -1,9 +1,9 @@
 """Logs -> clean tables, histories, requests.
 
 Reads one source, validates it, splits its requests by time and writes the artifact ``work/<run>/data``: the four tables
-(ads, contents, users, events), requests, inventories, bad_rows as Parquet (hidden too, with ``--hide``), and
-summary.json. Your own logs:
-``leadre data --source files --path FOLDER`` (what the folder must hold: ``leadre/data/sources/files.py``).
+(ads, contents, users, events), requests, inventories and bad_rows as Parquet (with ``--hide`` also hidden), and
+summary.json. For your own logs: ``leadre data --source files --path FOLDER``. The files of the folder are described in
+``leadre/data/sources/files.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from leadre import artifact, config, progress
 from leadre.errors import InputError
 
-if TYPE_CHECKING:  # polars loads in run, so that --help stays quick
+if TYPE_CHECKING:  # polars is imported in run, so that --help stays quick
     from leadre.data.tables import Tables
 
 
@@ -26,32 +26,44 @@ if TYPE_CHECKING:  # polars loads in run, so that --help stays quick
 class Config(config.Common):
     """Options of ``leadre data``."""
 
-    source: Literal["journey", "files", "amazon", "world"] = config.option("journey", "where the logs come from")
-    path: Path | None = config.option(None, "folder of the logs; journey and world need none")
+    source: Literal["journey", "files", "amazon", "world"] = config.option("journey", "source of the logs")
+    path: Path | None = config.option(None, "folder of the logs; not needed by journey and world")
     positive: Literal["conversion", "click"] = config.option("conversion", "the ad action that counts as success")
-    max_bad_share: float = config.option(0.01, "share of bad rows in a table above which the run stops")
-    max_field_bytes: int = config.option(1 << 20, "longest field of a log file in bytes (of JSON lines: longest line)")
-    unordered: bool = config.option(False, "accept events whose time goes backwards, and sort them")
+    max_bad_share: float = config.option(
+        0.01, "share of bad rows in a table above which the run stops", at_least=0, at_most=1
+    )
+    max_field_bytes: int = config.option(
+        1 << 20, "longest field of a log file in bytes (of JSON lines: longest line)", at_least=1
+    )
+    unordered: bool = config.option(False, "accept events that are not in order of time, and sort them")
     earliest: str = config.option("1990-01-01", "events before this date are bad rows")
     latest: str = config.option("2100-01-01", "events at or after this date are bad rows")
     valid_from: str | None = config.option(None, "first day of validation; none = by valid_share")
     test_from: str | None = config.option(None, "first day of the test; none = by test_share")
-    valid_share: float = config.option(0.1, "share of the requests for validation, where no dates are given")
-    test_share: float = config.option(0.1, "share of the requests for the test, the last ones")
+    valid_share: float = config.option(
+        0.1, "share of the requests for validation, if no dates are set", above=0, below=1
+    )
+    test_share: float = config.option(
+        0.1, "share of the requests for the test, the last ones, if no dates are set", above=0, below=1
+    )
     keep_empty: bool = config.option(False, "keep requests without a positive action")
-    hide: float = config.option(0.0, "share of the advertised objects that are launched when training ends: cold start")
-    world_users: int = config.option(200, "users of the synthetic market")
-    world_ads: int = config.option(120, "ads of the synthetic market")
-    world_contents: int = config.option(30, "contents of the synthetic market")
+    hide: float = config.option(
+        0.0, "share of the advertised objects that are launched when training ends: cold start", at_least=0, below=1
+    )
+    world_users: int = config.option(200, "users of the synthetic market", at_least=1)
+    world_ads: int = config.option(120, "ads of the synthetic market", at_least=1)
+    world_contents: int = config.option(30, "contents of the synthetic market", at_least=0)
 
 
 def run(config: Config) -> None:
-    """Write ``work/<run>/data``, or say that it is current. Raises InputError for logs that cannot be used."""
-    if not 0 <= config.hide < 1:
-        raise InputError(f"--hide {config.hide}: wants a share from 0 to below 1")
-    folder = config.folder("data")
-    effective = dataclasses.asdict(config) | {"inputs": _fingerprint(config)}
-    output = artifact.Output(folder=folder, kind=artifact.TABLES, config=effective, seed=config.seed, parents=[])
+    """Write ``work/<run>/data`` unless it is current. Raises InputError for logs that cannot be used."""
+    output = artifact.Output(
+        folder=config.folder("data"),
+        kind=artifact.TABLES,
+        config=config.flat() | {"inputs": _fingerprint(config)},
+        seed=config.seed,
+        parents=[],
+    )
     if output.skip("data"):
         return
     with output.create() as temporary:
@@ -63,15 +75,17 @@ def run(config: Config) -> None:
             frame.write_parquet(temporary / f"{name}.parquet", compression="zstd", statistics=False)
         summary = summarise(tables)
         (temporary / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    rows, requests = summary["rows"], summary["requests"]
+    rows = summary["rows"]
+    requests = summary["requests"]
     progress.say(
         f"data: {rows['users']:,} users, {rows['ads']:,} ads, {rows['events']:,} events, {rows['bad_rows']:,} bad rows;"
-        f" requests {requests['train']:,} train, {requests['valid']:,} valid, {requests['test']:,} test -> {folder}"
+        f" requests {requests['train']:,} train, {requests['valid']:,} valid, {requests['test']:,} test"
+        f" -> {output.folder}"
     )
 
 
 def read(config: Config) -> Tables:
-    """The checked tables of the chosen source."""
+    """The validated tables of the source."""
     from leadre.data import split
 
     if config.source == "journey":
@@ -88,7 +102,7 @@ def read(config: Config) -> Tables:
 
         return world.read(config.seed, config.world_users, config.world_ads, config.world_contents, cut)
     if config.path is None:
-        raise InputError(f"--source {config.source} needs --path, the folder with the logs")
+        raise InputError(f"--source {config.source} needs --path, the folder of the logs")
     if config.source == "amazon":
         from leadre.data.sources import amazon
 
@@ -106,17 +120,17 @@ def read(config: Config) -> Tables:
 
 
 def _hide(config: Config, tables: Tables, folder: Path) -> Tables:
-    """Tables without what training may not know of a share of the objects, whose IDs are written into ``folder``."""
+    """Tables in which a share of the objects is launched after training; their IDs are written into ``folder``."""
     from leadre.data import hidden, histories
 
-    chosen = hidden.draw(tables.ads["object_id"].fill_null(tables.ads["ad_id"]), config.hide, config.seed)
-    chosen.to_frame("object_id").write_parquet(folder / histories.HIDDEN, compression="zstd", statistics=False)
-    progress.say(f"data: {len(chosen):,} objects are hidden until training ends")
-    return hidden.launch_late(tables, chosen, positive=config.positive, keep_empty=config.keep_empty)
+    object_ids = hidden.draw(tables.ads["object_id"].fill_null(tables.ads["ad_id"]), config.hide, config.seed)
+    object_ids.to_frame("object_id").write_parquet(folder / histories.HIDDEN, compression="zstd", statistics=False)
+    progress.say(f"data: {len(object_ids):,} objects are hidden until training ends")
+    return hidden.launch_late(tables, object_ids, positive=config.positive, keep_empty=config.keep_empty)
 
 
 def clean(tables: Tables) -> Tables:
-    """The tables with every text that a person or a prompt may meet made safe (``data/text.py``)."""
+    """The tables, all texts that are shown or put into prompts sanitised (``data/text.py``)."""
     from leadre.data.tables import sanitise
 
     named = {name: sanitise(name, getattr(tables, name)) for name in ("ads", "contents", "users")}
@@ -143,7 +157,7 @@ def summarise(tables: Tables) -> dict[str, dict[str, float]]:
 
 
 def _journey() -> ModuleType:
-    """The journey source, whose libraries are an extra of their own."""
+    """The source journey, whose libraries are the extra leadre[journey]."""
     try:
         from leadre.data.sources import journey
     except ModuleNotFoundError as error:
@@ -152,7 +166,7 @@ def _journey() -> ModuleType:
 
 
 def _fingerprint(config: Config) -> dict[str, str]:
-    """Name -> size and modification time of the input files: other logs under the same path are other inputs."""
+    """Name -> size and modification time of each input file, so that new logs under an old path are read again."""
     if config.source == "world":
         return {}
     path = config.path
@@ -162,6 +176,6 @@ def _fingerprint(config: Config) -> dict[str, str]:
         return {}
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; check --path")
-    found = [path] if path.is_file() else sorted(entry for entry in path.rglob("*") if entry.is_file())
-    stats = {entry.relative_to(path.parent).as_posix(): entry.stat() for entry in found}
+    files = [path] if path.is_file() else sorted(entry for entry in path.rglob("*") if entry.is_file())
+    stats = {file.relative_to(path.parent).as_posix(): file.stat() for file in files}
     return {name: f"{stat.st_size} bytes, {stat.st_mtime_ns} ns" for name, stat in stats.items()}

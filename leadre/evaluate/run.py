@@ -1,13 +1,12 @@
-"""Logs -> numbers with intervals, and a report that a person wants to look at.
+"""Logs -> metrics with confidence intervals, and a report.
 
-Reads ``work/<run>/data`` and the lists in ``work/<run>/generate``, fits the baselines on training time (kept in
-``work/<run>/channels``, so that a killed run carries on), ranks the very same requests with each and writes
-``work/<run>/evaluate``: metrics.json, lists.parquet (everybody's top 20), report.html, comparison.png, loss.png.
+Reads ``work/<run>/data`` and the lists in ``work/<run>/generate``, fits the baselines on training time (stored in
+``work/<run>/channels``, so that a killed run resumes), ranks the same requests with each of them and writes
+``work/<run>/evaluate``: metrics.json, lists.parquet (top 20 of every method), report.html, comparison.png, loss.png.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import time
@@ -20,7 +19,7 @@ from leadre import artifact, config, progress
 from leadre.errors import ArtifactError, InputError
 from leadre.tune import run as tune
 
-if TYPE_CHECKING:  # numpy and torch load in run, so that --help stays quick
+if TYPE_CHECKING:  # numpy and torch are imported in run, so that --help stays quick
     from leadre.data.histories import Logs
     from leadre.evaluate.retrieval.measure import Ads, Ints, View
     from leadre.generate.channels import Channel
@@ -35,37 +34,40 @@ RIVALS = ("popularity", "popularity_buyers", "own_frequency", "own_frequency_dec
 class Config(config.Common):
     """Options of ``leadre evaluate``."""
 
-    split: Literal["valid", "test"] = config.option("test", "which requests count; choose models on valid")
-    users: int = config.option(0, "evaluate this many users, drawn by the seed; 0 = all in the lists")
-    channels: tuple[str, ...] = config.option(RIVALS, "the baselines to fit and compare")
+    split: Literal["valid", "test"] = config.option("test", "split of the requests to evaluate; choose models on valid")
+    users: int = config.option(0, "evaluate this many users, drawn by the seed; 0 = all in the lists", at_least=0)
+    channels: tuple[str, ...] = config.option(RIVALS, "baselines to fit and compare")
     fusion: bool = config.option(True, "add the row leadre+counts: fused with the user's own decayed counts")
     extra: tuple[str, ...] = config.option((), "further rows NAME=FOLDER: other lists artifacts, such as control runs")
     rerank: Path | None = config.option(
         None, "validation lists (generate --split valid --step generate-valid): adds the row sft+price"
     )
-    resamples: int = config.option(1000, "bootstrap resamples over users")
+    resamples: int = config.option(1000, "bootstrap resamples over users", at_least=1)
 
 
 def run(config: Config) -> None:
-    """Write ``work/<run>/evaluate``, or say that it is current. ArtifactError where data or lists are missing."""
+    """Write ``work/<run>/evaluate`` unless it is current. Raises ArtifactError if data or lists are missing."""
     started_s = time.monotonic()
-    folder, parents = config.folder("evaluate"), _parents(config)
-    extras, validation = _extras(config, parents[0]), _validation(config, *parents)
+    parents = _parents(config)
+    data, lists = parents
+    extras = _extras(config, data)
+    validation = _validation(config, data, lists)
     tuned = tune.latest(config)
-    # extras share the folder name `generate`, so they are named by their row rather than as parents
-    effective = dataclasses.asdict(config) | {
-        "extra": {name: made.hash for name, made in extras.items()},
+    # the folders of extras share the name `generate`, so they are recorded by row rather than as parents
+    effective = config.flat() | {
+        "extra": {name: extra.hash for name, extra in extras.items()},
         "rerank": None if validation is None else validation.hash,
         "beside": _fingerprint(config, tuned),
     }
-    output = artifact.Output(folder=folder, kind=METRICS, config=effective, seed=config.seed, parents=parents)
+    output = artifact.Output(
+        folder=config.folder("evaluate"), kind=METRICS, config=effective, seed=config.seed, parents=parents
+    )
     if output.skip("evaluate"):
         return
     from leadre.data import histories
     from leadre.evaluate import report
     from leadre.evaluate.retrieval import measure as retrieval
 
-    data, lists = parents
     logs = histories.load(data)
     requests_R = choose(config, logs, lists)
     views = [retrieval.build_view(logs, requests_R, name) for name in retrieval.VIEWS]
@@ -90,13 +92,14 @@ def run(config: Config) -> None:
             seed=config.seed,
         )
         report.write(temporary, inputs)
-        seconds, peak_rss_mb = round(time.monotonic() - started_s, 1), round(artifact.peak_rss_mb(), 1)
+        seconds = round(time.monotonic() - started_s, 1)
+        peak_rss_mb = round(artifact.peak_rss_mb(), 1)
         figures = {"views": tables, "slices": by_slice, "rerank": weights}
         figures |= {"seconds": seconds, "peak_rss_mb": peak_rss_mb}
         (temporary / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     for line in _summary(tables, views):
         progress.say(line)
-    progress.say(f"evaluate: {seconds:.0f} s, {peak_rss_mb:,.0f} MB -> {folder / 'report.html'}")
+    progress.say(f"evaluate: {seconds:.0f} s, {peak_rss_mb:,.0f} MB -> {output.folder / 'report.html'}")
 
 
 def _parents(config: Config) -> list[artifact.Artifact]:
@@ -105,45 +108,45 @@ def _parents(config: Config) -> list[artifact.Artifact]:
 
 
 def _lists(folder: Path, data: artifact.Artifact) -> artifact.Artifact:
-    """A lists artifact that was written for these very logs: request numbers mean nothing in others."""
+    """A lists artifact of these very logs: request numbers have no meaning in others. Raises ArtifactError."""
     lists = artifact.read(folder, artifact.LISTS)
     if lists.meta["parents"].get("data") != data.hash:
-        raise ArtifactError(f"{folder}: written from other logs than {data.path}; generate it again")
+        raise ArtifactError(f"{folder}: generated from other logs than {data.path}; run `leadre generate` again")
     return lists
 
 
 def _extras(settings: Config, data: artifact.Artifact) -> dict[str, artifact.Artifact]:
-    """The artifacts behind `extra`, by row name."""
-    found = {}
+    """Row name -> lists artifact, for the entries of `extra`. Raises InputError for an invalid or repeated name."""
+    extras: dict[str, artifact.Artifact] = {}
     for entry in settings.extra:
         name, equals, folder = entry.partition("=")
         if not (name and equals and folder):
             raise InputError(f"extra = {entry!r}: write NAME=FOLDER, such as random_init=work/random/generate")
-        if name in found or name in (OURS, FUSED, RERANKED, *RIVALS):
+        if name in extras or name in (OURS, FUSED, RERANKED, *RIVALS):
             raise InputError(f"extra = {entry!r}: the row {name!r} exists already; choose another name")
-        found[name] = _lists(Path(folder), data)
+        extras[name] = _lists(Path(folder), data)
     unknown = [name for name in settings.channels if name not in RIVALS]
     if unknown:
         nearest = config.nearest(unknown[0], RIVALS)
         raise InputError(f"channels: unknown channel {unknown[0]!r}; the nearest is {nearest!r}")
-    return found
+    return extras
 
 
 def _validation(config: Config, data: artifact.Artifact, lists: artifact.Artifact) -> artifact.Artifact | None:
-    """The validation lists to re-rank by; they must be of the model, the IDs and the logs of `lists`."""
+    """The validation lists to re-rank by. Raises ArtifactError unless model, IDs and logs are those of `lists`."""
     if config.rerank is None:
         return None
-    found = _lists(config.rerank, data)
-    if found.meta["parents"] != lists.meta["parents"]:
+    validation = _lists(config.rerank, data)
+    if validation.meta["parents"] != lists.meta["parents"]:
         raise ArtifactError(
-            f"{config.rerank}: another model wrote these lists than those in {lists.path}; "
+            f"{config.rerank}: generated by another model than the lists in {lists.path}; "
             f"run `leadre generate --split valid --step generate-valid` again"
         )
-    return found
+    return validation
 
 
 def _fingerprint(config: Config, tuned: Path) -> dict[str, str]:
-    """Hashes of what the report shows beside its parents: when one of them changes, the report is made again."""
+    """Hashes of the files that the report shows beside its parents: a change of one of them renews the report."""
     paths = {
         "semid": config.folder("semid") / artifact.META,
         "loss": config.folder("tune-sft") / "loss.csv",
@@ -155,7 +158,7 @@ def _fingerprint(config: Config, tuned: Path) -> dict[str, str]:
 
 
 def choose(config: Config, logs: Logs, lists: artifact.Artifact) -> Ints:
-    """The requests to evaluate: those of the split that the lists hold, of at most `users` users."""
+    """The requests to evaluate, ascending: those of the split that the lists hold, of at most `users` users."""
     import numpy as np
 
     from leadre.data.histories import SPLITS
@@ -163,16 +166,16 @@ def choose(config: Config, logs: Logs, lists: artifact.Artifact) -> Ints:
     requests_R = _held(logs, lists, config.split)
     users = np.unique(logs.request_user_R[requests_R])
     if 0 < config.users < len(users):
-        drawn = np.random.default_rng(config.seed).choice(users, size=config.users, replace=False)
-        requests_R = requests_R[np.isin(logs.request_user_R[requests_R], drawn)]
-        users = drawn
+        sample = np.random.default_rng(config.seed).choice(users, size=config.users, replace=False)
+        requests_R = requests_R[np.isin(logs.request_user_R[requests_R], sample)]
+        users = sample
     whole = int((logs.request_split_R == SPLITS.index(config.split)).sum())
     progress.say(f"evaluate: {len(requests_R):,} of {whole:,} {config.split} requests, {len(users):,} users")
     return requests_R
 
 
 def _held(logs: Logs, lists: artifact.Artifact, split: str) -> Ints:
-    """The requests of `split` that the lists hold, ascending; InputError where there are none."""
+    """The requests of `split` that the lists hold, ascending. Raises InputError if there are none."""
     import numpy as np
     import polars as pl
 
@@ -189,19 +192,19 @@ def _methods(
     config: Config,
     logs: Logs,
     data: artifact.Artifact,
-    given: Mapping[str, artifact.Artifact],
+    listed: Mapping[str, artifact.Artifact],
     views: Sequence[View],
 ) -> dict[str, dict[str, Ads]]:
-    """view -> row -> top ads [V, K], for the given lists, their fusion with counts and every channel."""
+    """view -> row -> top ads [V, K]: a row for each lists artifact, for the fusion with counts and for each channel."""
     import polars as pl
 
     from leadre.evaluate.retrieval import measure as retrieval
 
     key_A = retrieval.tie_key(logs, config.seed)
     rows: dict[str, dict[str, Ads]] = {}
-    for name, made in given.items():
-        frame = pl.read_parquet(made.path / "lists.parquet", columns=["request", "view", "ads"])
-        lists = retrieval.checked_lists(frame, logs, views, source=str(made.path))
+    for name, source in listed.items():
+        frame = pl.read_parquet(source.path / "lists.parquet", columns=["request", "view", "ads"])
+        lists = retrieval.checked_lists(frame, logs, views, source=str(source.path))
         rows[name] = retrieval.tabulate(retrieval.iterate_lists(lists), views)
         if name == OURS and config.fusion:
             rows[FUSED] = retrieval.tabulate(retrieval.fuse_with_counts(logs, lists, views, key_A=key_A), views)
@@ -219,13 +222,14 @@ def _add_reranked(
     validation: artifact.Artifact,
     views: Sequence[View],
 ) -> dict[str, float]:
-    """Put the row sft+price into `methods`; returns view -> the weight of log-price, chosen on the validation lists."""
+    """Add the row sft+price to `methods`. Returns view -> weight of log-price, chosen on the validation lists."""
     import polars as pl
 
     from leadre.evaluate.retrieval import measure as retrieval
     from leadre.evaluate.retrieval import rerank
 
-    frame, requests_R = pl.read_parquet(validation.path / "lists.parquet"), _held(logs, validation, "valid")
+    frame = pl.read_parquet(validation.path / "lists.parquet")
+    requests_R = _held(logs, validation, "valid")
     known = [retrieval.build_view(logs, requests_R, v.name) for v in views]
     price_A = views[0].price_A
     weights = rerank.choose_weights(
@@ -244,11 +248,12 @@ def _add_reranked(
 def _slices(
     config: Config, logs: Logs, everything: View, methods: Mapping[str, Ads]
 ) -> tuple[list[View], dict[str, dict[str, dict[str, dict[str, object]]]]]:
-    """The slices for cold start, and the comparison of all methods in each by name."""
+    """(slices for cold start, slice -> comparison of all methods in it)."""
     from leadre.evaluate.retrieval import measure as retrieval
     from leadre.evaluate.retrieval import slices
 
-    parts, tables = slices.slice_views(logs, everything), {}
+    parts = slices.slice_views(logs, everything)
+    tables = {}
     for part in parts:
         lists = slices.slice_lists(everything, part, methods)
         tables[part.name] = retrieval.compare(
@@ -258,10 +263,11 @@ def _slices(
 
 
 def _fitted(config: Config, name: str, logs: Logs, data: artifact.Artifact) -> Channel:
-    """The channel, from ``work/<run>/channels/<name>`` where it is current, else fitted and kept there."""
+    """The channel from ``work/<run>/channels/<name>``, which is fitted and written first unless it is current."""
     from leadre.generate.channels import CHANNELS
 
-    method, folder = CHANNELS[name], config.folder("channels") / name
+    method = CHANNELS[name]
+    folder = config.folder("channels") / name
     settings = {"channel": name, **method.settings}
     output = artifact.Output(folder=folder, kind=CHANNEL, config=settings, seed=config.seed, parents=[data])
     if not output.is_current():

@@ -5,26 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from leadre.config import option
 from leadre.serve.paths import StatePaths
 from leadre.serve.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Deadlines of a worker, in milliseconds.
+    """Deadlines of a worker, in milliseconds."""
 
-    ``tmax_ms``: of a request without a tmax. ``network_ms``: part of each deadline that is left for the network.
-    ``shed_ms``: longest wait in the admission queue.
-    """
-
-    tmax_ms: int
-    network_ms: float
-    shed_ms: float
+    tmax_ms: int = option(200, "deadline of requests that have no tmax", at_least=1)
+    network_ms: float = option(10.0, "part of each deadline that is reserved for the network", at_least=0)
+    shed_ms: float = option(25.0, "a request that has waited longer than this gets no bid", at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Processes to run. ``tables``, ``codebook`` and ``model`` are artifact folders; no ``model``, no model server."""
+    """All that the processes of one bidder need at start. ``model`` None: no model server. Folders are of artifacts."""
 
     paths: StatePaths
     settings: Settings

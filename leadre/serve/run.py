@@ -1,8 +1,8 @@
 """Answers bid requests: OpenRTB in, ads out, inside a deadline.
 
-Starts a writer (money and events), the language model, the management API and bid workers, each a process, starts
-anew whichever of them dies, and stops them in the opposite order when it is told to (SIGTERM): first the workers, which
-answer what they have begun. State lies in one folder; the first start fills its book from the ads of the run.
+Starts the writer (money and events), the model server, the management API and the bid workers, each as a process, and
+restarts any that dies. SIGTERM stops them in the opposite order: first the workers, which finish the requests that they
+have begun. All state is in one folder; the first start fills its campaign store from the ads of the run.
 """
 
 from __future__ import annotations
@@ -23,29 +23,38 @@ from leadre.tune import run as tune
 class Config(config.Common):
     """Options of ``leadre serve``."""
 
-    host: str = config.option("127.0.0.1", "address to listen on; others than loopback want an operator's key first")
-    port: int = config.option(8080, "port for bids, events and health")
-    manage_port: int = config.option(8081, "port of the management API, the status page and its documentation")
-    public_url: str = config.option("", "how browsers reach the port; https, unless it is this machine (default)")
-    origins: tuple[str, ...] = config.option((), "pages that may ask for bids, added to those registered at the API")
-    workers: int = config.option(1, "processes that answer bid requests")
-    state: str = config.option("", "folder of books, events and lists; default work/<run>/state")
-    store: str = config.option("", "where lists, profiles and caps are: lmdb:FOLDER or redis://...; default in state")
-    generate: bool = config.option(True, "let the language model answer for users without a stored list")
-    beam: int = config.option(24, "beams of an online generation")
-    seat: str = config.option("leadre", "our name in the auction")
-    vendor_id: int = config.option(0, "our number on the Global Vendor List; 0 = none, so no TC string grants anything")
-    gdpr_when_absent: bool = config.option(False, "treat requests that do not say so as under the GDPR")
-    exploration: float = config.option(0.02, "share of places whose ad is drawn blindly among the best, and logged so")
-    tmax_ms: int = config.option(200, "deadline of requests that name none")
-    network_ms: float = config.option(10.0, "of each deadline, what the way back takes")
-    shed_ms: float = config.option(25.0, "a request that has waited longer for its turn gets no bid at once")
-    retain_days: int = config.option(90, "events, lists and profiles are kept so long")
+    host: str = config.option(
+        "127.0.0.1", "address to listen on; other than loopback, an operator's key is needed first"
+    )
+    port: int = config.option(8080, "port for bids, events and health", at_least=0, at_most=65535)
+    manage_port: int = config.option(
+        8081, "port of the management API, the status page and its documentation", at_least=0, at_most=65535
+    )
+    public_url: str = config.option("", "URL of the port for browsers; https, unless it is this machine (default)")
+    origins: tuple[str, ...] = config.option((), "pages that may request bids, added to those registered at the API")
+    workers: int = config.option(1, "bid worker processes", at_least=1)
+    state: str = config.option("", "folder of campaigns, budgets, events and lists; default work/<run>/state")
+    store: str = config.option(
+        "", "store of lists, profiles and caps: lmdb:FOLDER or redis://...; default in the state folder"
+    )
+    generate: bool = config.option(True, "generate online for users without a stored list")
+    beam: int = config.option(24, "beams of an online generation", at_least=1)
+    seat: str = config.option("leadre", "our seat in the auction")
+    vendor_id: int = config.option(
+        0, "our number on the Global Vendor List; 0 = none, so no TC string grants anything", at_least=0
+    )
+    gdpr_when_absent: bool = config.option(False, "apply the GDPR to requests without a GDPR signal")
+    exploration: float = config.option(
+        0.02, "share of imps whose ad is drawn uniformly among the best, and logged so", at_least=0, below=1
+    )
+    timing: Timing = config.group(Timing())
+    retain_days: int = config.option(90, "days for which events, lists and profiles are kept", at_least=1)
 
 
 def run(config: Config) -> None:
-    """Serve until told to stop. InputError for options that cannot be met, ArtifactError where the run has no ads."""
-    _check(config)
+    """Serve until SIGTERM. Raises InputError for options that cannot be met, ArtifactError if the run has no ads."""
+    if config.port == config.manage_port:
+        raise InputError(f"--port and --manage-port are both {config.port}; choose another --manage-port")
     paths = paths_of(config)
     tables = artifact.read(config.folder("data"), artifact.TABLES)
     from leadre.serve.processes import bootstrap, supervisor
@@ -61,7 +70,7 @@ def run(config: Config) -> None:
         port=config.port,
         manage_port=config.manage_port,
         workers=config.workers,
-        timing=Timing(tmax_ms=config.tmax_ms, network_ms=config.network_ms, shed_ms=config.shed_ms),
+        timing=config.timing,
         tables=config.folder("data"),
         codebook=config.folder("semid"),
         model=model_of(config),
@@ -69,35 +78,35 @@ def run(config: Config) -> None:
         retain_days=config.retain_days,
     )
     progress.say(f"serve: bids at {settings_of(config).public_url}, management at {config.host}:{config.manage_port}")
-    progress.say(f"serve: pages that may ask: {', '.join(sorted(origins)) or 'none; name them by --origins'}")
+    progress.say(f"serve: pages that may request bids: {', '.join(sorted(origins)) or 'none; set --origins'}")
     supervisor.run(plan)
 
 
 def model_of(config: Config) -> Path | None:
-    """The model that answers online (`tune.latest`); None where there is none, or none is wanted."""
+    """Folder of the model that generates online (`tune.latest`); None without a model, or with ``generate`` off."""
     folder = tune.latest(config)
     return folder if config.generate and folder.exists() else None
 
 
 def paths_of(config: Config) -> StatePaths:
-    """Where the state lies that ``config`` names."""
+    """The paths of the state folder that ``config`` selects."""
     from leadre.store import spec_in
 
     folder = Path(config.state) if config.state else config.folder("state")
     return StatePaths(folder=folder, store=spec_in(folder, config.store))
 
 
-def place(given: config.Common, stages: Path | None, state: str) -> StatePaths:
-    """Where the state lies for another stage of the verb: as it was told, else as [serve] of the file ``stages`` says.
+def paths_for(command: config.Common, stages: Path | None, state: str) -> StatePaths:
+    """The state paths for another command on the same bidder: ``state`` if set, else as [serve] of ``stages`` has it.
 
-    InputError as from `config.load`.
+    Raises InputError as `config.load` does.
     """
-    flags = {"run": given.run, "work": str(given.work)} | ({"state": state} if state else {})
+    flags = {"run": command.run, "work": str(command.work)} | ({"state": state} if state else {})
     return paths_of(config.load(Config, section="serve", path=stages, flags=flags))
 
 
 def settings_of(config: Config) -> Settings:
-    """What workers are told. InputError for a public URL that browsers must not be sent to."""
+    """The settings of workers. Raises InputError for a public URL that browsers must not be sent to."""
     return Settings(
         public_url=config.public_url or f"http://127.0.0.1:{config.port}",
         seat=config.seat,
@@ -105,14 +114,3 @@ def settings_of(config: Config) -> Settings:
         gdpr_when_absent=config.gdpr_when_absent,
         exploration=config.exploration,
     )
-
-
-def _check(config: Config) -> None:
-    """Raise InputError for options that cannot be met, before anything is read."""
-    for name, least in (("workers", 1), ("beam", 1), ("tmax_ms", 1), ("retain_days", 1)):
-        if getattr(config, name) < least:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants {least} or more")
-    if not 0 <= config.exploration < 1:
-        raise InputError(f"--exploration {config.exploration}: wants a share from 0 to below 1")
-    if config.port == config.manage_port:
-        raise InputError(f"--port and --manage-port are both {config.port}; give the management API one of its own")

@@ -1,7 +1,7 @@
-"""Makes a key of the management API and shows it once; a running bidder takes it at once.
+"""Creates a key of the management API and shows it once; a running bidder accepts it at once.
 
-`leadre serve --stage key` is another name for `leadre serve-key`. An operator's key may do everything; one of an
-advertiser sees and changes that account alone. Only a hash is kept: who loses a key revokes it and makes another.
+An operator's key grants everything; an advertiser's key reads and changes that account alone. Only a hash of the key is
+stored: a lost key is revoked and replaced by another.
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ from leadre.serve import run as serve
 
 @dataclass(frozen=True, kw_only=True)
 class Config(config.Common):
-    """Options of ``leadre serve --stage key``."""
+    """Options of ``leadre serve key``."""
 
-    name: str = config.option("", "who will hold the key, so that it can be revoked when they leave")
-    advertiser: str = config.option("", "whose account the key opens; empty = an operator's, who may do everything")
-    state: str = config.option("", "the bidder's folder; default that of [serve], else work/<run>/state")
-    stages: Path | None = config.option(None, "TOML whose [serve] says where the state is; none = that of --config")
+    name: str = config.option("", "holder of the key, so that it can be revoked when they leave")
+    advertiser: str = config.option(
+        "", "account that the key grants; empty = an operator's key, which grants everything"
+    )
+    state: str = config.option("", "state folder of the bidder; default that of [serve], else work/<run>/state")
+    stages: Path | None = config.option(None, "TOML whose [serve] names the state folder; none = that of --config")
 
 
 def run(settings: Config) -> None:
-    """Make the key. InputError without a name, or for an impossible advertiser."""
+    """Create the key. Raises InputError without a name, or for an invalid advertiser."""
     from leadre.serve.catalogue.database import ManageDatabase
     from leadre.serve.manage import auth
 
-    paths = serve.place(settings, settings.stages, settings.state)
-    records = ManageDatabase(paths.manage_database)
+    paths = serve.paths_for(settings, settings.stages, settings.state)
+    database = ManageDatabase(paths.manage_database)
     try:
-        key, secret = auth.ApiKeys(records).create(settings.name, SystemClock().now_us(), settings.advertiser)
+        key, secret = auth.ApiKeys(database).create(settings.name, SystemClock().now_us(), settings.advertiser)
     finally:
-        records.close()
-    whose = f"account {key.advertiser_id}" if key.advertiser_id else "an operator"
-    progress.say(f"serve: key {key.key_id} of {key.name} ({whose}), shown only now: {secret}")
+        database.close()
+    owner = f"account {key.advertiser_id}" if key.advertiser_id else "an operator"
+    progress.say(f"serve: key {key.key_id} of {key.name} ({owner}), shown only now: {secret}")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +27,7 @@ from leadre.data.histories import AD, CONTENT, Logs
 from leadre.data.moment import History, Moment
 from leadre.lm.layout import Ids, Layout
 from leadre.tune.intents import LongTerm, long_term
+from leadre.tune.options import PromptBlocks
 from leadre.units import NANOS_PER_UNIT, US_PER_DAY, US_PER_S
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -44,24 +45,6 @@ FREQUENCIES = (
     (16.5, " weekly", 12.0),
     (math.inf, " always", 24.0),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptBlocks:
-    """The parts of a prompt and their limits; ``_tokens`` count positions."""
-
-    words: bool = True
-    profile: bool = True
-    long_content: bool = True
-    long_ad: bool = True
-    short_content: bool = True
-    short_ad: bool = True
-    context: bool = True
-    placement: bool = True
-    long_items: int = 48
-    described: int = 4
-    long_tokens: int = 160
-    short_tokens: int = 512
 
 
 class PromptWriter:

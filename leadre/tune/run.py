@@ -1,9 +1,9 @@
-"""Histories + semantic IDs -> a language model that answers a user's intents with the semantic ID of an ad.
+"""Histories + semantic IDs -> a language model that generates the semantic IDs of ads for a user.
 
 Writes the artifact ``work/<run>/tune-sft``: the backbone (model.safetensors, backbone.json, body/, tokenizer/), the
 affinities of its prior (affinity.safetensors), the form of its prompts (prompt.json), loss.csv, valid.csv and loss.png;
-with alignment tasks tasks.csv (what was drawn of each), tasks.png and alignment.json (what the IDs mean to the model).
-A killed run resumes from ``work/<run>/.tune-sft.checkpoint``.
+with alignment tasks also tasks.csv (examples and losses by task), tasks.png and alignment.json (how well the model
+knows the meaning of IDs). A killed run resumes from ``work/<run>/.tune-sft.checkpoint``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Literal
 
 from leadre import artifact, config, progress
 from leadre.errors import ArtifactError, InputError
+from leadre.tune.options import PromptBlocks, TrainingSchedule
 
-if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
+if TYPE_CHECKING:  # torch is imported in run, so that --help stays quick
     from collections.abc import Mapping, Sequence
 
     from leadre.data.histories import Logs
@@ -28,7 +29,7 @@ if TYPE_CHECKING:  # torch loads in run, so that --help stays quick
     from leadre.semid.codebook import Codebook
     from leadre.tune.alignment.sampler import AlignmentSampler
     from leadre.tune.checkpoint import TrainingHistory
-    from leadre.tune.prompts import PromptBlocks, PromptWriter
+    from leadre.tune.prompts import PromptWriter
     from leadre.tune.sft import Validate
     from leadre.tune.threads import ThreadBuilder
 
@@ -42,57 +43,54 @@ class Config(config.Common):
 
     backbone: str = config.option("smollm2", "smollm2 (packaged), a local Hugging Face folder or a hub name")
     random_backbone: bool = config.option(False, "start the body from random weights (control runs)")
-    layers: int = config.option(4, "keep only the first so many layers (for CPUs); 0 keeps all")
+    layers: int = config.option(4, "keep only this many of the first layers (for CPUs); 0 = all", at_least=0)
     pointer: bool = config.option(True, "a pointer over the objects in the prompt beside the head")
-    prior: bool = config.option(True, "start from how often each object was acted on when it was live")
-    affinity: bool = config.option(False, "prior for prospecting: rates among new users x what goes with a history")
+    prior: bool = config.option(True, "start from how often each object was acted on while it was live")
+    affinity: bool = config.option(False, "prior for prospecting: rates among new users x affinity to the history")
     adapter: Literal["full", "lora"] = config.option("full", "train all weights of the body, or LoRA adapters")
-    lora_rank: int = config.option(16, "rank of the LoRA adapters")
+    lora_rank: int = config.option(16, "rank of the LoRA adapters", at_least=1)
     shuffle_ids: bool = config.option(False, "permute the semantic IDs among the objects (control runs)")
-    burn_in: float = config.option(0.0, "share of training time that is read as history alone: there all is new")
-    epochs: int = config.option(3, "passes over the training visits")
-    max_steps: int = config.option(0, "stop after so many steps, 0 = all epochs; the learning rate is fitted to it")
-    batch_tokens: int = config.option(4096, "positions in a step, padding included")
-    learning_rate: float = config.option(1e-3, "peak rate of the body")
-    codes_learning_rate: float = config.option(3e-3, "peak rate of the semantic-ID rows")
-    weight_decay: float = config.option(0.05, "decoupled weight decay")
-    new_weight: float = config.option(0.5, "weight of new conversions ranked among new ads, beside all conversions")
-    aux_share: float = config.option(0.0, "share of a step's positions for alignment tasks; 0 = none")
-    aux_first: int = config.option(0, "steps of the alignment tasks alone before the main task begins")
-    aux_hidden: float = config.option(
-        0.0, "share of the titles that no alignment task speaks of, to be asked about later"
+    burn_in: float = config.option(
+        0.0, "share of training time used as history only: at its start all users are new", at_least=0, below=1
     )
-    task_id_to_text: float = config.option(1.0, "weight of an alignment task: ID -> title, category, brand; 0 = off")
-    task_text_to_id: float = config.option(1.0, "and of: title, category, brand -> ID")
-    task_prefix_to_category: float = config.option(1.0, "first codes of an ID -> as many levels of its category path")
-    task_mixed: float = config.option(1.0, "history, some of it in words -> ID")
-    task_search: float = config.option(1.0, "category and brand in words -> ID")
-    task_content_to_ad: float = config.option(1.0, "contents met elsewhere -> ID")
-    task_why: float = config.option(1.0, "history -> category of what was acted on next, then its ID")
-    words: bool = config.option(True, "false writes prompts of IDs alone (control runs)")
-    profile: bool = config.option(True, "prompt block: the user's profile")
-    long_content: bool = config.option(True, "prompt block: long-term interests outside ads")
-    long_ad: bool = config.option(True, "prompt block: long-term interests from ads")
-    short_content: bool = config.option(True, "prompt block: the last visits outside ads")
-    short_ad: bool = config.option(True, "prompt block: the last visits from ads")
-    context: bool = config.option(True, "prompt block: weekday and time of the request")
-    placement: bool = config.option(True, "and where it asks, if there are several placements")
-    long_items: int = config.option(48, "most long-term interests of a domain")
-    described: int = config.option(4, "how many of them are told in words")
-    long_tokens: int = config.option(160, "positions of the long-term interests of a domain")
-    short_tokens: int = config.option(512, "step of the short-term window, which holds one to two steps")
-    validate_every: int = config.option(200, "steps between validations on a seeded sample of users")
-    checkpoint_s: float = config.option(120.0, "seconds between checkpoints")
+    schedule: TrainingSchedule = config.group(TrainingSchedule())
+    new_weight: float = config.option(
+        0.5, "weight of new conversions ranked among new ads, beside all conversions", at_least=0
+    )
+    aux_share: float = config.option(
+        0.0, "share of a step's positions for alignment tasks; 0 = none", at_least=0, below=1
+    )
+    aux_first: int = config.option(0, "steps of the alignment tasks alone before the main task begins", at_least=0)
+    aux_hidden: float = config.option(
+        0.0, "share of the titles that no alignment task uses, held out for alignment.json", at_least=0, below=1
+    )
+    task_id_to_text: float = config.option(
+        1.0, "weight of the alignment task ID -> title, category, brand; 0 = off", at_least=0
+    )
+    task_text_to_id: float = config.option(1.0, "weight of: title, category, brand -> ID", at_least=0)
+    task_prefix_to_category: float = config.option(
+        1.0, "weight of: first codes of an ID -> as many levels of its category path", at_least=0
+    )
+    task_mixed: float = config.option(1.0, "weight of: history, some of it in words -> ID", at_least=0)
+    task_search: float = config.option(1.0, "weight of: category and brand in words -> ID", at_least=0)
+    task_content_to_ad: float = config.option(1.0, "weight of: contents outside ads -> ID", at_least=0)
+    task_why: float = config.option(1.0, "weight of: history -> category of the next action, then its ID", at_least=0)
+    blocks: PromptBlocks = config.group(PromptBlocks())
 
 
 def run(config: Config) -> None:
-    """Write ``work/<run>/tune-sft``, or say that it is current. InputError for options that cannot be met."""
+    """Write ``work/<run>/tune-sft`` unless it is current. Raises InputError for options that cannot be met."""
     _check(config)
-    folder = config.folder("tune-sft")
     tables = artifact.read(config.folder("data"), artifact.TABLES)
     codebook = artifact.read(config.folder("semid"), artifact.CODEBOOK)
-    effective, parents = dataclasses.asdict(config), [tables, codebook]
-    output = artifact.Output(folder=folder, kind=artifact.MODEL, config=effective, seed=config.seed, parents=parents)
+    parents = [tables, codebook]
+    output = artifact.Output(
+        folder=config.folder("tune-sft"),
+        kind=artifact.MODEL,
+        config=config.flat(),
+        seed=config.seed,
+        parents=parents,
+    )
     if output.skip("tune"):
         return
     from leadre.data import histories
@@ -112,46 +110,34 @@ def run(config: Config) -> None:
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def latest(given: config.Common) -> Path:
-    """Folder of the run's last model, which answers users: `tune-dpo`, unless `tune-sft` was made anew since."""
-    tuned, valued = given.folder("tune-sft"), given.folder("tune-dpo")
-    if not (tuned.exists() and valued.exists()):
-        return valued if valued.exists() else tuned
+def latest(config: config.Common) -> Path:
+    """Folder of the run's last model, which serves users: `tune-dpo`, unless `tune-sft` was trained again since."""
+    sft = config.folder("tune-sft")
+    dpo = config.folder("tune-dpo")
+    if not (sft.exists() and dpo.exists()):
+        return dpo if dpo.exists() else sft
     try:
-        before = artifact.glance(tuned, artifact.MODEL).hash
-        if artifact.glance(valued, artifact.MODEL).meta["parents"].get(tuned.name) == before:
-            return valued
+        sft_hash = artifact.glance(sft, artifact.MODEL).hash
+        if artifact.glance(dpo, artifact.MODEL).meta["parents"].get(sft.name) == sft_hash:
+            return dpo
     except ArtifactError:
-        return valued  # whoever reads the two is told what is wrong with them
-    progress.say(f"{valued} was learnt from another model than {tuned}, which answers; run `leadre tune --stage dpo`")
-    return tuned
+        return dpo  # the caller that reads the model reports what is wrong with it
+    progress.say(f"{dpo} was trained from an older model than {sft}, which is used; run `leadre tune dpo`")
+    return sft
 
 
 def _check(config: Config) -> None:
-    """Raise InputError for a count below what a run needs, before anything is read."""
-    for name in ("epochs", "batch_tokens", "validate_every", "long_items", "short_tokens", "lora_rank"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants 1 or more")
-    if not 0 <= config.burn_in < 1:
-        raise InputError(f"--burn-in {config.burn_in}: wants a share from 0 to below 1")
-    for name in ("aux_share", "aux_hidden"):
-        if not 0 <= getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants a share from 0 to below 1")
-    for name in (field.name for field in dataclasses.fields(config) if field.name.startswith("task_")):
-        if getattr(config, name) < 0:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(config, name)}: wants 0 (off) or more")
-    if config.aux_share and not config.words:
-        raise InputError(f"--aux-share {config.aux_share}: alignment tasks are about words; leave --words true")
-    if config.max_steps < 0:
-        raise InputError(f"--max-steps {config.max_steps}: wants 0 (all epochs) or more")
-    if config.aux_first < 0 or (config.aux_first and not config.aux_share):
-        raise InputError(f"--aux-first {config.aux_first}: wants 0 or more, and --aux-share above 0 beside it")
+    """Raise InputError for options that contradict each other, before anything is read."""
+    if config.aux_share and not config.blocks.words:
+        raise InputError(f"--aux-share {config.aux_share}: alignment tasks need words in prompts; set --words true")
+    if config.aux_first and not config.aux_share:
+        raise InputError(f"--aux-first {config.aux_first}: needs alignment tasks; set --aux-share above 0")
 
 
 def prepare(
     config: Config, logs: Logs, codebook_artifact: artifact.Artifact
 ) -> tuple[Backbone, PromptWriter, InventoryPrior, Path]:
-    """(backbone with initialised code rows, prompter, live sets, folder of the pretrained model)."""
+    """(backbone with initialised code rows, prompter, prior over live objects, folder of the pretrained model)."""
     import torch
 
     from leadre.lm import backbone as backbones
@@ -173,7 +159,7 @@ def prepare(
     backbone = backbones.create(source, layout, live.codes_OL, layers=config.layers, pointer=config.pointer)
     if config.random_backbone:
         backbones.randomise(backbone, config.seed)
-    prompter = PromptWriter(logs, tokenizer, layout, blocks_of(config))
+    prompter = PromptWriter(logs, tokenizer, layout, config.blocks)
     titles = [prompter.plain(" " + title) for title in logs.objects["title"]]
     backbones.init_codes(backbone, codebook.centroids, titles, config.seed, ~logs.hidden_O)
     if backbone.pointer is not None:
@@ -182,25 +168,19 @@ def prepare(
 
 
 def _live(config: Config, logs: Logs, codebook: Codebook) -> InventoryPrior:
-    """Live sets under the prior that ``config`` asks for."""
+    """The prior over live objects that ``config`` selects."""
     from leadre.lm import affinity
     from leadre.lm.prior import InventoryPrior
 
     if not (config.prior and config.affinity):
         return InventoryPrior(logs, codebook, prior=config.prior)
-    full, others = affinity.fit(logs, codebook, config.seed), affinity.held_out(logs, codebook, config.seed)
-    return InventoryPrior(logs, codebook, affinity=full, held_out=others)
-
-
-def blocks_of(config: Config) -> PromptBlocks:
-    """The form of the prompts that ``config`` asks for."""
-    from leadre.tune.prompts import PromptBlocks
-
-    return PromptBlocks(**{field.name: getattr(config, field.name) for field in dataclasses.fields(PromptBlocks)})
+    full = affinity.fit(logs, codebook, config.seed)
+    held_out = affinity.held_out(logs, codebook, config.seed)
+    return InventoryPrior(logs, codebook, affinity=full, held_out=held_out)
 
 
 def _threads(config: Config, prompter: PromptWriter, logs: Logs) -> ThreadBuilder:
-    """Threads of the log. InputError where no request teaches anything."""
+    """Threads of the log. Raises InputError if no training request has an outcome."""
     from leadre.data import moment
     from leadre.tune.threads import ThreadBuilder
 
@@ -213,7 +193,7 @@ def _threads(config: Config, prompter: PromptWriter, logs: Logs) -> ThreadBuilde
 
 
 def _sentences(config: Config, threads: ThreadBuilder, live: InventoryPrior) -> AlignmentSampler | None:
-    """The alignment tasks that ``config`` asks for. InputError where none can be drawn, or all positions are theirs."""
+    """The alignment tasks. Raises InputError if none can be drawn, or if they take all positions of a step."""
     if not config.aux_share:
         return None
     from leadre.tune.alignment.objects import hidden_objects
@@ -221,20 +201,21 @@ def _sentences(config: Config, threads: ThreadBuilder, live: InventoryPrior) -> 
     from leadre.tune.alignment.sampler import ROW_POSITIONS, AlignmentSampler
 
     weights = {task: float(getattr(config, f"task_{task}")) for task in PHRASINGS}
-    rows = max(round(config.aux_share * config.batch_tokens / ROW_POSITIONS), 1)
+    batch_tokens = config.schedule.batch_tokens
+    rows = max(round(config.aux_share * batch_tokens / ROW_POSITIONS), 1)
     hidden = hidden_objects(threads.logs.objects["title"].to_list(), config.aux_hidden, config.seed)
     sentences = AlignmentSampler(threads, live, weights, rows=rows, seed=config.seed, hidden=hidden.tolist())
     if not sentences.weights:
         raise InputError(
-            "--aux-share: no alignment task can be drawn; give one a weight, and the ads titles or categories"
+            "--aux-share: no alignment task has examples; give one a weight above 0, and the ads titles or categories"
         )
-    if sentences.positions >= config.batch_tokens:
+    if sentences.positions >= batch_tokens:
         raise InputError(
-            f"--aux-share {config.aux_share}: {sentences.positions} of {config.batch_tokens} positions a step leave "
-            f"nothing to the main task; give --batch-tokens more than {sentences.positions}"
+            f"--aux-share {config.aux_share}: {sentences.positions} of {batch_tokens} positions a step leave "
+            f"none to the main task; set --batch-tokens above {sentences.positions}"
         )
     for task in (task for task, weight in weights.items() if weight and task not in sentences.weights):
-        progress.say(f"tune: the alignment task {task} has nothing to be drawn from and is left out")
+        progress.say(f"tune: the alignment task {task} has no examples and is left out")
     return sentences
 
 
@@ -273,9 +254,8 @@ def _train(
     examples = Examples(threads, live, backbone.layout, config.new_weight)
     if config.adapter == "lora":
         _add_lora(backbone, config.lora_rank)
-    names = [field.name for field in dataclasses.fields(sft.TrainingSchedule)]
-    schedule = sft.TrainingSchedule(**{name: getattr(config, name) for name in names})
-    key = artifact.resume_key(dataclasses.asdict(config), parents)
+    schedule = dataclasses.replace(config.schedule, seed=config.seed)
+    key = artifact.resume_key(config.flat(), parents)
     validate = validator(config.seed, backbone, threads, live)
     history = sft.train(backbone, examples, schedule, checkpoint, key, validate, sentences, config.aux_first)
     if config.adapter == "lora":
@@ -284,7 +264,7 @@ def _train(
 
 
 def validator(seed: int, backbone: Backbone, threads: ThreadBuilder, live: InventoryPrior) -> Validate:
-    """Recall@10 in both views over a sample of users of the validation weeks, drawn by ``seed``."""
+    """A function of no arguments: recall@10 in both views for a sample, drawn by ``seed``, of the validation users."""
     import numpy as np
 
     from leadre.data.histories import VALID
@@ -292,8 +272,8 @@ def validator(seed: int, backbone: Backbone, threads: ThreadBuilder, live: Inven
 
     requests = threads.logs.requests_of(VALID)
     users = np.unique(threads.logs.request_user_R[requests])
-    chosen = np.random.default_rng(seed).permutation(users)[:VALIDATION_USERS]
-    windows = threads.serving(requests[np.isin(threads.logs.request_user_R[requests], chosen)])
+    sample = np.random.default_rng(seed).permutation(users)[:VALIDATION_USERS]
+    windows = threads.serving(requests[np.isin(threads.logs.request_user_R[requests], sample)])
     return lambda: recall(backbone, threads, live, windows, VALIDATION_BEAM)
 
 
@@ -306,7 +286,7 @@ def _add_lora(backbone: Backbone, rank: int) -> None:
 def write(
     folder: Path, backbone: Backbone, live: InventoryPrior, blocks: PromptBlocks, source: Path, history: TrainingHistory
 ) -> None:
-    """Write all that `saved.load` reads (the tokenizer is that of ``source``), loss.csv and valid.csv."""
+    """Write all that `leadre.tune.model.load` reads (with the tokenizer of ``source``), loss.csv and valid.csv."""
     from leadre.lm import backbone as backbones
     from leadre.lm import pretrained
     from leadre.tune import prompts
@@ -321,7 +301,7 @@ def write(
 
 
 def write_figures(path: Path, figures: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-    """Write figures by step as CSV, a column each."""
+    """Write the figures of each step as CSV, one column per figure."""
     names = list(figures[0][1]) if figures else []
     _csv(path, ("step", *names), [(step, *row.values()) for step, row in figures])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from leadre.tune.alignment.sampler import ROW_POSITIONS, AlignmentSampler
 from leadre.tune.batches import Batch, Examples
 from leadre.tune.checkpoint import Checkpoint, TrainingHistory
 from leadre.tune.optimizer import denormals_as_zero, learning_rate, make_optimizer, optimizer_step, trim_heap
+from leadre.tune.options import TrainingSchedule
 from leadre.tune.threads import Window
 
 Recalls = Mapping[str, NDArray[np.float64]]  # by view, of each request with a relevant object
@@ -34,21 +34,6 @@ Validate = Callable[[], Recalls]
 CENTRING_BATCHES = 16
 TRIM_EVERY = 20  # steps
 RECENT_STEPS = 50  # of the loss in the progress line
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSchedule:
-    """Length and learning rates of a run."""
-
-    epochs: int
-    max_steps: int  # 0: all epochs
-    batch_tokens: int  # positions of a step, padding included
-    learning_rate: float
-    codes_learning_rate: float
-    weight_decay: float
-    seed: int
-    validate_every: int
-    checkpoint_s: float
 
 
 @denormals_as_zero()

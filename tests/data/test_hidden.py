@@ -107,7 +107,7 @@ def test_keep_empty_keeps_requests_without_an_outcome():
 
 
 def test_invalid_shares_and_logs_are_rejected(tmp_path):
-    with pytest.raises(InputError, match="wants a share from 0"):
+    with pytest.raises(InputError, match="hide: must be at least 0 and below 1"):
         stage.run(stage.Config(run="x", work=tmp_path, hide=1.0, **SMALL))
     tables = world.read(seed=3, users=24, ads=40, contents=12)
     training = dataclasses.replace(tables, requests=tables.requests.filter(pl.col("split") == "train"))

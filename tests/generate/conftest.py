@@ -28,5 +28,5 @@ def work(tiny_encoder, tiny_llama, tmp_path_factory):
 @pytest.fixture(scope="session")
 def undisturbed(work):
     """The lists of a run that nothing disturbed, as lines."""
-    assert main(argv("generate", work, LISTS)) == 0
+    assert main(argv("generate lists", work, LISTS)) == 0
     return lines_of(f"lmdb:{work / 'r' / 'state' / 'lists'}")

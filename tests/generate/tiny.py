@@ -12,11 +12,11 @@ MODEL = {
     "semid": "--levels 8,6 --collisions 24 --collaborative 2 --collaborative-dim 8",
     "tune": "--layers 0 --short-tokens 150 --long-tokens 60 --described 0 --max-steps 2 --batch-tokens 800",
 }
-LISTS = "--stage lists --beam 12 --top 10 --batch 4"
+LISTS = "--beam 12 --top 10 --batch 4"
 
 
 def argv(name, work, flags=""):
-    return [name, "--work", str(work), "--run", "r", "--threads", "1", *flags.split()]
+    return [*name.split(), "--work", str(work), "--run", "r", "--threads", "1", *flags.split()]
 
 
 def lines_of(spec):

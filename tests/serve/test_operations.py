@@ -98,18 +98,18 @@ def test_a_bidder_that_was_killed_goes_on_elsewhere_from_its_backup(work, tmp_pa
         (key,) = re.findall(r"an operator's key, shown only now: (\S+)", said.read_text())
         for number in range(20):
             bid_and_show(bids, number)
-        verb = ["serve", "--work", str(work), "--run", "r"]
-        assert main([*verb, "--stage", "key", "--name", "Ada"]) == 0
+        run = ["--work", str(work), "--run", "r"]
+        assert main(["serve", "key", *run, "--name", "Ada"]) == 0
         another = re.findall(r"of Ada \(an operator\), shown only now: (\S+)", capsys.readouterr().err)[0]
         before = spent(manages, another)
         assert sum(impressions for impressions, _ in before.values()) == 20
-        assert main([*verb, "--stage", "backup", "--to", str(tmp_path / "backup")]) == 0
+        assert main(["serve", "backup", *run, "--to", str(tmp_path / "backup")]) == 0
         bid_and_show(bids, 20)  # which the backup does not know
         os.kill(running.pid, signal.SIGKILL)
     state = str(tmp_path / "elsewhere")
-    assert main([*verb, "--stage", "restore", "--backup", str(tmp_path / "backup")]) == 2
+    assert main(["serve", "restore", *run, "--backup", str(tmp_path / "backup")]) == 2
     assert "move it away first" in capsys.readouterr().err
-    assert main([*verb, "--stage", "restore", "--backup", str(tmp_path / "backup"), "--state", state]) == 0
+    assert main(["serve", "restore", *run, "--backup", str(tmp_path / "backup"), "--state", state]) == 0
     with serving(work, "--generate", "false", "--state", state) as (bids, manages, _, said):
         assert "an operator's key" not in said.read_text()
         assert spent(manages, key) == before

@@ -1,9 +1,9 @@
-"""What each part is worth: the model built up step by step, and preferences with one thing left out.
+"""Measures the value of each part: the model built up step by step, and variants with one part left out.
 
-`leadre evaluate --stage ablation` is another name for `leadre evaluate-ablation`. Runs `data` and `semid` in
-``work/<run>``, then tunes, generates and, where a row has preferences, tunes again in ``work/<run>-<variant>-<seed>``,
-by the options that the stages have in the same config. Writes ``work/<run>/evaluate-ablation``: ablation.json,
-report.html, ablation.png. What is finished is not done again, so a killed run carries on.
+Runs `data` and `semid` in ``work/<run>``, then `tune`, `tune dpo` for rows with preferences, and `generate` in
+``work/<run>-<variant>-<seed>``, with the options of these stages in the same config. Writes
+``work/<run>/evaluate-ablation``: ablation.json, report.html, ablation.png. Finished steps are skipped, so a killed run
+resumes. Its TOML section is [evaluate-ablation].
 """
 
 from __future__ import annotations
@@ -34,17 +34,21 @@ ABLATION = artifact.Kind("ablation", 1)
 
 @dataclass(frozen=True, kw_only=True)
 class Config(config.Common):
-    """Options of ``leadre evaluate --stage ablation``."""
+    """Options of ``leadre evaluate ablation``."""
 
     stages: Path | None = config.option(None, "TOML with the stages' options; none = that of --config")
-    variants: tuple[str, ...] = config.option((), "only these rows of the table (evaluate/variants.py); empty = all")
-    seeds: int = config.option(3, "seeds of a cumulative row, from 0 on; rows with one thing left out have one")
-    resamples: int = config.option(1000, "bootstrap resamples over users")
+    variants: tuple[str, ...] = config.option(
+        (), "only these rows of the table (evaluate/ablation/variants.py); empty = all"
+    )
+    seeds: int = config.option(
+        3, "seeds of a cumulative row, from 0 on; rows with one part left out have one", at_least=1
+    )
+    resamples: int = config.option(1000, "bootstrap resamples over users", at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfigs:
-    """The config of each stage, as given."""
+    """The config of each stage, before the changes of a row."""
 
     data: data.Config
     semid: semid.Config
@@ -55,23 +59,21 @@ class StageConfigs:
 
 
 def run(settings: Config) -> None:
-    """Write ``work/<run>/evaluate-ablation``, or say that it is current. InputError for an unknown row."""
-    if settings.seeds < 1:
-        raise InputError(f"--seeds {settings.seeds}: wants 1 or more")
+    """Write ``work/<run>/evaluate-ablation`` unless it is current. Raises InputError for an unknown row."""
     stages = load(settings)
-    rows = variants.compose(dataclasses.asdict(stages.tune), dataclasses.asdict(stages.dpo), settings.variants)
+    rows = variants.compose(stages.tune.flat(), stages.dpo.flat(), settings.variants)
     jobs = [(row, seed) for row in rows for seed in range(1 if row.left_out else settings.seeds)]
     data.run(stages.data)
     semid.run(stages.semid)
-    made: dict[str, dict[int, artifact.Artifact]] = {row.name: {} for row in rows}
+    lists: dict[str, dict[int, artifact.Artifact]] = {row.name: {} for row in rows}
     for number, (row, seed) in enumerate(jobs, start=1):
         progress.say(f"ablation: {number} of {len(jobs)}: {row.name} ({row.title}), seed {seed}")
-        made[row.name][seed] = make(settings, stages, rows, row, seed)
-    _write(settings, stages, rows, made)
+        lists[row.name][seed] = make(settings, stages, rows, row, seed)
+    _write(settings, stages, rows, lists)
 
 
 def load(settings: Config) -> StageConfigs:
-    """The stages' configs out of the file ``stages``, under the shared keys of ``settings``."""
+    """The stages' configs from the file ``stages``, with the shared keys of ``settings``."""
     shared = {name: config.show(getattr(settings, name)) for name in ("run", "work", "seed", "threads")}
     path = settings.stages
     return StageConfigs(
@@ -85,20 +87,20 @@ def load(settings: Config) -> StageConfigs:
 
 
 def make(settings: Config, stages: StageConfigs, rows: Sequence[Variant], row: Variant, seed: int) -> artifact.Artifact:
-    """The lists of one row and seed, in a run of their own. Rows that tune alike share what the first of them tuned.
+    """The lists of one row and seed, in a run of their own. Rows with the same tuning share the model of the first.
 
-    ``seed`` is that of training. Which requests are answered is up to the seed of ``settings``, the same for all rows.
+    ``seed`` is that of training. The requests are drawn by the seed of ``settings``, the same for all rows.
     """
     name = _name(settings, row, seed)
     tuner = _name(settings, next(other for other in rows if other.tune == row.tune), seed)
     _share(settings, name, settings.run, "data", "semid")
     if tuner == name:
-        tune.run(dataclasses.replace(stages.tune, run=name, seed=seed, **row.tune))
+        tune.run(stages.tune.changed({"run": name, "seed": seed, **row.tune}))
     else:
         _share(settings, name, tuner, "tune-sft")
     if row.dpo is not None:
-        prefer = dataclasses.replace(stages.dpo, run=name, seed=seed, **row.dpo)
-        if prefer.on_policy:
+        prefer = stages.dpo.changed({"run": name, "seed": seed, **row.dpo})
+        if prefer.rules.on_policy:
             negatives = dataclasses.replace(stages.generate, run=tuner, seed=seed, users=prefer.users, model="sft")
             generate.run(dataclasses.replace(negatives, split="train", step=prefer.lists))
             if tuner != name:
@@ -119,7 +121,7 @@ def _share(settings: Config, name: str, source: str, *steps: str) -> None:
         path = settings.work / name / step
         if path.exists() and not path.is_symlink():
             raise InputError(
-                f"{path}: an artifact of its own, not that of {source}; move it away or choose another run"
+                f"{path}: exists and is not a link to that of {source}; move it away or choose another --run"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -127,36 +129,48 @@ def _share(settings: Config, name: str, source: str, *steps: str) -> None:
 
 
 def _write(
-    settings: Config, stages: StageConfigs, rows: Sequence[Variant], made: Mapping[str, Mapping[int, artifact.Artifact]]
+    settings: Config,
+    stages: StageConfigs,
+    rows: Sequence[Variant],
+    lists: Mapping[str, Mapping[int, artifact.Artifact]],
 ) -> None:
     """Compare the lists and write the artifact, unless it is current."""
-    folder = settings.folder("evaluate-ablation")
     tables = artifact.read(settings.folder("data"), artifact.TABLES)
-    # their folders share one name, so they are named by row and seed rather than as parents
-    lists = {row.name: {str(seed): each.hash for seed, each in made[row.name].items()} for row in rows}
-    told = [dataclasses.asdict(row) for row in rows]
-    effective = dataclasses.asdict(settings) | {"stages": None, "rows": told, "lists": lists}
-    effective |= {"split": stages.evaluate.split, "users": stages.evaluate.users}
-    output = artifact.Output(folder=folder, kind=ABLATION, config=effective, seed=settings.seed, parents=[tables])
+    # their folders share one name, so they are recorded by row and seed rather than as parents
+    hashes = {row.name: {str(seed): source.hash for seed, source in lists[row.name].items()} for row in rows}
+    effective = settings.flat() | {
+        "stages": None,
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "lists": hashes,
+        "split": stages.evaluate.split,
+        "users": stages.evaluate.users,
+    }
+    output = artifact.Output(
+        folder=settings.folder("evaluate-ablation"),
+        kind=ABLATION,
+        config=effective,
+        seed=settings.seed,
+        parents=[tables],
+    )
     if output.skip("ablation"):
         return
     from leadre.data import histories
     from leadre.evaluate.ablation import compare as ablation
 
     logs = histories.load(tables)
-    requests_R = evaluate.choose(stages.evaluate, logs, next(iter(made[rows[0].name].values())))
+    requests_R = evaluate.choose(stages.evaluate, logs, next(iter(lists[rows[0].name].values())))
     with output.create() as temporary:
-        found = ablation.compare(logs, requests_R, rows, made, resamples=settings.resamples, seed=settings.seed)
-        ablation.write(temporary, found, run=settings.run, split=stages.evaluate.split)
-    for line in _summary(found):
+        table = ablation.compare(logs, requests_R, rows, lists, resamples=settings.resamples, seed=settings.seed)
+        ablation.write(temporary, table, run=settings.run, split=stages.evaluate.split)
+    for line in _summary(table):
         progress.say(line)
-    progress.say(f"ablation: {len(rows)} rows -> {folder / 'report.html'}")
+    progress.say(f"ablation: {len(rows)} rows -> {output.folder / 'report.html'}")
 
 
-def _summary(found: Sequence[AblationRow]) -> list[str]:
+def _summary(table: Sequence[AblationRow]) -> list[str]:
     """The table's main columns as text lines for the terminal."""
     columns = ("all/recall@10", "new/recall@10", "all/gmv@10", "new/gmv@10")
     lines = [f"{'row':<20}" + "".join(f"{column:>16}" for column in columns)]
-    for row in found:
+    for row in table:
         lines.append(f"{row.name:<20}" + "".join(f"{row.columns[column]['mean']:>16.4f}" for column in columns))
     return lines

@@ -1,7 +1,7 @@
-"""The rows of the ablation: what is switched off, in which order it comes back, and what preferences are left without.
+"""The rows of the ablation: options that are switched off, the order in which they return, and rows without one.
 
-The last cumulative row before preferences is the config as given; the first is the same with everything in OFF. To add
-a row, put its fields into OFF and a line into STEPS.
+The first row is the config with all options of OFF switched off; the last cumulative row before preferences is the
+config itself. To add a row, put its options into OFF and a line into STEPS.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OFF: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Step:
-    """A cumulative row: `on` are fields of OFF that have the given config's values from here on."""
+    """A cumulative row: the options `on`, keys of OFF, have the config's values from this row on."""
 
     name: str
     title: str
@@ -35,11 +35,11 @@ class Step:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row beside one with all tasks, or all rules and safeguards of preferences: the same without one of them."""
+    """A row without one task, or without one rule or safeguard of preferences, compared with the row that has all."""
 
     name: str
     title: str
-    options: Mapping[str, Any]  # of `tune`, or of `tune --stage dpo`
+    options: Mapping[str, Any]  # of `tune`, or of `tune dpo`
 
 
 AUXILIARY = "aux"
@@ -78,7 +78,7 @@ LEFT_OUT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One row: changes to the config of `tune` and, where preferences follow, to theirs; compared with `against`."""
+    """One row: changes to the config of `tune` and, with preferences, of `tune dpo`; compared with `against`."""
 
     name: str
     title: str
@@ -88,11 +88,11 @@ class Variant:
     against: str | None = None
 
 
-def compose(tune: Mapping[str, Any], dpo: Mapping[str, Any], wanted: Collection[str] = ()) -> list[Variant]:
-    """The rows that the given configs tell apart, of those only the `wanted` ones (all, if none is named).
+def compose(tune: Mapping[str, Any], dpo: Mapping[str, Any], selected: Collection[str] = ()) -> list[Variant]:
+    """The rows that differ under these configs (option -> value); only the `selected` ones, if any is named.
 
-    A step whose fields this config already has off, or does not have, would repeat the row before it and is left out;
-    so is a row without a rule that was not on, or that was the only one. InputError for an unknown name.
+    A step whose options this config already has off, or does not have, would repeat the row before it and is left out.
+    So is a row without a rule that is off already, or that is the only rule. Raises InputError for an unknown name.
     """
     left = {field: off for field, off in OFF.items() if field in tune and tune[field] != off}
     rows = [Variant(name=BASE.name, title=BASE.title, tune=dict(left))]
@@ -112,16 +112,16 @@ def compose(tune: Mapping[str, Any], dpo: Mapping[str, Any], wanted: Collection[
         changed = dict(dpo) | dict(row.options)
         if changed != dpo and any(changed[rule] for rule in RULES):
             rows.append(Variant(name=row.name, title=row.title, tune={}, dpo=row.options, left_out=True))
-    return _linked(rows, wanted)
+    return _linked(rows, selected)
 
 
-def _linked(rows: list[Variant], wanted: Collection[str]) -> list[Variant]:
-    """The wanted rows, each with the row that it is compared with: the last cumulative one before it."""
+def _linked(rows: list[Variant], selected: Collection[str]) -> list[Variant]:
+    """The selected rows, each with the row that it is compared with: the last cumulative one before it."""
     known = [row.name for row in rows]
-    for name in wanted:
+    for name in selected:
         if name not in known:
             raise InputError(f"variants: no row {name!r}; the nearest is {config.nearest(name, known)!r}, of {known}")
-    kept = [row for row in rows if not wanted or row.name in wanted]
+    kept = [row for row in rows if not selected or row.name in selected]
     linked: list[Variant] = []
     for row in kept:
         cumulative = [other.name for other in linked if not other.left_out]

@@ -1,9 +1,9 @@
-"""Is offline what was online: logged bid requests answered again, from the same artifacts, by the same function.
+"""Replays logged bid requests offline, by the serving code and from the same artifacts, and compares the responses.
 
-`leadre evaluate --stage replay` is another name for `leadre evaluate-replay`. Reads the state of a bidder, which may be
-running. Writes ``work/<run>/evaluate-replay``: replay.json with what was compared, what could not be and why, and
-differences.csv. Any difference ends the command with an error. [serve] of the same config, or the flags here, say what
-`leadre serve` was told; requests that were answered by other options are not compared.
+Reads the state of a bidder, which may be running. Writes ``work/<run>/evaluate-replay``: replay.json (requests
+compared, requests left out with the reason) and differences.csv. Any difference ends the command with an error. The
+bidder's options are those of [serve] in the same config, or the flags here; requests that a bidder with other options
+answered are left out. Its TOML section is [evaluate-replay].
 """
 
 from __future__ import annotations
@@ -30,38 +30,36 @@ REPLAY = artifact.Kind("replay", 1)
 
 @dataclass(frozen=True, kw_only=True)
 class Config(config.Common):
-    """Options of ``leadre evaluate --stage replay``."""
+    """Options of ``leadre evaluate replay``."""
 
-    last: int = config.option(10_000, "so many of the last requests in the log")
-    generate: bool = config.option(True, "load the language model; without it, requests that it answered are left out")
-    state: str = config.option("", "the bidder's folder; default that of [serve], else work/<run>/state")
-    stages: Path | None = config.option(None, "TOML whose [serve] the bidder has; none = that of --config")
+    last: int = config.option(10_000, "number of the last requests in the log to replay", at_least=1)
+    generate: bool = config.option(True, "load the language model; if off, requests that it answered are left out")
+    state: str = config.option("", "state folder of the bidder; default that of [serve], else work/<run>/state")
+    stages: Path | None = config.option(None, "TOML with the [serve] of the bidder; none = that of --config")
 
 
 def run(settings: Config) -> None:
-    """Write ``work/<run>/evaluate-replay``. InputError where nothing was logged, ParityError for any difference."""
-    if settings.last < 1:
-        raise InputError(f"--last {settings.last}: wants 1 or more")
+    """Write ``work/<run>/evaluate-replay``. Raises InputError for an empty log, ParityError for any difference."""
     flags = {"run": settings.run, "work": str(settings.work)} | ({"state": settings.state} if settings.state else {})
     bidder = config.load(serve.Config, section="serve", path=settings.stages, flags=flags)
     paths = serve.paths_of(bidder)
     if not paths.events.exists():
-        raise InputError(f"{paths.events}: no bidder has logged anything here; check --state")
+        raise InputError(f"{paths.events}: there is no event log here; check --state")
     report = _replay(settings, bidder)
     if not report.logged:
-        raise InputError(f"{paths.events}: holds no request; let `leadre serve` answer some first")
+        raise InputError(f"{paths.events}: holds no request; start `leadre serve` and send some first")
     _write(settings, report)
-    for line in told(report):
+    for line in summary(report):
         progress.say(f"replay: {line}")
     if report.differences:
-        requests = len({each.request_id for each in report.differences})
+        requests = len({difference.request_id for difference in report.differences})
         raise ParityError(
-            f"{requests:,} of {report.compared:,} requests were answered otherwise;"
-            f" {settings.folder('evaluate-replay') / 'differences.csv'} tells each"
+            f"{requests:,} of {report.compared:,} requests have another response than logged;"
+            f" see {settings.folder('evaluate-replay') / 'differences.csv'}"
         )
 
 
-def told(report: ReplayReport) -> list[str]:
+def summary(report: ReplayReport) -> list[str]:
     """The report as lines for the terminal."""
     from leadre.evaluate.replay.answer import SKIPPED
 
@@ -101,7 +99,7 @@ def _replay(settings: Config, bidder: serve.Config) -> ReplayReport:
 
 
 def _model(bidder: serve.Config) -> AbstractContextManager[ModelServer | None]:
-    """The language model that the bidder would load, to be used in a ``with``; None where it has none."""
+    """A context manager of the model server that the bidder would start; of None if it has no model."""
     folder = serve.model_of(bidder)
     if folder is None:
         return nullcontext()
@@ -114,11 +112,11 @@ def _model(bidder: serve.Config) -> AbstractContextManager[ModelServer | None]:
 
 def _write(settings: Config, report: ReplayReport) -> None:
     folder = settings.folder("evaluate-replay")
-    effective = {**dataclasses.asdict(settings), "stages": None}
-    summary = {**vars(report), "differences": len(report.differences), "compared": report.compared}
-    with artifact.create(folder, kind=REPLAY, config=effective, seed=settings.seed, parents=[]) as made:
-        (made / "replay.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        with (made / "differences.csv").open("w", encoding="utf-8", newline="") as file:
+    effective = settings.flat() | {"stages": None}
+    figures = {**vars(report), "differences": len(report.differences), "compared": report.compared}
+    with artifact.create(folder, kind=REPLAY, config=effective, seed=settings.seed, parents=[]) as temporary:
+        (temporary / "replay.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        with (temporary / "differences.csv").open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
             table.writerow(["request_id", "what", "logged", "replayed"])
-            table.writerows(dataclasses.astuple(each) for each in report.differences)
+            table.writerows(dataclasses.astuple(difference) for difference in report.differences)

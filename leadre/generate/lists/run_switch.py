@@ -1,6 +1,6 @@
-"""Makes other lists of the store the current ones: those that were current before, or a version by its name.
+"""Switches the store to other lists: the version that was current before, or one by its name.
 
-`leadre generate --stage switch` is another name for `leadre generate-switch`. Bidders that run follow at once.
+Running bidders use the new current version at once.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from leadre import config, progress
 
 @dataclass(frozen=True, kw_only=True)
 class Config(config.Common):
-    """Options of ``leadre generate --stage switch``."""
+    """Options of ``leadre generate switch``."""
 
-    to: str = config.option("", "the version that shall be current; empty = the one that was before")
-    state: str = config.option("", "the bidder's folder; default work/<run>/state")
+    to: str = config.option("", "version to make current; empty = the one that was current before")
+    state: str = config.option("", "state folder of the bidder; default work/<run>/state")
     store: str = config.option(
-        "", "lmdb:FOLDER or redis://HOST:PORT/DB; default the folder lists in state, as in serve"
+        "", "lmdb:FOLDER or redis://HOST:PORT/DB; default the folder lists in the state folder, as in serve"
     )
 
 
 def run(config: Config) -> None:
-    """Switch. InputError where there is no such version, or none was current before; StoreDown."""
+    """Switch. Raises InputError if there is no such version or none was current before, StoreDown."""
     from leadre.store import open_store, spec_in
 
     state = Path(config.state) if config.state else config.folder("state")
@@ -34,4 +34,4 @@ def run(config: Config) -> None:
         else:
             store.rollback()
         known = store.versions()
-    progress.say(f"generate: version {known.current} is current; there are {', '.join(known.names)}")
+    progress.say(f"generate: version {known.current} is current, of {', '.join(known.names)}")

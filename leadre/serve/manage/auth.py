@@ -113,7 +113,7 @@ def check_exposure(host: str, keys: ApiKeys) -> None:
     if not is_local and not keys.have_operator():
         raise InputError(
             f"host = {host!r} is reachable from other machines, and no operator's key is in force;"
-            " create one with `leadre serve --stage key --name NAME`, or listen on 127.0.0.1"
+            " create one with `leadre serve key --name NAME`, or listen on 127.0.0.1"
         )
 
 

@@ -32,32 +32,12 @@ from leadre.tune import losses, sft
 from leadre.tune.batches import Batch, Examples, Targets
 from leadre.tune.checkpoint import Checkpoint, TrainingHistory
 from leadre.tune.optimizer import denormals_as_zero, learning_rate, optimizer_step, trim_heap
+from leadre.tune.options import TrainingSchedule
+from leadre.tune.preferences.options import PreferenceObjective
 from leadre.tune.preferences.pairs import Pairs
 from leadre.tune.threads import ThreadBuilder, Window
 
 PASSED = "passed"  # folder in the checkpoint: the last weights that passed the guard
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreferenceObjective:
-    """The loss of a pair, and the guard on recall.
-
-    loss         "dpo" or "simpo"
-    beta         reward of one nat of log-likelihood
-    stop_shared  no gradient of the preference at the codes that a pair shares (`losses.without_shared`)
-    sft_weight   weight of the likelihood of the chosen
-    money        exponent of a conversion's value in the SFT term; the same exponent as with the pointer
-                 (`InventoryPrior`), because a plain likelihood would train those prices away
-    guard        the run ends if a recall falls by more than this share of the reference's and by more than two
-                 standard errors of the fall
-    """
-
-    loss: str
-    beta: float
-    stop_shared: bool
-    sft_weight: float
-    money: float
-    guard: float
 
 
 @dataclass(frozen=True)
@@ -125,7 +105,7 @@ class PreferenceExamples(Examples):
 def train(
     backbone: Backbone,
     examples: PreferenceExamples,
-    schedule: sft.TrainingSchedule,
+    schedule: TrainingSchedule,
     objective: PreferenceObjective,
     folder: Path,
     resume_key: str,
@@ -260,7 +240,7 @@ def reference_log_p(backbone: Backbone, examples: PreferenceExamples, batches: S
     return log_p_2PL
 
 
-def _plan(batches: int, schedule: sft.TrainingSchedule) -> NDArray[np.int64]:
+def _plan(batches: int, schedule: TrainingSchedule) -> NDArray[np.int64]:
     """The batch of each step: all batches, in another order each epoch."""
     orders = [np.random.default_rng((schedule.seed, epoch)).permutation(batches) for epoch in range(schedule.epochs)]
     plan = np.concatenate(orders)

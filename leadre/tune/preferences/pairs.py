@@ -21,35 +21,13 @@ from leadre import progress
 from leadre.data.histories import TRAIN, Logs
 from leadre.data.moment import Moment, Moments
 from leadre.lm.prior import InventoryPrior
+from leadre.tune.preferences.options import PairRules
 
 RULES = ("live_unbought", "higher_value", "on_policy")
 MIN_WEIGHT = 1e-3  # a pair of near-identical objects has almost no weight and is dropped
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairRules:
-    """The rules that make pairs, and their parameters.
-
-    live_unbought   rejected: live objects not acted on, drawn in proportion to the prior
-    higher_value    rejected: another conversion of the request, of a value lower by ``value_ratio`` (a factor) or more
-    on_policy       rejected: objects not acted on that the model ranked above the conversion
-    negatives       rejected objects of each conversion, by the first rule and by the last
-    margin          least reward margin of a pair
-    value_margin    added to the margin for every factor of e in value
-    similarity      a rejected object not acted on has the weight 1 - cosine of its embedding and the conversion's
-    """
-
-    live_unbought: bool
-    higher_value: bool
-    on_policy: bool
-    negatives: int
-    value_ratio: float
-    margin: float
-    value_margin: float
-    similarity: bool
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The ablation: which rows there are, what they are compared with, and the whole of it on the synthetic market."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -17,7 +16,8 @@ from leadre.metrics import Ratio
 from leadre.tune.preferences.run import Config as Prefer
 from leadre.tune.run import Config as Tune
 
-TUNE, DPO = dataclasses.asdict(Tune()), dataclasses.asdict(Prefer(on_policy=True))
+TUNE = Tune().flat()
+DPO = Prefer().changed({"on_policy": True}).flat()
 
 
 def test_every_field_of_the_table_is_one_of_its_stage():
@@ -27,7 +27,8 @@ def test_every_field_of_the_table_is_one_of_its_stage():
         assert set(row.options) <= set(TUNE)
     for row in variants.LEFT_OUT:
         assert set(row.options) <= set(DPO)
-        assert dataclasses.replace(Prefer(), **row.options) != Prefer(on_policy="on_policy" in row.options), row.name
+        unchanged = Prefer().changed({"on_policy": "on_policy" in row.options})
+        assert Prefer().changed(row.options) != unchanged, row.name
 
 
 def test_rows_build_up_to_the_config_as_given():
@@ -52,7 +53,7 @@ def test_each_alignment_task_is_left_out_once_beside_all_of_them():
 def test_rows_that_would_repeat_another_are_left_out():
     off = {**TUNE, "long_ad": False}
     assert "long-term" not in [row.name for row in compose(off, DPO)]
-    alone = dataclasses.asdict(Prefer(live_unbought=False, on_policy=True, higher_value=False, similarity=False))
+    alone = DPO | {"live_unbought": False, "higher_value": False, "similarity": False}
     left_out = {row.name for row in compose(TUNE, alone) if row.left_out}
     assert not left_out & {"no-on-policy", "no-live-unbought", "no-higher-value", "no-similarity"}
     assert "no-guard" in left_out
@@ -130,7 +131,7 @@ resamples = 50
 
 
 def ablate(work, *flags):
-    return main(["evaluate", "--stage", "ablation", "--config", str(work / "x.toml"), "--work", str(work), *flags])
+    return main(["evaluate", "ablation", "--config", str(work / "x.toml"), "--work", str(work), *flags])
 
 
 @pytest.fixture(scope="module")
@@ -216,9 +217,9 @@ def test_an_artifact_of_another_run_is_not_replaced(done, tmp_path, capsys):
     (tmp_path / "x.toml").write_text((done / "x.toml").read_text())
     (tmp_path / "steps-base-0" / "data").mkdir(parents=True)
     assert ablate(tmp_path) == 2
-    assert "an artifact of its own" in capsys.readouterr().err
+    assert "exists and is not a link to that of" in capsys.readouterr().err
     assert ablate(tmp_path, "--seeds", "0") == 2
-    assert "--seeds 0: wants 1 or more" in capsys.readouterr().err
+    assert "--seeds: must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_evaluate_has_its_first_stage_still():

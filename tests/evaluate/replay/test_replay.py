@@ -30,7 +30,7 @@ def test_what_was_answered_is_answered_again(work, tmp_path, capsys):
     assert status == 0 and report["skipped"] == {"options": 200} and report["compared"] == 0
     (state / "draws.key").write_text("00" * 32)
     report, status = replayed(work, state, tmp_path, "--generate", "false")
-    assert status == 2 and "were answered otherwise" in capsys.readouterr().err
+    assert status == 2 and "have another response than logged" in capsys.readouterr().err
     assert report["skipped"]["model"] and report["differences"]
     told = pl.read_csv(work / "served" / "evaluate-replay" / "differences.csv")
     assert {"winner", "price", "verdicts", "propensity"} <= set(told["what"]) and "scores" not in told["what"]
@@ -133,7 +133,7 @@ def answered(state):
 def replayed(work, state, folder, *flags, options=OPTIONS):
     """(replay.json, status) of the verb; it may run beside the bidder."""
     (folder / "replay.toml").write_text(options)
-    verb = ["evaluate", "--stage", "replay", "--config", str(folder / "replay.toml"), *flags]
+    verb = ["evaluate", "replay", "--config", str(folder / "replay.toml"), *flags]
     status = main([*verb, "--work", str(work), "--run", "served", "--state", str(state)])
     report = json.loads((work / "served" / "evaluate-replay" / "replay.json").read_text())
     return report, status

@@ -60,10 +60,10 @@ def test_who_is_erased_just_before_they_are_written_does_not_come_back(
 
     erase(before)
     if is_carried:
-        assert main(argv("generate", work, f"{flags} --now {np.datetime64(since_us, 'us')}Z")) == 0
+        assert main(argv("generate lists", work, f"{flags} --now {np.datetime64(since_us, 'us')}Z")) == 0
         flags += f" --changed-since {np.datetime64(since_us, 'us')}Z"
     monkeypatch.setattr(module, writing, write_too_late)
-    assert main(argv("generate", work, flags)) == 0 and happened
+    assert main(argv("generate lists", work, flags)) == 0 and happened
     assert is_carried or lines_of(spec) == [
         line for line in undisturbed if json.loads(line)[0] not in (before, meanwhile)
     ]
@@ -114,7 +114,7 @@ def test_a_store_that_is_down_is_waited_for(work, undisturbed, capsys, monkeypat
     try:
         with monkeypatch.context() as patch:
             patch.setattr(BatchLeases, "finish", gone_after_first)
-            assert main(argv("generate", work, f"{LISTS} --store {spec}")) == 0
+            assert main(argv("generate lists", work, f"{LISTS} --store {spec}")) == 0
         timer.join()
         assert "is the server up?; trying again for 60 s" in capsys.readouterr().err
         assert lines_of(spec) == undisturbed
@@ -127,7 +127,7 @@ def test_a_store_that_is_down_is_waited_for(work, undisturbed, capsys, monkeypat
 
 def test_a_store_that_stays_down_ends_the_run(work, capsys):
     capsys.readouterr()
-    assert main(argv("generate", work, f"{LISTS} --store redis://127.0.0.1:1/0 --wait-s 0")) == 2
+    assert main(argv("generate lists", work, f"{LISTS} --store redis://127.0.0.1:1/0 --wait-s 0")) == 2
     assert "leadre: store at redis://127.0.0.1:1/0" in capsys.readouterr().err
 
 
@@ -136,7 +136,7 @@ def test_a_store_that_goes_down_for_good_ends_the_run_with_its_name(work, tmp_pa
         raise StoreDown("store at x: is gone")
 
     monkeypatch.setattr(lists, "_lists", down)
-    assert main(argv("generate", work, f"{LISTS} --store lmdb:{tmp_path}")) == 2
+    assert main(argv("generate lists", work, f"{LISTS} --store lmdb:{tmp_path}")) == 2
     assert "leadre: store at x: is gone" in capsys.readouterr().err
 
 
@@ -144,7 +144,7 @@ def test_a_store_that_goes_down_for_good_ends_the_run_with_its_name(work, tmp_pa
 def test_workers_killed_at_random_leave_no_trace(work, undisturbed, tmp_path):
     """One of two workers dies, and the command goes on; then all of it dies, and is started again."""
     spec, rng = f"lmdb:{tmp_path / 'store'}", random.Random()
-    command = [sys.executable, "-m", "leadre", *argv("generate", work, f"{LISTS} --workers 2 --store {spec}")]
+    command = [sys.executable, "-m", "leadre", *argv("generate lists", work, f"{LISTS} --workers 2 --store {spec}")]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for(running, work, 1)
     os.kill(rng.choice(children(running.pid)), signal.SIGKILL)
@@ -197,7 +197,7 @@ def test_a_store_that_goes_workers_that_die_and_a_user_who_is_erased_leave_no_tr
     victim, *others = logs.users["user_id"].to_list()
     store.put_lists("old", {user: StoredList("old", 0, ("an ad",), (0.0,)) for user in (victim, *others)})
     store.switch("old")
-    command = [sys.executable, "-m", "leadre", *argv("generate", work, f"{LISTS} --workers 2 --lease-s 5")]
+    command = [sys.executable, "-m", "leadre", *argv("generate lists", work, f"{LISTS} --workers 2 --lease-s 5")]
     command += ["--state", str(state), "--store", spec]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
@@ -252,7 +252,7 @@ def test_a_bit_flipped_in_any_file_is_refused_and_the_old_lists_stay(work, undis
         flipped[rng.randrange(len(whole))] ^= 1
         path.write_bytes(flipped)
         capsys.readouterr()
-        assert main(argv("generate", tmp_path / "work", f"{LISTS} --top 9")) == 2
+        assert main(argv("generate lists", tmp_path / "work", f"{LISTS} --top 9")) == 2
         assert f"{path.name}" in capsys.readouterr().err
         path.write_bytes(whole)
     assert lines_of(f"lmdb:{run / 'state' / 'lists'}") == undisturbed

@@ -142,7 +142,7 @@ def test_profiles_and_what_is_popular_lie_beside_the_lists(work, logs, undisturb
 
 def test_a_second_run_does_nothing(work, undisturbed, capsys):
     capsys.readouterr()
-    assert main(argv("generate", work, LISTS)) == 0
+    assert main(argv("generate lists", work, LISTS)) == 0
     assert re.search(r"version \S+ is current in lmdb:\S+, nothing to do", capsys.readouterr().err)
 
 
@@ -163,24 +163,24 @@ def test_a_run_that_stops_half_way_changes_nothing_and_goes_on(work, undisturbed
 
     with monkeypatch.context() as patch:
         patch.setattr(BatchLeases, "finish", killed_at_third)
-        assert main(argv("generate", work, f"{LISTS} --store {spec}")) == 130
+        assert main(argv("generate lists", work, f"{LISTS} --store {spec}")) == 130
     assert store.versions().current == "old" and store.read_list(user) == old
     assert done(work) == 2
     elsewhere = f"lmdb:{tmp_path / 'elsewhere'}"
     shutil.copytree(work / "r" / ".generate-lists", tmp_path / "leases")
-    assert main(argv("generate", work, f"{LISTS} --store {elsewhere}")) == 0
+    assert main(argv("generate lists", work, f"{LISTS} --store {elsewhere}")) == 0
     assert lines_of(elsewhere) == undisturbed  # what is done for one store is not done for another
     shutil.copytree(tmp_path / "leases", work / "r" / ".generate-lists")
     with monkeypatch.context() as patch:
         patch.setattr(BatchLeases, "finish", lambda self, *args: calls.append(args) or finish(self, *args))
-        assert main(argv("generate", work, f"{LISTS} --store {spec}")) == 0
+        assert main(argv("generate lists", work, f"{LISTS} --store {spec}")) == 0
     assert len(calls) == 3 + 60 // 4 - 2
     assert lines_of(spec) == undisturbed
     new = store.versions().current
     for flags, current in (("", "old"), (f" --to {new}", new)):
-        assert main(argv("generate", work, f"--stage switch --store {spec}{flags}")) == 0
+        assert main(argv("generate switch", work, f"--store {spec}{flags}")) == 0
         assert store.versions().current == current
-    assert main(argv("generate", work, f"--stage switch --store {spec} --to none-such")) == 2
+    assert main(argv("generate switch", work, f"--store {spec} --to none-such")) == 2
     store.close()
 
 
@@ -189,14 +189,14 @@ def test_users_without_news_keep_their_lists(work, logs, tmp_path, capsys):
     flags = f"{LISTS} --store {spec}"
     since_us = int(np.sort(logs.at_us_E)[-5])
     since = f"--changed-since {np.datetime64(since_us, 'us')}Z"
-    assert main(argv("generate", work, f"{flags} {since}")) == 2
+    assert main(argv("generate lists", work, f"{flags} {since}")) == 2
     assert "has no current lists to keep; run without it first" in capsys.readouterr().err
     earlier = f"--now {np.datetime64(since_us, 'us')}Z"
-    assert main(argv("generate", work, f"{flags} {earlier}")) == 0
+    assert main(argv("generate lists", work, f"{flags} {earlier}")) == 0
     store = open_store(spec)
     first = store.versions().current
     before = dict(store.scan(first))
-    assert main(argv("generate", work, f"{flags} {since} --keep 1")) == 0
+    assert main(argv("generate lists", work, f"{flags} {since} --keep 1")) == 0
     second = store.versions().current
     changed = {logs.users["user_id"][int(u)] for u in lists.users_of(logs, 1 << 60, since_us)}
     assert 0 < len(changed) <= 5
@@ -213,14 +213,14 @@ def test_users_without_news_keep_their_lists(work, logs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ("--beam 0", "--beam 0: wants 1 or more"),
-        ("--live-days 0", "--live-days 0: wants 1 or more"),
-        ("--now yesterday", "--now 'yesterday': wants an ISO time"),
+        ("--beam 0", "command line, --beam: must be at least 1, got 0"),
+        ("--live-days 0", "command line, --live-days: must be at least 1, got 0"),
+        ("--now yesterday", "--now 'yesterday': must be an ISO time"),
         ("--now 1999-01-01", "no ad was live in the 7 days before now"),
         ("--store here", "store 'here': wants lmdb:FOLDER"),
     ],
 )
 def test_the_users_fault_is_one_line(work, tmp_path, capsys, flags, says):
     capsys.readouterr()
-    assert main(argv("generate", work, f"--stage lists --store lmdb:{tmp_path} {flags}")) == 2
+    assert main(argv("generate lists", work, f"--store lmdb:{tmp_path} {flags}")) == 2
     assert f"leadre: {says}" in capsys.readouterr().err

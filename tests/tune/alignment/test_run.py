@@ -99,12 +99,15 @@ def test_an_aligned_model_generates(aligned):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ("--aux-share 1", "--aux-share 1.0: wants a share from 0 to below 1"),
-        ("--aux-hidden -0.1", "--aux-hidden -0.1: wants a share from 0 to below 1"),
-        ("--task-why -1", "--task-why -1.0: wants 0 (off) or more"),
-        ("--aux-share 0.3 --words false", "--aux-share 0.3: alignment tasks are about words; leave --words true"),
-        ("--aux-share 0.3 --batch-tokens 200", "--aux-share 0.3: 256 of 200 positions a step leave nothing"),
-        ("--aux-share 0.3 " + " ".join(f"--task-{t.replace('_', '-')} 0" for t in PHRASINGS), "no alignment task can"),
+        ("--aux-share 1", "--aux-share: must be at least 0 and below 1, got 1.0"),
+        ("--aux-hidden -0.1", "--aux-hidden: must be at least 0 and below 1, got -0.1"),
+        ("--task-why -1", "--task-why: must be at least 0, got -1.0"),
+        ("--aux-share 0.3 --words false", "--aux-share 0.3: alignment tasks need words in prompts; set --words true"),
+        ("--aux-share 0.3 --batch-tokens 200", "--aux-share 0.3: 256 of 200 positions a step leave none"),
+        (
+            "--aux-share 0.3 " + " ".join(f"--task-{t.replace('_', '-')} 0" for t in PHRASINGS),
+            "no alignment task has examples",
+        ),
     ],
 )
 def test_the_users_fault_is_one_line(plain, tmp_path, capsys, flags, says):

@@ -1,4 +1,4 @@
-"""The verb `tune-dpo` on the synthetic market: an artifact that generates, made once, and errors that teach."""
+"""The command `tune dpo` on the synthetic market: an artifact that generates, made once, and errors that teach."""
 
 import asyncio
 import shutil
@@ -34,14 +34,14 @@ PREFER = "--on-policy true --users 8 --max-steps 4 --batch-tokens 800 --validate
 ALIGN = (
     ("generate", "--users 8"),
     ("generate", "--split train --users 8 --step generate-negatives"),
-    ("tune", f"--stage dpo {PREFER}"),
+    ("tune dpo", PREFER),
     ("generate", "--users 8 --model dpo --step generate-dpo"),
 )
 
 
 def verb(name, work, flags):
     """Exit status of one verb in the run `r`."""
-    return main([name, "--work", str(work), "--run", "r", "--threads", "1", *flags.split()])
+    return main([*name.split(), "--work", str(work), "--run", "r", "--threads", "1", *flags.split()])
 
 
 def link(work, made, **steps):
@@ -126,7 +126,7 @@ def test_the_last_model_is_the_one_by_value_until_another_is_fine_tuned(aligned,
     shutil.copytree(aligned / "r" / "tune-dpo", tmp_path / "r" / "tune-sft")  # a model, but not the one it began with
     capsys.readouterr()
     assert tune.latest(ask) == tmp_path / "r" / "tune-sft"
-    assert "run `leadre tune --stage dpo`" in capsys.readouterr().err
+    assert "run `leadre tune dpo`" in capsys.readouterr().err
 
 
 def test_negatives_answer_training_requests_of_the_users_asked_for(aligned):
@@ -149,10 +149,10 @@ def test_a_killed_run_changes_no_byte(aligned, tmp_path, monkeypatch):
     link(tmp_path, aligned)
     with monkeypatch.context() as patch:
         patch.setattr(artifact, "_swap", interrupt)
-        assert verb("tune-dpo", tmp_path, PREFER) == 130  # another name of `tune --stage dpo`
+        assert verb("tune dpo", tmp_path, PREFER) == 130
     assert not (tmp_path / "r" / "tune-dpo").exists()
     assert (tmp_path / "r" / ".tune-dpo.checkpoint").exists()
-    assert verb("tune", tmp_path, f"--stage dpo {PREFER}") == 0
+    assert verb("tune dpo", tmp_path, PREFER) == 0
     assert model(tmp_path).meta["files"] == model(aligned).meta["files"]
 
 
@@ -160,10 +160,10 @@ def test_what_was_not_the_models_own_is_made_again(aligned, tmp_path, capsys):
     """Without the lists, it is another model; the fine-tuned one stays as it is."""
     link(tmp_path, aligned)
     capsys.readouterr()
-    assert verb("tune", tmp_path, f"--stage dpo {PREFER} --on-policy false --max-steps 1") == 0
+    assert verb("tune dpo", tmp_path, f"{PREFER} --on-policy false --max-steps 1") == 0
     assert ", 0 on_policy" in capsys.readouterr().err
     assert list(model(tmp_path).meta["parents"]) == ["data", "semid", "tune-sft"]
-    assert verb("tune", tmp_path, f"--stage dpo {PREFER} --max-steps 1") == 0
+    assert verb("tune dpo", tmp_path, f"{PREFER} --max-steps 1") == 0
     assert ", 0 on_policy" not in capsys.readouterr().err
 
 
@@ -194,7 +194,7 @@ def test_what_was_a_burn_in_for_fine_tuning_makes_no_pairs(aligned):
         has_answer_R = np.diff(logs.relevant_offsets) > 0
         at_us = logs.request_at_us_R[(logs.request_split_R == 0) & has_answer_R]
         learnt_us = at_us.min() + 0.4 * (at_us.max() - at_us.min())
-        found = run_dpo._contests(run_dpo.Config(), loaded, ids, [])
+        found = run_dpo._examples(run_dpo.Config(), loaded, ids, [])
         assert logs.request_at_us_R[found.requests_R].min() >= learnt_us > at_us.min()
         assert len(found.requests_R) == (at_us >= learnt_us).sum()
 
@@ -202,7 +202,7 @@ def test_what_was_a_burn_in_for_fine_tuning_makes_no_pairs(aligned):
 @pytest.mark.parametrize(
     ("name", "flags", "training"),
     [
-        ("tune-dpo", "--users 8", True),
+        ("tune dpo", "--users 8", True),
         ("generate", "--split train --users 9", True),
         ("generate", "--split valid", False),
     ],
@@ -246,26 +246,26 @@ def test_a_model_learns_no_preferences_in_ids_that_it_does_not_know(aligned, tin
     (tmp_path / "r" / "semid").unlink()
     assert verb("semid", tmp_path, f"--encoder {tiny_encoder} --levels 6,8") == 0
     capsys.readouterr()
-    assert verb("tune-dpo", tmp_path, "") == 2
+    assert verb("tune dpo", tmp_path, "") == 2
     assert "was tuned on other semantic IDs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("name", "flags", "says"),
     [
-        ("tune", "--stage dp", "unknown verb 'tune-dp'; the nearest is 'tune-dpo'"),
-        ("tune", "--stage dpo --layers 2", "unknown key 'layers'"),
-        ("tune", "--stage dpo --beta 0", "--beta 0.0: wants more than 0"),
-        ("tune", "--stage dpo --negatives 0", "--negatives 0: wants 1 or more"),
-        ("tune", "--stage dpo --guard -1", "--guard -1.0: wants 0 or more"),
-        ("tune", "--stage dpo --value-ratio 1", "--value-ratio 1.0: wants more than 1"),
-        ("tune", "--stage dpo --live-unbought false --higher-value false", "no rule makes pairs"),
-        ("tune", "--stage dpo --on-policy true --lists generate", "another model or other logs made these lists"),
-        ("tune", "--stage dpo --on-policy true --seed 5 --users 1", "holds no list of these training requests"),
-        ("tune", "--stage dpo --live-unbought false --value-ratio 1e9", "the rules find no pair"),
-        ("generate", "--step data", "--step data: wants generate or generate-NAME"),
-        ("generate", "--model dpo", "there is no model artifact here; run `leadre tune-dpo"),
-        ("generate", "--stage dpo", "unknown verb 'generate-dpo'"),
+        ("tune", "--stage dp", "unknown subcommand of `leadre tune`; the nearest is `leadre tune dpo`"),
+        ("tune dpo", "--layers 2", "unknown key 'layers'"),
+        ("tune dpo", "--beta 0", "--beta: must be above 0, got 0.0"),
+        ("tune dpo", "--negatives 0", "--negatives: must be at least 1, got 0"),
+        ("tune dpo", "--guard -1", "--guard: must be at least 0, got -1.0"),
+        ("tune dpo", "--value-ratio 1", "--value-ratio: must be above 1, got 1.0"),
+        ("tune dpo", "--live-unbought false --higher-value false", "no rule makes pairs"),
+        ("tune dpo", "--on-policy true --lists generate", "another model or other logs made these lists"),
+        ("tune dpo", "--on-policy true --seed 5 --users 1", "holds no list of these training requests"),
+        ("tune dpo", "--live-unbought false --value-ratio 1e9", "the rules find no pair"),
+        ("generate", "--step data", "--step data: must be generate or generate-NAME"),
+        ("generate", "--model dpo", "there is no model artifact here; run `leadre tune dpo"),
+        ("generate", "--stage dpo", "unknown subcommand of `leadre generate`"),
     ],
 )
 def test_what_cannot_be_is_one_line(aligned, tmp_path, capsys, name, flags, says):
