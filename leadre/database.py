@@ -1,7 +1,7 @@
-"""SQLite for what must not be lost: write-ahead log, every commit on the disk, a schema that moves forward only.
+"""SQLite for durable state: write-ahead log, an fsync for every commit, schema migrations that only move forward.
 
-A commit waits for the disk (``synchronous=FULL``): what was answered after it survives a power cut. There is one writer
-process; readers in other processes see the last commit and hold nobody up.
+A commit waits for the disk (``synchronous=FULL``), so acknowledged data survives a power cut. One process writes;
+readers in other processes see the last commit and block no writer.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ BUSY_MS = 5_000
 def connect(
     path: Path, migrations: Sequence[str], *, read_only: bool = False, any_thread: bool = False
 ) -> sqlite3.Connection:
-    """Open a database, brought to the newest schema; transactions are explicit (`transaction`).
+    """Open a database and migrate it to the newest schema; transactions are explicit (`transaction`).
 
-    ``migrations`` are SQL scripts in order; how many have run is kept in the file, so a list may only grow at its end.
+    ``migrations`` are SQL scripts in order; the file stores how many have run, so the list may only grow at its end.
     ``any_thread``: several threads use the connection, and the caller holds a lock while one of them does.
-    InputError for a file from a newer release, or one that is no database.
+    InputError for a file of a newer release, or a file that is not a database.
     """
     if not read_only:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def _migrate(connection: sqlite3.Connection, migrations: Sequence[str], done: in
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             (now,) = connection.execute("PRAGMA user_version").fetchone()
-            if now == done:  # else another process was faster
+            if now == done:  # otherwise another process ran this migration
                 raise
             done = now - 1
         done += 1
@@ -70,7 +70,7 @@ def _migrate(connection: sqlite3.Connection, migrations: Sequence[str], done: in
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Everything inside, or nothing. Takes the write lock at once, so that it cannot fail half way for want of it."""
+    """Commit everything inside the block, or nothing. Takes the write lock at once, so it cannot fail for it later."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -81,6 +81,6 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def backup(connection: sqlite3.Connection, path: Path) -> None:
-    """A consistent copy, while others write; what stood at ``path`` is replaced."""
+    """Copy the database to ``path``, consistent while others write; an older file there is replaced."""
     with closing(sqlite3.connect(path)) as copy:
         connection.backup(copy)

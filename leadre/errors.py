@@ -1,24 +1,42 @@
-"""The exceptions that leadre raises on purpose; everything else is a bug and keeps its traceback."""
+"""The exceptions that leadre raises on purpose; any other exception is a bug and keeps its traceback.
+
+LeadreError
++-- InputError         a config, a flag, a log file, a request of the management API
++-- MissingError       an unknown ID
++-- ConflictError      a change that contradicts the stored state
++-- ArtifactError      an artifact folder
++-- ShardError         a function mapped over shards
++-- BusyError          a full queue
++-- ClosedError        a closed engine
++-- PeerError          another process of the bidder
++-- BadRequest         a bid request (400)
++-- StoreDown          the store of lists, profiles and caps
++-- TokenError         an event token (403)
+|   +-- ForgedError    signed by none of our keys
+|   +-- ExpiredError   too old
++-- ParityError        a replay that differs from the log
++-- StorageError       a full or failed disk
+"""
 
 
 class LeadreError(Exception):
-    """Root of the tree: catch this to catch everything that leadre raises on purpose."""
+    """Root of the tree: catches every exception that leadre raises on purpose."""
 
 
 class InputError(LeadreError, ValueError):
-    """The user's fault (config, flag, log file). The message says what is wrong, where, and what to do next."""
+    """An input of the user is wrong. The message names the fault, its place and the next step."""
 
 
 class MissingError(LeadreError):
-    """Nothing has the ID that was named, or nothing that the caller may see."""
+    """No object has this ID, or none that the caller may see."""
 
 
 class ConflictError(LeadreError):
-    """What is asked contradicts what is there; the message says what may be done instead."""
+    """The change contradicts the stored state; the message names a change that is allowed."""
 
 
 class ArtifactError(LeadreError):
-    """An artifact folder is missing, damaged or of another kind. The message says which command writes it."""
+    """An artifact folder is missing, damaged or of another kind. The message names the command that writes it."""
 
 
 class ShardError(LeadreError):
@@ -26,19 +44,19 @@ class ShardError(LeadreError):
 
 
 class BusyError(LeadreError):
-    """An engine's queue is full. The message says how many wait; the client may try again or go without an answer."""
+    """An engine's queue is full. The message has its length; the client may retry or continue without a result."""
 
 
 class ClosedError(LeadreError):
-    """An engine was closed or has stopped, and takes and finishes no more requests."""
+    """An engine was closed or has failed; it accepts and finishes no more requests."""
 
 
 class PeerError(LeadreError):
-    """Another process of the same bidder is not there or too slow. Whoever asked goes on without it."""
+    """Another process of the bidder is down or too slow. The caller continues without it."""
 
 
 class BadRequest(LeadreError, ValueError):
-    """A bid request that cannot be acted on: answer 400 with an empty body. ``field`` is the path of what is wrong."""
+    """A bid request that cannot be processed: 400 with an empty body. ``field`` is the path of the wrong field."""
 
     def __init__(self, field: str, why: str) -> None:
         super().__init__(f"{field}: {why}")
@@ -46,24 +64,24 @@ class BadRequest(LeadreError, ValueError):
 
 
 class StoreDown(LeadreError):
-    """A store of lists, profiles or caps does not answer. The message says which; the next call tries anew."""
+    """The store of lists, profiles and caps does not answer. The message names it; the next call tries again."""
 
 
 class TokenError(LeadreError):
-    """An event's token is not good: the event counts for nothing. Its kinds follow."""
+    """The token of an event is not valid; the event is not counted."""
 
 
 class ForgedError(TokenError):
-    """A token that none of our keys has signed, or not as it stands."""
+    """No key of ours has signed this token in this form."""
 
 
 class ExpiredError(TokenError):
-    """A token of ours whose time is over."""
+    """A token of ours that has expired."""
 
 
 class ParityError(LeadreError):
-    """A logged request was answered otherwise in a replay. The message says how many, and what tells of each."""
+    """The replay of logged requests gave other answers. The message has their number and the report's path."""
 
 
 class StorageError(LeadreError):
-    """The disk is full or failed. What was being written is not there; what was acknowledged before is."""
+    """The disk is full or failed. The current write is lost as a whole; acknowledged writes are safe."""

@@ -1,8 +1,8 @@
 """Measures of ranked lists and their intervals: pure functions of arrays.
 
-Shapes: R requests, K list places (best first), U users, B bootstrap resamples. A measure here gives one number per
-request; :class:`Ratio` turns per-request numbers into a mean over requests (or a ratio of sums, for money), and keeps
-the sums per user so that the bootstrap can resample users, whose requests are not independent of each other.
+Shapes: R requests, K ranks (best first), U users, B bootstrap resamples. A measure returns one number per request;
+`Ratio` aggregates them to a mean over requests (or a ratio of sums, for money) and keeps the sums per user, because
+requests of one user are not independent and the bootstrap resamples users.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLOCK_CELLS = 1 << 22
 
 
 def recall_at(hit_RK: Bools, relevant_R: Ints, k: int) -> Floats:
-    """Hits among the first `k` places over min(k, relevant), [R] in 0..1.
+    """Hits among the first `k` ranks over min(k, relevant), [R] in 0..1.
 
     The cap makes a perfect list score 1 however many ads were converted. `relevant_R` is the number of relevant ads of
     each request and must be positive: a request without one has no recall.
@@ -33,9 +33,9 @@ def recall_at(hit_RK: Bools, relevant_R: Ints, k: int) -> Floats:
 
 
 def ndcg_at(hit_RK: Bools, relevant_R: Ints, k: int) -> Floats:
-    """Discounted gain of the first `k` places over that of a list with min(k, relevant) hits on top, [R] in 0..1.
+    """Discounted gain of the first `k` ranks over that of a list with min(k, relevant) hits on top, [R] in 0..1.
 
-    Binary gains, discount 1/log2(place + 1) with places from 1 (Jaervelin and Kekaelaeinen, TOIS 2002).
+    Binary gains, discount 1/log2(rank + 1) with ranks from 1 (Jaervelin and Kekaelaeinen, TOIS 2002).
     """
     _check(hit_RK, relevant_R, k)
     discount_K = 1.0 / np.log2(np.arange(2, k + 2))
@@ -45,12 +45,12 @@ def ndcg_at(hit_RK: Bools, relevant_R: Ints, k: int) -> Floats:
 
 
 def value_at(value_nanos_RK: Ints, k: int) -> Ints:
-    """Money caught in the first `k` places, [R] in nanos of the currency; GMV@k is its sum over that of all money."""
+    """Money of the hits in the first `k` ranks, [R] in nanos; GMV@k is its sum over the sum of all money."""
     return np.asarray(value_nanos_RK[:, :k].sum(axis=1), dtype=np.int64)
 
 
 def coverage_at(ads_RK: AnyInts, live_ads: AnyInts, k: int) -> float:
-    """Share of the ads in `live_ads` that stand in the first `k` places of some list; -1 marks an empty place."""
+    """Share of the ads in `live_ads` that are in the first `k` ranks of any list; -1 marks an empty rank."""
     live = np.unique(live_ads)
     shown = np.unique(ads_RK[:, :k])
     shown = shown[shown >= 0]
@@ -62,43 +62,48 @@ def coverage_at(ads_RK: AnyInts, live_ads: AnyInts, k: int) -> float:
 class Ratio:
     """A measure as a ratio of sums over users: the numerator and denominator of each user, [U] float64 each."""
 
-    top_U: Floats
-    base_U: Floats
+    numerator_U: Floats
+    denominator_U: Floats
 
     @property
     def mean(self) -> float:
-        """The measure over all users; 0 where nothing was measured."""
-        base = float(self.base_U.sum())
-        return float(self.top_U.sum()) / base if base else 0.0
+        """The measure over all users; 0 if the denominator is 0."""
+        denominator = float(self.denominator_U.sum())
+        return float(self.numerator_U.sum()) / denominator if denominator else 0.0
 
 
-def ratio(top_R: Floats | Ints, base_R: Floats | Ints, user_R: Ints, users: int) -> Ratio:
+def ratio(numerator_R: Floats | Ints, denominator_R: Floats | Ints, user_R: Ints, users: int) -> Ratio:
     """Sum per-request numerators and denominators by user (`user_R` in 0..users-1).
 
     For a mean over requests the denominator is one for each request; for GMV it is the money of all conversions.
     """
-    sums = [np.bincount(user_R, weights=np.asarray(x_R, dtype=np.float64), minlength=users) for x_R in (top_R, base_R)]
-    return Ratio(top_U=sums[0].astype(np.float64), base_U=sums[1].astype(np.float64))
+
+    def by_user(values_R: Floats | Ints) -> Floats:
+        weights_R = np.asarray(values_R, dtype=np.float64)
+        return np.bincount(user_R, weights=weights_R, minlength=users).astype(np.float64)
+
+    return Ratio(numerator_U=by_user(numerator_R), denominator_U=by_user(denominator_R))
 
 
 def bootstrap(measures: Sequence[Ratio], *, resamples: int, seed: int) -> Floats:
     """The measures [M] on users drawn with replacement, [B, M]: every resample draws the same users for all measures.
 
-    So the difference of two columns is a paired bootstrap: a user who is hard for everybody cancels out. Resamples are
-    drawn in blocks, so that memory stays near 100 MB whatever the number of users.
+    The difference of two columns is therefore a paired bootstrap: a user who is hard for every method cancels out.
+    Resamples are drawn in blocks, which bounds memory at about 100 MB for any number of users.
     """
-    users = len(measures[0].base_U)
-    assert all(len(m.base_U) == users for m in measures), "paired measures need the same users"
-    top_UM = np.stack([m.top_U for m in measures], axis=1)
-    base_UM = np.stack([m.base_U for m in measures], axis=1)
+    users = len(measures[0].denominator_U)
+    assert all(len(m.denominator_U) == users for m in measures), "paired measures need the same users"
+    numerator_UM = np.stack([m.numerator_U for m in measures], axis=1)
+    denominator_UM = np.stack([m.denominator_U for m in measures], axis=1)
     rng = np.random.default_rng(seed)
     share_U = np.full(users, 1.0 / users)
     values_BM = np.zeros((resamples, len(measures)))
     block = max(1, BLOCK_CELLS // users)
     for start in range(0, resamples, block):
-        drawn_bU = rng.multinomial(users, share_U, size=min(block, resamples - start)).astype(np.float64)
-        top_bM, base_bM = drawn_bU @ top_UM, drawn_bU @ base_UM
-        np.divide(top_bM, base_bM, out=values_BM[start : start + block], where=base_bM > 0)
+        count_bU = rng.multinomial(users, share_U, size=min(block, resamples - start)).astype(np.float64)
+        numerator_bM = count_bU @ numerator_UM
+        denominator_bM = count_bU @ denominator_UM
+        np.divide(numerator_bM, denominator_bM, out=values_BM[start : start + block], where=denominator_bM > 0)
     return values_BM
 
 
@@ -110,14 +115,14 @@ def interval(mean: float, values_B: Floats, *, level: float = 0.95) -> dict[str,
 
 
 def is_tie(diff: Mapping[str, float]) -> bool:
-    """True if the interval of a paired difference holds 0."""
+    """True if the interval of a paired difference contains 0."""
     return diff["lo"] <= 0.0 <= diff["hi"]
 
 
 def top_places(scores: Floats | NDArray[np.float32], tie_key: Ints, k: int) -> Ints:
     """Positions of the `k` highest scores, best first; equal scores are ordered by `tie_key`, lowest first.
 
-    `tie_key` must be a random permutation fixed by a seed: an order by ID would leak how the IDs were given.
+    `tie_key` must be a random permutation fixed by a seed: an order by ID would leak how IDs are assigned.
     """
     assert len(scores) == len(tie_key), f"{len(scores)} scores but {len(tie_key)} tie keys"
     assert not np.isnan(scores).any(), "a score is not a number"
@@ -125,9 +130,9 @@ def top_places(scores: Floats | NDArray[np.float32], tie_key: Ints, k: int) -> I
 
 
 def reciprocal_rank_fusion(rankings: Sequence[Ints], *, k: int = 60) -> tuple[Ints, Floats]:
-    """Items of all rankings by the sum of 1 / (k + place), with the sums; k = 60 as in Cormack et al., SIGIR 2009.
+    """Items of all rankings by the sum of 1 / (k + rank), with the sums; k = 60 as in Cormack et al., SIGIR 2009.
 
-    An item missing from a ranking gets nothing from it. Equal sums keep the order of the first ranking, then the next.
+    A ranking adds nothing to an item that it lacks. Equal sums keep the order of the first ranking, then the next.
     """
     items = np.concatenate(rankings) if rankings else np.zeros(0, dtype=np.int64)
     gains = np.concatenate([1.0 / (k + 1 + np.arange(len(ranking))) for ranking in rankings] or [np.zeros(0)])

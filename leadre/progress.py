@@ -1,4 +1,4 @@
-"""What a running stage says to the person who waits, on stderr: bars in a terminal, a line now and then in a log."""
+"""Progress of a running stage on stderr: bars in a terminal, a line every ten seconds in a log."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ console = Console(stderr=True)
 
 
 def say(text: str) -> None:
-    """One line, as it is: ``[brackets]`` are text and not markup, long lines are not wrapped."""
+    """Print one line verbatim: ``[brackets]`` are text and not markup, long lines are not wrapped."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def bar(iterable: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """Pass ``iterable`` through and show how far it is; ``total`` is its length."""
+    """Yield the items of ``iterable`` and show the progress; ``total`` is its length."""
     with track(label, total) as advance:
         for item in iterable:
             yield item
@@ -71,7 +71,8 @@ def _track_terminal(label: str, total: int, already: int) -> Iterator[Advance]:
 @contextmanager
 def _track_log(label: str, total: int, already: int) -> Iterator[Advance]:
     started_s = last_s = time.monotonic()
-    done, status = already, ""
+    done = already
+    status = ""
 
     def line(now_s: float) -> str:
         rate = (done - already) / max(now_s - started_s, 1e-9)
@@ -80,7 +81,9 @@ def _track_log(label: str, total: int, already: int) -> Iterator[Advance]:
 
     def advance(n: int = 1, note: str = "") -> None:
         nonlocal done, status, last_s
-        done, status, now_s = done + n, note or status, time.monotonic()
+        done += n
+        status = note or status
+        now_s = time.monotonic()
         if now_s - last_s >= LOG_EVERY_S:
             last_s = now_s
             say(line(now_s))

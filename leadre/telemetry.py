@@ -1,7 +1,7 @@
 """Every counter and histogram of serving, declared once, the unit in its name.
 
-Several processes count into files of one folder (`prometheus_client`'s multi-process mode), and any of them can tell
-the sum: set ``PROMETHEUS_MULTIPROC_DIR`` to an empty folder before this module is imported.
+All processes count into files of one folder (`prometheus_client`'s multi-process mode), and each of them can export
+the sums: set ``PROMETHEUS_MULTIPROC_DIR`` to an empty folder before this module is imported.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.2, 0.3, 0
 AGE_S = (60, 600, *(hours * S_PER_HOUR for hours in (1, 4, 12, 24)), *(days * S_PER_DAY for days in (2, 7, 30)))
 
 ANSWERS = Counter("leadre_answers", "Bid requests answered", ["route", "outcome"])  # bid, no_bid, bad, shed, foreign
-ANSWER_S = Histogram("leadre_answer_seconds", "From the bytes' arrival to the answer", ["route"], buckets=LATENCY_S)
-BIDS = Counter("leadre_bids", "Bids offered, by where the ad came from", ["source"])
+ANSWER_S = Histogram(
+    "leadre_answer_seconds", "From arrival of the request to the response", ["route"], buckets=LATENCY_S
+)
+BIDS = Counter("leadre_bids", "Bids, by source of the ad", ["source"])
 NO_BIDS = Counter("leadre_no_bids", "Requests without a bid, by reason", ["reason"])
 LIST_AGE_S = Histogram("leadre_list_age_seconds", "Age of the stored list that answered", buckets=AGE_S)
-GENERATIONS = Counter("leadre_generations", "Questions to the language model", ["outcome"])  # complete, cut, late, gone
+GENERATIONS = Counter("leadre_generations", "Requests to the language model", ["outcome"])  # complete, cut, late, gone
 GENERATE_S = Histogram("leadre_generate_seconds", "Waiting for the language model", buckets=LATENCY_S)
 EVENTS = Counter("leadre_events", "Events that came back", ["kind", "outcome"])
 CHARGED_NANOS = Counter("leadre_charged_nanos", "Charged to advertisers", ["currency"])
-WRITTEN_OFF_NANOS = Counter("leadre_written_off_nanos", "Owed for events, with no budget left to pay it", ["currency"])
-PARTS = ("store", "writer", "model")  # without which bids go on
-DEGRADED = Gauge("leadre_degraded", "1 while store, writer or model is away", ["part"], multiprocess_mode="livemax")
+WRITTEN_OFF_NANOS = Counter("leadre_written_off_nanos", "Charges beyond the budget, not billed", ["currency"])
+PARTS = ("store", "writer", "model")  # bids continue without them
+DEGRADED = Gauge(
+    "leadre_degraded", "1 while store, writer or model server is down", ["part"], multiprocess_mode="livemax"
+)
 
 
 def exposition() -> bytes:
@@ -38,12 +42,12 @@ def exposition() -> bytes:
 
 def totals() -> dict[tuple[str, str, str], float]:
     """(sample, label, value of the label) -> the sum over processes and all other labels, now."""
-    found: dict[tuple[str, str, str], float] = defaultdict(float)
+    sums: dict[tuple[str, str, str], float] = defaultdict(float)
     for metric in _registry().collect():
         for sample in metric.samples:
             for label, value in sample.labels.items():
-                found[sample.name, label, value] += sample.value
-    return found
+                sums[sample.name, label, value] += sample.value
+    return sums
 
 
 def edge(upper: float) -> str:
@@ -60,6 +64,6 @@ def _registry() -> CollectorRegistry:
 
 
 def forget(process: int) -> None:
-    """A process has gone: its gauges say nothing any more; what it counted stays."""
+    """Drop the gauges of a dead process; its counters stay."""
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         multiprocess.mark_process_dead(process)  # type: ignore[no-untyped-call]

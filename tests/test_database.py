@@ -31,7 +31,7 @@ def put(connection: sqlite3.Connection, day: str, nanos: int = 1) -> None:
     connection.execute("INSERT INTO spend (day, nanos) VALUES (?, ?)", (day, nanos))
 
 
-def test_a_commit_waits_for_the_disk_and_readers_do_not_wait(tmp_path: Path) -> None:
+def test_commit_is_synced_and_readers_do_not_block(tmp_path: Path) -> None:
     path = tmp_path / "state" / "ledger.db"  # the folder is made
     with closing(database.connect(path, (FIRST,))) as writer:
         assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -42,7 +42,7 @@ def test_a_commit_waits_for_the_disk_and_readers_do_not_wait(tmp_path: Path) -> 
         assert rows(path) == [("2026-03-01", 1)]
 
 
-def test_a_schema_moves_forward_and_keeps_its_rows(tmp_path: Path) -> None:
+def test_migration_keeps_the_rows(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     with closing(database.connect(path, (FIRST,))) as connection:
         put(connection, "2026-03-01")
@@ -53,7 +53,7 @@ def test_a_schema_moves_forward_and_keeps_its_rows(tmp_path: Path) -> None:
         database.connect(path, (FIRST,))
 
 
-def test_a_migration_that_fails_leaves_the_schema_before(tmp_path: Path) -> None:
+def test_failed_migration_leaves_the_old_schema(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     with pytest.raises(InputError, match=r"cannot be opened as a database .*no such table: gone"):
         database.connect(path, (FIRST, "CREATE TABLE half (a); DROP TABLE gone"))
@@ -62,7 +62,7 @@ def test_a_migration_that_fails_leaves_the_schema_before(tmp_path: Path) -> None
     assert [name for (name,) in names if not name.startswith("sqlite_")] == ["by_zone", "spend"]
 
 
-def test_a_migration_that_is_killed_half_way_leaves_the_schema_before(tmp_path: Path) -> None:
+def test_migration_killed_half_way_leaves_the_old_schema(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     with closing(database.connect(path, (FIRST,))) as connection:
         put(connection, "2026-03-01")
@@ -84,18 +84,18 @@ def test_a_migration_that_is_killed_half_way_leaves_the_schema_before(tmp_path: 
         assert connection.execute("SELECT * FROM spend").fetchall() == [("2026-03-01", 1, "UTC")]
 
 
-def test_two_processes_may_move_a_schema_on_at_once(tmp_path: Path) -> None:
+def test_concurrent_migrations_run_once(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     steps = (FIRST, SECOND, *(f"CREATE TABLE t{n} (a)" for n in range(40)))
     with ThreadPoolExecutor(4) as threads:
         opened = [threads.submit(database.connect, path, steps, any_thread=True) for _ in range(4)]
-        versions = [one.result().execute("PRAGMA user_version").fetchone() for one in opened]
-        for one in opened:
-            one.result().close()
+        versions = [future.result().execute("PRAGMA user_version").fetchone() for future in opened]
+        for future in opened:
+            future.result().close()
     assert versions == [(42,)] * 4
 
 
-def test_a_reader_changes_nothing(tmp_path: Path) -> None:
+def test_read_only_connection_cannot_write_or_migrate(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     with pytest.raises(InputError, match="cannot be opened"):
         database.connect(path, (FIRST,), read_only=True)
@@ -110,7 +110,7 @@ def test_a_reader_changes_nothing(tmp_path: Path) -> None:
         put(reader, "2026-03-01")
 
 
-def test_what_is_no_database_is_said_to_be_none(tmp_path: Path) -> None:
+def test_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     path.write_text("day,nanos\n" * 200)
     with pytest.raises(InputError, match=r"ledger\.db: cannot be opened as a database \(file is not a database\)"):
@@ -119,7 +119,7 @@ def test_what_is_no_database_is_said_to_be_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_transaction_is_whole_whatever_is_raised(tmp_path: Path, error: type[BaseException]) -> None:
+def test_transaction_is_rolled_back_on_any_exception(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "ledger.db"
     with closing(database.connect(path, (FIRST,))) as connection:
         with pytest.raises(error), database.transaction(connection):
@@ -133,7 +133,7 @@ def test_a_transaction_is_whole_whatever_is_raised(tmp_path: Path, error: type[B
     assert rows(path) == [("2026-03-03", 1)]
 
 
-def test_a_backup_is_consistent_and_replaces_the_one_before(tmp_path: Path) -> None:
+def test_backup_is_consistent_and_replaces_an_older_file(tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     with closing(database.connect(tmp_path / "ledger.db", (FIRST,))) as connection:
         for day in ("2026-03-01", "2026-03-02"):
@@ -142,7 +142,7 @@ def test_a_backup_is_consistent_and_replaces_the_one_before(tmp_path: Path) -> N
             assert rows(copy)[-1] == (day, 1)
 
 
-def test_a_killed_writer_loses_what_it_had_not_committed_and_nothing_else(tmp_path: Path) -> None:
+def test_killed_writer_loses_only_uncommitted_rows(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     code = f"""
     import pathlib, time

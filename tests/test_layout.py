@@ -136,22 +136,24 @@ def no_catch_all(path: str, tree: ast.Module) -> Iterator[str]:
 
 def nothing_unpickles(path: str, tree: ast.Module) -> Iterator[str]:
     for node, module in imported(path, tree):
-        first, last = module.split(".")[0], module.split(".")[-1]
+        first = module.split(".")[0]
+        last = module.split(".")[-1]
         if first in PICKLE_MODULES or last in PICKLE_FUNCTIONS or module in ("torch.load", "torch.save", "numpy.load"):
             yield f"{where(path, node)}: imports {module}, which reads or writes pickles"
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
-        owner, name = ast.unparse(node.func.value), node.func.attr
-        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        owner = ast.unparse(node.func.value)
+        name = node.func.attr
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
         if name in PICKLE_FUNCTIONS or (owner in ("torch", "torch.jit") and name in ("load", "save")):
             yield f"{where(path, node)}: {owner}.{name} reads or writes a pickle; use safetensors, parquet or json"
-        if owner in ("np", "numpy") and name == "load" and given.get("allow_pickle") != "False":
+        if owner in ("np", "numpy") and name == "load" and options.get("allow_pickle") != "False":
             yield f"{where(path, node)}: np.load without allow_pickle=False"
-        if "trust_remote_code" in given and given["trust_remote_code"] != "False":
+        if "trust_remote_code" in options and options["trust_remote_code"] != "False":
             yield f"{where(path, node)}: trust_remote_code runs code from a model's folder"
         is_model = owner.split(".")[-1].startswith("AutoModel") and name == "from_pretrained"
-        is_plain = given.get("use_safetensors") == "True" or "gguf_file" in given  # GGUF holds arrays, no objects
+        is_plain = options.get("use_safetensors") == "True" or "gguf_file" in options  # GGUF holds arrays, no objects
         if is_model and not is_plain:
             yield f"{where(path, node)}: {owner}.from_pretrained without use_safetensors=True may read a pickle"
 
@@ -236,8 +238,8 @@ def test_a_cycle_of_files_is_detected() -> None:
 
 
 def test_files_functions_and_classes_stay_short() -> None:
-    found = [key for path in OURS for key in too_long(path.relative_to(ROOT).as_posix(), path.read_text())]
-    assert sorted(found) == sorted(LONG_WITH_REASON), "too long without a reason, or a reason without need"
+    long = [key for path in OURS for key in too_long(path.relative_to(ROOT).as_posix(), path.read_text())]
+    assert sorted(long) == sorted(LONG_WITH_REASON), "too long without a reason, or a reason without need"
 
 
 @pytest.mark.parametrize(

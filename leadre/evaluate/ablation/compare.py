@@ -124,7 +124,13 @@ def _cells(
             seeds = by_seed.keys() & measures[row.against].keys()
             ours = _average(by_seed, seeds)
             theirs = _average(measures[row.against], seeds)
-            compared.append((row.name, "diff", Ratio(top_U=ours.top_U - theirs.top_U, base_U=ours.base_U)))
+            compared.append(
+                (
+                    row.name,
+                    "diff",
+                    Ratio(numerator_U=ours.numerator_U - theirs.numerator_U, denominator_U=ours.denominator_U),
+                )
+            )
     if compared:
         values_BM = metrics.bootstrap([ratio for *_, ratio in compared], resamples=resamples, seed=seed)
         for (name, kind, ratio), values_B in zip(compared, values_BM.T, strict=True):
@@ -136,7 +142,9 @@ def _cells(
 def _average(by_seed: Mapping[int, Ratio | float], seeds: Any) -> Ratio:
     """Return the mean over these seeds, user by user; all seeds share the requests, hence the denominators."""
     ratios = [ratio for s, ratio in by_seed.items() if s in seeds and isinstance(ratio, Ratio)]
-    return Ratio(top_U=np.mean([ratio.top_U for ratio in ratios], axis=0), base_U=ratios[0].base_U)
+    return Ratio(
+        numerator_U=np.mean([ratio.numerator_U for ratio in ratios], axis=0), denominator_U=ratios[0].denominator_U
+    )
 
 
 def write(folder: Path, rows: Sequence[AblationRow], *, run: str, split: str) -> None:

@@ -68,7 +68,7 @@ def test_chosen_rows_are_compared_among_themselves():
 
 def test_seeds_are_averaged_and_differences_paired_by_seed():
     def ratio(*tops):
-        return Ratio(top_U=np.array(tops, float), base_U=np.ones(len(tops)))
+        return Ratio(numerator_U=np.array(tops, float), denominator_U=np.ones(len(tops)))
 
     rows = compose(TUNE, DPO, ("words", "dpo", "no-guard"))
     found = {

@@ -116,7 +116,7 @@ def test_measures_match_hand_computed_values(logs, tests):
     ideal = 1 + 1 / np.log2(3)
     assert measures["ndcg@10"].mean == pytest.approx((1 / ideal + 1 / np.log2(3) + 0) / 3)
     assert measures["gmv@10"].mean == pytest.approx((70 + 5) / (100 + 5 + 0))
-    assert measures["recall@10"].top_U.tolist() == [1.5, 0.0]
+    assert measures["recall@10"].numerator_U.tolist() == [1.5, 0.0]
 
 
 def test_compare_returns_the_documented_shape(logs, tests):
