@@ -1,7 +1,7 @@
-"""Banners: an ad, a size and two URLs -> HTML. Templates escape whatever an advertiser wrote.
+"""Banners: an ad, a size and two URLs -> HTML. Templates escape every text of the advertiser.
 
-A banner is a block of colour, the same for all ads of an advertiser, with a picture and a price where there are some.
-Its text is as large as fits: estimated here, so that no script has to run in the page. Lengths are CSS pixels.
+A banner is a block of the advertiser's colour with a title, and the picture and the price that the ad has. The font
+size of the title is the largest that fits, estimated here so that no script runs in the page. Lengths are CSS pixels.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from markupsafe import escape
 
 from leadre.types import Ad, Size
 
-# White text stands out from each by 7:1 or more (WCAG 2.2, success criterion 1.4.6).
+# White text has a contrast of 7:1 or more on each (WCAG 2.2, success criterion 1.4.6).
 COLOURS = ("#1e40af", "#115e59", "#9a3412", "#9f1239", "#5b21b6", "#166534", "#075985", "#86198f")
 SIGNS = {"EUR": "€", "GBP": "£", "INR": "₹", "USD": "$"}
-WHOLE = frozenset({"CLP", "ISK", "JPY", "KRW", "PYG", "VND"})  # currencies without a smaller unit
+NO_MINOR_UNIT = frozenset({"CLP", "ISK", "JPY", "KRW", "PYG", "VND"})  # currencies
 
-LINE = 1.3  # height of a line; with less, some fonts lose the feet of their letters where a text is cut off
-LETTER = 0.6  # width of a bold letter in the widest of the common fonts; one of Chinese, Japanese, Korean takes two
-LEAST = 12  # a title's smallest font
-BREAK = 3  # letters of a line that stay empty, as a word does not fit any more
+LINE_HEIGHT = 1.3  # with less, some fonts lose their descenders where a text is cut off
+LETTER_WIDTH = 0.6  # of a bold letter in the widest common font; Chinese, Japanese and Korean ones are twice as wide
+MIN_TITLE = 12  # font of a title
+LINE_SLACK = 3  # letters of a line that stay empty because the next word does not fit
 
-Shape = Literal["row", "box", "tall"]  # side by side; below each other; the same with much room
+Shape = Literal["row", "box", "tall"]  # parts side by side; below each other; below each other with more room
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,10 +40,10 @@ class Plan:
     button: int
     small: int  # font of the brand and the description
     price: int  # font
-    title: int  # font of the title at its largest
+    title: int  # largest font of the title
     image: int
     has_brand: bool
-    is_narrow: bool  # a price has no room beside the other parts: it stands below the title, or above the button
+    is_narrow: bool  # no room for a price beside the other parts: it is below the title, or above the button
 
 
 @lru_cache
@@ -60,7 +60,7 @@ def templates(package: str = "leadre.creative") -> jinja2.Environment:
 
 
 def banner(ad: Ad, size: Size, *, click_url: str, impression_url: str) -> str:
-    """HTML of ``size`` pixels that links to ``click_url`` and asks for ``impression_url`` once when it is shown."""
+    """HTML of ``size`` pixels that links to ``click_url`` and loads ``impression_url`` once when it is shown."""
     price = shown_price(ad.price_nanos, ad.price_currency)
     word = max(map(_letters, ad.title.split()), default=0)
     fields = (len(price), bool(ad.image_url), bool(ad.description))
@@ -78,8 +78,8 @@ def banner(ad: Ad, size: Size, *, click_url: str, impression_url: str) -> str:
 
 
 def shown_price(nanos: int, currency: str) -> str:
-    """A price as people read it: $2.44, CHF 1,200.00, JPY 300; "" for none, and for what would be read as none."""
-    places = 0 if currency in WHOLE else 2
+    """A price as text: $2.44, CHF 1,200.00, JPY 300; "" for a price that is or rounds to 0."""
+    places = 0 if currency in NO_MINOR_UNIT else 2
     unit = 10 ** (9 - places)
     whole, cents = divmod((nanos + unit // 2) // unit, 10**places)
     if not (whole or cents):
@@ -89,33 +89,33 @@ def shown_price(nanos: int, currency: str) -> str:
 
 @lru_cache(maxsize=256)
 def plan(size: Size) -> Plan:
-    """How the parts of a banner share its room."""
+    """The layout of a banner of this size."""
     width, height = size
     short = min(size)
     if width > 2 * height:
-        pad = _within(height // 8, 4, 24)
+        pad = _clamp(height // 8, 4, 24)
         return Plan(
             shape="row",
             pad=pad,
             gap=pad,
-            button=_within(min(height * 2 // 5, width // 8), 20, 56),
-            small=_within(height // 7, 11, 18),
-            price=_within(min(height // 4, width // 16), 14, 40),
-            title=_within(height // 4, 14, 40),
+            button=_clamp(min(height * 2 // 5, width // 8), 20, 56),
+            small=_clamp(height // 7, 11, 18),
+            price=_clamp(min(height // 4, width // 16), 14, 40),
+            title=_clamp(height // 4, 14, 40),
             image=max(1, height - 2 * pad),
             has_brand=height >= 60 and width >= 4 * height,
             is_narrow=width < 4 * height,
         )
     is_tall = height > 1.5 * width
-    pad = _within(short // 15, 16, 24)  # the label has its corner to itself
+    pad = _clamp(short // 15, 16, 24)  # room for the label in the corner
     return Plan(
         shape="tall" if is_tall else "box",
         pad=pad,
         gap=pad * 2 // 3,
-        button=_within(short // 6, 24, 48),
-        small=_within(short // 18, 12, 16),
-        price=_within(short // 9, 18, 32),
-        title=_within(short // 7, 20, 40),
+        button=_clamp(short // 6, 24, 48),
+        small=_clamp(short // 18, 12, 16),
+        price=_clamp(short // 9, 18, 32),
+        title=_clamp(short // 7, 20, 40),
         image=max(1, min(width - 2 * pad, height // 3) if is_tall else height // 3),
         has_brand=True,
         is_narrow=width < 160,
@@ -126,29 +126,32 @@ def plan(size: Size) -> Plan:
 def _fit(
     size: Size, letters: int, word: int, price_letters: int, has_image: bool, has_description: bool
 ) -> tuple[int, int]:
-    """(font size, lines) of the largest title that has room; the smallest, cut off, where none has.
+    """(font size, lines) of the largest title that fits; of the smallest one, which is cut off, if none fits.
 
-    ``word`` is the length of the longest, which is broken only where it has no line in the smallest font either.
+    ``word``: length of the longest word. A word is broken only if no line in the smallest font holds it.
     """
     width, height = size
-    own = plan(size)
-    high, wide = height - 2 * own.pad, width - 2 * own.pad
-    high -= int(own.small * LINE) + 4 if own.has_brand else 0
-    high -= int(own.price * LINE) + 4 if own.is_narrow and price_letters else 0
-    if own.shape == "row":
-        wide -= own.button + 2 * own.pad + (own.image + own.gap if has_image else 0)
-        wide -= int(price_letters * LETTER * own.price) + own.gap if price_letters and not own.is_narrow else 0
+    layout = plan(size)
+    room_height = height - 2 * layout.pad
+    room_width = width - 2 * layout.pad
+    room_height -= int(layout.small * LINE_HEIGHT) + 4 if layout.has_brand else 0
+    room_height -= int(layout.price * LINE_HEIGHT) + 4 if layout.is_narrow and price_letters else 0
+    if layout.shape == "row":
+        has_price_column = price_letters and not layout.is_narrow
+        room_width -= layout.button + 2 * layout.pad + (layout.image + layout.gap if has_image else 0)
+        room_width -= int(price_letters * LETTER_WIDTH * layout.price) + layout.gap if has_price_column else 0
     else:
-        high -= own.button + own.gap + (own.image + own.gap if has_image else 0)
-        described = _description_lines(own.shape, has_image) if has_description else 0
-        high -= int(own.small * LINE * described) + 6 if described else 0
-    least = max(LEAST, own.title // 2)
-    word = word if word <= wide / (least * LETTER) else 0
-    for px in range(own.title, least, -1):
-        lines, in_line = max(1, int(high / (px * LINE))), wide / (px * LETTER)
-        if word <= in_line and letters <= lines * (in_line - (BREAK if lines > 1 else 0)):
+        description_lines = _description_lines(layout.shape, has_image) if has_description else 0
+        room_height -= layout.button + layout.gap + (layout.image + layout.gap if has_image else 0)
+        room_height -= int(layout.small * LINE_HEIGHT * description_lines) + 6 if description_lines else 0
+    min_px = max(MIN_TITLE, layout.title // 2)
+    word = word if word <= room_width / (min_px * LETTER_WIDTH) else 0
+    for px in range(layout.title, min_px, -1):
+        lines = max(1, int(room_height / (px * LINE_HEIGHT)))
+        in_line = room_width / (px * LETTER_WIDTH)
+        if word <= in_line and letters <= lines * (in_line - (LINE_SLACK if lines > 1 else 0)):
             return px, lines
-    return least, max(1, int(high / (least * LINE)))
+    return min_px, max(1, int(room_height / (min_px * LINE_HEIGHT)))
 
 
 def _description_lines(shape: Shape, has_image: bool) -> int:
@@ -157,32 +160,32 @@ def _description_lines(shape: Shape, has_image: bool) -> int:
 
 @lru_cache(maxsize=1024)
 def _frame(size: Size, title_px: int, title_lines: int, has_image: bool, has_price: bool, has_description: bool) -> str:
-    """The banner of a size with fields, as `str.format` has them, for what differs between ads; sizes are few."""
+    """The banner of a size, with a `str.format` field for each text and URL of an ad; cached, as sizes are few."""
     width, height = size
-    own = plan(size)
+    layout = plan(size)
     return (
         templates()
         .get_template("banner.html")
         .render(
-            plan=own,
-            line=LINE,
+            plan=layout,
+            line=LINE_HEIGHT,
             width=width,
             height=height,
             title_px=title_px,
             title_lines=title_lines,
-            description_lines=_description_lines(own.shape, has_image) if has_description else 0,
+            description_lines=_description_lines(layout.shape, has_image) if has_description else 0,
             has_image=has_image,
             has_price=has_price,
         )
     )
 
 
-def _within(value: int, least: int, most: int) -> int:
-    return max(least, min(value, most))
+def _clamp(value: int, low: int, high: int) -> int:
+    return max(low, min(value, high))
 
 
 def _letters(text: str) -> int:
-    """Its width in letters of the Latin alphabet."""
+    """The width of a text in Latin letters."""
     if text.isascii():
         return len(text)
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)

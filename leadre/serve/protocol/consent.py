@@ -1,8 +1,8 @@
-"""What one request allows: deny by default. Pure.
+"""Permissions of a request from its privacy signals: denied by default. Pure.
 
-A TC string is IAB Europe's TCF v2 core segment: fixed fields, then two lists of vendors (who has consent, whose
-legitimate interest was not objected to), then what the publisher restricts. Bits are read from the left. Segments
-after the first dot concern publishers and are not read.
+A TC string is IAB Europe's TCF v2 core segment: fixed fields, then two lists of vendors (with consent; with a
+legitimate interest that the user did not object to), then the publisher's restrictions. Bits are read from the left.
+Segments after the first dot concern publishers and are not read.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from leadre.errors import LeadreError
 from leadre.types import Permissions, Signals
 
-MAX_CHARACTERS = 8192  # of a TC string that is read; real ones have a few hundred
+MAX_CHARACTERS = 8192  # of a TC string; real ones have a few hundred
 GPP_TCF_EU = 2  # the GPP section that is a TC string: GDPR applies
 
-# Where the fields of the core segment start, in bits.
+# The first bits of fields of the core segment.
 _PURPOSE_CONSENTS, _PURPOSE_INTERESTS, _VENDORS = 152, 176, 213
 
 
 class MalformedConsent(LeadreError, ValueError):
-    """A TC string that cannot be decoded, which `permissions` takes for a refusal."""
+    """A TC string that cannot be decoded. `permissions` treats it as a refusal."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,10 +31,10 @@ class Consent:
     """The core segment as far as it concerns one vendor. Purposes are 1 to 24."""
 
     purpose_consents: frozenset[int]
-    purpose_interests: frozenset[int]  # legitimate interests that were told and not objected to
+    purpose_interests: frozenset[int]  # legitimate interests that were disclosed and not objected to
     has_vendor_consent: bool
     has_vendor_interest: bool
-    restricted: frozenset[int]  # purposes that the publisher restricts for the vendor, in whatever way
+    restricted: frozenset[int]  # purposes that the publisher restricts for the vendor, by any type of restriction
 
 
 class _Bits:
@@ -42,18 +42,18 @@ class _Bits:
 
     def __init__(self, text: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", text, re.ASCII):
-            raise MalformedConsent("holds a character that is not base64url, or none")
+            raise MalformedConsent("is empty or holds a character that is not base64url")
         whole = urlsafe_b64decode(text + "A" * (-len(text) % 4))
         self._bits = format(int.from_bytes(whole, "big"), f"0{8 * len(whole)}b")[: 6 * len(text)]
         self.at = 0
 
     def take(self, width: int) -> str:
-        """The next bits as they stand, "0" and "1"."""
-        taken = self._bits[self.at : self.at + width]
-        if len(taken) < width:
+        """The next ``width`` bits, as "0" and "1"."""
+        bits = self._bits[self.at : self.at + width]
+        if len(bits) < width:
             raise MalformedConsent(f"ends at bit {len(self._bits)}, before bit {self.at + width}")
         self.at += width
-        return taken
+        return bits
 
     def number(self, width: int) -> int:
         return int(self.take(width), 2)
@@ -62,27 +62,28 @@ class _Bits:
         return frozenset(purpose for purpose, bit in enumerate(self.take(24), start=1) if bit == "1")
 
     def has_in_ranges(self, vendor_id: int) -> bool:
-        """Whether a list of single vendors and ranges names the vendor; the cursor moves behind it."""
-        found = False
+        """Whether a list of single vendors and ranges has the vendor; moves the cursor behind the list."""
+        is_listed = False
         for _ in range(self.number(12)):
             is_range, first = divmod(self.number(17), 1 << 16)
             last = self.number(16) if is_range else first
             if first > last:
-                raise MalformedConsent(f"a range goes from vendor {first} back to {last}")
-            found |= first <= vendor_id <= last
-        return found
+                raise MalformedConsent(f"a range of vendors starts at {first} and ends at {last}")
+            is_listed |= first <= vendor_id <= last
+        return is_listed
 
     def has_vendor(self, vendor_id: int) -> bool:
         """The same for a vendor section: a highest ID, then ranges or a bit for each vendor up to it."""
-        most, is_ranges = self.number(16), self.take(1) == "1"
+        max_id = self.number(16)
+        is_ranges = self.take(1) == "1"
         if is_ranges:
-            return self.has_in_ranges(vendor_id) and 0 < vendor_id <= most
-        flags = self.take(most)
-        return 0 < vendor_id <= most and flags[vendor_id - 1] == "1"
+            return self.has_in_ranges(vendor_id) and 0 < vendor_id <= max_id
+        flags = self.take(max_id)
+        return 0 < vendor_id <= max_id and flags[vendor_id - 1] == "1"
 
 
 def decode(text: str, vendor_id: int) -> Consent:
-    """What a TC string says to one vendor of the Global Vendor List. Raises MalformedConsent."""
+    """The content of a TC string for one vendor of the Global Vendor List. Raises MalformedConsent."""
     if len(text) > MAX_CHARACTERS:
         raise MalformedConsent(f"{len(text)} characters, more than {MAX_CHARACTERS}")
     bits = _Bits(text.partition(".")[0])
@@ -94,10 +95,12 @@ def decode(text: str, vendor_id: int) -> Consent:
     bits.at = _PURPOSE_INTERESTS
     interests = bits.purposes()
     bits.at = _VENDORS
-    has_consent, has_interest = bits.has_vendor(vendor_id), bits.has_vendor(vendor_id)
+    has_consent = bits.has_vendor(vendor_id)
+    has_interest = bits.has_vendor(vendor_id)
     restricted = set()
     for _ in range(bits.number(12)):
-        purpose, _kind = bits.number(6), bits.number(2)
+        purpose = bits.number(6)
+        bits.number(2)  # the type of the restriction
         if bits.has_in_ranges(vendor_id):
             restricted.add(purpose)
     return Consent(
@@ -117,12 +120,12 @@ def permissions(
     legitimate_interests: Collection[int] = (),
     has_dsa: bool = False,
 ) -> Permissions:
-    """What may be done for a request. ``vendor_id`` is ours on the Global Vendor List; 0 (on no list) is granted none.
+    """The permissions of a request. ``vendor_id``: the bidder's on the Global Vendor List; 0 (not listed) gets none.
 
-    ``when_absent`` is whether GDPR applies where nobody says; a TC string, or GPP's section for one, says that it does.
-    ``legitimate_interests`` are the purposes registered under that basis, of 2 and 7; the others take consent. Any US,
-    GPP, child or opt-out signal leaves context alone: those strings are not decoded, so that none is read too kindly.
-    ``has_dsa`` is whether bids carry the object that a request may ask for.
+    ``when_absent``: whether GDPR applies without a ``gdpr`` signal; a TC string or GPP's section for one implies it.
+    ``legitimate_interests``: the purposes among 2 and 7 registered under that basis; the others need consent. Any US,
+    GPP, child or opt-out signal leaves contextual ads alone: these strings are not decoded, so that none is read as
+    more permissive than it is. ``has_dsa``: whether bids carry the DSA object that a request may require.
     """
     if signals.dsa_required >= 2 and not has_dsa:
         return Permissions()
@@ -143,7 +146,7 @@ def permissions(
 
 
 def _granted(text: str, vendor_id: int, legitimate_interests: Collection[int]) -> frozenset[int]:
-    """The purposes that a TC string grants us; none where it is malformed."""
+    """The purposes that a TC string grants the vendor; none if it is malformed."""
     try:
         consent = decode(text, vendor_id)
     except MalformedConsent:

@@ -1,12 +1,12 @@
 """OpenRTB 2.6 JSON, and 2.5 where it differs: bytes to `leadre.types` and back. Pure; no clock, no socket.
 
-Money crosses here and nowhere else. On the wire a price is a float CPM; inside it is whole nanos of one impression,
+This file alone converts money. On the wire a price is a float CPM; inside it is whole nanos of one impression,
 1,000,000 to the unit of CPM. Floors are rounded up and prices down, so that no rounding undercuts a floor or overbids.
 
-What a request says about privacy may stand twice, in the place of 2.6 and under ``ext``. Both are read, the stricter
-wins: GDPR applies if one says so; two TC strings that differ are replaced by `CONTRADICTION`, which nothing decodes;
-an opt-out of sale beats any other US privacy string; a GPP string counts wherever it stands, and its sections are those
-of both; GPC is on where one sets it; of two DSA requirements the higher holds.
+A request may have its privacy signals twice, at the place of 2.6 and under ``ext``. Both copies are read and the
+stricter one wins: GDPR applies if one copy declares it; two TC strings that differ are replaced by `CONTRADICTION`,
+which no decoder accepts; an opt-out of sale beats any other US privacy string; a GPP string counts in either copy, and
+its sections are those of both; GPC is on if one copy sets it; of two DSA requirements the higher one holds.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from leadre.serve.protocol import openrtb_schema as wire
 from leadre.types import Bid, Impression, Request, Signals, Size
 from leadre.units import NANOS_PER_CPM
 
-MAX_NANOS = 2**63 - 1  # a floor above it stands for itself: no bid reaches either
-MAX_ASKED = 100  # imps and currencies of one request; the others are left unanswered
+MAX_NANOS = 2**63 - 1  # higher floors are cut to it: no bid reaches either
+MAX_ITEMS = 100  # imps and currencies of one request that are read; the others are ignored
 CONTRADICTION = "?"  # in place of a TC string: no decoder accepts it
-XHTML_BANNER = 2  # AdCOM's creative subtype of what we render
+XHTML_BANNER = 2  # AdCOM's creative subtype of the bidder's banners
 DSA_REQUIRED = 2  # and above: bids without a DSA object are not accepted
 
 Rates = Mapping[tuple[str, str], Fraction]  # (from, to) -> units of `to` for one of `from`
@@ -42,7 +42,7 @@ NO_RATES: Rates = MappingProxyType({})
 
 
 class NoBid(enum.IntEnum):
-    """Why there is no bid (`nbr`). Below 500 they are OpenRTB's; the others are ours."""
+    """Reasons for no bid (`nbr`). Those below 500 are OpenRTB's, the others this bidder's."""
 
     INVALID = 2
     UNMATCHED_USER = 8
@@ -58,7 +58,7 @@ class NoBid(enum.IntEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rendered:
-    """A bid with all that goes onto the wire beside it. ``dsa`` is the object of the Digital Services Act extension."""
+    """A bid with its creative and URLs. ``dsa``: the object of the Digital Services Act extension."""
 
     bid: Bid
     adm: str
@@ -79,55 +79,60 @@ _MACRO = re.compile(r"\$\{(AUCTION_[A-Z_]+)(:B64)?\}")
 
 
 def read(body: bytes) -> Request:
-    """A bid request. Places that cannot hold a banner of ours, or are sold to deals only, are left out of ``imps``.
+    """A bid request. ``imps`` has no imp that takes no HTML banner or is sold to deals only.
 
-    Raises BadRequest for JSON that is malformed or too deep, a missing or empty id, an empty ``imp``, two of one id, a
-    negative ``tmax``, and a wrong type in a field that is acted on.
+    Raises BadRequest for JSON that is malformed or too deep, a missing or empty id, an empty ``imp``, two imps of one
+    id, a negative ``tmax``, and a wrong type in a field that is read.
     """
-    asked = _decode(body)
-    if not asked.id:
+    request = _decode(body)
+    if not request.id:
         raise BadRequest("id", "is empty")
-    if not asked.imp:
+    if not request.imp:
         raise BadRequest("imp", "is empty; a request has at least one")
-    if (asked.tmax or 0) < 0:
-        raise BadRequest("tmax", f"{asked.tmax} ms is negative")
+    if (request.tmax or 0) < 0:
+        raise BadRequest("tmax", f"{request.tmax} ms is negative")
     seen: set[str] = set()
-    for number, imp in enumerate(asked.imp):
+    for number, imp in enumerate(request.imp):
         if not imp.id or imp.id in seen:
             raise BadRequest(f"imp[{number}].id", f"{imp.id!r} is taken by another" if imp.id else "is empty")
         seen.add(imp.id)
-    banners = [imp for imp in asked.imp[:MAX_ASKED] if imp.banner is not None and _holds_ours(imp.banner)]
+    banners = [imp for imp in request.imp[:MAX_ITEMS] if imp.banner is not None and _takes_html(imp.banner)]
     public = [imp for imp in banners if imp.pmp is None or imp.pmp.private_auction != 1]
-    place = asked.site or asked.app or wire.Inventory()
-    device, user = asked.device or wire.Device(), asked.user or wire.User()
+    inventory = request.site or request.app or wire.Inventory()
+    device = request.device or wire.Device()
+    user = request.user or wire.User()
     geo = device.geo or wire.Geo()
     return Request(
-        request_id=asked.id,
+        request_id=request.id,
         imps=tuple(_impression(imp) for imp in public),
         user_id=_user_id(user),
-        signals=_signals(asked.regs or wire.Regs(), user, device),
-        tmax_ms=asked.tmax or 0,
-        currencies=tuple(dict.fromkeys(code.upper() for code in (asked.cur or ())[:MAX_ASKED])) or ("USD",),
-        site=(place.domain or "").lower() or place.bundle or _host(place.page or ""),
-        page=place.page or "",
-        publisher_id=(place.publisher.id if place.publisher else None) or "",
-        categories=tuple(dict.fromkeys([*(place.cat or ()), *(place.sectioncat or ()), *(place.pagecat or ())])),
+        signals=_signals(request.regs or wire.Regs(), user, device),
+        tmax_ms=request.tmax or 0,
+        currencies=tuple(dict.fromkeys(code.upper() for code in (request.cur or ())[:MAX_ITEMS])) or ("USD",),
+        site=(inventory.domain or "").lower() or inventory.bundle or _host(inventory.page or ""),
+        page=inventory.page or "",
+        publisher_id=(inventory.publisher.id if inventory.publisher else None) or "",
+        categories=tuple(
+            dict.fromkeys([*(inventory.cat or ()), *(inventory.sectioncat or ()), *(inventory.pagecat or ())])
+        ),
         segments=tuple(
-            dict.fromkeys(each.id for data in user.data or () for each in data.segment or () if each.id is not None)
+            dict.fromkeys(
+                segment.id for data in user.data or () for segment in data.segment or () if segment.id is not None
+            )
         ),
         country=(geo.country or "").upper(),
         region=geo.region or "",
         language=(device.language or "").lower(),
         device_type=device.devicetype or 0,
         ip=truncated(device.ip or device.ipv6 or ""),
-        cattax=asked.cattax or 1,
-        allowed_categories=frozenset(asked.acat or ()),
-        blocked_categories=frozenset(asked.bcat or ()),
-        blocked_domains=frozenset(domain.lower() for domain in asked.badv or ()),
-        allowed_seats=frozenset(asked.wseat or ()),
-        blocked_seats=frozenset(asked.bseat or ()),
+        cattax=request.cattax or 1,
+        allowed_categories=frozenset(request.acat or ()),
+        blocked_categories=frozenset(request.bcat or ()),
+        blocked_domains=frozenset(domain.lower() for domain in request.badv or ()),
+        allowed_seats=frozenset(request.wseat or ()),
+        blocked_seats=frozenset(request.bseat or ()),
         has_deals_only=bool(banners) and not public,
-        is_test=asked.test == 1,
+        is_test=request.test == 1,
     )
 
 
@@ -146,8 +151,8 @@ def _decode(body: bytes) -> wire.Request:
         raise BadRequest("body", "is nested too deeply") from fault
 
 
-def _holds_ours(banner: wire.Banner) -> bool:
-    """Whether an HTML banner with an image is among what the place takes."""
+def _takes_html(banner: wire.Banner) -> bool:
+    """Whether the imp takes an HTML banner with an image."""
     mimes = banner.mimes or ["text/html"]
     return XHTML_BANNER not in (banner.btype or ()) and any(mime.startswith(("text/html", "image/")) for mime in mimes)
 
@@ -166,7 +171,7 @@ def _impression(imp: wire.Imp) -> Impression:
 
 
 def _sizes(formats: Iterable[wire.Size]) -> tuple[Size, ...]:
-    """Those in pixels; a ratio is none. () = the place does not say."""
+    """Sizes in pixels, without ratios; () if the imp names none."""
     return tuple(dict.fromkeys((f.w, f.h) for f in formats if f.w and f.h and f.w > 0 < f.h))
 
 
@@ -183,7 +188,7 @@ def _user_id(user: wire.User) -> str:
 
 
 def _signals(regs: wire.Regs, user: wire.User, device: wire.Device) -> Signals:
-    """Both copies in one, the stricter of each; the head of this file says what that is."""
+    """The stricter of both copies of each signal, by the rules in the docstring of this file."""
     copies = (regs, regs.ext or wire.RegsExt())
     gdpr = {copy.gdpr for copy in copies}
     consents = {text for text in (user.consent, user.ext.consent if user.ext else None) if text}
@@ -205,7 +210,7 @@ def _signals(regs: wire.Regs, user: wire.User, device: wire.Device) -> Signals:
 def _host(url: str) -> str:
     try:
         return urlsplit(url).hostname or ""
-    except ValueError:  # brackets that are no address
+    except ValueError:  # an invalid address in brackets
         return ""
 
 
@@ -231,14 +236,14 @@ def nanos(cpm: float, *, up: bool) -> int:
 
 
 def paid_nanos(text: str) -> int | None:
-    """What came back for ``${AUCTION_PRICE}``. None: bill nothing; it is AUDIT, a macro nobody filled in, no price."""
+    """The price filled in for ``${AUCTION_PRICE}``. None, to bill nothing, for AUDIT, an unfilled macro or no price."""
     if not re.fullmatch(r"\d{1,12}(\.\d{1,30})?([eE][+-]?\d{1,2})?", text, re.ASCII):
         return None
     return min(math.floor(Fraction(text) * NANOS_PER_CPM), MAX_NANOS)
 
 
 def convert(amount_nanos: int, source: str, target: str, rates: Rates = NO_RATES, *, up: bool) -> int | None:
-    """An amount in another currency, in whole nanos. None where ``rates`` cannot say; a currency is always its own."""
+    """An amount in another currency, in whole nanos. None if ``rates`` lacks the pair; the same currency needs none."""
     if source == target:
         return amount_nanos
     rate = rates.get((source, target))
@@ -255,34 +260,34 @@ def write(
     rates: Rates = NO_RATES,
     fills_macros: bool = False,
 ) -> bytes:
-    """A bid response in the currency of the request that most of the bids can be had in, the first of several.
+    """A bid response in the currency of the request that most bids can be converted to, the first of several.
 
-    Left out is what the caller would reject: a bid without an ID, imp or creative, for an imp that was not asked for,
-    at a price of 0 (we hold no deals), without a way into the currency, without the DSA object that is required.
-    ``fills_macros`` where the caller is a page: it does not substitute them, and pays what it is asked.
+    It leaves out bids that the caller would reject: without an ID, imp or creative, for an imp that the request does
+    not have, at a price of 0 (the bidder holds no deals), without a rate to the currency, without a required DSA
+    object. ``fills_macros``: the caller is a page, which substitutes no macros and pays the bid price.
     """
     priced = {cur: list(_priced(request, bids, cur, rates)) for cur in request.currencies}
     currency = max(priced, key=lambda cur: len(priced[cur]))  # the first of equals
-    made = [_bid(request, each, price, currency, seat, fills_macros) for each, price in priced[currency]]
-    if not made:
+    wire_bids = [_bid(request, bid, price, currency, seat, fills_macros) for bid, price in priced[currency]]
+    if not wire_bids:
         return _ENCODER.encode(wire.Response(id=request.request_id))
     return _ENCODER.encode(
-        wire.Response(id=request.request_id, seatbid=[wire.SeatBid(seat=seat, bid=made)], cur=currency)
+        wire.Response(id=request.request_id, seatbid=[wire.SeatBid(seat=seat, bid=wire_bids)], cur=currency)
     )
 
 
 def no_bid(request: Request, reason: NoBid, *, is_debug: bool = False) -> tuple[int, bytes]:
-    """Status and body of an answer without a bid; the reason is told to tests and in debugging alone."""
+    """HTTP status and body of a response without a bid; only tests and debugging get the reason."""
     if not (request.is_test or is_debug):
         return 204, b""
     return 200, _ENCODER.encode(wire.Response(id=request.request_id, nbr=reason))
 
 
 def substitute(text: str, values: Mapping[str, str]) -> str:
-    """Fill ``${AUCTION_ID}`` and the like from names to values; ``:B64`` behind a name asks for URL-safe base64.
+    """Fill macros such as ``${AUCTION_ID}`` from ``values``, by name; ``:B64`` behind a name is URL-safe base64.
 
-    Other values are percent-encoded: macros stand in URLs, and an ID that is another's must not end one. A macro that
-    is not in ``values`` stays for who knows it.
+    Other values are percent-encoded: macros are parts of URLs, and an ID of the caller must not end one. A macro that
+    is not in ``values`` is left to the exchange.
     """
 
     def filled(macro: re.Match[str]) -> str:
@@ -295,15 +300,15 @@ def substitute(text: str, values: Mapping[str, str]) -> str:
 
 
 def _priced(request: Request, bids: Sequence[Rendered], currency: str, rates: Rates) -> Iterator[tuple[Rendered, int]]:
-    """The bids that can be sent in a currency, and their prices in its nanos."""
-    asked = {imp.imp_id for imp in request.imps}
-    for each in bids:
-        bid = each.bid
+    """The bids that can be sent in a currency, with their prices in its nanos."""
+    imp_ids = {imp.imp_id for imp in request.imps}
+    for rendered in bids:
+        bid = rendered.bid
         price_nanos = convert(bid.price_nanos, bid.currency, currency, rates, up=False)
-        is_whole = bid.bid_id and bid.ad_id and bid.imp_id in asked
-        lacks_dsa = request.signals.dsa_required >= DSA_REQUIRED and each.dsa is None
+        is_whole = bid.bid_id and bid.ad_id and bid.imp_id in imp_ids
+        lacks_dsa = request.signals.dsa_required >= DSA_REQUIRED and rendered.dsa is None
         if is_whole and not lacks_dsa and price_nanos is not None and price_nanos > 0:
-            yield each, price_nanos
+            yield rendered, price_nanos
 
 
 def _bid(

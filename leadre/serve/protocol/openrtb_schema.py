@@ -1,7 +1,7 @@
-"""What is acted on of a bid request, as it stands on the wire, and a bid response (OpenRTB 2.6, section 3 and 4).
+"""Wire format: the fields of a bid request that the bidder reads, and a bid response (OpenRTB 2.6, sections 3 and 4).
 
-Fields that are not named are skipped unread, unknown values of a list are kept as numbers, null is absent. Of a
-request, `Regs` and `User` are what 2.6 says, their ``ext`` what 2.5 and its extensions said.
+Other fields are skipped, unknown values of a list are kept as numbers, null is absent. `Regs` and `User` hold the
+fields of 2.6, their ``ext`` those of 2.5 and its extensions.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def test_null_is_absent():
 
 
 def test_no_more_than_a_hundred_imps_are_answered():
-    assert len(asked(imp=[BANNER | {"id": str(n)} for n in range(300)]).imps) == openrtb.MAX_ASKED == 100
+    assert len(asked(imp=[BANNER | {"id": str(n)} for n in range(300)]).imps) == openrtb.MAX_ITEMS == 100
 
 
 @pytest.mark.parametrize(
