@@ -1,11 +1,11 @@
-"""A bidder's state as an artifact, copied while it serves, and back again.
+"""Backup of a bidder's state as an artifact, written while the bidder serves, and its restore.
 
-What is copied later may know more than what was copied before, and nothing knows of what is missing:
+Files are copied in an order that keeps them consistent: a later copy may contain more than an earlier one, never less.
 
-    ledger      its last booked record is in the log, which is copied behind it
-    tables      their position first; whatever is in them beyond it is in the log, and is not put there twice
-    log         its last record may be cut off in the middle; that is mended here
-    book        has every campaign and ad that the others name, as none is ever deleted
+    ledger      first; the last record that it posted is in the log, which is copied later
+    tables      their position before their rows: rows beyond it are in the log too, and compaction skips them
+    log         its last record may be cut off; the backup truncates it
+    manage.db   last; it has every campaign and ad that the others name, as none is ever deleted
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from leadre.store import erased
 from leadre.store.lmdb.store import LmdbStore
 
 BACKUP = artifact.Kind("backup", 1)
-STATE, LISTS = "state", "lists"  # folders of a backup; there are no lists where the store is a server
+STATE, LISTS = "state", "lists"  # folders of a backup; LISTS is absent if the store is a server
 
 
 def write(paths: StatePaths, folder: Path) -> artifact.Artifact:
-    """Copy the state into a new folder. InputError where there is none, or the folder holds something."""
+    """Copy the state into a new folder. InputError if there is no state, or the folder is not empty."""
     if not paths.ledger.exists():
         raise InputError(f"{paths.folder}: holds no state of a bidder that has served; check --state")
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: is there already; name a new folder, so that no backup is lost")
     with (
-        erased.locked(paths.erased),  # so that it has no half of a user
-        artifact.create(folder, kind=BACKUP, config={}, seed=0, parents=[]) as made,
+        erased.locked(paths.erased),  # no erasure runs meanwhile, so the copy has all of a user or nothing
+        artifact.create(folder, kind=BACKUP, config={}, seed=0, parents=[]) as temporary,
     ):
-        made.chmod(0o700)  # it names users, and holds what tokens are signed with
-        copy = StatePaths(folder=made / STATE, store="")
+        temporary.chmod(0o700)  # the backup names users, and contains the keys of event tokens
+        copy = StatePaths(folder=temporary / STATE, store="")
         copy.folder.mkdir()
         _copy_database(paths.ledger, schema.MIGRATIONS, copy.ledger)
         _copy_files([paths.tables / training.POSITION, *_visible(paths.tables)], paths.tables, copy.tables)
@@ -52,71 +52,73 @@ def write(paths: StatePaths, folder: Path) -> artifact.Artifact:
         _check(copy)
         lists = _lists_of(paths)
         if lists is not None:
-            (made / LISTS).mkdir()
+            (temporary / LISTS).mkdir()
             with closing(LmdbStore(lists)) as store:
-                store.copy(made / LISTS)
+                store.copy(temporary / LISTS)
     return artifact.read(folder, BACKUP)
 
 
 def restore(folder: Path, paths: StatePaths) -> None:
-    """Make the state in ``paths`` that of a backup: whole, or not there.
+    """Restore a backup as the state in ``paths``, completely or not at all.
 
-    InputError where a state is there already, ArtifactError where the backup is damaged.
+    InputError if ``paths`` has a state already, ArtifactError if the backup is damaged.
     """
     backup = artifact.read(folder, BACKUP)
-    lists, home = _lists_of(paths), paths.folder.absolute()
-    inside = lists is not None and lists.is_relative_to(home)
-    for free in [paths.folder] + ([] if lists is None or inside else [lists]):
-        if free.exists() and any(free.iterdir()):
-            runs = durable.is_locked(event_log.lock_of(paths.events))
+    lists = _lists_of(paths)
+    state = paths.folder.absolute()
+    is_inside = lists is not None and lists.is_relative_to(state)
+    for target in [paths.folder] + ([] if lists is None or is_inside else [lists]):
+        if target.exists() and any(target.iterdir()):
+            is_running = durable.is_locked(event_log.lock_of(paths.events))
             raise InputError(
-                f"{free}: "
-                + ("a bidder runs on it; stop it, and " if runs else "is not empty; ")
+                f"{target}: "
+                + ("a bidder runs on it; stop it, and " if is_running else "is not empty; ")
                 + "move it away first"
             )
     temporary = paths.folder.with_name(f".{paths.folder.name}.restored")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(backup.path / STATE, temporary)
     if lists is not None and (backup.path / LISTS).exists():
-        target = temporary / lists.relative_to(home) if inside else lists
+        target = temporary / lists.relative_to(state) if is_inside else lists
         shutil.copytree(backup.path / LISTS, target, dirs_exist_ok=True)
-    os.sync()  # before the name: a power cut must not leave a state without its bytes
+    os.sync()  # before the rename: after a power cut, a named state must have its content
     temporary.rename(paths.folder)
     durable.sync_folder(paths.folder.parent)
 
 
 def _copy_database(path: Path, migrations: Sequence[str], copy: Path) -> None:
-    """As of its last commit; whoever writes does not wait."""
+    """Copy a database as of its last commit; its writer does not wait."""
     with closing(database.connect(path, migrations, read_only=True)) as connection:
         database.backup(connection, copy)
 
 
 def _copy_files(files: Sequence[Path], root: Path, copy: Path) -> None:
+    """Copy files to the same place below ``copy`` that they have below ``root``."""
     for file in files:
         target = copy / file.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # retention was faster, or there was none yet
+        with suppress(FileNotFoundError):  # retention removed the file meanwhile, or it does not exist yet
             shutil.copy(file, target)
 
 
 def _visible(folder: Path) -> list[Path]:
-    """The finished files under a folder, but for the position of the tables."""
-    names = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != training.POSITION)
-    return [path for path in names if not path.name.startswith(".")]
+    """Finished files below a folder, except the position of the tables."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != training.POSITION)
+    return [path for path in files if not path.name.startswith(".")]
 
 
 def _check(copy: StatePaths) -> None:
-    """Mend the end of the log, and look whether books and log agree. InputError where they do not."""
-    with EventLog(copy.events) as log, Ledger(copy.ledger) as books:
-        faults = books.verify()
-        if books.log_number > log.last:
-            faults.append(f"record {books.log_number} is booked, and the log ends at {log.last}")
+    """Truncate an incomplete last record of the log, and verify ledger and log. InputError if they disagree."""
+    with EventLog(copy.events) as log, Ledger(copy.ledger) as ledger:
+        faults = ledger.verify()
+        if ledger.log_number > log.last:
+            faults.append(f"record {ledger.log_number} is posted, and the log ends at {log.last}")
     event_log.lock_of(copy.events).unlink()
     if faults:
-        raise InputError(f"the books do not add up, and no backup is made of them: {'; '.join(faults)}")
+        raise InputError(f"the ledger does not add up, so no backup was written: {'; '.join(faults)}")
 
 
 def _lists_of(paths: StatePaths) -> Path | None:
-    """The folder of the store; None where it is a server, which has backups of its own."""
+    """The folder of the store; None if it is a server, which has backups of its own."""
     kind, _, folder = paths.store.partition(":")
     return Path(folder).absolute() if kind == "lmdb" else None

@@ -1,4 +1,4 @@
-"""`leadre serve` as a subprocess, as its users and its operator see it."""
+"""`leadre serve` as a subprocess, driven over HTTP as its users and its operator do."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from leadre.serve.manage.auth import ApiKeys
 from leadre.store import open_store
 from leadre.store.contract import Store, StoredList
 
-PATIENCE_S = 60.0  # for what should be a matter of a second on a machine that does nothing else
+PATIENCE_S = 60.0  # guards against a hang; a quiet machine needs a second
 
 
 class Bidder:
-    """A bidder over the run ``served`` below ``work``; ``flags`` are those of the verb. Use it in a ``with``.
-
-    ``operator`` is a key that may do everything.
-    """
+    """A bidder over the run ``served`` below ``work``, for a ``with``. ``operator`` is an operator's key."""
 
     def __init__(self, work: Path, state: Path, *flags: str, store: str = "") -> None:
-        self.work, self.state, self.flags = work, state, flags
+        self.work = work
+        self.state = state
+        self.flags = flags
         self.store_spec = store or f"lmdb:{state / 'lists'}"
-        self.port, self.manage_port = _free_port(), _free_port()
+        self.port = _free_port()
+        self.manage_port = _free_port()
         self._said: list[str] = []
         self._process: subprocess.Popen[str] | None = None
-        records = ManageDatabase(state / "manage.db")
-        self.operator = ApiKeys(records).create("the tests", 1)[1]
-        records.close()
+        database = ManageDatabase(state / "manage.db")
+        self.operator = ApiKeys(database).create("the tests", 1)[1]
+        database.close()
         self.http = httpx.Client(timeout=30.0, limits=httpx.Limits(max_connections=64))
 
     def __enter__(self) -> Bidder:
@@ -55,18 +55,18 @@ class Bidder:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Run it, and wait until every process of it answers."""
+        """Start the bidder and wait until all of its processes respond."""
         command = [sys.executable, "-m", "leadre", "serve", "--work", str(self.work), "--run", "served"]
         command += ["--state", str(self.state), "--store", self.store_spec, "--exploration", "0"]
         command += ["--port", str(self.port), "--manage-port", str(self.manage_port), *self.flags]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True, errors="replace")
-        threading.Thread(target=self._hear, args=(self._process.stderr,), daemon=True).start()
+        threading.Thread(target=self._read_stderr, args=(self._process.stderr,), daemon=True).start()
         until(lambda: self._answers(f"{self.url}/readyz") and "writer" not in self.away(), "ready", self.said)
         until(lambda: self._answers(f"http://127.0.0.1:{self.manage_port}/health"), "managed", self.said)
 
     def stop(self) -> int:
-        """Tell it to end (SIGTERM); its exit status."""
+        """Send SIGTERM and wait; returns the exit status."""
         assert self._process is not None
         if self._process.poll() is None:
             self._process.terminate()
@@ -75,12 +75,12 @@ class Bidder:
         return status
 
     def terminate(self) -> None:
-        """Tell it to end, without waiting."""
+        """Send SIGTERM without waiting."""
         assert self._process is not None
         self._process.terminate()
 
     def said(self) -> str:
-        """All that it has told whoever started it."""
+        """All lines that the bidder wrote to stderr."""
         return "".join(self._said)
 
     def pids(self, role: str) -> list[int]:
@@ -94,7 +94,7 @@ class Bidder:
             os.kill(pid, number)
 
     def kill(self, role: str) -> None:
-        """Kill a role's processes, and wait until others have taken their place."""
+        """Kill a role's processes, and wait until the supervisor has replaced them."""
         old = self.pids(role)
         self.signal(role, signal.SIGKILL)
         until(lambda: len(self.pids(role)) == len(old) and not set(old) & set(self.pids(role)), f"a new {role}")
@@ -104,11 +104,11 @@ class Bidder:
         return self.http.post(f"{self.url}/openrtb2/{route}", json=bid_request(**fields))
 
     def bids(self, **fields: Any) -> list[dict[str, Any]]:
-        """The bids for it, none for a no-bid."""
+        """The bids of the response; none for a no-bid."""
         return bids_in(self.ask(**fields))
 
     def manage(self, method: str, path: str, body: object = None, key: str | None = None, **query: str) -> Any:
-        """What the management API answers, to the operator by default. AssertionError unless it is content."""
+        """The JSON that the management API returns, to the operator by default. AssertionError for an error status."""
         answer = self.http.request(
             method,
             f"http://127.0.0.1:{self.manage_port}{path}",
@@ -120,7 +120,7 @@ class Bidder:
         return answer.json()
 
     def campaign(self, **fields: Any) -> tuple[str, str]:
-        """(campaign, its only ad), made by the operator for an account of its own."""
+        """Create a campaign with one ad in an account of its own: (campaign ID, ad ID)."""
         name = os.urandom(6).hex()
         usual = {"name": name, "advertiser_id": name, "bid_type": "cpm", "bid_nanos": 2_000_000}
         self.manage("PUT", f"/campaigns/{name}", usual | fields)
@@ -140,9 +140,9 @@ class Bidder:
         until(lambda: workers <= self.bidding(user_id, ad_ids[0]), f"bids for {user_id!r}")
 
     def bidding(self, user_id: str, ad_id: str) -> set[str]:
-        """Which workers bid an ad for a user, asked a few times in tests that leave no trace."""
-        asked = [self.fresh(user={"id": user_id}, test=1) for _ in range(8)]
-        return {worker_of(bids[0]) for bids in asked if bids and bids[0]["crid"] == ad_id}
+        """The workers that bid an ad for a user, among eight test requests, which count nowhere."""
+        responses = [self.fresh(user={"id": user_id}, test=1) for _ in range(8)]
+        return {worker_of(bids[0]) for bids in responses if bids and bids[0]["crid"] == ad_id}
 
     def fresh(self, **fields: Any) -> list[dict[str, Any]]:
         """Bids over a new connection, which any worker may take."""
@@ -156,7 +156,7 @@ class Bidder:
         return {name: sum(day[name] for day in days if day["campaign_id"] == campaign_id) for name in names}
 
     def away(self) -> list[str]:
-        """What `/readyz` calls away."""
+        """The parts that `/readyz` reports as away."""
         away: list[str] = self.http.get(f"{self.url}/readyz").json()["away"]
         return away
 
@@ -164,9 +164,9 @@ class Bidder:
         """The bidder's store, for the caller to close."""
         return open_store(self.store_spec)
 
-    def _hear(self, said: IO[str]) -> None:
-        with said:
-            self._said.extend(said)
+    def _read_stderr(self, stderr: IO[str]) -> None:
+        with stderr:
+            self._said.extend(stderr)
 
     def _answers(self, url: str) -> bool:
         assert self._process is not None
@@ -184,30 +184,30 @@ def bid_request(**fields: Any) -> dict[str, Any]:
 
 
 def bids_in(answer: httpx.Response) -> list[dict[str, Any]]:
-    """The bids of an answer that is none of ours to be ashamed of."""
+    """The bids of a response. AssertionError for an error status."""
     assert answer.status_code in (200, 204), (answer.status_code, answer.text)
     seats = answer.json().get("seatbid", []) if answer.content else []
     return [bid for seat in seats for bid in seat["bid"]]
 
 
 def worker_of(bid: dict[str, Any]) -> str:
-    """Which worker has made it."""
+    """The worker that made the bid."""
     return str(bid["id"]).split("-")[0]
 
 
 def event_urls(bid: dict[str, Any]) -> dict[str, str]:
-    """Where the page and the exchange report what became of a bid, by kind of event."""
-    found = [html.unescape(url) for url in re.findall(r"http://127[^\"'\s<>)]+", bid["adm"])]
-    urls = {url.split("/e/")[1].split("?")[0]: url for url in found}
+    """URLs at which the page and the exchange report events of a bid, by kind."""
+    urls_in_ad = [html.unescape(url) for url in re.findall(r"http://127[^\"'\s<>)]+", bid["adm"])]
+    urls = {url.split("/e/")[1].split("?")[0]: url for url in urls_in_ad}
     filled = {kind: bid[kind].replace("${AUCTION_PRICE}", str(bid["price"])) for kind in ("nurl", "burl")}
     return urls | {"win": filled["nurl"], "bill": filled["burl"]}
 
 
-def until(condition: Any, what: str, told: Any = str, within_s: float = PATIENCE_S) -> float:
-    """Wait for it; how many seconds that took."""
+def until(condition: Any, what: str, details: Any = str, within_s: float = PATIENCE_S) -> float:
+    """Wait until ``condition()`` is true; returns the seconds that it took. ``details()`` is shown if it never is."""
     start_s = time.monotonic()
     while not condition():
-        assert time.monotonic() - start_s < within_s, f"not {what} within {within_s:.0f} s\n{told()}"
+        assert time.monotonic() - start_s < within_s, f"not {what} within {within_s:.0f} s\n{details()}"
         time.sleep(0.02)
     return time.monotonic() - start_s
 

@@ -1,4 +1,4 @@
-"""A book in a folder of its own, and campaigns and ads that pass every check."""
+"""A campaign store in a folder of its own, and campaigns and ads that pass validation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_ad(ad_id="a1", **fields):
 
 
 def make_token(now_us, nanos, **fields):
-    """What a bid of ``nanos`` for the ad of `make_ad` carries through its URLs, for ten minutes."""
+    """The event token of a bid of ``nanos`` for the ad of `make_ad`, valid for ten minutes."""
     usual = {"bid_id": "b", "request_id": "r", "imp_id": "1", "ad_id": "a1", "campaign_id": "c1", "user_id": ""}
     usual |= {"charge_type": "cpm", "price_cap_nanos": nanos, "charge_nanos": nanos, "currency": "USD"}
     usual |= {"lease_id": 0, "reserved_nanos": nanos, "cap_id": "", "nonce": nonce()}
@@ -65,7 +65,7 @@ def book(desk):
 
 @pytest.fixture
 def reader(desk, manage_db):
-    """A bid worker's connection."""
+    """A read-only connection, as bid workers have."""
     connection = database.connect(manage_db, records.MIGRATIONS, read_only=True)
     yield connection
     connection.close()

@@ -158,7 +158,7 @@ def test_books_that_do_not_add_up_are_not_kept_as_a_backup(served, tmp_path):
     with Traffic(served):
         pass
     shutil.rmtree(served.events)
-    with pytest.raises(InputError, match=r"record \d+ is booked, and the log ends at 0"):
+    with pytest.raises(InputError, match=r"record \d+ is posted, and the log ends at 0"):
         backup.write(served, tmp_path / "backup")
     assert not (tmp_path / "backup").exists()
 

@@ -34,24 +34,25 @@ def free_port():
 
 @contextmanager
 def serving(work, *flags):
-    """(base URL of bids, of the management API, the process, what it says) of `leadre serve`; killed in the end."""
-    port, manage_port = free_port(), free_port()
+    """Run `leadre serve`: (base URL of bids, of the management API, the process, the file of its stderr)."""
+    port = free_port()
+    manage_port = free_port()
     command = [sys.executable, "-m", "leadre", "serve", "--work", str(work), "--run", "r", *flags]
     command += ["--port", str(port), "--manage-port", str(manage_port)]
-    said = work / f"said-{port}.txt"
-    with said.open("wb") as stderr:
+    log = work / f"stderr-{port}.txt"
+    with log.open("wb") as stderr:
         running = subprocess.Popen(command, stderr=stderr, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     bids, manages = (f"http://127.0.0.1:{number}" for number in (port, manage_port))
     try:
-        wait_until(lambda: "writer" not in get(f"{bids}/readyz")["away"], running, said)
-        wait_until(lambda: get(f"{manages}/health"), running, said)
-        yield bids, manages, running, said
+        wait_until(lambda: "writer" not in get(f"{bids}/readyz")["away"], running, log)
+        wait_until(lambda: get(f"{manages}/health"), running, log)
+        yield bids, manages, running, log
     finally:
-        running.kill()  # its children end when it has gone
+        running.kill()  # its child processes end when it has ended
         running.wait()
 
 
-def wait_until(condition, running, said):
+def wait_until(condition, running, log):
     end_s = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -59,7 +60,7 @@ def wait_until(condition, running, said):
                 return
         except OSError:
             pass
-        assert running.poll() is None and time.monotonic() < end_s, said.read_text()
+        assert running.poll() is None and time.monotonic() < end_s, log.read_text()
         time.sleep(0.1)
 
 
@@ -71,9 +72,9 @@ def get(url, key=""):
 
 def bid_and_show(url, number):
     """One bid whose impression and bill are reported."""
-    asked = {"id": str(number), "imp": [{"id": "1", "banner": {"w": 300, "h": 250}}], "tmax": 2000}
-    asked |= {"user": {"id": f"user-{number % 5}"}, "site": {"domain": "news.example"}}
-    body = json.dumps(asked).encode()
+    bid_request = {"id": str(number), "imp": [{"id": "1", "banner": {"w": 300, "h": 250}}], "tmax": 2000}
+    bid_request |= {"user": {"id": f"user-{number % 5}"}, "site": {"domain": "news.example"}}
+    body = json.dumps(bid_request).encode()
     with urllib.request.urlopen(f"{url}/openrtb2/bid", body, timeout=10) as answer:
         bid = json.loads(answer.read())["seatbid"][0]["bid"][0]
     for event in (
@@ -85,7 +86,7 @@ def bid_and_show(url, number):
 
 
 def spent(manages, key):
-    """What the reports say, by campaign."""
+    """(impressions, charged nanos) by campaign, from the reports of the management API."""
     day_s = 86_400
     span = [time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + days * day_s)) for days in (-1, 1)]
     rows = get(f"{manages}/reports/campaigns?since={span[0]}&until={span[1]}", key)["items"]
@@ -93,9 +94,9 @@ def spent(manages, key):
 
 
 @pytest.mark.slow
-def test_a_bidder_that_was_killed_goes_on_elsewhere_from_its_backup(work, tmp_path, capsys):
-    with serving(work, "--generate", "false") as (bids, manages, running, said):
-        (key,) = re.findall(r"an operator's key, shown only now: (\S+)", said.read_text())
+def test_killed_bidder_continues_elsewhere_from_its_backup(work, tmp_path, capsys):
+    with serving(work, "--generate", "false") as (bids, manages, running, log):
+        (key,) = re.findall(r"an operator's key, shown only now: (\S+)", log.read_text())
         for number in range(20):
             bid_and_show(bids, number)
         run = ["--work", str(work), "--run", "r"]
@@ -104,14 +105,14 @@ def test_a_bidder_that_was_killed_goes_on_elsewhere_from_its_backup(work, tmp_pa
         before = spent(manages, another)
         assert sum(impressions for impressions, _ in before.values()) == 20
         assert main(["serve", "backup", *run, "--to", str(tmp_path / "backup")]) == 0
-        bid_and_show(bids, 20)  # which the backup does not know
+        bid_and_show(bids, 20)  # later than the backup
         os.kill(running.pid, signal.SIGKILL)
     state = str(tmp_path / "elsewhere")
     assert main(["serve", "restore", *run, "--backup", str(tmp_path / "backup")]) == 2
     assert "move it away first" in capsys.readouterr().err
     assert main(["serve", "restore", *run, "--backup", str(tmp_path / "backup"), "--state", state]) == 0
-    with serving(work, "--generate", "false", "--state", state) as (bids, manages, _, said):
-        assert "an operator's key" not in said.read_text()
+    with serving(work, "--generate", "false", "--state", state) as (bids, manages, _, log):
+        assert "an operator's key" not in log.read_text()
         assert spent(manages, key) == before
         bid_and_show(bids, 21)
         assert sum(impressions for impressions, _ in spent(manages, another).values()) == 21

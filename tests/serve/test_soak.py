@@ -27,11 +27,16 @@ KEPT_MB = 5 / 1024  # a request that can be explained; the writer keeps the last
 
 
 class Traffic:
-    """What users of one bidder do, and what came of it; ``told`` counts bids and acknowledged events."""
+    """Users of one bidder; ``counts`` has bids and acknowledged events."""
 
     def __init__(self, bidder, ad_id):
-        self.bidder, self.ad_id, self.rng = bidder, ad_id, random.Random(0)
-        self.told, self.late_s, self.gone, self.sizes_mb = Counter(), [], [], defaultdict(list)
+        self.bidder = bidder
+        self.ad_id = ad_id
+        self.rng = random.Random(0)
+        self.counts = Counter()
+        self.latencies_s = []
+        self.erased = []
+        self.sizes_mb = defaultdict(list)
         self._lock = threading.Lock()
 
     def visit(self, number):
@@ -40,29 +45,29 @@ class Traffic:
         start_s = time.monotonic()
         bids = bids_in(self.bidder.ask(user={"id": user}, tmax=TMAX_MS))
         with self._lock:
-            self.late_s.append(time.monotonic() - start_s)
-            self.told["bids"] += len(bids)
+            self.latencies_s.append(time.monotonic() - start_s)
+            self.counts["bids"] += len(bids)
         for bid in bids:
             urls = event_urls(bid)
             for kind in ("imp", "bill", *(["click"] if number % 5 == 0 else [])):
                 self.report(kind, urls[kind], bid["crid"])
 
     def report(self, kind, url, ad_id):
-        """Again while the answer is that the disk is behind, as exchanges and pages do."""
+        """Send an event until the writer takes it, as exchanges and pages do."""
         while (status := self.bidder.http.get(url).status_code) == 503:
             with self._lock:
-                self.told["again"] += 1
+                self.counts["again"] += 1
             time.sleep(0.2)
         assert status in (200, 204, 302), (kind, status)
         with self._lock:
-            self.told[kind, ad_id] += 1
+            self.counts[kind, ad_id] += 1
 
     def disturb(self, threads):
-        """Somebody is erased while they may be browsing; the ad is paused for a moment."""
-        self.gone.append(f"user-{self.rng.randrange(5000):04d}")
+        """Erase a user who may be browsing; pause the ad for a moment."""
+        self.erased.append(f"user-{self.rng.randrange(5000):04d}")
         for action in ("pause", "resume"):
             self.bidder.manage("POST", f"/ads/{self.ad_id}/{action}")
-        return threads.submit(self.bidder.manage, "DELETE", "/users", user_id=self.gone[-1])
+        return threads.submit(self.bidder.manage, "DELETE", "/users", user_id=self.erased[-1])
 
     def weigh(self, pids):
         for role, pid in pids:
@@ -70,15 +75,15 @@ class Traffic:
             self.sizes_mb[role, pid].append(pages * 4096 / 2**20)
 
     def grown_mb(self):
-        """Of each process, from the first to the last quarter."""
+        """(role, pid) -> growth of the resident memory from the first to the last quarter, in MiB."""
         quarters = {key: (mb[: len(mb) // 4 or 1], mb[-(len(mb) // 4 or 1) :]) for key, mb in self.sizes_mb.items()}
         return {key: statistics.mean(last) - statistics.mean(first) for key, (first, last) in quarters.items()}
 
     def summary(self, took_s):
-        late_ms = sorted(1000 * late_s for late_s in self.late_s)
-        p50, p99 = (late_ms[int(share * len(late_ms))] for share in (0.5, 0.99))
-        rate = len(late_ms) / took_s
-        return f"{rate:.1f} requests/s for {took_s:.0f} s: p50 {p50:.0f} ms, p99 {p99:.0f} ms, {dict(self.told)}"
+        latencies_ms = sorted(1000 * latency_s for latency_s in self.latencies_s)
+        p50, p99 = (latencies_ms[int(share * len(latencies_ms))] for share in (0.5, 0.99))
+        rate = len(latencies_ms) / took_s
+        return f"{rate:.1f} requests/s for {took_s:.0f} s: p50 {p50:.0f} ms, p99 {p99:.0f} ms, {dict(self.counts)}"
 
 
 def processes(bidder):
@@ -86,36 +91,41 @@ def processes(bidder):
 
 
 @pytest.mark.parametrize("seconds", [float(os.environ.get("LEADRE_SOAK_S", "600"))])
-def test_a_steady_rate_leaves_memory_and_books_in_order(work, tmp_path, seconds):
-    """With erasures, pauses, a backup in mid-run, and a budget that ends."""
-    state, count = tmp_path / "state", int(RATE * seconds)
+def test_steady_traffic_leaves_memory_bounded_and_the_ledger_in_order(work, tmp_path, seconds):
+    """With erasures, pauses, a backup during the run, and a budget that is exhausted."""
+    state = tmp_path / "state"
+    count = int(RATE * seconds)
     budget_nanos = count // 4 * PRICE_NANOS
     with Bidder(work, state, "--workers", "2", "--generate", "false") as bidder, ThreadPoolExecutor(16) as threads:
         campaign_id, ad_id = bidder.campaign(bid_nanos=PRICE_NANOS, total_nanos=budget_nanos)
         bidder.list_for("listed", ad_id)
-        traffic, pids, begun_s, under_way = Traffic(bidder, ad_id), processes(bidder), time.monotonic(), []
+        traffic = Traffic(bidder, ad_id)
+        pids = processes(bidder)
+        started_s = time.monotonic()
+        futures = []
         for number in range(count):
-            time.sleep(max(0.0, begun_s + number / RATE - time.monotonic()))
-            under_way.append(threads.submit(traffic.visit, number))
+            time.sleep(max(0.0, started_s + number / RATE - time.monotonic()))
+            futures.append(threads.submit(traffic.visit, number))
             if number % (RATE * 30) == RATE * 15:
-                under_way.append(traffic.disturb(threads))
+                futures.append(traffic.disturb(threads))
             if number > count // 5 and number % RATE == 0:
                 traffic.weigh(pids)
             if number == count // 2:
-                made = backup.write(StatePaths(folder=state, store=bidder.store_spec), tmp_path / "backup")
-        for each in under_way:
-            each.result()
-        told, grown = traffic.told, traffic.grown_mb()
-        print(f"\n{traffic.summary(time.monotonic() - begun_s)}; grown MiB {list(grown.values())}")
+                artifact = backup.write(StatePaths(folder=state, store=bidder.store_spec), tmp_path / "backup")
+        for future in futures:
+            future.result()
+        counts = traffic.counts
+        grown = traffic.grown_mb()
+        print(f"\n{traffic.summary(time.monotonic() - started_s)}; grown MiB {list(grown.values())}")
         report = bidder.report(campaign_id)
         assert report == recount(state / "events", campaign_id)
-        assert (report["impressions"], report["clicks"]) == (told["imp", ad_id], told["click", ad_id])
-        assert report["charged_nanos"] == told["bill", ad_id] * PRICE_NANOS <= budget_nanos
-        assert [user for user in traffic.gone if holding(state, user)] == []
-        assert pids == processes(bidder), "none has died"
+        assert (report["impressions"], report["clicks"]) == (counts["imp", ad_id], counts["click", ad_id])
+        assert report["charged_nanos"] == counts["bill", ad_id] * PRICE_NANOS <= budget_nanos
+        assert [user for user in traffic.erased if holding(state, user)] == []
+        assert pids == processes(bidder), "no process died"
         kept_mb = {"writer": 0.6 * count * KEPT_MB}  # what came from the first to the last quarter of what was weighed
         assert all(mb < GROWTH_MB + kept_mb.get(role, 0) for (role, _), mb in grown.items()), grown
     restored = StatePaths(folder=tmp_path / "restored", store=f"lmdb:{tmp_path / 'restored' / 'lists'}")
-    backup.restore(made.path, restored)
-    with Ledger(restored.ledger) as books:
-        assert books.verify() == [] and 0 < books.spent(campaign_id) <= budget_nanos
+    backup.restore(artifact.path, restored)
+    with Ledger(restored.ledger) as ledger:
+        assert ledger.verify() == [] and 0 < ledger.spent(campaign_id) <= budget_nanos

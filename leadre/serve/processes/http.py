@@ -156,7 +156,9 @@ class App:
 
     async def _bid(self, route: str, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         arrived_s = scope.get(ARRIVED, self._clock.monotonic_s())
-        outcome, status, body = "bad", 400, b""
+        outcome = "bad"
+        status = 400
+        body = b""
         if not await self._queue.admit(arrived_s):
             outcome, status = "shed", 204
             if route == "auction":

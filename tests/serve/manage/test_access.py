@@ -1,7 +1,7 @@
-"""Every endpoint, every key, a foreign account: nothing is readable or changeable that should not be.
+"""Every endpoint with every key and with IDs of another account: access is refused where it should be.
 
-The sweep is made from the API's own description (OpenAPI): a new endpoint is in it from its first day, with a body that
-its schema allows. Whoever adds a parameter of a new name is told by `test_the_sweep_knows_what_to_send`.
+The calls are generated from the API's own description (OpenAPI): a new endpoint is covered at once, with a body that
+its schema allows. `test_generated_calls_are_valid` fails for a parameter of an unknown name.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Place:
         for account in ("acme", "bolt"):
             book.put_campaign(make_campaign(f"c-{account}", advertiser_id=account, name=f"{account}'s plan"))
             book.put_ad(make_ad(f"a-{account}", campaign_id=f"c-{account}", advertiser_id=account))
-        made = {name: keys.create(name, 1, account) for name, account in HOLDERS.items()}
-        keys.revoke(made["revoked"][0].key_id, 2)
-        self.key_id = {name: about.key_id for name, (about, _) in made.items()}
-        shown = {name: key for name, (_, key) in made.items()}
+        created = {name: keys.create(name, 1, account) for name, account in HOLDERS.items()}
+        keys.revoke(created["revoked"][0].key_id, 2)
+        self.key_id = {name: about.key_id for name, (about, _) in created.items()}
+        shown = {name: key for name, (_, key) in created.items()}
         self.secrets = [shown["bolt"].split(".")[1], self.key_id["bolt"], "c-bolt", "a-bolt", "bolt's plan", "k-user"]
         self.headers = {name: {"Authorization": f"Bearer {key}"} for name, key in shown.items()}
         self.headers |= {
@@ -113,9 +113,9 @@ class Operation:
     @property
     def ids(self):
         """Where an ID that belongs to somebody stands, and its name."""
-        found = [(each["in"], each["name"]) for each in self.about.get("parameters", ())]
-        found += [("body", name) for name in self.body_properties()]
-        return [f"{where}.{name}" for where, name in found if name.endswith("_id") and name not in ANYBODYS]
+        described = [(parameter["in"], parameter["name"]) for parameter in self.about.get("parameters", ())]
+        described += [("body", name) for name in self.body_properties()]
+        return [f"{where}.{name}" for where, name in described if name.endswith("_id") and name not in ANYBODYS]
 
     def body_properties(self):
         content = self.about.get("requestBody", {}).get("content", {})
@@ -126,13 +126,17 @@ class Operation:
         """Without a reference, and of alternatives the first that is not null."""
         if "$ref" in schema:
             return self.resolved(self.schemas[schema["$ref"].rsplit("/", 1)[1]])
-        kinds = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
+        kinds = [kind for kind in schema.get("anyOf", ()) if kind.get("type") != "null"]
         return self.resolved(kinds[0]) if kinds else schema
 
     def calls(self, key_ids, accounts) -> Iterator[Call]:
-        """Every action of the path, with each ID each account's; an account "" leaves an optional ID out."""
+        """Every action of the path, with parameter ID parameter account's; an account "" leaves an optional ID out."""
         parameters = self.about.get("parameters", ())
-        enums = {each["name"]: each["schema"]["enum"] for each in parameters if each["in"] == "path" and _enum(each)}
+        enums = {
+            parameter["name"]: parameter["schema"]["enum"]
+            for parameter in parameters
+            if parameter["in"] == "path" and _enum(parameter)
+        }
         for owners in itertools.product(accounts, repeat=len(self.ids)):
             whose = dict(zip(self.ids, owners, strict=True))
             for actions in itertools.product(*enums.values()):
@@ -140,21 +144,23 @@ class Operation:
 
     def _call(self, whose, actions, key_ids):
         path, query = self.path, dict(SPAN)
-        for each in self.about.get("parameters", ()):
-            name = each["name"]
-            value = actions.get(name) or self.value(name, each["schema"], whose.get(f"{each['in']}.{name}"), key_ids)
-            if each["in"] == "path":
+        for parameter in self.about.get("parameters", ()):
+            name = parameter["name"]
+            value = actions.get(name) or self.value(
+                name, parameter["schema"], whose.get(f"{parameter['in']}.{name}"), key_ids
+            )
+            if parameter["in"] == "path":
                 path = path.replace(f"{{{name}}}", value)
             elif value is not None:
                 query[name] = value
         body = None
         if properties := self.body_properties():
-            made = {
+            created = {
                 name: self.value(name, schema, whose.get(f"body.{name}"), key_ids)
                 for name, schema in properties.items()
                 if name not in DATES
             }
-            body = {name: value for name, value in made.items() if value is not None}
+            body = {name: value for name, value in created.items() if value is not None}
         return Call(self.method, path, query, body, whose)
 
     def value(self, name, schema, owner, key_ids):
@@ -193,8 +199,8 @@ def operations(api, headers):
 
 @pytest.fixture
 def place(tmp_path):
-    with Place(tmp_path) as made:
-        yield made
+    with Place(tmp_path) as created:
+        yield created
 
 
 @pytest.fixture
@@ -204,22 +210,22 @@ def places(tmp_path):
     return lambda: Place(tmp_path / str(next(numbers)))
 
 
-def test_every_route_is_described_and_wants_a_key(place):
-    found = operations(place.api, place.headers["acme"])
+def test_every_route_is_described_and_requires_a_key(place):
+    described = operations(place.api, place.headers["acme"])
     routes = place.api.app.routes
     assert all(isinstance(route, APIRoute) for route in routes), "a route that the sweep cannot read"
-    assert {route.path for route in routes} == {each.path for each in found} | set(UNDESCRIBED) | PAGES
-    for each in found:
-        assert bool(each.about.get("security")) != (each.path in OPEN), each.name
-        assert each.about["summary"] and each.about["description"], each.name
-        assert each.path in OPEN or "401" in each.about["responses"], each.name
+    assert {route.path for route in routes} == {operation.path for operation in described} | set(UNDESCRIBED) | PAGES
+    for operation in described:
+        assert bool(operation.about.get("security")) != (operation.path in OPEN), operation.name
+        assert operation.about["summary"] and operation.about["description"], operation.name
+        assert operation.path in OPEN or "401" in operation.about["responses"], operation.name
 
 
-def test_the_sweep_knows_what_to_send(places, place):
+def test_generated_calls_are_valid(places, place):
     """An operator's call of every operation for an account is let in: so no other is refused for a mistake in it."""
-    found = operations(place.api, place.headers["operator"])
-    assert len(found) >= 20
-    for operation in found:
+    described = operations(place.api, place.headers["operator"])
+    assert len(described) >= 20
+    for operation in described:
         for number, _ in enumerate(operation.calls(place.key_id, ("acme",))):
             with places() as fresh:
                 call = list(operation.calls(fresh.key_id, ("acme",)))[number]
@@ -228,7 +234,7 @@ def test_the_sweep_knows_what_to_send(places, place):
 
 
 @pytest.mark.parametrize("holder", ["nobody", "wrong", "basic", "revoked", "another's secret"])
-def test_without_a_key_in_force_nothing_opens(place, holder):
+def test_calls_without_a_key_in_force_are_refused(place, holder):
     before = place.rows()
     calls = [Call("GET", path, {}, None) for path in UNDESCRIBED]
     for operation in operations(place.api, place.headers["operator"]):
@@ -241,7 +247,7 @@ def test_without_a_key_in_force_nothing_opens(place, holder):
     assert place.rows() == before and place.around.calls == []
 
 
-def test_an_account_neither_reads_nor_changes_another(places, place):
+def test_account_neither_reads_nor_changes_another(places, place):
     """Each ID of each call may be its own, another's or nobody's; what is another's is as if it were not there."""
     swept = 0
     for operation in operations(place.api, place.headers["operator"]):
@@ -263,12 +269,12 @@ def test_an_account_neither_reads_nor_changes_another(places, place):
                     assert answer.json() == {"items": [], "next": None}, call
                 if owners == {"bolt"} and call.method != "GET":  # what does not exist gives the very same answer
                     absent = dict.fromkeys(call.owners, "none")
-                    twin = next(each for each in operation.calls(here.key_id, ACCOUNTS) if each.owners == absent)
+                    twin = next(call for call in operation.calls(here.key_id, ACCOUNTS) if call.owners == absent)
                     assert here.ask(twin, "acme").content == answer.content, call
     assert swept > 70
 
 
-def test_no_key_of_the_api_opens_a_page(place):
+def test_bearer_key_does_not_open_the_status_page(place):
     before = place.rows()
     for route, holder in itertools.product(place.api.app.routes, place.headers):
         if route.path in PAGES and route.path not in NO_SESSION:
@@ -281,7 +287,7 @@ def test_no_key_of_the_api_opens_a_page(place):
     assert place.rows() == before and place.around.calls == []
 
 
-def test_an_account_sees_itself_without_filters(place):
+def test_account_lists_its_own_items_without_filters(place):
     for operation in operations(place.api, place.headers["operator"]):
         if operation.method == "GET" and "{" not in operation.path and not operation.is_operators:
             answer = place.api.get(operation.path, params=SPAN, headers=place.headers["acme"])
@@ -290,7 +296,7 @@ def test_an_account_sees_itself_without_filters(place):
             assert operation.path in OPEN or "acme" in answer.text, operation.name
 
 
-def test_an_account_cannot_choose_the_id_of_what_it_makes(place):
+def test_account_cannot_choose_the_id_of_a_new_item(place):
     before = place.rows()
     for path, body in (("/ads/new", AD | {"campaign_id": "c-acme"}), ("/campaigns/new", CAMPAIGN)):
         assert place.api.put(path, json=body, headers=place.headers["acme"]).status_code == 404

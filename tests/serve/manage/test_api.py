@@ -81,10 +81,10 @@ def test_a_campaign_and_its_ad_by_an_account(api, held, around, market, reader):
         "starts_at": "2026-03-01T01:30:00.5+01:00",
         "targeting": {"countries": ["FRA", "DEU"], "hours": [9]},
     }
-    made = api.post("/campaigns", json=form, headers=acme)
-    assert made.status_code == 201
-    shown = made.json()
-    assert api.get(made.headers["Location"], headers=acme).json() == shown
+    created = api.post("/campaigns", json=form, headers=acme)
+    assert created.status_code == 201
+    shown = created.json()
+    assert api.get(created.headers["Location"], headers=acme).json() == shown
     assert (shown["advertiser_id"], shown["starts_at"], shown["ends_at"]) == (
         "acme",
         "2026-03-01T00:30:00.500000Z",
@@ -93,10 +93,10 @@ def test_a_campaign_and_its_ad_by_an_account(api, held, around, market, reader):
     assert shown["targeting"]["countries"] == ["DEU", "FRA"]
     name = shown["campaign_id"]
 
-    made = api.post("/ads", json=AD | {"campaign_id": name, "sizes": [[300, 250]]}, headers=acme)
-    assert made.status_code == 201
-    ad_id = made.json()["ad_id"]
-    assert made.json()["object_id"] == ad_id and made.json()["adomain"] == "acme.test"
+    created = api.post("/ads", json=AD | {"campaign_id": name, "sizes": [[300, 250]]}, headers=acme)
+    assert created.status_code == 201
+    ad_id = created.json()["ad_id"]
+    assert created.json()["object_id"] == ad_id and created.json()["adomain"] == "acme.test"
     live = eligibility.load(reader)
     assert live.live_A[live.row_of_ad[ad_id]]
 
@@ -194,14 +194,14 @@ def test_reports_ask_the_ledger_for_campaigns_that_the_key_may_see(api, held, ar
 
 
 def test_keys_are_shown_once_and_revoked(api, held):
-    made = api.post("/keys", json={"name": "Bob", "advertiser_id": "bolt"}, headers=held["operator"])
-    assert (made.status_code, made.headers["Cache-Control"]) == (201, "no-store")
-    bob, key_id = {"Authorization": f"Bearer {made.json()['key']}"}, made.json()["about"]["key_id"]
-    assert made.json()["about"]["scope"] == "advertiser"
+    created = api.post("/keys", json={"name": "Bob", "advertiser_id": "bolt"}, headers=held["operator"])
+    assert (created.status_code, created.headers["Cache-Control"]) == (201, "no-store")
+    bob, key_id = {"Authorization": f"Bearer {created.json()['key']}"}, created.json()["about"]["key_id"]
+    assert created.json()["about"]["scope"] == "advertiser"
     assert api.get("/campaigns", headers=bob).status_code == 200
     listed = api.get("/keys", headers=held["operator"])
-    assert made.json()["key"].split(".")[1] not in listed.text
-    assert made.json()["about"] in listed.json()
+    assert created.json()["key"].split(".")[1] not in listed.text
+    assert created.json()["about"] in listed.json()
     assert api.delete(f"/keys/{key_id}", headers=held["operator"]).json()["revoked_at"] == "2026-03-01T12:00:00Z"
     assert api.get("/campaigns", headers=bob).status_code == 401
     assert api.delete("/keys/nobody", headers=held["operator"]).status_code == 404

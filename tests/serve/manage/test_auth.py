@@ -15,46 +15,55 @@ def keys(desk):
 
 
 def test_a_key_opens_until_it_is_revoked(keys):
-    made, shown = keys.create("Ann", 5)
-    assert made.is_operator and keys.find(shown) == made
-    assert keys.revoke(made.key_id, 7).revoked_at_us == 7
+    created, shown = keys.create("Ann", 5)
+    assert created.is_operator and keys.find(shown) == created
+    assert keys.revoke(created.key_id, 7).revoked_at_us == 7
     assert keys.find(shown) is None
-    assert keys.revoke(made.key_id, 9).revoked_at_us == 7
+    assert keys.revoke(created.key_id, 9).revoked_at_us == 7
     with pytest.raises(MissingError, match="'nobody'"):
         keys.revoke("nobody", 9)
 
 
-def test_an_accounts_key_says_whose_it_is(keys):
-    made, shown = keys.create("Bob", 5, advertiser_id="acme")
+def test_advertisers_key_names_its_account(keys):
+    created, shown = keys.create("Bob", 5, advertiser_id="acme")
     found = keys.find(shown)
-    assert found == made and not found.is_operator and found.advertiser_id == "acme"
+    assert found == created and not found.is_operator and found.advertiser_id == "acme"
 
 
 def test_nothing_else_opens(keys):
-    made, shown = keys.create("Ann", 5)
+    created, shown = keys.create("Ann", 5)
     _, other = keys.create("Bob", 6)
     secret = shown.split(".")[1]
-    strangers = ["", ".", secret, shown[:-1], shown + "a", shown.upper(), f"{made.key_id}.", f"{made.key_id}.\udcff"]
-    strangers += [
-        f"{made.key_id}.{other.split('.')[1]}",
+    invalid = [
+        "",
+        ".",
+        secret,
+        shown[:-1],
+        shown + "a",
+        shown.upper(),
+        f"{created.key_id}.",
+        f"{created.key_id}.\udcff",
+    ]
+    invalid += [
+        f"{created.key_id}.{other.split('.')[1]}",
         f"nobody.{secret}",
         f" {shown}",
-        made.key_id,
+        created.key_id,
         f"\udcff.{secret}",
     ]
-    assert [stranger for stranger in strangers if keys.find(stranger)] == []
+    assert [stranger for stranger in invalid if keys.find(stranger)] == []
 
 
 def test_the_secret_is_not_in_the_file(keys, manage_db):
-    made, shown = keys.create("Ann", 5)
-    secret = shown.removeprefix(f"{made.key_id}.")
+    created, shown = keys.create("Ann", 5)
+    secret = shown.removeprefix(f"{created.key_id}.")
     assert len(secret) == 43  # 256 bits in base 64
     bytes_on_disk = b"".join(path.read_bytes() for path in manage_db.parent.iterdir())
     assert secret.encode() not in bytes_on_disk
     assert hashlib.sha256(secret.encode()).digest() in bytes_on_disk
 
 
-def test_keys_want_a_holder(keys):
+def test_key_without_a_holder_is_refused(keys):
     for name in ("", " \u200b"):
         with pytest.raises(InputError, match="name the holder"):
             keys.create(name, 5)
@@ -66,9 +75,9 @@ def test_keys_want_a_holder(keys):
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.test", ""])
 def test_no_opening_to_the_world_without_a_key(keys, host):
     keys.create("Bob", 5, advertiser_id="acme")
-    made, _ = keys.create("Ann", 5)
+    created, _ = keys.create("Ann", 5)
     auth.check_exposure(host, keys)
-    keys.revoke(made.key_id, 6)
+    keys.revoke(created.key_id, 6)
     with pytest.raises(InputError, match="no operator's key"):
         auth.check_exposure(host, keys)
 

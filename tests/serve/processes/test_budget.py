@@ -1,4 +1,4 @@
-"""A budget under `leadre serve` whose eight workers are killed at random, from the bid to the ledger."""
+"""A budget under `leadre serve` while its eight workers are killed at random, from the bid to the ledger."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ HOLD_S = 610  # a token's life and a lease's
 
 
 class Demand:
-    """Clients that ask for more than the budget can pay. Of 100 bids 80 are billed, 17 lost, and of 3 nobody hears."""
+    """Clients that request more than the budget can pay. Of 100 bids 80 are billed, 17 lost, 3 have no event."""
 
     def __init__(self, bidder):
-        self.bidder, self.bids, self.billed = bidder, [], []
+        self.bidder = bidder
+        self.bids = []
+        self.billed = []
         self.is_over = threading.Event()
 
-    def ask(self, seed):
+    def request_bids(self, seed):
         rng = random.Random(seed)
         while not self.is_over.wait(0.1):
             try:
@@ -42,9 +44,10 @@ class Demand:
                 continue  # its worker has just been killed
             for bid in bids:
                 if bid["cid"] != "scarce":
-                    continue  # of the list for everybody that was there before
+                    continue  # from the previous list for unknown users
                 self.bids.append(bid["id"])
-                urls, fate = event_urls(bid), rng.random()
+                urls = event_urls(bid)
+                fate = rng.random()
                 if fate < 0.8:
                     self.billed.append(bid["id"])
                     for _ in range(rng.choice((1, 1, 2))):
@@ -54,7 +57,7 @@ class Demand:
 
 
 def deliver(url):
-    """Tell an event until it is acknowledged."""
+    """Send an event until it is acknowledged."""
     while True:
         try:
             if httpx.get(url, timeout=30).is_success:
@@ -64,8 +67,8 @@ def deliver(url):
         time.sleep(0.05)
 
 
-def booked(bidder):
-    """(charged, held, written off) of the campaign."""
+def balance(bidder):
+    """(charged, reserved, written off) of the campaign, in nanos."""
     with closing(database.connect(bidder.state / "ledger.db", schema.MIGRATIONS, read_only=True)) as reader:
         query = "SELECT charged_nanos, held_nanos, written_off_nanos FROM budgets WHERE campaign_id = 'scarce'"
         return reader.execute(query).fetchone() or (0, 0, 0)
@@ -83,31 +86,33 @@ def test_eight_workers_killed_at_random_charge_the_budget_and_no_more(work, tmp_
             version = store.versions().current
             store.put_lists(version, {"*": StoredList(version, 1, ("scarce",), (0.0,))})
         demand = Demand(bidder)
-        clients = [threading.Thread(target=demand.ask, args=(seed,)) for seed in range(CLIENTS)]
+        clients = [threading.Thread(target=demand.request_bids, args=(seed,)) for seed in range(CLIENTS)]
         for client in clients:
             client.start()
         try:
-            until(lambda: booked(bidder)[0] > 0, "charged")
+            until(lambda: balance(bidder)[0] > 0, "charged")
             kills = 0
-            while kills < KILLS or sum(booked(bidder)) < 0.95 * BUDGET_NANOS:
-                until(lambda: len(bidder.pids("worker")) > WORKERS / 2, "started anew", bidder.said)
+            while kills < KILLS or sum(balance(bidder)) < 0.95 * BUDGET_NANOS:
+                until(lambda: len(bidder.pids("worker")) > WORKERS / 2, "workers restarted", bidder.said)
                 os.kill(rng.choice(bidder.pids("worker")), signal.SIGKILL)
                 kills += 1
                 time.sleep(rng.uniform(0.5, 3))
-                assert booked(bidder)[0] <= BUDGET_NANOS
-            before = booked(bidder)  # what the killed ones held returns after the life of their last token
-            until(lambda: booked(bidder)[0] >= 0.99 * BUDGET_NANOS, "spent", lambda: str(booked(bidder)), 1.5 * HOLD_S)
+                assert balance(bidder)[0] <= BUDGET_NANOS
+            before = balance(bidder)  # reservations of killed workers return after their last token expires
+            until(
+                lambda: balance(bidder)[0] >= 0.99 * BUDGET_NANOS, "spent", lambda: str(balance(bidder)), 1.5 * HOLD_S
+            )
         finally:
             demand.is_over.set()
             for client in clients:
                 client.join()
-    charged, held, written_off = booked(bidder)
+    charged, held, written_off = balance(bidder)
     print(f"{kills} kills, {len(demand.bids)} bids, after the kills {before}, in the end {charged} charged")
     assert charged <= BUDGET_NANOS and charged + held <= BUDGET_NANOS
     assert written_off == 0, "no bid was made that its lease could not pay"
     assert charged == len(demand.billed) * BID_NANOS
     records = [entry.record for entry in event_log.read(bidder.state / "events")]
-    recount = [each.outcome.charge_nanos for each in records if isinstance(each, EventRecord)]
+    recount = [record.outcome.charge_nanos for record in records if isinstance(record, EventRecord)]
     assert sum(recount) == charged
     with Ledger(bidder.state / "ledger.db") as books:
         assert books.verify() == []
