@@ -40,7 +40,7 @@ def main() -> None:
 
     def ours() -> None:
         for some in parts(users, THREADS_AT_ONCE):
-            bench.searcher(bench.asked(some), BeamPolicy(BEAMS, TOP))
+            bench.searcher(bench.threads(some), BeamPolicy(BEAMS, TOP))
 
     def theirs(size: int) -> None:
         for some in parts(users, size):
@@ -68,9 +68,9 @@ def parts(users: list[Any], size: int) -> list[list[Any]]:
 
 def check(bench: generate.Bench, rival: Any, users: list[Any]) -> None:
     """Both must find the same ads, but for those whose last bits differ."""
-    found = bench.searcher(bench.asked(users), BeamPolicy(BEAMS, TOP))
+    results = bench.searcher(bench.threads(users), BeamPolicy(BEAMS, TOP))
     codes = (rival(users, BEAMS, TOP)[:, generate.PROMPT :] - bench.layout.words).numpy()
-    for place, (answer,) in enumerate(found):
+    for place, (answer,) in enumerate(results):
         ours = set(map(tuple, bench.layout.rows(bench.codes_OL[answer.rows]).tolist()))
         theirs = set(map(tuple, codes[place * TOP : (place + 1) * TOP].tolist()))
         assert len(ours & theirs) >= TOP - 2, f"of {TOP} ads only {len(ours & theirs)} are the same"

@@ -55,13 +55,13 @@ def main() -> None:
     parser.add_argument("--ids", type=int, default=1_000_000)
     parser.add_argument("--work", type=Path, default=Path("work"))
     args = parser.parse_args()
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, codes in (("", crowded()), ("_spread", spread())):
         bench = Bench(codes, args.work, args.rounds)
-        found |= {f"{key}{name}": value for key, value in bench.against_transformers(batch=not name).items()}
+        results |= {f"{key}{name}": value for key, value in bench.against_transformers(batch=not name).items()}
         if not name:
-            found |= bench.plain_forward() | bench.prefix() | bench.step()
-    print(json.dumps(found | constraints(found["step_ms_beam50"]) | validity(args.ids)))
+            results |= bench.plain_forward() | bench.prefix() | bench.step()
+    print(json.dumps(results | constraints(results["step_ms_beam50"]) | validity(args.ids)))
 
 
 def crowded() -> Codes:
@@ -94,11 +94,11 @@ class Bench:
     def words(self, count: int) -> np.ndarray[Any, np.dtype[np.int32]]:
         return self.rng.integers(0, self.layout.words, count).astype(np.int32)
 
-    def asked(self, prompts: list[Any]) -> list[Any]:
+    def threads(self, prompts: list[Any]) -> list[Any]:
         return [(ids, [BeamRequest(len(ids) - 1, self.trie, self.objects)]) for ids in prompts]
 
     def ours(self, count: int, width: int) -> Any:
-        return self.searcher(self.asked(self.prompts[:count]), BeamPolicy(width))
+        return self.searcher(self.threads(self.prompts[:count]), BeamPolicy(width))
 
     def rival(self) -> Callable[[list[Any], int, int], Any]:
         """`transformers.generate` with our weights: (prompts, beams, results wanted) -> written codes."""
@@ -157,7 +157,7 @@ class Bench:
         """Prompts that share their beginning, with its keys and values known and without a cache."""
         warm = BeamSearcher(self.backbone, self.searcher.runner, PrefixCache(capacity_mb=512))
         start = self.words(int(SHARED * LONG))
-        fresh = [self.asked([np.append(start, self.words(LONG - len(start)))]) for _ in range(2 * self.rounds + 3)]
+        fresh = [self.threads([np.append(start, self.words(LONG - len(start)))]) for _ in range(2 * self.rounds + 3)]
         turns = {searcher: iter(fresh) for searcher in (warm, self.searcher)}  # no prompt is seen twice
         calls = [lambda s=searcher: s(next(turns[s]), BeamPolicy(20)) for searcher in turns]
         warm_s, cold_s = interleaved(calls, 2 * self.rounds + 1)
@@ -167,7 +167,7 @@ class Bench:
         """Milliseconds of a level with 50 open beams."""
         times = []
         for _ in range(4):
-            search = BeamSearch(self.searcher, self.asked(self.prompts[:1]), BeamPolicy(50))
+            search = BeamSearch(self.searcher, self.threads(self.prompts[:1]), BeamPolicy(50))
             search.prefill()
             while search.open_QW.any():
                 is_full = search.open_QW.sum() == 50
@@ -192,7 +192,7 @@ def children(paths: list[list[int]]) -> dict[tuple[int, ...], list[int]]:
 
 
 def constraints(step_ms: float) -> dict[str, float]:
-    """What catalogues of one and ten million ads cost, to build, to restrict, and as a share of ``step_ms``."""
+    """Costs of catalogues of one and ten million ads: to build, to restrict, and as a share of ``step_ms``."""
     small = tries.measure(1_000_000)
     large = tries.measure(10_000_000)
     return {
@@ -204,8 +204,8 @@ def constraints(step_ms: float) -> dict[str, float]:
     }
 
 
-def validity(wanted: int) -> dict[str, int]:
-    """Generate ``wanted`` IDs from ever other live sets and count those that are not live, without asking the trie."""
+def validity(count: int) -> dict[str, int]:
+    """Generate ``count`` IDs from many live sets and count those that are not live, without the trie."""
     rng = np.random.default_rng(2)
     layout = Layout(1000, (32, 32, 32))
     codes_OL = np.unique(rng.integers(0, 32, (ADS, 3)), axis=0)
@@ -215,9 +215,9 @@ def validity(wanted: int) -> dict[str, int]:
     backbone = backbones.Backbone(body, torch.randn(1000, 32).bfloat16(), layout, codes_OL, pointer=True).eval()
     torch.nn.init.normal_(backbone.codes_SD, std=3.0)
     searcher = BeamSearcher(backbone)
-    made = 0
+    generated = 0
     invalid = 0
-    while made < wanted:
+    while generated < count:
         threads = []
         for _ in range(32):
             live = np.sort(rng.choice(len(codes_OL), int(10 ** rng.uniform(0, 3.5)), replace=False))
@@ -231,9 +231,9 @@ def validity(wanted: int) -> dict[str, int]:
             dead = [start for start in map(tuple, written.tolist()) if start not in begun]
             twice = len(results) - len(set(results))
             lost = len(set(map(tuple, written.tolist())) ^ {path[:depth] for path in results})
-            made = made + len(rows)
+            generated = generated + len(rows)
             invalid = invalid + max(len(dead), twice, lost)
-    return {"generated_ids": made, "invalid_ids": invalid}
+    return {"generated_ids": generated, "invalid_ids": invalid}
 
 
 def written_codes(searcher: BeamSearcher, threads: list[Any], codes_OL: Codes, width: int) -> Any:

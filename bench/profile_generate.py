@@ -1,8 +1,8 @@
-"""Where the time of a beam search goes: SmolLM2-135M at full depth, prompts of 128, beams open to the last level.
+"""Time of a beam search by part: SmolLM2-135M at full depth, prompts of 128, beams open to the last level.
 
 Writes generate_profile.png beside this file and ends with the milliseconds of each part as JSON. Each part's own time
 is measured by the clock around the functions that do it, so what a part calls of another part counts there. The
-prompt's reading is one part, whatever it consists of; on a GPU the clock would see the launches alone.
+prefill is one part, with everything in it; on a GPU the clock would see the launches alone.
 
     python bench/profile_generate.py [--rounds 5]
 """
@@ -42,7 +42,7 @@ CASES = {"beam 20": (1, 20), "beam 50": (1, 50), "batch of 16, beam 50": (16, 50
 
 
 class Clock:
-    """Own time of each part; a part that calls another one stands still meanwhile."""
+    """Own time of each part; the clock of a part pauses while it calls another."""
 
     def __init__(self) -> None:
         self.ms: Counter[str] = Counter()
@@ -78,7 +78,7 @@ def main() -> None:
     args = parser.parse_args()
     bench = generate.Bench(generate.crowded(), args.work, rounds=1)
     clock = Clock()
-    found = {}
+    results = {}
     for owner, names, part in (
         (cache.PromptCache, ("prefill",), "prefill"),
         (runner._FusedLinear, ("__call__",), "projections"),
@@ -97,15 +97,15 @@ def main() -> None:
             bench.ours(count, width)
             clock.switch()
             rounds.append({part: round(clock.ms[part], 2) for part in PARTS})
-        found[case] = min(rounds, key=lambda parts: sum(parts.values()))  # the one that was disturbed least
-    plot(found, Path(__file__).with_name("generate_profile.png"))
-    print(json.dumps(found))
+        results[case] = min(rounds, key=lambda parts: sum(parts.values()))  # the one that was disturbed least
+    plot(results, Path(__file__).with_name("generate_profile.png"))
+    print(json.dumps(results))
 
 
-def plot(found: dict[str, dict[str, float]], path: Path) -> None:
+def plot(results: dict[str, dict[str, float]], path: Path) -> None:
     """One bar a case: shares of its time, with the milliseconds of the whole call beside its name."""
     figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
-    for y, parts in enumerate(reversed(found.values())):
+    for y, parts in enumerate(reversed(results.values())):
         left = 0.0
         whole = sum(parts.values())
         for part, ms in parts.items():
@@ -114,7 +114,7 @@ def plot(found: dict[str, dict[str, float]], path: Path) -> None:
             if share >= 3:
                 axes.text(left + share / 2, y, f"{share:.0f}", ha="center", va="center", color="white", fontsize=9)
             left += share
-    names = [f"{case}\n{sum(parts.values()):.0f} ms" for case, parts in reversed(found.items())]
+    names = [f"{case}\n{sum(parts.values()):.0f} ms" for case, parts in reversed(results.items())]
     axes.set_yticks(range(len(names)), names)
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of the call, %")

@@ -2,7 +2,7 @@
 
     python bench/trie.py
 
-Random distinct paths over four levels of 256 codes, every ad live, no weights unless a name says so. What is measured:
+Random distinct paths over four levels of 256 codes, every ad live, no weights unless the name has them. Figures:
 
 - ``trie_seconds``, ``trie_bytes_per_ad``: building the trie, and all its arrays; ``trie_peak_bytes_per_ad`` is what is
   allocated at most while it is built, arrays included; ``inventory_bytes_per_ad`` adds the table of ads;
@@ -13,7 +13,7 @@ Random distinct paths over four levels of 256 codes, every ad live, no weights u
 - ``pause_us``, ``add_us``: one ad at a time, the additions on top of 10,000; ``merge_seconds``;
 - ``constraint_ms_step_cuda``: the same step by `DeviceMask`, where there is a GPU.
 
-Medians; ``_1m`` and ``_10m`` are the number of ads, 10 million where a name says nothing. Ends with one line of JSON.
+Medians; ``_1m`` and ``_10m`` are the number of ads, 10 million without a suffix. Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -112,44 +112,45 @@ def measure(ads: int) -> dict[str, float]:
     """All figures for a catalogue of ``ads``."""
     codes = distinct_paths(ads + 2 * ADDED)
     rng = np.random.default_rng(1)
-    codes, more = codes[:ads], codes[ads:]
-    found = {"trie_seconds": seconds(repeat(partial(build, codes, SIZES)), 3)}
+    more = codes[ads:]
+    codes = codes[:ads]
+    figures = {"trie_seconds": seconds(repeat(partial(build, codes, SIZES)), 3)}
     tracemalloc.start()
     trie = build(codes, SIZES)
-    found["trie_peak_bytes_per_ad"] = tracemalloc.get_traced_memory()[1] / ads
+    figures["trie_peak_bytes_per_ad"] = tracemalloc.get_traced_memory()[1] / ads
     tracemalloc.stop()
-    found["trie_bytes_per_ad"] = trie.bytes / ads
+    figures["trie_bytes_per_ad"] = trie.bytes / ads
     del trie
     requests = [rng.choice(ads, ALLOWED, replace=False) for _ in range(20)]
     inventory = Inventory(codes, SIZES, rng.random(ads) + 0.1)
-    found["inventory_bytes_per_ad_weighted"] = inventory.bytes / ads
-    found["mask_ms_100k_weighted"] = mask_ms(inventory, requests)
+    figures["inventory_bytes_per_ad_weighted"] = inventory.bytes / ads
+    figures["mask_ms_100k_weighted"] = mask_ms(inventory, requests)
     inventory = Inventory(codes, SIZES)
-    found["inventory_bytes_per_ad"] = inventory.bytes / ads
-    found["mask_ms_100k"] = mask_ms(inventory, requests)
-    found["mask_cpu_ms_100k"] = mask_ms(inventory, requests, time.process_time)
+    figures["inventory_bytes_per_ad"] = inventory.bytes / ads
+    figures["mask_ms_100k"] = mask_ms(inventory, requests)
+    figures["mask_cpu_ms_100k"] = mask_ms(inventory, requests, time.process_time)
     few = cycle([request[:100] for request in requests])
-    found["deny_ms_100"] = 1e3 * seconds((partial(inventory.restrict, denied=request) for request in few), 60)
-    found["constraint_ms_step"] = constraint_ms(inventory.live)
-    found["constraint_ms_step_masked"] = constraint_ms(inventory.restrict(requests[0]))
+    figures["deny_ms_100"] = 1e3 * seconds((partial(inventory.restrict, denied=request) for request in few), 60)
+    figures["constraint_ms_step"] = constraint_ms(inventory.live)
+    figures["constraint_ms_step_masked"] = constraint_ms(inventory.restrict(requests[0]))
     if torch.cuda.is_available() and isinstance(inventory.live, Trie):
-        found["constraint_ms_step_cuda"] = device_constraint_ms(inventory.live, "cuda")
+        figures["constraint_ms_step_cuda"] = device_constraint_ms(inventory.live, "cuda")
     ones = rng.permutation(ads)[:, None]
-    found["pause_us"] = 1e6 * seconds((partial(inventory.pause, one) for one in ones), 500)
+    figures["pause_us"] = 1e6 * seconds((partial(inventory.pause, row_1) for row_1 in ones), 500)
     inventory.add(more[:ADDED])
-    found["constraint_ms_step_added"] = constraint_ms(inventory.live)
-    found["add_us"] = 1e6 * seconds((partial(inventory.add, path[None]) for path in more[ADDED:]), 200)
+    figures["constraint_ms_step_added"] = constraint_ms(inventory.live)
+    figures["add_us"] = 1e6 * seconds((partial(inventory.add, path[None]) for path in more[ADDED:]), 200)
     start_s = time.perf_counter()
     inventory.merge()
-    found["merge_seconds"] = time.perf_counter() - start_s
-    return found
+    figures["merge_seconds"] = time.perf_counter() - start_s
+    return figures
 
 
 def main() -> None:
     result: dict[str, object] = {"bench": "trie"}
     for name, ads in (("1m", 1_000_000), ("10m", 10_000_000)):
-        found = measure(ads)
-        for key, value in found.items():
+        figures = measure(ads)
+        for key, value in figures.items():
             print(f"{name:4} {key:28} {value:10.4g}", flush=True)
             result[f"{key}_{name}"] = float(f"{value:.4g}")
             if name == "10m" and not key.startswith(("trie_seconds", "constraint_ms_step")):

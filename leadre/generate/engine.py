@@ -170,7 +170,8 @@ class Engine:
     def _fitting(self) -> list[_EngineRequest]:
         """Waiting requests of the first one's policy: as many as fit a batch and keep every deadline of it."""
         batch: list[_EngineRequest] = []
-        positions, until_s = 0, np.inf
+        positions = 0
+        until_s = np.inf
         for request in self._waiting:
             new_positions = positions + self._uncached(request.ids)
             new_until_s = min(until_s, request.until_s)
@@ -178,7 +179,8 @@ class Engine:
             is_in_time = not batch or time.monotonic() + self.prefill_latency.predict_s(new_positions) < new_until_s
             if has_same_policy and is_in_time:
                 batch.append(request)
-                positions, until_s = new_positions, new_until_s
+                positions = new_positions
+                until_s = new_until_s
             if len(batch) == self.batch:
                 break
         return sorted(batch, key=lambda request: request.ids.tobytes())

@@ -88,14 +88,14 @@ def hostile(seed: int, count: int) -> list[str]:
     """Seeded titles: every piece occurs, some stand alone, some run into one another, some are noise or very long."""
     rng = random.Random(seed)
     pieces = [*MARKERS, *IDS, *HIDDEN, *LOOKS, *WORDS]
-    made = [*pieces, "", " ", "".join(pieces)]
-    while len(made) < count:
+    titles = [*pieces, "", " ", "".join(pieces)]
+    while len(titles) < count:
         parts = rng.choices(pieces, k=rng.choice([2, 3, 3, 5, 8]))
         parts += ["".join(chr(rng.choice(rng.choice(CODEPOINTS))) for _ in range(rng.randrange(8)))]
         rng.shuffle(parts)
-        made.append(rng.choice(["", " ", "\n", "\u200b"]).join(parts) * rng.choice([1, 1, 1, 1, 1, 1, 30]))
-    rng.shuffle(made)
-    return made
+        titles.append(rng.choice(["", " ", "\n", "\u200b"]).join(parts) * rng.choice([1, 1, 1, 1, 1, 1, 30]))
+    rng.shuffle(titles)
+    return titles
 
 
 TITLES = hostile(0, ADS)
@@ -178,10 +178,10 @@ def control_of(tokenizer):
 def test_the_titles_are_as_hostile_as_they_should_be(tokenizer):
     """Tokenised the usual way, most of a tokenizer's control tokens stand in them, and many titles hold one."""
     control = control_of(tokenizer)
-    found = [set(tokenizer(title)["input_ids"]) for title in TITLES]
+    token_sets = [set(tokenizer(title)["input_ids"]) for title in TITLES]
     assert len(set(TITLES)) > 0.95 * ADS
-    assert sum(bool(ids & control) for ids in found) > ADS / 5
-    assert len(control & set().union(*found)) >= min(len(control), 10)
+    assert sum(bool(ids & control) for ids in token_sets) > ADS / 5
+    assert len(control & set().union(*token_sets)) >= min(len(control), 10)
     hidden = [title for title in TITLES if any(unicodedata.category(char) in {"Cf", "Cc", "Co"} for char in title)]
     assert len(hidden) > ADS / 2
 
@@ -196,7 +196,7 @@ def test_no_title_becomes_a_control_token(threads, tokenizer):
 
 
 def test_no_title_becomes_a_control_token_of_the_encoder():
-    """All that a tokenizer adds stands at both ends; a sign that it does not know is [UNK], and that is no command."""
+    """A tokenizer adds tokens only at both ends; an unknown character is [UNK], which is no control token."""
     recipe = embed.read_recipe(embed.PACKAGED)
     tokenizer, _ = embed._load(recipe)
     control = set(tokenizer.added_tokens_decoder) - {tokenizer.unk_token_id}
@@ -243,10 +243,10 @@ def test_alignment_sentences_hold_the_codes_of_their_target_alone(hostile_market
             assert set(codes.tolist()) <= set(own.tolist())
 
 
-def test_whatever_is_generated_is_live(small, logs, codebook, tmp_path):
+def test_every_generated_ad_is_live(small, logs, codebook, tmp_path):
     layout = Layout(len(small.tokenizer), codebook.sizes)
-    mine = replace(small, logs=logs, codebook=codebook, live=InventoryPrior(logs, codebook), layout=layout)
-    engine = TunedSearcher(BeamSearcher(mine.backbone(seed=3)), mine.threads(described=6, long_tokens=300), mine.live)
+    case = replace(small, logs=logs, codebook=codebook, live=InventoryPrior(logs, codebook), layout=layout)
+    engine = TunedSearcher(BeamSearcher(case.backbone(seed=3)), case.threads(described=6, long_tokens=300), case.live)
     requests = logs.requests_of(TEST)
     lists = batch.generate(engine, requests, batch.ResumableParts(tmp_path / "parts", ""), beam=20, top=20, seed=0)
     assert len(lists) == 2 * len(requests) > 80

@@ -21,9 +21,9 @@ def argv(name, work, flags=""):
 
 def lines_of(spec):
     store = open_store(spec)
-    found = list(dump(store, store.versions().current))
+    lines = list(dump(store, store.versions().current))
     store.close()
-    return found
+    return lines
 
 
 def done(work):
@@ -46,12 +46,12 @@ def wait_for(running, work, count):
 
 def children(pid):
     """Processes of a command that hold a worker."""
-    found = []
+    pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             is_child = stat.read_text().rpartition(")")[2].split()[1] == str(pid)
             if is_child and b"spawn_main" in (stat.parent / "cmdline").read_bytes():
-                found.append(int(stat.parent.name))
+                pids.append(int(stat.parent.name))
         except OSError:
             continue
-    return sorted(found)
+    return sorted(pids)

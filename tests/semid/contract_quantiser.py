@@ -1,4 +1,4 @@
-"""What every quantiser owes the codebook; test_quantisers.py runs it for each of them."""
+"""Contract of quantisers with the codebook; test_quantisers.py runs it for each quantiser."""
 
 from collections.abc import Callable
 
@@ -88,7 +88,7 @@ class QuantiserContract:
         assert again.version == quantiser.version
         assert np.array_equal(again.encode(vectors), quantiser.encode(vectors))
 
-    def test_a_small_catalogue_gets_fewer_codes_and_says_so(self, vectors, capsys):
+    def test_small_catalogue_gets_fewer_codes_and_a_message(self, vectors, capsys):
         few = np.repeat(vectors[:5], 3, axis=0)
         small = type(self).fit(few, (8, 4), 0)
         assert small.sizes[0] == 5

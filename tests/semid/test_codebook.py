@@ -51,7 +51,7 @@ def test_an_object_that_has_an_id_keeps_it():
 
 
 def test_a_full_prefix_overflows_into_the_nearest_with_room():
-    # 10.4 x 3 with two slots: the third goes to 12 (distance 1.6) before 8 (2.4)
+    # 10.4 x 3 with two slots: the third gets 12 (distance 1.6) before 8 (2.4)
     book = line_book([10.4, 10.4, 10.4], ["a", "b", "c"], slots=2)
     assert book.codes_OL.tolist() == [[1, 1, 0], [1, 1, 1], [1, 2, 0]]
     assert book.moved == 1
@@ -85,7 +85,7 @@ def test_unknown_object_teaches():
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 1000), first=st.integers(1, 20), later=st.integers(0, 12))
-def test_paths_are_unique_and_stable_whatever_comes(seed, first, later):
+def test_paths_are_unique_and_stable_under_additions(seed, first, later):
     values = np.random.default_rng(seed).choice([0.0, 9.0, 10.0, 11.0, 20.0], size=first + later)
     book = line_book(values[:first].tolist(), [f"o{i:02d}" for i in range(first)], slots=12)
     grown = book.encode(values[first:, None].astype(np.float32), [f"n{i:02d}" for i in range(later)])

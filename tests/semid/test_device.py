@@ -31,18 +31,18 @@ def compare(mask, there, device):
     """Along every live prefix, and from DEAD."""
     states = mask.roots(1)
     for level, size in enumerate(SIZES):
-        asked = np.append(states, DEAD)
-        on_device = torch.from_numpy(asked).to(device)
+        states_B = np.append(states, DEAD)
+        on_device = torch.from_numpy(states_B).to(device)
         prior = there.log_prior(on_device, level)
         assert prior.dtype == torch.float32
-        np.testing.assert_allclose(prior.cpu().numpy(), mask.log_prior(asked, level), rtol=1e-6)
-        assert there.rows_below(on_device).tolist() == mask.rows_below(asked).tolist()
-        from_each = np.repeat(asked, size)
-        codes = np.tile(np.arange(size), len(asked))
-        wanted = mask.step(from_each, codes, level)
-        got = there.step(*(torch.from_numpy(array).to(device) for array in (from_each, codes)), level)
-        assert got.tolist() == wanted.tolist()
-        states = wanted[wanted != DEAD]
+        np.testing.assert_allclose(prior.cpu().numpy(), mask.log_prior(states_B, level), rtol=1e-6)
+        assert there.rows_below(on_device).tolist() == mask.rows_below(states_B).tolist()
+        from_each = np.repeat(states_B, size)
+        codes = np.tile(np.arange(size), len(states_B))
+        expected = mask.step(from_each, codes, level)
+        result = there.step(*(torch.from_numpy(array).to(device) for array in (from_each, codes)), level)
+        assert result.tolist() == expected.tolist()
+        states = expected[expected != DEAD]
     return states
 
 
@@ -68,7 +68,7 @@ def test_an_empty_trie_has_only_dead_ends(device):
 
 
 def test_nothing_is_read_back():
-    # tensors of the meta device have shapes and no values: whatever depended on one would raise
+    # tensors of the meta device have shapes and no values: any dependence on a value raises
     inventory, _ = inventory_of(1, True, 60)
     there = DeviceMask(inventory.live, "meta")
     states = torch.zeros(7, dtype=torch.int64, device="meta")

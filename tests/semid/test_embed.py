@@ -17,7 +17,7 @@ def encoder(tiny_encoder, tmp_path):
     return shutil.copytree(tiny_encoder, tmp_path / "encoder")
 
 
-def test_a_text_has_one_vector_whatever_its_company(tiny_encoder):
+def test_vector_does_not_depend_on_the_rest_of_the_batch(tiny_encoder):
     texts = ["red tea", "a", "big green shoe, oat milk | red", "red tea", " red tea "]
     vectors = embed.embed(texts, str(tiny_encoder))
     assert vectors.shape == (5, 16) and vectors.dtype == np.float32

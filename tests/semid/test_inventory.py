@@ -24,17 +24,17 @@ def check(mask, live):
     for level, size in enumerate(mask.sizes):
         below = [{row: entry for row, entry in live.items() if entry[0][:level] == prefix} for prefix in prefixes]
         assert mask.rows_below(np.append(states, DEAD)).tolist() == [*map(len, below), 0]
-        wanted = np.full((len(prefixes), size), NO)
+        expected = np.full((len(prefixes), size), NO)
         for b, rows in enumerate(below):
             for code in {path[level] for path, _ in rows.values()}:
                 weights = [w for path, w in rows.values() if path[level] == code]
-                wanted[b, code] = 0 if weights[0] is None else math.log(sum(weights))
+                expected[b, code] = 0 if weights[0] is None else math.log(sum(weights))
         prior = mask.log_prior(np.append(states, DEAD), level)
         assert prior.dtype == np.float32 and np.all(prior[-1] == NO)
-        np.testing.assert_allclose(prior[:-1], wanted, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(prior[:-1], expected, rtol=1e-6, atol=1e-6)
         following = mask.step(np.repeat(states, size), np.tile(np.arange(size), len(states)), level)
-        assert np.array_equal(following == DEAD, np.isneginf(wanted.ravel()))
-        beams, codes = np.nonzero(np.isfinite(wanted))
+        assert np.array_equal(following == DEAD, np.isneginf(expected.ravel()))
+        beams, codes = np.nonzero(np.isfinite(expected))
         prefixes = [(*prefixes[b], int(code)) for b, code in zip(beams, codes, strict=True)]
         states = following[following != DEAD]
     assert mask.rows_below(states).tolist() == [1] * len(live)
@@ -45,7 +45,7 @@ def check(mask, live):
 
 
 class Model:
-    """What an inventory should be, without any trie."""
+    """Reference inventory without a trie."""
 
     def __init__(self, seed, weighted):
         self.rng = np.random.default_rng(seed)
@@ -172,7 +172,7 @@ def test_a_row_keeps_its_number_and_a_removed_one_is_never_given_again():
     inventory.merge()
     assert inventory.add(PATHS[[2]]).tolist() == [5]
     check(inventory.live, {row: (tuple(PATHS[at].tolist()), None) for row, at in {0: 0, 3: 3, 4: 1, 5: 2}.items()})
-    # row 1 is gone: its path belongs to row 4, and to deny the one says nothing about the other
+    # row 1 is removed and its path belongs to row 4: to deny row 1 does not deny row 4
     assert inventory.restrict(denied=np.array([1])).rows_below(np.array([0])).tolist() == [4]
 
 
@@ -199,7 +199,7 @@ def test_nothing_allowed_is_an_answer():
         (np.array([[0, -1, 0, 0]]), "codes from -1 to 0"),
     ],
 )
-def test_what_cannot_be_added(codes, message):
+def test_invalid_additions_are_input_errors(codes, message):
     inventory = Inventory(PATHS[:6], SIZES)
     inventory.add(PATHS[[6]])
     inventory.pause(np.array([5]))  # a paused ad keeps its path

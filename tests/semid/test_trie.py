@@ -75,11 +75,11 @@ def test_agrees_with_a_set_of_prefixes(seed, rows, sizes):
 def test_row_order_changes_only_leaf_row():
     codes = draw_paths(1, 200, (8, 8, 8))
     shuffled = np.random.default_rng(2).permutation(len(codes))
-    one = tries.build(codes, (8, 8, 8))
+    single = tries.build(codes, (8, 8, 8))
     other = tries.build(codes[shuffled], (8, 8, 8))
-    assert np.array_equal(one.child_codes, other.child_codes)
-    assert np.array_equal(one.child_offsets, other.child_offsets)
-    assert np.array_equal(one.leaf_row, shuffled[other.leaf_row])
+    assert np.array_equal(single.child_codes, other.child_codes)
+    assert np.array_equal(single.child_offsets, other.child_offsets)
+    assert np.array_equal(single.leaf_row, shuffled[other.leaf_row])
 
 
 def test_sizes_beyond_63_bits_sort_the_same_way():
