@@ -21,8 +21,8 @@ def map_shards(fn: Callable[[S], R], shards: Sequence[S], workers: int, backend:
     """``[fn(shard) for shard in shards]``: the results in the order of the shards, at most ``workers`` at a time.
 
     ``fn`` is a top-level function (or a ``functools.partial`` of one) of a shard's path; it writes its data beside the
-    shard and returns a small summary. Raises ShardError that names the shard which failed, its error as the cause; the
-    shards that were not yet begun are not begun any more. Raises InputError for ``workers`` under 1 or a missing ray.
+    shard and returns a small summary. Raises ShardError that names the shard which failed, its error as the cause; no
+    further shard is started then. Raises InputError for ``workers`` under 1 or a missing ray.
     """
     plain = fn.func if isinstance(fn, partial) else fn
     name = getattr(plain, "__qualname__", repr(plain))

@@ -1,7 +1,7 @@
-"""The nouns of serving: what every edge between its parts is made of. Plain frozen dataclasses; nothing here decides.
+"""The nouns of serving, exchanged between its parts: plain frozen dataclasses without behaviour.
 
 Money is int64 billionths of the currency (``_nanos``) for one impression: a CPM of 1.234567 is 1,234,567. Times are
-UTC, microseconds since 1970 (``_us``), unless a name says otherwise. Protocol: OpenRTB 2.6 and AdCOM's lists.
+UTC, microseconds since 1970 (``_us``), unless the name has another unit. Protocol: OpenRTB 2.6 and AdCOM's lists.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ OLD_VERDICTS: dict[object, Verdict] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ad:
-    """An ad that can be shown. ``object_id`` is the marketing object, which semantic IDs belong to."""
+    """An ad that can be shown. ``object_id`` is its marketing object, to which the semantic ID belongs."""
 
     ad_id: str
     object_id: str
@@ -67,7 +67,7 @@ class Ad:
     brand: str = ""
     landing_url: str = ""
     image_url: str = ""
-    price_nanos: int = 0  # what the thing costs, for the banner to show; 0 = says nothing
+    price_nanos: int = 0  # price of the product, for the banner; 0 = not shown
     price_currency: str = "USD"
     adomain: str = ""
     iab_categories: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class Ad:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Targeting:
-    """Who may see a campaign; an empty set asks for nothing. Hours are those of the account's time zone, 0 to 23."""
+    """Conditions of a campaign; an empty set is no condition. Hours are in the account's time zone, 0 to 23."""
 
     countries: frozenset[str] = frozenset()  # ISO 3166-1 alpha-3, as OpenRTB has them
     regions: frozenset[str] = frozenset()
@@ -91,8 +91,9 @@ class Targeting:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Campaign:
-    """What an advertiser pays for. ``bid_nanos`` is for one impression (cpm), one click (cpc), one conversion (cpa).
+    """A campaign: bid, budgets, dates and targeting.
 
+    ``bid_nanos`` is for one impression (cpm), one click (cpc) or one conversion (cpa).
     ``total_nanos`` and ``daily_nanos`` cap what is charged, ``cap_per_day`` the impressions of one user; 0 = no cap.
     ``zone`` is the account's IANA time zone: its days are the budget's.
     """
@@ -115,7 +116,7 @@ class Campaign:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Signals:
-    """What a request says about privacy, the stricter copy where it says it twice. None: absent."""
+    """Privacy signals of a request; of a signal in two places, the stricter value. None: absent."""
 
     gdpr: bool | None = None
     consent: str = ""  # the TC string
@@ -131,7 +132,7 @@ class Signals:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Permissions:
-    """What may be done for one request (TCF purposes in brackets). All off: no bid."""
+    """Permissions for one request (TCF purposes in brackets). All off: no bid."""
 
     store_id: bool = False  # read or write an identifier (1)
     contextual: bool = False  # show an ad chosen by context (2)
@@ -142,9 +143,9 @@ class Permissions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Impression:
-    """One place to fill. ``placement_id`` is the publisher's name for it, ``bidfloor`` in ``floor_currency``.
+    """One imp of a request. ``placement_id`` is the publisher's name for it, the floor is in ``floor_currency``.
 
-    ``sizes`` is empty where the publisher names none.
+    ``sizes`` is empty if the publisher names none.
     """
 
     imp_id: str
@@ -158,7 +159,7 @@ class Impression:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """A bid request, read and checked. ``user_id`` is who asks, "" where nobody says; addresses are cut short."""
+    """A validated bid request. ``user_id`` is "" for an unknown user; IP addresses are truncated."""
 
     request_id: str
     imps: tuple[Impression, ...]
@@ -176,19 +177,19 @@ class Request:
     language: str = ""
     device_type: int = 0
     ip: str = ""  # an IPv4 address without its last 8 bits, an IPv6 address without its last 80
-    cattax: int = 1  # AdCOM's number of the taxonomy that blocked and allowed categories are of
+    cattax: int = 1  # AdCOM number of the taxonomy of blocked and allowed categories
     allowed_categories: frozenset[str] = frozenset()  # empty: all
     blocked_categories: frozenset[str] = frozenset()
     blocked_domains: frozenset[str] = frozenset()
     allowed_seats: frozenset[str] = frozenset()
     blocked_seats: frozenset[str] = frozenset()
-    has_deals_only: bool = False  # a private auction: we hold no deals
+    has_deals_only: bool = False  # a private auction: deals are not supported
     is_test: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """An ad that could answer, where it came from, and what the generator thinks: a log-probability, not a price."""
+    """A candidate ad, its source, and its log-probability under the generator (no price)."""
 
     ad_id: str
     source: Source
@@ -213,7 +214,7 @@ class Bid:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """An event that came back for a bid. ``charge_nanos`` is what the advertiser pays for it."""
+    """An event received for a bid. ``charge_nanos`` is the charge to the advertiser."""
 
     kind: EventKind
     at_us: int

@@ -1,4 +1,4 @@
-"""What tests of several stages share: a tiny encoder, a tiny language model, a small market with IDs and prompts."""
+"""Fixtures of several stages: a tiny encoder, a tiny language model, a small market with IDs and prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAIN_BUT_ADDED = "<tool>"  # some tokenizers add tokens that they do not call s
 
 
 def pytest_collection_modifyitems(config, items):
-    """What takes many minutes runs only where it is asked for."""
+    """Deselect soak tests, which take minutes, unless -m soak selects them."""
     if "soak" in config.option.markexpr:
         return
     soak = [item for item in items if item.get_closest_marker("soak")]

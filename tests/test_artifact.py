@@ -35,16 +35,16 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_meta_says_what_it_is_and_where_it_came_from(tmp_path: Path) -> None:
+def test_meta_records_kind_config_parents_and_environment(tmp_path: Path) -> None:
     parent = make(tmp_path / "run" / "data")
-    made = make(tmp_path / "run" / "semid", parents=(parent,), levels=3, path=Path("logs"), sizes=(1, 2))
-    assert made.meta["config"] == {"levels": 3, "path": "logs", "sizes": [1, 2]}
-    assert made.meta["parents"] == {"data": parent.hash}
+    written = make(tmp_path / "run" / "semid", parents=(parent,), levels=3, path=Path("logs"), sizes=(1, 2))
+    assert written.meta["config"] == {"levels": 3, "path": "logs", "sizes": [1, 2]}
+    assert written.meta["parents"] == {"data": parent.hash}
     # sha256 of "x", by sha256sum
     x = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
-    assert made.meta["files"] == {"part/a.txt": x}
-    assert made.meta["peak_rss_mb"] > 1 and made.meta["wall_s"] >= 0
-    assert made.meta["libraries"]["numpy"] and made.meta["code"]
+    assert written.meta["files"] == {"part/a.txt": x}
+    assert written.meta["peak_rss_mb"] > 1 and written.meta["wall_s"] >= 0
+    assert written.meta["libraries"]["numpy"] and written.meta["code"]
     assert names(tmp_path / "run") == ["data", "semid"]
 
 
@@ -117,9 +117,9 @@ def test_a_leftover_with_our_own_process_number_is_no_obstacle(tmp_path: Path) -
     assert names(tmp_path / "data") == ["meta.json", "part"]
 
 
-def test_what_is_not_an_artifact_is_never_replaced(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_artifact_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    make(tmp_path / "data")  # an empty folder is nobody's data
+    make(tmp_path / "data")  # an empty folder holds no data of the user
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(ArtifactError, match="not an artifact"):
@@ -127,11 +127,11 @@ def test_what_is_not_an_artifact_is_never_replaced(tmp_path: Path) -> None:
     assert names(tmp_path / "mine") == ["thesis.txt"]
 
 
-def test_reading_checks_kind_version_and_bytes_and_says_what_to_run(tmp_path: Path) -> None:
+def test_reading_checks_kind_version_and_bytes_and_names_the_command(tmp_path: Path) -> None:
     folder = tmp_path / "first" / "data"
     with pytest.raises(ArtifactError, match="no tables artifact here; run `leadre data --run first`"):
         artifact.read(folder, artifact.TABLES)
-    made = make(folder)
+    written = make(folder)
     for kind in (artifact.CODEBOOK, artifact.Kind("tables", 2)):
         with pytest.raises(ArtifactError, match="holds 'tables' version 1, not"):
             artifact.read(folder, kind)
@@ -140,7 +140,7 @@ def test_reading_checks_kind_version_and_bytes_and_says_what_to_run(tmp_path: Pa
         artifact.read(folder, artifact.TABLES)
     (folder / "part" / "a.txt").unlink()
     assert not is_current(folder)
-    for meta in ("{", "[]", '{"kind": "tables"}', json.dumps(made.meta | {"files": 3})):
+    for meta in ("{", "[]", '{"kind": "tables"}', json.dumps(written.meta | {"files": 3})):
         (folder / "meta.json").write_text(meta)
         with pytest.raises(ArtifactError, match=r"meta\.json cannot be read"):
             artifact.read(folder, artifact.TABLES)
@@ -212,7 +212,7 @@ def test_artifacts_of_the_last_release_are_still_current(section: str, tmp_path:
     assert artifact.resume_key(defaults, ()) == artifact.resume_key(recorded, ())
 
 
-def test_a_stage_skips_only_what_is_current_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_skips_only_a_current_output_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def output(levels: int) -> artifact.Output:
         config = {"levels": levels}
         return artifact.Output(folder=tmp_path / "a", kind=artifact.TABLES, config=config, seed=0, parents=())

@@ -30,28 +30,34 @@ def load(tmp_path: Path, toml: str | None = None, section: str = "semid", **flag
 
 def test_each_layer_wins_over_the_one_before(tmp_path: Path) -> None:
     toml = 'run = "file"\nseed = 7\n[semid]\nseed = 8\nlevels = 4\nshare = 1\n[tune]\nlevels = 9\n'
-    made = load(tmp_path, toml, levels="5")
-    assert (made.run, made.seed, made.levels, made.share, made.threads) == ("file", 8, 5, 1.0, 0)
-    assert isinstance(made.share, float)
+    loaded = load(tmp_path, toml, levels="5")
+    assert (loaded.run, loaded.seed, loaded.levels, loaded.share, loaded.threads) == ("file", 8, 5, 1.0, 0)
+    assert isinstance(loaded.share, float)
 
 
 def test_toml_values_become_the_types_of_the_fields(tmp_path: Path) -> None:
     toml = '[semid]\nsource = "files"\npath = "logs"\nstrict = true\nsizes = [4, 8]\n'
-    made = load(tmp_path, toml)
+    loaded = load(tmp_path, toml)
     assert load(tmp_path, toml.replace("logs", "none")).path is None
-    assert (made.source, made.path, made.strict, made.sizes) == ("files", Path("logs"), True, (4, 8))
+    assert (loaded.source, loaded.path, loaded.strict, loaded.sizes) == ("files", Path("logs"), True, (4, 8))
 
 
 def test_flags_take_dashes_or_underscores_lists_and_none(tmp_path: Path) -> None:
-    made = config.load(
+    loaded = config.load(
         Config,
         section="semid",
         path=None,
         flags={"--sizes": "4, 8,", "strict": "true", "path": "none", "share": "1e-3", "--source": "files"},
     )
-    assert (made.sizes, made.strict, made.path, made.share, made.source) == ((4, 8), True, None, 1e-3, "files")
+    assert (loaded.sizes, loaded.strict, loaded.path, loaded.share, loaded.source) == (
+        (4, 8),
+        True,
+        None,
+        1e-3,
+        "files",
+    )
     with pytest.raises(FrozenInstanceError):
-        made.seed = 1  # type: ignore[misc]
+        loaded.seed = 1  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +81,7 @@ def test_flags_take_dashes_or_underscores_lists_and_none(tmp_path: Path) -> None
         ("[semid]\nlevels = 3\nlevels = 4\n", "not valid TOML"),
     ],
 )
-def test_a_wrong_file_is_an_error_that_says_where(tmp_path: Path, toml: str, says: str) -> None:
+def test_error_of_a_file_names_file_and_section(tmp_path: Path, toml: str, says: str) -> None:
     with pytest.raises(InputError, match=says) as caught:
         load(tmp_path, toml)
     assert "run.toml" in str(caught.value)
@@ -124,9 +130,9 @@ def test_describe_lists_own_fields_first_and_spells_defaults_as_flags() -> None:
 
 
 def test_show_can_be_pasted_back() -> None:
-    made = Config(sizes=(1, 2), path=None, strict=True, share=0.1)
-    flags = {row.field: config.show(getattr(made, row.field)) for row in config.describe(Config)}
-    assert config.load(Config, section="semid", path=None, flags=flags) == made
+    loaded = Config(sizes=(1, 2), path=None, strict=True, share=0.1)
+    flags = {row.field: config.show(getattr(loaded, row.field)) for row in config.describe(Config)}
+    assert config.load(Config, section="semid", path=None, flags=flags) == loaded
 
 
 def test_folder_is_work_run_step_and_no_run_leaves_work() -> None:

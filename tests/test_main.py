@@ -29,17 +29,17 @@ class Config(config.Common):
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """Puts a stage in the place of `semid` that only notes the config it was run with."""
-    made: list[Config] = []
+    configs: list[Config] = []
     stage = ModuleType("a_stage", "A stage for tests.\n\nMore about it.")
-    vars(stage).update(Config=Config, run=made.append)
+    vars(stage).update(Config=Config, run=configs.append)
     monkeypatch.setitem(sys.modules, "a_stage", stage)
     monkeypatch.setitem(cli.VERBS, "semid", "a_stage")
-    return made
+    return configs
 
 
 def test_help_takes_less_than_three_tenths_of_a_second() -> None:
     # Processor time, not wall time: other work on the machine stretches the clock, and help waits for nothing. The
-    # median of five, as the first run may compile and any run may be unlucky; it stands near 0.06 s.
+    # median of five, as the first run may compile and any run may be disturbed; it is near 0.06 s.
     spent_s = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -162,7 +162,9 @@ def test_the_users_fault_is_one_line_and_status_2(
     assert calls == []
 
 
-def test_what_a_stage_raises(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_a_stage_set_the_exit_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stage_that_raises(error: BaseException) -> ModuleType:
         def run(effective: Config) -> None:
             raise error

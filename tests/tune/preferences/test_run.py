@@ -98,7 +98,7 @@ def test_preferences_make_a_model_that_can_be_asked(aligned):
     assert not ours["scores"].equals(theirs["scores"])
 
 
-def test_what_preferences_made_weighs_prices_wherever_it_is_asked(aligned):
+def test_a_preference_model_weighs_prices_in_prior_and_pointer(aligned):
     tables, codebook = (artifact.read(aligned / "r" / step, kind) for step, kind in PARENTS.items())
     plain, priced = (
         saved.load(tables, codebooks.load(codebook), model(aligned, step), training=False)
@@ -156,7 +156,7 @@ def test_a_killed_run_changes_no_byte(aligned, tmp_path, monkeypatch):
     assert model(tmp_path).meta["files"] == model(aligned).meta["files"]
 
 
-def test_what_was_not_the_models_own_is_made_again(aligned, tmp_path, capsys):
+def test_a_changed_option_trains_again(aligned, tmp_path, capsys):
     """Without the lists, it is another model; the fine-tuned one stays as it is."""
     link(tmp_path, aligned)
     capsys.readouterr()
@@ -185,7 +185,7 @@ def test_training_requests_are_weighed_as_they_were_for_fine_tuning(aligned):
         assert differs > 0.5 * np.mean(logs.request_split_R == 0) * r / 7
 
 
-def test_what_was_a_burn_in_for_fine_tuning_makes_no_pairs(aligned):
+def test_the_burn_in_of_fine_tuning_makes_no_pairs(aligned):
     tables, codebook = (artifact.read(aligned / "r" / step, kind) for step, kind in PARENTS.items())
     ids = codebooks.load(codebook)
     for step in ("tune-sft", "tune-dpo"):
@@ -207,17 +207,17 @@ def test_what_was_a_burn_in_for_fine_tuning_makes_no_pairs(aligned):
         ("generate", "--split valid", False),
     ],
 )
-def test_who_asks_for_training_requests(aligned, tmp_path, monkeypatch, name, flags, training):
+def test_lists_of_training_requests(aligned, tmp_path, monkeypatch, name, flags, training):
     link(tmp_path, aligned)
-    asked = []
+    trainings = []
 
     def load_live(logs, ids, model, *, training, money, now_us):
-        asked.append(training)
+        trainings.append(training)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(saved, "load_live", load_live)
     assert verb(name, tmp_path, flags) == 130
-    assert asked == [training]
+    assert trainings == [training]
 
 
 def test_a_bidder_counts_what_the_user_pays(aligned):
@@ -268,7 +268,7 @@ def test_a_model_learns_no_preferences_in_ids_that_it_does_not_know(aligned, tin
         ("generate", "--stage dpo", "unknown subcommand of `leadre generate`"),
     ],
 )
-def test_what_cannot_be_is_one_line(aligned, tmp_path, capsys, name, flags, says):
+def test_an_error_of_the_user_is_one_line(aligned, tmp_path, capsys, name, flags, says):
     link(tmp_path, aligned, generate="generate-dpo")
     capsys.readouterr()
     assert verb(name, tmp_path, flags) == 2
