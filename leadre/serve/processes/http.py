@@ -125,7 +125,8 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self._lifespan(receive, send)
-        method, path = scope["method"], scope["path"]
+        method = scope["method"]
+        path = scope["path"]
         handler = self._exact.get((method, path))
         if handler is None:
             prefix = path[: path.find("/", 4) + 1] if path.startswith("/v1/") else path[:3]

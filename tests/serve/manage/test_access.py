@@ -39,8 +39,10 @@ class Place:
     """An API over a book with two accounts, which have a campaign and an ad each; use it in a ``with``."""
 
     def __init__(self, folder):
-        self.records, self.around = ManageDatabase(folder / "manage.db"), Around()
-        book, keys = CampaignStore(self.records), ApiKeys(self.records)
+        self.records = ManageDatabase(folder / "manage.db")
+        self.around = Around()
+        book = CampaignStore(self.records)
+        keys = ApiKeys(self.records)
         for account in ("acme", "bolt"):
             book.put_campaign(make_campaign(f"c-{account}", advertiser_id=account, name=f"{account}'s plan"))
             book.put_ad(make_ad(f"a-{account}", campaign_id=f"c-{account}", advertiser_id=account))
@@ -72,7 +74,7 @@ class Place:
         return self.api.request(call.method, call.path, params=call.query, headers=headers, **sent)
 
     def rows(self, account=""):
-        """All that is stored, or what belongs to an account and, as nobody's, to the operator."""
+        """All rows, or the rows of an account and of the operator."""
         tables = {"campaigns": "advertiser_id", "ads": "advertiser_id", "keys": "advertiser_id", "origins": ""}
         return [
             self.records.connection.execute(
@@ -84,7 +86,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Call:
-    """A request; ``owners`` says whose each of its IDs is, by where it stands and its name."""
+    """A request. ``owners``: "location.name" of each of its IDs -> the account that owns it."""
 
     method: str
     path: str
@@ -112,7 +114,7 @@ class Operation:
 
     @property
     def ids(self):
-        """Where an ID that belongs to somebody stands, and its name."""
+        """ "location.name" of each ID that belongs to an account."""
         described = [(parameter["in"], parameter["name"]) for parameter in self.about.get("parameters", ())]
         described += [("body", name) for name in self.body_properties()]
         return [f"{where}.{name}" for where, name in described if name.endswith("_id") and name not in ANYBODYS]
@@ -138,16 +140,17 @@ class Operation:
             if parameter["in"] == "path" and _enum(parameter)
         }
         for owners in itertools.product(accounts, repeat=len(self.ids)):
-            whose = dict(zip(self.ids, owners, strict=True))
+            owner_of = dict(zip(self.ids, owners, strict=True))
             for actions in itertools.product(*enums.values()):
-                yield self._call(whose, dict(zip(enums, actions, strict=True)), key_ids)
+                yield self._call(owner_of, dict(zip(enums, actions, strict=True)), key_ids)
 
-    def _call(self, whose, actions, key_ids):
-        path, query = self.path, dict(SPAN)
+    def _call(self, owner_of, actions, key_ids):
+        path = self.path
+        query = dict(SPAN)
         for parameter in self.about.get("parameters", ()):
             name = parameter["name"]
             value = actions.get(name) or self.value(
-                name, parameter["schema"], whose.get(f"{parameter['in']}.{name}"), key_ids
+                name, parameter["schema"], owner_of.get(f"{parameter['in']}.{name}"), key_ids
             )
             if parameter["in"] == "path":
                 path = path.replace(f"{{{name}}}", value)
@@ -156,15 +159,15 @@ class Operation:
         body = None
         if properties := self.body_properties():
             created = {
-                name: self.value(name, schema, whose.get(f"body.{name}"), key_ids)
+                name: self.value(name, schema, owner_of.get(f"body.{name}"), key_ids)
                 for name, schema in properties.items()
                 if name not in DATES
             }
             body = {name: value for name, value in created.items() if value is not None}
-        return Call(self.method, path, query, body, whose)
+        return Call(self.method, path, query, body, owner_of)
 
     def value(self, name, schema, owner, key_ids):
-        """What to send for a field; None to leave it out."""
+        """The value to send for a field; None omits it."""
         if owner is not None:
             known = {"advertiser_id": owner, "campaign_id": f"c-{owner}", "ad_id": f"a-{owner}"}
             known |= {"key_id": key_ids.get(owner, "none")}
@@ -248,7 +251,7 @@ def test_calls_without_a_key_in_force_are_refused(place, holder):
 
 
 def test_account_neither_reads_nor_changes_another(places, place):
-    """Each ID of each call may be its own, another's or nobody's; what is another's is as if it were not there."""
+    """Each ID of each call is its own, another account's or unknown; another account's ID is refused as unknown."""
     swept = 0
     for operation in operations(place.api, place.headers["operator"]):
         if operation.path in OPEN:
@@ -256,7 +259,8 @@ def test_account_neither_reads_nor_changes_another(places, place):
         with places() as here:
             before = here.rows("bolt")
             for call in operation.calls(here.key_id, ACCOUNTS):
-                answer, swept = here.ask(call, "acme"), swept + 1
+                answer = here.ask(call, "acme")
+                swept += 1
                 assert not [word for word in here.secrets if word in answer.text], (call, answer.text)
                 assert here.rows("bolt") == before, call
                 assert not here.around.calls or here.around.calls == _own_spend(here.around.calls), call

@@ -171,7 +171,8 @@ def test_bodies_are_bounded(api, held):
 def test_pages(api, held, book, campaign):
     for number in range(5):
         book.put_campaign(campaign(f"c{number}", advertiser_id="acme" if number % 2 else "bolt"))
-    seen, after = [], ""
+    seen = []
+    after = ""
     while after is not None:
         page = api.get("/campaigns", params={"limit": 2, "after": after}, headers=held["operator"]).json()
         seen += [item["campaign_id"] for item in page["items"]]

@@ -26,8 +26,8 @@ def test_a_key_opens_until_it_is_revoked(keys):
 
 def test_advertisers_key_names_its_account(keys):
     created, shown = keys.create("Bob", 5, advertiser_id="acme")
-    found = keys.find(shown)
-    assert found == created and not found.is_operator and found.advertiser_id == "acme"
+    key = keys.find(shown)
+    assert key == created and not key.is_operator and key.advertiser_id == "acme"
 
 
 def test_nothing_else_opens(keys):

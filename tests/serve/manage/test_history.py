@@ -55,7 +55,7 @@ def test_rates_and_fill_are_between_two_notes(recording):
     assert read.since(10).increase("answers_total").tolist() == [20, 0, 0, 0]
     series = views.series(read)
     assert series["traffic"] == [[110.0, 115.0, 120.0], [4.0, 4.0, 0.0], [2.0, 4.0, 0.0]]
-    assert series["fill"][1] == [50.0, 100.0, None]  # nobody asked in the last five seconds
+    assert series["fill"][1] == [50.0, 100.0, None]  # no request in the last five seconds
 
 
 def test_notes_are_bounded(recording):
@@ -78,7 +78,7 @@ def test_every_column_is_a_metric_that_is_counted():
     telemetry.DEGRADED.labels("model").set(1)
     totals = telemetry.totals()
     counted = {column for column in history.COLUMNS if totals.get(column)}
-    wanted = {"leadre_answers_total": "shed", "leadre_bids_total": "generated", "leadre_no_bids_total": "below_floor"}
-    wanted |= {"leadre_generations_total": "late", "leadre_degraded": "model", "leadre_answer_seconds_bucket": "0.08"}
-    wanted |= {"leadre_list_age_seconds_bucket": "2.592e+06"}
-    assert set(wanted.items()) <= {(name, value) for name, _, value in counted}
+    expected = {"leadre_answers_total": "shed", "leadre_bids_total": "generated", "leadre_no_bids_total": "below_floor"}
+    expected |= {"leadre_generations_total": "late", "leadre_degraded": "model", "leadre_answer_seconds_bucket": "0.08"}
+    expected |= {"leadre_list_age_seconds_bucket": "2.592e+06"}
+    assert set(expected.items()) <= {(name, value) for name, _, value in counted}
