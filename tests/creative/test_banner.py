@@ -1,4 +1,4 @@
-"""Banners: what an advertiser wrote stays text, whatever it looks like."""
+"""Banners: escaping, sizes, fonts, prices and contrast."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from leadre.creative import banner as creatives
 URLS = {"click_url": "https://ads.test/e/click?t=a&b=1", "impression_url": "https://ads.test/e/imp?t=a&b=1"}
 
 
-def test_what_an_advertiser_wrote_is_text(ad):
+def test_text_of_an_advertiser_is_escaped(ad):
     html = creatives.banner(ad(title="<b>{brand} & {0}</b>", brand='{title} "x"'), (300, 250), **URLS)
     assert "&lt;b&gt;{brand} &amp; {0}&lt;/b&gt;" in html and "{title} &#34;x&#34;" in html
     assert 'href="https://ads.test/e/click?t=a&amp;b=1"' in html and 'src="https://ads.test/e/imp?t=a&amp;b=1"' in html
@@ -24,14 +24,14 @@ def test_what_an_advertiser_wrote_is_text(ad):
         {"image_url": "https://acme.test/a.png", "title": "鞋" * 512},
     ],
 )
-def test_a_banner_has_the_size_and_what_there_is(ad, size, fields):
+def test_banner_has_its_size_and_the_fields_of_the_ad(ad, size, fields):
     advertised = ad(adomain="acme.test", **fields)
     html = creatives.banner(advertised, size, **URLS)
     assert f"width:{size[0]}px;height:{size[1]}px" in html and advertised.title in html and "{" not in html
     assert html.count("<img") == 1 + ("image_url" in fields) and ("$5.00" in html) == ("price_nanos" in fields)
 
 
-def test_a_long_title_is_smaller_than_a_short_one_and_never_unreadable(ad):
+def test_font_of_a_long_title_is_smaller_but_readable(ad):
     def title_px(title):
         html = creatives.banner(ad(title=title), (300, 250), **URLS)
         return int(html.split(title)[0].rsplit("font-size:", 1)[1].split("px")[0])
@@ -51,12 +51,12 @@ def test_a_long_title_is_smaller_than_a_short_one_and_never_unreadable(ad):
         (0, "USD", ""),
     ],
 )
-def test_prices_are_written_as_people_read_them(nanos, currency, shown):
+def test_price_is_formatted_for_its_currency(nanos, currency, shown):
     assert creatives.shown_price(nanos, currency) == shown
 
 
 @pytest.mark.parametrize("colour", creatives.COLOURS)
-def test_white_stands_out_from_every_colour(colour):
+def test_white_text_has_enough_contrast_on_every_colour(colour):
     """Relative luminance and contrast as WCAG 2.2 defines them."""
     channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]

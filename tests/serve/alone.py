@@ -1,4 +1,4 @@
-"""One bidder inside the test's process: a real book, store, writer and keys; the test says what time it is."""
+"""One bidder inside the test's process: real catalogue, store, writer state and keys; a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -40,29 +40,29 @@ IMP = {"id": "1", "banner": {"w": 300, "h": 250}}
 
 
 class Spy:
-    """A store that notes what it is asked of whom."""
+    """A store that notes each call: (method, first argument)."""
 
     def __init__(self, store):
         self.store = store
-        self.asked: list[tuple[str, Any]] = []
+        self.calls: list[tuple[str, Any]] = []
 
     def __getattr__(self, name):
         method = getattr(self.store, name)
 
         def noted(*arguments, **named):
-            self.asked.append((name, arguments[0] if arguments else None))
+            self.calls.append((name, arguments[0] if arguments else None))
             return method(*arguments, **named)
 
         return noted
 
 
-def asked(**fields: Any) -> Request:
-    """A request for one banner, read from its JSON; ``fields`` replace or extend it."""
+def banner_request(**fields: Any) -> Request:
+    """A request for one banner, from its JSON; ``fields`` replace or extend it."""
     return openrtb.read(json.dumps({"id": "r", "imp": [IMP]} | fields).encode())
 
 
 class Alone:
-    """Use it in a ``with``. ``clock`` stops until the test moves it."""
+    """Use it in a ``with``. ``clock`` stays until the test moves it."""
 
     def __init__(self, folder: Path, *, seed: int = 0, **settings: Any) -> None:
         self.clock = ManualClock(NOON_US)
@@ -70,10 +70,10 @@ class Alone:
         self._records = ManageDatabase(self.paths.manage_database)
         self.book = CampaignStore(self._records)
         self._reader = database.connect(self.paths.manage_database, records.MIGRATIONS, read_only=True)
-        self.desk = WriterState(self.paths, retain_days=90)
+        self.writer = WriterState(self.paths, retain_days=90)
         self.store = Spy(open_store(self.paths.store))
-        self.desk.users.store.close()
-        self.desk.users.store = self.store  # type: ignore[assignment]
+        self.writer.users.store.close()
+        self.writer.users.store = self.store  # type: ignore[assignment]
         self.store.put_lists(VERSION, {})
         self.store.switch(VERSION)
         self.budgets = Budgets("alone", self._send)
@@ -85,7 +85,7 @@ class Alone:
             user_store=UserStore(self.store, self.clock),  # type: ignore[arg-type]
             budgets=self.budgets,
             generate=None,
-            sign=self.desk.token_keys.sign,
+            sign=self.writer.token_keys.sign,
             new_id=lambda: f"id-{next(self._numbers)}",
             draws=ExplorationDraws(seed.to_bytes(32)),
             clock=self.clock,
@@ -98,61 +98,63 @@ class Alone:
         self._loop.close()
         self._reader.close()
         self._records.close()
-        self.desk.close()  # and with it the store
+        self.writer.close()  # and with it the store
 
     def renew(self, counts=None, object_ids=()) -> None:
-        """What a worker does beside its requests: follow the book, and one round with the ledger."""
+        """The background tasks of a worker, once: refresh the catalogue, and exchange leases with the ledger."""
         self.clock.elapsed_s += POPULAR_LIST_S  # the next request reads the popular list again
-        self.desk.maintain(self.clock.wall_us)
+        self.writer.maintain(self.clock.wall_us)
         self.bidder.market = self._market(counts or {}, object_ids)
         self._loop.run_until_complete(self.budgets.renew(self.clock.wall_us))
 
-    def remember(self, user_id: str, *ad_ids: str, log_p=None) -> None:
-        """The list of a user ("*" is everybody), best first."""
-        log_p = log_p or [-float(place) for place in range(len(ad_ids))]
+    def put_list(self, user_id: str, *ad_ids: str, log_p=None) -> None:
+        """Store the list of a user, best first; "*" is the popular list."""
+        log_p = log_p or [-float(position) for position in range(len(ad_ids))]
         self.store.put_lists(VERSION, {user_id: StoredList(VERSION, NOON_US, ad_ids, tuple(log_p))})
 
-    def has_done(self, user_id: str, *object_ids: str, segments=()) -> None:
-        """The profile of a user."""
-        recent = tuple(ProfileEvent(name, NOON_US - 1000 + place, "ad") for place, name in enumerate(object_ids))
+    def put_profile(self, user_id: str, *object_ids: str, segments=()) -> None:
+        """Store the profile of a user."""
+        recent = tuple(ProfileEvent(name, NOON_US - 1000 + position, "ad") for position, name in enumerate(object_ids))
         self.store.write_profiles(Profile(user_id, recent, tuple(segments)))
 
-    def answer(self, *, tmax_s: float = 1.0, **fields: Any) -> bidder.BidDecision:
-        """What is made of a request, from its JSON on."""
-        return self.respond(asked(**fields), tmax_s)
+    def bid(self, *, tmax_s: float = 1.0, **fields: Any) -> bidder.BidDecision:
+        """The decision on `banner_request` of the fields."""
+        return self.respond(banner_request(**fields), tmax_s)
 
     def respond(self, request: Request, tmax_s: float = 1.0) -> bidder.BidDecision:
-        """The same for a request that was read."""
-        made = respond.respond(request, self.bidder, self.clock.wall_us, self.clock.elapsed_s + tmax_s)
-        return self._loop.run_until_complete(made)
+        """The decision on a request."""
+        decision = respond.respond(request, self.bidder, self.clock.wall_us, self.clock.elapsed_s + tmax_s)
+        return self._loop.run_until_complete(decision)
 
-    def record(self, request, answer):
-        """What a worker gives to the log."""
-        return record.record(request, answer, self.clock.wall_us, self.bidder.market.catalogue, "", is_degraded=False)
+    def record(self, request, decision):
+        """The log record that a worker would send."""
+        return record.record(request, decision, self.clock.wall_us, self.bidder.market.catalogue, "", is_degraded=False)
 
-    def happened(self, *events: tuple[str, str]) -> list[str]:
-        """What the writer makes of (kind, URL), all in one batch."""
-        made = [
+    def post_events(self, *events: tuple[str, str]) -> list[str]:
+        """Outcomes of events, (kind, URL), that the writer gets in one batch."""
+        requests = [
             EventRequest(kind=kind, token=re.search(r"[?&]t=([^&]+)", url)[1], at_us=self.clock.wall_us)
             for kind, url in events
         ]
-        return [told.outcome for told in self.desk.handle(made, self.clock.wall_us)]
+        return [reply.outcome for reply in self.writer.handle(requests, self.clock.wall_us)]
 
     def _market(self, counts, object_ids=()) -> bidder.Market:
-        book = eligibility.load(self._reader)
-        return bidder.Market(book, expected_nanos(book, counts), ObjectIndex(object_ids, book.ads, "model-1"))
+        catalogue = eligibility.load(self._reader)
+        return bidder.Market(
+            catalogue, expected_nanos(catalogue, counts), ObjectIndex(object_ids, catalogue.ads, "model-1")
+        )
 
     async def _send(self, orders: list[LedgerOrder]) -> list[Lease | None]:
-        asks = [order for order in orders if isinstance(order, LeaseRequest)]
+        requests = [order for order in orders if isinstance(order, LeaseRequest)]
         releases = [order for order in orders if isinstance(order, Release)]
-        (reply,) = self.desk.handle([LedgerRequest(asks, releases)], self.clock.wall_us)
+        (reply,) = self.writer.handle([LedgerRequest(requests, releases)], self.clock.wall_us)
         assert isinstance(reply, LedgerReply)
         return list(reply.leases)
 
 
-def chosen(answer: bidder.BidDecision) -> list[str]:
-    """The ads that are offered, place by place."""
-    return [each.bid.ad_id for each in answer.rendered]
+def chosen(decision: bidder.BidDecision) -> list[str]:
+    """The ads of the bids, imp by imp."""
+    return [rendered.bid.ad_id for rendered in decision.rendered]
 
 
 def verdicts(alone: Alone, decision: bidder.BidDecision, imp: int = 0) -> dict[str, Verdict]:
@@ -164,7 +166,7 @@ def verdicts(alone: Alone, decision: bidder.BidDecision, imp: int = 0) -> dict[s
 
 
 def urls_of(rendered) -> dict[str, str]:
-    """Where the events of a bid go, by kind."""
+    """Event URLs of a bid, by kind."""
     return {"win": rendered.nurl, "bill": rendered.burl} | {
         kind: html.unescape(url) for kind, url in (("click", rendered.click_url), ("imp", rendered.impression_url))
     }

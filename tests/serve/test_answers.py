@@ -1,4 +1,4 @@
-"""Whatever is asked of whatever book, an answer holds no bid that Prebid Server would reject."""
+"""No response has a bid that Prebid Server would reject, for mutated requests and odd catalogues."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def maybe(rng, *values):
 
 
 def plausible(rng):
-    """A request that is well-formed, and odd in what it asks for."""
+    """A well-formed request with odd values."""
     imps = []
     for name in rng.sample(["1", "0", "é", "x" * 300, " ", "a/b", "null"], rng.randint(1, 4)):
         width, height = rng.choice(SIZES)
@@ -34,64 +34,71 @@ def plausible(rng):
         imp |= maybe(rng, {}, {}, {"bidfloorcur": rng.choice(["USD", "eur", "JPY", ""])})
         imp |= maybe(rng, {}, {}, {}, {"pmp": {"private_auction": rng.randint(0, 1), "deals": [{"id": "d"}]}})
         imps.append(imp)
-    asked = {"id": rng.choice(["r", "é", "x" * 900]), "imp": imps, "user": {"id": rng.choice(USERS)}}
-    asked |= maybe(rng, {}, {"cur": rng.choice([[], ["USD"], ["EUR"], ["eur", "USD"], ["JPY"], ["usd"], ["", "USD"]])})
-    asked |= maybe(rng, {}, {}, {"regs": {"coppa": 1}}, {"regs": {"ext": {"dsa": {"dsarequired": rng.randint(0, 3)}}}})
-    asked |= maybe(rng, {}, {}, {"test": 1}, {"wseat": ["leadre"]}, {"badv": ["odd.test"]}, {"bcat": ["IAB7"]})
-    return json.dumps(asked).encode()
+    request = {"id": rng.choice(["r", "é", "x" * 900]), "imp": imps, "user": {"id": rng.choice(USERS)}}
+    request |= maybe(
+        rng, {}, {"cur": rng.choice([[], ["USD"], ["EUR"], ["eur", "USD"], ["JPY"], ["usd"], ["", "USD"]])}
+    )
+    request |= maybe(
+        rng, {}, {}, {"regs": {"coppa": 1}}, {"regs": {"ext": {"dsa": {"dsarequired": rng.randint(0, 3)}}}}
+    )
+    request |= maybe(rng, {}, {}, {"test": 1}, {"wseat": ["leadre"]}, {"badv": ["odd.test"]}, {"bcat": ["IAB7"]})
+    return json.dumps(request).encode()
 
 
 @pytest.fixture
 def alone(tmp_path):
     """Prices from nothing to absurd in two currencies, capped, budgeted and targeted campaigns, IDs of all kinds."""
-    with Alone(tmp_path / "state", seed=3, exploration=0.3) as made:
+    with Alone(tmp_path / "state", seed=3, exploration=0.3) as alone:
         names = ["a", "0", "ä 1", "a?b&c", "x" * 120, "<b>", "plain"]
         terms = [{"bid_nanos": price} for price in (0, 1, 999, 2_000_000, 9 * 10**15)]
         terms += [{"currency": "EUR"}, {"bid_type": "cpc", "bid_nanos": 3}, {"bid_type": "cpa", "bid_nanos": 10**12}]
         terms += [{"cap_per_day": 3}, {"daily_nanos": 50_000_000}, {"targeting": Targeting(hours=frozenset({12}))}]
         ad_ids = []
         for number, fields in enumerate(terms):
-            made.book.put_campaign(make_campaign(f"c{number}", **fields))
+            alone.book.put_campaign(make_campaign(f"c{number}", **fields))
             for name in names[number % 3 :: 3]:
                 ad_ids.append(f"{name}{number}")
                 odd = {"adomain": "odd.test"} if number % 2 else {"iab_categories": ("IAB7-1",)}
                 odd |= {"sizes": (SIZES[number % 3],) if number % 4 else (), "title": "<${AUCTION_ID}"}
-                made.book.put_ad(make_ad(ad_ids[-1], campaign_id=f"c{number}", **odd))
+                alone.book.put_ad(make_ad(ad_ids[-1], campaign_id=f"c{number}", **odd))
         rng = random.Random(4)
         for user in ("*", *filter(None, USERS)):
             rng.shuffle(ad_ids)
-            made.remember(user, *ad_ids[:12])
-        made.renew()
-        yield made
+            alone.put_list(user, *ad_ids[:12])
+        alone.renew()
+        yield alone
 
 
 def currencies(body, request):
-    """Those that a request takes, from its own bytes where a strict reader takes them."""
+    """Currencies that a request accepts, from its bytes if a strict parser reads them."""
     try:
         return {code.upper() for code in json.loads(body).get("cur") or []} or {"USD"}
-    except ValueError:  # bytes that are no UTF-8, in a field that nobody acts on
+    except ValueError:  # bytes that are no UTF-8, in a field that is not read
         return set(request.currencies)
 
 
 def check(body, request, content):
-    """The bids of an answer, after what Prebid Server asks of each, from the bytes that go over the wire."""
-    answer, wanted = json.loads(content), currencies(body, request)
-    bids = [bid for seat in answer.get("seatbid", ()) for bid in seat["bid"]]
-    assert answer["id"] == request.request_id
+    """The bids of a response, each after the checks of Prebid Server, from the bytes on the wire."""
+    response = json.loads(content)
+    accepted = currencies(body, request)
+    bids = [bid for seat in response.get("seatbid", ()) for bid in seat["bid"]]
+    assert response["id"] == request.request_id
     for bid in bids:
         assert isinstance(bid["id"], str) and bid["id"], "no ID"
         assert bid["impid"] in [imp.imp_id for imp in request.imps] and bid["impid"], "no imp of the request"
         assert math.isfinite(bid["price"]) and bid["price"] >= 0, "a negative price"
         assert bid["price"] > 0 or bid.get("dealid"), "a price of 0 without a deal"
         assert isinstance(bid["crid"], str) and bid["crid"], "no creative ID"
-        assert (answer.get("cur") or "USD") in wanted, "a currency that was not asked for"
+        assert (response.get("cur") or "USD") in accepted, "a currency that was not in the request"
     assert len({bid["id"] for bid in bids}) == len({bid["impid"] for bid in bids}) == len(bids)
     return bids
 
 
 @pytest.mark.parametrize("count", [600, pytest.param(100_000, marks=pytest.mark.soak)])
 def test_no_bid_is_one_that_prebid_server_rejects(alone, count):
-    rng, refused, sent = random.Random(count), 0, 0
+    rng = random.Random(count)
+    refused = 0
+    sent = 0
     for number in range(count):
         if number % 200 == 199:
             alone.clock.wall_us += 60_000_000
@@ -102,13 +109,13 @@ def test_no_bid_is_one_that_prebid_server_rejects(alone, count):
         except BadRequest:
             refused += 1
             continue
-        answer = alone.respond(request)
-        if answer.reason is None:
-            content = openrtb.write(request, answer.rendered, seat="leadre", fills_macros=rng.random() < 0.5)
+        decision = alone.respond(request)
+        if decision.reason is None:
+            content = openrtb.write(request, decision.rendered, seat="leadre", fills_macros=rng.random() < 0.5)
             bids = check(body, request, content)
-            assert len(bids) == len(answer.rendered), "a bid was held and not sent"
+            assert len(bids) == len(decision.rendered), "a bid was reserved and not sent"
             sent += len(bids)
         else:
-            status, content = openrtb.no_bid(request, answer.reason, is_debug=rng.random() < 0.5)
+            status, content = openrtb.no_bid(request, decision.reason, is_debug=rng.random() < 0.5)
             assert (status, content) == (204, b"") or check(body, request, content) == []
     assert count * 0.05 < refused < count * 0.3 and sent > count / 2, (refused, sent)

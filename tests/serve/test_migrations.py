@@ -39,7 +39,7 @@ from leadre.serve.manage.auth import ApiKeys
 from leadre.serve.paths import StatePaths
 from leadre.types import OLD_VERDICTS, Verdict
 
-from .alone import Alone, asked, chosen, urls_of
+from .alone import Alone, banner_request, chosen, urls_of
 from .bidder import Bidder, event_urls, until
 
 ARCHIVE = Path(__file__).parent / "golden" / "state_2026_11.tar.gz"
@@ -306,16 +306,16 @@ def test_tokens_signed_in_november_2026_are_valid_under_both_keys(state: StatePa
 def test_bidder_continues_from_the_state_of_november_2026(state: StatePaths, expected: dict[str, Any]) -> None:
     with Alone(state.folder) as bidder:
         bidder.clock.wall_us = expected["now_us"]
-        ledger = bidder.desk.ledger
+        ledger = bidder.writer.ledger
         unposted = expected["unbooked"]
-        assert unposted["daily"] > 0 and ledger.log_number == bidder.desk.log.last == expected["log_number"]
+        assert unposted["daily"] > 0 and ledger.log_number == bidder.writer.log.last == expected["log_number"]
         assert {name: ledger.spent(name) for name in CAMPAIGNS} == expected["logged_charges"], (
             "the log is caught up with"
         )
         assert ledger.reserved("daily") == expected["held"]["daily"] - unposted["daily"] and ledger.verify() == []
-        (counts,) = bidder.desk.handle([CountsRequest()], bidder.clock.wall_us)
+        (counts,) = bidder.writer.handle([CountsRequest()], bidder.clock.wall_us)
         impressions, clicks, _ = counts.by_ad["daily-1"]
-        (record,) = bidder.desk.handle([RecordRequest("x-1")], bidder.clock.wall_us)
+        (record,) = bidder.writer.handle([RecordRequest("x-1")], bidder.clock.wall_us)
         assert record.record is not None and record.record.caller_request_id == "x-1"
         profile = bidder.store.read_profile("user-1")
         assert [event.object_id for event in profile.recent][:2] == ["o-click-1", "o-sale-1"]
@@ -328,16 +328,16 @@ def test_bidder_continues_from_the_state_of_november_2026(state: StatePaths, exp
             for kind, token in returned.items()
         ]
         for outcome in ("new", "known"):
-            assert [reply.outcome for reply in bidder.desk.handle(events, bidder.clock.wall_us)] == [outcome] * 2
-        bidder.respond(asked(id="n-1", user={"id": "user-4"}))
+            assert [reply.outcome for reply in bidder.writer.handle(events, bidder.clock.wall_us)] == [outcome] * 2
+        bidder.respond(banner_request(id="n-1", user={"id": "user-4"}))
         bidder.renew()
-        request = asked(id="n-2", user={"id": "user-4"})
+        request = banner_request(id="n-2", user={"id": "user-4"})
         decision = bidder.respond(request)
         assert chosen(decision) == ["daily-1"]
-        bidder.desk.handle([AppendRequest([bidder.record(request, decision)])], bidder.clock.wall_us)
+        bidder.writer.handle([AppendRequest([bidder.record(request, decision)])], bidder.clock.wall_us)
         urls = urls_of(decision.rendered[0])
-        assert bidder.happened(("imp", urls["imp"]), ("click", urls["click"])) == ["new", "new"]
-        (counts,) = bidder.desk.handle([CountsRequest()], bidder.clock.wall_us)
+        assert bidder.post_events(("imp", urls["imp"]), ("click", urls["click"])) == ["new", "new"]
+        (counts,) = bidder.writer.handle([CountsRequest()], bidder.clock.wall_us)
         assert counts.by_ad["daily-1"][:2] == (impressions + 1, clicks + 2)
         assert ledger.spent("daily") == expected["logged_charges"]["daily"] + 1_500_000 and ledger.verify() == []
         bidder.clock.wall_us += 3_600_000_000

@@ -1,4 +1,4 @@
-"""Parity: what a bidder of several processes has answered is answered again from its log, to the last digit."""
+"""Parity: a replay of the log of a bidder with several processes gives the same decisions, to the last digit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LISTED, PROFILED, USERS = 20, 30, 40  # users with a list; the next ones have a 
 
 
 @pytest.mark.slow
-def test_what_was_answered_is_answered_again(work, tmp_path, capsys):
+def test_replay_repeats_the_logged_decisions(work, tmp_path, capsys):
     log_and_replay(work, tmp_path, requests=200)
     state = tmp_path / "state"
     report, status = replayed(work, state, tmp_path, "--generate", "false", options="")
@@ -32,8 +32,10 @@ def test_what_was_answered_is_answered_again(work, tmp_path, capsys):
     report, status = replayed(work, state, tmp_path, "--generate", "false")
     assert status == 2 and "have another response than logged" in capsys.readouterr().err
     assert report["skipped"]["model"] and report["differences"]
-    told = pl.read_csv(work / "served" / "evaluate-replay" / "differences.csv")
-    assert {"winner", "price", "verdicts", "propensity"} <= set(told["what"]) and "scores" not in told["what"]
+    differences = pl.read_csv(work / "served" / "evaluate-replay" / "differences.csv")
+    assert {"winner", "price", "verdicts", "propensity"} <= set(differences["what"]) and "scores" not in differences[
+        "what"
+    ]
 
 
 @pytest.mark.soak
@@ -54,8 +56,8 @@ def log_and_replay(work, tmp_path, requests):
     assert report["alike"] == report["compared"] >= 0.9 * requests
     assert max(report["gaps"].values()) < 1e-5
     assert min(report["sources"][name] for name in ("stored", "generated", "contextual")) >= requests // 50
-    verdicts = {one for record in answered(bidder.state) for told in record.verdicts.values() for one in told}
-    wanted = {
+    verdicts = {verdict for record in answered(bidder.state) for row in record.verdicts.values() for verdict in row}
+    expected = {
         Verdict.BID,
         Verdict.NOT_SELECTED,
         Verdict.INELIGIBLE,
@@ -64,7 +66,7 @@ def log_and_replay(work, tmp_path, requests):
         Verdict.FREQUENCY_CAP,
         Verdict.DUPLICATE,
     }
-    assert wanted <= verdicts, "the traffic must meet every way in which a bid fails"
+    assert expected <= verdicts, "the traffic must meet every way in which a bid fails"
 
 
 def prepare(bidder, work):
@@ -76,7 +78,8 @@ def prepare(bidder, work):
     local = bidder.campaign(bid_nanos=7_000_000, targeting={"sites": ["local.example"]})[1]
     usual = pl.read_parquet(work / "served" / "data" / "ads.parquet")["ad_id"].to_list()
     objects = pl.read_parquet(work / "served" / "data" / "ads.parquet")["object_id"].to_list()
-    store, rng = bidder.store(), random.Random(2)
+    store = bidder.store()
+    rng = random.Random(2)
     version = store.versions().current
     for number in range(LISTED):
         ads = [rich, poor, click, sale, local, *rng.sample(usual, 30)]
@@ -87,23 +90,23 @@ def prepare(bidder, work):
         seen = tuple(ProfileEvent(rng.choice(objects), 1_000_000 * n, "ad") for n in range(1, 9))
         store.write_profiles(Profile(f"u{number}", seen, (), 9_000_000))
     store.close()
-    time.sleep(1.0)  # the book has come to all workers
+    time.sleep(1.0)  # all workers have the catalogue
 
 
 def traffic(bidder, requests):
     """Requests of all sorts, some of whose ads are seen, clicked, bought, while others are asked for."""
     rng = random.Random(1)
-    asked = [ask(rng, number) for number in range(requests)]
+    requests_sent = [ask(rng, number) for number in range(requests)]
 
-    def one(number):
-        bids = bids_in(bidder.http.post(f"{bidder.url}/openrtb2/bid", json=asked[number]))
+    def send(number):
+        bids = bids_in(bidder.http.post(f"{bidder.url}/openrtb2/bid", json=requests_sent[number]))
         for bid in bids[: 1 if number % 3 else 0]:
             urls = event_urls(bid)
             for kind in ("imp", "bill", "click")[: 3 if number % 2 else 2]:
                 until(lambda url=urls[kind]: bidder.http.get(url).status_code in (200, 204, 302), "taken")
 
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(one, range(requests)))
+        list(threads.map(send, range(requests)))
 
 
 def ask(rng, number):

@@ -1,4 +1,4 @@
-"""What an impression is worth: the bid times a rate that was observed, never what a generator thinks."""
+"""Expected value of an impression: the bid times the observed, smoothed rate."""
 
 from types import SimpleNamespace
 
@@ -9,30 +9,30 @@ from leadre.serve.bidding.value import PRIOR_IMPRESSIONS, PRIOR_RATES, expected_
 from ..conftest import make_ad, make_campaign
 
 
-def book(*terms):
+def catalogue(*terms):
     """One ad a campaign; terms are (bid_type, bid_nanos)."""
     campaigns = [make_campaign(f"c{n}", bid_type=kind, bid_nanos=bid) for n, (kind, bid) in enumerate(terms)]
     ads = [make_ad(f"a{n}", campaign_id=f"c{n}") for n in range(len(terms))]
     return SimpleNamespace(campaigns=campaigns, ads=ads, campaign_A=np.arange(len(terms)))
 
 
-def test_an_impression_that_is_bid_for_costs_the_bid():
-    assert expected_nanos(book(("cpm", 2_000_000)), {"a0": (1000, 900, 800)}).tolist() == [2_000_000]
+def test_value_of_a_cpm_ad_is_its_bid():
+    assert expected_nanos(catalogue(("cpm", 2_000_000)), {"a0": (1000, 900, 800)}).tolist() == [2_000_000]
 
 
-def test_before_anything_is_observed_the_prior_rate_counts():
-    found = expected_nanos(book(("cpc", 10**9), ("cpa", 10**9)), {})
-    assert found.tolist() == [round(10**9 * PRIOR_RATES["cpc"]), round(10**9 * PRIOR_RATES["cpa"])]
+def test_prior_rate_counts_before_any_observation():
+    value_A = expected_nanos(catalogue(("cpc", 10**9), ("cpa", 10**9)), {})
+    assert value_A.tolist() == [round(10**9 * PRIOR_RATES["cpc"]), round(10**9 * PRIOR_RATES["cpa"])]
 
 
-def test_a_rate_is_drawn_towards_that_of_all_ads_that_pay_for_the_same():
-    """1,000 impressions and 10 clicks, and an ad that was never shown; clicks on what pays for itself do not count."""
+def test_rate_is_smoothed_towards_that_of_ads_of_the_same_bid_type():
+    """1,000 impressions and 10 clicks, and an ad that was never shown; clicks on CPM ads do not count."""
     counts = {"a0": (1000, 10, 0), "a2": (500, 500, 0)}
-    clicked, unseen, _ = expected_nanos(book(("cpc", 10**9), ("cpc", 10**9), ("cpm", 1)), counts).tolist()
+    clicked, unseen, _ = expected_nanos(catalogue(("cpc", 10**9), ("cpc", 10**9), ("cpm", 1)), counts).tolist()
     overall = (10 + PRIOR_IMPRESSIONS * PRIOR_RATES["cpc"]) / (1000 + PRIOR_IMPRESSIONS)
     assert unseen == int(10**9 * overall)
     assert clicked == int(10**9 * (10 + PRIOR_IMPRESSIONS * overall) / (1000 + PRIOR_IMPRESSIONS))
 
 
-def test_no_rate_is_above_one():
-    assert expected_nanos(book(("cpc", 100)), {"a0": (0, 10_000, 0)}).tolist() == [100]
+def test_rate_is_at_most_one():
+    assert expected_nanos(catalogue(("cpc", 100)), {"a0": (0, 10_000, 0)}).tolist() == [100]

@@ -1,5 +1,5 @@
-"""What a request allows. The decoder is held against @iabtcf/core (golden/tcstrings.json, made by make_tcstrings.mjs)
-and against an encoder of its own."""
+"""Permissions of a request. The decoder is compared with @iabtcf/core (golden/tcstrings.json, which make_tcstrings.mjs
+writes) and with an encoder in this file."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class Encoder:
 
 
 def runs(ids):
-    """Neighbouring IDs as ranges."""
-    found = []
+    """Runs of consecutive IDs, as [first, last]."""
+    ranges = []
     for number in sorted(ids):
-        if found and found[-1][1] == number - 1:
-            found[-1][1] = number
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1][1] = number
         else:
-            found.append([number, number])
-    return found
+            ranges.append([number, number])
+    return ranges
 
 
 def encode(purposes=(), interests=(), vendors=(), vendor_interests=(), restrictions=(), as_ranges=False, version=2):
@@ -85,16 +85,16 @@ def encode(purposes=(), interests=(), vendors=(), vendor_interests=(), restricti
     return encoder.text()
 
 
-def test_golden_strings_are_of_both_encodings_and_hold_restrictions():
+def test_golden_strings_have_both_encodings_and_restrictions():
     assert len(GOLDEN) >= 50
     assert any(vendor["restricted"] for golden in GOLDEN for vendor in golden["vendors"])
-    # bit 229 tells ranges from flags
+    # bit 229: ranges or flags
     kinds = {format(int.from_bytes(base64.urlsafe_b64decode(g["text"][:40]), "big"), "0240b")[229] for g in GOLDEN}
     assert kinds == {"0", "1"}
 
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: golden["text"][-12:])
-def test_reads_what_iabtcf_reads(golden):
+def test_decode_equals_iabtcf(golden):
     for vendor in golden["vendors"]:
         read = decode(golden["text"], vendor["id"])
         assert sorted(read.purpose_consents) == golden["consents"]
@@ -110,7 +110,7 @@ RESTRICTIONS = st.lists(st.tuples(st.integers(1, 24), st.integers(0, 3), VENDORS
 
 
 @given(PURPOSES, PURPOSES, VENDORS, VENDORS, RESTRICTIONS, st.booleans(), st.data())
-def test_reads_what_was_encoded(purposes, interests, vendors, vendor_interests, restrictions, as_ranges, data):
+def test_decode_inverts_encode(purposes, interests, vendors, vendor_interests, restrictions, as_ranges, data):
     text = encode(purposes, interests, vendors, vendor_interests, restrictions, as_ranges)
     named = sorted(vendors | vendor_interests | {1, 9000})
     ours = data.draw(st.sampled_from(named) | st.integers(1, 65_535))
@@ -128,7 +128,7 @@ WHOLE = encode({1, 2, 3, 4, 7}, (), {OURS})
 @given(
     st.text(max_size=200) | st.text("CQdWTo-_9A", max_size=400) | st.builds(lambda n: WHOLE[:n], st.integers(0, 300))
 )
-def test_any_other_text_is_malformed_or_read(text):
+def test_any_text_is_decoded_or_malformed(text):
     try:
         decode(text, OURS)
     except MalformedConsent:
@@ -147,17 +147,17 @@ def test_any_other_text_is_malformed_or_read(text):
         "." + WHOLE,
         encode({1, 2, 3, 4, 7}, (), {OURS}, version=1),
         encode({1, 2, 3, 4, 7}, (), {OURS}, version=3),
-        WHOLE + "A" * 8192,  # too long to be one
+        WHOLE + "A" * 8192,  # too long
     ],
 )
-def test_a_malformed_string_is_a_refusal(text):
+def test_malformed_string_is_a_refusal(text):
     with pytest.raises(MalformedConsent):
         decode(text, OURS)
     assert permissions(Signals(gdpr=True, consent=text), vendor_id=OURS, when_absent=False) == NONE
 
 
 def one_range(first, last, most):
-    """A string in which vendors ``first`` to ``last`` have consent, and the highest is said to be ``most``."""
+    """A string in which vendors ``first`` to ``last`` have consent, and the declared highest ID is ``most``."""
     encoder = Encoder()
     encoder.bits = "000010" + "0" * 207
     encoder.put(16, most)
@@ -170,16 +170,16 @@ def one_range(first, last, most):
     return encoder.text()
 
 
-def test_a_range_holds_its_ends_and_no_vendor_that_cannot_be():
+def test_range_includes_its_ends_up_to_the_highest_id():
     text = one_range(0, 900, most=800)
-    found = [vendor for vendor in (0, 1, 800, 801, 901) if decode(text, vendor).has_vendor_consent]
-    assert found == [1, 800]
+    vendors = [vendor for vendor in (0, 1, 800, 801, 901) if decode(text, vendor).has_vendor_consent]
+    assert vendors == [1, 800]
     with pytest.raises(MalformedConsent, match="starts at 800 and ends at 700"):
         decode(one_range(800, 700, most=900), OURS)
 
 
 @pytest.mark.parametrize("purposes", [set(c) for n in range(6) for c in itertools.combinations((1, 2, 3, 4, 7), n)])
-def test_each_purpose_allows_its_own(purposes):
+def test_each_purpose_grants_its_permission(purposes):
     expected = Permissions(
         store_id=1 in purposes,
         contextual=2 in purposes,
@@ -191,7 +191,7 @@ def test_each_purpose_allows_its_own(purposes):
     assert permissions(signals, vendor_id=OURS, when_absent=False) == expected
 
 
-def asked(*, gdpr=True, consent=WHOLE, vendor_id=OURS, when_absent=False, interests=(), has_dsa=False, **signals):
+def permitted(*, gdpr=True, consent=WHOLE, vendor_id=OURS, when_absent=False, interests=(), has_dsa=False, **signals):
     return permissions(
         Signals(gdpr=gdpr, consent=consent, **signals),
         vendor_id=vendor_id,
@@ -201,35 +201,37 @@ def asked(*, gdpr=True, consent=WHOLE, vendor_id=OURS, when_absent=False, intere
     )
 
 
-def test_purposes_count_with_our_vendor_bit_alone():
-    assert asked() == ALL
-    assert asked(vendor_id=OURS + 1) == NONE
-    assert asked(vendor_id=0) == NONE
-    assert asked(consent=encode({1, 2, 3, 4, 7}, (), {OURS}, as_ranges=True), vendor_id=0) == NONE
+def test_purposes_need_the_vendor_consent_of_the_bidder():
+    assert permitted() == ALL
+    assert permitted(vendor_id=OURS + 1) == NONE
+    assert permitted(vendor_id=0) == NONE
+    assert permitted(consent=encode({1, 2, 3, 4, 7}, (), {OURS}, as_ranges=True), vendor_id=0) == NONE
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2])
-def test_a_restricted_purpose_does_not_count(kind):
+def test_restricted_purpose_is_not_granted(kind):
     consent = encode({1, 2, 3, 4, 7}, (), {OURS}, restrictions=[(4, kind, {OURS}), (2, kind, {OURS + 1})])
-    assert asked(consent=consent) == Permissions(store_id=True, contextual=True, add_to_profile=True, measure=True)
+    assert permitted(consent=consent) == Permissions(store_id=True, contextual=True, add_to_profile=True, measure=True)
 
 
-def test_legitimate_interest_counts_where_it_is_registered():
+def test_legitimate_interest_counts_if_registered():
     consent = encode((), {2, 3, 4, 7}, (), {OURS})
-    assert asked(consent=consent) == NONE
-    assert asked(consent=consent, interests=(2,)) == CONTEXT
-    assert asked(consent=consent, interests=(1, 2, 3, 4, 7)) == Permissions(contextual=True, measure=True)
-    assert asked(consent=encode((), {2}, {OURS}, ()), interests=(2,)) == NONE  # consent's vendor bit is not that one
-    assert asked(consent=encode((), {2}, (), {OURS}, [(2, 1, {OURS})]), interests=(2,)) == NONE
+    assert permitted(consent=consent) == NONE
+    assert permitted(consent=consent, interests=(2,)) == CONTEXT
+    assert permitted(consent=consent, interests=(1, 2, 3, 4, 7)) == Permissions(contextual=True, measure=True)
+    assert (
+        permitted(consent=encode((), {2}, {OURS}, ()), interests=(2,)) == NONE
+    )  # the vendor bit of consents does not count
+    assert permitted(consent=encode((), {2}, (), {OURS}, [(2, 1, {OURS})]), interests=(2,)) == NONE
 
 
-def test_an_absent_gdpr_is_what_is_configured():
-    assert asked(gdpr=None, consent="") == ALL
-    assert asked(gdpr=None, consent="", when_absent=True) == NONE
-    assert asked(gdpr=None, when_absent=True) == ALL
-    assert asked(gdpr=None, consent="?") == NONE  # a string says that somebody was asked
-    assert asked(gdpr=None, consent="", gpp_sid=(2,)) == NONE
-    assert asked(gdpr=False, consent="?", when_absent=True) == ALL
+def test_absent_gdpr_signal_follows_the_setting():
+    assert permitted(gdpr=None, consent="") == ALL
+    assert permitted(gdpr=None, consent="", when_absent=True) == NONE
+    assert permitted(gdpr=None, when_absent=True) == ALL
+    assert permitted(gdpr=None, consent="?") == NONE  # a TC string implies that GDPR applies
+    assert permitted(gdpr=None, consent="", gpp_sid=(2,)) == NONE
+    assert permitted(gdpr=False, consent="?", when_absent=True) == ALL
 
 
 LIMITS = [
@@ -244,13 +246,13 @@ LIMITS = [
 
 
 @pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: next(iter(limit)))
-def test_other_signals_leave_context_alone(limit):
-    assert asked(gdpr=False, **limit) == CONTEXT
-    assert asked(**limit) == CONTEXT
-    assert asked(consent=encode({1, 3, 4, 7}, (), {OURS}), **limit) == NONE
+def test_other_signals_permit_contextual_ads_only(limit):
+    assert permitted(gdpr=False, **limit) == CONTEXT
+    assert permitted(**limit) == CONTEXT
+    assert permitted(consent=encode({1, 3, 4, 7}, (), {OURS}), **limit) == NONE
 
 
-def test_a_required_dsa_object_that_is_not_there_means_no_bid():
-    assert asked(dsa_required=1) == ALL
-    assert asked(dsa_required=2) == asked(dsa_required=3) == NONE
-    assert asked(dsa_required=3, has_dsa=True) == ALL
+def test_missing_dsa_object_permits_nothing():
+    assert permitted(dsa_required=1) == ALL
+    assert permitted(dsa_required=2) == permitted(dsa_required=3) == NONE
+    assert permitted(dsa_required=3, has_dsa=True) == ALL

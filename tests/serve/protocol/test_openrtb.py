@@ -1,4 +1,4 @@
-"""Bytes to a Request and bids to bytes: golden requests, money, macros, what a caller would reject."""
+"""Bytes to a Request and bids to bytes: golden requests, money, macros, and bids that a caller would reject."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ GOLDEN = {
 BANNER = {"id": "1", "banner": {"w": 300, "h": 250}}
 
 
-def asked(**fields):
+def parsed(**fields):
     return read(json.dumps({"id": "r", "imp": [BANNER]} | fields).encode())
 
 
 def imp(**fields):
-    return asked(imp=[BANNER | fields]).imps[0]
+    return parsed(imp=[BANNER | fields]).imps[0]
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -73,7 +73,7 @@ def test_golden(name):
         (b'{"id": "r", "imp": [{"id": "1"}], "badv": "a.example"}', "badv"),
     ],
 )
-def test_a_request_that_cannot_be_acted_on_names_the_field(body, field):
+def test_bad_request_names_the_field(body, field):
     with pytest.raises(BadRequest) as caught:
         read(body)
     assert caught.value.field == field
@@ -81,7 +81,7 @@ def test_a_request_that_cannot_be_acted_on_names_the_field(body, field):
 
 
 def test_unknown_fields_and_values_are_ignored():
-    request = asked(
+    request = parsed(
         imp=[BANNER | {"secure": 7, "banner": {"w": 1, "h": 2, "btype": [99], "battr": [500]}, "ext": {"x": [1]}}],
         regs={"gdpr": 3, "ext": {"gpc": "no"}},
         ext="not even an object",
@@ -94,16 +94,16 @@ def test_unknown_fields_and_values_are_ignored():
 
 def test_null_is_absent():
     names = [*msgspec.structs.asdict(openrtb.wire.Request(id="r", imp=[]))]
-    request = asked(**{name: None for name in names if name not in ("id", "imp")})
-    assert request == asked()
+    request = parsed(**{name: None for name in names if name not in ("id", "imp")})
+    assert request == parsed()
 
 
-def test_no_more_than_a_hundred_imps_are_answered():
-    assert len(asked(imp=[BANNER | {"id": str(n)} for n in range(300)]).imps) == openrtb.MAX_ITEMS == 100
+def test_only_the_first_hundred_imps_are_read():
+    assert len(parsed(imp=[BANNER | {"id": str(n)} for n in range(300)]).imps) == openrtb.MAX_ITEMS == 100
 
 
 @pytest.mark.parametrize(
-    ("user", "found"),
+    ("user", "user_id"),
     [
         ({"buyeruid": "b", "eids": [{"source": "s", "uids": [{"id": "e"}]}], "id": "u"}, "b"),
         ({"buyeruid": "", "eids": [{"source": "s", "uids": [{"id": "e"}]}], "id": "u"}, "s:e"),
@@ -112,8 +112,8 @@ def test_no_more_than_a_hundred_imps_are_answered():
         ({}, ""),
     ],
 )
-def test_who_asks(user, found):
-    assert asked(user=user).user_id == found
+def test_user_id_is_the_most_specific_one(user, user_id):
+    assert parsed(user=user).user_id == user_id
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,11 @@ def test_who_asks(user, found):
         ("203.0.113.777", ""),
     ],
 )
-def test_an_address_is_cut_short(address, kept):
+def test_address_is_truncated(address, kept):
     assert openrtb.truncated(address) == kept
 
 
-SAYS = [
+COPIES = [
     # field of Signals, (one copy, other copy), the stricter
     ("gdpr", ({"gdpr": 0}, {"gdpr": 1}), True),
     ("gdpr", ({}, {"gdpr": 0}), False),
@@ -146,14 +146,14 @@ SAYS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "copies", "stricter"), SAYS)
-def test_the_stricter_copy_wins_wherever_it_stands(name, copies, stricter):
-    for one, other in (copies, copies[::-1]):
-        assert getattr(asked(regs=one | {"ext": other}).signals, name) == stricter
+@pytest.mark.parametrize(("name", "copies", "stricter"), COPIES)
+def test_stricter_copy_wins_in_either_place(name, copies, stricter):
+    for regs, ext in (copies, copies[::-1]):
+        assert getattr(parsed(regs=regs | {"ext": ext}).signals, name) == stricter
 
 
 def test_sections_of_both_copies_count():
-    assert asked(regs={"gpp_sid": [7, 8], "ext": {"gpp_sid": [8, 2]}}).signals.gpp_sid == (7, 8, 2)
+    assert parsed(regs={"gpp_sid": [7, 8], "ext": {"gpp_sid": [8, 2]}}).signals.gpp_sid == (7, 8, 2)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_sections_of_both_copies_count():
         ({}, ""),
     ],
 )
-def test_two_tc_strings_that_differ_are_none(user, consent):
-    assert asked(user=user).signals.consent == consent
+def test_two_different_tc_strings_are_a_contradiction(user, consent):
+    assert parsed(user=user).signals.consent == consent
 
 
 # Money
@@ -197,7 +197,7 @@ def test_a_floor_below_zero_is_none():
 
 
 @given(st.integers(0, 10**15))
-def test_what_is_written_reads_as_the_same_nanos(price_nanos):
+def test_written_price_reads_as_the_same_nanos(price_nanos):
     answer = written([rendered(price_nanos=price_nanos + 1)])
     cpm = answer["seatbid"][0]["bid"][0]["price"]
     assert openrtb.nanos(cpm, up=False) == openrtb.nanos(cpm, up=True) == price_nanos + 1
@@ -206,7 +206,8 @@ def test_what_is_written_reads_as_the_same_nanos(price_nanos):
 @given(st.decimals(0, 10**6, places=9))
 def test_a_decimal_is_rounded_by_less_than_one(cpm):
     cpm = Decimal(repr(float(cpm)))
-    down, up = openrtb.nanos(float(cpm), up=False), openrtb.nanos(float(cpm), up=True)
+    down = openrtb.nanos(float(cpm), up=False)
+    up = openrtb.nanos(float(cpm), up=True)
     assert down <= cpm * 1_000_000 <= up and up - down <= 1
 
 
@@ -232,14 +233,14 @@ def test_a_decimal_is_rounded_by_less_than_one(cpm):
         ("9" * 10_000, None),
     ],
 )
-def test_what_comes_back_as_the_price(text, paid):
+def test_paid_price_is_parsed_or_none(text, paid):
     assert openrtb.paid_nanos(text) == paid
 
 
 RATES = {("EUR", "USD"): Fraction("1.1"), ("JPY", "USD"): Fraction("0.0067")}
 
 
-def test_currencies_are_equal_or_in_the_table():
+def test_currency_is_converted_if_equal_or_in_the_table():
     assert openrtb.convert(7, "USD", "USD", up=False) == 7
     assert openrtb.convert(7, "EUR", "USD", up=False) is None
     assert openrtb.convert(7, "USD", "EUR", RATES, up=False) is None
@@ -269,7 +270,7 @@ def rendered(*, adm="<a></a>", nurl="", burl="", dsa=None, **bid):
 
 def written(bids, request=None, **settings):
     settings = {"seat": "leadre"} | settings
-    return json.loads(openrtb.write(request or asked(), bids, **settings))
+    return json.loads(openrtb.write(request or parsed(), bids, **settings))
 
 
 def test_a_response_in_full():
@@ -315,7 +316,7 @@ def test_a_response_in_full():
     [
         {"bid_id": ""},
         {"imp_id": ""},
-        {"imp_id": "nobody asked"},
+        {"imp_id": "not in the request"},
         {"ad_id": ""},
         {"price_nanos": 0},
         {"price_nanos": -1},
@@ -327,15 +328,15 @@ def test_a_bid_that_would_be_rejected_is_not_sent(wrong):
     assert len(written([rendered(**wrong), rendered()])["seatbid"][0]["bid"]) == 1
 
 
-def test_a_required_dsa_object_has_to_be_there():
-    request = asked(regs={"ext": {"dsa": {"dsarequired": 2}}})
+def test_bid_without_a_required_dsa_object_is_not_sent():
+    request = parsed(regs={"ext": {"dsa": {"dsarequired": 2}}})
     assert written([rendered()], request) == {"id": "r"}
     assert written([rendered(dsa={})], request)["seatbid"]
-    assert written([rendered()], asked(regs={"ext": {"dsa": {"dsarequired": 1}}}))["seatbid"]
+    assert written([rendered()], parsed(regs={"ext": {"dsa": {"dsarequired": 1}}}))["seatbid"]
 
 
-def test_the_response_is_in_the_currency_most_bids_can_be_had_in():
-    request = asked(cur=["GBP", "EUR", "USD"])
+def test_response_currency_is_that_of_most_bids():
+    request = parsed(cur=["GBP", "EUR", "USD"])
     bids = [rendered(currency="EUR"), rendered(bid_id="b2", currency="JPY"), rendered(bid_id="b3", price_nanos=3)]
     assert written(bids, request)["cur"] == "EUR"  # one each: the order of the request decides
     answer = written(bids, request, rates=RATES)
@@ -344,13 +345,13 @@ def test_the_response_is_in_the_currency_most_bids_can_be_had_in():
     assert written([rendered(currency="JPY")], rates={("JPY", "USD"): Fraction(1, 10**7)}) == {"id": "r"}  # rounds to 0
 
 
-def test_why_there_is_no_bid_is_told_to_tests_alone():
-    assert openrtb.no_bid(asked(), NoBid.PACED) == (204, b"")
-    assert openrtb.no_bid(asked(test=1), NoBid.PACED) == (200, b'{"id":"r","nbr":502}')
-    assert openrtb.no_bid(asked(), NoBid.DEGRADED, is_debug=True) == (200, b'{"id":"r","nbr":506}')
+def test_only_tests_and_debugging_get_the_no_bid_reason():
+    assert openrtb.no_bid(parsed(), NoBid.PACED) == (204, b"")
+    assert openrtb.no_bid(parsed(test=1), NoBid.PACED) == (200, b'{"id":"r","nbr":502}')
+    assert openrtb.no_bid(parsed(), NoBid.DEGRADED, is_debug=True) == (200, b'{"id":"r","nbr":506}')
 
 
-def test_macros_are_filled_where_a_value_is_known():
+def test_macros_are_filled_if_the_value_is_known():
     values = {"AUCTION_ID": 'a&b"', "AUCTION_PRICE": "1.5", "AUCTION_LOSS": "", "AUCTION_MBR": "${AUCTION_ID}"}
     assert openrtb.substitute("?p=${AUCTION_PRICE}&i=${AUCTION_ID}", values) == "?p=1.5&i=a%26b%22"
     assert openrtb.substitute("${AUCTION_PRICE:B64}", values) == "MS41"

@@ -1,4 +1,4 @@
-"""Whatever bytes come, `read` gives a Request or BadRequest, soon, and no answer is one that a caller rejects."""
+"""`read` returns a Request or raises BadRequest for any bytes, and no response has a bid that a caller rejects."""
 
 from __future__ import annotations
 
@@ -93,17 +93,17 @@ def test_every_mutated_request_is_read_or_refused_in_time_and_answered_acceptabl
 
 
 def check(request):
-    """What every part behind `read` relies on."""
+    """Assert the properties of a Request that its readers rely on."""
     assert request.request_id and request.tmax_ms >= 0 and request.currencies
-    for each in request.imps:
-        assert each.imp_id and 0 <= each.floor_nanos <= MAX_NANOS and type(each.floor_nanos) is int
-        assert all(width > 0 < height for width, height in each.sizes)
+    for imp in request.imps:
+        assert imp.imp_id and 0 <= imp.floor_nanos <= MAX_NANOS and type(imp.floor_nanos) is int
+        assert all(width > 0 < height for width, height in imp.sizes)
     msgspec.json.encode(request)  # every text is Unicode, every number is one that can be written
 
 
 def check_response(request, rng):
-    """The number of bids in an answer to it, after the five checks of Prebid Server."""
-    names = [each.imp_id for each in request.imps] + ["", "other"]
+    """The number of bids in a response, after the five checks of Prebid Server."""
+    names = [imp.imp_id for imp in request.imps] + ["", "other"]
     bids = [
         Bid(
             bid_id=rng.choice(["b1", "b2", ""]),
