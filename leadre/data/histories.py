@@ -1,11 +1,12 @@
-"""The tables as flat arrays: who saw what, when, in which request, and what was live then.
+"""The tables as flat arrays: users' events, and requests with their live inventories and outcomes.
 
 Shape letters: U users, A ads, O objects, E events, R requests, I inventories. All positions are int32 indices into
 frames sorted by ID, so that the same logs always give the same numbers. Everything variable-length is CSR: row ``r`` of
 ``relevant_ads`` is ``relevant_ads[relevant_offsets[r]:relevant_offsets[r + 1]]``.
 
-The one rule that keeps the future out: a request may read a user's events strictly before its time
-(``Logs.history_end``). Two visits in the same instant do not see each other.
+One rule keeps the future out: the history of a request is the user's events strictly before its time
+(``Logs.history_end``). Two visits in the same instant do not see each other. `data/moment.py` turns requests into
+Moments, the form that prompts, channels and the prior read.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Logs:
-    """Users' histories in both domains, and the requests with their live inventories and outcomes.
+    """Users' events in both domains, and the requests with their live inventories and outcomes.
 
-    Events are positive actions only (in the content domain: click, view, conversion; in the ad domain: what the data
-    stage's ``positive`` says), sorted by user, time, request, order in the log. Times are microseconds since 1970 UTC,
-    money is billionths of the currency.
+    Events are positive actions only (in the content domain: click, view, conversion; in the ad domain: the action that
+    the data stage's ``positive`` names), sorted by user, time, request, order in the log. Times are microseconds since
+    1970 UTC, money is billionths of the currency.
     """
 
     ads: pl.DataFrame  # A rows, the ads table sorted by ad_id
@@ -66,12 +67,12 @@ class Logs:
 
     @property
     def hidden_O(self) -> Mask:
-        """The objects that were launched when training ended (``data/hidden.py``); nothing is fitted on them."""
+        """Mask of the objects launched when training ended (``data/hidden.py``); nothing is fitted on them."""
         result: Mask = self.objects["hidden"].to_numpy()
         return result
 
     def history_end(self, r: int) -> int:
-        """Index of the first event of the request's user at or after its time: what lies before may be read."""
+        """Index of the first event of the request's user at or after its time; its history ends before it."""
         user = self.request_user_R[r]
         start, end = self.event_offsets[user], self.event_offsets[user + 1]
         return int(start + np.searchsorted(self.at_us_E[start:end], self.request_at_us_R[r], side="left"))
@@ -94,7 +95,7 @@ class Logs:
         return ends
 
     def history(self, r: int) -> slice:
-        """The events that request ``r`` may read, oldest first; a slice of every array named ``_E``."""
+        """The history of request ``r``, oldest first: a slice of every array named ``_E``."""
         return slice(int(self.event_offsets[self.request_user_R[r]]), self.history_end(r))
 
     def inventory(self, r: int) -> I32:
@@ -115,15 +116,15 @@ class Logs:
 def choose_requests(logs: Logs, *, split: str, users: int, seed: int) -> I64:
     """The requests of a split, or those of ``users`` of its users drawn by ``seed``."""
     requests = logs.requests_of(SPLITS.index(split))
-    everyone = np.unique(logs.request_user_R[requests])
-    if 0 < users < len(everyone):
-        drawn = np.random.default_rng(seed).choice(everyone, size=users, replace=False)
+    all_users = np.unique(logs.request_user_R[requests])
+    if 0 < users < len(all_users):
+        drawn = np.random.default_rng(seed).choice(all_users, size=users, replace=False)
         requests = requests[np.isin(logs.request_user_R[requests], drawn)]
     return requests
 
 
 def first_seen(logs: Logs, r: int) -> Mask:
-    """Mask over ``relevant(r)``: the object appears nowhere in the user's events strictly before the request."""
+    """Mask over ``relevant(r)``: the object is not in the history of the request."""
     objects = logs.ad_object_A[logs.relevant(r)[0]]
     return ~np.isin(objects, logs.object_E[logs.history(r)])
 
@@ -134,8 +135,8 @@ def load(artifact: Artifact) -> Logs:
         name: pl.read_parquet(artifact.path / f"{name}.parquet")
         for name in ("ads", "contents", "users", "events", "requests", "inventories")
     }
-    is_there = HIDDEN in artifact.meta["files"]
-    hidden = pl.read_parquet(artifact.path / HIDDEN)["object_id"] if is_there else pl.Series(dtype=pl.String)
+    has_hidden = HIDDEN in artifact.meta["files"]
+    hidden = pl.read_parquet(artifact.path / HIDDEN)["object_id"] if has_hidden else pl.Series(dtype=pl.String)
     return build(**frames, positive=str(artifact.meta["config"]["positive"]), hidden=hidden)
 
 
@@ -185,15 +186,15 @@ def build(
 
 
 def positives(events: pl.DataFrame, positive: str) -> pl.DataFrame:
-    """The events that say something about a taste: an impression does not, an ad's lesser actions may not."""
+    """The events that show a preference: no impressions, and of an ad's actions only ``positive``."""
     is_ad = pl.col("domain") == "ad"
     return events.filter(pl.when(is_ad).then(pl.col("action") == positive).otherwise(pl.col("action") != "impression"))
 
 
 def in_time(positive_events: pl.DataFrame, requests: pl.DataFrame) -> pl.DataFrame:
-    """Rows of ad events that count as outcomes of their request; adds the requests' ``split``.
+    """The ad events that are outcomes of their request, with the request's ``split``.
 
-    A conversion that arrives after the next split has begun is not known while this one is being learnt from, so it is
+    A conversion that arrives after the next split has begun is unknown while a model learns from this split, so it is
     history for later requests but no label.
     """
     starts = dict(requests.group_by("split").agg(pl.min("at")).iter_rows())
@@ -284,9 +285,9 @@ def train_end_us(logs: Logs, now_us: int | None = None) -> int:
 def _index(values: pl.Series, vocabulary: pl.Series, *, missing: bool = False) -> I32:
     """Position of each value in ``vocabulary`` (distinct); -1 where absent, which is an error unless ``missing``."""
     table = pl.DataFrame({"value": vocabulary, "index": pl.int_range(len(vocabulary), dtype=pl.Int32, eager=True)})
-    found = pl.DataFrame({"value": values}).join(table, on="value", how="left", maintain_order="left")["index"]
-    assert missing or found.null_count() == 0, f"{found.null_count()} of {len(values)} {values.name} are unknown"
-    result: I32 = found.fill_null(-1).to_numpy().astype(np.int32)
+    index = pl.DataFrame({"value": values}).join(table, on="value", how="left", maintain_order="left")["index"]
+    assert missing or index.null_count() == 0, f"{index.null_count()} of {len(values)} {values.name} are unknown"
+    result: I32 = index.fill_null(-1).to_numpy().astype(np.int32)
     return result
 
 

@@ -112,7 +112,8 @@ def ads_of(
 
 def write_cases(engine: TunedSearcher, lists: pl.DataFrame, path: Path, *, seed: int) -> None:
     """Write six seeded requests with prompt, generated ads and log-probabilities, one JSON object a line."""
-    logs, prompter = engine.threads.logs, engine.threads.prompter
+    logs = engine.threads.logs
+    prompter = engine.threads.prompter
     sample = lists.filter(pl.col("view") == "all").sample(min(CASES, len(lists) // 2), seed=seed, shuffle=True)
     with path.open("w", encoding="utf-8") as file:
         for row in sample.iter_rows(named=True):

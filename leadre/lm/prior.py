@@ -86,7 +86,8 @@ class InventoryPrior:
         """Prior weight of each of ``objects`` for this user, not normalised; None: all equal."""
         if self.rates_O is None:
             return None
-        weights, affinity = self.rates_O[objects], self._affinity(moment)
+        weights = self.rates_O[objects]
+        affinity = self._affinity(moment)
         if affinity is not None:
             rows_E = self.rows_O[moment.history.object_E]
             weights = weights * np.exp(AFFINITY * affinity.scores(rows_E, self.rows_O[objects]))

@@ -64,7 +64,8 @@ class PromptWriter:
 
     def prefix(self, moment: Moment, visit: int) -> Ids:
         """Instruction, profile and the long-term interests as of just before ``visit`` of the moment's history."""
-        blocks, history = self.blocks, moment.history
+        blocks = self.blocks
+        history = moment.history
         parts = [self.text("Choose ads this customer will act on.")]
         if blocks.profile:
             parts.append(self.text(f" Profile: {profile_text(moment.profile)}.")[:PROFILE_TOKENS])
@@ -91,7 +92,8 @@ class PromptWriter:
     def happened(self, history: History, visit: int) -> Ids:
         """The objects that the user acted on in a visit: those reached through ads, then the others."""
         rows = history.visits.events(visit)
-        objects_E, domain_E = history.object_E[rows], history.domain_E[rows]
+        objects_E = history.object_E[rows]
+        domain_E = history.domain_E[rows]
         parts = []
         for domain, is_on, name in ((AD, self.blocks.short_ad, " ads"), (CONTENT, self.blocks.short_content, " also")):
             objects = objects_E[domain_E == domain]
@@ -140,7 +142,7 @@ class PromptWriter:
         return self.plain(words)
 
     def plain(self, words: str) -> Ids:
-        """Token IDs without control tokens, whatever ``words`` spell (<|im_start|> is tokenised as text)."""
+        """Token IDs of plain text without control tokens: <|im_start|> is tokenised as text."""
         ids = self._tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return np.array([i for i in ids if i not in self._control], np.int32)
 

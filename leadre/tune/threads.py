@@ -71,14 +71,16 @@ class ThreadBuilder:
         budget = 2 * self.prompter.blocks.short_tokens
         windows = []
         for user, requests in self._by_user(self.train_R if requests_R is None else requests_R):
-            start, last = int(self.visits.user_offsets[user]), int(self.visit_R[requests[-1]]) + 1
+            start = int(self.visits.user_offsets[user])
+            last = int(self.visit_R[requests[-1]]) + 1
             limit = int(budget * rng.uniform(0.3, 1.0))
             while start < last:
                 stop = self._stop(start, last, limit)
                 inside = requests[(self.visit_R[requests] >= start) & (self.visit_R[requests] < stop)]
                 if len(inside):
                     windows.append(Window(user, start, stop, inside))
-                start, limit = stop, budget
+                start = stop
+                limit = budget
         return windows
 
     def serving(self, requests_R: NDArray[np.int64]) -> list[Window]:
@@ -125,7 +127,8 @@ def learnable(logs: Logs, burn_in: float) -> NDArray[np.int64]:
     if not (len(train_R) and burn_in):
         return train_R
     at_us_R = logs.request_at_us_R[train_R]
-    first_us, last_us = int(at_us_R.min()), int(at_us_R.max())
+    first_us = int(at_us_R.min())
+    last_us = int(at_us_R.max())
     return train_R[at_us_R >= first_us + burn_in * (last_us - first_us)]
 
 

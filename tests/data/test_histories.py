@@ -1,4 +1,4 @@
-"""Flat arrays against a naive reading of the same tables; nobody sees their own instant."""
+"""Flat arrays against a naive reading of the same tables; a request does not see its own instant."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ T0 = datetime(2026, 3, 1, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def market() -> tuple[tables.Tables, Logs]:
-    made = world.read(seed=3, users=30, ads=40, contents=10)
-    frames = {name: frame for name, frame in made.named().items() if name != "bad_rows"}
-    return made, histories.build(**frames, positive="conversion")
+    source = world.read(seed=3, users=30, ads=40, contents=10)
+    frames = {name: frame for name, frame in source.named().items() if name != "bad_rows"}
+    return source, histories.build(**frames, positive="conversion")
 
 
-def test_equals_a_naive_reading(market: tuple[tables.Tables, Logs]) -> None:
-    made, logs = market
-    requests = made.requests.sort("user_id", "at", "request_id")
+def test_arrays_equal_a_naive_reading_of_the_tables(market: tuple[tables.Tables, Logs]) -> None:
+    source, logs = market
+    requests = source.requests.sort("user_id", "at", "request_id")
     for r in range(0, requests.height, 17):
         row = requests.row(r, named=True)
         wins = (pl.col("domain") == "ad") & (pl.col("action") == "conversion")
-        mine = made.events.filter((pl.col("user_id") == row["user_id"]) & (wins | (pl.col("domain") == "content")))
-        past = mine.filter(pl.col("at") < row["at"]).sort("at")
+        own_events = source.events.filter(
+            (pl.col("user_id") == row["user_id"]) & (wins | (pl.col("domain") == "content"))
+        )
+        past = own_events.filter(pl.col("at") < row["at"]).sort("at")
         names = logs.objects["object_id"].gather(logs.object_E[logs.history(r)])
         assert names.len() == past.height
-        objects = dict(made.ads.select("ad_id", "object_id").iter_rows())
+        objects = dict(source.ads.select("ad_id", "object_id").iter_rows())
         assert sorted(names) == sorted(objects.get(item, item) for item in past["item_id"])
-        here = mine.filter(wins & (pl.col("request_id") == row["request_id"]))
+        here = own_events.filter(wins & (pl.col("request_id") == row["request_id"]))
         value = here.group_by("item_id").agg(pl.sum("value_nanos")).sort("item_id")
         ads, value_nanos = logs.relevant(r)
         assert logs.ads["ad_id"].gather(ads).to_list() == value["item_id"].to_list()
         assert value_nanos.tolist() == value["value_nanos"].to_list()
-        live = made.inventories.filter(pl.col("inventory_id") == row["inventory_id"])["ad_id"].sort()
+        live = source.inventories.filter(pl.col("inventory_id") == row["inventory_id"])["ad_id"].sort()
         assert logs.ads["ad_id"].gather(logs.inventory(r)).to_list() == live.to_list()
         assert logs.placements[logs.request_placement_R[r]] == row["placement_id"]
 
@@ -91,21 +93,21 @@ def hand_made(c: str = "c") -> Logs:
     )
 
 
-def test_one_id_space_and_the_first_ad_describes_the_object() -> None:
+def test_ads_and_contents_share_object_ids_and_first_ad_describes_the_object() -> None:
     logs = hand_made()
     assert logs.objects["object_id"].to_list() == ["c", "ox", "oy"]
     assert logs.objects["title"].to_list() == ["C", "X", "Y"]
     assert logs.ad_object_A.tolist() == [1, 2, 1]
 
 
-def test_a_content_named_like_an_ad_is_not_that_ad() -> None:
+def test_content_with_the_id_of_an_ad_is_another_object() -> None:
     logs = hand_made("z")
     assert logs.objects["object_id"].to_list() == ["ox", "oy", "z"]
     last = (logs.domain_E[-1], logs.ad_E[-1], logs.object_E[-1])
     assert last == (CONTENT, -1, 2)
 
 
-def test_two_visits_in_one_instant_do_not_see_each_other() -> None:
+def test_visits_at_one_instant_are_not_in_each_others_history() -> None:
     logs = hand_made()
     for r in (0, 1):
         past = logs.history(r)
@@ -113,13 +115,13 @@ def test_two_visits_in_one_instant_do_not_see_each_other() -> None:
         assert logs.domain_E[past].tolist() == [CONTENT]
 
 
-def test_money_of_a_request_is_summed_and_clicks_are_not_conversions() -> None:
+def test_relevant_ads_sum_money_and_leave_clicks_out() -> None:
     logs = hand_made()
     assert [a.tolist() for a in logs.relevant(0)] == [[0], [4]]  # r1: x twice; the late y is no label
     assert [a.tolist() for a in logs.relevant(1)] == [[1], [4]]
 
 
-def test_a_late_conversion_is_history_but_no_label() -> None:
+def test_late_conversion_is_history_but_no_label() -> None:
     logs = hand_made()
     assert logs.object_E[logs.history(3)].tolist() == [2, 1, 1, 2, 1, 2]  # view, r1 x x, r2 y, r3 z, late y
 

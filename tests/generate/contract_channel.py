@@ -1,4 +1,4 @@
-"""What every retrieval channel owes evaluate and the funnel; test_channels.py runs it for each of them."""
+"""The contract suite of retrieval channels; test_channels.py runs it for each channel."""
 
 import dataclasses
 

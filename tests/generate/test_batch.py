@@ -1,4 +1,4 @@
-"""Lists ahead of time: live, ordered, resumable."""
+"""Lists generated ahead of time: live, ordered, resumable."""
 
 import json
 from types import SimpleNamespace
@@ -62,7 +62,7 @@ def test_ads_follow_their_objects_and_a_fixed_order_breaks_ties():
     assert batch.ads_of(inventory, ranked([8, 7, 9]), key_A[::-1], top=3)[0] == [1, 2, 5]
 
 
-def test_an_object_that_was_not_ranked_is_not_listed():
+def test_unranked_object_is_not_listed():
     inventory = market(ads=[0, 1], ad_object=[7, 8])
     assert batch.ads_of(inventory, ranked([8]), np.arange(2), top=5)[0] == [1]
     assert batch.ads_of(inventory, ranked([]), np.arange(2), top=5) == ([], [])
@@ -72,7 +72,7 @@ def test_nothing_live_gives_an_empty_list():
     assert batch.ads_of(market([], [7]), ranked([]), np.arange(1), top=5) == ([], [])
 
 
-def test_every_list_is_live_and_in_order(small, engine, requests, lists):
+def test_every_list_is_live_and_sorted(small, engine, requests, lists):
     logs = small.logs
     assert lists.schema == pl.Schema(batch.SCHEMA)
     assert lists["request"].unique().sort().to_list() == requests.tolist()
@@ -93,7 +93,7 @@ def _eligible(logs, r, view, had):
     return [ad for ad in ads if view == "all" or int(logs.ad_object_A[ad]) not in had]
 
 
-def test_a_killed_run_goes_on_where_it_stopped(engine, requests, lists, tmp_path, monkeypatch):
+def test_killed_run_resumes_with_the_next_part(engine, requests, lists, tmp_path, monkeypatch):
     answer, calls = batch._answer, []
 
     def killed_at_third(*args):
@@ -110,20 +110,20 @@ def test_a_killed_run_goes_on_where_it_stopped(engine, requests, lists, tmp_path
     before = len(calls)
     with monkeypatch.context() as patch:
         patch.setattr(batch, "_answer", lambda *args: calls.append(1) or answer(*args))
-        found = generate(engine, requests, tmp_path / "parts")
+        resumed = generate(engine, requests, tmp_path / "parts")
     windows = len(engine.threads.serving(requests))
     assert len(calls) - before == -(-windows // 5) - 2
-    assert found.equals(lists)
+    assert resumed.equals(lists)
 
 
-def test_parts_of_another_run_are_thrown_away(engine, requests, lists, tmp_path, monkeypatch):
+def test_parts_of_another_run_are_removed(engine, requests, lists, tmp_path, monkeypatch):
     wrong = pl.DataFrame([(-1, "all", [0], [0.0])], schema=batch.SCHEMA, orient="row")
     batch.ResumableParts(tmp_path / "parts", "another").put(0, wrong)
     assert pl.read_parquet(tmp_path / "parts" / "00000.parquet").equals(wrong)
     assert generate(engine, requests, tmp_path / "parts", "a").equals(lists)
 
 
-def test_a_part_that_was_cut_off_is_written_again(engine, requests, lists, tmp_path):
+def test_incomplete_part_is_written_again(engine, requests, lists, tmp_path):
     parts = batch.ResumableParts(tmp_path / "parts", "a")
     (parts.folder / ".part.tmp").write_bytes(b"half")
     assert not parts.path(0).exists()
@@ -132,7 +132,7 @@ def test_a_part_that_was_cut_off_is_written_again(engine, requests, lists, tmp_p
     assert not parts.folder.exists()
 
 
-def test_the_seed_decides_who_is_answered(small):
+def test_seed_draws_the_users(small):
     logs = small.logs
     everyone = histories.choose_requests(logs, split="valid", users=0, seed=0)
     assert everyone.tolist() == logs.requests_of(VALID).tolist()
@@ -151,10 +151,10 @@ def test_cases_show_prompt_and_ads(small, engine, lists, tmp_path):
     for case in cases:
         assert case["prompt"].startswith("Choose ads") and case["prompt"].endswith(":")
         rows = lists.filter((pl.col("request") == case["request"]) & (pl.col("view") == "all"))
-        assert [one["ad_id"] for one in case["generated"]] == small.logs.ads["ad_id"].gather(rows["ads"][0]).to_list()
+        assert [ad["ad_id"] for ad in case["generated"]] == small.logs.ads["ad_id"].gather(rows["ads"][0]).to_list()
 
 
-def test_ids_are_permuted_as_they_were_for_training(small):
+def test_ids_are_permuted_as_for_training(small):
     def model(shuffled):
         return SimpleNamespace(meta={"config": {"shuffle_ids": shuffled, "seed": 3}})
 

@@ -1,4 +1,4 @@
-"""Every channel under the one contract, and what each promises beyond it."""
+"""Every channel under the contract suite, and tests of its own."""
 
 import importlib.util
 from pathlib import Path
@@ -35,8 +35,8 @@ class TestPopularityBuyers(suite.ChannelContract):
         early = logs.at_us_E < contract.train_end_us(logs)
         users = contract.event_users(logs)
         for ad in range(0, len(logs.ads), 7):
-            mine = early & (logs.object_E == logs.ad_object_A[ad])
-            assert channel.score_A[ad] == len(np.unique(users[mine]))
+            is_own_E = early & (logs.object_E == logs.ad_object_A[ad])
+            assert channel.score_A[ad] == len(np.unique(users[is_own_E]))
 
 
 class TestOwnFrequency(suite.ChannelContract):
@@ -59,15 +59,15 @@ class TestOwnFrequencyDecayed(suite.ChannelContract):
             span = logs.history(r)
             moments = np.unique(logs.at_us_E[span])
             for place, ad in enumerate(logs.inventory(r)):
-                mine = logs.at_us_E[span][logs.object_E[span] == logs.ad_object_A[ad]]
-                want = sum(0.5 ** (len(moments) - 1 - np.searchsorted(moments, at)) for at in mine)
+                own_at_us = logs.at_us_E[span][logs.object_E[span] == logs.ad_object_A[ad]]
+                want = sum(0.5 ** (len(moments) - 1 - np.searchsorted(moments, at)) for at in own_at_us)
                 assert scores[place] == pytest.approx(want, rel=1e-5)
 
 
 class TestItemKnn(suite.ChannelContract):
     method = itemknn.ITEM_KNN
 
-    def test_an_object_is_no_neighbour_of_itself(self, channel):
+    def test_object_is_no_neighbour_of_itself(self, channel):
         assert (channel.similarity_OO.diagonal() == 0).all() and channel.similarity_OO.nnz > 0
 
 

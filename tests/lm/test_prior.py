@@ -1,4 +1,4 @@
-"""What is live in a request, and what of it is new to the user."""
+"""The prior over live objects: tries, response rates, affinity, prices and the pointer's bias."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from leadre.lm import affinity as affinities
 from leadre.lm.prior import AFFINITY, PSEUDO_ACTIONS, InventoryPrior, PriceExponents, response_rates
 
 
-def test_the_trie_of_a_request_holds_its_inventory(small):
+def test_trie_of_a_moment_holds_its_inventory(small):
     logs, live = small.logs, small.live
     for r in range(0, len(logs.request_user_R), 37):
         trie, objects = live.all(small.moments[r])
@@ -21,7 +21,7 @@ def test_the_trie_of_a_request_holds_its_inventory(small):
         assert trie.rows(states).tolist() == list(range(len(objects)))
 
 
-def test_new_leaves_out_what_the_user_had_before(small):
+def test_new_leaves_out_objects_of_the_history(small):
     logs, live = small.logs, small.live
     fewer = 0
     for r in range(len(logs.request_user_R)):
@@ -32,7 +32,7 @@ def test_new_leaves_out_what_the_user_had_before(small):
     assert fewer > 100
 
 
-def test_codes_follow_the_logs_objects_whatever_the_order_of_the_codebook(small):
+def test_codes_do_not_depend_on_the_order_of_the_codebook(small):
     from dataclasses import replace
 
     order = np.random.default_rng(0).permutation(len(small.codebook.object_ids))
@@ -46,7 +46,7 @@ def test_codes_follow_the_logs_objects_whatever_the_order_of_the_codebook(small)
 
 
 @pytest.mark.parametrize("new_only", [False, True])
-def test_rates_count_how_often_an_object_was_acted_on_while_live(small, new_only):
+def test_response_rates_count_actions_per_live_request(small, new_only):
     logs = small.logs
     live, acted = np.zeros(len(logs.objects)), np.zeros(len(logs.objects))
     for r in logs.requests_of(TRAIN).tolist():
@@ -61,39 +61,44 @@ def test_rates_count_how_often_an_object_was_acted_on_while_live(small, new_only
     assert acted.max() > acted.min() and (live == 0).any()
 
 
-def test_affinity_weighs_each_object_by_what_the_user_had_before(small):
+def test_affinity_weighs_objects_by_the_history(small):
     logs, live = (
         small.logs,
         InventoryPrior(small.logs, small.codebook, affinity=affinities.fit(small.logs, small.codebook, 0)),
     )
-    told = 0
+    informed = 0
     for r in logs.requests_of(TEST).tolist():
         for trie, objects in (live.all(small.moments[r]), live.new(small.moments[r])):
             history = live.rows_O[logs.object_E[logs.history(r)]]
             rates = live.rates_O[objects]
             weights = rates * np.exp(AFFINITY * live.affinity.scores(history, live.rows_O[objects]))
             np.testing.assert_allclose(trie.mass[trie.level_starts[trie.depth] :], weights[trie.leaf_row])
-            told += len(history) > 0 and np.ptp(weights / rates) > 0.1
-    assert told > 10
+            informed += len(history) > 0 and np.ptp(weights / rates) > 0.1
+    assert informed > 10
 
 
-def test_training_requests_are_weighed_by_a_fit_that_has_not_seen_their_user(small):
-    logs, book = small.logs, small.codebook
-    full, others = affinities.fit(logs, book, 0), affinities.held_out(logs, book, 0)
-    plain, live = InventoryPrior(logs, book, affinity=full), InventoryPrior(logs, book, affinity=full, held_out=others)
+def test_training_moments_use_a_fit_without_their_user(small):
+    logs = small.logs
+    codebook = small.codebook
+    full = affinities.fit(logs, codebook, 0)
+    others = affinities.held_out(logs, codebook, 0)
+    plain = InventoryPrior(logs, codebook, affinity=full)
+    live = InventoryPrior(logs, codebook, affinity=full, held_out=others)
     differ = 0
     for r in range(0, len(logs.request_user_R), 5):
         mass = live.all(small.moments[r])[0].mass
         if logs.request_split_R[r] == TRAIN:
             fold = int(logs.request_user_R[r]) % affinities.FOLDS
-            assert np.array_equal(mass, InventoryPrior(logs, book, affinity=others[fold]).all(small.moments[r])[0].mass)
+            assert np.array_equal(
+                mass, InventoryPrior(logs, codebook, affinity=others[fold]).all(small.moments[r])[0].mass
+            )
             differ += not np.allclose(mass, plain.all(small.moments[r])[0].mass)
         else:
             assert np.array_equal(mass, plain.all(small.moments[r])[0].mass)
     assert differ > 10
 
 
-def test_money_weighs_each_object_by_a_power_of_its_price(small):
+def test_price_exponent_weighs_objects_in_the_prior(small):
     logs = small.logs
     price_O = object_prices(logs)
     assert price_O.max() > 2 * price_O.min()
@@ -108,7 +113,7 @@ def test_money_weighs_each_object_by_a_power_of_its_price(small):
     np.testing.assert_allclose(plain.weights(moment, objects), worth_O[objects])
 
 
-def test_the_pointer_counts_what_the_user_usually_pays(small):
+def test_pointer_bias_is_the_price_that_the_user_usually_pays(small):
     logs, every = small.logs, np.arange(-1, len(small.logs.objects))
     live, log_price_O = (
         InventoryPrior(logs, small.codebook, money=PriceExponents(0.5, 0.2)),
@@ -124,13 +129,13 @@ def test_the_pointer_counts_what_the_user_usually_pays(small):
         own_O = log_price_O.copy()
         for o, values in paid.items():
             own_O[o] = (sum(values) + PSEUDO_PAYMENTS * log_price_O[o]) / (len(values) + PSEUDO_PAYMENTS)
-        wanted = np.append(0, 0.5 * (own_O - np.median(log_price_O)))
-        np.testing.assert_allclose(live.pointer_bias(small.moments[r], every), wanted, rtol=1e-5, atol=1e-6)
+        expected = np.append(0, 0.5 * (own_O - np.median(log_price_O)))
+        np.testing.assert_allclose(live.pointer_bias(small.moments[r], every), expected, rtol=1e-5, atol=1e-6)
         differ += bool(paid) and np.abs(own_O - log_price_O).max() > 0.1
     assert differ > 10
 
 
-def test_without_prior_every_code_starts_alike(small):
+def test_trie_without_prior_is_not_weighted(small):
     trie, _ = InventoryPrior(small.logs, small.codebook, prior=False).all(small.moments[0])
     assert not trie.weighted
     assert small.live.all(small.moments[0])[0].weighted

@@ -1,4 +1,4 @@
-"""Prompts: who can write what into them, how long they get, and what the switches switch."""
+"""Prompts: injected text, length limits and the blocks of a prompt."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ HOSTILE = [
 
 
 def poison(logs):
-    """The logs with every title and profile written by somebody who knows the tokenizer."""
+    """The logs with titles and profiles of an attacker who knows the tokenizer."""
     titles = pl.Series("title", [HOSTILE[o % len(HOSTILE)] for o in range(len(logs.objects))])
     users = logs.users.select("user_id").with_columns(
         name=pl.Series([HOSTILE[u % len(HOSTILE)] for u in range(len(logs.users))]), age=pl.lit(41)
@@ -49,7 +49,7 @@ def control_ids(small):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_text_is_read_as_text_whatever_it_spells(small, text):
+def test_plain_text_has_no_control_tokens(small, text):
     ids = small.prompter().plain(text)
     assert ids.dtype == np.int32
     assert not set(ids.tolist()) & control_ids(small)
@@ -58,13 +58,13 @@ def test_text_is_read_as_text_whatever_it_spells(small, text):
         assert small.tokenizer.decode(ids) == text
 
 
-def test_the_tokenizer_would_have_obeyed(small):
+def test_the_usual_tokenisation_has_control_tokens(small):
     """The danger is real: the same texts, tokenised the usual way, hold control tokens."""
     usual = {i for text in HOSTILE for i in small.tokenizer(text, add_special_tokens=False)["input_ids"]}
     assert control_ids(small) <= usual
 
 
-def test_no_thread_holds_what_a_hostile_advertiser_wrote_as_a_command(small):
+def test_hostile_titles_put_no_control_tokens_into_threads(small):
     logs = poison(small.logs)
     threads, layout = small.threads(logs, described=4, long_tokens=200), small.layout
     forbidden = control_ids(small)
@@ -73,12 +73,12 @@ def test_no_thread_holds_what_a_hostile_advertiser_wrote_as_a_command(small):
         assert not set(ids) & forbidden
         assert not [i for i in ids if layout.words <= i < layout.words + layout.codes], "a code in a prompt"
         before = logs.at_us_E < logs.request_at_us_R[window.requests[-1]]
-        mine = slice(int(logs.event_offsets[window.user]), int(logs.event_offsets[window.user + 1]))
-        read = set(logs.object_E[mine][before[mine]].tolist())
+        own_rows = slice(int(logs.event_offsets[window.user]), int(logs.event_offsets[window.user + 1]))
+        read = set(logs.object_E[own_rows][before[own_rows]].tolist())
         assert {i - layout.words - layout.codes for i in ids if i >= layout.words} <= read
 
 
-def test_a_profile_as_long_as_a_page_is_cut(small):
+def test_long_profile_is_cut(small):
     users = small.logs.users.select("user_id").with_columns(page=pl.lit("I like it very much. " * 400))
     logs = replace(small.logs, users=users)
     long = small.prompter(logs)
@@ -88,7 +88,7 @@ def test_a_profile_as_long_as_a_page_is_cut(small):
 
 @pytest.mark.parametrize("budget", [12, 30, 60, 150])
 @pytest.mark.parametrize("words", [True, False])
-def test_long_term_interests_keep_to_their_budget(small, budget, words):
+def test_long_term_interests_stay_within_their_token_budget(small, budget, words):
     prompter = small.prompter(long_items=50, described=4, long_tokens=budget, words=words)
     bare = small.prompter(long_content=False, long_ad=False, words=words)
     most = 0
@@ -102,7 +102,7 @@ def test_long_term_interests_keep_to_their_budget(small, budget, words):
     assert most > 10  # and they do use it
 
 
-def test_the_strongest_interest_stands_last(hand, small):
+def test_strongest_interest_is_the_last_one(hand, small):
     events = [(0, day * US_PER_DAY, AD, o, 3_000_000_000) for day, o in enumerate([1, 1, 1, 2, 2, 4])]
     logs = hand(events)
     prompter = prompter_of(small, logs, described=1, long_tokens=400)
@@ -134,7 +134,7 @@ def objects_of(small, ids):
     return [int(i) - first for i in ids if i >= first]
 
 
-def test_a_prompt_can_be_read(small, two_domains):
+def test_prompt_of_two_domains_as_text(small, two_domains):
     prompter = prompter_of(small, two_domains)
     assert prompter.render(everything(prompter, two_domains)) == (
         "Choose ads this customer will act on. Profile: 35-54."
@@ -156,7 +156,7 @@ def test_a_prompt_can_be_read(small, two_domains):
         ("words", [1, 2, 4, 3]),
     ],
 )
-def test_each_block_can_be_switched_off(small, two_domains, block, left):
+def test_each_block_can_be_left_out(small, two_domains, block, left):
     prompter = prompter_of(small, two_domains, **{block: False})
     ids = everything(prompter, two_domains)
     assert objects_of(small, ids) == left
@@ -167,13 +167,13 @@ def test_each_block_can_be_switched_off(small, two_domains, block, left):
         assert (words in text) == (name != block and block != "words"), (name, text)
 
 
-def test_without_words_nothing_is_left_but_line_breaks_and_objects(small, two_domains):
+def test_prompt_without_words_has_line_breaks_and_objects_only(small, two_domains):
     prompter = prompter_of(small, two_domains, words=False)
     assert prompter.render(everything(prompter, two_domains)) == "<thing 1><thing 2>\n<thing 4><thing 3>"
     assert len(prompter.context(0, 0)) >= 1  # a request must have a position to be answered at
 
 
-def test_nothing_is_told_before_a_user_has_done_anything(small, two_domains):
+def test_user_without_events_has_no_interests_in_the_prompt(small, two_domains):
     prompter = prompter_of(small, two_domains)
     assert (
         prompter.render(prompter.prefix(moment_of(two_domains, 0), 0))
@@ -181,13 +181,13 @@ def test_nothing_is_told_before_a_user_has_done_anything(small, two_domains):
     )
 
 
-def test_a_user_without_profile_columns(small, hand):
+def test_user_without_profile_columns_is_unknown(small, hand):
     logs = hand([(0, 0, AD, 1, 0)])
     prompter = prompter_of(small, logs)
     assert prompter.render(prompter.prefix(moment_of(logs, 0), 0)).endswith("Profile: unknown.")
 
 
-def test_codes_are_shown_by_level(small, two_domains):
+def test_render_shows_codes_by_level(small, two_domains):
     prompter, layout = prompter_of(small, two_domains), small.layout
     rows = layout.code(layout.rows(np.array([[3, 2, 1]]))[0])
     ids = np.concatenate([prompter.text("Hi"), rows, layout.object(np.array([5])), prompter.text("!")])
@@ -195,7 +195,7 @@ def test_codes_are_shown_by_level(small, two_domains):
 
 
 @pytest.mark.parametrize(
-    ("at_us", "says"),
+    ("at_us", "expected"),
     [
         (0, "\nThursday night:"),
         (6 * US_PER_HOUR - 1, "\nThursday night:"),
@@ -203,12 +203,12 @@ def test_codes_are_shown_by_level(small, two_domains):
         (4 * US_PER_DAY + 18 * US_PER_HOUR, "\nMonday evening:"),
     ],
 )
-def test_the_context_is_weekday_and_part_of_the_day(small, two_domains, at_us, says):
+def test_context_is_weekday_and_part_of_the_day(small, two_domains, at_us, expected):
     prompter = prompter_of(small, two_domains)
-    assert prompter.render(prompter.context(at_us, 0)) == says  # the only placement: nothing to tell
+    assert prompter.render(prompter.context(at_us, 0)) == expected  # the only placement: nothing to tell
 
 
-def test_the_context_names_the_placement_where_there_are_several(small, two_domains):
+def test_context_names_the_placement_if_there_are_several(small, two_domains):
     logs = replace(two_domains, placements=["top", "a placement whose name goes on and on and on"])
     prompter = prompter_of(small, logs)
     assert prompter.render(prompter.context(0, 0)) == "\nThursday night, top:"
@@ -223,11 +223,11 @@ def test_the_context_names_the_placement_where_there_are_several(small, two_doma
     ("weight", "word"),
     [(0.1, " once"), (1.5, " twice"), (3, " several"), (8, " often"), (9, " weekly"), (99, " always")],
 )
-def test_how_often(weight, word):
+def test_decayed_count_as_a_word(weight, word):
     assert prompts.how_often(weight) == word
 
 
-def test_the_form_of_prompts_is_kept_with_the_weights(tmp_path):
+def test_prompt_blocks_survive_the_disk(tmp_path):
     blocks = PromptBlocks(words=False, long_items=3, short_ad=False)
     prompts.save_blocks(blocks, tmp_path)
     assert prompts.load_blocks(tmp_path) == blocks

@@ -1,4 +1,4 @@
-"""Threads: who is answered where, and that nobody reads the future."""
+"""Threads: windows, the positions of answers, and no events of the future."""
 
 from dataclasses import replace
 
@@ -12,8 +12,8 @@ from leadre.tune.threads import ThreadBuilder, Window
 from leadre.units import US_PER_HOUR
 
 
-def as_of(logs, r):
-    """The logs as they stood when request ``r`` came: no event at or after it, no later request; and its index."""
+def cut_at(logs, r):
+    """(the log without events at or after request ``r`` and without later requests, index of the request in it)."""
     at_us = logs.request_at_us_R[r]
     user_E = np.repeat(np.arange(len(logs.users)), np.diff(logs.event_offsets))
     kept_E, kept_R = logs.at_us_E < at_us, logs.request_at_us_R < at_us
@@ -43,7 +43,7 @@ def threads(small):
     return small.threads()
 
 
-def test_serving_reads_only_what_was_there_when_the_request_came(small, threads):
+def test_serving_thread_is_that_of_a_log_which_ends_at_the_request(small, threads):
     """The thread up to the answer is the same, byte by byte, in a world that ends at the request."""
     requests = np.flatnonzero(small.logs.request_split_R != TRAIN)
     end_of = {}
@@ -53,7 +53,7 @@ def test_serving_reads_only_what_was_there_when_the_request_came(small, threads)
             end_of[r] = thread.ids[: end + 1]
     assert sorted(end_of) == requests.tolist()
     for r in sample(requests, 12):
-        past, there = as_of(small.logs, r)
+        past, there = cut_at(small.logs, r)
         then = small.threads(past)
         (window,) = then.serving(np.array([there]))
         thread = then.write(window)
@@ -61,13 +61,13 @@ def test_serving_reads_only_what_was_there_when_the_request_came(small, threads)
         assert int(thread.ends[0]) == len(thread.ids) - 1
 
 
-def test_training_reads_only_what_was_there_when_the_request_came(small, threads):
+def test_training_thread_is_that_of_a_log_which_ends_at_the_request(small, threads):
     checked = 0
     for window in threads.training(seed=1)[::7]:
         thread = threads.write(window)
         at = len(window.requests) // 2
         r, end = int(thread.requests[at]), int(thread.ends[at])
-        past, there = as_of(small.logs, r)
+        past, there = cut_at(small.logs, r)
         then = small.threads(past)
         start = window.start - threads.visits.user_offsets[window.user] + then.visits.user_offsets[window.user]
         begun = then.write(Window(window.user, int(start), int(then.visit_R[there]) + 1, np.array([there])))
@@ -76,7 +76,7 @@ def test_training_reads_only_what_was_there_when_the_request_came(small, threads
     assert checked > 5
 
 
-def test_no_answer_can_be_read_off_the_prompt(small, threads):
+def test_objects_before_an_answer_are_in_its_history(small, threads):
     """Objects before the answer's position are those of events strictly before the request, in all threads."""
     logs, first = small.logs, small.layout.words + small.layout.codes
     windows = [*threads.training(seed=0), *threads.serving(logs.requests_of(TEST))]
@@ -88,7 +88,7 @@ def test_no_answer_can_be_read_off_the_prompt(small, threads):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_every_request_is_learnt_once_an_epoch(small, threads, seed):
+def test_every_request_is_a_target_once_an_epoch(small, threads, seed):
     windows = threads.training(seed)
     learnt = np.concatenate([window.requests for window in windows])
     assert learnt.tolist() == small.logs.requests_of(TRAIN).tolist()  # in user order, so in the order of the log
@@ -114,7 +114,7 @@ def test_every_request_is_served_once(small, threads):
     assert threads.serving(np.zeros(0, np.int64)) == []
 
 
-def test_served_alone_or_with_others_a_request_reads_the_same(small, threads):
+def test_start_of_a_serving_window_does_not_depend_on_other_requests(small, threads):
     requests = small.logs.requests_of(TEST)
     together = {int(r): window.start for window in threads.serving(requests) for r in window.requests}
     for r in sample(requests, 10):
@@ -122,7 +122,7 @@ def test_served_alone_or_with_others_a_request_reads_the_same(small, threads):
         assert window.start == together[r]
 
 
-def test_one_to_two_steps_of_visits_stand_behind_a_request(small, threads):
+def test_one_to_two_steps_of_visits_precede_a_request(small, threads):
     step, tokens_V = threads.prompter.blocks.short_tokens, threads.tokens_V
     longest_visit = int(np.diff(tokens_V).max())
     long_enough = 0
@@ -136,7 +136,7 @@ def test_one_to_two_steps_of_visits_stand_behind_a_request(small, threads):
     assert long_enough > 100
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_cuts_elsewhere(small, threads):
+def test_same_seed_gives_same_bytes_and_another_seed_other_windows(small, threads):
     again = small.threads()
     first, second = threads.training(seed=4), again.training(seed=4)
     assert [(w.user, w.start, w.stop) for w in first] == [(w.user, w.start, w.stop) for w in second]
@@ -157,7 +157,7 @@ def objects_until(small, thread, at):
     return [int(i) - first for i in thread.ids[: int(thread.ends[at]) + 1] if i >= first]
 
 
-def test_two_visits_at_one_instant_do_not_see_each_other(small, hand):
+def test_visits_at_one_instant_do_not_see_each_other(small, hand):
     logs = hand(
         [(0, US_PER_HOUR, AD, 1, 0), (0, 2 * US_PER_HOUR, AD, 2, 0), (0, 2 * US_PER_HOUR, AD, 3, 0)],
         [(0, 2 * US_PER_HOUR, "train", [2]), (0, 2 * US_PER_HOUR, "train", [3])],
@@ -169,7 +169,7 @@ def test_two_visits_at_one_instant_do_not_see_each_other(small, hand):
         assert set(objects_until(small, thread, 0)) <= {1}
 
 
-def test_outcomes_that_come_late_are_not_seen_by_requests_before_them(small, hand):
+def test_late_outcomes_are_not_in_threads_of_earlier_requests(small, hand):
     """A click now, its conversion an hour later; another request in between."""
     logs = hand(
         [(0, US_PER_HOUR, AD, 1, 0), (0, 4 * US_PER_HOUR, AD, 2, 0), (0, 5 * US_PER_HOUR, AD, 3, 0)],
@@ -182,7 +182,7 @@ def test_outcomes_that_come_late_are_not_seen_by_requests_before_them(small, han
     assert np.all(np.diff(thread.ends) > 0)
 
 
-def test_a_request_after_everything_the_log_holds(small, hand):
+def test_request_after_the_last_event_of_its_user(small, hand):
     """It has no visit of its own, and there is no later user either."""
     logs = hand(
         [(0, US_PER_HOUR, AD, 1, 0), (1, US_PER_HOUR, AD, 2, 0)],
@@ -202,7 +202,7 @@ def test_a_request_after_everything_the_log_holds(small, hand):
         assert threads.tokens_V[window.stop] >= threads.tokens_V[window.start]  # what generation sorts by
 
 
-def test_requests_without_an_outcome_are_not_learnt_from(small, hand):
+def test_requests_without_an_outcome_are_no_targets(small, hand):
     logs = hand(
         [(0, US_PER_HOUR, AD, 1, 0), (0, 3 * US_PER_HOUR, AD, 2, 0)],
         [(0, US_PER_HOUR, "train", [1]), (0, 2 * US_PER_HOUR, "train", []), (0, 3 * US_PER_HOUR, "train", [2])],
@@ -211,7 +211,7 @@ def test_requests_without_an_outcome_are_not_learnt_from(small, hand):
     assert sorted(np.concatenate([window.requests for window in windows]).tolist()) == [0, 2]
 
 
-def test_a_visit_longer_than_a_window_gets_one_of_its_own(small, hand):
+def test_visit_longer_than_a_window_has_a_window_of_its_own(small, hand):
     events = [(0, US_PER_HOUR, AD, o, 0) for o in range(8)] + [
         (0, 2 * US_PER_HOUR, AD, 1, 0),
         (0, 3 * US_PER_HOUR, AD, 2, 0),
@@ -221,15 +221,15 @@ def test_a_visit_longer_than_a_window_gets_one_of_its_own(small, hand):
     assert [(w.start, w.stop, w.requests.tolist()) for w in windows] == [(0, 1, [0]), (1, 2, [1]), (2, 3, [2])]
 
 
-def test_what_lies_in_the_burn_in_is_read_and_not_learnt_from(small):
+def test_requests_in_the_burn_in_are_context_and_no_targets(small):
     logs = small.logs
     every, moments = small.threads(), of_requests(logs)
     late = ThreadBuilder(small.prompter(), moments, burn_in=0.5)
     at_us = logs.request_at_us_R[every.train_R]
     half_us = (int(at_us.min()) + int(at_us.max())) / 2
     assert late.train_R.tolist() == every.train_R[at_us >= half_us].tolist()
-    asked = np.concatenate([window.requests for window in late.training(seed=0)])
-    assert sorted(asked.tolist()) == late.train_R.tolist() and 0 < len(late.train_R) < len(every.train_R)
+    targets = np.concatenate([window.requests for window in late.training(seed=0)])
+    assert sorted(targets.tolist()) == late.train_R.tolist() and 0 < len(late.train_R) < len(every.train_R)
     requests = np.flatnonzero(logs.request_split_R == TEST)
-    for one, other in zip(every.serving(requests), late.serving(requests), strict=True):
-        assert one.start == other.start and np.array_equal(every.write(one).ids, late.write(other).ids)
+    for window, same in zip(every.serving(requests), late.serving(requests), strict=True):
+        assert window.start == same.start and np.array_equal(every.write(window).ids, late.write(same).ids)

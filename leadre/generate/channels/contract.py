@@ -67,7 +67,8 @@ def baskets(logs: Logs) -> NDArray[np.int64]:
 def train_counts(logs: Logs) -> sparse.csr_matrix:
     """How often each user acted on each object in training time, [U, O] float32, over both domains."""
     in_time_E = logs.at_us_E < train_end_us(logs)
-    user_N, object_N = event_users(logs)[in_time_E], logs.object_E[in_time_E]
+    user_N = event_users(logs)[in_time_E]
+    object_N = logs.object_E[in_time_E]
     return _counts(user_N, object_N, users=len(logs.event_offsets) - 1, objects=len(logs.objects))
 
 

@@ -29,7 +29,8 @@ class Repeats:
     def score(self, moments: Iterable[Moment]) -> Iterator[Scores]:
         """Decayed counts of the live ads' objects in the user's history; see :class:`contract.Channel`."""
         for moment in moments:
-            history, ad_object = moment.history, moment.inventory.ad_object
+            history = moment.history
+            ad_object = moment.inventory.ad_object
             basket_N = np.cumsum(np.diff(history.at_us_E, prepend=np.int64(-1)) != 0)
             age_N = basket_N[-1] - basket_N if len(basket_N) else basket_N
             # float64 sums: equal histories give equal scores in any order of addition

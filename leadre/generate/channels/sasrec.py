@@ -84,8 +84,10 @@ class Block(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.heads, self.rate = shape.heads, shape.dropout
-        self.norm_attend, self.norm_feed = nn.LayerNorm(shape.width), nn.LayerNorm(shape.width)
+        self.heads = shape.heads
+        self.rate = shape.dropout
+        self.norm_attend = nn.LayerNorm(shape.width)
+        self.norm_feed = nn.LayerNorm(shape.width)
         self.qkv = nn.Linear(shape.width, 3 * shape.width)
         self.out = nn.Linear(shape.width, shape.width)
         self.feed = nn.Sequential(
@@ -192,7 +194,8 @@ class _Sequence:
 
 
 def _train_sequences(logs: Logs) -> list[_Sequence]:
-    end_us, basket_E = train_end_us(logs), baskets(logs)
+    end_us = train_end_us(logs)
+    basket_E = baskets(logs)
     sequences = []
     for start, stop in zip(logs.event_offsets[:-1], logs.event_offsets[1:], strict=True):
         stop = start + int(np.searchsorted(logs.at_us_E[start:stop], end_us))

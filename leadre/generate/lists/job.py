@@ -142,7 +142,8 @@ def _missing(job: ListJob, user_ids: Sequence[str]) -> set[str]:
 
 def work(job: ListJob, worker: str) -> int:
     """Answer batches until all are done; returns how many this worker finished. Runs in a process of its own."""
-    owner, done = f"{os.getpid()}/{worker}", 0
+    owner = f"{os.getpid()}/{worker}"
+    done = 0
     with (
         closing(BatchLeases(job.leases, job.version)) as leases,
         closing(open_store(job.store, timeout_ms=TIMEOUT_MS)) as store,
@@ -168,13 +169,15 @@ def load(job: ListJob) -> TunedSearcher:
     codebook = artifact.read(job.codebook, artifact.CODEBOOK)
     model = artifact.read(job.model, artifact.MODEL)
     logs = histories.load(tables)
-    users, ads = users_of(logs, job.now_us, job.since_us), candidates(logs, job.now_us, job.live_days)
+    users = users_of(logs, job.now_us, job.since_us)
+    ads = candidates(logs, job.now_us, job.live_days)
     moments = moment.as_of(logs, job.now_us, users, ads)
     return batches.load(tables, codebook, model, training=False, threads=job.threads, moments=moments)
 
 
 def _lists(job: ListJob, engine: TunedSearcher, windows: list[Window]) -> Iterator[tuple[str, StoredList]]:
-    moments, made_at_us = engine.threads.moments, job.clock.now_us()
+    moments = engine.threads.moments
+    made_at_us = job.clock.now_us()
     logs = moments.logs
     key_A = np.random.default_rng(job.seed).permutation(len(logs.ads))
     for ranked in engine.answer(windows, ("all",), job.beam):

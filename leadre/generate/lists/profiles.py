@@ -40,7 +40,8 @@ def popular(
 
 def profiles(logs: Logs, now_us: int, users: NDArray[np.int64]) -> Iterator[Profile]:
     """The last events of each of ``users`` before ``now_us``, as a profile that serving extends; no segments."""
-    user_ids, object_ids = logs.users["user_id"].to_list(), logs.objects["object_id"].to_list()
+    user_ids = logs.users["user_id"].to_list()
+    object_ids = logs.objects["object_id"].to_list()
     ends = logs.ends_before(users.astype(np.int32), np.full(len(users), now_us, np.int64))
     for user, end in zip(users.tolist(), ends.tolist(), strict=True):
         rows = slice(max(int(logs.event_offsets[user]), end - MAX_RECENT), end)
@@ -66,7 +67,8 @@ def remember(
 
 
 def _remember(store: Store, page: Sequence[Profile], erased_file: Path, clock: Clock) -> None:
-    merged, read_at_us = [], clock.now_us()
+    merged = []
+    read_at_us = clock.now_us()
     with erased.locked(erased_file) as is_erased:
         for new in page:
             if is_erased(new.user_id):

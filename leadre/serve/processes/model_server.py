@@ -8,12 +8,12 @@ for another source of candidates.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from leadre.artifact import Artifact
+from leadre.clock import Clock, SystemClock
 from leadre.data.histories import AD, CONTENT, Mask
 from leadre.data.moment import LiveInventory, Moment, history_of
 from leadre.errors import BusyError
@@ -36,10 +36,19 @@ class ModelServer:
     """A tuned model over its catalogue. Use it in a ``with``, as its engine has a thread of its own."""
 
     def __init__(
-        self, tables: Artifact, codebook: Artifact, model: Artifact, *, beam: int, queue: int = 64, batch: int = 16
+        self,
+        tables: Artifact,
+        codebook: Artifact,
+        model: Artifact,
+        *,
+        beam: int,
+        queue: int = 64,
+        batch: int = 16,
+        clock: Clock | None = None,
     ) -> None:
         loaded = saved.load(tables, saved.tuned_ids(codebooks.load(codebook), model), model, training=False)
         moments = loaded.threads.moments
+        self.clock = clock or SystemClock()
         self.beam = beam
         self.live = loaded.live
         self.prompter = loaded.threads.prompter
@@ -63,7 +72,7 @@ class ModelServer:
         """The catalogue's objects, or the best live objects for a user: those completed before the deadline."""
         if isinstance(request, ModelInfoRequest):
             return ModelInfoReply(list(self.objects), self.version)
-        left_ms = (request.until_s - time.monotonic()) * 1000
+        left_ms = (request.until_s - self.clock.monotonic_s()) * 1000
         if left_ms <= 0:
             return GenerateReply([], [], False)
         count = len(self.live.codes_OL)

@@ -85,7 +85,7 @@ def run_model_server(plan: Plan) -> None:
         sys.exit(1)
 
     async def main(stopped: asyncio.Event) -> None:
-        with ModelServer(*artifacts, beam=plan.beam) as model_server:
+        with ModelServer(*artifacts, beam=plan.beam, clock=SystemClock()) as model_server:
 
             async def handle(request: ModelInfoRequest | GenerateRequest) -> ModelInfoReply | GenerateReply:
                 try:

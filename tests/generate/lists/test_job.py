@@ -1,4 +1,4 @@
-"""Lists for every user: as of a moment, whoever works on them, whatever dies meanwhile."""
+"""Lists for every user as of a moment: prompts, candidates, resumed runs and versions."""
 
 import dataclasses
 import re
@@ -65,13 +65,13 @@ def cut(logs, now_us):
     )
 
 
-def test_users_with_an_event_in_the_span(hand):
+def test_users_of_have_an_event_in_the_span(hand):
     logs = hand([(0, 10, 0, 1, 0), (2, 20, 1, 1, 0), (2, 30, 0, 2, 0), (3, 40, 0, 1, 0)])
     for since_us, now_us, expected in ((None, 0, [0, 1, 2, 3]), (20, 99, [2, 3]), (11, 40, [2]), (41, 99, [])):
         assert lists.users_of(logs, now_us, since_us).tolist() == expected
 
 
-def test_candidates_were_live_lately_and_still_run(small):
+def test_candidates_were_live_lately_and_are_not_ended(small):
     logs = small.logs
     now_us = int(logs.request_at_us_R.max()) + 1
     recent = np.flatnonzero(logs.request_at_us_R >= now_us - 3 * US_PER_DAY)
@@ -89,20 +89,21 @@ def test_candidates_were_live_lately_and_still_run(small):
 # The verb
 
 
-def test_every_user_has_a_list_of_live_ads_in_order(work, logs, undisturbed):
+def test_every_user_has_a_sorted_list_of_live_ads(work, logs, undisturbed):
     store = open_store(f"lmdb:{work / 'r' / 'state' / 'lists'}")
     current = store.versions().current
     last = logs.at_us_E.max() + 1
     live = set(logs.ads["ad_id"].gather(lists.candidates(logs, last, 7)).to_list())
-    found = dict(store.scan(current))
-    for_others = found.pop(EVERYBODY)
+    lists_of = dict(store.scan(current))
+    for_others = lists_of.pop(EVERYBODY)
     assert set(for_others.ad_ids) <= live and for_others.version == current and len(for_others.ad_ids) == 10
-    assert sorted(found) == logs.users["user_id"].to_list()
+    assert sorted(lists_of) == logs.users["user_id"].to_list()
     assert re.fullmatch(r"\d{8}T\d{6}-[0-9a-f]{12}", current)
-    for one in found.values():
-        assert one.version == current and len(set(one.ad_ids)) == len(one.ad_ids) == 10 and set(one.ad_ids) <= live
-        assert list(one.log_p) == sorted(one.log_p, reverse=True)
-    assert len({one.ad_ids for one in found.values()}) > 10
+    for stored in lists_of.values():
+        assert stored.version == current and set(stored.ad_ids) <= live
+        assert len(set(stored.ad_ids)) == len(stored.ad_ids) == 10
+        assert list(stored.log_p) == sorted(stored.log_p, reverse=True)
+    assert len({stored.ad_ids for stored in lists_of.values()}) > 10
     assert not (work / "r" / ".generate-lists").exists()
     store.close()
 
@@ -121,32 +122,32 @@ def test_lists_are_those_of_the_model(work, logs, undisturbed):
     engine = batch.load(*parents, training=False, threads=1, moments=moments)
     for r in range(5):
         (ranked,) = engine.answer(engine.threads.serving([r]), ("all",), 12)
-        one = store.read_list(logs.users["user_id"][int(moments.user_M[r])])
-        objects = [int(logs.ad_object_A[logs.ads["ad_id"].index_of(ad)]) for ad in one.ad_ids]
+        stored = store.read_list(logs.users["user_id"][int(moments.user_M[r])])
+        objects = [int(logs.ad_object_A[logs.ads["ad_id"].index_of(ad)]) for ad in stored.ad_ids]
         assert list(dict.fromkeys(objects)) == ranked.objects[: len(set(objects))].tolist()
-        np.testing.assert_allclose(one.log_p[0], ranked.log_p[0], atol=1e-3)
+        np.testing.assert_allclose(stored.log_p[0], ranked.log_p[0], atol=1e-3)
     store.close()
 
 
-def test_profiles_and_what_is_popular_lie_beside_the_lists(work, logs, undisturbed):
+def test_profiles_and_popular_list_are_written_beside_the_lists(work, logs, undisturbed):
     store = open_store(f"lmdb:{work / 'r' / 'state' / 'lists'}")
     now_us = int(logs.at_us_E.max()) + 1
     for profile in remembered.profiles(logs, now_us, np.arange(len(logs.users))):
-        found = store.read_profile(profile.user_id)
-        assert (found.recent, found.updated_at_us, found.log_until_us) == (profile.recent, now_us, now_us)
-        assert found.recent and found.log_read_at_us > time.time_ns() // 1000 - 3600 * 1_000_000
-    made = remembered.popular(logs, now_us, lists.candidates(logs, now_us, 7), store.versions().current, 10)
-    assert store.read_list(EVERYBODY).ad_ids == made.ad_ids
+        stored = store.read_profile(profile.user_id)
+        assert (stored.recent, stored.updated_at_us, stored.log_until_us) == (profile.recent, now_us, now_us)
+        assert stored.recent and stored.log_read_at_us > time.time_ns() // 1000 - 3600 * 1_000_000
+    popular = remembered.popular(logs, now_us, lists.candidates(logs, now_us, 7), store.versions().current, 10)
+    assert store.read_list(EVERYBODY).ad_ids == popular.ad_ids
     store.close()
 
 
-def test_a_second_run_does_nothing(work, undisturbed, capsys):
+def test_second_run_does_nothing(work, undisturbed, capsys):
     capsys.readouterr()
     assert main(argv("generate lists", work, LISTS)) == 0
     assert re.search(r"version \S+ is current in lmdb:\S+, nothing to do", capsys.readouterr().err)
 
 
-def test_a_run_that_stops_half_way_changes_nothing_and_goes_on(work, undisturbed, tmp_path, monkeypatch):
+def test_killed_run_resumes_and_readers_keep_the_old_version(work, undisturbed, tmp_path, monkeypatch):
     spec = f"lmdb:{tmp_path / 'store'}"
     store = open_store(spec)
     old = StoredList("old", 0, ("an ad",), (0.0,))
@@ -184,7 +185,7 @@ def test_a_run_that_stops_half_way_changes_nothing_and_goes_on(work, undisturbed
     store.close()
 
 
-def test_users_without_news_keep_their_lists(work, logs, tmp_path, capsys):
+def test_users_without_new_events_keep_their_lists(work, logs, tmp_path, capsys):
     spec = f"lmdb:{tmp_path / 'store'}"
     flags = f"{LISTS} --store {spec}"
     since_us = int(np.sort(logs.at_us_E)[-5])
@@ -202,9 +203,9 @@ def test_users_without_news_keep_their_lists(work, logs, tmp_path, capsys):
     assert 0 < len(changed) <= 5
     changed.add(EVERYBODY)
     after = dict(store.scan(second))
-    assert {user for user, one in after.items() if one.version == second} == changed
-    assert {user: one for user, one in after.items() if user not in changed} == {
-        user: one for user, one in before.items() if user not in changed
+    assert {user for user, stored in after.items() if stored.version == second} == changed
+    assert {user: stored for user, stored in after.items() if user not in changed} == {
+        user: stored for user, stored in before.items() if user not in changed
     }
     assert store.versions().names == (second,)
     store.close()
@@ -220,7 +221,7 @@ def test_users_without_news_keep_their_lists(work, logs, tmp_path, capsys):
         ("--store here", "store 'here': wants lmdb:FOLDER"),
     ],
 )
-def test_the_users_fault_is_one_line(work, tmp_path, capsys, flags, says):
+def test_invalid_option_is_one_line(work, tmp_path, capsys, flags, says):
     capsys.readouterr()
     assert main(argv("generate lists", work, f"--store lmdb:{tmp_path} {flags}")) == 2
     assert f"leadre: {says}" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Batches that workers lease from each other, and a store that is waited for."""
+"""Batch leases, replaced workers and retries of a store that is down."""
 
 from pathlib import Path
 
@@ -16,19 +16,24 @@ def silent(monkeypatch):
     monkeypatch.setattr(progress, "say", lambda text: None)
 
 
-def test_a_batch_is_leased_to_one_and_done_once(tmp_path):
-    one, two = (BatchLeases(tmp_path / "leases.db", "v") for _ in range(2))
-    one.start(3)
-    assert [one.take("a", 0, 10), two.take("b", 0, 10), one.take("a", 0, 20), two.take("b", 9, 20)] == [0, 1, 2, None]
-    assert one.finish(0, 5) and not two.finish(0, 6)
-    assert two.take("b", 10, 20) == 1  # its lease ran out
-    assert one.finish(1, 11) and not two.finish(1, 12) and one.left() == 1
-    two.start(3)
-    assert one.take("a", 11, 20) == 2
+def test_batch_is_leased_to_one_worker_and_done_once(tmp_path):
+    first, second = (BatchLeases(tmp_path / "leases.db", "v") for _ in range(2))
+    first.start(3)
+    assert [first.take("a", 0, 10), second.take("b", 0, 10), first.take("a", 0, 20), second.take("b", 9, 20)] == [
+        0,
+        1,
+        2,
+        None,
+    ]
+    assert first.finish(0, 5) and not second.finish(0, 6)
+    assert second.take("b", 10, 20) == 1  # its lease ran out
+    assert first.finish(1, 11) and not second.finish(1, 12) and first.left() == 1
+    second.start(3)
+    assert first.take("a", 11, 20) == 2
     other = BatchLeases(tmp_path / "leases.db", "another")
     other.start(1)
-    assert (other.left(), one.left()) == (1, 1)
-    for leases in (one, two, other):
+    assert (other.left(), first.left()) == (1, 1)
+    for leases in (first, second, other):
         leases.close()
 
 
@@ -39,7 +44,7 @@ def job(tmp_path):
     return lists.ListJob(**nowhere, **numbers, **leases, store=f"lmdb:{tmp_path}", version="v", wait_s=0.0)
 
 
-def test_workers_that_die_are_replaced_until_three_in_a_row_have_finished_nothing(tmp_path, monkeypatch):
+def test_dead_workers_are_replaced_until_three_in_a_row_finish_nothing(tmp_path, monkeypatch):
     generations, finishes = [], iter([False, True, False, False, True, False, False, False])
 
     def killed(*_):
@@ -56,7 +61,7 @@ def test_workers_that_die_are_replaced_until_three_in_a_row_have_finished_nothin
     assert len(generations) == 8
 
 
-def test_patience_has_an_end():
+def test_retry_ends_after_the_wait():
     calls = []
 
     def down():
