@@ -124,34 +124,12 @@ class EventLog:
         assert user_id
         if user_id.encode() in self._path.read_bytes():
             self.rotate()
-        return sum(self._erase_in(path, user_id) for path in segments(self.folder)[:-1])
-
-    def _erase_in(self, path: Path, user_id: str) -> int:
-        if user_id.encode() not in path.read_bytes():
-            return 0
-        old = list(entries_of(path))
-        new = [entry._replace(record=records.without(entry.record, user_id)) for entry in old]
-        count = sum(after.record is not before.record for after, before in zip(new, old, strict=True))
-        if count:
-            durable.replace(path, MAGIC + b"".join(frame(*entry) for entry in new), sync=self._sync)
-        return count
+        return sum(_erase(path, user_id, self._sync) for path in segments(self.folder)[:-1])
 
     def _start(self) -> None:
         path = self.folder / f"{self.last + 1:020d}.log"
-        try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-            try:
-                _write(file, MAGIC)
-                self._sync(file)
-                durable.sync_folder(self.folder, self._sync)
-            except OSError:
-                os.close(file)
-                path.unlink()
-                raise
-        except OSError as error:
-            raise durable.failed(path, error) from error
+        self._file = _create_segment(path, self._sync)
         self._path = path
-        self._file = file
         self._size = len(MAGIC)
 
     def _resume(self, path: Path) -> None:
@@ -194,6 +172,35 @@ def _locked(folder: Path) -> int:
         os.close(file)
         raise InputError(f"{folder}: another process writes this log; stop it first") from error
     return file
+
+
+def _create_segment(path: Path, sync: durable.Sync) -> int:
+    """An empty segment, on the disk, open for appending. StorageError: there is no such file afterwards."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        try:
+            _write(file, MAGIC)
+            sync(file)
+            durable.sync_folder(path.parent, sync)
+        except OSError:
+            os.close(file)
+            path.unlink()
+            raise
+    except OSError as error:
+        raise durable.failed(path, error) from error
+    return file
+
+
+def _erase(path: Path, user_id: str, sync: durable.Sync) -> int:
+    """Replace a closed segment by one without the user; returns the number of changed records."""
+    if user_id.encode() not in path.read_bytes():
+        return 0
+    old = list(entries_of(path))
+    new = [entry._replace(record=records.without(entry.record, user_id)) for entry in old]
+    count = sum(after.record is not before.record for after, before in zip(new, old, strict=True))
+    if count:
+        durable.replace(path, MAGIC + b"".join(frame(*entry) for entry in new), sync=sync)
+    return count
 
 
 def _write(file: int, data: bytes) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -123,6 +124,28 @@ class Market:
         return due
 
 
+def serve_once(ledger: Ledger, market: Market, workers: Collection[Connection]) -> None:
+    """Receive what the workers have sent, apply it in one batch with the market's due events, reply with leases."""
+    orders = market.due()
+    requesters = []
+    for pipe in wait(list(workers), timeout=0.02):
+        assert isinstance(pipe, Connection)
+        for _ in range(50):
+            if not pipe.poll():
+                break
+            message = pipe.recv()
+            if isinstance(message, tuple):
+                market.bid(*message)
+            else:
+                orders.append(message)
+                requesters += [pipe] if isinstance(message, LeaseRequest) else []
+    results = ledger.apply(orders, time.time_ns() // 1000)
+    leases = [result for order, result in zip(orders, results, strict=True) if isinstance(order, LeaseRequest)]
+    for pipe, leased in zip(requesters, leases, strict=True):
+        pipe.send(leased)
+    ledger.expire(time.time_ns() // 1000)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("max_s", "total_nanos"), [(120, 2_000_000), pytest.param(1200, 20_000_000, marks=pytest.mark.soak)]
@@ -157,24 +180,7 @@ def test_eight_workers_killed_at_random_spend_exactly_the_budget(tmp_path: Path,
         while time.time() < ends_at:
             if ledger.spent("c") >= 0.99 * total_nanos:
                 ends_at = min(ends_at, time.time() + 2)  # demand does not end with the budget
-            orders = market.due()
-            requesters = []
-            for pipe in wait(list(workers), timeout=0.02):
-                assert isinstance(pipe, Connection)
-                for _ in range(50):
-                    if not pipe.poll():
-                        break
-                    message = pipe.recv()
-                    if isinstance(message, tuple):
-                        market.bid(*message)
-                    else:
-                        orders.append(message)
-                        requesters += [pipe] if isinstance(message, LeaseRequest) else []
-            results = ledger.apply(orders, time.time_ns() // 1000)
-            leases = [result for order, result in zip(orders, results, strict=True) if isinstance(order, LeaseRequest)]
-            for pipe, leased in zip(requesters, leases, strict=True):
-                pipe.send(leased)
-            ledger.expire(time.time_ns() // 1000)
+            serve_once(ledger, market, workers)
             if time.time() > next_kill:
                 stop(rng.choice(list(workers)))
                 start()
