@@ -68,6 +68,46 @@ class LatencyModel:
         return max(0.0, (y - slope * x) / count) + slope * rows
 
 
+class TimedSearcher:
+    """Prefill and decode steps of a searcher; a latency model of each predicts the time of the next one."""
+
+    def __init__(self, searcher: BeamSearcher) -> None:
+        self.searcher = searcher
+        self.prefill_latency = LatencyModel()  # by prompt positions that are not cached
+        self.decode_latency = LatencyModel()  # by open beams
+
+    def prefill(self, batch: list[_EngineRequest]) -> BeamSearch:
+        """A search over the batch after its first code; requests of equal prompts share a thread."""
+        groups = [list(group) for _, group in itertools.groupby(batch, lambda request: request.ids.tobytes())]
+        positions = sum(self.uncached(group[0].ids) for group in groups)
+        start_s = time.monotonic()
+        threads = [(group[0].ids, [request.beam_request for request in group]) for group in groups]
+        search = BeamSearch(self.searcher, threads, batch[0].policy)
+        search.prefill()
+        self.prefill_latency.observe(positions, time.monotonic() - start_s)
+        return search
+
+    def decode(self, search: BeamSearch) -> None:
+        """One step of all open beams."""
+        rows = int(search.open_QW.sum())
+        start_s = time.monotonic()
+        search.step()
+        self.decode_latency.observe(rows, time.monotonic() - start_s)
+
+    def uncached(self, ids: Ids) -> int:
+        """Positions of a prompt that are not in the prefix cache."""
+        prefix_cache = self.searcher.prefix_cache
+        return len(ids) - (prefix_cache.num_cached(ids) if prefix_cache else 0)
+
+    def prefill_s(self, request: _EngineRequest) -> float:
+        """Expected seconds of a request's prefill; 0 without a deadline, which saves hashing the prompt."""
+        return self.prefill_latency.predict_s(self.uncached(request.ids)) if request.until_s < np.inf else 0.0
+
+    def decode_s(self, search: BeamSearch) -> float:
+        """Expected seconds of the next step."""
+        return self.decode_latency.predict_s(int(search.open_QW.sum()))
+
+
 class Engine:
     """Serves requests until it is closed; at most ``queue`` wait, at most ``batch`` run together.
 
@@ -75,11 +115,9 @@ class Engine:
     """
 
     def __init__(self, searcher: BeamSearcher, *, queue: int = 256, batch: int = 16) -> None:
-        self.searcher = searcher
+        self.steps = TimedSearcher(searcher)
         self.queue = queue
         self.batch = batch
-        self.prefill_latency = LatencyModel()  # by prompt positions that are not cached
-        self.decode_latency = LatencyModel()  # by open beams
         self._waiting: list[_EngineRequest] = []
         self._running: dict[int, _EngineRequest] = {}  # by index of the request in its `BeamSearch`
         self._closed = False
@@ -95,7 +133,7 @@ class Engine:
 
         BusyError if the queue is full, ClosedError after `close`, InputError if prompt or request are invalid.
         """
-        backbone = self.searcher.backbone
+        backbone = self.steps.searcher.backbone
         known_ids = backbone.layout.words + backbone.layout.codes + len(backbone.objects_OL)
         if not (len(ids) and ids.min() >= 0 and ids.max() < known_ids):
             raise InputError(f"a prompt of {len(ids)} IDs: wants at least one, all of them from 0 to {known_ids - 1}")
@@ -138,9 +176,9 @@ class Engine:
         """Schedule, prefill, then decode step after step; until the engine is closed and no request waits."""
         try:
             while batch := self._schedule():
-                search = self._prefill(batch)
+                search = self.steps.prefill(batch)
                 while self._postprocess(search):
-                    self._decode(search)
+                    self.steps.decode(search)
                     self._reject_late()
         finally:  # no request is left, unless the model has failed
             with self._changed:
@@ -173,10 +211,11 @@ class Engine:
         positions = 0
         until_s = np.inf
         for request in self._waiting:
-            new_positions = positions + self._uncached(request.ids)
+            new_positions = positions + self.steps.uncached(request.ids)
             new_until_s = min(until_s, request.until_s)
             has_same_policy = not batch or request.policy == batch[0].policy
-            is_in_time = not batch or time.monotonic() + self.prefill_latency.predict_s(new_positions) < new_until_s
+            prefill_s = self.steps.prefill_latency.predict_s(new_positions)
+            is_in_time = not batch or time.monotonic() + prefill_s < new_until_s
             if has_same_policy and is_in_time:
                 batch.append(request)
                 positions = new_positions
@@ -185,27 +224,9 @@ class Engine:
                 break
         return sorted(batch, key=lambda request: request.ids.tobytes())
 
-    def _prefill(self, batch: list[_EngineRequest]) -> BeamSearch:
-        """A search over the batch after its first code; requests of equal prompts share a thread."""
-        groups = [list(group) for _, group in itertools.groupby(batch, lambda request: request.ids.tobytes())]
-        positions = sum(self._uncached(group[0].ids) for group in groups)
-        start_s = time.monotonic()
-        threads = [(group[0].ids, [request.beam_request for request in group]) for group in groups]
-        search = BeamSearch(self.searcher, threads, batch[0].policy)
-        search.prefill()
-        self.prefill_latency.observe(positions, time.monotonic() - start_s)
-        return search
-
-    def _decode(self, search: BeamSearch) -> None:
-        """One step of all open beams."""
-        rows = int(search.open_QW.sum())
-        start_s = time.monotonic()
-        search.step()
-        self.decode_latency.observe(rows, time.monotonic() - start_s)
-
     def _postprocess(self, search: BeamSearch) -> bool:
         """Deliver results that are final or cannot wait for the next step; False once no request runs."""
-        next_s = time.monotonic() + self.decode_latency.predict_s(int(search.open_QW.sum()))
+        next_s = time.monotonic() + self.steps.decode_s(search)
         has_open_beams = set(np.nonzero(search.open_QW)[0].tolist())
         cancelled = [q for q, request in self._running.items() if request.future.cancelled()]
         ready = [q for q, request in self._running.items() if q not in has_open_beams or next_s > request.until_s]
@@ -223,18 +244,9 @@ class Engine:
         """Drop waiting requests whose client has cancelled, or whose prompt cannot be prefilled in time."""
         with self._changed:
             now_s = time.monotonic()
-            late = [request for request in self._waiting if now_s + self._prefill_s(request) > request.until_s]
+            late = [request for request in self._waiting if now_s + self.steps.prefill_s(request) > request.until_s]
             self._waiting = [
                 request for request in self._waiting if request not in late and not request.future.cancelled()
             ]
         for request in late:
             request.deliver(BeamResult(np.zeros(0, np.int64), np.zeros(0, np.float32), complete=False))
-
-    def _uncached(self, ids: Ids) -> int:
-        """Positions of a prompt that are not in the prefix cache."""
-        prefix_cache = self.searcher.prefix_cache
-        return len(ids) - (prefix_cache.num_cached(ids) if prefix_cache else 0)
-
-    def _prefill_s(self, request: _EngineRequest) -> float:
-        """Expected seconds of a request's prefill; 0 without a deadline, which saves hashing the prompt."""
-        return self.prefill_latency.predict_s(self._uncached(request.ids)) if request.until_s < np.inf else 0.0

@@ -200,11 +200,7 @@ def build(
     """
     columns = np.ascontiguousarray(np.asarray(codes_NL).reshape(-1, len(sizes)).T)
     rows = columns.shape[1]
-    low = columns.min(axis=1, initial=0)
-    high = columns.max(axis=1, initial=0)
-    assert low.min() >= 0 and np.all(high < sizes), (
-        f"codes outside their level: from {low.tolist()} to {high.tolist()} with sizes {tuple(sizes)}"
-    )
+    _assert_in_range(columns, sizes)
     order = _lexicographic(columns, sizes)
     differs = np.zeros(rows, dtype=np.bool_)  # whether a row's path so far differs from that of the row before
     differs[:1] = True
@@ -279,6 +275,14 @@ def path_priors(trie: Mask, codes_TL: NDArray[np.integer]) -> list[NDArray[np.fl
     dead = np.flatnonzero(states == DEAD)
     assert len(dead) == 0, f"{len(dead)} of {len(codes)} targets are not in the trie; first: {codes[dead[:1]].tolist()}"
     return priors
+
+
+def _assert_in_range(columns_LN: NDArray[np.integer], sizes: Sequence[int]) -> None:
+    low = columns_LN.min(axis=1, initial=0)
+    high = columns_LN.max(axis=1, initial=0)
+    assert low.min() >= 0 and np.all(high < sizes), (
+        f"codes outside their level: from {low.tolist()} to {high.tolist()} with sizes {tuple(sizes)}"
+    )
 
 
 def _lexicographic(columns_LN: NDArray[np.integer], sizes: Sequence[int]) -> Ints:

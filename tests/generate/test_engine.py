@@ -93,7 +93,7 @@ def test_request_without_time_for_another_step_gets_its_best_rows(searcher):
     ids, request = prompts(searcher, 1)[0]
     width = 5
     with Engine(searcher) as engine:
-        engine.decode_latency.observe(1, 1000.0)  # a step is expected to take a quarter of an hour
+        engine.steps.decode_latency.observe(1, 1000.0)  # a step is expected to take a quarter of an hour
         late = engine.submit(ids, request, BeamPolicy(width), deadline_ms=60_000).result(timeout=20)
         rows = late.rows.tolist()
         assert not late.complete and 0 < len(rows) <= width and np.all(np.diff(late.log_p) <= 0)
@@ -108,7 +108,7 @@ def test_deadline_of_one_request_does_not_cut_the_others(searcher, gated):
     with Engine(gated) as engine:
         blocker = engine.submit(*pairs[0], BeamPolicy(2))
         assert gated.runner.entered.wait(20)  # the next three wait until this batch is done, so they form one
-        engine.decode_latency.observe(1, 1000.0)
+        engine.steps.decode_latency.observe(1, 1000.0)
         deadlines_ms = (None, 60_000, None)
         futures = [
             engine.submit(ids, request, BeamPolicy(5), deadline_ms=deadline_ms)
@@ -124,7 +124,7 @@ def test_deadline_of_one_request_does_not_cut_the_others(searcher, gated):
 def test_prompt_without_time_for_prefill_gets_an_empty_result(searcher):
     ids, request = prompts(searcher, 1)[0]
     with Engine(BeamSearcher(searcher.backbone)) as engine:
-        engine.prefill_latency.observe(1, 1000.0)
+        engine.steps.prefill_latency.observe(1, 1000.0)
         result = engine.submit(ids, request, BeamPolicy(5), deadline_ms=60_000).result(timeout=20)
         assert not result.complete and not len(result.rows) and not len(result.log_p)
         assert not engine.submit(ids, request, BeamPolicy(5), deadline_ms=0).result(timeout=20).complete
