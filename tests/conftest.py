@@ -139,12 +139,12 @@ class Small:
         return Examples(self.threads(**blocks), self.live, self.layout, new_weight)
 
     def backbone(self, seed=0, pointer=True, double=False):
-        """A fresh model whose answers vary: weights louder than a trainer would start with."""
+        """A fresh model whose answers vary: weights with larger norms than training starts with."""
         from leadre.lm import backbone as backbones
 
-        made = backbones.create(self.folder, self.layout, self.live.codes_OL, layers=0, pointer=pointer)
-        make_loud(made, seed)
-        return made.double() if double else made
+        backbone = backbones.create(self.folder, self.layout, self.live.codes_OL, layers=0, pointer=pointer)
+        make_loud(backbone, seed)
+        return backbone.double() if double else backbone
 
 
 def make_loud(backbone, seed):

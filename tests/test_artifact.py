@@ -49,7 +49,9 @@ def test_meta_records_kind_config_parents_and_environment(tmp_path: Path) -> Non
 
 
 def test_the_hash_is_about_bytes_and_not_about_how_they_were_made(tmp_path: Path) -> None:
-    first, same, other = make(tmp_path / "a", "x", seed_of=1), make(tmp_path / "b", "x"), make(tmp_path / "c", "y")
+    first = make(tmp_path / "a", "x", seed_of=1)
+    same = make(tmp_path / "b", "x")
+    other = make(tmp_path / "c", "y")
     assert first.hash == same.hash != other.hash
     meta = first.meta | {"wall_s": 1e9, "libraries": {}, "code": "other", "peak_rss_mb": 0}
     assert Artifact(first.path, meta).hash == first.hash
@@ -147,7 +149,8 @@ def test_reading_checks_kind_version_and_bytes_and_names_the_command(tmp_path: P
 
 
 def test_current_is_about_config_seed_and_parents(tmp_path: Path) -> None:
-    parent, other = make(tmp_path / "p1" / "data", "1"), make(tmp_path / "p2" / "data", "2")
+    parent = make(tmp_path / "p1" / "data", "1")
+    other = make(tmp_path / "p2" / "data", "2")
     folder = tmp_path / "run" / "semid"
     assert not is_current(folder)
     config: dict[str, Any] = {"levels": 3, "sizes": (1, 2), "path": Path("logs"), "work": Path("work"), "run": "a"}

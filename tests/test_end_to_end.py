@@ -1,4 +1,4 @@
-"""The five verbs on the synthetic market, whose laws are known: what is planted must be found, and nothing else."""
+"""The five verbs on the synthetic market with known laws: the planted preferences must be recovered."""
 
 import json
 
@@ -48,7 +48,7 @@ QUICK = {"tune": "--max-steps 2 --batch-tokens 800", "generate": "--users 8"}
 
 @pytest.fixture(scope="module")
 def finished(models, tmp_path_factory):
-    """A work folder in which all five verbs have run, the third one long enough to learn something."""
+    """A work folder after all five verbs; tune has run long enough to learn."""
     work = tmp_path_factory.mktemp("work")
     for name in STAGES:
         assert verb(name, work, models, TRAINED if name == "tune" else "") == 0
@@ -65,15 +65,16 @@ def chance(work, view):
     from leadre.data.histories import TEST
     from leadre.evaluate.retrieval import measure as retrieval
 
-    logs, found = logs_of(work), []
-    asked = retrieval.build_view(logs, logs.requests_of(TEST), view)
-    for r, relevant in zip(asked.requests_V.tolist(), asked.relevant, strict=True):
+    logs = logs_of(work)
+    chances = []
+    view_rows = retrieval.build_view(logs, logs.requests_of(TEST), view)
+    for r, relevant in zip(view_rows.requests_V.tolist(), view_rows.relevant, strict=True):
         live = int(retrieval.eligible(logs, r, view).sum())
-        found.append(min(10, live) / live * len(relevant) / min(10, len(relevant)))
-    return float(np.mean(found))
+        chances.append(min(10, live) / live * len(relevant) / min(10, len(relevant)))
+    return float(np.mean(chances))
 
 
-def test_the_planted_repetition_is_found(finished):
+def test_planted_repetition_is_recovered(finished):
     """Four in ten conversions repeat one; popularity cannot know whose. 200 requests, so 0.04 is one standard error.
 
     Seen: ours .86, the user's own counts .71, popularity .30, chance .28.
@@ -84,7 +85,7 @@ def test_the_planted_repetition_is_found(finished):
     assert ours > recall(finished, "all", "own_frequency")  # they know the repetition, but not the category
 
 
-def test_the_planted_preference_is_found(finished):
+def test_planted_preference_is_recovered(finished):
     """Eight in ten new conversions are of the user's one category in six; no ad of the answer was ever seen before.
 
     86 requests, so 0.05 is one standard error. Seen: ours .69, popularity .16, chance .32; who knew the category and
@@ -141,7 +142,7 @@ def test_a_killed_stage_leaves_nothing_half_done_and_changes_no_byte(models, qui
             assert verb(later, tmp_path, models, QUICK.get(later, "")) == 2
             assert f"there is no {KINDS[name]} artifact here; run `leadre {name}" in capsys.readouterr().err
         assert verb(name, tmp_path, models, QUICK.get(name, "")) == 0
-    for name in ("data", "semid", "tune", "generate"):  # a report tells its time
+    for name in ("data", "semid", "tune", "generate"):  # the report contains its wall time
         assert files(read(tmp_path, name)) == files(read(quick, name)), name
 
 
@@ -149,9 +150,9 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def files(made):
+def files(artifact):
     """File names and hashes. The path of a test's own folder is written into a tokenizer's config, if anywhere."""
-    return made.meta["files"]
+    return artifact.meta["files"]
 
 
 def test_the_same_seed_gives_the_same_ids_and_prompts(models, quick, tmp_path):
@@ -173,14 +174,15 @@ def prompts_of(work, models):
     from leadre.tune.prompts import PromptBlocks, PromptWriter
     from leadre.tune.threads import ThreadBuilder
 
-    logs, tokenizer = logs_of(work), pretrained.tokenizer(models[1])
+    logs = logs_of(work)
+    tokenizer = pretrained.tokenizer(models[1])
     layout = Layout(len(tokenizer), codebooks.load(read(work, "semid")).sizes)
     threads = ThreadBuilder(PromptWriter(logs, tokenizer, layout, PromptBlocks()), of_requests(logs))
     return [threads.write(window).ids.tobytes() for window in threads.serving(logs.requests_of(2))]
 
 
 @pytest.mark.parametrize(
-    ("name", "flags", "says"),
+    ("name", "flags", "message"),
     [
         ("tune", "--epochs 0", "command line, --epochs: must be at least 1, got 0"),
         ("tune", "--validate-every 0", "command line, --validate-every: must be at least 1, got 0"),
@@ -189,17 +191,17 @@ def prompts_of(work, models):
         ("generate", "--beam 0", "command line, --beam: must be at least 1, got 0"),
     ],
 )
-def test_the_users_fault_is_one_line(models, quick, tmp_path, capsys, name, flags, says):
+def test_wrong_input_is_reported_in_one_line(models, quick, tmp_path, capsys, name, flags, message):
     (tmp_path / "e2e").mkdir()
     for step in ("data", "semid"):
         (tmp_path / "e2e" / step).symlink_to(quick / "e2e" / step)
     capsys.readouterr()
     assert verb(name, tmp_path, models, flags) == 2
-    assert f"leadre: {says}" in capsys.readouterr().err
+    assert f"leadre: {message}" in capsys.readouterr().err
     assert not (tmp_path / "e2e" / STAGES[name]).exists()
 
 
-def test_a_model_is_not_asked_in_ids_that_it_never_learnt(models, quick, tmp_path, capsys):
+def test_generate_refuses_ids_that_the_model_was_not_trained_on(models, quick, tmp_path, capsys):
     (tmp_path / "e2e").mkdir()
     for step in ("data", "tune-sft"):
         (tmp_path / "e2e" / step).symlink_to(quick / "e2e" / step)

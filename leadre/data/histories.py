@@ -74,7 +74,8 @@ class Logs:
     def history_end(self, r: int) -> int:
         """Index of the first event of the request's user at or after its time; its history ends before it."""
         user = self.request_user_R[r]
-        start, end = self.event_offsets[user], self.event_offsets[user + 1]
+        start = self.event_offsets[user]
+        end = self.event_offsets[user + 1]
         return int(start + np.searchsorted(self.at_us_E[start:end], self.request_at_us_R[r], side="left"))
 
     def history_ends(self) -> I64:
@@ -155,7 +156,8 @@ def build(
 
     ``hidden``: IDs of the objects that the tables show from the end of training on (``data/hidden.py``).
     """
-    ads, users = ads.sort("ad_id"), users.sort("user_id")
+    ads = ads.sort("ad_id")
+    users = users.sort("user_id")
     objects = _objects(ads, contents)
     late = pl.Series(dtype=pl.String) if hidden is None else hidden
     objects = objects.with_columns(hidden=pl.col("object_id").is_in(late.implode()))
@@ -257,7 +259,8 @@ def _relevant(arrays: dict[str, Any], requests: pl.DataFrame) -> dict[str, Any]:
     never = np.iinfo(np.int64).max
     starts = [int(at_us_R[split_R == split].min(initial=never)) for split in (VALID, TEST)]
     horizon = np.array([*starts, never], np.int64)  # by split: labels of train end where validation begins
-    request, ad = arrays["request_E"], arrays["ad_E"]
+    request = arrays["request_E"]
+    ad = arrays["ad_E"]
     counts = (request >= 0) & (ad >= 0)
     counts &= arrays["at_us_E"] < horizon[split_R[request]]
     frame = pl.DataFrame({"r": request[counts], "ad": ad[counts], "v": arrays["value_nanos_E"][counts]})

@@ -1,1 +1,1 @@
-"""The stage serve: an OpenRTB request -> a response inside a deadline, and what becomes of it."""
+"""The bidder: an OpenRTB request -> a response inside a deadline, and the events that follow."""

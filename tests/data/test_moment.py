@@ -57,7 +57,8 @@ def online(server, profile, moment):
 def assert_same_moment(served, logged):
     assert (served.user, served.profile, served.at_us) == (logged.user, logged.profile, logged.at_us)
     for name in ("at_us_E", "object_E", "domain_E", "value_nanos_E"):
-        served_E, logged_E = getattr(served.history, name), getattr(logged.history, name)
+        served_E = getattr(served.history, name)
+        logged_E = getattr(logged.history, name)
         assert served_E.dtype == logged_E.dtype
         np.testing.assert_array_equal(served_E, logged_E, err_msg=name)
     for name in ("at_us_V", "event_offsets", "user_offsets"):
@@ -67,7 +68,8 @@ def assert_same_moment(served, logged):
 
 def test_profile_and_log_give_the_same_moment_prompt_and_values(small, one_placement):
     """Offline a request of the log; online the profile that the store holds at that time, through the model server."""
-    logs, moments = one_placement, of_requests(one_placement)
+    logs = one_placement
+    moments = of_requests(one_placement)
     prior = InventoryPrior(logs, small.codebook, money=PriceExponents(0.5, 0.2))
     threads = small.threads(logs)
     server = server_of(logs, prior, small.prompter(logs))
@@ -119,10 +121,12 @@ def test_unknown_user_has_no_profile_and_unknown_objects_are_left_out(small, one
 
 
 def test_moment_of_a_request_is_a_view_of_its_log(small):
-    logs, moments = small.logs, small.moments
+    logs = small.logs
+    moments = small.moments
     assert len(moments) == len(logs.request_user_R)
     for r in range(0, len(moments), 7):
-        moment, rows = moments[r], logs.history(r)
+        moment = moments[r]
+        rows = logs.history(r)
         assert np.shares_memory(moment.history.object_E, logs.object_E) or not len(moment.history)
         assert moment.history.object_E.tolist() == logs.object_E[rows].tolist()
         assert moment.history.at_us_E.max(initial=-1) < moment.at_us == logs.request_at_us_R[r]
@@ -137,7 +141,8 @@ def test_moment_of_a_request_is_a_view_of_its_log(small):
 
 
 def test_requests_of_one_inventory_share_it(small):
-    logs, moments = small.logs, small.moments
+    logs = small.logs
+    moments = small.moments
     first, second = np.flatnonzero(logs.request_inventory_R == logs.request_inventory_R[0])[:2]
     assert moments[int(first)].inventory is moments[int(second)].inventory
 
@@ -191,11 +196,13 @@ def test_visit_has_the_placement_of_its_own_users_request(hand):
 def test_users_as_of_now_are_in_no_placement_and_not_in_training(small):
     logs = small.logs
     now_us = int(np.quantile(logs.at_us_E, 0.5))
-    users, ads = np.arange(0, len(logs.users), 3), logs.inventory(0)
+    users = np.arange(0, len(logs.users), 3)
+    ads = logs.inventory(0)
     moments = as_of(logs, now_us, users, ads)
     assert [moment.user for moment in moments] == users.tolist()
     for moment in moments:
-        start, end = logs.event_offsets[moment.user], logs.event_offsets[moment.user + 1]
+        start = logs.event_offsets[moment.user]
+        end = logs.event_offsets[moment.user + 1]
         assert moment.history.at_us_E.tolist() == [at for at in logs.at_us_E[start:end].tolist() if at < now_us]
         assert (moment.at_us, moment.placement, moment.is_training) == (now_us, -1, False)
         assert moment.inventory is moments[0].inventory and moment.inventory.ads.tolist() == ads.tolist()

@@ -187,9 +187,9 @@ def test_re_ranked_lists_are_a_row_with_the_weights_that_validation_chose(run_fo
 
     def cheap_first(r, view, ads):
         may = logs.inventory(r)[retrieval.eligible(logs, r, view)]
-        wanted = may[np.isin(may, logs.relevant(r)[0])]
-        others = np.setdiff1d(may, wanted)
-        return np.concatenate([others[np.argsort(price_A[others])][:15], wanted])
+        relevant = may[np.isin(may, logs.relevant(r)[0])]
+        others = np.setdiff1d(may, relevant)
+        return np.concatenate([others[np.argsort(price_A[others])][:15], relevant])
 
     helpers.write_lists(work / "tiny", logs)
     valid = helpers.write_lists(work / "tiny", logs, step="generate-valid", split=histories.VALID, swap=cheap_first)
@@ -222,7 +222,7 @@ def test_lists_of_another_model_or_split_do_not_choose_the_weight(run_folder, tm
         run.run(helpers.config(Config, work, rerank=valid))
 
 
-def test_cold_start_is_told_where_objects_are_hidden(tmp_path):
+def test_cold_start_is_reported_if_objects_are_hidden(tmp_path):
     settings = {"source": "world", "world_users": 60, "world_ads": 50, "world_contents": 10, "hide": 0.2}
     data_run.run(data_run.Config(run="tiny", work=tmp_path, **settings))
     logs = histories.load(artifact.read(tmp_path / "tiny" / "data", artifact.TABLES))

@@ -17,7 +17,8 @@ def scored(channel: Channel, logs: Logs, requests: np.ndarray) -> dict[int, np.n
 
 def without_future(logs: Logs, r: int) -> Logs:
     """The same log with every event of the request's user at or after its time turned into another object."""
-    user, end = logs.request_user_R[r], logs.history_end(r)
+    user = logs.request_user_R[r]
+    end = logs.history_end(r)
     objects = logs.object_E.copy()
     span = slice(end, logs.event_offsets[user + 1])
     objects[span] = (objects[span] + 1) % len(logs.objects)
@@ -57,13 +58,15 @@ class ChannelContract:
         channel.save(tmp_path)
         assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors"}
         again = type(self).method.load(tmp_path)
-        before, after = scored(channel, logs, requests[:30]), scored(again, logs, requests[:30])
+        before = scored(channel, logs, requests[:30])
+        after = scored(again, logs, requests[:30])
         for r, scores in before.items():
             np.testing.assert_allclose(after[r], scores, atol=1e-5)
 
     def test_same_seed_same_scores(self, logs, channel, requests):
         again = type(self).method.fit(logs, 3, 1)
-        before, after = scored(channel, logs, requests[:30]), scored(again, logs, requests[:30])
+        before = scored(channel, logs, requests[:30])
+        after = scored(again, logs, requests[:30])
         for r, scores in before.items():
             np.testing.assert_allclose(after[r], scores, atol=1e-4)
 
@@ -72,7 +75,8 @@ class ChannelContract:
         objects = np.where(late, (logs.object_E + 1) % len(logs.objects), logs.object_E).astype(np.int32)
         ads = np.where(late & (logs.ad_E >= 0), (logs.ad_E + 1) % len(logs.ads), logs.ad_E).astype(np.int32)
         other = type(self).method.fit(dataclasses.replace(logs, object_E=objects, ad_E=ads), 3, 1)
-        before, after = scored(channel, logs, requests[:30]), scored(other, logs, requests[:30])
+        before = scored(channel, logs, requests[:30])
+        after = scored(other, logs, requests[:30])
         for r, scores in before.items():
             np.testing.assert_allclose(after[r], scores, atol=1e-4)
 

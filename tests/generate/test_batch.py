@@ -94,7 +94,8 @@ def _eligible(logs, r, view, had):
 
 
 def test_killed_run_resumes_with_the_next_part(engine, requests, lists, tmp_path, monkeypatch):
-    answer, calls = batch._answer, []
+    answer = batch._answer
+    calls = []
 
     def killed_at_third(*args):
         calls.append(1)

@@ -10,7 +10,8 @@ from leadre.lm.prior import AFFINITY, PSEUDO_ACTIONS, InventoryPrior, PriceExpon
 
 
 def test_trie_of_a_moment_holds_its_inventory(small):
-    logs, live = small.logs, small.live
+    logs = small.logs
+    live = small.live
     for r in range(0, len(logs.request_user_R), 37):
         trie, objects = live.all(small.moments[r])
         assert objects.tolist() == sorted(set(logs.ad_object_A[logs.inventory(r)].tolist()))
@@ -22,11 +23,13 @@ def test_trie_of_a_moment_holds_its_inventory(small):
 
 
 def test_new_leaves_out_objects_of_the_history(small):
-    logs, live = small.logs, small.live
+    logs = small.logs
+    live = small.live
     fewer = 0
     for r in range(len(logs.request_user_R)):
         had = set(logs.object_E[logs.history(r)].tolist())
-        every, new = live.all(small.moments[r])[1], live.new(small.moments[r])[1]
+        every = live.all(small.moments[r])[1]
+        new = live.new(small.moments[r])[1]
         assert new.tolist() == [o for o in every.tolist() if o not in had]
         fewer += len(new) < len(every)
     assert fewer > 100
@@ -48,7 +51,8 @@ def test_codes_do_not_depend_on_the_order_of_the_codebook(small):
 @pytest.mark.parametrize("new_only", [False, True])
 def test_response_rates_count_actions_per_live_request(small, new_only):
     logs = small.logs
-    live, acted = np.zeros(len(logs.objects)), np.zeros(len(logs.objects))
+    live = np.zeros(len(logs.objects))
+    acted = np.zeros(len(logs.objects))
     for r in logs.requests_of(TRAIN).tolist():
         had = set(logs.object_E[logs.history(r)].tolist()) if new_only else set()
         for o in set(logs.ad_object_A[logs.inventory(r)].tolist()) - had:
@@ -62,10 +66,8 @@ def test_response_rates_count_actions_per_live_request(small, new_only):
 
 
 def test_affinity_weighs_objects_by_the_history(small):
-    logs, live = (
-        small.logs,
-        InventoryPrior(small.logs, small.codebook, affinity=affinities.fit(small.logs, small.codebook, 0)),
-    )
+    logs = small.logs
+    live = InventoryPrior(small.logs, small.codebook, affinity=affinities.fit(small.logs, small.codebook, 0))
     informed = 0
     for r in logs.requests_of(TEST).tolist():
         for trie, objects in (live.all(small.moments[r]), live.new(small.moments[r])):
@@ -114,11 +116,10 @@ def test_price_exponent_weighs_objects_in_the_prior(small):
 
 
 def test_pointer_bias_is_the_price_that_the_user_usually_pays(small):
-    logs, every = small.logs, np.arange(-1, len(small.logs.objects))
-    live, log_price_O = (
-        InventoryPrior(logs, small.codebook, money=PriceExponents(0.5, 0.2)),
-        np.log(object_prices(logs)),
-    )
+    logs = small.logs
+    every = np.arange(-1, len(small.logs.objects))
+    live = InventoryPrior(logs, small.codebook, money=PriceExponents(0.5, 0.2))
+    log_price_O = np.log(object_prices(logs))
     assert small.live.pointer_bias(small.moments[0], every) is None
     differ = 0
     for r in range(0, len(logs.request_user_R), 7):

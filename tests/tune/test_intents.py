@@ -70,7 +70,8 @@ def test_user_without_events_has_no_interests(hand):
 
 
 def test_later_events_do_not_change_interests(small):
-    logs, moments = small.logs, small.moments
+    logs = small.logs
+    moments = small.moments
     rng = np.random.default_rng(0)
     for user in range(0, len(logs.users), 5):
         history = moments.timeline(user)

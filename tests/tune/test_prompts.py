@@ -66,7 +66,8 @@ def test_the_usual_tokenisation_has_control_tokens(small):
 
 def test_hostile_titles_put_no_control_tokens_into_threads(small):
     logs = poison(small.logs)
-    threads, layout = small.threads(logs, described=4, long_tokens=200), small.layout
+    threads = small.threads(logs, described=4, long_tokens=200)
+    layout = small.layout
     forbidden = control_ids(small)
     for window in threads.serving(logs.requests_of(2))[:40]:
         ids = threads.write(window).ids.tolist()
@@ -188,7 +189,8 @@ def test_user_without_profile_columns_is_unknown(small, hand):
 
 
 def test_render_shows_codes_by_level(small, two_domains):
-    prompter, layout = prompter_of(small, two_domains), small.layout
+    prompter = prompter_of(small, two_domains)
+    layout = small.layout
     rows = layout.code(layout.rows(np.array([[3, 2, 1]]))[0])
     ids = np.concatenate([prompter.text("Hi"), rows, layout.object(np.array([5])), prompter.text("!")])
     assert prompter.render(ids) == "Hi<0:3><1:2><2:1><thing 5>!"

@@ -16,7 +16,8 @@ def cut_at(logs, r):
     """(the log without events at or after request ``r`` and without later requests, index of the request in it)."""
     at_us = logs.request_at_us_R[r]
     user_E = np.repeat(np.arange(len(logs.users)), np.diff(logs.event_offsets))
-    kept_E, kept_R = logs.at_us_E < at_us, logs.request_at_us_R < at_us
+    kept_E = logs.at_us_E < at_us
+    kept_R = logs.request_at_us_R < at_us
     kept_R[r] = True
     relevant = np.repeat(kept_R, np.diff(logs.relevant_offsets))
     lengths = np.diff(logs.relevant_offsets)[kept_R]
@@ -66,7 +67,8 @@ def test_training_thread_is_that_of_a_log_which_ends_at_the_request(small, threa
     for window in threads.training(seed=1)[::7]:
         thread = threads.write(window)
         at = len(window.requests) // 2
-        r, end = int(thread.requests[at]), int(thread.ends[at])
+        r = int(thread.requests[at])
+        end = int(thread.ends[at])
         past, there = cut_at(small.logs, r)
         then = small.threads(past)
         start = window.start - threads.visits.user_offsets[window.user] + then.visits.user_offsets[window.user]
@@ -78,7 +80,8 @@ def test_training_thread_is_that_of_a_log_which_ends_at_the_request(small, threa
 
 def test_objects_before_an_answer_are_in_its_history(small, threads):
     """Objects before the answer's position are those of events strictly before the request, in all threads."""
-    logs, first = small.logs, small.layout.words + small.layout.codes
+    logs = small.logs
+    first = small.layout.words + small.layout.codes
     windows = [*threads.training(seed=0), *threads.serving(logs.requests_of(TEST))]
     for window in windows:
         thread = threads.write(window)
@@ -123,7 +126,8 @@ def test_start_of_a_serving_window_does_not_depend_on_other_requests(small, thre
 
 
 def test_one_to_two_steps_of_visits_precede_a_request(small, threads):
-    step, tokens_V = threads.prompter.blocks.short_tokens, threads.tokens_V
+    step = threads.prompter.blocks.short_tokens
+    tokens_V = threads.tokens_V
     longest_visit = int(np.diff(tokens_V).max())
     long_enough = 0
     for window in threads.serving(np.arange(len(small.logs.request_user_R))):
@@ -138,7 +142,8 @@ def test_one_to_two_steps_of_visits_precede_a_request(small, threads):
 
 def test_same_seed_gives_same_bytes_and_another_seed_other_windows(small, threads):
     again = small.threads()
-    first, second = threads.training(seed=4), again.training(seed=4)
+    first = threads.training(seed=4)
+    second = again.training(seed=4)
     assert [(w.user, w.start, w.stop) for w in first] == [(w.user, w.start, w.stop) for w in second]
     assert all(
         threads.write(a).ids.tobytes() == again.write(b).ids.tobytes() for a, b in zip(first, second, strict=True)
@@ -223,7 +228,8 @@ def test_visit_longer_than_a_window_has_a_window_of_its_own(small, hand):
 
 def test_requests_in_the_burn_in_are_context_and_no_targets(small):
     logs = small.logs
-    every, moments = small.threads(), of_requests(logs)
+    every = small.threads()
+    moments = of_requests(logs)
     late = ThreadBuilder(small.prompter(), moments, burn_in=0.5)
     at_us = logs.request_at_us_R[every.train_R]
     half_us = (int(at_us.min()) + int(at_us.max())) / 2

@@ -71,12 +71,12 @@ def test_seeds_are_averaged_and_differences_paired_by_seed():
         return Ratio(numerator_U=np.array(tops, float), denominator_U=np.ones(len(tops)))
 
     rows = compose(TUNE, DPO, ("words", "dpo", "no-guard"))
-    found = {
+    ratios = {
         "words": {0: ratio(0, 1), 1: ratio(0.5, 0.5)},
         "dpo": {0: ratio(0.2, 1), 1: ratio(0.9, 0.9)},
         "no-guard": {0: ratio(0.1, 0.9)},
     }
-    cells = ablation._cells(rows, found, resamples=200, seed=0)
+    cells = ablation._cells(rows, ratios, resamples=200, seed=0)
     assert cells["dpo"]["mean"] == pytest.approx(0.75) and cells["dpo"]["by_seed"] == {"0": 0.6, "1": 0.9}
     assert cells["dpo"]["diff"]["mean"] == pytest.approx(0.25)
     assert "diff" not in cells["words"]
@@ -157,13 +157,13 @@ def _interrupt(*_):
     raise KeyboardInterrupt
 
 
-def told(work):
+def read_rows(work):
     return json.loads((work / "steps" / "evaluate-ablation" / "ablation.json").read_text())["rows"]
 
 
 @pytest.mark.slow
-def test_the_rows_are_told(done):
-    rows = told(done)
+def test_rows_are_written(done):
+    rows = read_rows(done)
     assert [(row["name"], row["seeds"], row["against"]) for row in rows] == [
         ("base", [0, 1], None),
         ("words", [0, 1], "base"),
@@ -191,10 +191,10 @@ def test_rows_that_tune_alike_share_a_model(done):
 
 @pytest.mark.slow
 def test_a_second_run_does_nothing(done, capsys):
-    made = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
+    times = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
     assert ablate(done) == 0
     assert "evaluate-ablation is current, nothing to do" in capsys.readouterr().err
-    assert made == {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
+    assert times == {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
 
 
 @pytest.mark.slow
@@ -207,7 +207,7 @@ def test_the_numbers_are_those_of_the_stages_run_by_hand(done, tmp_path):
         assert main([name, *flags, *own.get(name, [])]) == 0
     figures = json.loads((tmp_path / "hand" / "evaluate" / "metrics.json").read_text())
     by_view = figures["views"] | figures["slices"]
-    for column, cell in told(done)[0]["columns"].items():
+    for column, cell in read_rows(done)[0]["columns"].items():
         view, _, metric = column.partition("/")
         assert cell["by_seed"]["1"] == by_view[view]["leadre"][metric]["mean"], column
 

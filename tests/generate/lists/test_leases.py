@@ -45,7 +45,8 @@ def job(tmp_path):
 
 
 def test_dead_workers_are_replaced_until_three_in_a_row_finish_nothing(tmp_path, monkeypatch):
-    generations, finishes = [], iter([False, True, False, False, True, False, False, False])
+    generations = []
+    finishes = iter([False, True, False, False, True, False, False, False])
 
     def killed(*_):
         generations.append(1)

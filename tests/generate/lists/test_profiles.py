@@ -31,7 +31,8 @@ def test_profile_holds_the_last_events(hand):
 
 def test_events_that_serving_added_to_a_profile_stay(small, tmp_path):
     now_us = int(np.quantile(small.logs.at_us_E, 0.5))
-    old, new = next(remembered.profiles(small.logs, now_us, np.array([0]))), ProfileEvent("o", now_us, "ad", 9)
+    old = next(remembered.profiles(small.logs, now_us, np.array([0])))
+    new = ProfileEvent("o", now_us, "ad", 9)
     store = open_store(f"lmdb:{tmp_path}")
     store.write_profiles(Profile(old.user_id, (*old.recent[-2:], new), ("sporty",), now_us + 1))
     remembered.remember(store, [old], tmp_path / "erased", 0)

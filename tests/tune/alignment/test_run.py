@@ -21,17 +21,18 @@ def model(work):
     return artifact.read(work / "r" / "tune-sft", artifact.MODEL)
 
 
-def linked(work, made):
+def linked(work, source):
     (work / "r").mkdir()
     for step in ("data", "semid"):
-        (work / "r" / step).symlink_to(made / "r" / step)
+        (work / "r" / step).symlink_to(source / "r" / step)
     return work
 
 
 @pytest.fixture(scope="module")
 def plain(tiny_encoder, tiny_llama, tmp_path_factory):
     """(work, flags of the backbone): a run without alignment tasks."""
-    work, backbone = tmp_path_factory.mktemp("work"), f" --backbone {tiny_llama}"
+    work = tmp_path_factory.mktemp("work")
+    backbone = f" --backbone {tiny_llama}"
     assert verb("data", work, "--source world --world-users 30 --world-ads 40 --world-contents 12") == 0
     assert verb("semid", work, f"--encoder {tiny_encoder} --levels 8,6 --collisions 24") == 0
     assert verb("tune", work, FLAGS + backbone) == 0
@@ -45,7 +46,7 @@ def aligned(plain, tmp_path_factory):
     return work
 
 
-def test_without_a_share_no_byte_changes(plain, tmp_path):
+def test_files_are_equal_without_alignment_share(plain, tmp_path):
     work = linked(tmp_path, plain[0])
     assert verb("tune", work, f"{FLAGS} --aux-hidden 0.5 --task-why 9 --task-mixed 0 {plain[1]}") == 0
     assert model(work).meta["files"] == model(plain[0]).meta["files"]
@@ -53,13 +54,13 @@ def test_without_a_share_no_byte_changes(plain, tmp_path):
 
 
 def test_alignment_is_reported_with_the_model(plain, aligned):
-    made = model(aligned)
-    assert set(made.meta["files"]) - set(model(plain[0]).meta["files"]) == {"tasks.csv", "tasks.png", "alignment.json"}
-    told = pl.read_csv(made.path / "tasks.csv")
-    assert told.columns == ["task", "examples", "positions", "first_loss", "last_loss"]
-    assert told["task"].to_list() == [task for task in PHRASINGS if task != "search"]
-    assert told["examples"].min() > 0 and 0.5 * 3 * 256 < told["positions"].sum() <= 3 * 256
-    figures = json.loads((made.path / "alignment.json").read_text())
+    tuned = model(aligned)
+    assert set(tuned.meta["files"]) - set(model(plain[0]).meta["files"]) == {"tasks.csv", "tasks.png", "alignment.json"}
+    tasks = pl.read_csv(tuned.path / "tasks.csv")
+    assert tasks.columns == ["task", "examples", "positions", "first_loss", "last_loss"]
+    assert tasks["task"].to_list() == [task for task in PHRASINGS if task != "search"]
+    assert tasks["examples"].min() > 0 and 0.5 * 3 * 256 < tasks["positions"].sum() <= 3 * 256
+    figures = json.loads((tuned.path / "alignment.json").read_text())
     assert list(figures) == ["seen", "new"]
     ads = pl.read_parquet(plain[0] / "r" / "data" / "ads.parquet")["object_id"].n_unique()
     assert figures["seen"]["objects"] + figures["new"]["objects"] == ads and figures["new"]["objects"] >= 4
@@ -97,7 +98,7 @@ def test_an_aligned_model_generates(aligned):
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         ("--aux-share 1", "--aux-share: must be at least 0 and below 1, got 1.0"),
         ("--aux-hidden -0.1", "--aux-hidden: must be at least 0 and below 1, got -0.1"),
@@ -110,9 +111,9 @@ def test_an_aligned_model_generates(aligned):
         ),
     ],
 )
-def test_the_users_fault_is_one_line(plain, tmp_path, capsys, flags, says):
+def test_wrong_flag_is_reported_in_one_line(plain, tmp_path, capsys, flags, message):
     work = linked(tmp_path, plain[0])
     capsys.readouterr()
     assert verb("tune", work, f"{FLAGS} {flags} {plain[1]}") == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (work / "r" / "tune-sft").exists()

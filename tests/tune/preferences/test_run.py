@@ -44,13 +44,13 @@ def verb(name, work, flags):
     return main([*name.split(), "--work", str(work), "--run", "r", "--threads", "1", *flags.split()])
 
 
-def link(work, made, **steps):
-    """A run that shares these steps with another one; ``steps`` says what each is called there."""
+def link(work, source, **steps):
+    """A run that links steps of another run; ``steps``: name here -> name there."""
     (work / "r").mkdir()
     for step in ("data", "semid", "tune-sft", "generate-negatives"):
-        (work / "r" / step).symlink_to(made / "r" / step)
+        (work / "r" / step).symlink_to(source / "r" / step)
     for step, there in steps.items():
-        (work / "r" / step).symlink_to(made / "r" / there)
+        (work / "r" / step).symlink_to(source / "r" / there)
 
 
 def interrupt(*_):
@@ -59,7 +59,7 @@ def interrupt(*_):
 
 @pytest.fixture(scope="module")
 def aligned(tiny_encoder, tiny_llama, tmp_path_factory):
-    """A hardly trained model, its lists of training requests, preferences over them, and what it says then."""
+    """A model after a few steps: its lists of training requests, preference training on them, and its new lists."""
     work = tmp_path_factory.mktemp("work")
     models = {
         "data": "",
@@ -76,23 +76,24 @@ def model(work, step="tune-dpo"):
 
 
 def lists(work, step):
-    made = artifact.read(work / "r" / step, artifact.LISTS)
-    return made, pl.read_parquet(made.path / "lists.parquet")
+    ranked = artifact.read(work / "r" / step, artifact.LISTS)
+    return ranked, pl.read_parquet(ranked.path / "lists.parquet")
 
 
-def test_preferences_make_a_model_that_can_be_asked(aligned):
-    made, before = model(aligned), model(aligned, "tune-sft")
-    assert set(before.meta["files"]) - {"loss.png"} <= set(made.meta["files"])
-    changed = {name for name, digest in before.meta["files"].items() if made.meta["files"].get(name) != digest}
+def test_preference_training_writes_a_model_that_generates(aligned):
+    tuned = model(aligned)
+    before = model(aligned, "tune-sft")
+    assert set(before.meta["files"]) - {"loss.png"} <= set(tuned.meta["files"])
+    changed = {name for name, digest in before.meta["files"].items() if tuned.meta["files"].get(name) != digest}
     assert changed == {"model.safetensors", "loss.csv", "valid.csv", "loss.png"}
-    assert list(made.meta["parents"]) == ["data", "semid", "tune-sft", "generate-negatives"]
-    told = pl.read_csv(made.path / "pairs.csv")
+    assert list(tuned.meta["parents"]) == ["data", "semid", "tune-sft", "generate-negatives"]
+    pairs = pl.read_csv(tuned.path / "pairs.csv")
     of = [f"{what} {name}" for name in ("chosen", "rejected") for what in ("log_p", "gained")]
-    assert told.columns == ["step", "preference", "margin", "accuracy", *of]
-    assert told["step"].to_list() == [1, 2, 3, 4] and told["margin"][0] == pytest.approx(0, abs=1e-6)
-    assert pl.read_csv(made.path / "valid.csv")["step"].to_list() == [0, 0, 2, 4]  # before, with prices, and so on
+    assert pairs.columns == ["step", "preference", "margin", "accuracy", *of]
+    assert pairs["step"].to_list() == [1, 2, 3, 4] and pairs["margin"][0] == pytest.approx(0, abs=1e-6)
+    assert pl.read_csv(tuned.path / "valid.csv")["step"].to_list() == [0, 0, 2, 4]  # before, with prices, and so on
     generated, ours = lists(aligned, "generate-dpo")
-    assert generated.meta["parents"]["tune-dpo"] == made.hash
+    assert generated.meta["parents"]["tune-dpo"] == tuned.hash
     _, theirs = lists(aligned, "generate")
     assert ours.select("request", "view").equals(theirs.select("request", "view"))
     assert not ours["scores"].equals(theirs["scores"])
@@ -130,11 +131,11 @@ def test_the_last_model_is_the_one_by_value_until_another_is_fine_tuned(aligned,
 
 
 def test_negatives_answer_training_requests_of_the_users_asked_for(aligned):
-    made, negatives = lists(aligned, "generate-negatives")
+    ranked, negatives = lists(aligned, "generate-negatives")
     logs = histories.load(artifact.read(aligned / "r" / "data", artifact.TABLES))
     requests = histories.choose_requests(logs, split="train", users=8, seed=0)
     assert negatives["request"].unique().sort().to_list() == requests.tolist()
-    assert "step" not in made.meta["config"] and made.meta["config"]["split"] == "train"
+    assert "step" not in ranked.meta["config"] and ranked.meta["config"]["split"] == "train"
 
 
 def test_a_second_run_does_nothing(aligned, capsys):
@@ -170,9 +171,11 @@ def test_a_changed_option_trains_again(aligned, tmp_path, capsys):
 def test_training_requests_are_weighed_as_they_were_for_fine_tuning(aligned):
     """By affinities that have not seen the user; what is served is weighed by those that have."""
     tables, codebook = (artifact.read(aligned / "r" / step, kind) for step, kind in PARENTS.items())
-    ids, logs = codebooks.load(codebook), histories.load(tables)
+    ids = codebooks.load(codebook)
+    logs = histories.load(tables)
     config = tune.Config(affinity=True)
-    theirs, moments = tune._live(config, logs, ids), of_requests(logs)
+    theirs = tune._live(config, logs, ids)
+    moments = of_requests(logs)
     for step in ("tune-sft", "tune-dpo"):
         ours = saved.load_live(logs, ids, model(aligned, step), training=True, money=NO_PRICE_EXPONENTS)
         served = saved.load_live(logs, ids, model(aligned, step), training=False, money=NO_PRICE_EXPONENTS)
@@ -194,9 +197,9 @@ def test_the_burn_in_of_fine_tuning_makes_no_pairs(aligned):
         has_answer_R = np.diff(logs.relevant_offsets) > 0
         at_us = logs.request_at_us_R[(logs.request_split_R == 0) & has_answer_R]
         learnt_us = at_us.min() + 0.4 * (at_us.max() - at_us.min())
-        found = run_dpo._examples(run_dpo.Config(), loaded, ids, [])
-        assert logs.request_at_us_R[found.requests_R].min() >= learnt_us > at_us.min()
-        assert len(found.requests_R) == (at_us >= learnt_us).sum()
+        examples = run_dpo._examples(run_dpo.Config(), loaded, ids, [])
+        assert logs.request_at_us_R[examples.requests_R].min() >= learnt_us > at_us.min()
+        assert len(examples.requests_R) == (at_us >= learnt_us).sum()
 
 
 @pytest.mark.parametrize(
@@ -221,24 +224,26 @@ def test_lists_of_training_requests(aligned, tmp_path, monkeypatch, name, flags,
 
 
 def test_a_bidder_counts_what_the_user_pays(aligned):
-    """Two users who bought the same and paid the other way round: to each the one that they paid more for."""
+    """Two users with equal objects and opposite prices: each is offered the object that they paid more for."""
     tables, codebook = (artifact.read(aligned / "r" / step, kind) for step, kind in PARENTS.items())
     with ModelServer(tables, codebook, model(aligned, "tune-dpo"), beam=8) as generator:
         logs = histories.load(tables)
-        one, other = of_requests(logs)[0].inventory.objects[:2].tolist()
-        ids, count = list(generator.objects), len(generator.live.codes_OL)
-        live = np.packbits(np.isin(np.arange(count), [one, other])).tobytes()
-        found, prompts = [], []
+        first, second = of_requests(logs)[0].inventory.objects[:2].tolist()
+        ids = list(generator.objects)
+        count = len(generator.live.codes_OL)
+        live = np.packbits(np.isin(np.arange(count), [first, second])).tobytes()
+        answers = []
+        prompts = []
         for paid in ((100, 1), (1, 100)):
-            nanos = dict(zip((one, other), (euros * 1_000_000_000 for euros in paid), strict=True))
-            recent = [ProfileEvent(ids[o], 1_000_000 * (n + 1), "ad", nanos[o]) for n, o in enumerate((one, other))]
-            wanted = GenerateRequest("stranger", recent, 9_000_000, live, 2, time.monotonic() + 60)
-            answer = asyncio.run(generator.answer(wanted))
-            found.append(dict(zip(answer.objects, answer.log_p, strict=True)))
-            moment = generator.moment(wanted.user_id, recent, wanted.now_us, np.ones(count, np.bool_))
+            nanos = dict(zip((first, second), (euros * 1_000_000_000 for euros in paid), strict=True))
+            recent = [ProfileEvent(ids[o], 1_000_000 * (n + 1), "ad", nanos[o]) for n, o in enumerate((first, second))]
+            request = GenerateRequest("stranger", recent, 9_000_000, live, 2, time.monotonic() + 60)
+            answer = asyncio.run(generator.answer(request))
+            answers.append(dict(zip(answer.objects, answer.log_p, strict=True)))
+            moment = generator.moment(request.user_id, recent, request.now_us, np.ones(count, np.bool_))
             prompts.append(serving_prompt(generator.prompter, moment).tolist())
-    assert prompts[0] == prompts[1] and set(found[0]) == {one, other}
-    assert found[0][one] > found[1][one] + 0.1 and found[1][other] > found[0][other] + 0.1
+    assert prompts[0] == prompts[1] and set(answers[0]) == {first, second}
+    assert answers[0][first] > answers[1][first] + 0.1 and answers[1][second] > answers[0][second] + 0.1
 
 
 def test_a_model_learns_no_preferences_in_ids_that_it_does_not_know(aligned, tiny_encoder, tmp_path, capsys):
@@ -251,7 +256,7 @@ def test_a_model_learns_no_preferences_in_ids_that_it_does_not_know(aligned, tin
 
 
 @pytest.mark.parametrize(
-    ("name", "flags", "says"),
+    ("name", "flags", "message"),
     [
         ("tune", "--stage dp", "unknown subcommand of `leadre tune`; the nearest is `leadre tune dpo`"),
         ("tune dpo", "--layers 2", "unknown key 'layers'"),
@@ -268,9 +273,9 @@ def test_a_model_learns_no_preferences_in_ids_that_it_does_not_know(aligned, tin
         ("generate", "--stage dpo", "unknown subcommand of `leadre generate`"),
     ],
 )
-def test_an_error_of_the_user_is_one_line(aligned, tmp_path, capsys, name, flags, says):
+def test_wrong_input_is_reported_in_one_line(aligned, tmp_path, capsys, name, flags, message):
     link(tmp_path, aligned, generate="generate-dpo")
     capsys.readouterr()
     assert verb(name, tmp_path, flags) == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "r" / "tune-dpo").exists()
