@@ -1,4 +1,7 @@
-"""The five verbs on the synthetic market with known laws: the planted preferences must be recovered."""
+"""The five verbs on the synthetic market.
+
+The model recovers planted preferences, all generated ads are live, and the same seed gives the same bytes.
+"""
 
 import json
 
@@ -10,20 +13,20 @@ from leadre import artifact
 from leadre.__main__ import main
 
 STAGES = {"data": "data", "semid": "semid", "tune": "tune-sft", "generate": "generate", "evaluate": "evaluate"}
-KINDS = {"data": "tables", "semid": "codebook", "tune": "model", "generate": "lists", "evaluate": "metrics"}
+KINDS = {"data": artifact.TABLES, "semid": artifact.CODEBOOK, "tune": artifact.MODEL, "generate": artifact.LISTS}
 
 
 def verb(name, work, models, flags=""):
-    """Exit status of one verb in the run `e2e`."""
+    """Exit status of one verb in the run `e2e`; ``models`` is (text encoder, backbone)."""
     encoder, backbone = models
-    own = {
+    flags_of = {
         "data": "--source world --world-users 100 --world-ads 90 --world-contents 24",
         "semid": f"--encoder {encoder} --levels 8,6 --collisions 24 --collaborative 2 --collaborative-dim 8",
         "tune": f"--backbone {backbone} --layers 0 --short-tokens 150 --long-tokens 60 --described 0",
         "generate": "",
         "evaluate": "--channels popularity,own_frequency --resamples 50",
     }
-    argv = [name, "--work", str(work), "--run", "e2e", "--threads", "1", *own[name].split(), *flags.split()]
+    argv = [name, "--work", str(work), "--run", "e2e", "--threads", "1", *flags_of[name].split(), *flags.split()]
     return main(argv)
 
 
@@ -33,7 +36,7 @@ def models(tiny_encoder, tiny_llama):
 
 
 def read(work, name):
-    return artifact.read(work / "e2e" / STAGES[name], kind=KINDS[name], version=3 if name == "tune" else 1)
+    return artifact.read(work / "e2e" / STAGES[name], KINDS[name])
 
 
 def logs_of(work):
@@ -48,7 +51,7 @@ QUICK = {"tune": "--max-steps 2 --batch-tokens 800", "generate": "--users 8"}
 
 @pytest.fixture(scope="module")
 def finished(models, tmp_path_factory):
-    """A work folder after all five verbs; tune has run long enough to learn."""
+    """A work folder in which all five verbs have run; `tune` ran long enough to learn the planted preferences."""
     work = tmp_path_factory.mktemp("work")
     for name in STAGES:
         assert verb(name, work, models, TRAINED if name == "tune" else "") == 0
@@ -61,42 +64,43 @@ def recall(work, view, method):
 
 
 def chance(work, view):
-    """Expected Recall@10 of ten ads drawn blindly from those that may be listed."""
+    """Expected Recall@10 of ten ads drawn uniformly from the eligible ones."""
     from leadre.data.histories import TEST
     from leadre.evaluate.retrieval import measure as retrieval
 
     logs = logs_of(work)
-    chances = []
-    view_rows = retrieval.build_view(logs, logs.requests_of(TEST), view)
-    for r, relevant in zip(view_rows.requests_V.tolist(), view_rows.relevant, strict=True):
-        live = int(retrieval.eligible(logs, r, view).sum())
-        chances.append(min(10, live) / live * len(relevant) / min(10, len(relevant)))
-    return float(np.mean(chances))
+    requests = retrieval.build_view(logs, logs.requests_of(TEST), view)
+    recalls = []
+    for r, relevant in zip(requests.requests_V.tolist(), requests.relevant, strict=True):
+        eligible = int(retrieval.eligible(logs, r, view).sum())
+        recalls.append(min(10, eligible) / eligible * len(relevant) / min(10, len(relevant)))
+    return float(np.mean(recalls))
 
 
-def test_planted_repetition_is_recovered(finished):
-    """Four in ten conversions repeat one; popularity cannot know whose. 200 requests, so 0.04 is one standard error.
+def test_model_recovers_planted_repetition(finished):
+    """Four in ten conversions repeat an earlier one of the same user, which popularity cannot know.
 
-    Seen: ours .86, the user's own counts .71, popularity .30, chance .28.
+    200 requests, so 0.04 is one standard error. Measured: LEADRE .86, the user's own counts .71, popularity .30,
+    chance .28.
     """
-    ours = recall(finished, "all", "leadre")
-    assert ours > recall(finished, "all", "popularity") + 0.3
-    assert ours > chance(finished, "all") + 0.3
-    assert ours > recall(finished, "all", "own_frequency")  # they know the repetition, but not the category
+    leadre = recall(finished, "all", "leadre")
+    assert leadre > recall(finished, "all", "popularity") + 0.3
+    assert leadre > chance(finished, "all") + 0.3
+    assert leadre > recall(finished, "all", "own_frequency")  # own counts know the repetition, but not the category
 
 
-def test_planted_preference_is_recovered(finished):
-    """Eight in ten new conversions are of the user's one category in six; no ad of the answer was ever seen before.
+def test_model_recovers_planted_preference(finished):
+    """Eight in ten new conversions fall into the user's preferred category, one of six; all ads are new to the user.
 
-    86 requests, so 0.05 is one standard error. Seen: ours .69, popularity .16, chance .32; who knew the category and
-    nothing else would reach about .85.
+    86 requests, so 0.05 is one standard error. Measured: LEADRE .69, popularity .16, chance .32. An oracle that knows
+    the category alone would reach about .85.
     """
-    ours = recall(finished, "new", "leadre")
-    assert ours > chance(finished, "new") + 0.15
-    assert ours > recall(finished, "new", "popularity") + 0.2
+    leadre = recall(finished, "new", "leadre")
+    assert leadre > chance(finished, "new") + 0.15
+    assert leadre > recall(finished, "new", "popularity") + 0.2
 
 
-def test_every_generated_ad_is_live(finished):
+def test_generated_ads_are_live_and_distinct(finished):
     logs = logs_of(finished)
     lists = pl.read_parquet(finished / "e2e" / "generate" / "lists.parquet")
     assert set(lists["request"].to_list()) == set(np.flatnonzero(logs.request_split_R == 2).tolist())
@@ -107,7 +111,7 @@ def test_every_generated_ad_is_live(finished):
         assert len(set(ads)) == len(ads) > 0
 
 
-def test_a_second_run_does_nothing(finished, models, capsys):
+def test_second_run_skips_current_stages(finished, models, capsys):
     written = {path: path.stat().st_mtime_ns for path in (finished / "e2e").rglob("*") if path.is_file()}
     for name in STAGES:
         assert verb(name, finished, models, TRAINED if name == "tune" else "") == 0
@@ -115,22 +119,22 @@ def test_a_second_run_does_nothing(finished, models, capsys):
     assert written == {path: path.stat().st_mtime_ns for path in (finished / "e2e").rglob("*") if path.is_file()}
 
 
-def test_half_done_work_is_cleared_away(finished):
-    hidden = [path.name for path in (finished / "e2e").iterdir() if path.name.startswith(".")]
-    assert hidden == []
+def test_finished_run_leaves_no_temporary_files(finished):
+    temporary = [path.name for path in (finished / "e2e").iterdir() if path.name.startswith(".")]
+    assert temporary == []
 
 
 @pytest.fixture(scope="module")
 def quick(models, tmp_path_factory):
-    """The same, hardly trained."""
+    """A work folder in which all five verbs have run, `tune` for two steps only."""
     work = tmp_path_factory.mktemp("quick")
     for name in STAGES:
         assert verb(name, work, models, QUICK.get(name, "")) == 0
     return work
 
 
-def test_a_killed_stage_leaves_nothing_half_done_and_changes_no_byte(models, quick, tmp_path, monkeypatch, capsys):
-    """Each stage dies once, with all its files written but not yet in place; then it is run again."""
+def test_killed_stage_leaves_no_half_artifact_and_reruns_the_same(models, quick, tmp_path, monkeypatch, capsys):
+    """Each stage is interrupted once, with all files written but not yet renamed into place, and then runs again."""
     for name, step in STAGES.items():
         with monkeypatch.context() as patch:
             patch.setattr(artifact, "_swap", interrupt)
@@ -140,9 +144,9 @@ def test_a_killed_stage_leaves_nothing_half_done_and_changes_no_byte(models, qui
         for later in list(STAGES)[list(STAGES).index(name) + 1 :][:1]:
             capsys.readouterr()
             assert verb(later, tmp_path, models, QUICK.get(later, "")) == 2
-            assert f"there is no {KINDS[name]} artifact here; run `leadre {name}" in capsys.readouterr().err
+            assert f"there is no {KINDS[name].name} artifact here; run `leadre {name}" in capsys.readouterr().err
         assert verb(name, tmp_path, models, QUICK.get(name, "")) == 0
-    for name in ("data", "semid", "tune", "generate"):  # the report contains its wall time
+    for name in KINDS:  # a report contains its time
         assert files(read(tmp_path, name)) == files(read(quick, name)), name
 
 
@@ -150,12 +154,12 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def files(artifact):
-    """File names and hashes. The path of a test's own folder is written into a tokenizer's config, if anywhere."""
-    return artifact.meta["files"]
+def files(folder):
+    """File name -> hash, of an artifact."""
+    return folder.meta["files"]
 
 
-def test_the_same_seed_gives_the_same_ids_and_prompts(models, quick, tmp_path):
+def test_same_seed_gives_same_ids_and_prompts(models, quick, tmp_path):
     for name in ("data", "semid"):
         assert verb(name, tmp_path, models) == 0
         assert read(tmp_path, name).hash == read(quick, name).hash
@@ -166,7 +170,7 @@ def test_the_same_seed_gives_the_same_ids_and_prompts(models, quick, tmp_path):
 
 
 def prompts_of(work, models):
-    """Bytes of all served threads."""
+    """Bytes of all prompts of the test split, one thread a window."""
     from leadre.data.moment import of_requests
     from leadre.lm import pretrained
     from leadre.lm.layout import Layout
@@ -191,7 +195,7 @@ def prompts_of(work, models):
         ("generate", "--beam 0", "command line, --beam: must be at least 1, got 0"),
     ],
 )
-def test_wrong_input_is_reported_in_one_line(models, quick, tmp_path, capsys, name, flags, message):
+def test_invalid_flag_is_refused_with_one_line(models, quick, tmp_path, capsys, name, flags, message):
     (tmp_path / "e2e").mkdir()
     for step in ("data", "semid"):
         (tmp_path / "e2e" / step).symlink_to(quick / "e2e" / step)
@@ -201,7 +205,7 @@ def test_wrong_input_is_reported_in_one_line(models, quick, tmp_path, capsys, na
     assert not (tmp_path / "e2e" / STAGES[name]).exists()
 
 
-def test_generate_refuses_ids_that_the_model_was_not_trained_on(models, quick, tmp_path, capsys):
+def test_generate_refuses_ids_that_the_model_was_not_tuned_on(models, quick, tmp_path, capsys):
     (tmp_path / "e2e").mkdir()
     for step in ("data", "tune-sft"):
         (tmp_path / "e2e" / step).symlink_to(quick / "e2e" / step)

@@ -1,4 +1,7 @@
-"""The verb `tune` with alignment tasks on the synthetic market: what it writes, and that nothing changes without."""
+"""`leadre tune` with alignment tasks on the synthetic market.
+
+Tasks add report files; without a share of tasks the model has the same bytes as before.
+"""
 
 import json
 
@@ -21,7 +24,8 @@ def model(work):
     return artifact.read(work / "r" / "tune-sft", artifact.MODEL)
 
 
-def linked(work, source):
+def link_inputs(work, source):
+    """Link the tables and the codebook of ``source`` into the empty folder ``work``; return ``work``."""
     (work / "r").mkdir()
     for step in ("data", "semid"):
         (work / "r" / step).symlink_to(source / "r" / step)
@@ -30,7 +34,7 @@ def linked(work, source):
 
 @pytest.fixture(scope="module")
 def plain(tiny_encoder, tiny_llama, tmp_path_factory):
-    """(work, flags of the backbone): a run without alignment tasks."""
+    """(work folder, flag of the backbone) of a run without alignment tasks."""
     work = tmp_path_factory.mktemp("work")
     backbone = f" --backbone {tiny_llama}"
     assert verb("data", work, "--source world --world-users 30 --world-ads 40 --world-contents 12") == 0
@@ -41,19 +45,20 @@ def plain(tiny_encoder, tiny_llama, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def aligned(plain, tmp_path_factory):
-    work = linked(tmp_path_factory.mktemp("aligned"), plain[0])
+    """Work folder of a run with alignment tasks on the same tables and codebook."""
+    work = link_inputs(tmp_path_factory.mktemp("aligned"), plain[0])
     assert verb("tune", work, ALIGNED + plain[1]) == 0
     return work
 
 
-def test_files_are_equal_without_alignment_share(plain, tmp_path):
-    work = linked(tmp_path, plain[0])
+def test_model_without_alignment_share_has_the_same_bytes(plain, tmp_path):
+    work = link_inputs(tmp_path, plain[0])
     assert verb("tune", work, f"{FLAGS} --aux-hidden 0.5 --task-why 9 --task-mixed 0 {plain[1]}") == 0
     assert model(work).meta["files"] == model(plain[0]).meta["files"]
     assert not {"tasks.csv", "tasks.png", "alignment.json"} & set(model(work).meta["files"])
 
 
-def test_alignment_is_reported_with_the_model(plain, aligned):
+def test_alignment_reports_are_files_of_the_model(plain, aligned):
     tuned = model(aligned)
     assert set(tuned.meta["files"]) - set(model(plain[0]).meta["files"]) == {"tasks.csv", "tasks.png", "alignment.json"}
     tasks = pl.read_csv(tuned.path / "tasks.csv")
@@ -79,11 +84,11 @@ def test_alignment_is_reported_with_the_model(plain, aligned):
     assert figures["seen"]["known_category"] == 1 and figures["seen"]["majority"]["1"] > 0
 
 
-def test_a_killed_run_changes_no_byte(plain, aligned, tmp_path, monkeypatch):
+def test_resumed_run_writes_the_same_bytes(plain, aligned, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    work = linked(tmp_path, plain[0])
+    work = link_inputs(tmp_path, plain[0])
     flags = f"{ALIGNED} --checkpoint-s 0 {plain[1]}"
     with monkeypatch.context() as patch:
         patch.setattr(artifact, "_swap", interrupt)
@@ -93,7 +98,7 @@ def test_a_killed_run_changes_no_byte(plain, aligned, tmp_path, monkeypatch):
     assert model(work).meta["files"] == model(aligned).meta["files"]
 
 
-def test_an_aligned_model_generates(aligned):
+def test_aligned_model_generates_lists(aligned):
     assert verb("generate", aligned, "--users 4") == 0
 
 
@@ -111,8 +116,8 @@ def test_an_aligned_model_generates(aligned):
         ),
     ],
 )
-def test_wrong_flag_is_reported_in_one_line(plain, tmp_path, capsys, flags, message):
-    work = linked(tmp_path, plain[0])
+def test_invalid_flag_is_refused_with_one_line(plain, tmp_path, capsys, flags, message):
+    work = link_inputs(tmp_path, plain[0])
     capsys.readouterr()
     assert verb("tune", work, f"{FLAGS} {flags} {plain[1]}") == 2
     assert message in capsys.readouterr().err
