@@ -1,4 +1,4 @@
-"""Fixtures of several stages: a tiny encoder, a tiny language model, a small market with IDs and prompts."""
+"""Fixtures for several stages: a tiny text encoder, a tiny language model, a small market with IDs and prompts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 SIGNS = [*"abcdefghijklmnopqrstuvwxyz0123456789"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", "|", ">", "red", "tea", *SIGNS, *(f"##{s}" for s in SIGNS)]
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-PLAIN_BUT_ADDED = "<tool>"  # some tokenizers add tokens that they do not call special
+PLAIN_BUT_ADDED = "<tool>"  # some tokenizers add tokens without marking them as special
 
 
 def pytest_collection_modifyitems(config, items):
@@ -116,7 +116,7 @@ class Small:
 
     @cached_property
     def moments(self):
-        """The requests of the log."""
+        """One Moment per request of the log."""
         from leadre.data.moment import of_requests
 
         return of_requests(self.logs)
@@ -139,24 +139,24 @@ class Small:
         return Examples(self.threads(**blocks), self.live, self.layout, new_weight)
 
     def backbone(self, seed=0, pointer=True, double=False):
-        """A fresh model whose answers vary: weights with larger norms than training starts with."""
+        """A new model whose weights are so large that its scores differ between inputs."""
         from leadre.lm import backbone as backbones
 
         backbone = backbones.create(self.folder, self.layout, self.live.codes_OL, layers=0, pointer=pointer)
-        make_loud(backbone, seed)
+        draw_large_weights(backbone, seed)
         return backbone.double() if double else backbone
 
 
-def make_loud(backbone, seed):
-    """Random weights under which every position matters to the scores."""
+def draw_large_weights(backbone, seed):
+    """Set random weights so large that every position changes the scores."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    loudness = {"codes_SD": 3.0, "bias_S": 1.0}
+    scale = {"codes_SD": 3.0, "bias_S": 1.0}
     with torch.no_grad():
         for name, parameter in backbone.named_parameters():
             if "norm" not in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * loudness.get(name, 0.3))
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale.get(name, 0.3))
         backbone.words_VD.copy_(torch.randn(backbone.words_VD.shape, generator=generator))
     backbone.eval()
 
@@ -191,7 +191,7 @@ def small(tiny_llama):
 
 @pytest.fixture(scope="module")
 def exact():
-    """Everything in float64: no autocast, and norms that do not round to float32 on the way."""
+    """Compute in float64: no autocast, and norms without a cast to float32."""
     import contextlib
 
     import torch
@@ -209,9 +209,10 @@ def exact():
 
 
 def make_logs(events, requests=(), *, objects=8, live=None, users=None, titles=None):
-    """``events``: (user, at_us, domain, object, value_nanos); ``requests``: (user, at_us, split, objects acted on).
+    """Logs of ``events`` (user, at_us, domain, object, value_nanos) and ``requests`` (user, at_us, split, objects).
 
-    Ad ``a`` is the only ad of object ``a``; ``live`` objects are live everywhere, by default all of them.
+    ``objects`` of a request are the relevant ones. Ad ``a`` is the only ad of object ``a``. ``live`` are the objects of
+    every inventory, by default all.
     """
     from leadre.data.histories import SPLITS, Logs
 
@@ -220,7 +221,7 @@ def make_logs(events, requests=(), *, objects=8, live=None, users=None, titles=N
     count = 1 + max([user for user, *_ in [*events, *requests]], default=0)
     user, at_us, domain, thing, value = (np.array(column, np.int64) for column in zip(*events, strict=True))
     titles = titles or [f"thing {o}" for o in range(objects)]
-    acted = [sorted(request[3]) for request in requests]
+    relevant = [sorted(request[3]) for request in requests]
     live = np.array(sorted(range(objects) if live is None else live), np.int32)
 
     def offsets(lengths):
@@ -244,9 +245,9 @@ def make_logs(events, requests=(), *, objects=8, live=None, users=None, titles=N
         placements=["top"],
         request_inventory_R=np.zeros(len(requests), np.int32),
         request_split_R=np.array([SPLITS.index(request[2]) for request in requests], np.int8),
-        relevant_offsets=offsets([len(things) for things in acted]),
-        relevant_ads=np.array([o for things in acted for o in things], np.int32),
-        relevant_value_nanos=np.array([1 for things in acted for o in things], np.int64),
+        relevant_offsets=offsets([len(things) for things in relevant]),
+        relevant_ads=np.array([o for things in relevant for o in things], np.int32),
+        relevant_value_nanos=np.array([1 for things in relevant for o in things], np.int64),
         inventory_offsets=np.array([0, len(live)], np.int64),
         inventory_ads=live,
     )
@@ -259,7 +260,7 @@ def hand():
 
 @pytest.fixture(scope="session")
 def work(tiny_encoder, tiny_llama, tmp_path_factory):
-    """A work folder with the run `served`: the synthetic market, its IDs and a model that has hardly learnt."""
+    """A work folder with the run `served`: the synthetic market, its IDs and a model tuned for two steps."""
 
     from leadre.__main__ import main
 

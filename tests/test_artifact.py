@@ -1,4 +1,4 @@
-"""Artifacts: whole or absent, described, checked on reading, skipped when nothing changed."""
+"""Artifacts are complete or absent, describe themselves, are checked on reading, and are skipped while current."""
 
 import importlib
 import json
@@ -48,7 +48,7 @@ def test_meta_records_kind_config_parents_and_environment(tmp_path: Path) -> Non
     assert names(tmp_path / "run") == ["data", "semid"]
 
 
-def test_the_hash_is_about_bytes_and_not_about_how_they_were_made(tmp_path: Path) -> None:
+def test_hash_covers_content_and_not_config_or_environment(tmp_path: Path) -> None:
     first = make(tmp_path / "a", "x", seed_of=1)
     same = make(tmp_path / "b", "x")
     other = make(tmp_path / "c", "y")
@@ -59,7 +59,7 @@ def test_the_hash_is_about_bytes_and_not_about_how_they_were_made(tmp_path: Path
     assert Artifact(first.path, meta | {"version": 2}).hash != first.hash
 
 
-def test_a_failure_leaves_the_old_artifact_and_nothing_else(tmp_path: Path) -> None:
+def test_failure_keeps_the_old_artifact_and_no_temporary_files(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     make(folder, "old")
     for error in (RuntimeError, KeyboardInterrupt):
@@ -73,7 +73,7 @@ def test_a_failure_leaves_the_old_artifact_and_nothing_else(tmp_path: Path) -> N
     assert names(tmp_path) == ["data"]
 
 
-def test_a_new_artifact_replaces_the_old_one_whole(tmp_path: Path) -> None:
+def test_new_artifact_replaces_all_files_of_the_old_one(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     make(folder, "old")
     with artifact.create(folder, kind=artifact.TABLES, config={}, seed=0, parents=()) as temporary:
@@ -83,7 +83,7 @@ def test_a_new_artifact_replaces_the_old_one_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["data"]
 
 
-def test_a_killed_process_leaves_no_half_artifact_and_its_leftovers_go(tmp_path: Path) -> None:
+def test_temporary_folder_of_a_killed_process_is_removed_by_the_next(tmp_path: Path) -> None:
     code = f"""
     import pathlib, sys, time
     from leadre import artifact
@@ -97,39 +97,39 @@ def test_a_killed_process_leaves_no_half_artifact_and_its_leftovers_go(tmp_path:
     command = [sys.executable, "-c", textwrap.dedent(code)]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "writing\n"
-        assert not is_current(tmp_path / "data") and len(names(tmp_path)) == 1  # it lives: its folder stays
+        assert not is_current(tmp_path / "data") and len(names(tmp_path)) == 1  # a living process keeps its folder
         process.send_signal(signal.SIGKILL)
     assert names(tmp_path) == [f".data.tmp-{process.pid}"]
     make(tmp_path / "data")
     assert names(tmp_path) == ["data"]
 
 
-def test_killed_between_the_two_renames_the_old_artifact_comes_back(tmp_path: Path) -> None:
+def test_old_artifact_is_restored_after_a_kill_between_renames(tmp_path: Path) -> None:
     make(tmp_path / "data", "old").path.rename(tmp_path / f".data.old-{DEAD}")
     (tmp_path / f".data.tmp-{DEAD}").mkdir()
-    (tmp_path / f".data-x.tmp-{DEAD}").mkdir()  # another step's
+    (tmp_path / f".data-x.tmp-{DEAD}").mkdir()  # of another step
     assert is_current(tmp_path / "data")
     assert names(tmp_path) == [f".data-x.tmp-{DEAD}", "data"]
 
 
-def test_a_leftover_with_our_own_process_number_is_no_obstacle(tmp_path: Path) -> None:
+def test_leftover_folder_with_the_same_process_number_is_replaced(tmp_path: Path) -> None:
     (tmp_path / f".data.tmp-{os.getpid()}").mkdir()
     (tmp_path / f".data.tmp-{os.getpid()}" / "stale").write_text("")
     make(tmp_path / "data")
     assert names(tmp_path / "data") == ["meta.json", "part"]
 
 
-def test_a_folder_that_is_no_artifact_is_never_replaced(tmp_path: Path) -> None:
+def test_folder_that_is_no_artifact_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     make(tmp_path / "data")  # an empty folder holds no data of the user
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("years of work")
     with pytest.raises(ArtifactError, match="not an artifact"):
-        make(tmp_path / "mine")
-    assert names(tmp_path / "mine") == ["thesis.txt"]
+        make(tmp_path / "notes")
+    assert names(tmp_path / "notes") == ["thesis.txt"]
 
 
-def test_reading_checks_kind_version_and_bytes_and_names_the_command(tmp_path: Path) -> None:
+def test_read_checks_kind_version_and_hashes_and_names_the_command(tmp_path: Path) -> None:
     folder = tmp_path / "first" / "data"
     with pytest.raises(ArtifactError, match="no tables artifact here; run `leadre data --run first`"):
         artifact.read(folder, artifact.TABLES)
@@ -148,7 +148,7 @@ def test_reading_checks_kind_version_and_bytes_and_names_the_command(tmp_path: P
             artifact.read(folder, artifact.TABLES)
 
 
-def test_current_is_about_config_seed_and_parents(tmp_path: Path) -> None:
+def test_current_depends_on_kind_config_seed_and_parents(tmp_path: Path) -> None:
     parent = make(tmp_path / "p1" / "data", "1")
     other = make(tmp_path / "p2" / "data", "2")
     folder = tmp_path / "run" / "semid"
@@ -166,22 +166,22 @@ def test_current_is_about_config_seed_and_parents(tmp_path: Path) -> None:
     assert not artifact.current(folder, kind=artifact.Kind("tables", 2), config=config, seed=0, parents=(parent,))
 
 
-def test_no_bit_of_an_artifact_can_be_flipped(tmp_path: Path) -> None:
+def test_read_refuses_any_flipped_bit(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     make(folder, "some words", layers=6, positive="conversion")
     for path in (folder / "meta.json", folder / "part" / "a.txt"):
-        whole = path.read_bytes()
-        for bit in range(0, 8 * len(whole), 5):
-            flipped = bytearray(whole)
+        original = path.read_bytes()
+        for bit in range(0, 8 * len(original), 5):
+            flipped = bytearray(original)
             flipped[bit // 8] ^= 1 << bit % 8
             path.write_bytes(flipped)
             with pytest.raises(ArtifactError, match="run `leadre data"):
                 artifact.read(folder, artifact.TABLES)
-        path.write_bytes(whole)
+        path.write_bytes(original)
     artifact.read(folder, artifact.TABLES)
 
 
-def test_an_artifact_of_the_first_release_is_read(tmp_path: Path) -> None:
+def test_artifact_of_the_first_release_is_read(tmp_path: Path) -> None:
     meta = make(tmp_path / "data").meta
     del meta["meta_sha256"]
     (tmp_path / "data" / "meta.json").write_text(json.dumps(meta))
@@ -191,7 +191,7 @@ def test_an_artifact_of_the_first_release_is_read(tmp_path: Path) -> None:
         artifact.read(tmp_path / "data", artifact.TABLES)
 
 
-def test_a_stage_that_writes_meta_json_is_our_bug(tmp_path: Path) -> None:
+def test_stage_that_writes_meta_json_fails_an_assertion(tmp_path: Path) -> None:
     with (
         pytest.raises(AssertionError, match=r"meta\.json"),
         artifact.create(tmp_path / "data", kind=artifact.TABLES, config={}, seed=0, parents=()) as temporary,
@@ -215,7 +215,7 @@ def test_artifacts_of_the_last_release_are_still_current(section: str, tmp_path:
     assert artifact.resume_key(defaults, ()) == artifact.resume_key(recorded, ())
 
 
-def test_a_stage_skips_only_a_current_output_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stage_skips_only_a_current_output_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def output(levels: int) -> artifact.Output:
         config = {"levels": levels}
         return artifact.Output(folder=tmp_path / "a", kind=artifact.TABLES, config=config, seed=0, parents=())

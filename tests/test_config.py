@@ -1,4 +1,4 @@
-"""config.load: defaults < TOML shared keys < TOML [section] < flags, and errors that teach."""
+"""config.load: defaults < shared TOML keys < TOML [section] < flags; errors name key, value and the nearest name."""
 
 from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
@@ -28,14 +28,14 @@ def load(tmp_path: Path, toml: str | None = None, section: str = "semid", **flag
     return config.load(Config, section=section, path=path, flags=flags)
 
 
-def test_each_layer_wins_over_the_one_before(tmp_path: Path) -> None:
+def test_flags_override_section_shared_keys_and_defaults(tmp_path: Path) -> None:
     toml = 'run = "file"\nseed = 7\n[semid]\nseed = 8\nlevels = 4\nshare = 1\n[tune]\nlevels = 9\n'
     loaded = load(tmp_path, toml, levels="5")
     assert (loaded.run, loaded.seed, loaded.levels, loaded.share, loaded.threads) == ("file", 8, 5, 1.0, 0)
     assert isinstance(loaded.share, float)
 
 
-def test_toml_values_become_the_types_of_the_fields(tmp_path: Path) -> None:
+def test_toml_values_are_converted_to_field_types(tmp_path: Path) -> None:
     toml = '[semid]\nsource = "files"\npath = "logs"\nstrict = true\nsizes = [4, 8]\n'
     loaded = load(tmp_path, toml)
     assert load(tmp_path, toml.replace("logs", "none")).path is None
@@ -61,11 +61,11 @@ def test_flags_take_dashes_or_underscores_lists_and_none(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("toml", "says"),
+    ("toml", "message"),
     [
         ("[semid]\nlevel = 3\n", r"\[semid\]: unknown key 'level'; the nearest is 'levels'"),
         ("sead = 3\n", "unknown key 'sead'; the nearest is 'seed'"),
-        ("levels = 3\n", "top of the file: unknown key 'levels'"),  # known, but not shared: it has to say for whom
+        ("levels = 3\n", "top of the file: unknown key 'levels'"),  # an option of a stage belongs into its section
         ("[semids]\nlevels = 3\n", "unknown section 'semids'; the nearest is 'semid'"),
         ("[tuna]\n", "unknown section 'tuna'; the nearest is 'tune'"),
         ("[semid.levels]\nx = 1\n", "'levels': must be int"),
@@ -81,14 +81,14 @@ def test_flags_take_dashes_or_underscores_lists_and_none(tmp_path: Path) -> None
         ("[semid]\nlevels = 3\nlevels = 4\n", "not valid TOML"),
     ],
 )
-def test_error_of_a_file_names_file_and_section(tmp_path: Path, toml: str, says: str) -> None:
-    with pytest.raises(InputError, match=says) as caught:
+def test_error_of_a_file_names_file_and_section(tmp_path: Path, toml: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         load(tmp_path, toml)
     assert "run.toml" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         ({"levles": "3"}, "command line: unknown key 'levles'; the nearest is 'levels'"),
         ({"levels": "three"}, "command line, --levels: must be int, got 'three'"),
@@ -98,12 +98,12 @@ def test_error_of_a_file_names_file_and_section(tmp_path: Path, toml: str, says:
         ({"levels": "9" * 5000}, "must be int"),
     ],
 )
-def test_a_wrong_flag_is_an_error(tmp_path: Path, flags: dict[str, str], says: str) -> None:
-    with pytest.raises(InputError, match=says):
+def test_invalid_flag_is_an_error(tmp_path: Path, flags: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         load(tmp_path, **flags)
 
 
-def test_a_missing_or_binary_config_file_is_the_users_fault(tmp_path: Path) -> None:
+def test_missing_or_binary_config_file_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="check --config"):
         config.load(Config, section="semid", path=tmp_path / "no.toml", flags={})
     (tmp_path / "bad.toml").write_bytes(b"\xff\xfe")
@@ -111,13 +111,13 @@ def test_a_missing_or_binary_config_file_is_the_users_fault(tmp_path: Path) -> N
         config.load(Config, section="semid", path=tmp_path / "bad.toml", flags={})
 
 
-def test_a_field_without_a_default_has_to_be_given() -> None:
+def test_field_without_default_is_required() -> None:
     @dataclass(frozen=True, kw_only=True)
-    class Needy(config.Common):
+    class Required(config.Common):
         path: Path
 
     with pytest.raises(InputError, match="'path' has no default"):
-        config.load(Needy, section="data", path=None, flags={})
+        config.load(Required, section="data", path=None, flags={})
 
 
 def test_describe_lists_own_fields_first_and_spells_defaults_as_flags() -> None:
@@ -129,13 +129,13 @@ def test_describe_lists_own_fields_first_and_spells_defaults_as_flags() -> None:
     assert rows[-5][:3] == ("sizes", "list of int", "256,256")
 
 
-def test_show_can_be_pasted_back() -> None:
+def test_shown_values_load_as_flags() -> None:
     loaded = Config(sizes=(1, 2), path=None, strict=True, share=0.1)
     flags = {row.field: config.show(getattr(loaded, row.field)) for row in config.describe(Config)}
     assert config.load(Config, section="semid", path=None, flags=flags) == loaded
 
 
-def test_folder_is_work_run_step_and_no_run_leaves_work() -> None:
+def test_folder_is_work_run_step_and_run_stays_below_work() -> None:
     assert Config(run="a-1").folder("tune-sft") == Path("work/a-1/tune-sft")
     for run in ("", "..", "a/b", "/tmp", ".hidden"):
         with pytest.raises(InputError, match="names a folder"):
@@ -171,7 +171,7 @@ def test_options_of_a_group_have_flat_names(tmp_path: Path) -> None:
         nested(schedule="x")
 
 
-def test_flat_has_shared_keys_groups_and_own_options_and_changed_takes_them() -> None:
+def test_flat_lists_all_options_and_changed_replaces_them() -> None:
     flat = {"run": "demo", "work": Path("work"), "seed": 0, "threads": 0}
     flat |= {"layers": 4, "epochs": 5, "rate": 0.1, "sizes": (8, 4)}
     assert Nested().flat() == flat
@@ -181,7 +181,7 @@ def test_flat_has_shared_keys_groups_and_own_options_and_changed_takes_them() ->
         Nested().changed({"epoch": 2})
 
 
-def test_two_options_of_one_name_are_a_bug() -> None:
+def test_two_options_of_one_name_fail_an_assertion() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Twice(config.Common):
         epochs: int = config.option(1, "passes")
@@ -192,7 +192,7 @@ def test_two_options_of_one_name_are_a_bug() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "says"),
+    ("flag", "value", "message"),
     [
         ("epochs", "0", "command line, --epochs: must be at least 1, got 0"),
         ("rate", "0", "command line, --rate: must be above 0 and below 1, got 0.0"),
@@ -201,17 +201,17 @@ def test_two_options_of_one_name_are_a_bug() -> None:
         ("threads", "-1", "command line, --threads: must be at least 0, got -1"),
     ],
 )
-def test_values_out_of_range_are_errors(flag: str, value: str, says: str, tmp_path: Path) -> None:
+def test_values_out_of_range_are_errors(flag: str, value: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         nested(**{flag: value})
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     if flag != "threads":
         (tmp_path / "x.toml").write_text(f"[tune]\n{flag} = {f'[{value}]' if ',' in value else value}\n")
         with pytest.raises(InputError, match=rf"x\.toml \[tune\], key '{flag}': must be"):
             config.load(Nested, section="tune", path=tmp_path / "x.toml", flags={})
 
 
-def test_values_at_the_edge_of_a_range_are_allowed_and_configs_made_in_code_are_checked() -> None:
+def test_range_includes_its_edges_and_applies_to_configs_in_code() -> None:
     assert nested(epochs="1", rate="0.999", sizes="2,2", threads="0").sizes == (2, 2)
     with pytest.raises(InputError, match="epochs: must be at least 1, got 0"):
         Nested(schedule=Schedule(epochs=0))

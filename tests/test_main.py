@@ -1,4 +1,4 @@
-"""The command line: quick help, one line for the user's fault, config from file and flags."""
+"""The command line: help without heavy imports, errors of one line, config from file and flags."""
 
 import importlib
 import os
@@ -26,7 +26,7 @@ class Config(config.Common):
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """Puts a stage in the place of `semid` that only notes the config it was run with."""
+    """Configs with which `semid` ran, replaced by a stage that records them."""
     configs: list[Config] = []
     stage = ModuleType("a_stage", "A stage for tests.\n\nMore about it.")
     vars(stage).update(Config=Config, run=configs.append)
@@ -58,7 +58,7 @@ def test_help_lists_each_verb_with_its_line(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
-def test_each_verb_explains_every_field(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_a_verb_explains_every_field(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     stage = importlib.import_module(cli.VERBS[verb])
     assert issubclass(stage.Config, config.Common) and callable(stage.run)
     assert cli.main([*config.spoken(verb).split(), "--help"]) == 0
@@ -70,7 +70,7 @@ def test_each_verb_explains_every_field(verb: str, capsys: pytest.CaptureFixture
     assert "run = demo\n" in capsys.readouterr().out
 
 
-def test_a_reader_who_has_read_enough_is_no_error() -> None:
+def test_closed_output_pipe_is_no_error() -> None:
     for argv in ("--help", "serve --help", "tune --show"):
         reading, writing = os.pipe()
         os.close(reading)
@@ -92,7 +92,7 @@ def test_old_forms_of_a_subcommand_work_and_name_the_new_one(old: str, capsys: p
     assert shown_by_old_form.err.endswith("write `leadre tune dpo`\n")
 
 
-def test_the_first_stage_of_a_verb_has_an_old_form_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_old_form_of_the_first_stage_works(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["tune", "--show"]) == 0
     shown = capsys.readouterr().out
     assert cli.main(["tune", "--stage", "sft", "--show"]) == 0
@@ -106,7 +106,7 @@ def test_help_of_a_verb_names_its_subcommands(capsys: pytest.CaptureFixture[str]
     assert all(f"`leadre serve {part}`" in out for part in ("key", "backup", "restore"))
 
 
-def test_a_verb_runs_with_file_and_flags(calls: list[Config], tmp_path: Path) -> None:
+def test_verb_runs_with_file_and_flags(calls: list[Config], tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text("seed = 3\n[semid]\nlevels = 4\n")
     argv = ["semid", "--config", str(tmp_path / "x.toml"), "--path=a=b", "--run", "one", "--levels", "5"]
     assert cli.main(argv) == 0
@@ -131,7 +131,7 @@ def test_show_prints_the_effective_config_and_runs_nothing(
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (["semidd"], "unknown verb 'semidd'; the nearest is 'semid'"),
         (["tune", "dqo"], "unknown subcommand 'dqo' of `leadre tune`; the nearest is `leadre tune dpo`"),
@@ -144,13 +144,13 @@ def test_show_prints_the_effective_config_and_runs_nothing(
         (["semid", "--config", "no-such.toml"], "no-such.toml: cannot read"),
     ],
 )
-def test_the_users_fault_is_one_line_and_status_2(
-    calls: list[Config], capsys: pytest.CaptureFixture[str], argv: list[str], says: str
+def test_invalid_command_line_gives_one_line_and_status_2(
+    calls: list[Config], capsys: pytest.CaptureFixture[str], argv: list[str], message: str
 ) -> None:
     assert cli.main(argv) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("leadre: ") and err.count("\n") == 1
-    assert says in err
+    assert message in err
     assert calls == []
 
 
@@ -177,7 +177,7 @@ def test_errors_of_a_stage_set_the_exit_status(
         cli.main(["semid"])
 
 
-def test_a_missing_package_names_the_install(
+def test_missing_package_names_the_install_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "needs_more.py").write_text('"""A stage."""\nimport no_such_package\n')

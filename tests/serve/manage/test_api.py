@@ -197,7 +197,8 @@ def test_reports_ask_the_ledger_for_campaigns_that_the_key_may_see(api, held, ar
 def test_keys_are_shown_once_and_revoked(api, held):
     created = api.post("/keys", json={"name": "Bob", "advertiser_id": "bolt"}, headers=held["operator"])
     assert (created.status_code, created.headers["Cache-Control"]) == (201, "no-store")
-    bob, key_id = {"Authorization": f"Bearer {created.json()['key']}"}, created.json()["about"]["key_id"]
+    bob = {"Authorization": f"Bearer {created.json()['key']}"}
+    key_id = created.json()["about"]["key_id"]
     assert created.json()["about"]["scope"] == "advertiser"
     assert api.get("/campaigns", headers=bob).status_code == 200
     listed = api.get("/keys", headers=held["operator"])

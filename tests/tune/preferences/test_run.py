@@ -1,4 +1,4 @@
-"""The command `tune dpo` on the synthetic market: an artifact that generates, made once, and errors that teach."""
+"""`leadre tune dpo` on the synthetic market: its artifact, resumption, and one-line errors."""
 
 import asyncio
 import shutil
@@ -45,12 +45,12 @@ def verb(name, work, flags):
 
 
 def link(work, source, **steps):
-    """A run that links steps of another run; ``steps``: name here -> name there."""
+    """Link the inputs of `tune dpo` from ``source`` into the empty folder ``work``; ``steps``: new name -> old name."""
     (work / "r").mkdir()
     for step in ("data", "semid", "tune-sft", "generate-negatives"):
         (work / "r" / step).symlink_to(source / "r" / step)
-    for step, there in steps.items():
-        (work / "r" / step).symlink_to(source / "r" / there)
+    for step, source_step in steps.items():
+        (work / "r" / step).symlink_to(source / "r" / source_step)
 
 
 def interrupt(*_):
@@ -59,7 +59,7 @@ def interrupt(*_):
 
 @pytest.fixture(scope="module")
 def aligned(tiny_encoder, tiny_llama, tmp_path_factory):
-    """A model after a few steps: its lists of training requests, preference training on them, and its new lists."""
+    """A work folder: a model of two steps, its lists of training requests, `tune dpo` on them, and its lists."""
     work = tmp_path_factory.mktemp("work")
     models = {
         "data": "",
@@ -76,69 +76,71 @@ def model(work, step="tune-dpo"):
 
 
 def lists(work, step):
-    ranked = artifact.read(work / "r" / step, artifact.LISTS)
-    return ranked, pl.read_parquet(ranked.path / "lists.parquet")
+    """(artifact, its table) of a step of `generate`."""
+    generated = artifact.read(work / "r" / step, artifact.LISTS)
+    return generated, pl.read_parquet(generated.path / "lists.parquet")
 
 
-def test_preference_training_writes_a_model_that_generates(aligned):
+def test_dpo_writes_a_model_that_generates(aligned):
     tuned = model(aligned)
-    before = model(aligned, "tune-sft")
-    assert set(before.meta["files"]) - {"loss.png"} <= set(tuned.meta["files"])
-    changed = {name for name, digest in before.meta["files"].items() if tuned.meta["files"].get(name) != digest}
+    base = model(aligned, "tune-sft")
+    assert set(base.meta["files"]) - {"loss.png"} <= set(tuned.meta["files"])
+    changed = {name for name, digest in base.meta["files"].items() if tuned.meta["files"].get(name) != digest}
     assert changed == {"model.safetensors", "loss.csv", "valid.csv", "loss.png"}
     assert list(tuned.meta["parents"]) == ["data", "semid", "tune-sft", "generate-negatives"]
     pairs = pl.read_csv(tuned.path / "pairs.csv")
-    of = [f"{what} {name}" for name in ("chosen", "rejected") for what in ("log_p", "gained")]
-    assert pairs.columns == ["step", "preference", "margin", "accuracy", *of]
+    sides = [f"{figure} {side}" for side in ("chosen", "rejected") for figure in ("log_p", "gained")]
+    assert pairs.columns == ["step", "preference", "margin", "accuracy", *sides]
     assert pairs["step"].to_list() == [1, 2, 3, 4] and pairs["margin"][0] == pytest.approx(0, abs=1e-6)
-    assert pl.read_csv(tuned.path / "valid.csv")["step"].to_list() == [0, 0, 2, 4]  # before, with prices, and so on
-    generated, ours = lists(aligned, "generate-dpo")
+    steps = pl.read_csv(tuned.path / "valid.csv")["step"].to_list()
+    assert steps == [0, 0, 2, 4]  # step 0 without price exponents, then with them
+    generated, tuned_lists = lists(aligned, "generate-dpo")
     assert generated.meta["parents"]["tune-dpo"] == tuned.hash
-    _, theirs = lists(aligned, "generate")
-    assert ours.select("request", "view").equals(theirs.select("request", "view"))
-    assert not ours["scores"].equals(theirs["scores"])
+    _, base_lists = lists(aligned, "generate")
+    assert tuned_lists.select("request", "view").equals(base_lists.select("request", "view"))
+    assert not tuned_lists["scores"].equals(base_lists["scores"])
 
 
-def test_a_preference_model_weighs_prices_in_prior_and_pointer(aligned):
+def test_dpo_model_weighs_prices_in_prior_and_pointer(aligned):
     tables, codebook = (artifact.read(aligned / "r" / step, kind) for step, kind in PARENTS.items())
     plain, priced = (
         saved.load(tables, codebooks.load(codebook), model(aligned, step), training=False)
         for step in ("tune-sft", "tune-dpo")
     )
-    worth_O = priced.live.rates_O / plain.live.rates_O
+    ratio_O = priced.live.rates_O / plain.live.rates_O
     price_O = object_prices(plain.threads.logs)
-    np.testing.assert_allclose(worth_O, (price_O / np.median(price_O)) ** priced.live.money.prior)
+    np.testing.assert_allclose(ratio_O, (price_O / np.median(price_O)) ** priced.live.money.prior)
     assert (
         plain.live.money == NO_PRICE_EXPONENTS
         and priced.live.money == (0.5, 0.1)
-        and worth_O.max() > 1.1 * worth_O.min()
+        and ratio_O.max() > 1.1 * ratio_O.min()
     )
 
 
-def test_the_last_model_is_the_one_by_value_until_another_is_fine_tuned(aligned, tmp_path, capsys):
-    ask = config.Common(work=tmp_path, run="r")
-    assert tune.latest(ask) == tmp_path / "r" / "tune-sft"  # where there is none yet
+def test_latest_model_is_dpo_until_another_model_is_fine_tuned(aligned, tmp_path, capsys):
+    common = config.Common(work=tmp_path, run="r")
+    assert tune.latest(common) == tmp_path / "r" / "tune-sft"  # no model exists yet
     link(tmp_path, aligned)
-    assert tune.latest(ask) == tmp_path / "r" / "tune-sft"
+    assert tune.latest(common) == tmp_path / "r" / "tune-sft"
     (tmp_path / "r" / "tune-dpo").symlink_to(aligned / "r" / "tune-dpo")
-    assert tune.latest(ask) == tmp_path / "r" / "tune-dpo"
+    assert tune.latest(common) == tmp_path / "r" / "tune-dpo"
     (tmp_path / "r" / "tune-sft").unlink()
-    assert tune.latest(ask) == tmp_path / "r" / "tune-dpo"
-    shutil.copytree(aligned / "r" / "tune-dpo", tmp_path / "r" / "tune-sft")  # a model, but not the one it began with
+    assert tune.latest(common) == tmp_path / "r" / "tune-dpo"
+    shutil.copytree(aligned / "r" / "tune-dpo", tmp_path / "r" / "tune-sft")  # a model, but not the parent of tune-dpo
     capsys.readouterr()
-    assert tune.latest(ask) == tmp_path / "r" / "tune-sft"
+    assert tune.latest(common) == tmp_path / "r" / "tune-sft"
     assert "run `leadre tune dpo`" in capsys.readouterr().err
 
 
-def test_negatives_answer_training_requests_of_the_users_asked_for(aligned):
-    ranked, negatives = lists(aligned, "generate-negatives")
+def test_negatives_are_lists_of_training_requests_of_sampled_users(aligned):
+    generated, negatives = lists(aligned, "generate-negatives")
     logs = histories.load(artifact.read(aligned / "r" / "data", artifact.TABLES))
     requests = histories.choose_requests(logs, split="train", users=8, seed=0)
     assert negatives["request"].unique().sort().to_list() == requests.tolist()
-    assert "step" not in ranked.meta["config"] and ranked.meta["config"]["split"] == "train"
+    assert "step" not in generated.meta["config"] and generated.meta["config"]["split"] == "train"
 
 
-def test_a_second_run_does_nothing(aligned, capsys):
+def test_second_run_skips_current_stages(aligned, capsys):
     capsys.readouterr()
     for name, flags in ALIGN:
         assert verb(name, aligned, flags) == 0
@@ -146,7 +148,7 @@ def test_a_second_run_does_nothing(aligned, capsys):
     assert not [path.name for path in (aligned / "r").iterdir() if path.name.startswith(".")]
 
 
-def test_a_killed_run_changes_no_byte(aligned, tmp_path, monkeypatch):
+def test_resumed_run_writes_the_same_bytes(aligned, tmp_path, monkeypatch):
     link(tmp_path, aligned)
     with monkeypatch.context() as patch:
         patch.setattr(artifact, "_swap", interrupt)
@@ -157,8 +159,8 @@ def test_a_killed_run_changes_no_byte(aligned, tmp_path, monkeypatch):
     assert model(tmp_path).meta["files"] == model(aligned).meta["files"]
 
 
-def test_a_changed_option_trains_again(aligned, tmp_path, capsys):
-    """Without the lists, it is another model; the fine-tuned one stays as it is."""
+def test_changed_option_trains_again(aligned, tmp_path, capsys):
+    """A run without generated lists gives another model; the fine-tuned model stays."""
     link(tmp_path, aligned)
     capsys.readouterr()
     assert verb("tune dpo", tmp_path, f"{PREFER} --on-policy false --max-steps 1") == 0
@@ -168,38 +170,37 @@ def test_a_changed_option_trains_again(aligned, tmp_path, capsys):
     assert ", 0 on_policy" not in capsys.readouterr().err
 
 
-def test_training_requests_are_weighed_as_they_were_for_fine_tuning(aligned):
-    """By affinities that have not seen the user; what is served is weighed by those that have."""
+def test_training_requests_keep_the_prior_of_fine_tuning(aligned):
+    """Training uses affinities fitted without the user; serving uses affinities fitted with the user."""
     tables, codebook = (artifact.read(aligned / "r" / step, kind) for step, kind in PARENTS.items())
     ids = codebooks.load(codebook)
     logs = histories.load(tables)
-    config = tune.Config(affinity=True)
-    theirs = tune._live(config, logs, ids)
     moments = of_requests(logs)
+    fine_tuning = tune._live(tune.Config(affinity=True), logs, ids)
     for step in ("tune-sft", "tune-dpo"):
-        ours = saved.load_live(logs, ids, model(aligned, step), training=True, money=NO_PRICE_EXPONENTS)
-        served = saved.load_live(logs, ids, model(aligned, step), training=False, money=NO_PRICE_EXPONENTS)
+        training = saved.load_live(logs, ids, model(aligned, step), training=True, money=NO_PRICE_EXPONENTS)
+        serving = saved.load_live(logs, ids, model(aligned, step), training=False, money=NO_PRICE_EXPONENTS)
         differs = 0
         for r in range(0, len(logs.request_user_R), 7):
             moment = moments[r]
-            weights = theirs.weights(moment, moment.inventory.objects)
-            assert np.allclose(ours.weights(moment, moment.inventory.objects), weights)
-            differs += not np.allclose(served.weights(moment, moment.inventory.objects), weights)
+            weights = fine_tuning.weights(moment, moment.inventory.objects)
+            assert np.allclose(training.weights(moment, moment.inventory.objects), weights)
+            differs += not np.allclose(serving.weights(moment, moment.inventory.objects), weights)
         assert differs > 0.5 * np.mean(logs.request_split_R == 0) * r / 7
 
 
-def test_the_burn_in_of_fine_tuning_makes_no_pairs(aligned):
+def test_pairs_start_after_the_burn_in_of_fine_tuning(aligned):
     tables, codebook = (artifact.read(aligned / "r" / step, kind) for step, kind in PARENTS.items())
     ids = codebooks.load(codebook)
     for step in ("tune-sft", "tune-dpo"):
         loaded = saved.load(tables, ids, model(aligned, step), training=True)
         logs = loaded.threads.logs
-        has_answer_R = np.diff(logs.relevant_offsets) > 0
-        at_us = logs.request_at_us_R[(logs.request_split_R == 0) & has_answer_R]
-        learnt_us = at_us.min() + 0.4 * (at_us.max() - at_us.min())
+        is_relevant_R = np.diff(logs.relevant_offsets) > 0
+        at_us = logs.request_at_us_R[(logs.request_split_R == 0) & is_relevant_R]
+        burn_in_ends_us = at_us.min() + 0.4 * (at_us.max() - at_us.min())
         examples = run_dpo._examples(run_dpo.Config(), loaded, ids, [])
-        assert logs.request_at_us_R[examples.requests_R].min() >= learnt_us > at_us.min()
-        assert len(examples.requests_R) == (at_us >= learnt_us).sum()
+        assert logs.request_at_us_R[examples.requests_R].min() >= burn_in_ends_us > at_us.min()
+        assert len(examples.requests_R) == (at_us >= burn_in_ends_us).sum()
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_the_burn_in_of_fine_tuning_makes_no_pairs(aligned):
         ("generate", "--split valid", False),
     ],
 )
-def test_lists_of_training_requests(aligned, tmp_path, monkeypatch, name, flags, training):
+def test_prior_is_loaded_for_the_split_of_the_requests(aligned, tmp_path, monkeypatch, name, flags, training):
     link(tmp_path, aligned)
     trainings = []
 
@@ -223,30 +224,30 @@ def test_lists_of_training_requests(aligned, tmp_path, monkeypatch, name, flags,
     assert trainings == [training]
 
 
-def test_a_bidder_counts_what_the_user_pays(aligned):
-    """Two users with equal objects and opposite prices: each is offered the object that they paid more for."""
+def test_model_server_weighs_the_prices_that_the_user_paid(aligned):
+    """Two users bought the same two objects at swapped prices; each gets a higher score for the dearer purchase."""
     tables, codebook = (artifact.read(aligned / "r" / step, kind) for step, kind in PARENTS.items())
-    with ModelServer(tables, codebook, model(aligned, "tune-dpo"), beam=8) as generator:
+    with ModelServer(tables, codebook, model(aligned, "tune-dpo"), beam=8) as server:
         logs = histories.load(tables)
         first, second = of_requests(logs)[0].inventory.objects[:2].tolist()
-        ids = list(generator.objects)
-        count = len(generator.live.codes_OL)
+        ids = list(server.objects)
+        count = len(server.live.codes_OL)
         live = np.packbits(np.isin(np.arange(count), [first, second])).tobytes()
-        answers = []
+        scores = []
         prompts = []
         for paid in ((100, 1), (1, 100)):
             nanos = dict(zip((first, second), (euros * 1_000_000_000 for euros in paid), strict=True))
             recent = [ProfileEvent(ids[o], 1_000_000 * (n + 1), "ad", nanos[o]) for n, o in enumerate((first, second))]
-            request = GenerateRequest("stranger", recent, 9_000_000, live, 2, time.monotonic() + 60)
-            answer = asyncio.run(generator.answer(request))
-            answers.append(dict(zip(answer.objects, answer.log_p, strict=True)))
-            moment = generator.moment(request.user_id, recent, request.now_us, np.ones(count, np.bool_))
-            prompts.append(serving_prompt(generator.prompter, moment).tolist())
-    assert prompts[0] == prompts[1] and set(answers[0]) == {first, second}
-    assert answers[0][first] > answers[1][first] + 0.1 and answers[1][second] > answers[0][second] + 0.1
+            request = GenerateRequest("unknown", recent, 9_000_000, live, 2, time.monotonic() + 60)
+            reply = asyncio.run(server.answer(request))
+            scores.append(dict(zip(reply.objects, reply.log_p, strict=True)))
+            moment = server.moment(request.user_id, recent, request.now_us, np.ones(count, np.bool_))
+            prompts.append(serving_prompt(server.prompter, moment).tolist())
+    assert prompts[0] == prompts[1] and set(scores[0]) == {first, second}
+    assert scores[0][first] > scores[1][first] + 0.1 and scores[1][second] > scores[0][second] + 0.1
 
 
-def test_a_model_learns_no_preferences_in_ids_that_it_does_not_know(aligned, tiny_encoder, tmp_path, capsys):
+def test_dpo_refuses_ids_that_the_model_was_not_tuned_on(aligned, tiny_encoder, tmp_path, capsys):
     link(tmp_path, aligned)
     (tmp_path / "r" / "semid").unlink()
     assert verb("semid", tmp_path, f"--encoder {tiny_encoder} --levels 6,8") == 0
@@ -273,7 +274,7 @@ def test_a_model_learns_no_preferences_in_ids_that_it_does_not_know(aligned, tin
         ("generate", "--stage dpo", "unknown subcommand of `leadre generate`"),
     ],
 )
-def test_wrong_input_is_reported_in_one_line(aligned, tmp_path, capsys, name, flags, message):
+def test_invalid_flag_is_refused_with_one_line(aligned, tmp_path, capsys, name, flags, message):
     link(tmp_path, aligned, generate="generate-dpo")
     capsys.readouterr()
     assert verb(name, tmp_path, flags) == 2
