@@ -68,7 +68,7 @@ class Alone:
         self.clock = ManualClock(NOON_US)
         self.paths = StatePaths(folder=folder, store=f"lmdb:{folder / 'lists'}")
         self._records = ManageDatabase(self.paths.manage_database)
-        self.book = CampaignStore(self._records)
+        self.campaign_store = CampaignStore(self._records)
         self._reader = database.connect(self.paths.manage_database, records.MIGRATIONS, read_only=True)
         self.writer = WriterState(self.paths, retain_days=90)
         self.store = Spy(open_store(self.paths.store))

@@ -52,19 +52,19 @@ def manage_db(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def desk(manage_db):
+def manage_database(manage_db):
     opened = ManageDatabase(manage_db)
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def book(desk):
-    return CampaignStore(desk)
+def campaign_store(manage_database):
+    return CampaignStore(manage_database)
 
 
 @pytest.fixture
-def reader(desk, manage_db):
+def reader(manage_database, manage_db):
     """A read-only connection, as bid workers have."""
     connection = database.connect(manage_db, records.MIGRATIONS, read_only=True)
     yield connection

@@ -55,12 +55,12 @@ def alone(tmp_path):
         terms += [{"cap_per_day": 3}, {"daily_nanos": 50_000_000}, {"targeting": Targeting(hours=frozenset({12}))}]
         ad_ids = []
         for number, fields in enumerate(terms):
-            alone.book.put_campaign(make_campaign(f"c{number}", **fields))
+            alone.campaign_store.put_campaign(make_campaign(f"c{number}", **fields))
             for name in names[number % 3 :: 3]:
                 ad_ids.append(f"{name}{number}")
                 odd = {"adomain": "odd.test"} if number % 2 else {"iab_categories": ("IAB7-1",)}
                 odd |= {"sizes": (SIZES[number % 3],) if number % 4 else (), "title": "<${AUCTION_ID}"}
-                alone.book.put_ad(make_ad(ad_ids[-1], campaign_id=f"c{number}", **odd))
+                alone.campaign_store.put_ad(make_ad(ad_ids[-1], campaign_id=f"c{number}", **odd))
         rng = random.Random(4)
         for user in ("*", *filter(None, USERS)):
             rng.shuffle(ad_ids)

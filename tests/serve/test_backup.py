@@ -36,7 +36,7 @@ def paths_in(folder):
     return StatePaths(folder=folder, store=f"lmdb:{folder / 'lists'}")
 
 
-def open_desk(paths):
+def open_writer_state(paths):
     return WriterState(paths, retain_days=90)
 
 
@@ -61,11 +61,11 @@ class Traffic:
         self._thread.join()
 
     def _run(self):
-        desk = open_desk(self.paths)
+        writer_state = open_writer_state(self.paths)
         sign = TokenKeys.open(self.paths.token_keys).sign
         while not self._stop.is_set():
             now_us = time.time_ns() // 1000
-            (leases,) = desk.handle(
+            (leases,) = writer_state.handle(
                 [
                     LedgerRequest(
                         [LeaseRequest(worker="w", campaign_id=CAMPAIGN, min_nanos=9_000_000, max_nanos=9_000_000)],
@@ -81,13 +81,13 @@ class Traffic:
             events = [
                 EventRequest(kind=kind, token=token, at_us=now_us, price="1.5") for kind in ("bill", "imp", "click")
             ]
-            desk.handle([AppendRequest([answered]), *events], now_us)
+            writer_state.handle([AppendRequest([answered]), *events], now_us)
             if self.rounds % 20 == 19:
-                desk.maintain(now_us)
+                writer_state.maintain(now_us)
                 training.compact(self.paths.events, self.paths.tables, ())
-                desk.log.rotate()
+                writer_state.log.rotate()
             self.rounds += 1
-        desk.close()
+        writer_state.close()
 
 
 @pytest.fixture
@@ -106,9 +106,9 @@ def served(paths, campaign, ad):
     store.switch("v1")
     store.write_profiles(Profile("u9", (ProfileEvent("o1", 5, "ad", 7),)))
     store.close()
-    desk = open_desk(paths)
-    desk.erased.add("gone")
-    desk.close()
+    writer_state = open_writer_state(paths)
+    writer_state.erased.add("gone")
+    writer_state.close()
     return paths
 
 
@@ -128,16 +128,16 @@ def test_backups_under_traffic_are_consistent_and_a_bidder_continues_from_one(se
         with Ledger(paths.ledger) as ledger:
             assert ledger.verify() == [] and ledger.log_number <= entries[-1].number
         assert training.position(paths.tables) <= entries[-1].number
-        desk = open_desk(paths)  # posts log records that the ledger lacks
+        writer_state = open_writer_state(paths)  # posts log records that the ledger lacks
         bills = [entry.record for entry in entries if isinstance(entry.record, EventRecord)]
         charged = sum(bill.outcome.charge_nanos for bill in bills)
-        assert desk.ledger.verify() == [] and desk.ledger.spent(CAMPAIGN) == charged > 0
+        assert writer_state.ledger.verify() == [] and writer_state.ledger.spent(CAMPAIGN) == charged > 0
         now_us = time.time_ns() // 1000
-        (days,) = desk.handle([ReportRequest([CAMPAIGN], now_us - US_PER_DAY, now_us + US_PER_DAY)], now_us)
+        (days,) = writer_state.handle([ReportRequest([CAMPAIGN], now_us - US_PER_DAY, now_us + US_PER_DAY)], now_us)
         assert sum(day.charged_nanos for day in days.days) == charged
         assert sum(day.clicks for day in days.days) == sum(bill.outcome.kind == "click" for bill in bills)
-        assert "gone" in desk.erased and "u1" not in desk.erased
-        desk.close()
+        assert "gone" in writer_state.erased and "u1" not in writer_state.erased
+        writer_state.close()
         store = open_store(paths.store)
         assert store.read_list("u1").ad_ids == (AD,) and store.read_profile("u9").recent[0].value_nanos == 7
         store.close()
@@ -179,10 +179,10 @@ def test_nothing_is_restored_over_a_state_or_from_a_damaged_backup(served, tmp_p
     backup.write(served, tmp_path / "backup")
     with pytest.raises(InputError, match="is not empty; move it away first"):
         backup.restore(tmp_path / "backup", served)
-    desk = open_desk(served)
+    writer_state = open_writer_state(served)
     with pytest.raises(InputError, match="a bidder runs on it; stop it, and move it away first"):
         backup.restore(tmp_path / "backup", served)
-    desk.close()
+    writer_state.close()
     keys = tmp_path / "backup" / "state" / "token.keys"
     keys.write_bytes(keys.read_bytes()[::-1])
     with pytest.raises(ArtifactError, match=r"token\.keys is missing or has changed"):

@@ -62,13 +62,13 @@ def request_of(purposes, gdpr, limit, string, in_ext):
 def alone(tmp_path):
     """A user with a profile and no list, a targeted segment and a capped ad: every reason to read or write a user."""
     with Alone(tmp_path / "state", vendor_id=OURS) as alone:
-        alone.book.put_campaign(make_campaign("c-capped", bid_nanos=9_000_000, cap_per_day=100_000))
-        alone.book.put_ad(make_ad("capped", campaign_id="c-capped"))
-        alone.book.put_campaign(make_campaign("c-plain"))
-        alone.book.put_ad(make_ad("plain", campaign_id="c-plain", object_id="o2"))
+        alone.campaign_store.put_campaign(make_campaign("c-capped", bid_nanos=9_000_000, cap_per_day=100_000))
+        alone.campaign_store.put_ad(make_ad("capped", campaign_id="c-capped"))
+        alone.campaign_store.put_campaign(make_campaign("c-plain"))
+        alone.campaign_store.put_ad(make_ad("plain", campaign_id="c-plain", object_id="o2"))
         targeting = make_campaign().targeting
         targeting = dataclasses.replace(targeting, segments=frozenset({"runner"}))
-        alone.book.put_campaign(make_campaign("c-segment", targeting=targeting))
+        alone.campaign_store.put_campaign(make_campaign("c-segment", targeting=targeting))
         alone.put_list("*", "capped", "plain")
         alone.put_profile(USER, "o1", segments=["runner"])
         alone.renew(object_ids=("o1", "o2"))

@@ -73,10 +73,10 @@ def test_record_without_permission_keeps_only_that_a_user_was_known(empty):
     assert b"secret-segment" not in records.encode(records.without_user(logged(empty)))
 
 
-def test_record_keeps_the_first_20_candidates_and_all_considered_ones(book, reader, campaign, ad):
-    book.put_campaign(campaign())
+def test_record_keeps_the_first_20_candidates_and_all_considered_ones(campaign_store, reader, campaign, ad):
+    campaign_store.put_campaign(campaign())
     for number in range(40):
-        book.put_ad(ad(f"a{number:02}"))
+        campaign_store.put_ad(ad(f"a{number:02}"))
     candidates = Candidates("stored", np.arange(40), -np.arange(40.0))
     code_K = np.full(40, Verdict.NOT_SELECTED.code, np.uint8)
     code_K[39] = Verdict.BID.code

@@ -30,8 +30,8 @@ def alone(tmp_path):
 
 def offer(alone, name, ad=None, **terms):
     """Add a campaign and its only ad ``name``, which shows the object of this name."""
-    alone.book.put_campaign(make_campaign(f"c-{name}", **terms))
-    alone.book.put_ad(make_ad(name, campaign_id=f"c-{name}", object_id=name, **ad or {}))
+    alone.campaign_store.put_campaign(make_campaign(f"c-{name}", **terms))
+    alone.campaign_store.put_ad(make_ad(name, campaign_id=f"c-{name}", object_id=name, **ad or {}))
 
 
 @pytest.fixture
@@ -79,14 +79,14 @@ def test_without_a_list_the_model_gets_eligible_objects_and_the_deadline(three):
     assert (request.user_id, [event.object_id for event in request.recent]) == ("unlisted", ["listed"])
     assert request.until_s == pytest.approx(three.clock.elapsed_s + 0.2)
     assert np.unpackbits(np.frombuffer(request.eligible, np.uint8))[0] == 1
-    three.book.set_ad_status("generated", "paused")
+    three.campaign_store.set_ad_status("generated", "paused")
     three.renew(object_ids=("generated",))
     assert sources(three.bid(user={"id": "unlisted"})) == [("contextual", "popular")]
 
 
 def test_list_without_a_live_ad_falls_back_to_the_model(three):
     set_model(three, 0)
-    three.book.set_ad_status("listed", "paused")
+    three.campaign_store.set_ad_status("listed", "paused")
     three.renew(object_ids=("generated",))
     assert sources(three.bid(user=USER)) == [("generated", "generated")]
 
@@ -115,7 +115,7 @@ def test_model_that_generates_nothing_or_is_away_falls_back_to_the_popular_list(
 
 
 def test_after_the_deadline_there_is_no_bid_and_no_reservation(three):
-    three.book.put_campaign(make_campaign("c-generated", cap_per_day=1, daily_nanos=10**9))
+    three.campaign_store.put_campaign(make_campaign("c-generated", cap_per_day=1, daily_nanos=10**9))
     three.renew(object_ids=("generated",))
     set_model(three, 0, after_s=0.3)
     decision = three.bid(user={"id": "unlisted"}, tmax_s=0.2)

@@ -13,42 +13,44 @@ from leadre.serve.catalogue.database import ManageDatabase
 from leadre.types import Targeting
 
 
-def version(desk):
-    return desk.connection.execute("SELECT number FROM version").fetchone()[0]
+def version(manage_database):
+    return manage_database.connection.execute("SELECT number FROM version").fetchone()[0]
 
 
-def test_stored_items_are_read_back(book, campaign, ad):
+def test_stored_items_are_read_back(campaign_store, campaign, ad):
     stored = campaign(
         targeting=Targeting(countries=frozenset({"DEU", "FRA"}), hours=frozenset({8, 9})), zone="Asia/Tokyo"
     )
-    assert book.put_campaign(stored)
-    assert book.put_ad(ad(sizes=((300, 250), (728, 90)), attributes=frozenset({1, 6})))
-    assert book.campaign("c1") == stored
-    assert book.ad("a1") == ad(sizes=((300, 250), (728, 90)), attributes=frozenset({1, 6}), adomain="acme.test")
-    assert book.campaign("c2") is None and book.ad("a2") is None
+    assert campaign_store.put_campaign(stored)
+    assert campaign_store.put_ad(ad(sizes=((300, 250), (728, 90)), attributes=frozenset({1, 6})))
+    assert campaign_store.campaign("c1") == stored
+    assert campaign_store.ad("a1") == ad(
+        sizes=((300, 250), (728, 90)), attributes=frozenset({1, 6}), adomain="acme.test"
+    )
+    assert campaign_store.campaign("c2") is None and campaign_store.ad("a2") is None
 
 
-def test_equal_item_is_not_written_again(book, desk, campaign, ad):
-    for put, item in ((book.put_campaign, campaign()), (book.put_ad, ad())):
+def test_equal_item_is_not_written_again(campaign_store, manage_database, campaign, ad):
+    for put, item in ((campaign_store.put_campaign, campaign()), (campaign_store.put_ad, ad())):
         assert put(item)
-        before = version(desk)
+        before = version(manage_database)
         assert not put(item)
-        assert version(desk) == before
+        assert version(manage_database) == before
 
 
-def test_each_change_increments_the_version(book, desk, campaign):
-    book.put_campaign(campaign())
-    before = version(desk)
-    assert not book.put_campaign(campaign(bid_nanos=5))
-    assert version(desk) == before + 1
+def test_each_change_increments_the_version(campaign_store, manage_database, campaign):
+    campaign_store.put_campaign(campaign())
+    before = version(manage_database)
+    assert not campaign_store.put_campaign(campaign(bid_nanos=5))
+    assert version(manage_database) == before + 1
 
 
-def test_texts_are_cleaned_and_domains_derived(book, campaign, ad):
-    book.put_campaign(campaign(name="Au\u202etumn ", targeting=Targeting(sites=frozenset({"News.Example"}))))
-    assert book.campaign("c1").name == "Autumn"
-    assert book.campaign("c1").targeting.sites == {"news.example"}
-    book.put_ad(ad(title="Red\n shoes\u200b", adomain="ACME.test"))
-    assert (book.ad("a1").title, book.ad("a1").adomain) == ("Red shoes", "acme.test")
+def test_texts_are_cleaned_and_domains_derived(campaign_store, campaign, ad):
+    campaign_store.put_campaign(campaign(name="Au\u202etumn ", targeting=Targeting(sites=frozenset({"News.Example"}))))
+    assert campaign_store.campaign("c1").name == "Autumn"
+    assert campaign_store.campaign("c1").targeting.sites == {"news.example"}
+    campaign_store.put_ad(ad(title="Red\n shoes\u200b", adomain="ACME.test"))
+    assert (campaign_store.ad("a1").title, campaign_store.ad("a1").adomain) == ("Red shoes", "acme.test")
 
 
 @pytest.mark.parametrize(
@@ -77,11 +79,11 @@ def test_texts_are_cleaned_and_domains_derived(book, campaign, ad):
         ({"targeting": Targeting(segments=frozenset({""}))}, "targeting.segments"),
     ],
 )
-def test_bad_campaign_is_refused_with_the_field(book, desk, campaign, fields, message):
-    before = version(desk)
+def test_bad_campaign_is_refused_with_the_field(campaign_store, manage_database, campaign, fields, message):
+    before = version(manage_database)
     with pytest.raises(InputError, match=message):
-        book.put_campaign(campaign(**fields))
-    assert version(desk) == before
+        campaign_store.put_campaign(campaign(**fields))
+    assert version(manage_database) == before
 
 
 @pytest.mark.parametrize(
@@ -114,22 +116,22 @@ def test_bad_campaign_is_refused_with_the_field(book, desk, campaign, fields, me
         ({"campaign_id": "theirs"}, "a campaign of this account"),
     ],
 )
-def test_bad_ad_is_refused_with_the_field(book, campaign, ad, fields, message):
-    book.put_campaign(campaign())
-    book.put_campaign(campaign("theirs", advertiser_id="bolt"))
+def test_bad_ad_is_refused_with_the_field(campaign_store, campaign, ad, fields, message):
+    campaign_store.put_campaign(campaign())
+    campaign_store.put_campaign(campaign("theirs", advertiser_id="bolt"))
     with pytest.raises(InputError, match=message):
-        book.put_ad(ad(**fields))
-    assert book.ads() == []
+        campaign_store.put_ad(ad(**fields))
+    assert campaign_store.ads() == []
 
 
-def test_status_changes_until_ended(book, campaign, ad):
-    book.put_campaign(campaign())
-    book.put_ad(ad())
+def test_status_changes_until_ended(campaign_store, campaign, ad):
+    campaign_store.put_campaign(campaign())
+    campaign_store.put_ad(ad())
     for set_status, find in (
-        (book.set_campaign_status, lambda: book.campaign("c1")),
-        (book.set_ad_status, lambda: book.ad("a1")),
+        (campaign_store.set_campaign_status, lambda: campaign_store.campaign("c1")),
+        (campaign_store.set_ad_status, lambda: campaign_store.ad("a1")),
     ):
-        name = "c1" if set_status == book.set_campaign_status else "a1"
+        name = "c1" if set_status == campaign_store.set_campaign_status else "a1"
         for status in ("paused", "paused", "active", "ended", "ended"):
             assert set_status(name, status).status == status
             assert find().status == status
@@ -140,66 +142,68 @@ def test_status_changes_until_ended(book, campaign, ad):
             set_status("unknown", "paused")
 
 
-def test_account_and_currency_cannot_change(book, campaign, ad):
-    book.put_campaign(campaign())
+def test_account_and_currency_cannot_change(campaign_store, campaign, ad):
+    campaign_store.put_campaign(campaign())
     for field, value in (("currency", "EUR"), ("advertiser_id", "bolt")):
         with pytest.raises(ConflictError, match=field):
-            book.put_campaign(campaign(**{field: value}))
-    book.put_ad(ad())
-    book.put_campaign(campaign("c2", advertiser_id="bolt"))
+            campaign_store.put_campaign(campaign(**{field: value}))
+    campaign_store.put_ad(ad())
+    campaign_store.put_campaign(campaign("c2", advertiser_id="bolt"))
     with pytest.raises(ConflictError, match="advertiser_id"):
-        book.put_ad(ad(campaign_id="c2", advertiser_id="bolt"))
+        campaign_store.put_ad(ad(campaign_id="c2", advertiser_id="bolt"))
 
 
-def test_pages_are_ordered_by_id_and_filtered(book, campaign, ad):
+def test_pages_are_ordered_by_id_and_filtered(campaign_store, campaign, ad):
     for number in (3, 1, 2):
-        book.put_campaign(campaign(f"c{number}", advertiser_id="acme" if number < 3 else "bolt"))
-        book.put_ad(ad(f"a{number}", campaign_id=f"c{number}", advertiser_id="acme" if number < 3 else "bolt"))
-    book.set_ad_status("a2", "paused")
+        campaign_store.put_campaign(campaign(f"c{number}", advertiser_id="acme" if number < 3 else "bolt"))
+        campaign_store.put_ad(
+            ad(f"a{number}", campaign_id=f"c{number}", advertiser_id="acme" if number < 3 else "bolt")
+        )
+    campaign_store.set_ad_status("a2", "paused")
 
     def ids(items):
         return [getattr(item, "ad_id", getattr(item, "campaign_id", "")) for item in items]
 
-    assert ids(book.ads(limit=2)) == ["a1", "a2"]
-    assert ids(book.ads(limit=2, after="a2")) == ["a3"]
-    assert ids(book.ads(advertiser_id="acme")) == ["a1", "a2"]
-    assert ids(book.ads(advertiser_id="acme", status="paused")) == ["a2"]
-    assert ids(book.ads(campaign_id="c3")) == ["a3"]
-    assert [campaign.campaign_id for campaign in book.campaigns(advertiser_id="bolt")] == ["c3"]
+    assert ids(campaign_store.ads(limit=2)) == ["a1", "a2"]
+    assert ids(campaign_store.ads(limit=2, after="a2")) == ["a3"]
+    assert ids(campaign_store.ads(advertiser_id="acme")) == ["a1", "a2"]
+    assert ids(campaign_store.ads(advertiser_id="acme", status="paused")) == ["a2"]
+    assert ids(campaign_store.ads(campaign_id="c3")) == ["a3"]
+    assert [campaign.campaign_id for campaign in campaign_store.campaigns(advertiser_id="bolt")] == ["c3"]
 
 
-def test_import_keeps_stored_items_and_lists_refused_ads(book, desk, campaign, ad):
-    book.put_campaign(campaign(bid_nanos=7))
-    book.put_ad(ad(title="By hand"))
-    before = version(desk)
+def test_import_keeps_stored_items_and_lists_refused_ads(campaign_store, manage_database, campaign, ad):
+    campaign_store.put_campaign(campaign(bid_nanos=7))
+    campaign_store.put_ad(ad(title="By hand"))
+    before = version(manage_database)
     new = [ad(title="From the table"), ad("a2"), ad("a3", landing_url="ftp://x.test"), ad("a4", campaign_id="c9")]
-    added = book.add([campaign(bid_nanos=9), campaign("c2")], [*new, ad("a2")])
+    added = campaign_store.add([campaign(bid_nanos=9), campaign("c2")], [*new, ad("a2")])
     assert added == ImportResult(campaigns=1, ads=1, known_ads=2, refused=added.refused)
     assert [ad_id for ad_id, _ in added.refused] == ["a3", "a4"]
     assert "landing_url" in added.refused[0][1]
-    assert (book.campaign("c1").bid_nanos, book.ad("a1").title) == (7, "By hand")
-    assert [ad.ad_id for ad in book.ads()] == ["a1", "a2"]
-    assert version(desk) == before + 1
+    assert (campaign_store.campaign("c1").bid_nanos, campaign_store.ad("a1").title) == (7, "By hand")
+    assert [ad.ad_id for ad in campaign_store.ads()] == ["a1", "a2"]
+    assert version(manage_database) == before + 1
     with pytest.raises(InputError, match="zone"):
-        book.add([campaign("c8"), campaign("c9", zone="Mars")], [])
-    assert book.campaign("c8") is None
+        campaign_store.add([campaign("c8"), campaign("c9", zone="Mars")], [])
+    assert campaign_store.campaign("c8") is None
 
 
-def test_concurrent_writes_are_all_stored(book, desk, campaign):
-    before = version(desk)
+def test_concurrent_writes_are_all_stored(campaign_store, manage_database, campaign):
+    before = version(manage_database)
     usual_s = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(4) as pool:
-            assert all(pool.map(lambda number: book.put_campaign(campaign(f"c{number}")), range(80)))
+            assert all(pool.map(lambda number: campaign_store.put_campaign(campaign(f"c{number}")), range(80)))
     finally:
         sys.setswitchinterval(usual_s)
-    assert len(book.campaigns()) == 80
-    assert version(desk) == before + 80
+    assert len(campaign_store.campaigns()) == 80
+    assert version(manage_database) == before + 80
 
 
-def test_stored_campaign_survives_reopening(book, manage_db, campaign):
-    book.put_campaign(campaign())
+def test_stored_campaign_survives_reopening(campaign_store, manage_db, campaign):
+    campaign_store.put_campaign(campaign())
     again = ManageDatabase(manage_db)
     assert CampaignStore(again).campaign("c1") == dataclasses.replace(campaign())
     again.close()

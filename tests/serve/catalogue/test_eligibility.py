@@ -27,11 +27,11 @@ def snapshot(campaigns, ads):
 
 def failed(campaign=None, ad=None, request=None, imp=None, segments=()):
     """The rules that one ad fails, by `why_not`; `eligible` must agree."""
-    book = snapshot([make_campaign(**campaign or {})], [make_ad(**ad or {})])
+    catalogue = snapshot([make_campaign(**campaign or {})], [make_ad(**ad or {})])
     bid_request = dataclasses.replace(REQUEST, **request or {})
     banner = dataclasses.replace(BANNER, **imp or {})
-    why = [text.split(":")[0] for text in book.why_not(bid_request, banner, "a1", NOON_US, segments)]
-    ok_A, excluded = book.eligible(bid_request, banner, NOON_US, segments)
+    why = [text.split(":")[0] for text in catalogue.why_not(bid_request, banner, "a1", NOON_US, segments)]
+    ok_A, excluded = catalogue.eligible(bid_request, banner, NOON_US, segments)
     assert ok_A.tolist() == [not why]
     assert excluded == ({why[0]: 1} if why else {})
     return why
@@ -198,17 +198,17 @@ def is_eligible(campaign: Campaign, ad: Ad, request: Request, imp: Impression, s
 def test_array_rules_equal_scalar_rules(campaigns, ads, request_, imp, segments):
     campaigns = [make_campaign(f"c{row}", **fields) for row, fields in enumerate(campaigns)]
     ads = [make_ad(f"a{row}", campaign_id=f"c{row % len(campaigns)}", **fields) for row, fields in enumerate(ads)]
-    book = snapshot(campaigns, ads)
-    ok_A, excluded = book.eligible(request_, imp, NOON_US, segments)
+    catalogue = snapshot(campaigns, ads)
+    ok_A, excluded = catalogue.eligible(request_, imp, NOON_US, segments)
     assert ok_A.tolist() == [
-        is_eligible(campaigns[book.campaign_A[row]], ad, request_, imp, segments) for row, ad in enumerate(ads)
+        is_eligible(campaigns[catalogue.campaign_A[row]], ad, request_, imp, segments) for row, ad in enumerate(ads)
     ]
-    assert ok_A.tolist() == [not book.why_not(request_, imp, ad.ad_id, NOON_US, segments) for ad in ads]
+    assert ok_A.tolist() == [not catalogue.why_not(request_, imp, ad.ad_id, NOON_US, segments) for ad in ads]
     assert sum(excluded.values()) + ok_A.sum() == len(ads)
     imps = (imp, dataclasses.replace(imp, sizes=((1, 1),)), imp)
-    masks = book.masks(dataclasses.replace(request_, imps=imps), NOON_US, segments)
+    masks = catalogue.masks(dataclasses.replace(request_, imps=imps), NOON_US, segments)
     assert [mask_A.tolist() for mask_A in masks] == [
-        book.eligible(request_, other, NOON_US, segments)[0].tolist() for other in imps
+        catalogue.eligible(request_, other, NOON_US, segments)[0].tolist() for other in imps
     ]
 
 
@@ -218,27 +218,27 @@ def test_value_index_finds_rows_of_rare_and_of_frequent_values(values_of_rows, v
     assert has_N.tolist() == [bool(row & values) for row in values_of_rows] + [True]
 
 
-def test_refresh_reads_committed_changes(book, reader):
+def test_refresh_reads_committed_changes(campaign_store, reader):
     empty = eligibility.load(reader)
     assert empty.eligible(REQUEST, BANNER, NOON_US)[0].shape == (0,)
-    book.put_campaign(make_campaign())
-    book.put_ad(make_ad())
-    book.put_ad(make_ad("a2"))
+    campaign_store.put_campaign(make_campaign())
+    campaign_store.put_ad(make_ad())
+    campaign_store.put_ad(make_ad("a2"))
     first = eligibility.refresh(empty, reader)
     assert first.live_A.tolist() == [True, True]
     assert eligibility.refresh(first, reader) is first
 
-    book.set_ad_status("a1", "paused")
+    campaign_store.set_ad_status("a1", "paused")
     second = eligibility.refresh(first, reader)
     assert second.live_A.tolist() == second.eligible(REQUEST, BANNER, NOON_US)[0].tolist() == [False, True]
     assert second.ads[0].status == "paused"
     assert second.columns is first.columns and first.live_A.all()  # a snapshot in use does not change
 
-    book.set_campaign_status("c1", "paused")
+    campaign_store.set_campaign_status("c1", "paused")
     assert not eligibility.refresh(second, reader).live_A.any()
-    book.set_campaign_status("c1", "active")
-    book.put_ad(make_ad("a0", sizes=((728, 90),)))
-    book.put_ad(make_ad("a2", sizes=((728, 90),)))
+    campaign_store.set_campaign_status("c1", "active")
+    campaign_store.put_ad(make_ad("a0", sizes=((728, 90),)))
+    campaign_store.put_ad(make_ad("a2", sizes=((728, 90),)))
     third = eligibility.refresh(second, reader)
     assert third.row_of_ad == {"a1": 0, "a2": 1, "a0": 2}
     assert third.eligible(REQUEST, BANNER, NOON_US)[0].tolist() == [False, False, False]
@@ -246,7 +246,7 @@ def test_refresh_reads_committed_changes(book, reader):
     assert (fresh.ads, fresh.campaigns, fresh.version) == (third.ads, third.campaigns, third.version)
 
 
-def large_catalogue(book, count):
+def large_catalogue(campaign_store, count):
     targeted = [frozenset(), frozenset({"USA"}), frozenset({"DEU", "FRA"})]
     campaigns = [
         make_campaign(f"c{n}", targeting=Targeting(countries=targeted[n % 3], hours=frozenset(range(20))))
@@ -261,7 +261,7 @@ def large_catalogue(book, count):
         )
         for n in range(count)
     ]
-    book.add(campaigns, ads)
+    campaign_store.add(campaigns, ads)
 
 
 def cost_of(function):
@@ -280,7 +280,7 @@ def cost_of(function):
         tracemalloc.stop()
 
 
-def test_eligibility_calls_no_function_for_each_ad(book, reader):
+def test_eligibility_calls_no_function_for_each_ad(campaign_store, reader):
     """The number of calls is that of a catalogue a tenth as large; memory is a few bytes an ad."""
     request = dataclasses.replace(
         REQUEST,
@@ -288,9 +288,9 @@ def test_eligibility_calls_no_function_for_each_ad(book, reader):
         blocked_categories=frozenset({"IAB7", "IAB25", "IAB26"}),
         blocked_domains=frozenset(f"bad{n}.test" for n in range(100)),
     )
-    large_catalogue(book, 400)
+    large_catalogue(campaign_store, 400)
     small = eligibility.load(reader)
-    large_catalogue(book, 4_000)
+    large_catalogue(campaign_store, 4_000)
     large = eligibility.refresh(small, reader)
     assert len(large.ads) == 10 * len(small.ads) and 0 < large.eligible(request, BANNER, NOON_US)[0].sum() < 4_000
     small_calls, _ = cost_of(lambda: small.eligible(request, BANNER, NOON_US))
@@ -299,10 +299,10 @@ def test_eligibility_calls_no_function_for_each_ad(book, reader):
     assert peak_bytes < 8 * 4_000
 
 
-def test_catalogue_is_loaded_with_a_fixed_number_of_statements(book, reader):
+def test_catalogue_is_loaded_with_a_fixed_number_of_statements(campaign_store, reader):
     counts = []
     for count in (10, 300):
-        large_catalogue(book, count)
+        large_catalogue(campaign_store, count)
         statements = []
         reader.set_trace_callback(statements.append)
         eligibility.load(reader)

@@ -15,7 +15,7 @@ def table(*rows):
     return tables.complete("ads", frame)
 
 
-def test_empty_cells_get_the_defaults(book):
+def test_empty_cells_get_the_defaults(campaign_store):
     frame = table(
         {"ad_id": "a 1", "title": "Tea", "advertiser_id": "leaf", "brand": "x", "price_nanos": 5, "currency": "EUR"},
         {"ad_id": "a2", "title": "Rum", "advertiser_id": None, "brand": "A/B", "price_nanos": 5, "currency": "EUR"},
@@ -23,20 +23,20 @@ def test_empty_cells_get_the_defaults(book):
         {"ad_id": "a4", "title": "Ice", "advertiser_id": None, "brand": None, "price_nanos": 5, "currency": "EUR"},
     )
     campaigns, ads = importer.read(frame, ImportDefaults(bid_nanos=7, zone="Europe/Berlin"))
-    added = book.add(campaigns, ads)
+    added = campaign_store.add(campaigns, ads)
     assert (added.campaigns, added.ads, added.refused) == (3, 4, ())
     assert [campaign.campaign_id for campaign in campaigns] == ["leaf", "A-B", "unknown"]
-    leaf = book.campaign("leaf")
+    leaf = campaign_store.campaign("leaf")
     assert (leaf.bid_type, leaf.bid_nanos, leaf.currency, leaf.zone) == ("cpm", 7, "USD", "Europe/Berlin")
-    tea = book.ad("a 1")
+    tea = campaign_store.ad("a 1")
     assert (tea.object_id, tea.campaign_id, tea.sizes, tea.status) == ("a 1", "leaf", (), "active")
     assert (tea.price_nanos, tea.price_currency) == (5, "EUR")
-    assert book.ad("a3").price_nanos == 0, "an invalid price is dropped and the ad is kept"
+    assert campaign_store.ad("a3").price_nanos == 0, "an invalid price is dropped and the ad is kept"
     assert (tea.landing_url, tea.adomain) == ("https://example.com/ads/a%201", "example.com")
-    assert book.add(*importer.read(frame, ImportDefaults())).known_ads == 4
+    assert campaign_store.add(*importer.read(frame, ImportDefaults())).known_ads == 4
 
 
-def test_ads_with_equal_terms_share_a_campaign(book, reader):
+def test_ads_with_equal_terms_share_a_campaign(campaign_store, reader):
     day = datetime(2026, 3, 1, tzinfo=UTC)
     usual = {"advertiser_id": "leaf", "currency": "EUR", "bid_type": "cpc", "creative_sizes": ["300x250", "728 X 90"]}
     frame = table(
@@ -48,12 +48,12 @@ def test_ads_with_equal_terms_share_a_campaign(book, reader):
     )
     campaigns, ads = importer.read(frame, ImportDefaults())
     assert campaigns == importer.read(frame, ImportDefaults())[0]
-    added = book.add(campaigns, ads)
+    added = campaign_store.add(campaigns, ads)
     assert (added.campaigns, added.ads, [ad_id for ad_id, _ in added.refused]) == (2, 3, ["a4"])
-    first = book.campaign(book.ad("a1").campaign_id)
-    assert first.campaign_id == book.ad("a2").campaign_id != book.ad("a3").campaign_id
+    first = campaign_store.campaign(campaign_store.ad("a1").campaign_id)
+    assert first.campaign_id == campaign_store.ad("a2").campaign_id != campaign_store.ad("a3").campaign_id
     assert (first.bid_type, first.bid_nanos, first.currency, first.daily_nanos) == ("cpc", 5, "EUR", 9)
     assert first.starts_at_us == 1_772_323_200_000_000
-    assert book.ad("a1").sizes == ((300, 250), (728, 90))
-    assert book.ad("a3").status == "paused"  # its budget is 0
+    assert campaign_store.ad("a1").sizes == ((300, 250), (728, 90))
+    assert campaign_store.ad("a3").status == "paused"  # its budget is 0
     assert len(eligibility.load(reader).ads) == 3

@@ -1,7 +1,7 @@
-"""Every endpoint with every key and with IDs of another account: access is refused where it should be.
+"""Every endpoint with every kind of key and with IDs of another account: the API refuses access to foreign items.
 
-The calls are generated from the API's own description (OpenAPI): a new endpoint is covered at once, with a body that
-its schema allows. `test_generated_calls_are_valid` fails for a parameter of an unknown name.
+The calls are generated from the OpenAPI description, so they cover a new endpoint at once, with a valid body.
+`test_generated_calls_are_valid` fails for a parameter of an unknown name.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from leadre.serve.manage.api import manage_app
 from leadre.serve.manage.auth import ApiKeys
 
 from ..conftest import make_ad, make_campaign
-from .test_api import AD, CAMPAIGN, Around
+from .test_api import AD, CAMPAIGN, FakeBackend
 
 HOLDERS = {"operator": "", "acme": "acme", "bolt": "bolt", "revoked": ""}
 ACCOUNTS = ("acme", "bolt", "none")
 SPAN = {"since": "2026-03-01T00:00:00Z", "until": "2026-03-02T00:00:00Z"}
-ANYBODYS = ("object_id",)
-DATES = ("starts_at", "ends_at")  # left out: they have to be in order
+SHARED_IDS = ("object_id",)
+DATES = ("starts_at", "ends_at")  # left out: the end must be after the start
 OPEN = ("/health",)
-UNDESCRIBED = ("/openapi.json",)
+UNDOCUMENTED = ("/openapi.json",)
 PAGES = {route.path for route in status.router.routes}  # for people, with sessions: test_status.py
 NO_SESSION = ("/status/login", "/status/assets/{name}")
 
 
-class Place:
-    """An API over a book with two accounts, which have a campaign and an ad each; use it in a ``with``."""
+class TwoAccountApi:
+    """An API on a campaign store with two accounts, each with a campaign and an ad. Use it in a ``with``."""
 
     def __init__(self, folder):
         self.records = ManageDatabase(folder / "manage.db")
-        self.around = Around()
-        book = CampaignStore(self.records)
+        self.fake = FakeBackend()
+        campaign_store = CampaignStore(self.records)
         keys = ApiKeys(self.records)
         for account in ("acme", "bolt"):
-            book.put_campaign(make_campaign(f"c-{account}", advertiser_id=account, name=f"{account}'s plan"))
-            book.put_ad(make_ad(f"a-{account}", campaign_id=f"c-{account}", advertiser_id=account))
+            campaign_store.put_campaign(make_campaign(f"c-{account}", advertiser_id=account, name=f"{account}'s plan"))
+            campaign_store.put_ad(make_ad(f"a-{account}", campaign_id=f"c-{account}", advertiser_id=account))
         created = {name: keys.create(name, 1, account) for name, account in HOLDERS.items()}
         keys.revoke(created["revoked"][0].key_id, 2)
         self.key_id = {name: about.key_id for name, (about, _) in created.items()}
@@ -58,27 +58,27 @@ class Place:
             "basic": {"Authorization": f"Basic {shown['operator']}"},
             "another's secret": {"Authorization": f"Bearer {self.key_id['operator']}.{shown['acme'].split('.')[1]}"},
         }
-        self.api = TestClient(manage_app(self.records, self.around.outside()))
+        self.client = TestClient(manage_app(self.records, self.fake.backend()))
 
     def __enter__(self):
-        self.api.__enter__()
+        self.client.__enter__()
         return self
 
     def __exit__(self, *error):
-        self.api.__exit__(*error)
+        self.client.__exit__(*error)
         self.records.close()
 
-    def ask(self, call, holder):
+    def send(self, call, holder):
         sent = {} if call.body is None else {"json": call.body}
         headers = self.headers[holder]
-        return self.api.request(call.method, call.path, params=call.query, headers=headers, **sent)
+        return self.client.request(call.method, call.path, params=call.query, headers=headers, **sent)
 
-    def rows(self, account=""):
-        """All rows, or the rows of an account and of the operator."""
+    def rows(self, other_than=""):
+        """All rows; or the rows that do not belong to an account."""
         tables = {"campaigns": "advertiser_id", "ads": "advertiser_id", "keys": "advertiser_id", "origins": ""}
         return [
             self.records.connection.execute(
-                f"SELECT * FROM {table}" + (f" WHERE {owner} != 'acme'" if account and owner else "")
+                f"SELECT * FROM {table}" + (f" WHERE {owner} != '{other_than}'" if other_than and owner else "")
             ).fetchall()
             for table, owner in tables.items()
         ]
@@ -97,7 +97,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Operation:
-    """A method of a path as it is described."""
+    """A method of a path, from the OpenAPI description."""
 
     method: str
     path: str
@@ -117,7 +117,7 @@ class Operation:
         """ "location.name" of each ID that belongs to an account."""
         described = [(parameter["in"], parameter["name"]) for parameter in self.about.get("parameters", ())]
         described += [("body", name) for name in self.body_properties()]
-        return [f"{where}.{name}" for where, name in described if name.endswith("_id") and name not in ANYBODYS]
+        return [f"{where}.{name}" for where, name in described if name.endswith("_id") and name not in SHARED_IDS]
 
     def body_properties(self):
         content = self.about.get("requestBody", {}).get("content", {})
@@ -125,19 +125,19 @@ class Operation:
         return {} if schema is None else self.resolved(schema).get("properties", {})
 
     def resolved(self, schema):
-        """Without a reference, and of alternatives the first that is not null."""
+        """The schema after references; of alternatives, the first that is not null."""
         if "$ref" in schema:
             return self.resolved(self.schemas[schema["$ref"].rsplit("/", 1)[1]])
         kinds = [kind for kind in schema.get("anyOf", ()) if kind.get("type") != "null"]
         return self.resolved(kinds[0]) if kinds else schema
 
     def calls(self, key_ids, accounts) -> Iterator[Call]:
-        """Every action of the path, with parameter ID parameter account's; an account "" leaves an optional ID out."""
+        """Calls for every action of the path and every combination of accounts for its IDs."""
         parameters = self.about.get("parameters", ())
         enums = {
             parameter["name"]: parameter["schema"]["enum"]
             for parameter in parameters
-            if parameter["in"] == "path" and _enum(parameter)
+            if parameter["in"] == "path" and "enum" in parameter["schema"]
         }
         for owners in itertools.product(accounts, repeat=len(self.ids)):
             owner_of = dict(zip(self.ids, owners, strict=True))
@@ -172,7 +172,7 @@ class Operation:
             known = {"advertiser_id": owner, "campaign_id": f"c-{owner}", "ad_id": f"a-{owner}"}
             known |= {"key_id": key_ids.get(owner, "none")}
             known["user_id"] = "k-user"
-            return known[name]  # KeyError: say here what a new kind of ID looks like
+            return known[name]  # KeyError: add an example of the new kind of ID above
         schema = schema | self.resolved(schema)
         if name in SPAN:
             return SPAN[name]
@@ -185,13 +185,9 @@ class Operation:
         return schema["enum"][0] if "enum" in schema else None
 
 
-def _enum(parameter):
-    return "enum" in parameter["schema"]
-
-
-def operations(api, headers):
-    """All that is described."""
-    described = api.get("/openapi.json", headers=headers).json()
+def operations(client, headers):
+    """All operations of the OpenAPI description."""
+    described = client.get("/openapi.json", headers=headers).json()
     schemas = described["components"]["schemas"]
     return [
         Operation(method.upper(), path, about, schemas)
@@ -201,69 +197,69 @@ def operations(api, headers):
 
 
 @pytest.fixture
-def place(tmp_path):
-    with Place(tmp_path) as created:
+def api(tmp_path):
+    with TwoAccountApi(tmp_path) as created:
         yield created
 
 
 @pytest.fixture
-def places(tmp_path):
-    """A new one for each operation, as calls change things."""
+def new_api(tmp_path):
+    """Makes a new API for each operation, as calls change its rows."""
     numbers = itertools.count()
-    return lambda: Place(tmp_path / str(next(numbers)))
+    return lambda: TwoAccountApi(tmp_path / str(next(numbers)))
 
 
-def test_every_route_is_described_and_requires_a_key(place):
-    described = operations(place.api, place.headers["acme"])
-    routes = place.api.app.routes
+def test_every_route_is_described_and_requires_a_key(api):
+    described = operations(api.client, api.headers["acme"])
+    routes = api.client.app.routes
     assert all(isinstance(route, APIRoute) for route in routes), "a route that the sweep cannot read"
-    assert {route.path for route in routes} == {operation.path for operation in described} | set(UNDESCRIBED) | PAGES
+    assert {route.path for route in routes} == {operation.path for operation in described} | set(UNDOCUMENTED) | PAGES
     for operation in described:
         assert bool(operation.about.get("security")) != (operation.path in OPEN), operation.name
         assert operation.about["summary"] and operation.about["description"], operation.name
         assert operation.path in OPEN or "401" in operation.about["responses"], operation.name
 
 
-def test_generated_calls_are_valid(places, place):
-    """An operator's call of every operation for an account is let in: so no other is refused for a mistake in it."""
-    described = operations(place.api, place.headers["operator"])
+def test_generated_calls_are_valid(new_api, api):
+    """Each call succeeds with the operator's key, so no other call is refused for an invalid value."""
+    described = operations(api.client, api.headers["operator"])
     assert len(described) >= 20
     for operation in described:
-        for number, _ in enumerate(operation.calls(place.key_id, ("acme",))):
-            with places() as fresh:
+        for number, _ in enumerate(operation.calls(api.key_id, ("acme",))):
+            with new_api() as fresh:
                 call = list(operation.calls(fresh.key_id, ("acme",)))[number]
-                answer = fresh.ask(call, "operator")
+                answer = fresh.send(call, "operator")
             assert answer.status_code in (200, 201), (call, answer.text)
 
 
 @pytest.mark.parametrize("holder", ["nobody", "wrong", "basic", "revoked", "another's secret"])
-def test_calls_without_a_key_in_force_are_refused(place, holder):
-    before = place.rows()
-    calls = [Call("GET", path, {}, None) for path in UNDESCRIBED]
-    for operation in operations(place.api, place.headers["operator"]):
+def test_calls_without_a_key_in_force_are_refused(api, holder):
+    before = api.rows()
+    calls = [Call("GET", path, {}, None) for path in UNDOCUMENTED]
+    for operation in operations(api.client, api.headers["operator"]):
         if operation.path not in OPEN:
-            calls += operation.calls(place.key_id, ("bolt",))
+            calls += operation.calls(api.key_id, ("bolt",))
     for call in calls:
-        answer = place.ask(call, holder)
+        answer = api.send(call, holder)
         assert (answer.status_code, answer.headers.get("WWW-Authenticate")) == (401, "Bearer"), call
-        assert not [word for word in place.secrets if word in answer.text], call
-    assert place.rows() == before and place.around.calls == []
+        assert not [word for word in api.secrets if word in answer.text], call
+    assert api.rows() == before and api.fake.calls == []
 
 
-def test_account_neither_reads_nor_changes_another(places, place):
+def test_account_neither_reads_nor_changes_another(new_api, api):
     """Each ID of each call is its own, another account's or unknown; another account's ID is refused as unknown."""
     swept = 0
-    for operation in operations(place.api, place.headers["operator"]):
+    for operation in operations(api.client, api.headers["operator"]):
         if operation.path in OPEN:
             continue
-        with places() as here:
-            before = here.rows("bolt")
-            for call in operation.calls(here.key_id, ACCOUNTS):
-                answer = here.ask(call, "acme")
+        with new_api() as fresh:
+            before = fresh.rows(other_than="acme")
+            for call in operation.calls(fresh.key_id, ACCOUNTS):
+                answer = fresh.send(call, "acme")
                 swept += 1
-                assert not [word for word in here.secrets if word in answer.text], (call, answer.text)
-                assert here.rows("bolt") == before, call
-                assert not here.around.calls or here.around.calls == _own_spend(here.around.calls), call
+                assert not [word for word in fresh.secrets if word in answer.text], (call, answer.text)
+                assert fresh.rows(other_than="acme") == before, call
+                assert not fresh.fake.calls or fresh.fake.calls == _own_spend(fresh.fake.calls), call
                 owners = set(call.owners.values())
                 if operation.is_operators:
                     assert answer.status_code == 403, call
@@ -271,40 +267,40 @@ def test_account_neither_reads_nor_changes_another(places, place):
                     assert answer.status_code == 404, (call, answer.text)
                 elif "bolt" in owners:
                     assert answer.json() == {"items": [], "next": None}, call
-                if owners == {"bolt"} and call.method != "GET":  # what does not exist gives the very same answer
+                if owners == {"bolt"} and call.method != "GET":  # an unknown ID gets the very same response
                     absent = dict.fromkeys(call.owners, "none")
-                    twin = next(call for call in operation.calls(here.key_id, ACCOUNTS) if call.owners == absent)
-                    assert here.ask(twin, "acme").content == answer.content, call
+                    twin = next(call for call in operation.calls(fresh.key_id, ACCOUNTS) if call.owners == absent)
+                    assert fresh.send(twin, "acme").content == answer.content, call
     assert swept > 70
 
 
-def test_bearer_key_does_not_open_the_status_page(place):
-    before = place.rows()
-    for route, holder in itertools.product(place.api.app.routes, place.headers):
+def test_bearer_key_does_not_open_the_status_page(api):
+    before = api.rows()
+    for route, holder in itertools.product(api.client.app.routes, api.headers):
         if route.path in PAGES and route.path not in NO_SESSION:
             for method in route.methods:
-                answer = place.api.request(
-                    method, route.path, content="action=pause&id=a-bolt", headers=place.headers[holder]
+                answer = api.client.request(
+                    method, route.path, content="action=pause&id=a-bolt", headers=api.headers[holder]
                 )
                 assert answer.status_code == 401, (method, route.path, holder)
-                assert not [word for word in place.secrets if word in answer.text], (method, route.path, holder)
-    assert place.rows() == before and place.around.calls == []
+                assert not [word for word in api.secrets if word in answer.text], (method, route.path, holder)
+    assert api.rows() == before and api.fake.calls == []
 
 
-def test_account_lists_its_own_items_without_filters(place):
-    for operation in operations(place.api, place.headers["operator"]):
+def test_account_lists_its_own_items_without_filters(api):
+    for operation in operations(api.client, api.headers["operator"]):
         if operation.method == "GET" and "{" not in operation.path and not operation.is_operators:
-            answer = place.api.get(operation.path, params=SPAN, headers=place.headers["acme"])
+            answer = api.client.get(operation.path, params=SPAN, headers=api.headers["acme"])
             assert answer.status_code == 200, operation.name
-            assert not [word for word in place.secrets if word in answer.text], operation.name
+            assert not [word for word in api.secrets if word in answer.text], operation.name
             assert operation.path in OPEN or "acme" in answer.text, operation.name
 
 
-def test_account_cannot_choose_the_id_of_a_new_item(place):
-    before = place.rows()
+def test_account_cannot_choose_the_id_of_a_new_item(api):
+    before = api.rows()
     for path, body in (("/ads/new", AD | {"campaign_id": "c-acme"}), ("/campaigns/new", CAMPAIGN)):
-        assert place.api.put(path, json=body, headers=place.headers["acme"]).status_code == 404
-    assert place.rows() == before
+        assert api.client.put(path, json=body, headers=api.headers["acme"]).status_code == 404
+    assert api.rows() == before
 
 
 def _in_path(call):

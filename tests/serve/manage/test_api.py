@@ -1,3 +1,5 @@
+"""The management API on a campaign store with two accounts: campaigns, ads, reports, keys, origins, users, import."""
+
 from __future__ import annotations
 
 import json
@@ -18,14 +20,14 @@ CAMPAIGN = {"name": "Autumn", "bid_type": "cpm", "bid_nanos": 2_000_000}
 AD = {"title": "Shoes", "landing_url": "https://acme.test/shoes"}
 
 
-class Around:
-    """The stores and the ledger around the API: what they were asked, and plain answers."""
+class FakeBackend:
+    """A backend that records the calls of the API in ``calls`` and returns fixed values."""
 
     def __init__(self):
         self.calls = []
         self.clock = ManualClock(wall_us=1_772_366_400_000_000)
 
-    def outside(self):
+    def backend(self):
         frame = tables.complete("ads", pl.DataFrame({"ad_id": ["t1", "t2"], "title": ["Tea", ""]}))
         return Backend(
             clock=self.clock,
@@ -47,20 +49,20 @@ class Around:
 
 
 @pytest.fixture
-def around():
-    return Around()
+def fake():
+    return FakeBackend()
 
 
 @pytest.fixture
-def api(desk, around):
-    with TestClient(manage_app(desk, around.outside()), raise_server_exceptions=True) as client:
+def api(manage_database, fake):
+    with TestClient(manage_app(manage_database, fake.backend()), raise_server_exceptions=True) as client:
         yield client
 
 
 @pytest.fixture
-def held(desk):
-    """Name -> headers."""
-    keys = ApiKeys(desk)
+def headers(manage_database):
+    """Headers with the key of the operator and of the account acme, by name."""
+    keys = ApiKeys(manage_database)
     return {
         name: {"Authorization": f"Bearer {keys.create(name, 1, account)[1]}"}
         for name, account in (("operator", ""), ("acme", "acme"))
@@ -68,15 +70,15 @@ def held(desk):
 
 
 @pytest.fixture
-def market(book, campaign, ad):
+def market(campaign_store, campaign, ad):
     for account, plan in (("acme", "Acme's plan"), ("bolt", "Bolt's plan")):
-        book.put_campaign(campaign(f"c-{account}", advertiser_id=account, name=plan))
-        book.put_ad(ad(f"a-{account}", campaign_id=f"c-{account}", advertiser_id=account))
-    return book
+        campaign_store.put_campaign(campaign(f"c-{account}", advertiser_id=account, name=plan))
+        campaign_store.put_ad(ad(f"a-{account}", campaign_id=f"c-{account}", advertiser_id=account))
+    return campaign_store
 
 
-def test_a_campaign_and_its_ad_by_an_account(api, held, around, market, reader):
-    acme = held["acme"]
+def test_account_creates_pauses_and_ends_a_campaign_and_its_ad(api, headers, fake, market, reader):
+    acme = headers["acme"]
     form = CAMPAIGN | {
         "starts_at": "2026-03-01T01:30:00.5+01:00",
         "targeting": {"countries": ["FRA", "DEU"], "hours": [9]},
@@ -108,22 +110,22 @@ def test_a_campaign_and_its_ad_by_an_account(api, held, around, market, reader):
     assert api.post(f"/campaigns/{name}/delete", headers=acme).status_code == 422
 
 
-def test_a_put_repeated_changes_nothing(api, held, desk):
-    operator = held["operator"]
+def test_repeated_put_changes_nothing(api, headers, manage_database):
+    operator = headers["operator"]
     form = CAMPAIGN | {"advertiser_id": "acme"}
     assert [api.put("/campaigns/c 1", json=form, headers=operator).status_code for _ in range(2)] == [201, 200]
-    before = desk.connection.execute("SELECT number FROM version").fetchone()
+    before = manage_database.connection.execute("SELECT number FROM version").fetchone()
     shown = api.put("/campaigns/c 1", json=form, headers=operator).json()
-    assert desk.connection.execute("SELECT number FROM version").fetchone() == before
+    assert manage_database.connection.execute("SELECT number FROM version").fetchone() == before
     assert shown["campaign_id"] == "c 1"
     ad = AD | {"campaign_id": "c 1"}
     assert [api.put("/ads/%C3%A4%3F1", json=ad, headers=operator).status_code for _ in range(2)] == [201, 200]
     assert api.get("/ads/%C3%A4%3F1", headers=operator).json()["ad_id"] == "ä?1"
-    # what the account sent back as it was shown is what it was
+    # an account puts a campaign in the form in which the API returned it
     form = {field: value for field, value in shown.items() if field != "campaign_id"}
-    assert api.put("/campaigns/c 1", json=form, headers=held["acme"]).json() == shown
+    assert api.put("/campaigns/c 1", json=form, headers=headers["acme"]).json() == shown
     assert api.put("/campaigns/c 1", json=form | {"currency": "EUR"}, headers=operator).status_code == 409
-    assert api.put("/campaigns/c2", json=CAMPAIGN, headers=operator).status_code == 422  # for whom?
+    assert api.put("/campaigns/c2", json=CAMPAIGN, headers=operator).status_code == 422  # the account is missing
 
 
 @pytest.mark.parametrize(
@@ -147,70 +149,70 @@ def test_a_put_repeated_changes_nothing(api, held, desk):
         ({"targeting": {"hours": [24]}}, "body.targeting.hours.0"),
     ],
 )
-def test_a_bad_field_is_named(api, held, market, change, message):
+def test_error_names_the_invalid_field(api, headers, market, change, message):
     body = json.dumps(CAMPAIGN | change)  # as text: httpx refuses to write NaN
-    headers = held["acme"] | {"Content-Type": "application/json"}
-    answer = api.post("/campaigns", content=body, headers=headers)
+    json_headers = headers["acme"] | {"Content-Type": "application/json"}
+    answer = api.post("/campaigns", content=body, headers=json_headers)
     assert answer.status_code == 422
     assert message in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("body", [b"{", b"", b"[]", b"\xff", b"[" * 100_000, b'{"a":' + b"9" * 5_000 + b"}"])
-def test_a_bad_body_is_refused(api, held, body):
-    headers = held["acme"] | {"Content-Type": "application/json"}
-    assert api.post("/campaigns", content=body, headers=headers).status_code in (400, 422)
+def test_invalid_body_is_refused(api, headers, body):
+    json_headers = headers["acme"] | {"Content-Type": "application/json"}
+    assert api.post("/campaigns", content=body, headers=json_headers).status_code in (400, 422)
 
 
-def test_bodies_are_bounded(api, held):
-    headers = held["operator"] | {"Content-Type": "application/json"}
-    assert api.post("/campaigns", content=b" " * (BODY_BYTES + 1), headers=headers).status_code == 413
+def test_body_above_the_limit_is_refused(api, headers):
+    json_headers = headers["operator"] | {"Content-Type": "application/json"}
+    assert api.post("/campaigns", content=b" " * (BODY_BYTES + 1), headers=json_headers).status_code == 413
     pieces = (b" " * 65_536 for _ in range(BODY_BYTES // 65_536 + 1))  # no Content-Length
-    assert api.post("/campaigns", content=pieces, headers=headers).status_code == 413
+    assert api.post("/campaigns", content=pieces, headers=json_headers).status_code == 413
 
 
-def test_pages(api, held, book, campaign):
+def test_lists_are_paged_and_filtered_by_account(api, headers, campaign_store, campaign):
     for number in range(5):
-        book.put_campaign(campaign(f"c{number}", advertiser_id="acme" if number % 2 else "bolt"))
+        campaign_store.put_campaign(campaign(f"c{number}", advertiser_id="acme" if number % 2 else "bolt"))
     seen = []
     after = ""
     while after is not None:
-        page = api.get("/campaigns", params={"limit": 2, "after": after}, headers=held["operator"]).json()
+        page = api.get("/campaigns", params={"limit": 2, "after": after}, headers=headers["operator"]).json()
         seen += [item["campaign_id"] for item in page["items"]]
         after = page["next"]
     assert seen == ["c0", "c1", "c2", "c3", "c4"]
-    page = api.get("/campaigns", headers=held["acme"]).json()
+    page = api.get("/campaigns", headers=headers["acme"]).json()
     assert ([item["campaign_id"] for item in page["items"]], page["next"]) == (["c1", "c3"], None)
     for limit in (0, 1001):
-        assert api.get("/campaigns", params={"limit": limit}, headers=held["acme"]).status_code == 422
+        assert api.get("/campaigns", params={"limit": limit}, headers=headers["acme"]).status_code == 422
 
 
-def test_reports_ask_the_ledger_for_campaigns_that_the_key_may_see(api, held, around, market):
+def test_report_covers_the_campaigns_of_the_account(api, headers, fake, market):
     span = {"since": "2026-03-01T00:00:00Z", "until": "2026-03-02T00:00:00Z"}
-    rows = api.get("/reports/campaigns", params=span, headers=held["acme"]).json()["items"]
+    rows = api.get("/reports/campaigns", params=span, headers=headers["acme"]).json()["items"]
     assert [(row["campaign_id"], row["charged_nanos"]) for row in rows] == [("c-acme", 6_000_000)]
-    assert around.calls == [("spend", "c-acme", 1_772_323_200_000_000, 1_772_409_600_000_000)]
-    page = api.get("/reports/campaigns", params=span | {"limit": 1}, headers=held["operator"]).json()
+    assert fake.calls == [("spend", "c-acme", 1_772_323_200_000_000, 1_772_409_600_000_000)]
+    page = api.get("/reports/campaigns", params=span | {"limit": 1}, headers=headers["operator"]).json()
     assert [row["campaign_id"] for row in page["items"]] == [page["next"]] == ["c-acme"]
-    assert api.get("/reports/campaigns", params=span | {"since": "2026"}, headers=held["acme"]).status_code == 422
+    assert api.get("/reports/campaigns", params=span | {"since": "2026"}, headers=headers["acme"]).status_code == 422
 
 
-def test_keys_are_shown_once_and_revoked(api, held):
-    created = api.post("/keys", json={"name": "Bob", "advertiser_id": "bolt"}, headers=held["operator"])
+def test_keys_are_shown_once_and_revoked(api, headers):
+    created = api.post("/keys", json={"name": "Bob", "advertiser_id": "bolt"}, headers=headers["operator"])
     assert (created.status_code, created.headers["Cache-Control"]) == (201, "no-store")
     bob = {"Authorization": f"Bearer {created.json()['key']}"}
     key_id = created.json()["about"]["key_id"]
     assert created.json()["about"]["scope"] == "advertiser"
     assert api.get("/campaigns", headers=bob).status_code == 200
-    listed = api.get("/keys", headers=held["operator"])
+    listed = api.get("/keys", headers=headers["operator"])
     assert created.json()["key"].split(".")[1] not in listed.text
     assert created.json()["about"] in listed.json()
-    assert api.delete(f"/keys/{key_id}", headers=held["operator"]).json()["revoked_at"] == "2026-03-01T12:00:00Z"
+    assert api.delete(f"/keys/{key_id}", headers=headers["operator"]).json()["revoked_at"] == "2026-03-01T12:00:00Z"
     assert api.get("/campaigns", headers=bob).status_code == 401
-    assert api.delete("/keys/nobody", headers=held["operator"]).status_code == 404
+    assert api.delete("/keys/nobody", headers=headers["operator"]).status_code == 404
 
 
-def test_origins_users_and_import(api, held, around):
-    operator = held["operator"]
+def test_origins_users_and_import(api, headers, fake):
+    operator = headers["operator"]
     stored = {"origins": ["https://a.test"]}
     assert (
         api.put("/origins", json={"origins": ["https://A.test", "https://a.test:443"]}, headers=operator).json()
@@ -222,9 +224,9 @@ def test_origins_users_and_import(api, held, around):
     user = {"user_id": "a/b\n"}
     assert api.get("/users", params=user, headers=operator).json() == {"profiles": {"k-user": [1]}}
     assert api.delete("/users", params=user, headers=operator).json() == user | {"removed": {"profiles": 1}}
-    for nobody in ({}, {"user_id": ""}):
-        assert api.delete("/users", params=nobody, headers=operator).status_code == 422
-    assert around.calls == [("export", "a/b\n"), ("erase", "a/b\n")]
+    for invalid in ({}, {"user_id": ""}):
+        assert api.delete("/users", params=invalid, headers=operator).status_code == 422
+    assert fake.calls == [("export", "a/b\n"), ("erase", "a/b\n")]
 
     done = api.post("/import", json={"bid_nanos": 5}, headers=operator).json()
     assert (done["campaigns"], done["ads"], done["refused_ads"]) == (1, 1, 1)

@@ -1,3 +1,5 @@
+"""API keys: creation, look-up and revocation; the allowed origins of the API."""
+
 from __future__ import annotations
 
 import hashlib
@@ -10,11 +12,11 @@ from leadre.serve.manage.auth import ApiKeys
 
 
 @pytest.fixture
-def keys(desk):
-    return ApiKeys(desk)
+def keys(manage_database):
+    return ApiKeys(manage_database)
 
 
-def test_a_key_opens_until_it_is_revoked(keys):
+def test_key_is_valid_until_revoked(keys):
     created, shown = keys.create("Ann", 5)
     assert created.is_operator and keys.find(shown) == created
     assert keys.revoke(created.key_id, 7).revoked_at_us == 7
@@ -24,13 +26,13 @@ def test_a_key_opens_until_it_is_revoked(keys):
         keys.revoke("nobody", 9)
 
 
-def test_advertisers_key_names_its_account(keys):
+def test_key_of_an_advertiser_has_its_account(keys):
     created, shown = keys.create("Bob", 5, advertiser_id="acme")
     key = keys.find(shown)
     assert key == created and not key.is_operator and key.advertiser_id == "acme"
 
 
-def test_nothing_else_opens(keys):
+def test_malformed_and_foreign_keys_are_invalid(keys):
     created, shown = keys.create("Ann", 5)
     _, other = keys.create("Bob", 6)
     secret = shown.split(".")[1]
@@ -51,10 +53,10 @@ def test_nothing_else_opens(keys):
         created.key_id,
         f"\udcff.{secret}",
     ]
-    assert [stranger for stranger in invalid if keys.find(stranger)] == []
+    assert [key for key in invalid if keys.find(key)] == []
 
 
-def test_the_secret_is_not_in_the_file(keys, manage_db):
+def test_secret_is_stored_as_a_hash_only(keys, manage_db):
     created, shown = keys.create("Ann", 5)
     secret = shown.removeprefix(f"{created.key_id}.")
     assert len(secret) == 43  # 256 bits in base 64
@@ -73,7 +75,7 @@ def test_key_without_a_holder_is_refused(keys):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.test", ""])
-def test_no_opening_to_the_world_without_a_key(keys, host):
+def test_public_host_requires_an_operator_key(keys, host):
     keys.create("Bob", 5, advertiser_id="acme")
     created, _ = keys.create("Ann", 5)
     auth.check_exposure(host, keys)
@@ -83,7 +85,7 @@ def test_no_opening_to_the_world_without_a_key(keys, host):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]", "localhost"])
-def test_this_machine_may_do_without(keys, host):
+def test_loopback_host_requires_no_key(keys, host):
     auth.check_exposure(host, keys)
 
 
@@ -114,27 +116,27 @@ def test_origins_are_stored_as_browsers_send_them(origin, stored):
         "ftp://a.test",
     ],
 )
-def test_no_origin_but_a_plain_one(origin):
+def test_origin_with_path_wildcard_or_other_scheme_is_refused(origin):
     with pytest.raises(InputError, match="origin = "):
         auth.checked_origin(origin)
 
 
 @pytest.mark.parametrize("origin", ["https://a.test:99999", "https://a.test\n", "https://[a", "https://" + "a" * 300])
-def test_no_origin_that_is_broken(origin):
+def test_malformed_origin_is_refused(origin):
     with pytest.raises(InputError, match="origin = "):
         auth.checked_origin(origin)
 
 
-def test_the_list_of_origins_is_replaced_whole(desk, reader):
-    assert auth.put_origins(desk, ["https://b.test", "https://A.test", "https://a.test:443"]) == [
+def test_put_origins_replaces_the_whole_list(manage_database, reader):
+    assert auth.put_origins(manage_database, ["https://b.test", "https://A.test", "https://a.test:443"]) == [
         "https://a.test",
         "https://b.test",
     ]
-    before = desk.connection.execute("SELECT number FROM version").fetchone()
-    auth.put_origins(desk, ["https://b.test", "https://a.test"])
-    assert desk.connection.execute("SELECT number FROM version").fetchone() == before
+    before = manage_database.connection.execute("SELECT number FROM version").fetchone()
+    auth.put_origins(manage_database, ["https://b.test", "https://a.test"])
+    assert manage_database.connection.execute("SELECT number FROM version").fetchone() == before
     with pytest.raises(InputError):
-        auth.put_origins(desk, ["https://c.test", "*"])
+        auth.put_origins(manage_database, ["https://c.test", "*"])
     assert auth.read_origins(reader) == {"https://a.test", "https://b.test"}
-    auth.put_origins(desk, [])
+    auth.put_origins(manage_database, [])
     assert auth.read_origins(reader) == frozenset()

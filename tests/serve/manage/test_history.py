@@ -1,4 +1,4 @@
-"""Figures from counters, worked by hand."""
+"""Rates, fill and quantiles of the metric history, against hand-worked numbers."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ EDGES = (0.01, 0.02, 0.05)
 @pytest.mark.parametrize(
     ("cumulative", "q", "value"),
     [
-        ([4, 4, 4, 4], 0.5, 0.005),  # half of the first bucket
-        ([2, 6, 6, 6], 0.5, 0.0125),  # 1 of the 4 in the second
+        ([4, 4, 4, 4], 0.5, 0.005),  # rank 2 of 4 in the first bucket
+        ([2, 6, 6, 6], 0.5, 0.0125),  # rank 1 of 4 in the second bucket
         ([0, 0, 10, 10], 1.0, 0.05),
-        ([1, 1, 1, 100], 0.99, 0.05),  # beyond the last edge
+        ([1, 1, 1, 100], 0.99, 0.05),  # above the last edge
     ],
 )
-def test_a_quantile_lies_within_its_bucket(cumulative, q, value):
+def test_quantile_interpolates_within_its_bucket(cumulative, q, value):
     assert quantile(EDGES, np.array(cumulative, float), q) == pytest.approx(value)
 
 
-def test_nothing_has_no_quantile():
+def test_quantile_of_empty_histogram_is_nan():
     assert np.isnan(quantile(EDGES, np.zeros(4), 0.5))
 
 
 @pytest.fixture
 def recording():
-    """(recorder, its clock, the totals that it reads)."""
+    """(recorder, its clock, the totals that it samples)."""
     clock = ManualClock(wall_us=100_000_000)
     totals = {}
     return MetricRecorder(clock, lambda: totals), clock, totals
@@ -41,32 +41,32 @@ def bids(count, no_bids=0):
     return {("leadre_answers_total", "outcome", "bid"): count, ("leadre_answers_total", "outcome", "no_bid"): no_bids}
 
 
-def test_rates_and_fill_are_between_two_notes(recording):
+def test_rates_and_fill_are_computed_between_samples(recording):
     recorder, clock, totals = recording
     for seconds, counts in ((10, bids(20, 20)), (5, bids(40, 20))):
         clock.advance(seconds)
         totals |= counts
         recorder.sample()
     clock.advance(5)
-    read = recorder.read()
-    assert read.seconds == 20
-    assert read.increase("answers_total").tolist() == [40, 20, 0, 0]
-    assert read.since(5).increase("answers_total").tolist() == [0, 0, 0, 0]
-    assert read.since(10).increase("answers_total").tolist() == [20, 0, 0, 0]
-    series = views.series(read)
+    metrics = recorder.read()
+    assert metrics.seconds == 20
+    assert metrics.increase("answers_total").tolist() == [40, 20, 0, 0]
+    assert metrics.since(5).increase("answers_total").tolist() == [0, 0, 0, 0]
+    assert metrics.since(10).increase("answers_total").tolist() == [20, 0, 0, 0]
+    series = views.series(metrics)
     assert series["traffic"] == [[110.0, 115.0, 120.0], [4.0, 4.0, 0.0], [2.0, 4.0, 0.0]]
     assert series["fill"][1] == [50.0, 100.0, None]  # no request in the last five seconds
 
 
-def test_notes_are_bounded(recording):
+def test_number_of_samples_is_bounded(recording):
     recorder, _, _ = recording
     for _ in range(2 * MAX_SAMPLES):
         recorder.sample()
     assert len(recorder.read().at_s_T) == MAX_SAMPLES + 1
 
 
-def test_every_column_is_a_metric_that_is_counted():
-    """A column that is named otherwise than its metric would be zero for ever."""
+def test_columns_match_names_of_exported_metrics():
+    """A misspelt column would be zero for ever, without an error."""
     from leadre import telemetry
 
     telemetry.ANSWERS.labels("bid", "shed").inc(3)

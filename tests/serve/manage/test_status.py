@@ -241,8 +241,8 @@ def test_revoked_key_ends_its_session(bidder, browse):
     assert browser.http.get("/").status_code == 401
 
 
-def test_sessions_end_and_are_bounded(desk):
-    keys = ApiKeys(desk)
+def test_sessions_end_and_are_bounded(manage_database):
+    keys = ApiKeys(manage_database)
     _, key = keys.create("Ann", 1)
     open_sessions = Sessions(keys)
     first = open_sessions.start(key, 1)
