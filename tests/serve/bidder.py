@@ -24,46 +24,18 @@ from leadre.store.contract import Store, StoredList
 PATIENCE_S = 60.0  # guards against a hang; a quiet machine needs a second
 
 
-class Bidder:
-    """A bidder over the run ``served`` below ``work``, for a ``with``. ``operator`` is an operator's key."""
+class BidderProcess:
+    """The process group of a bidder: the supervisor, its children and its stderr."""
 
-    def __init__(self, work: Path, state: Path, *flags: str, store: str = "") -> None:
-        self.work = work
-        self.state = state
-        self.flags = flags
-        self.store_spec = store or f"lmdb:{state / 'lists'}"
-        self.port = _free_port()
-        self.manage_port = _free_port()
+    def __init__(self) -> None:
         self._said: list[str] = []
         self._process: subprocess.Popen[str] | None = None
-        database = ManageDatabase(state / "manage.db")
-        self.operator = ApiKeys(database).create("the tests", 1)[1]
-        database.close()
-        self.http = httpx.Client(timeout=30.0, limits=httpx.Limits(max_connections=64))
 
-    def __enter__(self) -> Bidder:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-        self.http.close()
-        print(self.said())  # for pytest, which shows it beside a failure
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        """Start the bidder and wait until all of its processes respond."""
-        command = [sys.executable, "-m", "leadre", "serve", "--work", str(self.work), "--run", "served"]
-        command += ["--state", str(self.state), "--store", self.store_spec, "--exploration", "0"]
-        command += ["--port", str(self.port), "--manage-port", str(self.manage_port), *self.flags]
+    def spawn(self, command: list[str]) -> None:
+        """Start the supervisor, and collect its stderr in a thread."""
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True, errors="replace")
         threading.Thread(target=self._read_stderr, args=(self._process.stderr,), daemon=True).start()
-        until(lambda: self._answers(f"{self.url}/readyz") and "writer" not in self.away(), "ready", self.said)
-        until(lambda: self._answers(f"http://127.0.0.1:{self.manage_port}/health"), "managed", self.said)
 
     def stop(self) -> int:
         """Send SIGTERM and wait; returns the exit status."""
@@ -98,6 +70,58 @@ class Bidder:
         old = self.pids(role)
         self.signal(role, signal.SIGKILL)
         until(lambda: len(self.pids(role)) == len(old) and not set(old) & set(self.pids(role)), f"a new {role}")
+
+    def _read_stderr(self, stderr: IO[str]) -> None:
+        with stderr:
+            self._said.extend(stderr)
+
+    def is_up(self, url: str) -> bool:
+        """Whether a GET succeeds. AssertionError with the lines of stderr if the process has ended."""
+        assert self._process is not None
+        assert self._process.poll() is None, self.said()
+        try:
+            return httpx.get(url, timeout=5.0).is_success
+        except httpx.TransportError:
+            return False
+
+
+class Bidder(BidderProcess):
+    """A bidder over the run ``served`` below ``work``, for a ``with``. ``operator`` is an operator's key."""
+
+    def __init__(self, work: Path, state: Path, *flags: str, store: str = "") -> None:
+        self.work = work
+        self.state = state
+        self.flags = flags
+        self.store_spec = store or f"lmdb:{state / 'lists'}"
+        self.port = _free_port()
+        self.manage_port = _free_port()
+        super().__init__()
+        database = ManageDatabase(state / "manage.db")
+        self.operator = ApiKeys(database).create("the tests", 1)[1]
+        database.close()
+        self.http = httpx.Client(timeout=30.0, limits=httpx.Limits(max_connections=64))
+
+    def __enter__(self) -> Bidder:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.http.close()
+        print(self.said())  # for pytest, which shows it beside a failure
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start the bidder and wait until all of its processes respond."""
+        command = [sys.executable, "-m", "leadre", "serve", "--work", str(self.work), "--run", "served"]
+        command += ["--state", str(self.state), "--store", self.store_spec, "--exploration", "0"]
+        command += ["--port", str(self.port), "--manage-port", str(self.manage_port), *self.flags]
+        self.spawn(command)
+        until(lambda: self.is_up(f"{self.url}/readyz") and "writer" not in self.away(), "ready", self.said)
+        until(lambda: self.is_up(f"http://127.0.0.1:{self.manage_port}/health"), "managed", self.said)
 
     def ask(self, *, route: str = "bid", **fields: Any) -> httpx.Response:
         """A bid request for one banner; ``fields`` replace or extend it."""
@@ -163,18 +187,6 @@ class Bidder:
     def store(self) -> Store:
         """The bidder's store, for the caller to close."""
         return open_store(self.store_spec)
-
-    def _read_stderr(self, stderr: IO[str]) -> None:
-        with stderr:
-            self._said.extend(stderr)
-
-    def _answers(self, url: str) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, self.said()
-        try:
-            return httpx.get(url, timeout=5.0).is_success
-        except httpx.TransportError:
-            return False
 
 
 def bid_request(**fields: Any) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def open_writer_state(paths):
 
 
 class Traffic:
-    """A bidder's writer in a thread, as fast as the disk allows: requests, then a bill and a click of each."""
+    """The writer of a bidder in a thread, as fast as the disk allows. A round is a request, its bill, imp and click."""
 
     def __init__(self, paths):
         self.paths = paths
@@ -77,11 +77,11 @@ class Traffic:
             lease_id = leases.leases[0].lease_id
             request_id = f"r{self.rounds}"
             token = sign(make_token(now_us, 2_000_000, request_id=request_id, user_id="u1", lease_id=lease_id))
-            answered = RequestRecord(request_id=request_id, at_us=now_us, user_id=f"u{self.rounds % 7}")
+            record = RequestRecord(request_id=request_id, at_us=now_us, user_id=f"u{self.rounds % 7}")
             events = [
                 EventRequest(kind=kind, token=token, at_us=now_us, price="1.5") for kind in ("bill", "imp", "click")
             ]
-            writer_state.handle([AppendRequest([answered]), *events], now_us)
+            writer_state.handle([AppendRequest([record]), *events], now_us)
             if self.rounds % 20 == 19:
                 writer_state.maintain(now_us)
                 training.compact(self.paths.events, self.paths.tables, ())
@@ -92,7 +92,7 @@ class Traffic:
 
 @pytest.fixture
 def served(paths, campaign, ad):
-    """A state that has served: a campaign of a budget, a list, a profile, an erased user."""
+    """Paths of a state with a campaign that has a budget, a list, a profile and an erased user."""
     from leadre.serve.catalogue.campaigns import CampaignStore
     from leadre.serve.catalogue.database import ManageDatabase
 
@@ -119,12 +119,12 @@ def test_backups_under_traffic_are_consistent_and_a_bidder_continues_from_one(se
             until = traffic.rounds + 15
             while traffic.rounds < until:
                 time.sleep(0.005)
-    lasts = []
+    last_numbers = []
     for number in range(4):
         paths = paths_in(tmp_path / f"state-{number}")
         backup.restore(tmp_path / f"backup-{number}", paths)
         entries = list(event_log.read(paths.events))
-        lasts.append(entries[-1].number)
+        last_numbers.append(entries[-1].number)
         with Ledger(paths.ledger) as ledger:
             assert ledger.verify() == [] and ledger.log_number <= entries[-1].number
         assert training.position(paths.tables) <= entries[-1].number
@@ -133,9 +133,9 @@ def test_backups_under_traffic_are_consistent_and_a_bidder_continues_from_one(se
         charged = sum(bill.outcome.charge_nanos for bill in bills)
         assert writer_state.ledger.verify() == [] and writer_state.ledger.spent(CAMPAIGN) == charged > 0
         now_us = time.time_ns() // 1000
-        (days,) = writer_state.handle([ReportRequest([CAMPAIGN], now_us - US_PER_DAY, now_us + US_PER_DAY)], now_us)
-        assert sum(day.charged_nanos for day in days.days) == charged
-        assert sum(day.clicks for day in days.days) == sum(bill.outcome.kind == "click" for bill in bills)
+        (reply,) = writer_state.handle([ReportRequest([CAMPAIGN], now_us - US_PER_DAY, now_us + US_PER_DAY)], now_us)
+        assert sum(day.charged_nanos for day in reply.days) == charged
+        assert sum(day.clicks for day in reply.days) == sum(bill.outcome.kind == "click" for bill in bills)
         assert "gone" in writer_state.erased and "u1" not in writer_state.erased
         writer_state.close()
         store = open_store(paths.store)
@@ -143,11 +143,11 @@ def test_backups_under_traffic_are_consistent_and_a_bidder_continues_from_one(se
         store.close()
         with Traffic(paths):
             pass
-        assert next(event_log.read(paths.events, lasts[-1])).number == lasts[-1] + 1
-    assert lasts == sorted(lasts) and lasts[0] < lasts[-1]
+        assert next(event_log.read(paths.events, last_numbers[-1])).number == last_numbers[-1] + 1
+    assert last_numbers == sorted(last_numbers) and last_numbers[0] < last_numbers[-1]
 
 
-def test_a_backup_is_for_its_owner_alone_and_replaces_nothing(served, tmp_path):
+def test_backup_is_readable_by_its_owner_only_and_overwrites_nothing(served, tmp_path):
     artifact = backup.write(served, tmp_path / "backup")
     assert artifact.path.stat().st_mode & 0o077 == 0
     with pytest.raises(InputError, match="is there already; name a new folder"):
@@ -156,7 +156,7 @@ def test_a_backup_is_for_its_owner_alone_and_replaces_nothing(served, tmp_path):
         backup.write(paths_in(tmp_path / "nothing"), tmp_path / "another")
 
 
-def test_books_that_do_not_add_up_are_not_kept_as_a_backup(served, tmp_path):
+def test_backup_of_an_inconsistent_ledger_is_refused(served, tmp_path):
     with Traffic(served):
         pass
     shutil.rmtree(served.events)
@@ -165,7 +165,7 @@ def test_books_that_do_not_add_up_are_not_kept_as_a_backup(served, tmp_path):
     assert not (tmp_path / "backup").exists()
 
 
-def test_a_backup_waits_for_an_erasure(served, tmp_path):
+def test_backup_waits_for_a_running_erasure(served, tmp_path):
     with erased.locked(served.erased):
         thread = threading.Thread(target=backup.write, args=(served, tmp_path / "backup"))
         thread.start()
@@ -175,7 +175,7 @@ def test_a_backup_waits_for_an_erasure(served, tmp_path):
     assert (tmp_path / "backup" / artifact.META).exists()
 
 
-def test_nothing_is_restored_over_a_state_or_from_a_damaged_backup(served, tmp_path):
+def test_restore_refuses_an_existing_state_and_a_damaged_backup(served, tmp_path):
     backup.write(served, tmp_path / "backup")
     with pytest.raises(InputError, match="is not empty; move it away first"):
         backup.restore(tmp_path / "backup", served)
@@ -190,7 +190,7 @@ def test_nothing_is_restored_over_a_state_or_from_a_damaged_backup(served, tmp_p
     assert not (tmp_path / "new").exists()
 
 
-def test_lists_that_lie_elsewhere_are_restored_there(served, tmp_path):
+def test_lists_outside_the_state_folder_are_restored_outside(served, tmp_path):
     apart = StatePaths(folder=served.folder, store=f"lmdb:{tmp_path / 'apart'}")
     shutil.copytree(served.folder / "lists", tmp_path / "apart")
     backup.write(apart, tmp_path / "backup")
@@ -203,7 +203,7 @@ def test_lists_that_lie_elsewhere_are_restored_there(served, tmp_path):
     assert not (backup.write(on_a_server, tmp_path / "without").path / "lists").exists()
 
 
-def test_a_writer_that_ends_leaves_tables_up_to_its_log(served):
+def test_closed_writer_has_compacted_its_whole_log(served):
     with Traffic(served):
         pass
     numbers = [entry.number for entry in event_log.read(served.events)]

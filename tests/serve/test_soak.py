@@ -22,8 +22,8 @@ from .test_promises import holding, recount
 
 pytestmark = pytest.mark.soak
 RATE, TMAX_MS, PRICE_NANOS = 20, 2000, 3_000_000
-GROWTH_MB = 20  # of a process, from a fifth of the time on
-KEPT_MB = 5 / 1024  # a request that can be explained; the writer keeps the last 20,000
+GROWTH_MB = 20  # per process, after the first fifth of the run
+KEPT_MB = 5 / 1024  # per request; the writer keeps the last 20,000, to explain them
 
 
 class Traffic:
@@ -40,7 +40,7 @@ class Traffic:
         self._lock = threading.Lock()
 
     def visit(self, number):
-        """Every second user has a list. An ad is shown and billed, some are clicked."""
+        """One request. Odd ones are of a user with a list. Each bid is shown and billed, every fifth is clicked."""
         user = "listed" if number % 2 else f"user-{self.rng.randrange(5000):04d}"
         start_s = time.monotonic()
         bids = bids_in(self.bidder.ask(user={"id": user}, tmax=TMAX_MS))
@@ -56,7 +56,7 @@ class Traffic:
         """Send an event until the writer takes it, as exchanges and pages do."""
         while (status := self.bidder.http.get(url).status_code) == 503:
             with self._lock:
-                self.counts["again"] += 1
+                self.counts["retries"] += 1
             time.sleep(0.2)
         assert status in (200, 204, 302), (kind, status)
         with self._lock:
@@ -69,12 +69,13 @@ class Traffic:
             self.bidder.manage("POST", f"/ads/{self.ad_id}/{action}")
         return threads.submit(self.bidder.manage, "DELETE", "/users", user_id=self.erased[-1])
 
-    def weigh(self, pids):
+    def sample_memory(self, pids):
+        """Record the resident memory of each process, in MiB."""
         for role, pid in pids:
             pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
             self.sizes_mb[role, pid].append(pages * 4096 / 2**20)
 
-    def grown_mb(self):
+    def growth_mb(self):
         """(role, pid) -> growth of the resident memory from the first to the last quarter, in MiB."""
         quarters = {key: (mb[: len(mb) // 4 or 1], mb[-(len(mb) // 4 or 1) :]) for key, mb in self.sizes_mb.items()}
         return {key: statistics.mean(last) - statistics.mean(first) for key, (first, last) in quarters.items()}
@@ -109,22 +110,22 @@ def test_steady_traffic_leaves_memory_bounded_and_the_ledger_in_order(work, tmp_
             if number % (RATE * 30) == RATE * 15:
                 futures.append(traffic.disturb(threads))
             if number > count // 5 and number % RATE == 0:
-                traffic.weigh(pids)
+                traffic.sample_memory(pids)
             if number == count // 2:
                 artifact = backup.write(StatePaths(folder=state, store=bidder.store_spec), tmp_path / "backup")
         for future in futures:
             future.result()
         counts = traffic.counts
-        grown = traffic.grown_mb()
-        print(f"\n{traffic.summary(time.monotonic() - started_s)}; grown MiB {list(grown.values())}")
+        growth = traffic.growth_mb()
+        print(f"\n{traffic.summary(time.monotonic() - started_s)}; growth in MiB {list(growth.values())}")
         report = bidder.report(campaign_id)
         assert report == recount(state / "events", campaign_id)
         assert (report["impressions"], report["clicks"]) == (counts["imp", ad_id], counts["click", ad_id])
         assert report["charged_nanos"] == counts["bill", ad_id] * PRICE_NANOS <= budget_nanos
         assert [user for user in traffic.erased if holding(state, user)] == []
         assert pids == processes(bidder), "no process died"
-        kept_mb = {"writer": 0.6 * count * KEPT_MB}  # what came from the first to the last quarter of what was weighed
-        assert all(mb < GROWTH_MB + kept_mb.get(role, 0) for (role, _), mb in grown.items()), grown
+        kept_mb = {"writer": 0.6 * count * KEPT_MB}  # requests between the middles of the first and the last quarter
+        assert all(mb < GROWTH_MB + kept_mb.get(role, 0) for (role, _), mb in growth.items()), growth
     restored = StatePaths(folder=tmp_path / "restored", store=f"lmdb:{tmp_path / 'restored' / 'lists'}")
     backup.restore(artifact.path, restored)
     with Ledger(restored.ledger) as ledger:
