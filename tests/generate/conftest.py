@@ -1,4 +1,4 @@
-"""A small synthetic market as logs, and a run whose lists nothing disturbed."""
+"""A small synthetic market as logs, and the lists of an undisturbed run."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def logs():
 
 @pytest.fixture(scope="session")
 def work(tiny_encoder, tiny_llama, tmp_path_factory):
-    """A run with a hardly trained model."""
+    """A run with a model of a few training steps."""
     folder = tmp_path_factory.mktemp("work")
     models = {"data": "", "semid": f" --encoder {tiny_encoder}", "tune": f" --backbone {tiny_llama}"}
     for name, flags in MODEL.items():
@@ -27,6 +27,7 @@ def work(tiny_encoder, tiny_llama, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def undisturbed(work):
-    """The lists of a run that nothing disturbed, as lines."""
+    """The lists of a run without kills or failures, as lines."""
     assert main(argv("generate lists", work, LISTS)) == 0
+    assert not (work / "r" / ".generate-lists").exists(), "a finished run removes its leases"
     return lines_of(f"lmdb:{work / 'r' / 'state' / 'lists'}")
