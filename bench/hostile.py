@@ -1,19 +1,19 @@
-"""Claim: words that were chosen to please the model at most double an ad's exposure.
+"""Claim: text optimised against the model at most doubles an ad's exposure.
 
     python bench/hostile.py [--ads 50] [--evaluations 256] [--requests 24] [--run demo]
 
-An ad that nobody has met yet gets its semantic ID from its text, so text can move it below codes that the model likes.
-Ads of a run (by default the demo's) are listed anew, each under a fresh ID: without history, at the mean rate, in the
-place of the one it copies, and live in every visit of a sample. An advertiser then hill-climbs a suffix to its title.
-It has the encoder and the codebook, and knows what a newcomer is worth at every path of the catalogue from the model's
-own answers to other visits; what it may not do is change brand and category, or look at the visits that count.
+A new ad gets its semantic ID from its text, so text can move it below codes that the model prefers. Each ad of a run
+(by default the demo's) is replaced by a copy under a fresh ID: without history, at the mean rate, live in every visit of a
+sample. An advertiser then hill-climbs a suffix to its title, with the encoder, the codebook and the value of every path
+of the catalogue, estimated from the model's answers to other visits. The advertiser may not change brand and category,
+nor see the visits of the measurement.
 
 Measures of an ad are means over test visits of as many households. ``exposure`` is 1/log2(1 + rank) among all live ads,
-so that an ad which no list holds has one too; ``chance``, the probability that the model writes its ID, tells more
-apart where ranks are low; ``listed`` is how often it is among the best 20. ``*_ratio`` are those of single ads, after
-the climb over before it.
+so that an ad outside all lists has an exposure too; ``chance`` is the probability of its ID, which resolves more at low
+ranks; ``listed`` is the share of visits with the ad among the best 20. ``*_ratio`` are ratios of single ads, after the
+climb over before it.
 
-- ``raw``: the text is embedded as it was written.
+- ``raw``: the text is embedded unchanged.
 - ``clean``: after `leadre.data.text`.
 
 Ends with one line of JSON.
@@ -61,7 +61,7 @@ TRICKS = (
 
 @dataclass(frozen=True)
 class Listing:
-    """What an advertiser writes about an ad, and the object that it stands in for."""
+    """The advertiser's text of a copy, and the object that it replaces."""
 
     title: str
     brand: str
@@ -102,11 +102,12 @@ class Places:
 
 
 class Market:
-    """A run's model, IDs and log."""
+    """Model, IDs and log of a run."""
 
     def __init__(self, folder: Path, seed: int) -> None:
-        kinds = {"data": ("tables", 1), "semid": ("codebook", 1), "tune-sft": ("model", 3)}
-        tables, ids, model = (artifact.read(folder / n, kind=k, version=v) for n, (k, v) in kinds.items())
+        tables = artifact.read(folder / "data", artifact.TABLES)
+        ids = artifact.read(folder / "semid", artifact.CODEBOOK)
+        model = artifact.read(folder / "tune-sft", artifact.MODEL)
         self.engine = batch.load(tables, ids, model, training=False)
         self.codebook = codebooks.load(ids)
         self.logs = self.engine.threads.logs
@@ -143,10 +144,10 @@ class Market:
 
     @torch.inference_mode()
     def place(self, visits: Sequence[Any], paths: Paths, originals: Sequence[int]) -> Places:
-        """What newcomers at these paths get in each visit, one at a time, each in the place of its original."""
+        """Chance and rank of new ads at these paths in each visit, one at a time, each in place of its original."""
         shape = (len(visits), len(paths))
         (apart, of_N) = np.unique(originals, return_inverse=True)
-        found = Places(np.empty(shape), np.empty(shape, np.int64))
+        places = Places(np.empty(shape), np.empty(shape, np.int64))
         for v, thread in enumerate(visits):
             objects = self.engine.threads.moments[int(thread.requests[0])].inventory.objects
             codes_NL = self.live.codes_OL[objects]
@@ -167,41 +168,42 @@ class Market:
             levels = self._levels(search, of_N[order], paths[order])
             for n, *log_p_C in zip(order, *levels, strict=True):
                 there = there_N[of_N[n]]
-                found.chance_VN[v, n], found.rank_VN[v, n] = _rank(paths[n], log_p_C, codes_NL[there], p_N[there])
-        return found
+                places.chance_VN[v, n], places.rank_VN[v, n] = _rank(paths[n], log_p_C, codes_NL[there], p_N[there])
+        return places
 
     def _levels(self, search: BeamSearch, ask_N: NDArray[np.int64], paths: Paths) -> list[NDArray[np.float64]]:
-        """Log-probabilities of all codes along each path, were it live in its ask (ascending): L of [N, sizes[l]]."""
+        """Log-probabilities of all codes along each path as if it were live in its request: L arrays [N, sizes[l]]."""
         rows = search.prefilled.open_paths(ask_N, None)
         places = np.arange(len(paths))
-        # nobody has met a newcomer, so it cannot be repeated
+        # a new ad is in no history, so the pointer cannot repeat it
         rows.pointer_bias_NT = search.paths.pointer_bias_NT[ask_N].clone()
         states = np.zeros(len(paths), np.int64)
-        found = []
+        log_p = []
         for level in range(paths.shape[1]):
             if level:
                 rows.append(level - 1, paths[:, level - 1], places)
             masses_NC = np.empty((len(paths), self.live.sizes[level]))
             after = np.empty_like(states)
             for q in np.unique(ask_N):
-                mine = ask_N == q
-                trie = search.requests[q].trie
-                masses_NC[mine] = trie.masses(states[mine], level)
-                after[mine] = trie.step(states[mine], paths[mine, level], level)
+                of_request = ask_N == q
+                mask = search.requests[q].mask
+                masses_NC[of_request] = mask.masses(states[of_request], level)
+                after[of_request] = mask.step(states[of_request], paths[of_request, level], level)
             masses_NC[places, paths[:, level]] += self.weight
             with np.errstate(divide="ignore"):
                 prior_NC = np.log(masses_NC).astype(np.float32)
-            found.append(rows.log_p(level, prior_NC).double().cpu().numpy())
+            log_p.append(rows.log_p(level, prior_NC).double().cpu().numpy())
             states = after
-        return found
+        return log_p
 
 
 def _rank(
     path_L: NDArray[np.int64], log_p_C: Sequence[NDArray[np.float64]], codes_NL: Paths, p_N: NDArray[np.float64]
 ) -> tuple[float, int]:
-    """(probability, rank) of a newcomer among others that had ``p_N`` before it came.
+    """(probability, rank) of a new ad among others with probabilities ``p_N`` before it.
 
-    Where another leaves the newcomer's path it has what is left for its code there, and below that the share it had.
+    Another ad that leaves the new ad's path at a level gets the probability of its code there, and keeps its share
+    below that level.
     """
     on_path_N = np.ones(len(p_N), np.bool_)
     before = 1.0
@@ -229,7 +231,7 @@ class Encoder:
 
     @torch.inference_mode()
     def quick(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        tokens = embed.tokenize([each.strip() for each in texts], self.tokenizer, self.recipe)
+        tokens = embed.tokenize([text.strip() for text in texts], self.tokenizer, self.recipe)
         lengths = np.array([len(ids) for ids in tokens])
         vectors = np.empty((len(texts), self.model.config.hidden_size), np.float32)
         for some in embed._batches(np.argsort(lengths, kind="stable"), lengths):
@@ -276,27 +278,29 @@ class Advertiser:
         self.words = sorted({word for name in named for word in name.replace(",", " ").split()})
 
     def texts(self, listings: Sequence[Listing], write: Write, evaluations: int) -> list[str]:
-        """What the climbed listings say."""
+        """The texts of the listings after the climb."""
         suffixes = self.climb(listings, write, evaluations)
         return [write(listing, suffix) for listing, suffix in zip(listings, suffixes, strict=True)]
 
     def climb(self, listings: Sequence[Listing], write: Write, evaluations: int) -> list[str]:
-        """The best suffix of each listing after about so many looks at its codes."""
-        found: list[dict[tuple[int, ...], tuple[tuple[float, float], str]]] = [{} for _ in listings]
+        """The best suffix of each listing after about ``evaluations`` evaluations of its codes."""
+        best_of: list[dict[tuple[int, ...], tuple[tuple[float, float], str]]] = [{} for _ in listings]
         tried = 0
         while tried < evaluations:
-            made = [[*self.phrases, ""] if not tried else self._children(each) for each in found]
-            texts = [write(listing, suffix) for listing, some in zip(listings, made, strict=True) for suffix in some]
+            suffixes = [[*self.phrases, ""] if not tried else self._children(best) for best in best_of]
+            texts = [
+                write(listing, suffix) for listing, some in zip(listings, suffixes, strict=True) for suffix in some
+            ]
             vectors_ND = self.encoder.quick(texts)
             scored = iter(zip(self.encoder.prefixes(vectors_ND), vectors_ND @ self.middle_TD.T, strict=True))
-            for best, some in zip(found, made, strict=True):
+            for best, some in zip(best_of, suffixes, strict=True):
                 for suffix in some:
                     prefix, likeness_T = next(scored)
                     key = self.worth.get(prefix, 0.0), float((self.log_worth_T + 8 * likeness_T).max())
                     if prefix not in best or key > best[prefix][0]:
                         best[prefix] = key, suffix
-            tried += len(made[0])
-        return self._choose(listings, write, found)
+            tried += len(suffixes[0])
+        return self._choose(listings, write, best_of)
 
     def _children(self, best: dict[tuple[int, ...], tuple[tuple[float, float], str]]) -> list[str]:
         """Mutations of the best suffix, of the runner-up and of the one that is nearest to something better."""
@@ -328,9 +332,9 @@ class Advertiser:
                 words += words
         return " ".join(words)[:2000]
 
-    def _choose(self, listings: Sequence[Listing], write: Write, found: Sequence[dict[Any, Any]]) -> list[str]:
-        """Of the best few the one that the model itself likes most, which may be the honest title."""
-        finals = [["", *(s for _, s in sorted(best.values(), reverse=True)[:FINALISTS])] for best in found]
+    def _choose(self, listings: Sequence[Listing], write: Write, best_of: Sequence[dict[Any, Any]]) -> list[str]:
+        """Among the best few suffixes the one with the highest model probability; it may be the honest title."""
+        finals = [["", *(s for _, s in sorted(best.values(), reverse=True)[:FINALISTS])] for best in best_of]
         finals = [some + [""] * (1 + FINALISTS - len(some)) for some in finals]
         texts = [write(listing, suffix) for listing, some in zip(listings, finals, strict=True) for suffix in some]
         originals = [listing.original for listing in listings for _ in range(1 + FINALISTS)]
@@ -365,18 +369,18 @@ def compare(
 ) -> dict[str, Any]:
     originals = [listing.original for listing in listings]
     sample = market.visits("test", visits)
-    found: dict[str, Any] = {"ads": len(listings), "visits": len(sample)}
+    figures: dict[str, Any] = {"ads": len(listings), "visits": len(sample)}
     measured = {name: market.place(sample, encoder.paths(some), originals).measures() for name, some in texts.items()}
     for name, measures in measured.items():
-        found |= {f"{name}_{what}": round(float(value_A.mean()), 5) for what, value_A in measures.items()}
+        figures |= {f"{name}_{what}": round(float(value_A.mean()), 5) for what, value_A in measures.items()}
         for what in ("exposure", "chance") if name != "honest" else ():
             ratio_A = measures[what] / measured["honest"][what]
             low, middle, high = np.quantile(ratio_A, [0.05, 0.5, 0.95])
-            found[f"{name}_{what}_ratio"] = {
+            figures[f"{name}_{what}_ratio"] = {
                 key: round(float(value), 2)
                 for key, value in (("median", middle), ("mean", ratio_A.mean()), ("p95", high), ("p5", low))
             }
-    return found
+    return figures
 
 
 if __name__ == "__main__":

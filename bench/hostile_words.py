@@ -2,11 +2,11 @@
 
     python bench/hostile_words.py [--ads 12] [--evaluations 16] [--visits 2] [--run demo]
 
-Prompts tell the first words of a user's strongest interests. An advertiser writes them anew, all of them rather than a
-suffix, by hill climbing on the very visits that are then counted, which is more than anybody outside could do. Each ad
-keeps its ID; visits are those of the test weeks in which it is live and told of in words.
+Prompts contain the first words of a user's strongest interests. An advertiser rewrites all of an ad's words by hill
+climbing on the very visits of the measurement, which is more than an outsider can do. Each ad keeps its ID; visits are
+those of the test weeks in which it is live and described in words.
 
-- ``room_share``: ads whose title leaves a suffix any room among the words that are told;
+- ``room_share``: ads whose title leaves a suffix any room among the words of the prompt;
 - ``ratio``: probability that the model writes the ad's ID, after / before: median, mean, 95th percentile over ads.
 
 Ends with one line of JSON.
@@ -59,7 +59,7 @@ def measure(market: Market, rng: random.Random, ads: int, visits: int, evaluatio
     has_room = [len(prompter.text(f" {titles[o]}")) < TITLE_WORDS for o in advertised]
     words = sorted({word for title in titles for word in title.split()})
     ratios = []
-    for o, some in told(market, rng, ads, visits).items():
+    for o, some in described(market, rng, ads, visits).items():
 
         def chance(title: str, o: int = o, some: list[int] = some) -> float:
             prompter._titles[o] = title
@@ -86,24 +86,25 @@ def measure(market: Market, rng: random.Random, ads: int, visits: int, evaluatio
     }
 
 
-def told(market: Market, rng: random.Random, ads: int, visits: int) -> dict[int, list[int]]:
-    """Ads, and test visits in which they are live and their words stand in the prompt."""
+def described(market: Market, rng: random.Random, ads: int, visits: int) -> dict[int, list[int]]:
+    """Ads, and test visits in which they are live and their words are in the prompt."""
     logs = market.logs
     threads = market.engine.threads
     titles = threads.prompter._titles
-    found = dict[int, list[int]]()
+    visits_of = dict[int, list[int]]()
     requests = logs.requests_of(histories.TEST).tolist()
     rng.shuffle(requests)
     for r in requests[:SCANNED]:
         (window,) = threads.serving(np.array([r]))
-        prefix, moment = threads.prefix(window), threads.moments[r]
+        prefix = threads.prefix(window)
+        moment = threads.moments[r]
         for o in np.intersect1d(moment.inventory.objects, moment.history.object_E).tolist():
-            if o in found or len(found) < ads:
+            if o in visits_of or len(visits_of) < ads:
                 kept, titles[o] = titles[o], "x"
                 if not np.array_equal(prefix, threads.prefix(window)):
-                    found.setdefault(o, []).append(r)
+                    visits_of.setdefault(o, []).append(r)
                 titles[o] = kept
-    return {o: some[:visits] for o, some in found.items()}
+    return {o: some[:visits] for o, some in visits_of.items()}
 
 
 def chance_in(market: Market, r: int, o: int) -> float:
