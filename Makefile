@@ -15,12 +15,12 @@ help:
 	@echo 'make demo    real logs to generated ads on this machine: runs/demo.sh'
 	@echo 'make journey the full run, hours rather than minutes: runs/journey.sh'
 	@echo 'make serve   lists for all users of the demo, then a bidder at http://127.0.0.1:8080'
-	@echo 'make page    a publisher'"'"'s page that asks it, at http://127.0.0.1:8090/page.html'
+	@echo 'make page    a publisher'"'"'s page with Prebid.js that requests its bids, at http://127.0.0.1:8090/page.html'
 	@echo 'make test    all tests'
-	@echo 'make soak    the long versions of tests, minutes each'
-	@echo 'make check   format, lint, types, layout'
-	@echo 'make format  let ruff format and fix'
-	@echo 'make bench   one script per claim, each ends with a line of JSON'
+	@echo 'make soak    the long tests, minutes each'
+	@echo 'make check   format, lint, types, layout, language'
+	@echo 'make format  let ruff format and fix, and update the tree in ARCHITECTURE.md'
+	@echo 'make bench   one script a claim; each ends with one line of JSON'
 
 setup: $(STAMP)
 
@@ -77,11 +77,12 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_layout.py
+	$(BIN)/python -m pytest -q tests/test_layout.py tests/test_language.py
 
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/python tests/test_layout.py  # the tree in ARCHITECTURE.md
 
 bench: setup
 	@set -e; for script in bench/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done

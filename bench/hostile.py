@@ -5,8 +5,8 @@
 A new ad gets its semantic ID from its text, so text can move it below codes that the model prefers. Each ad of a run
 (by default the demo's) is replaced by a copy under a fresh ID: without history, at the mean rate, live in every visit
 of a sample. An advertiser then hill-climbs a suffix to its title, with the encoder, the codebook and the value of every
-path of the catalogue, estimated from the model's answers to other visits. The advertiser may not change brand and category,
-nor see the visits of the measurement.
+path of the catalogue, estimated from the model's answers to other visits. The advertiser may not change brand and
+category, nor see the visits of the measurement.
 
 Measures of an ad are means over test visits of as many households. ``exposure`` is 1/log2(1 + rank) among all live ads,
 so that an ad outside all lists has an exposure too; ``chance`` is the probability of its ID, which resolves more at low

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What long histories, words and alignment tasks are worth on Amazon 2014 Beauty: `bash runs/beauty.sh FOLDER`, the folder
-# with the reviews and the items (which forms are read: leadre/data/sources/amazon.py). Then open
+# The gain of words and alignment tasks on Amazon 2014 Beauty: `bash runs/beauty.sh FOLDER`, with the folder of the reviews
+# and the items (leadre/data/sources/amazon.py lists the accepted forms). Then open
 # work/beauty/evaluate-ablation/report.html.
 set -euo pipefail
 cd "$(dirname "$0")/.."

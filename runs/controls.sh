@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Do the words, the pretrained weights and the meaning of the IDs matter? The demo without its alignment tasks, and three
-# controls, each the same with one thing taken away, on the demo's visits: work/controls/evaluate/report.html. Run after
-# runs/demo.sh; each trains for seven minutes or more.
+# Control runs: do words, pretrained weights and the meaning of the IDs matter? The demo without its alignment tasks, and
+# three controls that each lack one part more, on the demo's visits: work/controls/evaluate/report.html. Run it after
+# runs/demo.sh; each control trains for seven minutes or more.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
@@ -18,10 +18,10 @@ control() { # NAME FLAGS...: tune and generate on the demo's tables and IDs
     rows+=("$name=work/$name/generate")
 }
 control random_body --random-backbone true # the same layers from random weights
-control shuffled_ids --shuffle-ids true    # the same IDs, dealt out to other ads
+control shuffled_ids --shuffle-ids true    # the same IDs, permuted over the ads
 control ids_only --words false             # prompts of IDs alone
 controls=$(IFS=,; echo "${rows[*]}")
 
-control controls # what they are compared with
+control controls # the reference of the three
 ln -sfn ../demo/channels work/controls/channels
 leadre evaluate --config configs/demo.toml --run controls --extra "$controls"

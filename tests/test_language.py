@@ -106,6 +106,17 @@ def test_code_keeps_the_language_rules(path: Path) -> None:
     assert not rows, "\n".join(f"{path.relative_to(ROOT)}:{line}: {why}" for line, why in rows)
 
 
+SCRIPTS = [*(ROOT / "runs").glob("*.sh"), *(ROOT / "configs").glob("*.toml"), ROOT / "Makefile", ROOT / ".ci" / "run"]
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_comments_of_scripts_keep_the_language_rules(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    text = "\n".join(line.partition("#")[2].lstrip("! ") for line in lines)
+    rows = list(sentences(text, 1))
+    assert not rows, "\n".join(f"{path.relative_to(ROOT)}:{line}: {why}" for line, why in rows)
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_pages_keep_the_language_rules(path: Path) -> None:
     text = re.sub(r"^```.*?^```", lambda match: "\n" * match.group().count("\n"), path.read_text(), flags=re.M | re.S)
