@@ -1,4 +1,4 @@
-"""Fill one imp: apply the pure steps of `select`, then reserve frequency cap and budget.
+"""Select the ad for one imp with the pure steps of `select`, then reserve its frequency cap and budget.
 
 Letters: C campaigns, K candidates in the order of their source, R candidates that pass the filter, ranked, best first.
 """
@@ -30,7 +30,7 @@ class _Offer(NamedTuple):
 
 
 class _Offers:
-    """The candidates of one imp, by their position in K. Nothing here reserves."""
+    """The candidates of one imp, by their position in K. No method reserves cap or budget."""
 
     def __init__(self, context: RequestContext, imp: Impression, rows_K: Ints, campaign_K: Ints, price_K: Ints) -> None:
         self._context = context
@@ -44,17 +44,17 @@ class _Offers:
         return _Offer(k, catalogue.ads[self._rows[k]], catalogue.campaigns[self._campaigns[k]], self._prices[k])
 
     def request_lease(self, k: int) -> None:
-        """Let the worker lease budget for the next bid of the campaign."""
+        """Have the worker request a lease for the campaign, so that its next bid can be paid."""
         campaign = self._context.market.catalogue.campaigns[self._campaigns[k]]
         self._context.bidder.budgets.request_lease(campaign.campaign_id, self._prices[k])
 
     def limit(self, k: int) -> Verdict | None:
-        """Why an ad cannot be counted or paid now, or None."""
+        """Why the candidate cannot be bid now: a cap but no known user, or no budget. None if it can be."""
         context = self._context
-        if context.request.is_test:  # neither charged nor counted
+        if context.request.is_test:  # a test is neither charged nor counted
             return None
         campaign = context.market.catalogue.campaigns[self._campaigns[k]]
-        if campaign.cap_per_day and not context.user_id:  # an unknown user may have seen the ad any number of times
+        if campaign.cap_per_day and not context.user_id:  # no impressions to count
             return Verdict.UNKNOWN_USER_CAP
         bidder = context.bidder
         if bidder.logged_verdict is not None:
@@ -67,12 +67,12 @@ class _Offers:
 def fill_imp(context: RequestContext, state: ImpState, candidates: Candidates, earlier_bids: Sequence[Bid]) -> None:
     """Score -> value -> pace -> filter -> select -> reserve: set the bid of ``state``, or leave it None.
 
-    score: the log-probabilities of the candidates' source; a ranker replaces them.
+    score: log-probabilities from the candidates' source. A ranker would replace them.
     value: expected nanos of one impression, the campaign's bid x its smoothed rate (`value.expected_nanos`).
-    pace: the price is the value; a pacer multiplies it.
-    filter: eligibility, duplicates, currency and floor; a creative-safety verdict is one more mask. Then budgets.
-    select: epsilon-greedy among the candidates that can be paid, with the propensity.
-    reserve: frequency cap and budget, the only step with side effects.
+    pace: the price is the value. A pacer would multiply it.
+    filter: by eligibility, duplicates, currency and floor, then by budget.
+    select: epsilon-greedy among the candidates that can be paid; the bid has the propensity.
+    reserve: frequency cap and budget. Only this step has side effects.
     """
     catalogue = context.market.catalogue
     rows_K = candidates.rows_K
@@ -106,7 +106,7 @@ def _filter(
     if not earlier_bids:
         return select.filter_candidates(price_K, floors[currency_K], is_eligible_K)
     rows = [catalogue.row_of_ad[bid.ad_id] for bid in earlier_bids]
-    currency = catalogue.currencies.index(earlier_bids[0].currency)  # earlier bids have one currency
+    currency = catalogue.currencies.index(earlier_bids[0].currency)  # all earlier bids share one currency
     return select.filter_candidates(
         price_K,
         floors[currency_K],
@@ -117,7 +117,7 @@ def _filter(
 
 
 def _floor_nanos(imp: Impression, currency: str) -> int:
-    """The lowest bid that the imp accepts in a currency, at least 1, or `select.UNKNOWN_FLOOR`."""
+    """The imp's floor in a currency, at least 1; `select.UNKNOWN_FLOOR` if it cannot be converted."""
     if not imp.floor_nanos:
         return 1
     floor_nanos = openrtb.convert(imp.floor_nanos, imp.floor_currency, currency, up=True)
@@ -134,8 +134,8 @@ def _select_and_reserve(
     """Select among the candidates that can be paid; reserve cap and budget of the selected one.
 
     Only a reservation shows whether a cap has room. So the best candidate's cap is reserved first, and voided if
-    exploration selects another one. The propensity is exact given the budgets and caps of the moment. If the explored
-    candidate turns out to be capped, the imp gets no bid: the propensity of a second draw would be unknown.
+    exploration selects another candidate. If the cap of that one has no room, the imp gets no bid: the propensity of a
+    second draw would be unknown. The propensity is exact for the budgets and caps at the time of the bid.
     """
     epsilon = context.bidder.settings.exploration
     explore_draw, choice_draw = context.bidder.draws.pair(context.request_id, state.imp.imp_id)
@@ -156,7 +156,7 @@ def _select_and_reserve(
 
 
 def _request_leases(context: RequestContext, considered: select.Considered, offers: _Offers, *, explores: bool) -> None:
-    """Request leases for campaigns without budget: those ranked above the best payable one, or all if ``explores``."""
+    """Request leases for candidates that lack budget: those ranked above the best payable one, all if ``explores``."""
     if context.bidder.logged_verdict is not None:
         return
     best = considered.payable[0] if considered.payable and not explores else None
@@ -168,7 +168,7 @@ def _request_leases(context: RequestContext, considered: select.Considered, offe
 
 
 def _reserve_cap(context: RequestContext, state: ImpState, offer: _Offer) -> bool:
-    """Reserve an impression under the campaign's frequency cap; False, with its verdict, if the cap has no room."""
+    """Reserve an impression under the campaign's frequency cap, and set the verdict. False if the cap has no room."""
     bidder = context.bidder
     campaign = offer.campaign
     verdict = Verdict.BID

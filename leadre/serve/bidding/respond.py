@@ -1,8 +1,7 @@
-"""The life of one request, from an OpenRTB request to its bids; `respond` reads top to bottom.
+"""One bid request from start to end: consent, user, eligible ads, candidates, bids. `respond` shows all steps.
 
-Nothing here opens a socket or reads the machine's clock. The state comes with a `Bidder`, the time with ``now_us`` and
-the bidder's clock, so a replay calls the same function. The fallback of each step is the comment on its line; the last
-fallback is no bid.
+This file opens no socket and does not read the machine's clock: a `Bidder` holds the state and the clock, so a replay
+calls the same function. The comment on the line of each step names its fallback; the last fallback is no bid.
 
 Letters: A ads of the catalogue, K candidates.
 """
@@ -28,10 +27,10 @@ from leadre.store.contract import StoredList, is_possible
 from leadre.types import Bid, Permissions, Request, Source, Verdict
 from leadre.units import US_PER_S
 
-MIN_GENERATE_S = 0.005  # with less time left the model server gets no request
-MAX_GENERATED = 50  # ads of one generation
+MIN_GENERATE_S = 0.005  # with less time left, the worker sends no request to the model server
+MAX_GENERATED = 50  # objects that one generation returns
 
-# Why a request has no bid, by the furthest that a candidate came.
+# Verdict of a candidate -> reason for no bid. The verdict of the latest step is first, and wins.
 NO_BID_REASONS = {
     Verdict.FREQUENCY_CAP: NoBid.DAILY_USER_CAP,
     Verdict.NO_BUDGET: NoBid.BUDGET_EXHAUSTED,
@@ -45,11 +44,11 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float)
     permissions = _permissions(request, bidder)  # malformed consent string: nothing is permitted
     if not (permissions.contextual or permissions.personalise):
         return BidDecision(request_id=request_id, permissions=permissions, reason=NoBid.NO_CONSENT)
-    user_id = _user_id(request, permissions)  # no permission or no usable ID: an unknown user
+    user_id = _user_id(request, permissions)  # no permission or no valid ID: an unknown user
     context = RequestContext(request, request_id, permissions, user_id, bidder.market, bidder, now_us)
     imps = _imp_states(context)  # no ad is eligible: all candidates of the imp are dropped
-    listed = _stored_candidates(context)  # store down or no list: no candidates yet
-    candidates = listed
+    stored = _stored_candidates(context)  # store down or no list: no candidates yet
+    candidates = stored
     if not _any_eligible(candidates, imps):
         candidates = await _generated_candidates(context, imps, until_s)  # no model, history or time: none
     if permissions.contextual and not _any_eligible(candidates, imps):
@@ -57,7 +56,7 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float)
     if bidder.clock.monotonic_s() > until_s:
         return BidDecision(request_id=request_id, permissions=permissions, reason=NoBid.INSUFFICIENT_TIME)
     for imp in imps:
-        fill_imp(context, imp, candidates, [other.bid for other in imps if other.bid])  # no ad is left: no bid here
+        fill_imp(context, imp, candidates, [other.bid for other in imps if other.bid])  # no ad is left: no bid
     rendered = [_rendered(context, imp, imp.bid) for imp in imps if imp.bid]
     return BidDecision(
         request_id=request_id,
@@ -67,7 +66,7 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float)
         user_id=user_id,
         imps=imps,
         candidates=candidates,
-        versions=_versions(context.market, listed, candidates),
+        versions=_versions(context.market, stored, candidates),
     )
 
 
@@ -77,7 +76,7 @@ def _permissions(request: Request, bidder: Bidder) -> Permissions:
 
 
 def _user_id(request: Request, permissions: Permissions) -> str:
-    """The user whose list and profile may be read; "" is an unknown user."""
+    """ID of the user whose list and profile may be read; "" for an unknown user."""
     is_permitted = permissions.store_id and permissions.personalise
     return request.user_id if is_permitted and is_possible(request.user_id) else ""
 
@@ -89,7 +88,7 @@ def _imp_states(context: RequestContext) -> list[ImpState]:
 
 
 def _segments(context: RequestContext) -> Sequence[str]:
-    """Segments of the user, from request and profile, if any campaign targets segments and consent permits to read."""
+    """The user's segments, from request and profile; () if no campaign targets segments or the user is unknown."""
     if not context.user_id or context.market.catalogue.columns.segments.all_none:
         return ()
     profile = context.bidder.user_store.read_profile(context.user_id)
@@ -106,7 +105,7 @@ def _popular_candidates(context: RequestContext) -> Candidates:
 
 
 def _candidates_of(stored: StoredList | None, source: Source, catalogue: CatalogueSnapshot) -> Candidates:
-    """A stored list as rows of the catalogue, without ads that the catalogue does not have."""
+    """The ads of a stored list as rows of the catalogue; ads that the catalogue lacks are left out."""
     if stored is None:
         return _no_candidates(source)
     rows_K = np.array([catalogue.row_of_ad.get(ad_id, -1) for ad_id in stored.ad_ids], np.int64)
@@ -116,7 +115,7 @@ def _candidates_of(stored: StoredList | None, source: Source, catalogue: Catalog
 
 
 async def _generated_candidates(context: RequestContext, imps: Sequence[ImpState], until_s: float) -> Candidates:
-    """Candidates that the language model generates from the user's history, if it may be read."""
+    """Candidates that the language model generates from the user's recent events; none for an unknown user."""
     bidder = context.bidder
     objects = context.market.objects
     if bidder.generate is None or not imps or until_s - bidder.clock.monotonic_s() < MIN_GENERATE_S:
@@ -158,7 +157,7 @@ def _any_eligible(candidates: Candidates, imps: Sequence[ImpState]) -> bool:
 
 
 def _rendered(context: RequestContext, state: ImpState, bid: Bid) -> Rendered:
-    """The bid with its banner and event URLs, which carry its signed token."""
+    """The bid with its banner and its event URLs; each URL contains the bid's signed token."""
     catalogue = context.market.catalogue
     settings = context.bidder.settings
     ad = catalogue.ads[catalogue.row_of_ad[bid.ad_id]]
@@ -179,7 +178,7 @@ def _rendered(context: RequestContext, state: ImpState, bid: Bid) -> Rendered:
 
 
 def _token(context: RequestContext, state: ImpState, bid: Bid) -> Token:
-    """The bid's terms for its events: charge, lease, cap and permissions."""
+    """The token of a bid: all that its events need later, such as charge, lease, cap and permissions."""
     catalogue = context.market.catalogue
     permissions = context.permissions
     campaign = catalogue.campaigns[catalogue.row_of_campaign[bid.campaign_id]]
@@ -214,11 +213,11 @@ def _no_bid_reason(imps: Sequence[ImpState], user_store: UserStore) -> NoBid:
     return NoBid.DEGRADED if user_store.is_down else NoBid.NO_CANDIDATE
 
 
-def _versions(market: Market, listed: Candidates, candidates: Candidates) -> dict[str, str]:
-    """Artifact -> version: catalogue, counts behind the prices, the user's list, and the source of the candidates."""
+def _versions(market: Market, stored: Candidates, candidates: Candidates) -> dict[str, str]:
+    """Artifact -> version, for a replay: catalogue, event counts of the prices, user's list, source of candidates."""
     versions = {"book": str(market.catalogue.version), "counts": str(market.log_position)}
-    if listed.version:
-        versions["lists"] = listed.version
+    if stored.version:
+        versions["lists"] = stored.version
     if candidates.source == "contextual":
         versions["everybody"] = candidates.version
     if candidates.source == "generated" and len(candidates.rows_K):

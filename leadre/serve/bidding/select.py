@@ -1,4 +1,4 @@
-"""The pure steps of a bid decision, on arrays of the candidates of one imp: rank, filter, consider, explore.
+"""The pure steps of a bid decision: rank, filter, consider, explore. Arrays hold the candidates of one imp.
 
 Letters: K candidates in the order of their source, R candidates that pass the filter, ranked, best first.
 """
@@ -41,10 +41,10 @@ def filter_candidates(
     is_duplicate_K: Bools | None = None,
     has_currency_K: Bools | None = None,
 ) -> Codes:
-    """[K] the first reason that drops a candidate: ineligible, duplicate, currency, floor; else NOT_SELECTED.
+    """[K] the code of the first rule that drops a candidate (eligibility, duplicate, currency, floor), or NOT_SELECTED.
 
-    ``is_duplicate_K``: another imp of the request has the ad; None: no ad. ``has_currency_K``: the candidate pays in
-    the currency that earlier bids gave the response; None: no bid gave it one.
+    ``is_duplicate_K``: an earlier bid of the response has the ad. ``has_currency_K``: the campaign has the currency of
+    the earlier bids. Both are None if there is no earlier bid.
     """
     code_K = np.where(price_nanos_K < floor_nanos_K, _BELOW_FLOOR, _NOT_SELECTED)
     code_K[floor_nanos_K == UNKNOWN_FLOOR] = _FLOOR_CURRENCY
@@ -57,7 +57,7 @@ def filter_candidates(
 
 
 class Considered(NamedTuple):
-    """Candidates whose limits were checked, in rank order: all, those that can be paid, and the verdicts of others."""
+    """Positions of the candidates whose limits were checked, best first, and the verdicts of those not ``payable``."""
 
     all: list[int]
     payable: list[int]
@@ -65,7 +65,7 @@ class Considered(NamedTuple):
 
 
 def consider(ranked: Iterable[int], limit: Callable[[int], Verdict | None]) -> Considered:
-    """Check limits (budget, cap) in rank order, until `MAX_CONSIDERED` candidates can be paid.
+    """Check the limit of each candidate, best first, until `MAX_CONSIDERED` can be paid.
 
     ``limit`` returns why a candidate cannot be bid now, or None.
     """
@@ -81,13 +81,13 @@ def consider(ranked: Iterable[int], limit: Callable[[int], Verdict | None]) -> C
     return considered
 
 
-def epsilon_greedy(choices: int, epsilon: float, explore_draw: float, choice_draw: float) -> tuple[int, float]:
-    """(position of the selected choice, its propensity) among ``choices`` >= 1 ranked ones.
+def epsilon_greedy(count: int, epsilon: float, explore_draw: float, choice_draw: float) -> tuple[int, float]:
+    """Select one of ``count`` >= 1 ranked candidates: (its rank from 0, its propensity).
 
-    With probability ``epsilon`` the choice is uniform over all, else it is the best. Draws are uniform in [0, 1).
+    With probability ``epsilon`` the selection is uniform, else it is the best. Both draws are uniform in [0, 1).
     """
-    selected = int(choice_draw * choices) if explore_draw < epsilon else 0
-    return selected, epsilon / choices + (1 - epsilon) * (selected == 0)
+    selected = int(choice_draw * count) if explore_draw < epsilon else 0
+    return selected, epsilon / count + (1 - epsilon) * (selected == 0)
 
 
 def verdicts_of(code_K: Codes) -> tuple[Verdict, ...]:

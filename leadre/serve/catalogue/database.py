@@ -1,9 +1,9 @@
-"""``manage.db``: campaigns, ads, keys and origins; the management process is its only writer.
+"""``manage.db``: campaigns, ads, API keys and origins. While a bidder runs, its management process writes it.
 
-A row stores its item as JSON (``body``); SQLite computes the columns that queries need from it. Every commit increments
-the version number and writes it into the rows that it changes. A reader compares one number to see whether anything is
-new, and finds the changed rows by index. Campaigns and ads are never deleted: reports and late events refer to them.
-``place`` is their order of arrival and never changes.
+A row stores its campaign or ad as JSON (``body``); SQLite computes from it the columns that queries need. Every commit
+increments the version number and writes it into the rows that it changes. So a reader compares one number to detect a
+change, and finds the changed rows by an index. Campaigns and ads are never deleted: reports and late events refer to
+them. ``place`` numbers the rows in order of insertion and never changes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ MIGRATIONS: tuple[str, ...] = (
 
 
 class ManageDatabase:
-    """The writer's connection, shared by the threads of its process; a thread that uses it holds ``lock``."""
+    """A connection that may write, shared by the threads of a process. A thread holds ``lock`` while it uses it."""
 
     def __init__(self, path: Path) -> None:
         self.connection = database.connect(path, MIGRATIONS, any_thread=True)
@@ -63,7 +63,7 @@ class ManageDatabase:
 
     @contextmanager
     def writing(self) -> Iterator[int]:
-        """A transaction that commits as a whole; yields its version number."""
+        """A transaction, committed as a whole or not at all. Yields the version number to write into changed rows."""
         with self.lock, database.transaction(self.connection):
             self.connection.execute("UPDATE version SET number = number + 1")
             (number,) = self.connection.execute("SELECT number FROM version").fetchone()

@@ -1,4 +1,4 @@
-"""Durable files: replaced whole, and on the disk when a call returns."""
+"""Durable files: a write replaces the whole file, and is on the disk when the call returns."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pathlib import Path
 
 from leadre.errors import StorageError
 
-Sync = Callable[[int], None]  # writes an open file to the disk; tests replace it
+Sync = Callable[[int], None]  # writes the file of a descriptor to the disk; tests replace it
 
 
 def replace(path: Path, data: bytes, *, mode: int = 0o644, sync: Sync = os.fsync) -> None:
-    """Write a file in one step: readers see the old content or the new one. StorageError leaves the old one."""
+    """Write a file atomically: readers see the old content or the new one.
+
+    StorageError if the disk refuses. The old content then stays, unless only the sync of the folder failed.
+    """
     temporary = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,25 +39,25 @@ def tidy(folder: Path) -> None:
 
 
 def sync_folder(folder: Path, sync: Sync = os.fsync) -> None:
-    """Write a folder's entries to the disk; without it a power cut loses a new file's name."""
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Write a folder's entries to the disk; otherwise a power cut may lose the name of a new file."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        sync(number)
+        sync(descriptor)
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 def is_locked(path: Path) -> bool:
     """Whether a process holds the lock of a file; False for a missing file."""
     if not path.exists():
         return False
-    file = os.open(path, os.O_RDWR)
+    descriptor = os.open(path, os.O_RDWR)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
-        os.close(file)
+        os.close(descriptor)
     return False
 
 

@@ -1,4 +1,4 @@
-"""State derived from the event log: counters, recent records, and which ads are live. It is rebuilt at every start."""
+"""State derived from the event log: counters, recent records, logged ad statuses. Each start rebuilds it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from leadre.serve.processes.recent_records import RecentRecords
 
 
 class DerivedState:
-    """Keeps the counters in step with the log; every record that the writer appends passes through it.
+    """Counters and recent records; the writer adds every record that it appends to the log.
 
-    ``last`` is the number of the last log record that the counters contain.
+    ``last`` is the number of the last log record that they contain.
     """
 
     def __init__(self, folder: Path, log: EventLog, catalogue_sync: CatalogueSync) -> None:
@@ -28,7 +28,7 @@ class DerivedState:
         self.last = 0
 
     def append(self, records: Sequence[Record], now_us: int) -> None:
-        """Append records to the log and count them. StorageError if the disk refuses."""
+        """Append records to the log and add them here. StorageError if the disk refuses."""
         self.catch_up()
         self._log.append(records, now_us)
         for record in records:
@@ -36,14 +36,14 @@ class DerivedState:
         self.set_current()
 
     def catch_up(self) -> None:
-        """Count log records that the counters lack: all of them at the start, later those of a failed commit."""
+        """Add the log records that are still missing: all of them at the start, later those of a failed commit."""
         if self.last < self._log.last:
             for entry in event_log.read(self._folder, self.last):
                 self.add(entry.record)
             self.set_current()
 
     def add(self, record: Record) -> None:
-        """Count one record of the log."""
+        """Add one record of the log to the counters, recent records or ad statuses."""
         if isinstance(record, RequestRecord):
             self.recent.add(record)
         elif isinstance(record, StatusRecord):
@@ -52,11 +52,11 @@ class DerivedState:
             self.counts.add(record)
 
     def set_current(self) -> None:
-        """The counters contain all records of the log."""
+        """Set ``last`` to the end of the log. The caller has added all of its records."""
         self.last = self._log.last
 
     def follow_catalogue(self, now_us: int) -> None:
-        """Load changes of the catalogue, and log which ads went live or ended."""
+        """Load changes of the catalogue, and log which ads are newly live or no longer live."""
         self._catalogue_sync.refresh(now_us)
         changes = self._catalogue_sync.status_changes(now_us)
         if changes:

@@ -1,4 +1,4 @@
-"""The JSON of POST /v1/recommend: ads for a site's own code, without an auction."""
+"""Request and response of POST /v1/recommend: ads as plain JSON that a site renders itself, without an auction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from leadre.types import Impression, Request, Signals
 
 
 class RecommendRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A site's request for ``count`` ads. ``tmax_ms`` 0 is the bidder's default; consent as in OpenRTB."""
+    """A site's request for ``count`` ads. ``tmax_ms`` 0: the bidder's default. ``gdpr``, ``consent``: as in OpenRTB."""
 
     user_id: str = ""
     count: Annotated[int, msgspec.Meta(ge=1, le=20)] = 5
@@ -24,7 +24,7 @@ class RecommendRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     consent: str = ""
 
     def bid_request(self, request_id: str) -> Request:
-        """The same as a bid request with ``count`` imps of any size."""
+        """Convert to a bid request with ``count`` imps of any size."""
         return Request(
             request_id=request_id,
             imps=tuple(Impression(imp_id=str(number), sizes=()) for number in range(1, self.count + 1)),

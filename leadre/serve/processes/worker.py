@@ -1,7 +1,7 @@
 """A bid worker: answers bid requests, recommendations, explanations and events from its `WorkerState`.
 
-Budgets, records and counts are exchanged with the writer off the path of requests (`Renewals`). While a peer is away,
-the worker answers from the last state that it has.
+Background tasks (`Renewals`) exchange budgets, records and counts with the writer, so that no bid request waits for it.
+While the writer or the model server is away, the worker answers from the last state that it has.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from leadre.serve.settings import Settings
 from leadre.types import EventKind, Request
 from leadre.units import US_PER_DAY, US_PER_S
 
-# A token is accepted so long after its expiry, for conversions; the writer is stricter with other events.
+# The worker accepts a token until this long after its expiry, as conversions come late. For every other kind of event
+# the writer refuses an expired token.
 LATE_US = 7 * US_PER_DAY
 
 
 class Worker:
-    """One bid worker. `start` opens its state, `stop` returns budgets and hands over records."""
+    """One bid worker. `start` opens its state; `stop` releases its budgets and sends its records to the writer."""
 
     def __init__(self, paths: StatePaths, settings: Settings, timing: Timing, *, has_model: bool, clock: Clock) -> None:
         self._paths = paths
@@ -60,9 +61,10 @@ class Worker:
         await self.state.close()
 
     async def bid(self, body: bytes, arrived_s: float, *, fills_macros: bool) -> tuple[str, int, bytes]:
-        """(outcome, HTTP status, body) of a bid request. BadRequest if the body is none.
+        """(outcome, HTTP status, body) of the response to a bid request. BadRequest if the body is not a valid one.
 
-        ``fills_macros``: the caller is a page, whose Prebid.js fills no macros and expects JSON with every no-bid.
+        ``fills_macros``: the worker fills the auction macros, because the caller is a page: its Prebid.js fills none.
+        Prebid.js also expects JSON with every no-bid.
         """
         request = openrtb.read(body)
         decision = await self._decide(request, arrived_s)
@@ -78,20 +80,20 @@ class Worker:
         return recommend_response(decision, self.state.bidder.market.catalogue)
 
     async def explain(self, request_id: str) -> dict[str, object] | None:
-        """The record of a recent request: its candidates and their verdicts. PeerError if the writer is away."""
+        """The record of a recent request, with candidates and verdicts; None if unknown. PeerError: writer away."""
         reply = await self.state.writer.request(RecordRequest(request_id))
         assert isinstance(reply, RecordReply), reply
         return None if reply.record is None else msgspec.to_builtins(reply.record)
 
     async def event(self, kind: EventKind, query: Mapping[str, str]) -> tuple[int, str]:
-        """(HTTP status, landing page of a click or "") of an event, which the writer posts before this returns."""
+        """Have the writer post an event. Returns (HTTP status, landing page of a click or "")."""
         now_us = self.clock.now_us()
         try:
             token = self.state.keys.check(query.get("t", ""), now_us, late_us=LATE_US)
         except TokenError:
             return 403, ""
         catalogue = self.state.bidder.market.catalogue
-        # After a restore, an ad created later than the backup is unknown.
+        # A token signed before a restore may name an ad that is newer than the backup, and so unknown.
         row = catalogue.row_of_ad.get(token.ad_id) if kind == "click" else None
         landing_url = "" if row is None else catalogue.ads[row].landing_url
         value = query.get("value_nanos", "")
@@ -110,7 +112,7 @@ class Worker:
         return 204, landing_url
 
     async def _decide(self, request: Request, arrived_s: float) -> BidDecision:
-        """Respond to a request until its deadline, and keep its record for the writer."""
+        """Decide a request before its deadline, and queue its record for the writer."""
         timing = self._timing
         budget_ms = (request.tmax_ms or timing.tmax_ms) - timing.network_ms
         now_us = self.clock.now_us()
