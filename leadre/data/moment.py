@@ -2,8 +2,8 @@
 
 A `Moment` comes from one of three sources: a request of a log (`of_requests`), every user of a log at one time
 (`as_of`), or a stored profile (the model server, with `history_of`). A history holds only events strictly before the
-moment, so no reader of a Moment can see the future. Features of (user, object) counts and the inputs of a ranker are
-functions of Moments too, and so the same for training and serving.
+moment, so no model that takes a Moment sees the future. Count features of (user, object) pairs and ranker inputs are
+functions of Moments too, so training and serving compute them alike.
 
 Letters: U users, E events, V visits, M moments, I live ads, O objects.
 """
@@ -26,7 +26,7 @@ CACHED_INVENTORIES = 1024
 
 @dataclass(frozen=True)
 class VisitIndex:
-    """Events grouped by user and time: a visit is all that a user did at one instant (a basket, a page view).
+    """Events grouped by user and time: a visit is all events of a user at one instant (a basket, a page view).
 
     ``event_offsets`` [V + 1] into events, ``user_offsets`` [U + 1] into visits.
     """
@@ -54,7 +54,7 @@ class VisitIndex:
 
 
 def group_visits(at_us_E: I64, event_offsets: I64) -> VisitIndex:
-    """The visits of events that are sorted by user and time; ``event_offsets`` [U + 1] are those of the users."""
+    """Group events, sorted by user and time, into visits; user u has the events ``event_offsets[u : u + 2]``."""
     user_E = np.repeat(np.arange(len(event_offsets) - 1), np.diff(event_offsets))
     starts_visit_E = np.ones(len(at_us_E), np.bool_)
     starts_visit_E[1:] = (np.diff(user_E) != 0) | (np.diff(at_us_E) != 0)
@@ -65,10 +65,10 @@ def group_visits(at_us_E: I64, event_offsets: I64) -> VisitIndex:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class History:
-    """The events of one user strictly before a time, oldest first; arrays of one row an event.
+    """The events of one user strictly before a time, oldest first; each array has one row per event.
 
-    ``placement_E`` is the placement of the request that the user made at that instant, an index into those of the log;
-    -1 where none is known, as in a stored profile.
+    ``placement_E``: placement of the user's request at the instant of the event, as an index into the log's placements;
+    -1 if unknown, as in a stored profile.
     """
 
     at_us_E: I64
@@ -90,7 +90,7 @@ class History:
 
 
 def history_of(events: Iterable[tuple[int, int, int, int]], before_us: int) -> History:
-    """A history of rows (object, at_us, domain, value_nanos) in any order, without those at or after ``before_us``.
+    """A history from rows (object, at_us, domain, value_nanos) in any order; drops rows at or after ``before_us``.
 
     Events of one instant keep their order.
     """
@@ -107,9 +107,9 @@ def history_of(events: Iterable[tuple[int, int, int, int]], before_us: int) -> H
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LiveInventory:
-    """The objects that may be recommended at a moment, and their live ads. Equal to itself only: a key for caches.
+    """The objects that may be recommended at a moment, and their live ads. Compared by identity, to be a cache key.
 
-    A source that knows objects only, such as a request to the model server, has no ads.
+    ``ads`` is empty if the source has objects only, such as a request to the model server.
     """
 
     objects: NDArray[np.int64]  # distinct, ascending
@@ -125,13 +125,13 @@ def inventory_of(ads: I32, ad_object_A: I32) -> LiveInventory:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Moment:
-    """A user at a moment: profile, time, placement, what they did strictly before, and what is live.
+    """A user at a moment: profile, time, placement, history and live inventory.
 
-    ``is_training``: a training request, which the prior weighs by a fit that has not seen this user.
+    ``is_training``: the moment is a training request; the prior then uses an affinity fitted without this user.
     """
 
     user: int  # row of the users table; -1 = unknown
-    profile: Mapping[str, Any]  # the columns of the users table but the ID; empty if unknown
+    profile: Mapping[str, Any]  # columns of the users table without the ID; empty if unknown
     at_us: int
     placement: int  # index into the log's placements; -1 = none
     history: History
@@ -141,21 +141,21 @@ class Moment:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Moments(Sequence[Moment]):
-    """Users of a log at M moments. A Moment is built when it is indexed: views of the log's arrays, no copies.
+    """Users of a log at M moments. Indexing builds a Moment from views of the log's arrays, without copies.
 
-    Moments of one user ascend by time and lie beside each other. ``now_us`` is set if all have the same time.
+    Moments of one user are adjacent and ascend by time. ``now_us`` is set if all have the same time.
     """
 
     logs: Logs
     visits: VisitIndex  # of all users
-    placement_E: I32  # `History.placement_E` of the log
+    placement_E: I32  # `History.placement_E` of all events of the log
     profiles: Sequence[Mapping[str, Any]]  # by user
     inventories: Callable[[int], LiveInventory]
     user_M: I32
     at_us_M: I64
     placement_M: I32
     inventory_M: I32  # argument of ``inventories``
-    end_M: I64  # the first event of the user that does not belong to the history
+    end_M: I64  # end of the history: index of the user's first event at or after the moment
     is_training_M: Mask
     now_us: int | None = None
 
@@ -182,7 +182,7 @@ class Moments(Sequence[Moment]):
         )
 
     def at(self, rows: Iterable[int]) -> Iterator[Moment]:
-        """The Moments of these rows, in their order."""
+        """The Moments at these indices, in the order given."""
         return (self[int(row)] for row in rows)
 
     def timeline(self, user: int) -> History:
@@ -190,7 +190,7 @@ class Moments(Sequence[Moment]):
         return self._history(slice(int(self.logs.event_offsets[user]), int(self.logs.event_offsets[user + 1])))
 
     def visits_before(self) -> NDArray[np.int64]:
-        """int64 [M]: index into ``visits`` of the first visit that does not belong to the history."""
+        """End of each history in ``visits``, int64 [M]: index of the first visit at or after the moment."""
         return np.searchsorted(self.visits.event_offsets[:-1], self.end_M, side="left")
 
     def _history(self, rows: slice) -> History:
@@ -229,7 +229,7 @@ def of_requests(logs: Logs) -> Moments:
 
 
 def as_of(logs: Logs, now_us: int, users: NDArray[np.int64], ads: I32) -> Moments:
-    """Each of ``users``, ascending, at one time, in no placement, with ``ads`` live."""
+    """Moments of ``users`` (ascending) at time ``now_us``, without a placement, with ``ads`` live."""
     inventory = inventory_of(ads, logs.ad_object_A)
     count = len(users)
     at_us_M = np.full(count, now_us, np.int64)
@@ -247,11 +247,11 @@ def as_of(logs: Logs, now_us: int, users: NDArray[np.int64], ads: I32) -> Moment
 
 
 def _placements(requests: Moments) -> I32:
-    """`History.placement_E` of a log: of several requests at the instant of a visit the last one."""
+    """`History.placement_E` of all events of a log; if a user has several requests at one instant, the last one's."""
     visits = requests.visits
     visit_R = requests.visits_before()
     at_us_V = np.append(visits.at_us_V, -1)
     placement_V = np.full(len(visits), -1, np.int32)
-    made_visit_R = (at_us_V[visit_R] == requests.at_us_M) & (visit_R < visits.user_offsets[requests.user_M + 1])
-    placement_V[visit_R[made_visit_R]] = requests.placement_M[made_visit_R]
+    is_at_visit_R = (at_us_V[visit_R] == requests.at_us_M) & (visit_R < visits.user_offsets[requests.user_M + 1])
+    placement_V[visit_R[is_at_visit_R]] = requests.placement_M[is_at_visit_R]
     return np.repeat(placement_V, np.diff(visits.event_offsets))

@@ -1,8 +1,9 @@
-"""The four tables: one schema for every source, and the checks of each row.
+"""Schemas of the tables, the same for every source, and the checks of each row.
 
-``ads``; ``contents``: items that a user watched, read or bought outside ads; ``users``: their profiles; ``events``:
-their actions. The data stage adds ``requests`` (times at which an ad could be shown), ``inventories`` (the ads live
-then) and ``bad_rows`` (dropped rows with the reason).
+Every source has four tables: ``ads``; ``contents``: items that a user watched, read or bought outside ads; ``users``:
+their profiles; ``events``: their actions. The data stage adds ``requests`` (times at which an ad could be shown),
+``inventories`` (the ads live then) and ``bad_rows`` (dropped rows with the reason). A folder of files may also list its
+requests, and ``inventory``: the times and placements in which each ad was live.
 
 Money is int64 in billionths of the currency (``_nanos``), time is UTC in microseconds.
 """
@@ -23,7 +24,7 @@ WHOLE = pl.Int64()
 TIME = pl.Datetime("us", "UTC")
 TEXTS = pl.List(pl.String())
 DESCRIPTION_CHARS = 4096  # longest text in the tables; the text of an object is shorter (`text.MAX_CHARS`)
-ROW = "__row"  # number of a raw row in its file, counted as an editor counts lines
+ROW = "__row"  # line number of a raw row, as an editor shows it; for Parquet, the row number from 1
 FILE = "__file"
 LIST_MARK = "\x1f"  # joins list entries that pass through a text column (ASCII unit separator)
 
@@ -51,7 +52,7 @@ SCHEMAS: dict[str, Schema] = {
         key="ad_id",
         required={"ad_id": TEXT, "title": TEXT},
         optional={
-            "object_id": TEXT,  # the marketing object, which many ads may share; the ad itself where missing
+            "object_id": TEXT,  # the marketing object, which many ads may share; if missing, the ad itself
             "advertiser_id": TEXT,
             "description": TEXT,
             "brand": TEXT,
@@ -93,7 +94,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
 }
 
-# The two tables that this stage derives.
+# The tables that the data stage adds.
 REQUESTS = {"request_id": TEXT, "user_id": TEXT, "at": TIME, "placement_id": TEXT, "inventory_id": TEXT, "split": TEXT}
 INVENTORIES = {"inventory_id": TEXT, "ad_id": TEXT}
 BAD_ROWS = {"table": TEXT, "file": TEXT, "row": WHOLE, "column": TEXT, "why": TEXT}
@@ -101,7 +102,7 @@ BAD_ROWS = {"table": TEXT, "file": TEXT, "row": WHOLE, "column": TEXT, "why": TE
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """Result of a source and content of the artifact; columns as in SCHEMAS, REQUESTS, INVENTORIES, BAD_ROWS."""
+    """The tables that a source returns and the artifact holds: columns of SCHEMAS, REQUESTS, INVENTORIES, BAD_ROWS."""
 
     ads: pl.DataFrame
     contents: pl.DataFrame
@@ -159,7 +160,7 @@ def check_columns(name: str, columns: list[str], file: str) -> None:
     for column in schema.required:
         if column in columns:
             continue
-        unknown = [name for name in columns if name not in schema.columns]
+        unknown = [other for other in columns if other not in schema.columns]
         similar = difflib.get_close_matches(column, unknown, n=1, cutoff=0.6)
         hint = f"rename {similar[0]!r} to it" if similar else f"the file has {', '.join(columns) or 'no columns'}"
         raise InputError(f"{file}: column {column!r} is missing, and {name} needs it; {hint}")
@@ -211,7 +212,10 @@ def check_unique(name: str, frame: pl.DataFrame) -> None:
 
 
 def check_share(bad_rows: pl.DataFrame, read_rows: Mapping[str, int], max_share: float) -> None:
-    """Raise InputError if more than ``max_share`` of a table's rows are bad; the message has reasons and examples."""
+    """Raise InputError if more than ``max_share`` of a table's rows are bad; the message has reasons and examples.
+
+    ``read_rows``: rows read, by table.
+    """
     for name, total in read_rows.items():
         bad = bad_rows.filter(pl.col("table") == name)
         count = bad.select("file", "row").n_unique() if bad.height else 0
@@ -245,14 +249,14 @@ def as_bad_rows(name: str, rows: pl.DataFrame, column: str, why: pl.Expr) -> pl.
 
 def shorten(value: object, limit: int = 60) -> str:
     """A value for a message: quoted, at most ``limit`` characters."""
-    text = str(value)
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+    shown = str(value)
+    return repr(shown if len(shown) <= limit else shown[: limit - 3] + "...")
 
 
 def _bad_rows(
     name: str, file: str, raw: pl.DataFrame, mask: pl.Series, column: str, why: str, values: pl.Series | None = None
 ) -> pl.DataFrame:
-    """The rows of ``raw`` under ``mask`` in the form of BAD_ROWS; ``values`` are quoted in the reason."""
+    """The rows of ``raw`` that ``mask`` selects, in the form of BAD_ROWS; the reasons quote ``values``."""
     if not mask.any():
         return no_bad_rows()
     rows = raw[ROW].filter(mask).cast(WHOLE)
@@ -283,28 +287,28 @@ def _type_text(kind: pl.DataType) -> str:
 
 def _typed(raw: pl.DataFrame, column: str, kind: pl.DataType, file: str, name: str) -> pl.Expr:
     """The expression that converts a raw column to ``kind``; null for a value that does not fit."""
-    have = raw.schema[column]
+    raw_kind = raw.schema[column]
     col = pl.col(column)
-    if have == pl.Null:
+    if raw_kind == pl.Null:
         return col.cast(kind)
-    if have in (pl.Categorical, pl.Enum):
-        have = TEXT
+    if raw_kind in (pl.Categorical, pl.Enum):
+        raw_kind = TEXT
         col = col.cast(TEXT)
-    if have == pl.String:
+    if raw_kind == pl.String:
         return _from_text(col, kind).alias(column)
-    if kind == TEXT and have.is_integer():
+    if kind == TEXT and raw_kind.is_integer():
         return col.cast(TEXT)
-    if kind == WHOLE and have.is_integer():
+    if kind == WHOLE and raw_kind.is_integer():
         return col.cast(WHOLE, strict=False)
-    if kind == TIME and isinstance(have, pl.Datetime):
-        zoned = col.dt.replace_time_zone("UTC") if have.time_zone is None else col.dt.convert_time_zone("UTC")
+    if kind == TIME and isinstance(raw_kind, pl.Datetime):
+        zoned = col.dt.replace_time_zone("UTC") if raw_kind.time_zone is None else col.dt.convert_time_zone("UTC")
         return zoned.dt.cast_time_unit("us")
-    if kind == TIME and have == pl.Int64:
+    if kind == TIME and raw_kind == pl.Int64:
         return pl.from_epoch(col, time_unit="us").dt.replace_time_zone("UTC")
-    if kind == TEXTS and have == pl.List(pl.String):
+    if kind == TEXTS and raw_kind == pl.List(pl.String):
         return col
     raise InputError(
-        f"{file}: column {column!r} of {name} has the type {have}; it must be {_type_text(kind)}: {_advice(kind)}"
+        f"{file}: column {column!r} of {name} has the type {raw_kind}; it must be {_type_text(kind)}: {_advice(kind)}"
     )
 
 
@@ -313,26 +317,27 @@ def _advice(kind: pl.DataType) -> str:
     return "write it as " + types.get(kind, "string")
 
 
-def _from_text(text: pl.Expr, kind: pl.DataType) -> pl.Expr:
-    text = text.str.strip_chars(" \t\r\n")
-    text = pl.when(text != "").then(text)  # an empty cell is a missing value
+def _from_text(cells: pl.Expr, kind: pl.DataType) -> pl.Expr:
+    """The expression that parses text cells as ``kind``; null for a cell that does not parse."""
+    cells = cells.str.strip_chars(" \t\r\n")
+    cells = pl.when(cells != "").then(cells)  # an empty cell is a missing value
     if kind == WHOLE:
-        return text.cast(WHOLE, strict=False)
+        return cells.cast(WHOLE, strict=False)
     if kind == TEXTS:
-        marked = text.str.contains(LIST_MARK, literal=True)
-        return pl.when(marked).then(text.str.split(LIST_MARK).list.slice(1)).otherwise(text.str.split(" > "))
+        is_marked = cells.str.contains(LIST_MARK, literal=True)
+        return pl.when(is_marked).then(cells.str.split(LIST_MARK).list.slice(1)).otherwise(cells.str.split(" > "))
     if kind == TIME:
-        return _time_from_text(text)
-    return text
+        return _time_from_text(cells)
+    return cells
 
 
-def _time_from_text(text: pl.Expr) -> pl.Expr:
-    """ISO 8601 with an offset or without one (UTC), a date alone, or 15 to 17 digits: microseconds since 1970.
+def _time_from_text(cells: pl.Expr) -> pl.Expr:
+    """Parse ISO 8601 with an offset or without one (UTC), a date alone, or 15 to 17 digits: microseconds since 1970.
 
     Ten digits (seconds) and thirteen (milliseconds) are rejected: as microseconds they would be times in 1970.
     """
-    micros = pl.when(text.str.contains(r"^\d{15,17}$")).then(text).cast(WHOLE, strict=False)
-    iso = text.str.replace(r"^(\d{4}-\d\d-\d\d) (\d)", "${1}T${2}").str.replace(r"[Zz]$", "+00:00")
+    micros = pl.when(cells.str.contains(r"^\d{15,17}$")).then(cells).cast(WHOLE, strict=False)
+    iso = cells.str.replace(r"^(\d{4}-\d\d-\d\d) (\d)", "${1}T${2}").str.replace(r"[Zz]$", "+00:00")
     iso = iso.str.replace(r"^(\d{4}-\d\d-\d\d)$", "${1}T00:00:00").str.replace(r"(T\d\d:\d\d)([+-]|$)", "${1}:00${2}")
     iso = iso.str.replace(r"(T[\d:.]+)$", "${1}+00:00")
     parsed = iso.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="us", time_zone="UTC", strict=False)

@@ -1,9 +1,9 @@
 """Clean untrusted text of logs, so that it is safe to print, embed and put into a prompt.
 
 Invisible characters are removed: control characters end lines or tokens, bidirectional marks reorder the text that a
-reviewer reads (Unicode TR36, "Trojan Source"), zero-width characters split a blocked word. Cleaning does not stop a
-text from spelling words. The tokenizer ensures that no text encodes to a semantic ID: semantic IDs are not part of the
-vocabulary that text is matched against.
+reviewer reads (Unicode TR36, "Trojan Source"), zero-width characters split a blocked word. Visible text stays as it is,
+even if it spells a control token. No text encodes to a semantic ID, because the tokenizer's vocabulary has none
+(`lm.layout`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-MAX_CHARS = 512  # of one object's text; the 256 word pieces that MiniLM encodes are fewer
+MAX_CHARS = 512  # of one object's text: about 130 English word pieces, of the 256 that MiniLM encodes
 
 # Cc control, Cf format (bidi marks, zero-width, tags, soft hyphen), Cs surrogate, Co private use, Cn unassigned.
 _DROPPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})

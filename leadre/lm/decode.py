@@ -1,10 +1,10 @@
 """Trie-constrained beam search: each step scores only codes that lead to a live object, so every result is live.
 
-A search prefills its threads once and then decodes one code of all open beams a step. A beam whose prefix leads to
-exactly one live object is finished: the rest of its path has probability one. It keeps its score and costs no further
-computation, so most searches end before the last level.
+A thread is a prompt that several requests share. A search prefills its threads once; each step then decodes one code of
+every open beam. A beam whose prefix leads to exactly one live object is finished: the rest of its path has probability
+one. It keeps its score and costs no further computation, so most searches end before the last level.
 
-Letters: Q requests over all threads, W beams a request, L levels, C codes of a level, K results.
+Letters: Q requests over all threads, W beams per request, L levels, C codes of a level, K results.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class BeamSearcher:
     """A backbone prepared for generation. It holds a copy of the weights: make a new one after training steps.
 
     ``prefix_cache`` keeps the KV blocks of common prompt beginnings between calls; it must belong to this searcher
-    alone. ``graphs`` selects steps of fixed shapes (`leadre.lm.graphs`); None = on a GPU.
+    alone. ``graphs`` switches steps of fixed shapes on (`leadre.lm.graphs`); None = only on a GPU.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class BeamSearcher:
         self.backbone = backbone
         self.prefix_cache = prefix_cache
         self.codes_OL = backbone.objects_OL.cpu().numpy() - np.array(backbone.layout.offsets[:-1])
-        self.runner = runner or make_runner(backbone.body, _dtype(backbone))
+        self.runner = runner or make_runner(backbone.body, _runner_dtype(backbone))
         use_graphs = backbone.device.type == "cuda" if graphs is None else graphs
         self.graphs = GraphPool(backbone, self.runner) if use_graphs else None
 
     def __call__(self, threads: Threads, policy: BeamPolicy) -> list[list[BeamResult]]:
-        """The best live rows of each request, one list of results a thread.
+        """The best live rows of each request; one list of results per thread.
 
         Exact if the policy has at least as many beams as there are live prefixes at every level. Narrower beams may
         miss a live row; they never return a dead one.
@@ -64,16 +64,18 @@ class BeamSearcher:
         return [results[start:end] for start, end in pairwise(starts)]
 
 
-def _dtype(backbone: Backbone) -> torch.dtype:
+def _runner_dtype(backbone: Backbone) -> torch.dtype:
+    """bfloat16 for float32 weights if the device is fast at it, else the type of the weights."""
     if backbone.codes_SD.dtype != torch.float32:
         return backbone.codes_SD.dtype
     return torch.bfloat16 if has_bfloat16(backbone.device) else torch.float32
 
 
 class BeamSearch:
-    """Q requests with W beams each, thread after thread. `prefill` comes first, then `step` while any beam is open.
+    """One search over Q requests with W beams each. Call `prefill` first, then `step` while any beam is open.
 
-    ``open_QW``: beams that continue; the search ends when none is left. `results` may be called after any step.
+    Requests are in the order of their threads. ``open_QW`` marks the beams that continue; the search ends when none is
+    left. `results` may be called after any step.
     """
 
     prefilled: PrefilledThreads  # set by `prefill`
@@ -91,7 +93,7 @@ class BeamSearch:
         self.states_QW = np.stack([request.mask.roots(1) for request in self.requests])
         self.score_QW = torch.zeros(count, 1, dtype=searcher.backbone.codes_SD.dtype, device=searcher.backbone.device)
         self.open_QW = np.ones((count, 1), np.bool_)
-        # of each beam: the beam of the last step that it continues, and the code that it added
+        # per beam: the beam of the previous step that it continues, and the code that it added
         self.beam_QW, self.code_QW = np.zeros((2, count, 1), np.int64)
         self.captured: CapturedStep | None = None
 
@@ -113,13 +115,13 @@ class BeamSearch:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Generate one code: extend all beams, keep the best of each request, close those that cannot enter its top."""
+        """Generate one code: extend all beams, keep each request's best, close those that cannot enter its top."""
         prior_QWC = np.stack(
             [request.mask.log_prior(self.states_QW[q], self.level) for q, request in enumerate(self.requests)]
         )
         score_QW, best_QW = self._advance(prior_QWC)
         self._prune(score_QW, best_QW, prior_QWC.shape[2])
-        self._settle()
+        self._close_decided()
         self._release()
 
     def _advance(self, prior_QWC: NDArray[np.float32]) -> tuple[Tensor, Ints]:
@@ -142,7 +144,7 @@ class BeamSearch:
         return score_QW, best_QW.cpu().numpy()
 
     def _prune(self, score_QW: Tensor, best_QW: Ints, codes: int) -> None:
-        """Replace the beams by the best continuations, and find out which of them are still open."""
+        """Replace the beams by the best continuations; those with more than one live row below stay open."""
         self.score_QW = score_QW
         self.beam_QW = np.minimum(best_QW // codes, self.states_QW.shape[1] - 1)
         self.code_QW = best_QW % codes
@@ -153,11 +155,11 @@ class BeamSearch:
         self.states_QW = np.where(np.isfinite(self.score_QW.cpu().numpy()), np.stack(states), -1)
         row_QW = np.cumsum(self.open_QW).reshape(self.open_QW.shape) - 1
         self.parent_QW = np.take_along_axis(row_QW, self.beam_QW, axis=1)  # the parent's row among the open beams
-        choices = [request.mask.rows_below(self.states_QW[q]) for q, request in enumerate(self.requests)]
-        self.open_QW = np.stack(choices) > 1
+        rows_below = [request.mask.rows_below(self.states_QW[q]) for q, request in enumerate(self.requests)]
+        self.open_QW = np.stack(rows_below) > 1
         self.level += 1
 
-    def _settle(self) -> None:
+    def _close_decided(self) -> None:
         """Close the open beams of requests whose ``top`` results are certain."""
         top = self.policy.top
         finished_QW = (self.states_QW >= 0) & ~self.open_QW
@@ -183,7 +185,7 @@ class BeamSearch:
 
     @torch.inference_mode()
     def results(self, requests: Sequence[int]) -> list[BeamResult]:
-        """Results of these requests so far; open beams are completed by the prior alone."""
+        """Results of the requests with these indices so far; the prior alone completes open beams."""
         catalogue = self.policy.catalogue
         score_QW = self.score_QW.float().cpu().numpy()
         rankings = [self._ranked(q, self.states_QW[q] >= 0, score_QW[q]) for q in requests]
@@ -201,7 +203,7 @@ class BeamSearch:
     def _ranked(
         self, q: int, is_in_W: NDArray[np.bool_], score_W: NDArray[np.float32]
     ) -> tuple[Ints, NDArray[np.float32]]:
-        """(rows, log-probabilities) of some beams of a request, best first, within the policy's limits."""
+        """(rows, log-probabilities) of the beams ``is_in_W`` of a request, best first, within the policy's limits."""
         width = min(self.widths[self.level :], default=None)
         states_W = self.states_QW[q, is_in_W]
         codes_OL = self.searcher.codes_OL

@@ -1,4 +1,4 @@
-"""Export of a backbone as a plain causal LM of transformers, for software without codes, objects or threads.
+"""Export of a backbone as a plain causal LM of transformers, for software that has only token IDs and one sequence.
 
 Letters: V words, S code rows, D width.
 """
@@ -14,9 +14,9 @@ from leadre.lm.backbone import LOGIT_SCALE, Backbone
 
 
 def causal_lm(backbone: Backbone, *, attention: str = "sdpa") -> Any:
-    """A causal LM of the body's class, with an embedding row for each word, code and object, in the code rows' type.
+    """A causal LM of the body's class, in the dtype of the code rows, with one embedding row per ID of the layout.
 
-    Its logits of codes equal `Backbone.logits`; all other logits are zero. It has neither prior nor pointer.
+    Its logits of codes equal `Backbone.logits`; all other logits are zero. Prior and pointer are not exported.
     """
     from transformers import AutoModelForCausalLM
 
@@ -28,7 +28,7 @@ def causal_lm(backbone: Backbone, *, attention: str = "sdpa") -> Any:
     config.vocab_size = len(table)
     config.tie_word_embeddings = False
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(codes_SD)
-    # all but the embeddings and the head
+    # the body lacks only the embeddings, which are copied below
     missing, unexpected = model.base_model.load_state_dict(backbone.body.state_dict(), strict=False)
     assert len(missing) == 1 and not unexpected, f"not in the body: {missing}; not in the causal LM: {unexpected}"
     head = torch.nn.Linear(codes_SD.shape[1], len(table)).to(codes_SD)
