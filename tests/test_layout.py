@@ -336,10 +336,10 @@ def summary(path: Path) -> str:
 def tree(folder: Path, depth: int = 0) -> Iterator[str]:
     """The lines of a package: its files, then its folders, stages in the order of the flow."""
     name = folder.name + "/"
-    yield f"{'    ' * depth}{name:<{24 - 4 * depth}} {summary(folder / '__init__.py')}" if depth else name
+    yield f"{'    ' * depth}{name:<{30 - 4 * depth}} {summary(folder / '__init__.py')}" if depth else name
     for path in sorted(folder.glob("*.py")):
         if path.name != "__init__.py" or not depth:
-            yield f"{'    ' * (depth + 1)}{path.name:<{20 - 4 * depth}} {summary(path)}"
+            yield f"{'    ' * (depth + 1)}{path.name:<{26 - 4 * depth}} {summary(path)}"
     inner = sorted(path.parent for path in folder.glob("*/__init__.py"))
     order = {name: place for place, name in enumerate(STAGES if not depth else SERVE_PARTS)}
     for path in sorted(inner, key=lambda path: order.get(path.name, -1)):

@@ -1,1 +1,1 @@
-"""Scores -> winner, price, budget. So far: the ledger that no budget can be overdrawn in."""
+"""Auction: scores -> winner, price, budget. So far the budget: a ledger that no campaign can overdraw."""

@@ -1,1 +1,1 @@
-"""Brief to ad: so far, an HTML banner from a catalogue's ad."""
+"""Creative: an ad of the catalogue -> an HTML banner."""

@@ -1,1 +1,1 @@
-"""Stage 1: logs -> clean tables, histories, requests."""
+"""Data: logs -> clean tables, histories, requests with live inventories."""

@@ -1,1 +1,1 @@
-"""Histories and semantic IDs in, a fine-tuned language model out."""
+"""Tuning: histories + semantic IDs -> a fine-tuned language model."""

@@ -1,1 +1,1 @@
-"""One file per data set; each has one ``read(...) -> tables.Tables``. A user's own logs come in by ``files``."""
+"""Sources of logs: one file a data set, each with one ``read(...) -> tables.Tables``; ``files`` reads your own logs."""

@@ -1,1 +1,1 @@
-"""The management API: who may change what, and the rights of users."""
+"""The management API and the status page: campaigns, keys, users' rights."""

@@ -1,1 +1,1 @@
-"""The processes of a bidder, and how they talk."""
+"""The processes of a bidder: supervisor, workers, writer, model server, management."""
