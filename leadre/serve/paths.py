@@ -1,4 +1,4 @@
-"""Paths of a bidder's state: one folder, which a backup copies as a whole."""
+"""Paths of a bidder's state: one folder, which a backup copies whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class StatePaths:
-    """Files of a state folder, each with the process that writes it. ``store``: the store's spec, maybe elsewhere."""
+    """Files of a state folder, and the process that writes each. ``store``: spec of the user store, maybe elsewhere."""
 
     folder: Path
     store: str
@@ -40,7 +40,7 @@ class StatePaths:
 
     @property
     def exploration_key(self) -> Path:
-        """Key of the hash that, with a request's ID, determines its exploration draws."""
+        """Key of the hash that derives the exploration draws of a request from its ID."""
         return self.folder / "draws.key"
 
     @property

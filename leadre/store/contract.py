@@ -1,9 +1,9 @@
 """Contract of the stores: data types and the `Store` protocol; tests/store/contract_store.py checks every store.
 
-Keys contain the plain user ID and no value derived from it, so that an erasure leaves no surrogate. A user ID has 1 to
-400 bytes of UTF-8 and no NUL; reading any other ID finds nothing, writing it is an InputError. Any thread and any
-process may read and write. Each process opens the store itself; a fork must not inherit it. Every method may raise
-`StoreDown`; the next call tries again.
+Keys contain the plain user ID, not a hash of it, so that an erasure leaves no pseudonym behind. A user ID has 1 to 400
+bytes of UTF-8 and no NUL: reads of another ID return None, writes raise InputError. Any thread and any process may read
+and write. Each process opens the store itself; a fork must not inherit it. Every method may raise `StoreDown`; the next
+call tries again.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ MAX_RECENT = 1024
 MAX_SEGMENTS = 256
 MAX_USER_BYTES = 400
 MAX_CAMPAIGN_BYTES = 96
-MAX_SWITCHES = 16  # switches that `rollback` can undo
-DAYS_KEPT = 2  # caps are deleted so many days after their day, when it has ended in every time zone
+MAX_SWITCHES = 16  # list versions in `ListVersions.history`, the current one included
+DAYS_KEPT = 2  # days until `Store.retain` deletes the caps of a day: by then it has ended in every time zone
 
 
 class StoredList(msgspec.Struct, frozen=True, array_like=True):
@@ -37,7 +37,7 @@ class StoredList(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ProfileEvent(msgspec.Struct, frozen=True, array_like=True):
-    """One action of a user on an object, and its value; ``domain`` as in the events table."""
+    """One action of a user on an object, and its value. ``domain``: "ad" or "content"."""
 
     object_id: str
     at_us: int
@@ -46,9 +46,9 @@ class ProfileEvent(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Profile(msgspec.Struct, frozen=True, array_like=True):
-    """Recent events of a user, oldest first, and the user's segments; `bounded` when written.
+    """Recent events of a user, oldest first, and the user's segments. Stores write the `bounded` copy.
 
-    Events before ``log_until_us`` come from a log that was read at ``log_read_at_us``.
+    Events before ``log_until_us`` come from an imported log, which was read at ``log_read_at_us``.
     """
 
     user_id: str
@@ -64,9 +64,9 @@ class Profile(msgspec.Struct, frozen=True, array_like=True):
         return msgspec.structs.replace(self, recent=recent, segments=self.segments[:MAX_SEGMENTS])
 
     def retained(self, after_us: int) -> Profile | None:
-        """Return a copy without events received before ``after_us``; None if no newer data is left.
+        """Return a copy without the events received before ``after_us``; None if nothing newer is left.
 
-        Events from a log count as received when the log was read; the log itself may have ended years ago.
+        Events of an imported log count as received when the log was read, as the log may have ended years ago.
         """
         recent = tuple(
             event
@@ -79,7 +79,7 @@ class Profile(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Cap(msgspec.Struct, frozen=True, array_like=True):
-    """At most ``limit`` impressions of a campaign on a day: whole days since 1970 in the campaign's own time zone."""
+    """At most ``limit`` impressions of a campaign per user on ``day``: days since 1970 in the campaign's time zone."""
 
     campaign_id: str
     day: int
@@ -87,9 +87,9 @@ class Cap(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ListVersions(msgspec.Struct, frozen=True, array_like=True):
-    """List versions: ``names`` in the order they were added; ``history`` of the current version, the present one last.
+    """Versions of the users' lists: ``names`` of all, oldest first; ``history`` of the current one, newest last.
 
-    Immutable: the methods return the changed copy.
+    Immutable: the methods return a changed copy.
     """
 
     names: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ class ListVersions(msgspec.Struct, frozen=True, array_like=True):
         return self.history[-1] if self.history else None
 
     def add(self, name: str) -> ListVersions:
-        """InputError for a name that is not 1 to 64 letters, digits, '.', '_' and '-'."""
+        """Add a version. InputError for a name that is not 1 to 64 letters, digits, '.', '_' and '-'."""
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
             raise InputError(f"version {name!r}: use up to 64 letters, digits, '.', '_' and '-'")
         return self if name in self.names else ListVersions((*self.names, name), self.history)
@@ -123,7 +123,7 @@ class ListVersions(msgspec.Struct, frozen=True, array_like=True):
             raise InputError(f"version {name!r} is the current one; switch to another before you drop it")
         names = tuple(other for other in self.names if other != name)
         history = [other for other in self.history if other != name]
-        # without b, the history a, b, a is a
+        # groupby: after b is dropped, the history a, b, a is a
         return ListVersions(names, tuple(other for other, _ in groupby(history)))
 
     def check(self, name: str) -> None:
@@ -136,9 +136,9 @@ class Store(Protocol):
     """Lists, profiles and frequency caps of users."""
 
     def put_lists(self, version: str, lists: Mapping[str, StoredList]) -> None:
-        """Write users' lists into a version, which is added if missing; thousands per call. Idempotent.
+        """Write users' lists, thousands per call, into a version; a new version is added. Idempotent.
 
-        Readers do not see a version before `switch`, so it may be half written.
+        Readers do not see a version before `switch`, so it may be incomplete.
         """
         ...
 
@@ -147,9 +147,9 @@ class Store(Protocol):
         ...
 
     def scan(self, version: str) -> Iterator[tuple[str, StoredList]]:
-        """Yield (user, list) of a version, in the byte order of user IDs; read in pages, so later writes may appear.
+        """Yield (user, list) of a version, in the byte order of user IDs. InputError if the version does not exist.
 
-        InputError if the version does not exist.
+        The store is read in pages, so writes during the scan may appear.
         """
         ...
 
@@ -178,16 +178,16 @@ class Store(Protocol):
     def reserve(
         self, user: str, caps: Sequence[Cap], *, now_us: int, until_us: int, count: int = 1
     ) -> dict[str, list[str]]:
-        """Reserve impressions under frequency caps: campaign -> reservation IDs, up to ``count`` each. Atomic.
+        """Reserve impressions under a user's frequency caps: campaign -> reservation IDs, up to ``count`` each. Atomic.
 
-        ``count`` is the number of slots of a request. Posted reservations and those neither void nor past their
-        ``until_us`` never exceed a cap's limit, with any number of processes. A limit of 0 grants nothing: leave
-        campaigns without a cap out.
+        ``count`` is the number of slots of a request. A reservation counts until it is void or past its ``until_us``,
+        and a posted one for the whole day; their number never exceeds a cap's limit, with any number of processes. A
+        limit of 0 grants nothing: leave out campaigns without a cap.
         """
         ...
 
     def post(self, reservation: str) -> bool:
-        """Count the impression of a reservation for the day. False if the reservation is gone. Idempotent."""
+        """Count the reservation as an impression of its day. False if the reservation is gone. Idempotent."""
         ...
 
     def void(self, *reservations: str) -> None:
@@ -195,16 +195,16 @@ class Store(Protocol):
         ...
 
     def erase(self, *users: str) -> None:
-        """Delete the users' lists of all versions, profiles and reservations, free pages included. May take seconds.
+        """Delete the users' lists of all versions, profiles and reservations, and clear free pages. May take seconds.
 
-        A writer of a version could bring a list back at the same time: writers must leave erased users out.
+        A job that writes lists at the same time could restore one: writers must leave out erased users.
         """
         ...
 
     def retain(self, after_us: int, now_us: int) -> int:
         """Delete users' lists made and profile events received before ``after_us``, and reservations of past days.
 
-        The list for everybody stays. Free pages are cleared, as in `erase`; may take seconds. Returns the number of
+        The list for unknown users stays. Free pages are cleared, as in `erase`; may take seconds. Returns the number of
         lists and profiles changed or deleted.
         """
         ...
@@ -236,7 +236,7 @@ def check_users(users: Sequence[str]) -> None:
 
 
 def check_caps(user: str, caps: Sequence[Cap], now_us: int, until_us: int, count: int) -> None:
-    """InputError for an invalid user ID; the other arguments come from our own code and are asserted."""
+    """InputError for an invalid user ID. The other arguments come from our own code, so they are asserted."""
     check_users([user])
     assert now_us < until_us, f"reserved at {now_us} until {until_us}"
     campaigns = [cap.campaign_id for cap in caps]

@@ -1,7 +1,7 @@
-"""A worker's side of the ledger: the leases of one campaign, from which bids reserve in memory without a call.
+"""The worker's side of budget leases: bids reserve from leases in memory, without a call to the ledger.
 
-The worker calls `LeasedBudget.reserve` before each bid. Off the request's path it sends `lease_request` to the ledger,
-gives the reply to `accept`, and sends what `releases` returns.
+The worker calls `LeasedBudget.reserve` for each bid. Between bid requests it sends `lease_request` to the ledger,
+passes the reply to `accept`, and sends the messages that `releases` returns.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from leadre.auction.budget.messages import FOREVER, Lease, LeaseRequest, Release
 from leadre.units import US_PER_S
 
-FIRST_BIDS = 4  # the first lease pays for so many bids
-RETRY_US = US_PER_S // 2  # until the next request for a budget that is used up: leases of other workers end
-DRAINED_US = US_PER_S  # a lease used up faster than this doubles the next one
+FIRST_BIDS = 4  # number of bids that the first lease pays for
+RETRY_US = US_PER_S // 2  # wait after the ledger granted no lease; leases of other workers may end meanwhile
+DRAINED_US = US_PER_S  # a lease that another follows sooner than this was too small: the size of the next doubles
 
 
 class _OpenLease:
-    """A lease that bids still reserve from."""
+    """A lease that has not ended, and its nanos that no bid has reserved."""
 
     __slots__ = ("accepted_at_us", "lease", "left_nanos")
 
@@ -29,9 +29,9 @@ class _OpenLease:
 
 
 class LeasedBudget:
-    """The part of one campaign's budget that one worker may bid from. Not thread-safe.
+    """The leases of one worker for one campaign. Not thread-safe.
 
-    ``lease_nanos`` is the size of the next lease.
+    ``lease_nanos`` is the size of the next lease to request.
     """
 
     def __init__(self, worker: str, campaign_id: str) -> None:
@@ -50,12 +50,12 @@ class LeasedBudget:
         return sum(entry.left_nanos for entry in self._open)
 
     def can_pay(self, nanos: int, now_us: int) -> bool:
-        """Whether a single lease has so much left."""
+        """Whether a single lease has at least ``nanos`` left."""
         self._drop_expired(now_us)
         return any(entry.left_nanos >= nanos for entry in self._open)
 
     def reserve(self, nanos: int, now_us: int) -> int:
-        """Reserve the most that one bid can cost; the lease's ID for the bid's token, 0 if no lease can pay."""
+        """Reserve ``nanos``, the highest cost of one bid. Returns the lease's ID, 0 if no lease can pay."""
         assert nanos > 0, nanos
         self._drop_expired(now_us)
         for entry in self._open:
@@ -65,9 +65,10 @@ class LeasedBudget:
         return 0
 
     def lease_request(self, bid_nanos: int, now_us: int) -> LeaseRequest | None:
-        """A request for the ledger if the newest lease is half spent or cannot pay a bid of ``bid_nanos``.
+        """A request for the ledger, if no lease can pay ``bid_nanos`` or little is left; else None.
 
-        None also while a reply is awaited, and for `RETRY_US` after the budget was used up.
+        Little: all leases together have less than half of the newest one. None also while a reply is awaited, and for
+        `RETRY_US` after the ledger granted no lease.
         """
         has_bid = self.can_pay(bid_nanos, now_us)
         has_half = has_bid and 2 * self.left_nanos(now_us) >= self._open[-1].lease.nanos
@@ -80,26 +81,29 @@ class LeasedBudget:
         )
 
     def accept(self, lease: Lease | None, now_us: int) -> None:
-        """The ledger's reply. The next lease is twice as large if the last one was used up within `DRAINED_US`."""
+        """Store the lease that the ledger granted; None if it granted none.
+
+        If the previous lease was granted less than `DRAINED_US` ago, the size of the next one doubles.
+        """
         self._awaits_reply = False
         if lease is None:
             self._retry_at_us = now_us + RETRY_US
             return
         if self._open and now_us - self._open[-1].accepted_at_us < DRAINED_US:
             self.lease_nanos *= 2
-        # A remainder too small for a bid would be of no use to any worker until its lease ends.
+        # End leases with a small remainder: no bid could use it, and it would block budget until the lease expires.
         self._end([entry for entry in self._open if entry.left_nanos * FIRST_BIDS < lease.nanos])
         self._open.append(_OpenLease(lease, now_us))
         self._next_end_us = min(self._next_end_us, lease.expires_at_us)
 
     def releases(self, now_us: int) -> list[Release]:
-        """A `Release` for each lease that ended with a remainder; each is returned once."""
+        """A `Release` for each lease that ended with a remainder since the last call."""
         self._drop_expired(now_us)
         ended, self._ended = self._ended, []
         return ended
 
     def close(self) -> list[Release]:
-        """End all leases, because the campaign is paused or the worker stops; the releases to send."""
+        """End all leases, because the campaign is paused or the worker stops. Returns the releases to send."""
         self._end(self._open)
         ended, self._ended = self._ended, []
         return ended

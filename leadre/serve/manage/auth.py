@@ -1,8 +1,8 @@
 """API keys of the management API, and the web origins whose pages may request bids.
 
 A key is ``<key_id>.<secret>``: the ID selects the row, the secret is 256 random bits. Only the SHA-256 of the secret is
-stored. A slow hash protects passwords that people choose; no dictionary contains random secrets, so here it would only
-slow down every call. A key is shown once, when it is created; a lost key is revoked and replaced.
+stored. A slow hash would protect passwords, which can be guessed; random secrets cannot, so it would only slow down
+each call. A key is shown once, when it is created; a lost key is revoked and replaced.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.catalogue.validation import MAX_NAME_CHARS, check_id
 
 SECRET_BYTES = 32
-NO_HASH = bytes(SECRET_BYTES)  # compared with if the key ID is unknown; no secret has this hash
+NO_HASH = bytes(SECRET_BYTES)  # the hash to compare with if the key ID is unknown; no known secret has it
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApiKey:
-    """A key without its secret. ``advertiser_id`` "" is an operator's key, which may do everything."""
+    """A key without its secret. An operator's key has ``advertiser_id`` "" and authorises every call."""
 
     key_id: str
     name: str
     advertiser_id: str
     created_at_us: int
-    revoked_at_us: int  # 0 = in force
+    revoked_at_us: int  # 0 = not revoked
 
     @property
     def is_operator(self) -> bool:
@@ -41,13 +41,13 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The keys in ``manage.db``. Thread-safe; a revoked key is refused from the next call on."""
+    """The keys in ``manage.db``. Thread-safe. A revoked key is refused from the next call on."""
 
     def __init__(self, database: ManageDatabase) -> None:
         self._database = database
 
     def create(self, name: str, now_us: int, advertiser_id: str = "") -> tuple[ApiKey, str]:
-        """Create a key: (stored key, text to show once). "" is an operator's. InputError for a bad name."""
+        """Create a key: (stored key, its text, to show once). InputError for an empty name or an invalid advertiser."""
         name = text.clean(name, MAX_NAME_CHARS)
         if not name:
             raise InputError("name: is empty; name the holder of the key, so that it can be revoked when they leave")
@@ -63,7 +63,7 @@ class ApiKeys:
         return key, f"{key_id}.{secret}"
 
     def find(self, presented: str) -> ApiKey | None:
-        """The key that ``presented`` is; None for a wrong or revoked one."""
+        """The key whose text is ``presented``; None for a wrong or revoked one."""
         with self._database.lock:
             return find(self._database.connection, presented)
 
@@ -79,7 +79,7 @@ class ApiKeys:
             return next(key for key in self.all() if key.key_id == key_id)
 
     def have_operator(self) -> bool:
-        """Whether an operator's key is in force."""
+        """Whether an operator's key exists that is not revoked."""
         return any(key.is_operator and not key.revoked_at_us for key in self.all())
 
     def all(self) -> list[ApiKey]:
@@ -92,7 +92,7 @@ class ApiKeys:
 
 
 def find(connection: sqlite3.Connection, presented: str) -> ApiKey | None:
-    """The key that ``presented`` is; None for a wrong or revoked one. The time taken does not depend on the secret."""
+    """The key whose text is ``presented``; None for a wrong or revoked one. Compares hashes in constant time."""
     key_id, _, secret = presented.partition(".")
     query = "SELECT key_id, name, advertiser_id, created_at_us, revoked_at_us, hash FROM keys WHERE key_id = ?"
     row = connection.execute(query, [key_id]).fetchone() if key_id.isascii() else None
@@ -102,9 +102,9 @@ def find(connection: sqlite3.Connection, presented: str) -> ApiKey | None:
 
 
 def check_exposure(host: str, keys: ApiKeys) -> None:
-    """InputError if a server would listen to other machines while no operator's key is in force.
+    """InputError if a server would accept connections from other machines while no operator's key is in force.
 
-    ``host`` is the address to listen on; a name other than localhost counts as reachable from outside.
+    ``host`` is the address to listen on; a name other than localhost counts as reachable from other machines.
     """
     try:
         is_local = ipaddress.ip_address(host.strip("[]")).is_loopback
@@ -118,7 +118,7 @@ def check_exposure(host: str, keys: ApiKeys) -> None:
 
 
 def checked_origin(origin: str) -> str:
-    """A web origin (RFC 6454) as browsers send it: scheme and host in lower case, no default port. InputError."""
+    """A web origin (RFC 6454) as browsers send it: in lower case, without a default port. InputError for other text."""
     valid = "an origin such as 'https://news.example' or 'http://127.0.0.1:8000', without a path"
     fault = InputError(f"origin = {origin[:100]!r}; it must be {valid}")
     try:

@@ -1,7 +1,9 @@
-"""The last hour of the bidder's metrics, and figures of them: rates, fill, quantiles.
+"""The last hour of the bidder's metrics: increases, rates and quantiles from samples of their totals.
 
-Counters hold totals only, so a thread of the management process samples them every `SAMPLE_S`. The process keeps the
-last `MAX_SAMPLES` in memory; after a restart the history is empty. Letters: T samples, C columns, B buckets.
+A counter is a total since the start, so a thread of the management process samples all of them every `SAMPLE_S`. The
+process keeps the last `MAX_SAMPLES` in memory; after a restart the history is empty.
+
+Letters: T samples, C columns, B buckets.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ OUTCOMES = ("bid", "no_bid", "shed", "bad")
 SOURCES = ("stored", "generated", "contextual")
 REASONS = tuple(reason.name.lower() for reason in NoBid)
 GENERATIONS = ("complete", "cut", "late", "gone")
-COLUMNS = (
+COLUMNS = (  # (metric, label, value of the label)
     *(("leadre_answers_total", "outcome", name) for name in OUTCOMES),
     *(("leadre_bids_total", "source", name) for name in SOURCES),
     *(("leadre_no_bids_total", "reason", name) for name in REASONS),
@@ -43,13 +45,13 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class MetricHistory:
-    """Samples, oldest first: ``at_s_T`` in seconds since 1970, ``totals_TC`` the totals at that time (`COLUMNS`)."""
+    """Samples, oldest first: ``at_s_T`` in seconds since 1970, ``totals_TC`` the totals of `COLUMNS` at that time."""
 
     at_s_T: NDArray[np.float64]
     totals_TC: NDArray[np.float64]
 
     def since(self, seconds: float) -> MetricHistory:
-        """The history from the last sample that is at least ``seconds`` old, or from the first."""
+        """The history from the last sample that is ``seconds`` older than the newest one, or from the first sample."""
         old = np.flatnonzero(self.at_s_T <= self.at_s_T[-1] - seconds)
         first = int(old[-1]) if len(old) else 0
         return MetricHistory(self.at_s_T[first:], self.totals_TC[first:])
@@ -60,17 +62,17 @@ class MetricHistory:
         return float(self.at_s_T[-1] - self.at_s_T[0])
 
     def totals(self, metric: str) -> NDArray[np.float64]:
-        """[T, columns of a metric] totals."""
+        """[T, columns of ``metric``] totals."""
         return self.totals_TC[:, [number for number, (name, _, _) in enumerate(COLUMNS) if name == f"leadre_{metric}"]]
 
     def increase(self, metric: str) -> NDArray[np.float64]:
-        """[columns of a metric] increase from the first sample to the last."""
+        """[columns of ``metric``] increase from the first sample to the last."""
         totals = self.totals(metric)
         increase: NDArray[np.float64] = totals[-1] - totals[0]
         return increase
 
     def rates(self, metric: str) -> NDArray[np.float64]:
-        """[T - 1, columns of a metric] increase per second between samples."""
+        """[T - 1, columns of ``metric``] increase per second between samples."""
         return np.diff(self.totals(metric), axis=0) / np.maximum(np.diff(self.at_s_T), 1e-3)[:, None]
 
 
@@ -85,20 +87,20 @@ class MetricRecorder:
         self.sample()
 
     def sample(self) -> None:
-        """Add a sample; the oldest is dropped."""
+        """Add a sample; a full history drops its oldest one."""
         sample = self._take()
         with self._lock:
             self._samples.append(sample)
 
     def run(self) -> None:
-        """Sample every `SAMPLE_S`, for ever."""
+        """Sample every `SAMPLE_S`; never returns."""
         while True:
             time.sleep(SAMPLE_S)
-            with contextlib.suppress(OSError, ValueError, struct.error):  # a new worker's files are incomplete
+            with contextlib.suppress(OSError, ValueError, struct.error):  # files of a starting worker are incomplete
                 self.sample()
 
     def read(self) -> MetricHistory:
-        """All samples, and one of now."""
+        """All samples, plus one taken by this call."""
         sample = self._take()
         with self._lock:
             samples = [*self._samples, sample]
@@ -110,10 +112,10 @@ class MetricRecorder:
 
 
 def quantile(edges_B: tuple[float, ...], cumulative_B: NDArray[np.float64], q: float) -> float:
-    """The ``q`` quantile of a histogram, linear within a bucket; NaN if it is empty.
+    """The ``q`` quantile of a histogram, interpolated linearly within a bucket; NaN if it is empty.
 
-    ``edges_B`` are upper edges of buckets. ``cumulative_B`` counts the values up to each edge, plus one bucket for all
-    values; a quantile beyond the last edge is that edge.
+    ``edges_B``: the upper edges of the buckets. ``cumulative_B``: the number of values up to each edge, then the number
+    of all values. A quantile beyond the last edge is that edge.
     """
     rank = q * cumulative_B[-1]
     if not cumulative_B[-1]:

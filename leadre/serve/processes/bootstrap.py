@@ -1,4 +1,4 @@
-"""Bootstrap: the first start fills the campaign store and the list for unknown users, and creates an operator's key."""
+"""Bootstrap: steps before a bidder starts. The first start fills the catalogue and creates an operator's key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POPULAR_ADS = 200  # length of the list for unknown users
 
 
 def fill(paths: StatePaths, tables: Artifact) -> None:
-    """Create the missing parts of the state folder: keys, campaigns and ads, the list for unknown users."""
+    """Create the missing parts of the state: secret keys, campaigns and ads, the list for unknown users."""
     paths.folder.mkdir(parents=True, exist_ok=True)
     TokenKeys.open(paths.token_keys)
     ExplorationDraws.open(paths.exploration_key)
@@ -36,8 +36,8 @@ def fill(paths: StatePaths, tables: Artifact) -> None:
 
             campaigns, ads = importer.read(pl.read_parquet(tables.path / "ads.parquet"), importer.ImportDefaults())
             added = CampaignStore(manage_database).add(campaigns, ads)
-            counts = f"{added.campaigns:,} campaigns with {added.ads:,} ads"
-            progress.say(f"serve: {counts} from {tables.path}, {len(added.refused):,} ads refused")
+            summary = f"{added.campaigns:,} campaigns with {added.ads:,} ads"
+            progress.say(f"serve: {summary} from {tables.path}, {len(added.refused):,} ads refused")
     finally:
         manage_database.close()
     store = open_store(paths.store)
@@ -51,7 +51,7 @@ def fill(paths: StatePaths, tables: Artifact) -> None:
 
 
 def popular(tables: Artifact, version: str) -> StoredList:
-    """The ads that most users acted on, live or not: the catalogue filters the live ones for each request."""
+    """The list for unknown users: the ads that most users acted on, live or not. Each request filters the live ones."""
     from leadre.data import histories
     from leadre.generate.lists import profiles
 
@@ -61,13 +61,13 @@ def popular(tables: Artifact, version: str) -> StoredList:
 
 
 def create_operator_key(paths: StatePaths, clock: Clock) -> None:
-    """Create an operator's key if none is in force, and report it once: it authorises everything."""
+    """Create an operator's key if none is in force, and print it, once. It authorises every call."""
     manage_database = ManageDatabase(paths.manage_database)
     try:
         keys = auth.ApiKeys(manage_database)
         if not keys.have_operator():
-            _, secret = keys.create("first start", clock.now_us())
-            progress.say(f"serve: an operator's key, shown only now: {secret}")
+            _, key_text = keys.create("first start", clock.now_us())
+            progress.say(f"serve: an operator's key, shown only now: {key_text}")
     finally:
         manage_database.close()
 
@@ -82,7 +82,7 @@ def register_origins(paths: StatePaths, origins: Sequence[str]) -> list[str]:
 
 
 def check_exposure(paths: StatePaths, hosts: Sequence[str]) -> None:
-    """InputError if a server would listen to other machines while no operator's key is in force."""
+    """InputError if a server would accept connections from other machines while no operator's key is in force."""
     manage_database = ManageDatabase(paths.manage_database)
     try:
         for host in hosts:

@@ -1,4 +1,4 @@
-"""Lists in LMDB: table ``lists`` maps version, NUL, user to a list; table ``state`` holds the list versions."""
+"""Users' lists in LMDB. Table ``lists``: version + NUL + user ID -> list. Table ``state``: one row, the versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from leadre.store.contract import EVERYBODY, ListVersions, StoredList, check_use
 from leadre.store.lmdb.mapped import MappedFile
 from leadre.store.lmdb.tables import PAGE, delete_prefix, rewrite, scan_prefix
 
-STATE = b"versions"
+STATE = b"versions"  # the key of that row
 
 _lists = msgspec.msgpack.Decoder(StoredList)
 _versions = msgspec.msgpack.Decoder(ListVersions)
@@ -89,7 +89,7 @@ class LmdbLists:
                     txn.delete(f"{version}\0{user}".encode(), db=table)
 
     def retain(self, after_us: int) -> int:
-        """Delete lists made before ``after_us``, except the list for everybody; returns how many."""
+        """Delete lists made before ``after_us``, except the list for unknown users; returns how many."""
         everybody = f"\0{EVERYBODY}".encode()
 
         def new_value(key: bytes, value: bytes) -> bytes | None:
