@@ -371,6 +371,11 @@ def test_pages_name_files_that_exist(page: Path) -> None:
     assert not unknown - {"configs/mine.toml", "configs/x.toml"}, f"{page.name} names files that are not there"
 
 
+def test_every_folder_of_code_is_a_package() -> None:
+    folders = {path.parent for path in PACKAGE}
+    assert not [folder for folder in folders if not (folder / "__init__.py").exists()]
+
+
 IGNORED = {"work/", "dist/", "build/"}  # of .gitignore
 
 
