@@ -1,7 +1,8 @@
-"""Banners: an ad, a size and two URLs -> HTML. Templates escape every text of the advertiser.
+"""Banners: an ad, a size and two URLs -> HTML. Every text of the advertiser is escaped.
 
-A banner is a block of the advertiser's colour with a title, and the picture and the price that the ad has. The font
-size of the title is the largest that fits, estimated here so that no script runs in the page. Lengths are CSS pixels.
+A banner is a block in a colour that the advertiser's ID determines, with a title and, if the ad has them, a picture and
+a price. The title has the largest font that fits; this file estimates it, so that the page runs no script. Lengths are
+CSS pixels.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ from markupsafe import escape
 
 from leadre.types import Ad, Size
 
-# White text has a contrast of 7:1 or more on each (WCAG 2.2, success criterion 1.4.6).
+# On each, white text has a contrast of 7:1 or more (WCAG 2.2, success criterion 1.4.6).
 COLOURS = ("#1e40af", "#115e59", "#9a3412", "#9f1239", "#5b21b6", "#166534", "#075985", "#86198f")
 SIGNS = {"EUR": "€", "GBP": "£", "INR": "₹", "USD": "$"}
 NO_MINOR_UNIT = frozenset({"CLP", "ISK", "JPY", "KRW", "PYG", "VND"})  # currencies
 
-LINE_HEIGHT = 1.3  # with less, some fonts lose their descenders where a text is cut off
-LETTER_WIDTH = 0.6  # of a bold letter in the widest common font; Chinese, Japanese and Korean ones are twice as wide
-MIN_TITLE = 12  # font of a title
-LINE_SLACK = 3  # letters of a line that stay empty because the next word does not fit
+LINE_HEIGHT = 1.3  # x font size; with less, the cut of an overlong text would clip the descenders of some fonts
+LETTER_WIDTH = 0.6  # x font size: a bold letter of the widest common font; Chinese, Japanese and Korean: twice as wide
+MIN_TITLE = 12  # smallest font of a title
+LINE_SLACK = 3  # letters left empty at the end of a line, because the next word does not fit
 
 Shape = Literal["row", "box", "tall"]  # parts side by side; below each other; below each other with more room
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """The lengths of one size. ``image`` is the height of a picture, in a row its width as well."""
+    """The layout of one banner size. ``image`` is the height of a picture, in a row its width as well."""
 
     shape: Shape
     pad: int
@@ -43,7 +44,7 @@ class Plan:
     title: int  # largest font of the title
     image: int
     has_brand: bool
-    is_narrow: bool  # no room for a price beside the other parts: it is below the title, or above the button
+    is_narrow: bool  # a price has no room beside the other parts: it is below the title or above the button
 
 
 @lru_cache
@@ -52,7 +53,7 @@ def templates(package: str = "leadre.creative") -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.PackageLoader(package),
         autoescape=True,
-        auto_reload=False,  # else it looks at the file's date at every banner
+        auto_reload=False,  # otherwise jinja2 checks the file's date for every banner
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -60,12 +61,13 @@ def templates(package: str = "leadre.creative") -> jinja2.Environment:
 
 
 def banner(ad: Ad, size: Size, *, click_url: str, impression_url: str) -> str:
-    """HTML of ``size`` pixels that links to ``click_url`` and loads ``impression_url`` once when it is shown."""
+    """HTML of ``size`` pixels that links to ``click_url`` and loads ``impression_url`` once when it is displayed."""
     price = shown_price(ad.price_nanos, ad.price_currency)
-    word = max(map(_letters, ad.title.split()), default=0)
-    fields = (len(price), bool(ad.image_url), bool(ad.description))
-    title_px, title_lines = _fit(size, _letters(ad.title), word, *fields)
-    return _frame(size, title_px, title_lines, bool(ad.image_url), bool(price), bool(ad.description)).format(
+    longest_word = max(map(_letters, ad.title.split()), default=0)
+    has_image = bool(ad.image_url)
+    has_description = bool(ad.description)
+    title_px, title_lines = _fit(size, _letters(ad.title), longest_word, len(price), has_image, has_description)
+    return _frame(size, title_px, title_lines, has_image, bool(price), has_description).format(
         colour=COLOURS[crc32(ad.advertiser_id.encode()) % len(COLOURS)],
         title=escape(ad.title),
         brand=escape(ad.brand or ad.adomain),
@@ -124,11 +126,12 @@ def plan(size: Size) -> Plan:
 
 @lru_cache(maxsize=8192)
 def _fit(
-    size: Size, letters: int, word: int, price_letters: int, has_image: bool, has_description: bool
+    size: Size, letters: int, longest_word: int, price_letters: int, has_image: bool, has_description: bool
 ) -> tuple[int, int]:
-    """(font size, lines) of the largest title that fits; of the smallest one, which is cut off, if none fits.
+    """(font size, lines) of the largest title font that fits; of the smallest font, cut off, if none fits.
 
-    ``word``: length of the longest word. A word is broken only if no line in the smallest font holds it.
+    ``letters``: of the title; ``longest_word``: its letters. A word is broken only if it is longer than a line of the
+    smallest font.
     """
     width, height = size
     layout = plan(size)
@@ -145,11 +148,11 @@ def _fit(
         room_height -= layout.button + layout.gap + (layout.image + layout.gap if has_image else 0)
         room_height -= int(layout.small * LINE_HEIGHT * description_lines) + 6 if description_lines else 0
     min_px = max(MIN_TITLE, layout.title // 2)
-    word = word if word <= room_width / (min_px * LETTER_WIDTH) else 0
+    unbroken = longest_word if longest_word <= room_width / (min_px * LETTER_WIDTH) else 0
     for px in range(layout.title, min_px, -1):
         lines = max(1, int(room_height / (px * LINE_HEIGHT)))
-        in_line = room_width / (px * LETTER_WIDTH)
-        if word <= in_line and letters <= lines * (in_line - (LINE_SLACK if lines > 1 else 0)):
+        line_letters = room_width / (px * LETTER_WIDTH)
+        if unbroken <= line_letters and letters <= lines * (line_letters - (LINE_SLACK if lines > 1 else 0)):
             return px, lines
     return min_px, max(1, int(room_height / (min_px * LINE_HEIGHT)))
 
@@ -160,7 +163,7 @@ def _description_lines(shape: Shape, has_image: bool) -> int:
 
 @lru_cache(maxsize=1024)
 def _frame(size: Size, title_px: int, title_lines: int, has_image: bool, has_price: bool, has_description: bool) -> str:
-    """The banner of a size, with a `str.format` field for each text and URL of an ad; cached, as sizes are few."""
+    """HTML of a banner with a `str.format` field for each text and URL of an ad. Cached, as few layouts exist."""
     width, height = size
     layout = plan(size)
     return (
@@ -185,7 +188,7 @@ def _clamp(value: int, low: int, high: int) -> int:
 
 
 def _letters(text: str) -> int:
-    """The width of a text in Latin letters."""
+    """The width of a text, in Latin letters."""
     if text.isascii():
         return len(text)
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)

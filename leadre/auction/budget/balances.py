@@ -1,6 +1,6 @@
-"""Balances of campaigns and their days: cap, charged, reserved, written off; in the caller's transaction.
+"""Balances of campaigns and of their days: cap, charged, reserved, written off. The caller opens the transaction.
 
-Every amount that is reserved belongs to a lease, to the lease's day and to its campaign; the three change together.
+A reserved amount is stored in three rows, of its lease, of the lease's day and of its campaign, which change together.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from leadre.units import US_PER_S
 
 
 def set_budget(connection: sqlite3.Connection, campaign_id: str, budget: Budget, now_us: int) -> None:
-    """Store a campaign's budget, and cap today and later days by it. Reservations above the new cap are ended."""
+    """Store a campaign's budget and apply it to today and later days. Reservations above the new caps are freed."""
     today = day_of(now_us, budget.zone).isoformat()
     total_nanos = budget.total_nanos or NO_CAP
     daily_nanos = budget.daily_nanos or NO_CAP
@@ -42,7 +42,7 @@ def set_budget(connection: sqlite3.Connection, campaign_id: str, budget: Budget,
 
 
 def free_nanos(connection: sqlite3.Connection, campaign_id: str, day: str, daily_nanos: int) -> int:
-    """Nanos neither charged nor reserved, the lesser of campaign and day; ``daily_nanos`` caps a day without a row."""
+    """Nanos neither charged nor reserved: the lesser of campaign and day. ``daily_nanos``: cap of a new day."""
     query = "SELECT cap_nanos - charged_nanos - held_nanos FROM"
     (of_campaign,) = connection.execute(f"{query} budgets WHERE campaign_id = ?", (campaign_id,)).fetchone()
     of_day = connection.execute(f"{query} days WHERE campaign_id = ? AND day = ?", (campaign_id, day)).fetchone()
@@ -58,7 +58,7 @@ def add(
     charged_nanos: int = 0,
     written_off_nanos: int = 0,
 ) -> None:
-    """Add to the sums of a campaign and of its day. A new day is capped by the daily budget of now."""
+    """Add to the sums of a campaign and of a day. A new day gets the current daily budget as its cap."""
     connection.execute(
         "INSERT OR IGNORE INTO days (campaign_id, day, cap_nanos)"
         " SELECT campaign_id, ?2, daily_nanos FROM budgets WHERE campaign_id = ?1",
@@ -73,9 +73,9 @@ def add(
 
 
 def free_reserved(connection: sqlite3.Connection, nanos: int, where: str, values: tuple[object, ...]) -> int:
-    """Return up to ``nanos`` of reservations to their budgets, from the newest lease on; the nanos returned.
+    """Free up to ``nanos`` that leases reserve, newest lease first. Returns the nanos freed.
 
-    ``where``: the SQL condition for the leases, with ``values`` for its parameters.
+    ``where``: the SQL condition that selects the leases, with ``values`` for its parameters.
     """
     if nanos <= 0:
         return 0

@@ -1,6 +1,6 @@
-"""The catalogue as columns: arrays over ads and campaigns that the eligibility rules compare at once.
+"""The catalogue as columns: arrays over all ads or campaigns, so that an eligibility rule is one array operation.
 
-Letters: A ads, C campaigns, N either.
+Letters: A ads, C campaigns, N rows of either.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from leadre.types import Ad, Campaign
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-ANY_HOUR = (1 << 24) - 1
+ANY_HOUR = (1 << 24) - 1  # a bit for each hour of the day
 
 
 class ValueIndex:
-    """The rows of each value. A value of few rows is kept as row numbers, another as a mask, whichever is smaller."""
+    """Value -> its rows. A value is stored as row numbers or as a mask over all rows, whichever takes fewer bytes.
+
+    ``none_N``: whether a row has no value. ``all_none``: no row has any.
+    """
 
     def __init__(self, values_of_rows: Sequence[Collection[Hashable]]) -> None:
         rows: dict[Hashable, list[int]] = defaultdict(list)
@@ -41,7 +44,7 @@ class ValueIndex:
         self.all_none = bool(self.none_N.all())
 
     def any_of(self, values: Iterable[Hashable]) -> Bools:
-        """[N] whether a row has one of the values."""
+        """[N] whether a row has at least one of the values."""
         has_N = np.zeros(len(self.none_N), np.bool_)
         for value in values:
             if (mask_N := self._masks.get(value)) is not None:
@@ -52,7 +55,7 @@ class ValueIndex:
 
 
 class CatalogueColumns:
-    """All columns that the rules read, except statuses, so that a paused ad leaves them unchanged."""
+    """All columns that the rules read, except statuses: a paused ad needs no new columns."""
 
     def __init__(self, campaigns: Sequence[Campaign], ads: Sequence[Ad], row_of_campaign: Mapping[str, int]) -> None:
         self.campaign_A = np.array([row_of_campaign[ad.campaign_id] for ad in ads], np.int64)
@@ -83,7 +86,7 @@ class CatalogueColumns:
 
 
 def with_parents(categories: Iterable[str]) -> set[str]:
-    """The categories and their parents: "IAB7" of "IAB7-39" in IAB's first taxonomy; other taxonomies have numbers."""
+    """The categories and their parents: "IAB7" for "IAB7-39". Codes of other taxonomies are numbers without parents."""
     categories = set(categories)
     return categories | {code.split("-")[0] for code in categories if code.startswith("IAB")}
 

@@ -1,4 +1,4 @@
-"""Posting of events: token verified, charged to the ledger, logged, then passed on to counters, caps and profiles."""
+"""Event posting: verify the token, charge the ledger, append to the log, then update counters, caps and profiles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from leadre.serve.protocol import openrtb
 
 
 class EventPosting:
-    """Posts the events of a batch together."""
+    """Posts the events of a batch of requests in one transaction."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class EventPosting:
         self._users = users
 
     def post_batch(self, requests: Sequence[WriterRequest], now_us: int) -> dict[int, str]:
-        """Post the `EventRequest`s among the requests: index of the request -> outcome as in `EventReply`."""
+        """Post the `EventRequest`s of a batch. Returns index of the request -> outcome, as in `EventReply`."""
         outcomes: dict[int, str] = {}
         reports: dict[int, EventReport] = {}
         for index, request in enumerate(requests):
@@ -69,7 +69,7 @@ class EventPosting:
         """Post events to ledger and log, then update counters, caps and profiles. Returns which events are new."""
         self._derived.catch_up()
         if not all(self._catalogue_sync.has_budget(report.token.campaign_id) for report in reports):
-            self._derived.follow_catalogue(now_us)  # the campaign is newer than the loaded catalogue
+            self._derived.follow_catalogue(now_us)  # a campaign is newer than the loaded catalogue
         effects = self._processor.process(reports, now_us)
         for report, effect in zip(reports, effects, strict=True):
             currency = report.token.currency

@@ -1,4 +1,4 @@
-"""A worker's connections to the writer and to the model server, with what the worker notes about them."""
+"""A worker's clients of the writer and of the model server, and its queue of records for the writer."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from leadre.serve.ipc.messages import (
 )
 from leadre.serve.ipc.socket import Client
 
-WRITER_TIMEOUT_S = 2.0  # how long a worker waits for the writer's disk
+WRITER_TIMEOUT_S = 2.0  # includes the writer's disk
 MODEL_INFO_TIMEOUT_S = 1.0
 MAX_QUEUED_RECORDS = 10_000  # kept while the writer is away; later records are dropped
 RECORDS_PER_REQUEST = 500
 
 
 class WriterClient:
-    """Connection to the writer. ``is_away``: its last request failed, or none was answered yet."""
+    """Client of the writer. ``is_away``: the last request failed, or the writer has not answered any yet."""
 
     def __init__(self, path: Path) -> None:
         self._client: Client[WriterRequest, WriterReply] = Client(path, WriterReply)
@@ -62,7 +62,7 @@ class WriterClient:
 
 
 class RecordQueue:
-    """Records of answered requests on their way to the writer: FIFO, bounded, each kept until acknowledged."""
+    """Queue of request records for the writer: FIFO, bounded. A record stays until the writer acknowledges it."""
 
     def __init__(self, writer: WriterClient) -> None:
         self._writer = writer
@@ -85,7 +85,7 @@ class RecordQueue:
 
 
 class ModelClient:
-    """Connection to the model server."""
+    """Client of the model server."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self._client: Client[ModelInfoRequest | GenerateRequest, ModelInfoReply | GenerateReply] = Client(
@@ -95,7 +95,7 @@ class ModelClient:
 
     @property
     def is_connected(self) -> bool:
-        """Whether the connection of the last request is still open."""
+        """Whether the connection that the last request used is still open."""
         return self._client.is_connected
 
     async def info(self) -> ModelInfoReply:
@@ -105,7 +105,7 @@ class ModelClient:
         return reply
 
     async def generate(self, request: GenerateRequest) -> GenerateReply:
-        """Objects generated before the request's deadline. PeerError if the model server does not reply in time."""
+        """Objects that the model generated before the request's deadline. PeerError if no reply arrives in time."""
         started_s = self._clock.monotonic_s()
         outcome = "gone"
         try:

@@ -1,12 +1,16 @@
 """OpenRTB 2.6 JSON, and 2.5 where it differs: bytes to `leadre.types` and back. Pure; no clock, no socket.
 
-This file alone converts money. On the wire a price is a float CPM; inside it is whole nanos of one impression,
-1,000,000 to the unit of CPM. Floors are rounded up and prices down, so that no rounding undercuts a floor or overbids.
+Only this file converts money. On the wire a price is a float CPM; inside it is whole nanos of one impression,
+1,000,000 for a CPM of 1. Floors are rounded up and prices down: no rounding undercuts a floor or overbids.
 
-A request may have its privacy signals twice, at the place of 2.6 and under ``ext``. Both copies are read and the
-stricter one wins: GDPR applies if one copy declares it; two TC strings that differ are replaced by `CONTRADICTION`,
-which no decoder accepts; an opt-out of sale beats any other US privacy string; a GPP string counts in either copy, and
-its sections are those of both; GPC is on if one copy sets it; of two DSA requirements the higher one holds.
+A request may have a privacy signal twice, in its field of 2.6 and under ``ext``. Both copies are read:
+
+- GDPR applies if one copy declares it.
+- Two TC strings that differ are replaced by `CONTRADICTION`, which no decoder accepts.
+- An opt-out of sale wins over any other US privacy string.
+- The first GPP string is used; its sections are those of both copies.
+- GPC is on if one copy sets it.
+- The higher DSA requirement applies.
 """
 
 from __future__ import annotations
@@ -31,18 +35,18 @@ from leadre.serve.protocol import openrtb_schema as wire
 from leadre.types import Bid, Impression, Request, Signals, Size
 from leadre.units import NANOS_PER_CPM
 
-MAX_NANOS = 2**63 - 1  # higher floors are cut to it: no bid reaches either
-MAX_ITEMS = 100  # imps and currencies of one request that are read; the others are ignored
+MAX_NANOS = 2**63 - 1  # higher prices and floors are clipped to it
+MAX_ITEMS = 100  # imps, and currencies, of one request that are read; further ones are ignored
 CONTRADICTION = "?"  # in place of a TC string: no decoder accepts it
-XHTML_BANNER = 2  # AdCOM's creative subtype of the bidder's banners
-DSA_REQUIRED = 2  # and above: bids without a DSA object are not accepted
+XHTML_BANNER = 2  # AdCOM's creative subtype for the banners of this bidder
+DSA_REQUIRED = 2  # from this value on, the exchange rejects bids without a DSA object
 
 Rates = Mapping[tuple[str, str], Fraction]  # (from, to) -> units of `to` for one of `from`
 NO_RATES: Rates = MappingProxyType({})
 
 
 class NoBid(enum.IntEnum):
-    """Reasons for no bid (`nbr`). Those below 500 are OpenRTB's, the others this bidder's."""
+    """Reasons for no bid (`nbr`). Codes below 500 are OpenRTB's, the others are this bidder's own."""
 
     INVALID = 2
     UNMATCHED_USER = 8
@@ -58,7 +62,7 @@ class NoBid(enum.IntEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rendered:
-    """A bid with its creative and URLs. ``dsa``: the object of the Digital Services Act extension."""
+    """A bid with its creative and URLs. ``dsa``: the object of OpenRTB's Digital Services Act extension."""
 
     bid: Bid
     adm: str
@@ -79,7 +83,7 @@ _MACRO = re.compile(r"\$\{(AUCTION_[A-Z_]+)(:B64)?\}")
 
 
 def read(body: bytes) -> Request:
-    """A bid request. ``imps`` has no imp that takes no HTML banner or is sold to deals only.
+    """Parse a bid request. ``imps`` leaves out imps that take no HTML banner or are sold only to deals.
 
     Raises BadRequest for JSON that is malformed or too deep, a missing or empty id, an empty ``imp``, two imps of one
     id, a negative ``tmax``, and a wrong type in a field that is read.
@@ -171,12 +175,12 @@ def _impression(imp: wire.Imp) -> Impression:
 
 
 def _sizes(formats: Iterable[wire.Size]) -> tuple[Size, ...]:
-    """Sizes in pixels, without ratios; () if the imp names none."""
+    """The sizes in pixels, each once, without those given as a ratio; () if there is none."""
     return tuple(dict.fromkeys((f.w, f.h) for f in formats if f.w and f.h and f.w > 0 < f.h))
 
 
 def _user_id(user: wire.User) -> str:
-    """The bidder's own ID, else the first extended ID as ``source:id``, else the exchange's."""
+    """The user's ID: the bidder's own, else the first extended ID as ``source:id``, else the exchange's."""
     if user.buyeruid:
         return user.buyeruid
     for copy in (user, user.ext or wire.UserExt()):
@@ -188,7 +192,7 @@ def _user_id(user: wire.User) -> str:
 
 
 def _signals(regs: wire.Regs, user: wire.User, device: wire.Device) -> Signals:
-    """The stricter of both copies of each signal, by the rules in the docstring of this file."""
+    """The privacy signals, each from both of its copies by the rules in the docstring of this file."""
     copies = (regs, regs.ext or wire.RegsExt())
     gdpr = {copy.gdpr for copy in copies}
     consents = {text for text in (user.consent, user.ext.consent if user.ext else None) if text}
@@ -228,7 +232,7 @@ def truncated(address: str) -> str:
 
 
 def nanos(cpm: float, *, up: bool) -> int:
-    """Whole nanos of one impression at a CPM of 0 or more, exact for the decimal that was sent: 2.000001 is 2000001."""
+    """A CPM >= 0 as whole nanos of one impression, exact for the decimal number sent: 2.000001 -> 2000001."""
     if cpm * NANOS_PER_CPM >= MAX_NANOS:
         return MAX_NANOS
     exact = Decimal(repr(cpm)).scaleb(6)
@@ -236,14 +240,17 @@ def nanos(cpm: float, *, up: bool) -> int:
 
 
 def paid_nanos(text: str) -> int | None:
-    """The price filled in for ``${AUCTION_PRICE}``. None, to bill nothing, for AUDIT, an unfilled macro or no price."""
+    """The CPM that the exchange put in place of ``${AUCTION_PRICE}``, as nanos of one impression; None for other text.
+
+    Other text is "AUDIT" or an unfilled macro, and must not be billed.
+    """
     if not re.fullmatch(r"\d{1,12}(\.\d{1,30})?([eE][+-]?\d{1,2})?", text, re.ASCII):
         return None
     return min(math.floor(Fraction(text) * NANOS_PER_CPM), MAX_NANOS)
 
 
 def convert(amount_nanos: int, source: str, target: str, rates: Rates = NO_RATES, *, up: bool) -> int | None:
-    """An amount in another currency, in whole nanos. None if ``rates`` lacks the pair; the same currency needs none."""
+    """An amount converted to currency ``target``, in whole nanos. None if ``rates`` lacks a rate that is needed."""
     if source == target:
         return amount_nanos
     rate = rates.get((source, target))
@@ -260,14 +267,14 @@ def write(
     rates: Rates = NO_RATES,
     fills_macros: bool = False,
 ) -> bytes:
-    """A bid response in the currency of the request that most bids can be converted to, the first of several.
+    """Write a bid response, in the currency of the request to which most bids can be converted; the first of equals.
 
-    It leaves out bids that the caller would reject: without an ID, imp or creative, for an imp that the request does
-    not have, at a price of 0 (the bidder holds no deals), without a rate to the currency, without a required DSA
-    object. ``fills_macros``: the caller is a page, which substitutes no macros and pays the bid price.
+    Bids that the caller would reject are left out: without an ID, an ad or an imp of the request, at a price of 0 (the
+    bidder holds no deals), without a rate to the currency, or without a required DSA object. ``fills_macros``: fill the
+    auction macros here, because the caller is a page; it fills none, and its clearing price is the bid price.
     """
     priced = {cur: list(_priced(request, bids, cur, rates)) for cur in request.currencies}
-    currency = max(priced, key=lambda cur: len(priced[cur]))  # the first of equals
+    currency = max(priced, key=lambda cur: len(priced[cur]))
     wire_bids = [_bid(request, bid, price, currency, seat, fills_macros) for bid, price in priced[currency]]
     if not wire_bids:
         return _ENCODER.encode(wire.Response(id=request.request_id))
@@ -277,37 +284,37 @@ def write(
 
 
 def no_bid(request: Request, reason: NoBid, *, is_debug: bool = False) -> tuple[int, bytes]:
-    """HTTP status and body of a response without a bid; only tests and debugging get the reason."""
+    """HTTP status and body of a response without a bid. Only test and debug requests receive the reason."""
     if not (request.is_test or is_debug):
         return 204, b""
     return 200, _ENCODER.encode(wire.Response(id=request.request_id, nbr=reason))
 
 
 def substitute(text: str, values: Mapping[str, str]) -> str:
-    """Fill macros such as ``${AUCTION_ID}`` from ``values``, by name; ``:B64`` behind a name is URL-safe base64.
+    """Replace macros such as ``${AUCTION_ID}`` by their values; ``${AUCTION_ID:B64}`` by URL-safe base64 of it.
 
-    Other values are percent-encoded: macros are parts of URLs, and an ID of the caller must not end one. A macro that
-    is not in ``values`` is left to the exchange.
+    Values without base64 are percent-encoded: macros are parts of URLs, and the caller's ID must not end a URL. Macros
+    that ``values`` lacks are left to the exchange.
     """
 
-    def filled(macro: re.Match[str]) -> str:
+    def replacement(macro: re.Match[str]) -> str:
         value = values.get(macro[1])
         if value is None:
             return macro[0]
         return urlsafe_b64encode(value.encode()).decode() if macro[2] else quote(value, safe="")
 
-    return _MACRO.sub(filled, text)
+    return _MACRO.sub(replacement, text)
 
 
 def _priced(request: Request, bids: Sequence[Rendered], currency: str, rates: Rates) -> Iterator[tuple[Rendered, int]]:
-    """The bids that can be sent in a currency, with their prices in its nanos."""
+    """(bid, price in nanos of ``currency``) of each bid that can be sent in that currency."""
     imp_ids = {imp.imp_id for imp in request.imps}
     for rendered in bids:
         bid = rendered.bid
         price_nanos = convert(bid.price_nanos, bid.currency, currency, rates, up=False)
-        is_whole = bid.bid_id and bid.ad_id and bid.imp_id in imp_ids
+        has_ids = bid.bid_id and bid.ad_id and bid.imp_id in imp_ids
         lacks_dsa = request.signals.dsa_required >= DSA_REQUIRED and rendered.dsa is None
-        if is_whole and not lacks_dsa and price_nanos is not None and price_nanos > 0:
+        if has_ids and not lacks_dsa and price_nanos is not None and price_nanos > 0:
             yield rendered, price_nanos
 
 

@@ -1,4 +1,4 @@
-"""Profiles in LMDB: table ``profiles`` maps user to profile."""
+"""Profiles in LMDB. Table ``profiles``: user ID -> profile."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class LmdbProfiles:
-    """The profile methods of `contract.Store`. A power cut may lose the last commits, and damages nothing."""
+    """The profile methods of `contract.Store`. A power cut may lose the last commits, but cannot damage the file."""
 
     def __init__(self, path: Path) -> None:
         self.file = MappedFile.shared(path, ("profiles",), metasync=False)
