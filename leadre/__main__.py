@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from leadre import __version__, config
-from leadre.config import VERBS, spoken
+from leadre.config import VERBS, command_of
 from leadre.errors import ArtifactError, InputError, ParityError, StorageError, StoreDown
 
 # The values of --stage that selected a verb itself: `tune --stage sft` was another form of `tune`.
@@ -72,9 +72,9 @@ def _command(arguments: list[str]) -> tuple[str, list[str]]:
             )
         return f"{verb}-{part}", rest
     if verb not in VERBS:
-        nearest = spoken(config.nearest(verb, VERBS))
+        nearest = command_of(config.nearest(verb, VERBS))
         raise InputError(f"unknown verb {verb!r}; the nearest is {nearest!r}, and `leadre --help` lists them all")
-    if spoken(verb) != verb:
+    if command_of(verb) != verb:
         _deprecated(f"leadre {verb}", verb)
     return verb, rest
 
@@ -86,7 +86,7 @@ def _without_stage_flag(section: str, flags: dict[str, str]) -> str:
         return section
     chosen = section if stage == FIRST_STAGE[section] else f"{section}-{stage}"
     if chosen not in VERBS:
-        nearest = spoken(config.nearest(chosen, [section, *(f"{section}-{part}" for part in _parts(section))]))
+        nearest = command_of(config.nearest(chosen, [section, *(f"{section}-{part}" for part in _parts(section))]))
         raise InputError(
             f"--stage {stage}: unknown subcommand of `leadre {section}`; the nearest is `leadre {nearest}`"
         )
@@ -95,7 +95,7 @@ def _without_stage_flag(section: str, flags: dict[str, str]) -> str:
 
 
 def _deprecated(old: str, section: str) -> None:
-    print(f"leadre: `{old}` will be removed in the next release; write `leadre {spoken(section)}`", file=sys.stderr)
+    print(f"leadre: `{old}` will be removed in the next release; write `leadre {command_of(section)}`", file=sys.stderr)
 
 
 def _parts(verb: str) -> list[str]:
@@ -129,7 +129,7 @@ def _import(section: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "leadre":
             raise
-        command = f"leadre {spoken(section)}"
+        command = f"leadre {command_of(section)}"
         raise InputError(f"`{command}` needs the package {error.name!r}: pip install 'leadre[all]'") from error
 
 
@@ -142,7 +142,7 @@ def _print(text: str) -> None:
 
 def _overview() -> str:
     lines = [f"leadre {__version__}: display ads retrieved by a language model", "", USAGE, "", "verbs, in order:"]
-    lines += [f"  {spoken(section):<20}{_first_docstring_line(module)}" for section, module in VERBS.items()]
+    lines += [f"  {command_of(section):<20}{_first_docstring_line(module)}" for section, module in VERBS.items()]
     return "\n".join([*lines, "", "`leadre VERB --help` lists the options of a verb; runs/demo.sh runs all stages."])
 
 
@@ -154,7 +154,7 @@ def _first_docstring_line(module: str) -> str:
 
 
 def _help(section: str, module: ModuleType) -> str:
-    lines = [(module.__doc__ or "").strip(), "", USAGE.replace("VERB", spoken(section)), ""]
+    lines = [(module.__doc__ or "").strip(), "", USAGE.replace("VERB", command_of(section)), ""]
     for row in config.describe(module.Config):
         lines.append(f"  --{row.field.replace('_', '-'):<24} {row.help} [{row.type}; default {row.default or 'empty'}]")
     lines.append(f"  --{'config':<24} a TOML file: shared keys at the top, the rest under [{section}]")

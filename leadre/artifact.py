@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from leadre import __version__, progress
-from leadre.config import VERBS, spoken
+from leadre.config import VERBS, command_of
 from leadre.errors import ArtifactError
 
 META = "meta.json"
@@ -264,5 +264,5 @@ def _unfit(folder: Path, why: str) -> ArtifactError:
     """The error with its next step: a folder is named like the verb that writes it, or ``verb-part``."""
     verb = folder.name if folder.name in VERBS else folder.name.split("-")[0]
     is_known = verb in VERBS
-    step = f"run `leadre {spoken(verb)} --run {folder.parent.name}`" if is_known else "run the stage that writes it"
+    step = f"run `leadre {command_of(verb)} --run {folder.parent.name}`" if is_known else "run the stage that writes it"
     return ArtifactError(f"{folder}: {why}; {step}")

@@ -1,6 +1,6 @@
-"""One frozen dataclass per runnable file: defaults < TOML shared keys < TOML [section] < flags.
+"""Config of a stage: one frozen dataclass. Precedence: defaults < TOML shared keys < TOML [section] < flags.
 
-A stage declares its options beside its code; flags, help and checks are derived from the declaration::
+A stage declares its options beside its code; flags, help and checks follow from the declaration::
 
     @dataclass(frozen=True, kw_only=True)
     class Config(config.Common):
@@ -28,8 +28,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from leadre.errors import InputError
 
-# Every command: its section in a TOML file -> its module, which has `Config` and `run(config)`, in the order of the
-# stages. [tune-dpo] is the section of `leadre tune dpo` (see `spoken`).
+# The section of each command in a TOML file -> its module, which has `Config` and `run(config)`; in the order of the
+# stages. [tune-dpo] is the section of `leadre tune dpo` (`command_of`).
 VERBS = {
     "data": "leadre.data.run",
     "semid": "leadre.semid.run",
@@ -88,7 +88,10 @@ class Bounds(NamedTuple):
 
 
 class Option(NamedTuple):
-    """One option of a stage: a field of its Config, or of the dataclass in the Config's field ``group``."""
+    """One option of a stage: a field of its Config, or of the dataclass in the Config's field ``group``.
+
+    ``hint`` is the type of the field.
+    """
 
     name: str
     hint: Any
@@ -117,7 +120,7 @@ def option(
 
 
 def group(default: T) -> T:
-    """A dataclass field whose type is a dataclass of options; the values of ``default`` are their defaults."""
+    """A dataclass field whose type is a dataclass of options; ``default`` has the default of each option."""
     field: T = dataclasses.field(default=default)
     return field
 
@@ -132,7 +135,7 @@ class Common:
     threads: int = option(0, "processor threads, 0 = all cores", at_least=0)
 
     def __post_init__(self) -> None:
-        """Raises InputError for a value out of its option's range: configs are also made in code, without `load`."""
+        """Raises InputError for a value out of range, also in a config that code builds without `load`."""
         values = self.flat()
         for name, option in _options(type(self)).items():
             if not option.bounds.allow(values[name]):
@@ -145,7 +148,7 @@ class Common:
         return self.work / self.run / step
 
     def flat(self) -> dict[str, Any]:
-        """Option -> value, with the options of groups beside the stage's own: the form that artifacts record."""
+        """Name -> value of every option, those of groups included: the form that artifacts record."""
         values: dict[str, Any] = {}
         for name, option in _options(type(self)).items():
             holder = self if option.group is None else getattr(self, option.group)
@@ -153,7 +156,7 @@ class Common:
         return values
 
     def changed(self: C, values: Mapping[str, object]) -> C:
-        """A copy in which these options, named as in `flat`, have other values. Raises KeyError for an unknown one."""
+        """A copy with other ``values``, named as in `flat`. Raises KeyError for an unknown option."""
         fields: dict[str, Any] = {}
         for name, value in values.items():
             group = _options(type(self))[name].group
@@ -189,10 +192,10 @@ def load(cls: type[C], *, section: str, path: Path | None, flags: Mapping[str, s
 
 
 def describe(cls: type[Common]) -> list[HelpRow]:
-    """The rows of ``--help``: the stage's own options first, the shared ones after them."""
+    """The rows of ``--help``: the stage's own options, then the shared ones."""
     shared = {field.name for field in dataclasses.fields(Common)}
     ordered = sorted(_options(cls).values(), key=lambda option: option.name in shared)
-    return [HelpRow(option.name, _name(option.hint), _shown_default(option), option.help) for option in ordered]
+    return [HelpRow(option.name, _type_name(option.hint), _shown_default(option), option.help) for option in ordered]
 
 
 def show(value: object) -> str:
@@ -204,20 +207,20 @@ def show(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-def spoken(section: str) -> str:
-    """The command of a TOML section: [tune-dpo] is `tune dpo`."""
+def command_of(section: str) -> str:
+    """The command of a TOML section: `tune dpo` of [tune-dpo]."""
     return section.replace("-", " ", 1)
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """The known name most like ``name``; for error messages."""
+    """The known name most similar to ``name``; for error messages."""
     return difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
 
 
 def _options(cls: type) -> dict[str, Option]:
-    """Name -> option of a Config, the options of its groups in the position of the group.
+    """Name -> option of a Config; the options of a group are in the position of the group.
 
-    A field of a group that is not declared by `option` is no option: the code that runs the stage sets it.
+    A group may have fields that `option` does not declare. They are no options: the code that runs the stage sets them.
     """
     options: dict[str, Option] = {}
     for field in _fields(cls):
@@ -237,7 +240,7 @@ def _options(cls: type) -> dict[str, Option]:
 
 
 def _fields(cls: type) -> list[Option]:
-    """The fields of a dataclass as options, groups not yet taken apart."""
+    """The fields of a dataclass as options; a group is one entry."""
     hints = typing.get_type_hints(cls)
     return [
         Option(
@@ -253,7 +256,7 @@ def _fields(cls: type) -> list[Option]:
 
 
 def _toml_items(section: str, path: Path | None) -> Iterator[tuple[str, object, str]]:
-    """(key, value, where) of the shared keys, then of the section, so that the section wins."""
+    """(key, value, where it was) of the shared keys, then of the section: the later value of a key wins."""
     if path is None:
         return
     try:
@@ -282,16 +285,16 @@ def _shown_default(option: Option) -> str:
     return "(required)" if option.default is dataclasses.MISSING else show(option.default)
 
 
-def _name(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     """The type in words: ``int``, ``cpu | cuda``, ``list of float``, ``Path | none``."""
     origin = typing.get_origin(hint)
     args = typing.get_args(hint)
     if origin is typing.Literal:
         return " | ".join(show(arg) for arg in args)
     if origin in (typing.Union, types.UnionType):
-        return " | ".join(_name(arg) for arg in args)
+        return " | ".join(_type_name(arg) for arg in args)
     if origin is tuple:
-        return f"list of {_name(args[0])}"
+        return f"list of {_type_name(args[0])}"
     return "none" if hint is types.NoneType else str(hint.__name__)
 
 
@@ -321,11 +324,11 @@ def _convert(value: object, hint: Any, where: str, *, is_text: bool) -> object:
         return tuple(_convert(entry, args[0], where, is_text=is_text) for entry in typing.cast(list[object], entries))
     elif origin is None and (scalar := _scalar(value, hint, is_text=is_text)) is not None:
         return scalar
-    raise InputError(f"{where}: must be {_name(hint)}, got {value!r}")
+    raise InputError(f"{where}: must be {_type_name(hint)}, got {value!r}")
 
 
 def _scalar(value: object, hint: Any, *, is_text: bool) -> object | None:
-    """str, Path, bool, int or float out of a TOML value or a flag's text; None if it does not fit."""
+    """A TOML value or a flag's text as str, Path, bool, int or float; None if it does not fit."""
     if hint in (str, Path):
         return hint(value) if isinstance(value, str) else None
     if hint is bool:

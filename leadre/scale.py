@@ -21,8 +21,8 @@ def map_shards(fn: Callable[[S], R], shards: Sequence[S], workers: int, backend:
     """``[fn(shard) for shard in shards]``: the results in the order of the shards, at most ``workers`` at a time.
 
     ``fn`` is a top-level function (or a ``functools.partial`` of one) of a shard's path; it writes its data beside the
-    shard and returns a small summary. Raises ShardError that names the shard which failed, its error as the cause; no
-    further shard is started then. Raises InputError for ``workers`` under 1 or a missing ray.
+    shard and returns a small summary. After a failure no further shard is started. Raises ShardError, which names the
+    failed shard and has its error as cause; InputError for ``workers`` under 1 or a missing ray.
     """
     plain = fn.func if isinstance(fn, partial) else fn
     name = getattr(plain, "__qualname__", repr(plain))
@@ -49,8 +49,8 @@ def _processes(fn: Callable[[S], R], shards: Sequence[S], workers: int) -> list[
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=min(workers, len(shards)), mp_context=context) as pool:
         futures = [pool.submit(fn, shard) for shard in shards]
-        # A submission wakes the thread that watches the workers before it starts one (CPython 3.11), so the death of
-        # the last worker would go unseen while the others wait for it. One that starts none puts it under watch.
+        # CPython 3.11: `submit` wakes the pool's watching thread before it starts a worker, so that thread does not
+        # watch the last worker, and its death would hang the run. One more task, which starts no worker, fixes that.
         pool.submit(int)
         wait(futures, return_when=FIRST_EXCEPTION)
         pool.shutdown(wait=True, cancel_futures=True)
@@ -87,11 +87,11 @@ def _ray(fn: Callable[[S], R], shards: Sequence[S], workers: int) -> list[R]:
 
 
 def _call(fn: Callable[[S], R], shard: S) -> R:
-    return fn(shard)  # ray takes plain functions only, so a partial travels as an argument
+    return fn(shard)  # ray takes plain functions only, so a partial is passed as an argument
 
 
 def _ray_collect(ray: Any, shards: Sequence[S], running: dict[Any, int], results: list[Any]) -> None:
-    """Wait for the next shard to finish, move its result from ``running`` to its place in ``results``."""
+    """Wait for the next shard to finish; remove it from ``running`` and store its result in ``results``."""
     (ready, *_), _ = ray.wait(list(running), num_returns=1)
     index = running.pop(ready)
     try:

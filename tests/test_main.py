@@ -54,19 +54,19 @@ def test_help_lists_each_verb_with_its_line(capsys: pytest.CaptureFixture[str]) 
     for verb, module in cli.VERBS.items():
         docstring = importlib.import_module(module).__doc__
         assert docstring, f"{module} has no docstring"
-        assert f"  {config.spoken(verb):<20}{docstring.splitlines()[0]}\n" in text
+        assert f"  {config.command_of(verb):<20}{docstring.splitlines()[0]}\n" in text
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_help_of_a_verb_explains_every_field(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     stage = importlib.import_module(cli.VERBS[verb])
     assert issubclass(stage.Config, config.Common) and callable(stage.run)
-    assert cli.main([*config.spoken(verb).split(), "--help"]) == 0
+    assert cli.main([*config.command_of(verb).split(), "--help"]) == 0
     text = capsys.readouterr().out
     for row in config.describe(stage.Config):
         assert row.help, f"{verb}: field {row.field} has no help text; declare it by config.option"
         assert f"--{row.field.replace('_', '-')} " in text
-    assert cli.main([*config.spoken(verb).split(), "--show"]) == 0
+    assert cli.main([*config.command_of(verb).split(), "--show"]) == 0
     assert "run = demo\n" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""Prices of ads and objects as known when training ends, and what one user usually pays for an object."""
+"""Prices of ads and objects as known when training ends, and the price that a user usually pays for an object."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ PSEUDO_PAYMENTS = 0.5  # weight of the usual price among a user's own payments; 
 
 
 def training_prices(logs: Logs, now_us: int | None = None) -> NDArray[np.float64]:
-    """Mean money of the training events of each ad's object, in units of the currency: float64 [A], all > 0.
+    """Price of each ad, in units of the currency: float64 [A], all > 0.
 
-    Only events with money count. An object without one has the price of its ad in the catalogue, or else the median of
-    the ads with a price; 1 if no ad has one. ``now_us`` ends training time earlier (`train_end_us`).
+    The price is the mean money over the training events of the ad's object that have money; without such an event, the
+    ad's price in the catalogue; without either, the median of the known prices, or 1 if none is known. ``now_us`` ends
+    training time earlier (`train_end_us`).
     """
-    counts_E = (logs.at_us_E < train_end_us(logs, now_us)) & (logs.value_nanos_E > 0)
-    objects = logs.object_E[counts_E]
+    has_money_E = (logs.at_us_E < train_end_us(logs, now_us)) & (logs.value_nanos_E > 0)
+    objects = logs.object_E[has_money_E]
     count = len(logs.objects)
-    money_O = np.bincount(objects, weights=logs.value_nanos_E[counts_E] / NANOS_PER_UNIT, minlength=count)
+    money_O = np.bincount(objects, weights=logs.value_nanos_E[has_money_E] / NANOS_PER_UNIT, minlength=count)
     events_O = np.bincount(objects, minlength=count)
     price_O = np.divide(money_O, events_O, out=np.zeros(count), where=events_O > 0)
     price_A = price_O[logs.ad_object_A]
@@ -34,7 +35,7 @@ def training_prices(logs: Logs, now_us: int | None = None) -> NDArray[np.float64
 
 
 def object_prices(logs: Logs, now_us: int | None = None) -> NDArray[np.float64]:
-    """The mean of `training_prices` over the ads of each object: float64 [O]; the median price for contents."""
+    """Mean of `training_prices` over the ads of each object, float64 [O]; the median for an object without ads."""
     price_A = training_prices(logs, now_us)
     ads_O = np.bincount(logs.ad_object_A, minlength=len(logs.objects))
     sum_O = np.bincount(logs.ad_object_A, weights=price_A, minlength=len(logs.objects))
@@ -45,8 +46,8 @@ def object_prices(logs: Logs, now_us: int | None = None) -> NDArray[np.float64]:
 def own_log_prices(history: History, log_price_O: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(objects that the user paid for, ascending; logarithm of the price that the user usually pays for each).
 
-    That is the mean logarithm over the user's payments, shrunk towards ``log_price_O`` (the logarithm of
-    `object_prices`) by `PSEUDO_PAYMENTS`.
+    The latter is the mean logarithm of the user's payments, shrunk by `PSEUDO_PAYMENTS` towards ``log_price_O``, the
+    logarithm of `object_prices`.
     """
     paid_E = history.value_nanos_E > 0
     objects, row_E, count = np.unique(history.object_E[paid_E], return_inverse=True, return_counts=True)

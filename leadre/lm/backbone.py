@@ -1,7 +1,7 @@
 """Backbone: a causal language model with words, codes and objects as input and codes as output.
 
-The body is any Hugging Face causal LM; its word embeddings stay frozen, and the head is replaced by the code rows, tied
-to their embeddings: at each level only the rows of that level are scored.
+The body is any Hugging Face causal LM; its word embeddings stay frozen. The code rows, which are also the embeddings of
+the codes, replace the head: at each level only the rows of that level are scored.
 
 Letters: B sequences, T positions, K keys (cached ones first), D width, L levels, S code rows, O objects.
 """
@@ -27,7 +27,7 @@ from leadre.lm.layout import Layout
 from leadre.lm.pointer import Pointer, PointerSources
 
 LOGIT_SCALE = 0.1  # code rows have the norm of word embeddings; unscaled logits would saturate the softmax at init
-WORD_SCALE = 0.3  # the embeddings are not tied to the states of fewer layers: at full scale they saturate
+WORD_SCALE = 0.3  # the embeddings were not trained as a head for fewer layers: unscaled logits saturate the softmax
 WEIGHTS, FACTS, BODY = "model.safetensors", "backbone.json", "body"
 
 
@@ -69,11 +69,11 @@ class Backbone(nn.Module):
     def forward(
         self, ids_BT: Tensor, positions_BT: Tensor, mask_BNK: Tensor, causal_until: int, cache: Any = None
     ) -> Tensor:
-        """Hidden states [B, T, D] in the type of the code rows: float32, unless the model was made double.
+        """Hidden states [B, T, D] in the type of the code rows: float32, unless the model is float64.
 
-        The first ``causal_until`` positions are threads with causal attention. ``mask_BNK`` (bool) selects
-        the keys that each of the other N = T - causal_until positions attends to: the cached ones first, then these T.
-        ``cache`` is a transformers Cache, to which the call appends these T keys, or None.
+        The first ``causal_until`` positions attend causally: they are the threads. ``mask_BNK`` (bool) selects the keys
+        that each of the other N = T - causal_until positions attends to: the cached ones first, then these T. ``cache``
+        is a transformers Cache, to which the call appends these T keys, or None.
         """
         with precision(self.device):
             hidden: Tensor = self.body(
@@ -125,7 +125,7 @@ class Backbone(nn.Module):
         return torch.where(prior_NC > -torch.inf, log_p_NC, -torch.inf)  # a row with nothing live would be nan
 
     def sources(self, hidden_BTD: Tensor, ids_BT: Tensor) -> PointerSources | None:
-        """Positions of the threads ``ids_BT`` [B, T] that the pointer may repeat; None without a pointer."""
+        """Positions of the threads ``ids_BT`` [B, T] that the pointer may copy; None without a pointer."""
         if self.pointer is None:
             return None
         objects_BT = ids_BT - self.layout.words - self.layout.codes
@@ -200,12 +200,12 @@ def init_codes(
     seed: int,
     known_O: np.ndarray[Any, Any] | None = None,
 ) -> None:
-    """Set the code rows so that an object, the sum of its codes, points towards its title's mean word embedding.
+    """Set the code rows so that an object, the sum of its codes, points towards the mean word embedding of its title.
 
-    ``centroids`` are those of the quantised levels, [sizes[l], Z] each; ``title_ids`` are the word IDs of the titles, O
-    arrays. A ridge regression maps the centroids' space into the word space. Half of the power of each row is random,
-    so that no two codes start equal; rows of the last level, which separates objects of equal text, are all random.
-    The regression is fitted on the objects of the mask ``known_O``; None = all.
+    ``centroids``: [sizes[l], Z] for each quantised level; ``title_ids``: the word IDs of each object's title. A ridge
+    regression maps the centroids' space into the word space; it is fitted on the objects of the mask ``known_O``
+    (None = all). Half of the power of each row is random, so that no two codes start equal; rows of the last level,
+    which separates objects of equal text, are all random.
     """
     layout = backbone.layout
     generator = torch.Generator().manual_seed(seed)
@@ -228,17 +228,17 @@ def init_codes(
     scale = words_VD.std()
     rows = []
     for level, size in enumerate(layout.sizes):
-        random_CD = torch.randn(size, words_VD.shape[1], generator=generator) * scale
+        rows_CD = torch.randn(size, words_VD.shape[1], generator=generator) * scale
         if level < len(centroids):
             fitted = torch.from_numpy(centroids[level]).float() @ map_ZD
             fitted = (fitted - fitted.mean(0)) / (fitted - fitted.mean(0)).std().clamp(min=1e-6) * scale
-            random_CD = (fitted + random_CD) * 0.5**0.5
-        rows.append(random_CD)
+            rows_CD = (fitted + rows_CD) * 0.5**0.5
+        rows.append(rows_CD)
     backbone.codes_SD.copy_(torch.cat(rows))
 
 
 def randomise(backbone: Backbone, seed: int) -> None:
-    """Replace the pretrained weights of the body by those of the model's own initialiser (for control runs)."""
+    """Initialise the weights of the body at random, by the model's own initialiser (for control runs)."""
     torch.manual_seed(seed)
     for tensor in (*backbone.body.parameters(), *backbone.body.buffers()):
         vars(tensor).pop("_is_hf_initialized", None)  # set by from_pretrained; initialisers leave such weights alone

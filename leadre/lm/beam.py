@@ -21,11 +21,11 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class BeamRequest:
-    """One request: answered at position ``end`` of its thread, from the live rows of ``mask``.
+    """One request: codes are generated after position ``end`` of its thread, for the live rows of ``mask``.
 
-    ``objects`` are the object indices of the mask's rows; ``groups`` are the labels of the rows (advertisers), for
-    `BeamPolicy.per_group`. Both may be longer than the live rows: the search only looks rows up in them.
-    ``pointer_bias_T`` is added to the pointer's score of each position of the thread; None = 0 everywhere.
+    By row of the mask: ``objects`` are object indices, ``groups`` are labels (advertisers) for `BeamPolicy.per_group`;
+    both may have entries for rows that are not live. ``pointer_bias_T`` is added to the pointer's score of each
+    position of the thread; None = 0 everywhere.
     """
 
     end: int
@@ -60,13 +60,13 @@ class BeamPolicy:
     per_group  the same for `BeamRequest.groups`
     catalogue  mask of all objects, which gives `BeamResult.unmasked`; costs a second pass over the results
 
-    With limits, results are taken from the best down, and a result whose code or group is full is skipped. The same
-    rule on the ranking of all live rows gives the same results, down to the first row that the beams missed. Beams too
-    narrow for their limits may hold fewer than ``top`` results.
+    With limits, the search takes results from the best down and skips a result whose code or group is full. The same
+    rule on the ranking of all live rows gives the same results, down to the first row that the beams missed. If there
+    are too few beams for the limits, there may be fewer than ``top`` results.
 
     Log-probabilities are normalised over the live set, so those of two requests with different inventories are not
-    comparable. The unmasked ones are: they sum over the same levels, with the prior of the catalogue instead of the
-    live one and a pointer that may repeat every object of the prompt. They do not depend on the live set.
+    comparable. The unmasked ones are comparable, as they do not depend on the live set: they sum over the same levels,
+    with the prior of the catalogue and a pointer that may copy every object of the prompt.
     """
 
     width: int | tuple[int, ...] = 24
@@ -83,7 +83,10 @@ class BeamPolicy:
 
 
 def repeatable(layout: Layout, ids_QT: Ints, end_Q: Ints, objects: Sequence[Ints] | None = None) -> NDArray[np.bool_]:
-    """bool [Q, T]: positions up to ``end_Q`` that hold an object; with ``objects``, one of the live ``objects[q]``."""
+    """Positions that the pointer may copy, bool [Q, T]: objects at ``end_Q`` or before.
+
+    With ``objects``, only those in ``objects[q]``, the live objects of request q.
+    """
     objects_QT = layout.objects(ids_QT)
     is_source_QT = objects_QT >= 0
     if objects is not None:
@@ -102,15 +105,16 @@ def are_live(mask: Mask, codes_NL: Ints) -> NDArray[np.bool_]:
 
 
 def descend(mask: Mask, states_N: Ints, level: int) -> tuple[Ints, NDArray[np.float32]]:
-    """(leaves, log-probabilities) of live states of depth ``level`` after the likeliest codes of the prior alone.
+    """Complete live states of depth ``level`` by the likeliest codes of the prior: (leaves, log-probabilities).
 
-    If only one row is below a state, the leaf is that row, with log-probability zero. DEAD if all have been paused.
+    If only one row is below a state, the leaf is that row, with log-probability zero. DEAD if all rows below have been
+    paused.
     """
     log_p_N = np.zeros(len(states_N), np.float32)
     for depth in range(level, mask.depth):
         prior_NC = mask.log_prior(states_N, depth)
         best_N = prior_NC.max(axis=1)
-        with np.errstate(invalid="ignore"):  # no row below: not a number, which no caller reads
+        with np.errstate(invalid="ignore"):  # without a row below: nan, which callers drop with the dead leaf
             log_p_N -= np.log(np.exp(prior_NC - best_N[:, None]).sum(axis=1))
         states_N = mask.step(states_N, prior_NC.argmax(axis=1), depth)
     return states_N, log_p_N
@@ -138,14 +142,14 @@ def ranked(
     if policy.per_code:
         limits.append((codes_OL[request.objects[rows_N[order]], 0], policy.per_code))
     if policy.per_group:
-        assert request.groups is not None, "a limit for each group wants BeamRequest.groups"
+        assert request.groups is not None, "a limit for each group needs BeamRequest.groups"
         limits.append((request.groups[rows_N[order]], policy.per_group))
     kept = order[diverse(limits, policy.top or len(order))] if limits else order[: policy.top or None]
     return rows_N[kept], log_p_N[kept]
 
 
 def diverse(limits: Sequence[tuple[Ints, int]], count: int) -> list[int]:
-    """Indices of the first ``count`` results within all limits; a limit is (label of each result, most of a label)."""
+    """Indices of the first ``count`` results within all limits; a limit is (label of each result, maximum of one)."""
     kept: list[int] = []
     seen: Counter[tuple[int, int]] = Counter()
     for n in range(len(limits[0][0]) if limits else 0):

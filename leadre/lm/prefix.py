@@ -1,11 +1,10 @@
 """Prefix cache: keys, values and hidden states of the first positions of prompts, kept between calls.
 
 Prompts with a common beginning (instruction, a user's long-term part) have the same keys and values there. The cache
-keeps them in blocks of a fixed number of positions. A block is addressed by a chained hash of all IDs up to its end, so
-equal hashes mean equal text from the first position on. A cache belongs to one model: a new `BeamSearcher` starts with
-an empty one.
+keeps them in blocks of a fixed number of positions. The key of a block is a chained hash of all IDs up to its end, so
+equal hashes mean equal prompts up to there. A cache belongs to one model: a new `BeamSearcher` needs an empty one.
 
-Blocks are immutable. A block that a lookup returned stays alive as long as its reader holds it, evicted or not.
+Blocks are immutable. Eviction does not free a block that a caller still holds.
 
 Letters: G key-value heads, P positions of a block, E width of a head, D width.
 """
@@ -52,7 +51,7 @@ class PrefixCache:
         self._lock = threading.Lock()
 
     def hashes(self, ids: Ids) -> list[BlockHash]:
-        """The hashes of all whole blocks of a prompt."""
+        """The hash of each full block of a prompt; a shorter rest at the end has none."""
         block_hash = b""
         hashes = []
         for start, stop in pairwise(range(0, len(ids) + 1, self.block_size)):
@@ -62,13 +61,13 @@ class PrefixCache:
         return hashes
 
     def num_cached(self, ids: Ids) -> int:
-        """How many first positions of a prompt are cached now; counts neither as a hit nor as a use."""
+        """Length of the cached prefix of a prompt, in positions; changes neither counts nor the order of eviction."""
         with self._lock:
             known = [block_hash in self._blocks for block_hash in self.hashes(ids)]
         return self.block_size * (known.index(False) if False in known else len(known))
 
     def get(self, hashes: list[BlockHash]) -> list[PrefixBlock]:
-        """The cached blocks, from the first hash up to the first miss."""
+        """The cached blocks of a prompt, up to the first miss."""
         blocks = []
         with self._lock:
             for block_hash in hashes:
@@ -82,7 +81,7 @@ class PrefixCache:
     def put(self, hashes: list[BlockHash], blocks: list[PrefixBlock]) -> None:
         """Store the blocks of a prompt, or mark them as used; evict the least recently used ones beyond the capacity.
 
-        The first block of a prompt is marked last, as the youngest: the blocks behind it are useless without it.
+        The first block of a prompt counts as the most recently used: the blocks after it are useless without it.
         """
         with self._lock:
             for block_hash, block in zip(reversed(hashes), reversed(blocks), strict=True):

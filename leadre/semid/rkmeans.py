@@ -22,8 +22,9 @@ ROUNDS = 25  # of Lloyd's algorithm; later ones move the error by less than 0.1 
 def fit(vectors_ND: Floats, sizes: Sequence[int], seed: int) -> Quantiser:
     """Residual k-means of `vectors_ND` (float32 [N, D]) with `sizes[l]` centroids at level l.
 
-    Same vectors and seed, same bytes. Equal vectors count once, so that one text used by many objects does not draw
-    the centroids to it. A level gets no more codes than there are distinct residuals, with a message to the user.
+    The same vectors and seed give the same bytes. Equal vectors count once, so that a text which many objects share
+    does not attract the centroids. A level gets at most as many codes as there are distinct residuals; if fewer than
+    configured, a message is printed.
     """
     check(vectors_ND, sizes)
     residual_ND = np.unique(np.asarray(vectors_ND, dtype=np.float32), axis=0).astype(np.float64)
@@ -52,7 +53,7 @@ def cluster(vectors_ND: Floats, size: int, seed: int, *, label: str) -> Floats:
             size,
             niter=ROUNDS,
             seed=seed,
-            min_points_per_centroid=1,  # below this faiss warns, above the next one it samples
+            min_points_per_centroid=1,  # with fewer points faiss warns; with more than the next limit it samples
             max_points_per_centroid=len(distinct_ND),
         )
         kmeans.train(distinct_ND)
@@ -60,9 +61,9 @@ def cluster(vectors_ND: Floats, size: int, seed: int, *, label: str) -> Floats:
 
 
 def check(vectors_ND: Floats, sizes: Sequence[int]) -> None:
-    """InputError for level sizes that give no ID; AssertionError for empty, malformed or infinite vectors."""
+    """Raises InputError for level sizes without a code, AssertionError for empty, malformed or infinite vectors."""
     if not sizes or min(sizes) < 1:
-        raise InputError(f"--levels {','.join(map(str, sizes))}: wants at least one level of at least one code")
+        raise InputError(f"--levels {','.join(map(str, sizes))}: give at least one level of at least one code")
     assert vectors_ND.ndim == 2 and len(vectors_ND), f"nothing to quantise: vectors of shape {vectors_ND.shape}"
     assert np.isfinite(vectors_ND).all(), f"{(~np.isfinite(vectors_ND)).any(axis=1).sum()} vectors are not finite"
 
