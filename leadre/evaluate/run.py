@@ -1,8 +1,9 @@
-"""Logs -> metrics with confidence intervals, and a report.
+"""Stage `evaluate`: compare the generated lists with baselines on logged requests, and write a report.
 
-Reads ``work/<run>/data`` and the lists in ``work/<run>/generate``, fits the baselines on training time (stored in
-``work/<run>/channels``, so that a killed run resumes), ranks the same requests with each of them and writes
-``work/<run>/evaluate``: metrics.json, lists.parquet (top 20 of every method), report.html, comparison.png, loss.png.
+The stage reads ``work/<run>/data`` and the lists in ``work/<run>/generate``. It fits the baselines on the training time
+and stores them in ``work/<run>/channels``, so that a killed run resumes. Then it ranks the same requests with each of
+them and writes ``work/<run>/evaluate``: metrics.json with confidence intervals, lists.parquet (top 20 of every method),
+report.html, comparison.png, loss.png.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def run(config: Config) -> None:
     extras = _extras(config, data)
     validation = _validation(config, data, lists)
     tuned = tune.latest(config)
-    # the folders of extras share the name `generate`, so they are recorded by row rather than as parents
+    # parents are recorded by folder name, but folders of extras are all named `generate`: record them by row
     effective = config.flat() | {
         "extra": {name: extra.hash for name, extra in extras.items()},
         "rerank": None if validation is None else validation.hash,
@@ -108,7 +109,7 @@ def _parents(config: Config) -> list[artifact.Artifact]:
 
 
 def _lists(folder: Path, data: artifact.Artifact) -> artifact.Artifact:
-    """A lists artifact of these very logs: request numbers have no meaning in others. Raises ArtifactError."""
+    """A lists artifact. Raises ArtifactError if it is of other logs, in which its request numbers mean nothing."""
     lists = artifact.read(folder, artifact.LISTS)
     if lists.meta["parents"].get("data") != data.hash:
         raise ArtifactError(f"{folder}: generated from other logs than {data.path}; run `leadre generate` again")
@@ -116,7 +117,7 @@ def _lists(folder: Path, data: artifact.Artifact) -> artifact.Artifact:
 
 
 def _extras(settings: Config, data: artifact.Artifact) -> dict[str, artifact.Artifact]:
-    """Row name -> lists artifact, for the entries of `extra`. Raises InputError for an invalid or repeated name."""
+    """Row name -> lists artifact of the option `extra`. Raises InputError for an invalid `extra` or `channels`."""
     extras: dict[str, artifact.Artifact] = {}
     for entry in settings.extra:
         name, equals, folder = entry.partition("=")
@@ -133,7 +134,10 @@ def _extras(settings: Config, data: artifact.Artifact) -> dict[str, artifact.Art
 
 
 def _validation(config: Config, data: artifact.Artifact, lists: artifact.Artifact) -> artifact.Artifact | None:
-    """The validation lists to re-rank by. Raises ArtifactError unless model, IDs and logs are those of `lists`."""
+    """The validation lists, on which the weight of sft+price is chosen; None without the option `rerank`.
+
+    Raises ArtifactError unless they have the model, IDs and logs of `lists`.
+    """
     if config.rerank is None:
         return None
     validation = _lists(config.rerank, data)
@@ -146,7 +150,7 @@ def _validation(config: Config, data: artifact.Artifact, lists: artifact.Artifac
 
 
 def _fingerprint(config: Config, tuned: Path) -> dict[str, str]:
-    """Hashes of the files that the report shows beside its parents: a change of one of them renews the report."""
+    """Hashes of the files that the report shows although they are no parents: if one changes, the stage runs again."""
     paths = {
         "semid": config.folder("semid") / artifact.META,
         "loss": config.folder("tune-sft") / "loss.csv",
@@ -158,31 +162,31 @@ def _fingerprint(config: Config, tuned: Path) -> dict[str, str]:
 
 
 def choose(config: Config, logs: Logs, lists: artifact.Artifact) -> Ints:
-    """The requests to evaluate, ascending: those of the split that the lists hold, of at most `users` users."""
+    """The requests to evaluate, ascending: those of the split that have lists, of at most `config.users` users."""
     import numpy as np
 
     from leadre.data.histories import SPLITS
 
-    requests_R = _held(logs, lists, config.split)
+    requests_R = _listed_requests(logs, lists, config.split)
     users = np.unique(logs.request_user_R[requests_R])
     if 0 < config.users < len(users):
         sample = np.random.default_rng(config.seed).choice(users, size=config.users, replace=False)
         requests_R = requests_R[np.isin(logs.request_user_R[requests_R], sample)]
         users = sample
-    whole = int((logs.request_split_R == SPLITS.index(config.split)).sum())
-    progress.say(f"evaluate: {len(requests_R):,} of {whole:,} {config.split} requests, {len(users):,} users")
+    split_size = int((logs.request_split_R == SPLITS.index(config.split)).sum())
+    progress.say(f"evaluate: {len(requests_R):,} of {split_size:,} {config.split} requests, {len(users):,} users")
     return requests_R
 
 
-def _held(logs: Logs, lists: artifact.Artifact, split: str) -> Ints:
-    """The requests of `split` that the lists hold, ascending. Raises InputError if there are none."""
+def _listed_requests(logs: Logs, lists: artifact.Artifact, split: str) -> Ints:
+    """The requests of `split` that have lists, ascending. Raises InputError if there are none."""
     import numpy as np
     import polars as pl
 
     from leadre.data.histories import SPLITS
 
-    held = pl.read_parquet(lists.path / "lists.parquet", columns=["request"])["request"].unique().sort().to_numpy()
-    requests_R: Ints = held[logs.request_split_R[held] == SPLITS.index(split)].astype(np.int64)
+    requests = pl.read_parquet(lists.path / "lists.parquet", columns=["request"])["request"].unique().sort().to_numpy()
+    requests_R: Ints = requests[logs.request_split_R[requests] == SPLITS.index(split)].astype(np.int64)
     if not len(requests_R):
         raise InputError(f"{lists.path} holds no request of the {split} split; run `leadre generate` for it")
     return requests_R
@@ -192,17 +196,17 @@ def _methods(
     config: Config,
     logs: Logs,
     data: artifact.Artifact,
-    listed: Mapping[str, artifact.Artifact],
+    sources: Mapping[str, artifact.Artifact],
     views: Sequence[View],
 ) -> dict[str, dict[str, Ads]]:
-    """view -> row -> top ads [V, K]: a row for each lists artifact, for the fusion with counts and for each channel."""
+    """view -> row -> top ads [V, K]. Rows: each lists artifact in `sources`, the fusion with counts, each channel."""
     import polars as pl
 
     from leadre.evaluate.retrieval import measure as retrieval
 
     key_A = retrieval.tie_key(logs, config.seed)
     rows: dict[str, dict[str, Ads]] = {}
-    for name, source in listed.items():
+    for name, source in sources.items():
         frame = pl.read_parquet(source.path / "lists.parquet", columns=["request", "view", "ads"])
         lists = retrieval.checked_lists(frame, logs, views, source=str(source.path))
         rows[name] = retrieval.tabulate(retrieval.iterate_lists(lists), views)
@@ -229,11 +233,11 @@ def _add_reranked(
     from leadre.evaluate.retrieval import rerank
 
     frame = pl.read_parquet(validation.path / "lists.parquet")
-    requests_R = _held(logs, validation, "valid")
-    known = [retrieval.build_view(logs, requests_R, v.name) for v in views]
+    requests_R = _listed_requests(logs, validation, "valid")
+    validation_views = [retrieval.build_view(logs, requests_R, v.name) for v in views]
     price_A = views[0].price_A
     weights = rerank.choose_weights(
-        rerank.scored_lists(frame, logs, known, source=str(validation.path)), known, price_A
+        rerank.scored_lists(frame, logs, validation_views, source=str(validation.path)), validation_views, price_A
     )
     progress.say(
         "evaluate: " + RERANKED + ", weight of log-price: " + ", ".join(f"{k} {w}" for k, w in weights.items())
@@ -248,7 +252,7 @@ def _add_reranked(
 def _slices(
     config: Config, logs: Logs, everything: View, methods: Mapping[str, Ads]
 ) -> tuple[list[View], dict[str, dict[str, dict[str, dict[str, object]]]]]:
-    """(slices for cold start, slice -> comparison of all methods in it)."""
+    """(views of the cold-start slices, slice -> comparison of all methods in it)."""
     from leadre.evaluate.retrieval import measure as retrieval
     from leadre.evaluate.retrieval import slices
 
@@ -263,7 +267,7 @@ def _slices(
 
 
 def _fitted(config: Config, name: str, logs: Logs, data: artifact.Artifact) -> Channel:
-    """The channel from ``work/<run>/channels/<name>``, which is fitted and written first unless it is current."""
+    """Load a channel from ``work/<run>/channels/<name>``. If it is not current, fit and write it first."""
     from leadre.generate.channels import CHANNELS
 
     method = CHANNELS[name]

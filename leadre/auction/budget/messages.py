@@ -9,9 +9,10 @@ FOREVER = (1 << 63) - 1  # us
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """Caps of a campaign's charges, in all and for a day; 0 = no cap. ``zone``: an IANA name.
+    """Caps of a campaign's charges, in total and per day; 0 = no cap. ``zone``: IANA time zone of its days.
 
-    ``pending_s``: for how long after a lease's end its bids may still be charged to it; at least the token's lifetime.
+    ``pending_s``: seconds after the end of a lease in which its bids may still be charged to it; at least the lifetime
+    of event tokens (`Settings.token_s`).
     """
 
     total_nanos: int = 0
@@ -22,7 +23,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeaseRequest:
-    """A worker's request for budget. Result: a `Lease` of ``min_nanos`` to ``max_nanos``, None if less is free."""
+    """A worker's request for budget. Result: a `Lease` of ``min_nanos`` to ``max_nanos``; None if that is not free."""
 
     worker: str
     campaign_id: str
@@ -32,7 +33,7 @@ class LeaseRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lease:
-    """A part of a budget that only its worker may bid from, before ``expires_at_us``."""
+    """A part of a budget, from which only one worker may bid, until ``expires_at_us``."""
 
     lease_id: int
     campaign_id: str
@@ -42,7 +43,7 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Release:
-    """A worker's end of a lease. ``reserved_nanos`` is the sum that its bids reserved: the rest returns. Idempotent."""
+    """A worker ends a lease. ``reserved_nanos``: the sum that its bids reserved; the rest is free again. Idempotent."""
 
     lease_id: int
     reserved_nanos: int
@@ -50,7 +51,7 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Void:
-    """The end of a lost bid's reservation. An ``event_id`` counts once, as in `Charge`. Result: `ChargeResult` of 0."""
+    """Frees a lost bid's reservation. Each ``event_id`` counts once, as in `Charge`. Result: a `ChargeResult` of 0."""
 
     event_id: str
     campaign_id: str
@@ -61,19 +62,19 @@ class Void:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Charge:
-    """Nanos that an advertiser owes for an event at ``at_us``. An ``event_id`` counts once. Result: `ChargeResult`."""
+    """Nanos that an advertiser owes for an event. Each ``event_id`` counts once. Result: a `ChargeResult`."""
 
     event_id: str
     campaign_id: str
     nanos: int
     at_us: int
     lease_id: int = 0  # 0 = none
-    known_until_us: int = FOREVER  # the event_id is new again from then on
+    known_until_us: int = FOREVER  # until then a repeated event_id is ignored
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChargeResult:
-    """Nanos charged and written off. ``is_new`` is False for an event that was known already."""
+    """Nanos charged, and nanos owed beyond the budget and so written off. ``is_new``: False for a repeated event."""
 
     nanos: int
     written_off_nanos: int

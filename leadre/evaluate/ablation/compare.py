@@ -1,6 +1,6 @@
 """Comparison of the ablation's rows: metrics on the same requests, and paired differences to a reference row.
 
-Letters: U users, V requests of a view, K list places, B bootstrap resamples, M measures.
+Letters: R requests of the log, U users, B bootstrap resamples, M measures.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ PLOTTED = ("all/recall@10", "new/recall@10", "all/gmv@10", "new/gmv@10")
 class AblationRow:
     """One row of ablation.json.
 
-    columns    view/metric -> mean over seeds, lo, hi, by_seed and, with `against`, diff: the paired difference to that
-               row, over the seeds of both. Intervals are over users; coverage is a union of lists and has none.
+    columns    view/metric -> cell. A cell has the mean over seeds, its interval over users (lo, hi) and the means
+               by_seed. If `against` names another row, diff is the paired difference to it, over the seeds that both
+               have. Coverage has no interval and no diff: it is a property of all lists together.
     """
 
     name: str
@@ -60,9 +61,9 @@ def compare(
     resamples: int,
     seed: int,
 ) -> list[AblationRow]:
-    """Return the rows in order. `artifacts`: row name -> seed -> its lists.
+    """Return the rows in the order of `rows`. `artifacts`: row name -> seed -> its lists artifact.
 
-    A slice without a conversion has no column.
+    A slice without a conversion gets no column.
     """
     views = [retrieval.build_view(logs, requests_R, name) for name in retrieval.VIEWS]
     parts = slices.slice_views(logs, views[0])
@@ -91,7 +92,7 @@ def compare(
 
 
 def _measure(logs: Logs, views: Sequence[View], parts: Sequence[View], lists: Artifact) -> dict[str, Ratio | float]:
-    """Return column -> measure of one model's lists; coverage is a plain number."""
+    """Return column -> measure of one lists artifact: a `Ratio`, or a plain number for coverage."""
     frame = pl.read_parquet(lists.path / "lists.parquet", columns=["request", "view", "ads"])
     checked = retrieval.checked_lists(frame, logs, views, source=str(lists.path))
     tables = retrieval.tabulate(retrieval.iterate_lists(checked), views)
@@ -110,9 +111,9 @@ def _measure(logs: Logs, views: Sequence[View], parts: Sequence[View], lists: Ar
 def _cells(
     rows: Sequence[Variant], measures: Mapping[str, Mapping[int, Ratio | float]], resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Return one column as row name -> cell. `measures`: row name -> seed -> measure."""
+    """Return the cells of one column, by row name. `measures`: row name -> seed -> measure."""
     cells: dict[str, dict[str, Any]] = {}
-    compared: list[tuple[str, str, Ratio]] = []  # row name, mean or diff, measure
+    compared: list[tuple[str, str, Ratio]] = []  # (row name, "mean" or "diff", measure)
     for row in rows:
         by_seed = measures[row.name]
         means = {str(s): m if isinstance(m, float) else m.mean for s, m in by_seed.items()}
@@ -140,7 +141,7 @@ def _cells(
 
 
 def _average(by_seed: Mapping[int, Ratio | float], seeds: Any) -> Ratio:
-    """Return the mean over these seeds, user by user; all seeds share the requests, hence the denominators."""
+    """Return the mean over these seeds, user by user. The denominators are equal, as all seeds share the requests."""
     ratios = [ratio for s, ratio in by_seed.items() if s in seeds and isinstance(ratio, Ratio)]
     return Ratio(
         numerator_U=np.mean([ratio.numerator_U for ratio in ratios], axis=0), denominator_U=ratios[0].denominator_U

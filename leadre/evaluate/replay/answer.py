@@ -1,12 +1,12 @@
-"""Decide logged requests again, with the function that served them, and name every difference.
+"""Replay: decide logged requests again with `respond`, which served them, and report every difference.
 
-The log gives the request, its time, the counts behind the prices of that time, and the verdicts that depended on all
-other requests: budgets and frequency caps. The replay does the rest again: consent, targeting, the user's list or the
-language model, prices, selection and exploration. It compares candidates, scores, verdicts, winner, price and
-propensity, or the reason for no bid.
+From the log come the request, its time, the event counts that its prices used, and the verdicts that depended on other
+requests: budgets and frequency caps. The replay repeats the rest: consent, targeting, the user's list or the language
+model, prices, selection and exploration. It compares candidates, scores, verdicts, winner, price and propensity, or the
+reason for no bid.
 
-A request is compared if its catalogue, lists, model and options are still there. The report counts the others by
-reason (`SKIPPED`).
+A request is compared only if the catalogue, lists, model and options that decided it are still in use. The report
+counts the others by reason (`SKIPPED`).
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from leadre.serve.settings import Settings
 from leadre.store.contract import Profile, Store
 from leadre.types import Verdict
 
-MAX_GAP = 1e-5  # between two log-probabilities
-MAX_GAP_BFLOAT16 = 1e-2  # of a model that computes in bfloat16: its rounding depends on the batch
-LIMITED = (Verdict.FREQUENCY_CAP, Verdict.NO_BUDGET)
+MAX_GAP = 1e-5  # allowed difference between logged and replayed log-probability
+MAX_GAP_BFLOAT16 = 1e-2  # the same for a model that computes in bfloat16: its rounding depends on the batch
+LIMITED = (Verdict.FREQUENCY_CAP, Verdict.NO_BUDGET)  # verdicts taken from the log
 LATE = NoBid.INSUFFICIENT_TIME.name.lower()
-GENERATE_S = 60.0  # deadline of the language model
-SKIPPED = {
+GENERATE_S = 60.0  # deadline of a generation
+SKIPPED = {  # reason -> its explanation
     "release": "the record holds no request: an older release wrote it",
     "user": "the record does not name the user: no consent, or erased",
     "late": "the deadline cut it short: the log does not hold the partial result",
@@ -58,14 +58,14 @@ SKIPPED = {
     "model": "the language model was another, or is missing",
     "history": "the user's history of that time is no longer kept",
 }
-VERSIONED = ("options", "book", "lists", "everybody", "model")
+VERSIONED = ("options", "book", "lists", "everybody", "model")  # keys of `RequestRecord.versions` that must agree
 
-Counts = dict[str, tuple[int, int, int]]
+Counts = dict[str, tuple[int, int, int]]  # ad ID -> (impressions, clicks, conversions)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayWorld:
-    """The state that served the log. Without a ``model``, requests that a model answered are skipped."""
+    """The bidder's state to replay on. Without a ``model``, requests with generated candidates are skipped."""
 
     log: Path
     settings: Settings
@@ -77,7 +77,7 @@ class ReplayWorld:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One aspect of one decision that differs, as text."""
+    """A difference in one aspect (``what``) of one decision, as text."""
 
     request_id: str
     what: str
@@ -89,9 +89,9 @@ class Difference:
 class ReplayReport:
     """Counts and differences of a replay. ``sources``: equal decisions by the source of their candidates."""
 
-    logged: int = 0
-    alike: int = 0
-    bids: int = 0
+    logged: int = 0  # requests read
+    alike: int = 0  # equal decisions
+    bids: int = 0  # bids of equal decisions
     gaps: dict[str, float] = field(default_factory=dict)  # source -> largest gap between log-probabilities
     sources: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -103,7 +103,7 @@ class ReplayReport:
 
 
 class _PastUserStore(UserStore):
-    """The store of now, with profiles cut at the history of the replayed request."""
+    """The current user store, but profiles end with the newest event that the replayed request used."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store, ManualClock())
@@ -118,7 +118,7 @@ class _PastUserStore(UserStore):
 
 
 async def replay(world: ReplayWorld, last: int) -> ReplayReport:
-    """Decide the last ``last`` requests of the log again. StorageError if the log is damaged."""
+    """Replay the last ``last`` requests of the log. StorageError if the log is damaged."""
     report = ReplayReport()
     model = world.model
     objects = ObjectIndex(list(model.objects) if model else (), world.catalogue.ads, model.version if model else "")
@@ -138,7 +138,7 @@ async def replay(world: ReplayWorld, last: int) -> ReplayReport:
 
 
 def _bidder(world: ReplayWorld, objects: ObjectIndex, user_store: UserStore) -> Bidder:
-    """A bidder without budgets, model and signatures; `_decide_again` sets the parts that depend on the request."""
+    """A bidder without leases, model and real signatures; `_decide_again` sets the parts that depend on the request."""
     return Bidder(
         settings=world.settings,
         market=Market(world.catalogue, np.zeros(len(world.catalogue.ads), np.int64), objects),
@@ -153,7 +153,7 @@ def _bidder(world: ReplayWorld, objects: ObjectIndex, user_store: UserStore) -> 
 
 
 def _with_markets(world: ReplayWorld, objects: ObjectIndex, last: int) -> Iterator[tuple[RequestRecord, Market]]:
-    """The last requests, each with the market of its time, in the order of the counts behind the prices."""
+    """The last ``last`` requests, each with its market: prices from the event counts that it used. Sorted by counts."""
     requests = deque((e.record for e in event_log.read(world.log) if isinstance(e.record, RequestRecord)), maxlen=last)
     by_position: dict[int, list[RequestRecord]] = defaultdict(list)
     for logged in requests:
@@ -169,19 +169,20 @@ def _with_markets(world: ReplayWorld, objects: ObjectIndex, last: int) -> Iterat
         yield from ((logged, market) for logged in by_position[position])
 
 
-def _count(entry: Record, counts: Counts) -> None:
-    if not isinstance(entry, EventRecord) or entry.is_test:
+def _count(log_record: Record, counts: Counts) -> None:
+    """Add an event of the log to the counts, as `EventCounts` did when it served."""
+    if not isinstance(log_record, EventRecord) or log_record.is_test:
         return
-    outcome = entry.outcome
+    outcome = log_record.outcome
     column = COUNT_COLUMNS.get(outcome.kind)
     if column is not None:
-        of_ad = list(counts.get(outcome.ad_id, (0, 0, 0)))
-        of_ad[column] += 1
-        counts[outcome.ad_id] = of_ad[0], of_ad[1], of_ad[2]
+        ad_counts = list(counts.get(outcome.ad_id, (0, 0, 0)))
+        ad_counts[column] += 1
+        counts[outcome.ad_id] = ad_counts[0], ad_counts[1], ad_counts[2]
 
 
 def _skip_reason(logged: RequestRecord, world: ReplayWorld) -> str:
-    """Why a request cannot be compared (a key of `SKIPPED`), as far as the log shows it; "" if it can."""
+    """Why a request cannot be compared, as a key of `SKIPPED`; "" if nothing speaks against it before its replay."""
     if "options" not in logged.versions:
         return "release"
     if logged.versions["options"] != record.digest(world.settings):
@@ -203,7 +204,7 @@ def _skip_reason(logged: RequestRecord, world: ReplayWorld) -> str:
 
 
 async def _decide_again(logged: RequestRecord, bidder: Bidder, world: ReplayWorld) -> RequestRecord:
-    """The record that the bidder would write now."""
+    """The record that the bidder would write for the request today."""
     verdicts = _verdicts(logged)
 
     async def generate(request: GenerateRequest) -> GenerateReply:
@@ -228,11 +229,11 @@ async def _decide_again(logged: RequestRecord, bidder: Bidder, world: ReplayWorl
 
 
 def _compare(logged: RequestRecord, replayed: RequestRecord, report: ReplayReport, is_bfloat16: bool) -> None:
-    """Add one request to the report. ``is_bfloat16``: the language model computes in it."""
+    """Compare one request and add the result to the report. ``is_bfloat16``: the model computes in bfloat16."""
     for name in VERSIONED:
         before = logged.versions.get(name)
         now = replayed.versions.get(name)
-        # A source that had no request or no result has no version: that is a difference, and reported as one.
+        # A source without a request or result has no version. Except for lists, that is no skip but a difference.
         if before != now and (name == "lists" or (before is not None and now is not None)):
             report.skipped[name] += 1
             return
@@ -256,7 +257,7 @@ def _compare(logged: RequestRecord, replayed: RequestRecord, report: ReplayRepor
 
 
 def _aspects(logged: RequestRecord, replayed: RequestRecord) -> Iterator[tuple[str, object, object]]:
-    """(name, logged value, replayed value) of all that is compared but the scores."""
+    """(aspect, logged value, replayed value) of everything that is compared, except scores."""
     yield "candidates", _candidates(logged), _candidates(replayed)
     yield "verdicts", _verdict_words(logged), _verdict_words(replayed)
     yield "reason", logged.reason, replayed.reason
@@ -270,25 +271,25 @@ def _aspects(logged: RequestRecord, replayed: RequestRecord) -> Iterator[tuple[s
         yield what, _bids(logged, name), _bids(replayed, name)
 
 
-def _candidates(answered: RequestRecord) -> list[tuple[str, str]]:
-    return sorted((candidate.ad_id, candidate.source) for candidate in answered.candidates)
+def _candidates(decided: RequestRecord) -> list[tuple[str, str]]:
+    return sorted((candidate.ad_id, candidate.source) for candidate in decided.candidates)
 
 
-def _verdicts(answered: RequestRecord) -> dict[tuple[str, str], Verdict]:
+def _verdicts(decided: RequestRecord) -> dict[tuple[str, str], Verdict]:
     """(imp ID, ad ID) -> verdict."""
     return {
         (imp_id, candidate.ad_id): verdict
-        for imp_id, verdicts in answered.verdicts.items()
-        for candidate, verdict in zip(answered.candidates, verdicts, strict=True)
+        for imp_id, verdicts in decided.verdicts.items()
+        for candidate, verdict in zip(decided.candidates, verdicts, strict=True)
     }
 
 
-def _verdict_words(answered: RequestRecord) -> dict[tuple[str, str], str]:
-    return {key: verdict.value for key, verdict in _verdicts(answered).items()}
+def _verdict_words(decided: RequestRecord) -> dict[tuple[str, str], str]:
+    return {key: verdict.value for key, verdict in _verdicts(decided).items()}
 
 
-def _bids(answered: RequestRecord, name: str) -> dict[str, object]:
-    return {bid.imp_id: getattr(bid, name) for bid in answered.bids}
+def _bids(decided: RequestRecord, name: str) -> dict[str, object]:
+    return {bid.imp_id: getattr(bid, name) for bid in decided.bids}
 
 
 async def _refuse_orders(orders: Sequence[object]) -> Sequence[None]:

@@ -1,7 +1,7 @@
-"""The process with the language model: a user's profile as it is now -> live objects, before the deadline.
+"""Model server: the process that runs the language model. It generates objects for a user's current profile.
 
-Workers send requests over a socket (`serve.ipc`); `generate.engine` batches them and answers a request that has reached
-its deadline with the objects that its beams have completed. A full queue refuses at once, so that the worker has time
+Workers send requests over a socket (`serve.ipc`), and `generate.engine` batches them. At a request's deadline the reply
+has the best objects of its beams so far. If the queue is full, the reply is empty at once, so that the worker has time
 for another source of candidates.
 """
 
@@ -26,14 +26,14 @@ from leadre.semid import codebook as codebooks
 from leadre.semid.inventory import Inventory
 from leadre.serve.ipc.messages import GenerateReply, GenerateRequest, ModelInfoReply, ModelInfoRequest
 from leadre.store.contract import ProfileEvent
-from leadre.tune import model as saved
+from leadre.tune import model as tuned_model
 from leadre.tune.threads import serving_prompt
 
 PREFIX_MB = 256
 
 
 class ModelServer:
-    """A tuned model over its catalogue. Use it in a ``with``, as its engine has a thread of its own."""
+    """A tuned model and the objects of its tables. Use it in a ``with``, which starts and stops its thread."""
 
     def __init__(
         self,
@@ -46,19 +46,19 @@ class ModelServer:
         batch: int = 16,
         clock: Clock | None = None,
     ) -> None:
-        loaded = saved.load(tables, saved.tuned_ids(codebooks.load(codebook), model), model, training=False)
-        moments = loaded.threads.moments
+        tuned = tuned_model.load(tables, tuned_model.tuned_ids(codebooks.load(codebook), model), model, training=False)
+        moments = tuned.threads.moments
         self.clock = clock or SystemClock()
         self.beam = beam
-        self.live = loaded.live
-        self.prompter = loaded.threads.prompter
+        self.live = tuned.live
+        self.prompter = tuned.threads.prompter
         self.objects = {object_id: row for row, object_id in enumerate(moments.logs.objects["object_id"].to_list())}
         self.users = {user_id: row for row, user_id in enumerate(moments.logs.users["user_id"].to_list())}
         self.profiles = moments.profiles
-        self.version = f"{model.hash[:12]}-{beam}"  # a model with other beams gives other answers
+        self.version = f"{model.hash[:12]}-{beam}"  # the number of beams changes the results
         self.inventory = Inventory(self.live.codes_OL, self.live.sizes, self.live.rates_O)
-        self.is_bfloat16 = has_bfloat16(loaded.backbone.device)
-        searcher = BeamSearcher(loaded.backbone, prefix_cache=PrefixCache(capacity_mb=PREFIX_MB))
+        self.is_bfloat16 = has_bfloat16(tuned.backbone.device)
+        searcher = BeamSearcher(tuned.backbone, prefix_cache=PrefixCache(capacity_mb=PREFIX_MB))
         self.engine = Engine(searcher, queue=queue, batch=batch)
 
     def __enter__(self) -> ModelServer:
@@ -69,7 +69,7 @@ class ModelServer:
         self.engine.__exit__(kind, value, trace)
 
     async def answer(self, request: ModelInfoRequest | GenerateRequest) -> ModelInfoReply | GenerateReply:
-        """The catalogue's objects, or the best live objects for a user: those completed before the deadline."""
+        """Reply with the model's objects and version, or the best eligible objects of the beams at the deadline."""
         if isinstance(request, ModelInfoRequest):
             return ModelInfoReply(list(self.objects), self.version)
         left_ms = (request.until_s - self.clock.monotonic_s()) * 1000
@@ -91,7 +91,7 @@ class ModelServer:
         return GenerateReply(result.rows.tolist(), result.log_p.tolist(), result.complete)
 
     def moment(self, user_id: str, recent: Sequence[ProfileEvent], now_us: int, eligible_O: Mask) -> Moment:
-        """A user as of now. Events of objects that the catalogue does not hold are left out."""
+        """A user at ``now_us``. Events of objects that the model's tables lack are left out."""
         events = (
             (
                 self.objects[event.object_id],
@@ -103,7 +103,7 @@ class ModelServer:
             if event.object_id in self.objects
         )
         user = self.users.get(user_id, -1)
-        no_ads = np.zeros(0, np.int32)  # requests name objects; the worker picks their ads
+        no_ads = np.zeros(0, np.int32)  # the model generates objects; the worker maps them to ads
         return Moment(
             user=user,
             profile={} if user < 0 else self.profiles[user],
