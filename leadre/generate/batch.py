@@ -1,4 +1,7 @@
-"""Answer the requests of a split in both views ahead of time, in parts that survive a kill."""
+"""Generate ads for the requests of a split ahead of time, in both views; a killed run resumes at the next part.
+
+The views are of the live ads: "all", and "new", those without the objects of the user's history.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ from leadre import progress
 from leadre.artifact import Artifact
 from leadre.data.moment import LiveInventory, Moments
 from leadre.semid import codebook as codebooks
-from leadre.tune import model as saved
+from leadre.tune import model as models
 from leadre.tune.answers import VIEWS, Ranked, TunedSearcher
 from leadre.tune.threads import Window
 
-WINDOWS_A_PART = 64
+WINDOWS_PER_PART = 64
 CASES = 6
 SCHEMA = {"request": pl.Int32(), "view": pl.String(), "ads": pl.List(pl.Int32()), "scores": pl.List(pl.Float32())}
 
@@ -35,18 +38,18 @@ def load(
     threads: int = 0,
     moments: Moments | None = None,
 ) -> TunedSearcher:
-    """A tuned model that answers ``moments``, by default the requests of the tables, ``training`` requests too.
+    """A tuned model that answers ``moments``, by default the requests of the tables.
 
-    ``threads``: processor threads, 0 = all.
+    ``training``: it answers training requests too. ``threads``: processor threads, 0 = all.
     """
     if threads:
         torch.set_num_threads(threads)
-    ids = saved.tuned_ids(codebooks.load(codebook), model)
-    return saved.load(tables, ids, model, training=training, moments=moments).searcher()
+    ids = models.tuned_ids(codebooks.load(codebook), model)
+    return models.load(tables, ids, model, training=training, moments=moments).searcher()
 
 
 class ResumableParts:
-    """Finished parts of a run in a folder; parts of another ``identity`` are removed."""
+    """Finished parts of a run in a folder; parts of a run with another ``identity`` are removed."""
 
     def __init__(self, folder: Path, identity: str) -> None:
         self.folder = folder
@@ -75,7 +78,7 @@ def generate(
     """The best ``top`` live ads of each request in both views: columns request, view, ads, scores."""
     windows = engine.threads.serving(requests)
     windows.sort(key=engine.threads.length)  # windows of similar length share a batch with little padding
-    shards = [windows[start : start + WINDOWS_A_PART] for start in range(0, len(windows), WINDOWS_A_PART)]
+    shards = [windows[start : start + WINDOWS_PER_PART] for start in range(0, len(windows), WINDOWS_PER_PART)]
     with progress.track("generate: requests", len(requests)) as advance:
         for part, shard in enumerate(shards):
             if not parts.path(part).exists():
@@ -111,7 +114,7 @@ def ads_of(
 
 
 def write_cases(engine: TunedSearcher, lists: pl.DataFrame, path: Path, *, seed: int) -> None:
-    """Write six seeded requests with prompt, generated ads and log-probabilities, one JSON object a line."""
+    """Write `CASES` random requests with prompt, generated ads and log-probabilities, one JSON object per line."""
     logs = engine.threads.logs
     prompter = engine.threads.prompter
     sample = lists.filter(pl.col("view") == "all").sample(min(CASES, len(lists) // 2), seed=seed, shuffle=True)

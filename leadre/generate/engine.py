@@ -1,9 +1,9 @@
-"""Generation engine: requests of many clients -> beam results, by one thread that runs the model.
+"""Generation engine: one thread runs the model for the requests of many clients and returns beam results.
 
 A client submits a prompt and gets a future. Each iteration of the loop schedules a batch of waiting requests that share
-a policy, prefills their prompts and decodes one code a step. Between steps the loop checks deadlines: a request that
-cannot wait for the next step gets the best rows of its beams so far, completed along the trie by the prior alone, and
-marked as not complete. The engine predicts the time of a step from the steps before it.
+a policy, prefills their prompts and decodes one code per step. Between steps the loop checks deadlines: a request that
+cannot wait for the next step gets the best rows of its beams so far; the prior alone completes them along the trie, and
+the result is marked as not complete. The engine predicts the duration of a step from earlier steps.
 
     with Engine(BeamSearcher(backbone, prefix_cache=PrefixCache(capacity_mb=512))) as engine:
         futures = [engine.submit(ids, BeamRequest(end, trie, objects), policy, deadline_ms=50) for ids in prompts]
@@ -27,7 +27,7 @@ from leadre.lm.beam import BeamPolicy, BeamRequest, BeamResult
 from leadre.lm.decode import BeamSearch, BeamSearcher
 from leadre.lm.layout import Ids
 
-FADE = 0.9  # weight of a measured step after one more step
+FADE = 0.9  # factor on the weight of a measured step with each further step
 
 
 @dataclass(eq=False)
@@ -47,7 +47,7 @@ class _EngineRequest:
 
 
 class LatencyModel:
-    """Seconds as a linear function of rows, fitted to measured steps with exponentially fading weights."""
+    """Seconds of a step as a linear function of its rows; least squares with exponentially fading weights."""
 
     def __init__(self) -> None:
         self._sums = np.zeros(5)  # of 1, rows, rows^2, seconds, rows x seconds
@@ -57,19 +57,19 @@ class LatencyModel:
         self._sums = FADE * self._sums + (1, rows, rows**2, seconds, rows * seconds)
 
     def predict_s(self, rows: int) -> float:
-        """Expected seconds of ``rows``; zero before the first measurement."""
+        """Expected seconds of a step of ``rows``; zero before the first measurement."""
         count, x, xx, y, xy = self._sums.tolist()
         if not count:
             return 0.0
         spread = xx - x * x / count
-        if spread < 1e-3 * xx:  # all steps of about one size: in proportion
+        if spread < 1e-3 * xx:  # all steps have about the same size: assume proportionality
             return y / max(x, 1.0) * rows
         slope = max(0.0, (xy - x * y / count) / spread)
         return max(0.0, (y - slope * x) / count) + slope * rows
 
 
 class TimedSearcher:
-    """Prefill and decode steps of a searcher; a latency model of each predicts the time of the next one."""
+    """Prefill and decode steps of a searcher, each with a latency model that predicts the next one's seconds."""
 
     def __init__(self, searcher: BeamSearcher) -> None:
         self.searcher = searcher
@@ -121,7 +121,7 @@ class Engine:
         self._waiting: list[_EngineRequest] = []
         self._running: dict[int, _EngineRequest] = {}  # by index of the request in its `BeamSearch`
         self._closed = False
-        self._changed = threading.Condition()  # guards the three above
+        self._changed = threading.Condition()  # guards _waiting, _running and _closed
         executor = ThreadPoolExecutor(1, thread_name_prefix="leadre-engine")
         self._loop = executor.submit(self._run)
         executor.shutdown(wait=False)  # takes no further task
@@ -129,19 +129,19 @@ class Engine:
     def submit(
         self, ids: Ids, request: BeamRequest, policy: BeamPolicy, *, deadline_ms: float | None = None
     ) -> Future[BeamResult]:
-        """The future result. ``deadline_ms`` runs from now; cancelling the future frees the request's beams.
+        """Queue a request; returns its future result. ``deadline_ms`` counts from now; a cancel frees the beams.
 
-        BusyError if the queue is full, ClosedError after `close`, InputError if prompt or request are invalid.
+        Raises BusyError if the queue is full, ClosedError after `close`, InputError if prompt or request are invalid.
         """
         backbone = self.steps.searcher.backbone
         known_ids = backbone.layout.words + backbone.layout.codes + len(backbone.objects_OL)
         if not (len(ids) and ids.min() >= 0 and ids.max() < known_ids):
-            raise InputError(f"a prompt of {len(ids)} IDs: wants at least one, all of them from 0 to {known_ids - 1}")
+            raise InputError(f"a prompt of {len(ids)} IDs: give at least one, all of them from 0 to {known_ids - 1}")
         if not 0 <= request.end < len(ids):
             raise InputError(f"a request at position {request.end}: its prompt has the positions 0 to {len(ids) - 1}")
         policy.widths(len(backbone.layout.sizes))  # refuses widths for another number of levels
         if policy.per_group and request.groups is None:
-            raise InputError("a limit for each group wants BeamRequest.groups, a label for each row")
+            raise InputError("a limit for each group needs BeamRequest.groups, a label for each row")
         until_s = np.inf if deadline_ms is None else time.monotonic() + deadline_ms / 1000
         engine_request = _EngineRequest(ids, request, policy, until_s)
         with self._changed:
@@ -173,7 +173,7 @@ class Engine:
         self.close(drain=kind is None)
 
     def _run(self) -> None:
-        """Schedule, prefill, then decode step after step; until the engine is closed and no request waits."""
+        """Schedule, prefill, then decode step after step, until the engine is closed and no request waits."""
         try:
             while batch := self._schedule():
                 search = self.steps.prefill(batch)
@@ -199,14 +199,14 @@ class Engine:
             with self._changed:
                 if not self._waiting and self._closed:
                     return []
-                batch = self._fitting()
+                batch = self._next_batch()
                 self._waiting = [request for request in self._waiting if request not in batch]
                 self._running = dict(enumerate(batch))
             if batch:
                 return batch
 
-    def _fitting(self) -> list[_EngineRequest]:
-        """Waiting requests of the first one's policy: as many as fit a batch and keep every deadline of it."""
+    def _next_batch(self) -> list[_EngineRequest]:
+        """The first waiting request and later ones of its policy, while a prefill keeps all their deadlines."""
         batch: list[_EngineRequest] = []
         positions = 0
         until_s = np.inf
@@ -225,7 +225,7 @@ class Engine:
         return sorted(batch, key=lambda request: request.ids.tobytes())
 
     def _postprocess(self, search: BeamSearch) -> bool:
-        """Deliver results that are final or cannot wait for the next step; False once no request runs."""
+        """Deliver results that are final or cannot wait for the next step; returns False once no request runs."""
         next_s = time.monotonic() + self.steps.decode_s(search)
         has_open_beams = set(np.nonzero(search.open_QW)[0].tolist())
         cancelled = [q for q, request in self._running.items() if request.future.cancelled()]
@@ -241,7 +241,7 @@ class Engine:
         return bool(self._running)
 
     def _reject_late(self) -> None:
-        """Drop waiting requests whose client has cancelled, or whose prompt cannot be prefilled in time."""
+        """Drop waiting requests that are cancelled; deliver no rows to those that cannot be prefilled in time."""
         with self._changed:
             now_s = time.monotonic()
             late = [request for request in self._waiting if now_s + self.steps.prefill_s(request) > request.until_s]

@@ -15,9 +15,9 @@ from torch import Tensor
 
 
 def by_level(log_p: Sequence[Tensor], targets_NL: Tensor) -> Tensor:
-    """Log-probability float32 [N, L] of each target's code at each level, given its codes before.
+    """Log-probability float32 [N, L] of each target's code at each level, given its previous codes.
 
-    ``log_p[l]`` [N, sizes[l]] are a level's log-probabilities over its live codes; ``targets_NL`` int64 codes.
+    ``log_p[l]`` [N, sizes[l]]: log-probabilities at level l over its live codes; ``targets_NL``: int64 codes.
     """
     return torch.cat([scores.gather(1, targets_NL[:, level, None]) for level, scores in enumerate(log_p)], dim=1)
 
@@ -33,15 +33,15 @@ def sft(log_p_N: Tensor, weights_N: Tensor) -> Tensor:
 
 
 def shared_levels(codes_NL: Tensor, others_NL: Tensor) -> Tensor:
-    """bool [N, L]: levels up to which two paths are the same. An equal code after a different one is not shared."""
+    """bool [N, L]: levels in the common prefix of two paths. An equal code after a different one is not shared."""
     return (codes_NL == others_NL).cumprod(1).bool()
 
 
 def without_shared(log_p_NL: Tensor, shared_NL: Tensor) -> Tensor:
-    """The same values without a gradient at the shared levels (RAD-DPO, arXiv 2602.23964).
+    """The same values, without a gradient at the shared levels (RAD-DPO, arXiv 2602.23964).
 
-    The gradients of chosen and rejected cancel at shared levels if computed exactly. In bfloat16 they leave noise on
-    the first levels, which most ads share.
+    At shared levels the exact gradients of chosen and rejected cancel. In bfloat16 they leave noise on the first
+    levels, which most pairs share.
     """
     return torch.where(shared_NL, log_p_NL.detach(), log_p_NL)
 
@@ -59,8 +59,8 @@ def dpo(
     """(loss, reward margins [N]) of Direct Preference Optimization (Rafailov et al., arXiv 2305.18290).
 
     All [N, L] are log-probabilities by level, the last two under the reference model. A pair's reward margin is
-    ``beta`` times the gain of chosen over rejected on the reference. ``margins_N`` is its least value (0 in the paper),
-    ``weights_N`` the weight of the pair in the mean.
+    ``beta`` times the gain of chosen over rejected against the reference. ``margins_N``: value that it should exceed (0
+    in the paper); ``weights_N``: weight of the pair in the mean.
     """
     gained_NL = (chosen_NL - reference_chosen_NL) - (rejected_NL - reference_rejected_NL)
     return _preference(beta * gained_NL.sum(1), margins_N, weights_N)
@@ -71,11 +71,11 @@ def simpo(
 ) -> tuple[Tensor, Tensor]:
     """(loss, reward margins [N]) of SimPO (Meng et al., arXiv 2405.14734): as `dpo`, without a reference model.
 
-    ``margins_N`` is the paper's gamma. The paper divides likelihoods by the length, so its beta is L times this one.
+    ``margins_N`` is the paper's gamma. The paper divides log-likelihoods by the length, so its beta is L times ours.
     """
     return _preference(beta * (chosen_NL - rejected_NL).sum(1), margins_N, weights_N)
 
 
 def _preference(rewards_N: Tensor, margins_N: Tensor, weights_N: Tensor) -> tuple[Tensor, Tensor]:
-    """(weighted mean of the negative log-probability that a reward exceeds its margin (Bradley-Terry), rewards [N])."""
+    """(Bradley-Terry loss: weighted mean of -log sigmoid(reward - margin), rewards [N])."""
     return -(F.logsigmoid(rewards_N - margins_N) * weights_N).sum() / weights_N.sum(), rewards_N.detach()

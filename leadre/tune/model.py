@@ -26,14 +26,14 @@ from leadre.tune.threads import ThreadBuilder
 
 @dataclass(frozen=True)
 class TunedModel:
-    """The model on its device, with the threads and the prior that it was tuned on. It may go on learning."""
+    """The model on its device, with the threads and the prior that it was tuned on. Training may continue on it."""
 
     backbone: Backbone
     threads: ThreadBuilder
     live: InventoryPrior
 
     def searcher(self) -> TunedSearcher:
-        """Beam search over a copy of the weights as they are now."""
+        """Beam search with a copy of the current weights."""
         return TunedSearcher(BeamSearcher(self.backbone), self.threads, self.live)
 
 
@@ -46,14 +46,14 @@ def load(
     moments: Moments | None = None,
     money: PriceExponents | None = None,
 ) -> TunedModel:
-    """Load weights, form of the prompts and prior; ``codebook`` from `tuned_ids`, ``training`` as in `load_live`.
+    """Load weights, prompt format and prior; ``codebook`` from `tuned_ids`, ``training`` as in `load_prior`.
 
-    ``moments`` are those to answer, by default the requests of ``tables``; ``money`` replaces that of the model.
+    ``moments`` are those to answer, by default the requests of ``tables``; ``money`` replaces the model's exponents.
     """
     if moments is None:
         moments = moment.of_requests(histories.load(tables))
     logs = moments.logs
-    live = load_live(logs, codebook, model, training=training, money=money, now_us=moments.now_us)
+    live = load_prior(logs, codebook, model, training=training, money=money, now_us=moments.now_us)
     backbone = backbones.load(model.path, live.codes_OL).to(backbones.pick_device())
     tokenizer = pretrained.tokenizer(model.path / "tokenizer")
     prompter = prompts.PromptWriter(logs, tokenizer, backbone.layout, prompts.load_blocks(model.path))
@@ -67,7 +67,7 @@ def settings(model: Artifact) -> Mapping[str, Any]:
     return tuning
 
 
-def load_live(
+def load_prior(
     logs: Logs,
     ids: Codebook,
     model: Artifact,
@@ -78,8 +78,8 @@ def load_live(
 ) -> InventoryPrior:
     """The prior that the model was tuned under.
 
-    ``training``: it also serves training requests, which need the fits of `affinity.held_out`. ``now_us``: the time of
-    all moments, if they have one.
+    ``training``: the prior must also weigh training requests, which needs the fits of `affinity.held_out`. ``now_us``:
+    the time of all moments, if they have the same.
     """
     config = settings(model)
     if money is None:
@@ -93,13 +93,13 @@ def load_live(
 
 
 def tuned_ids(codebook: Codebook, model: Artifact) -> Codebook:
-    """The IDs that the model learnt: a control run permutes them among the objects."""
+    """The codebook that the model learnt: ``codebook``, or its IDs shuffled among the objects in a control run."""
     config = settings(model)
     return codebooks.shuffled(codebook, config["seed"]) if config["shuffle_ids"] else codebook
 
 
 def check_ids(model: Artifact, codebook: Artifact) -> None:
-    """ArtifactError if the model learnt other IDs than those of ``codebook`` or of the codebook that it extends."""
+    """Raises ArtifactError unless the model learnt the IDs of ``codebook`` or of the codebook that it extends."""
     known = {codebook.hash, *codebook.meta["parents"].values()}
     if model.meta["parents"].get("semid") not in known:
         raise ArtifactError(

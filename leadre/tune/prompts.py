@@ -1,4 +1,4 @@
-"""Writes prompts: every token ID that a model receives besides generated codes comes from this module.
+"""Writes prompts: all token IDs that a model receives, except generated codes, come from this module.
 
 A *thread* is one user's prompt over consecutive requests::
 
@@ -6,8 +6,8 @@ A *thread* is one user's prompt over consecutive requests::
     a visit's context, the objects acted on                         short-term interests, visit by visit
     a visit's context, ...                                          a request is answered at the end of its context
 
-Words come from the tokenizer; objects and codes are IDs of `lm.layout` and never text, so no text of an ad can turn
-into one. The long-term part is a snapshot as of the thread's first visit; the visits hold what came later.
+Words come from the tokenizer; objects and codes are IDs of `lm.layout` and never text, so no text of an ad can encode
+to one. The long-term part is a snapshot as of the thread's first visit; the visits contain the later events.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ PARTS = ("night", "morning", "afternoon", "evening")  # a quarter of the day eac
 TITLE_WORDS = 8  # tokens of a title inside a prompt
 PROFILE_TOKENS = 96  # a profile is the caller's text and may be a page long
 PLACEMENT_TOKENS = 6  # of a placement's name
-NOTHING: Ids = np.zeros(0, np.int32)
-# (limit, word, count): the word replaces every decayed count below the limit, about ``count`` on average
+NO_TOKENS: Ids = np.zeros(0, np.int32)
+# (limit, word, count): the word for decayed counts below the limit, which are about ``count`` on average
 FREQUENCIES = (
     (1.5, " once", 1.0),
     (2.5, " twice", 2.0),
@@ -48,9 +48,9 @@ FREQUENCIES = (
 
 
 class PromptWriter:
-    """Writes prompts over the objects and placements of ``logs``.
+    """Writes prompts over the objects and placements of ``logs``; ``blocks`` selects their parts.
 
-    ``tokenizer`` is a Hugging Face tokenizer; ``layout`` counts its words.
+    ``tokenizer`` is a Hugging Face tokenizer; ``layout`` has the number of its words.
     """
 
     def __init__(self, logs: Logs, tokenizer: Any, layout: Layout, blocks: PromptBlocks) -> None:
@@ -89,7 +89,7 @@ class PromptWriter:
         name = self.text(f", {self.placements[placement]}")[:PLACEMENT_TOKENS]
         return np.concatenate([self.text(when), name, self.text(":")])
 
-    def happened(self, history: History, visit: int) -> Ids:
+    def acted_on(self, history: History, visit: int) -> Ids:
         """The objects that the user acted on in a visit: those reached through ads, then the others."""
         rows = history.visits.events(visit)
         objects_E = history.object_E[rows]
@@ -99,20 +99,20 @@ class PromptWriter:
             objects = objects_E[domain_E == domain]
             if is_on and len(objects):
                 parts += [self.text(name), self.layout.object(objects)]
-        return np.concatenate(parts) if parts else NOTHING
+        return np.concatenate(parts) if parts else NO_TOKENS
 
     def overhead(self) -> int:
-        """Positions of a visit besides its objects: its context and the names of the two domains."""
+        """About how many positions a visit takes besides its objects: its context and the names of the two domains."""
         return len(self.context(0, 0)) + len(self.text(" ads")) + len(self.text(" also"))
 
     def text(self, words: str) -> Ids:
-        """Token IDs of plain text; without the block ``words`` only the line break that opens a visit."""
+        """Token IDs of plain text, cached; without the block ``words`` only the line break that opens a visit."""
         if not self.blocks.words:
             words = "\n" if words.startswith("\n") else ""
         return self._words(words)
 
     def counts(self) -> dict[int, float]:
-        """The last token of each word of frequency -> the count it represents; empty without the block ``words``."""
+        """Last token of each frequency word -> the count it represents; empty without the block ``words``."""
         words = ((self.text(word), times) for _, word, times in FREQUENCIES)
         return {int(ids[-1]): times for ids, times in words if len(ids)}
 
@@ -138,7 +138,7 @@ class PromptWriter:
 
     def _tokenize(self, words: str) -> Ids:
         if not words:
-            return NOTHING
+            return NO_TOKENS
         return self.plain(words)
 
     def plain(self, words: str) -> Ids:
@@ -152,14 +152,14 @@ class PromptWriter:
         The heading does not count towards ``long_tokens``.
         """
         if not len(interests.objects_N):
-            return NOTHING
+            return NO_TOKENS
         parts = [self.text(f" Interests {name}:")]
         left = self.blocks.long_tokens
         for i in range(min(self.blocks.described, len(interests.objects_N)) if self.blocks.words else 0):
             title = self._words(" " + self._titles[interests.objects_N[i]])[:TITLE_WORDS]
             days = (last_us - int(interests.last_us_N[i])) // US_PER_DAY
-            dollars = round(int(interests.money_nanos_N[i]) / NANOS_PER_UNIT)
-            fact = self.text(f", {interests.count_N[i]} times for {dollars}, {days} days ago;")
+            money = round(int(interests.money_nanos_N[i]) / NANOS_PER_UNIT)
+            fact = self.text(f", {interests.count_N[i]} times for {money}, {days} days ago;")
             if len(title) + len(fact) > left:
                 break
             parts += [title, fact]
@@ -177,7 +177,7 @@ class PromptWriter:
 
 
 def profile_text(profile: Mapping[str, Any]) -> str:
-    """The known values of a user's profile, "unknown" without any."""
+    """The known values of a user's profile; "unknown" if there are none."""
     return ", ".join(str(value) for value in profile.values() if value not in (None, "unknown")) or "unknown"
 
 
@@ -187,10 +187,10 @@ def how_often(weight: float) -> str:
 
 
 def save_blocks(blocks: PromptBlocks, folder: Path) -> None:
-    """Write the form of the prompts beside the weights that were trained on it."""
+    """Write the prompt format beside the weights that were trained on it."""
     (folder / "prompt.json").write_text(json.dumps(asdict(blocks), indent=2) + "\n", encoding="utf-8")
 
 
 def load_blocks(folder: Path) -> PromptBlocks:
-    """The form of the prompts a model was trained on."""
+    """The prompt format that a model was trained on."""
     return PromptBlocks(**json.loads((folder / "prompt.json").read_text(encoding="utf-8")))

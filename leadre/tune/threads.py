@@ -170,7 +170,7 @@ def write_thread(prompter: PromptWriter, moments: Sequence[Moment], start: int) 
             if own_context not in contexts:
                 parts.append(prompter.context(*own_context))
                 length += len(parts[-1])
-            parts.append(prompter.happened(history, visit))
+            parts.append(prompter.acted_on(history, visit))
             length += len(parts[-1])
     return np.concatenate(parts), ends_Q
 

@@ -30,7 +30,7 @@ def requests(small):
 def small_parts():
     """Several parts; the same for every run, as the last bits of a score hang on who shares its batch."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "WINDOWS_A_PART", 5)
+        patch.setattr(batch, "WINDOWS_PER_PART", 5)
         yield
 
 

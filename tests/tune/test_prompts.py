@@ -126,7 +126,7 @@ def two_domains(hand):
 def everything(prompter, logs):
     """Prefix before the second visit, its context and its objects."""
     moment = moment_of(logs, 0)
-    parts = [prompter.prefix(moment, 1), prompter.context(US_PER_DAY, -1), prompter.happened(moment.history, 1)]
+    parts = [prompter.prefix(moment, 1), prompter.context(US_PER_DAY, -1), prompter.acted_on(moment.history, 1)]
     return np.concatenate(parts)
 
 

@@ -1,4 +1,4 @@
-"""Item-kNN: objects that share users with those of the history (library `implicit`; Sarwar et al., WWW 2001)."""
+"""Item-kNN: objects that share users with the objects of the history (`implicit`; Sarwar et al., WWW 2001)."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ K1, B = 1.2, 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class ItemKnn:
-    """Similarities [O, O] of each object to its nearest ones, zero elsewhere and on the diagonal."""
+    """Similarities [O, O] of each object to its nearest objects; zero elsewhere and on the diagonal."""
 
     similarity_OO: sparse.csr_matrix
 
     def score(self, moments: Iterable[Moment]) -> Iterator[Scores]:
         """Sum of the similarities of the live ads' objects to the user's history; see :class:`contract.Channel`."""
 
-        def objects(moments_B: Sequence[Moment]) -> Scores:
+        def score_objects(moments_B: Sequence[Moment]) -> Scores:
             weights_BO = damped(history_counts(moments_B, self.similarity_OO.shape[0]))
             return np.asarray((weights_BO @ self.similarity_OO).todense(), dtype=np.float32)
 
-        return over_inventory(moments, objects)
+        return over_inventory(moments, score_objects)
 
     def save(self, folder: Path) -> None:
         """Write the similarities in CSR form."""
@@ -46,12 +46,12 @@ class ItemKnn:
 
 
 def fit(logs: Logs, seed: int, threads: int) -> ItemKnn:
-    """BM25-weighted damped counts over users, the nearest 50 objects kept.
+    """Similarity of BM25-weighted, damped counts by user; keeps the `NEIGHBOURS` nearest of each object.
 
     Best of 18 settings on the validation weeks of the `journey` source (cosine, TF-IDF, BM25; 50 to all neighbours).
     """
     model = ItemItemRecommender(K=NEIGHBOURS + 1, num_threads=threads)  # an object is its own nearest neighbour
-    # the library's BM25Recommender does the same, but passes a COO matrix on and warns about it
+    # as the library's BM25Recommender, which passes on a COO matrix and therefore warns
     weighted_UO = bm25_weight(damped(train_counts(logs)).T, K1=K1, B=B).T.tocsr()
     model.fit(weighted_UO, show_progress=False)
     similarity_OO = model.similarity.tolil()
@@ -70,7 +70,7 @@ def load(folder: Path) -> ItemKnn:
 
 
 def damped(counts: sparse.csr_matrix) -> sparse.csr_matrix:
-    """log(1 + count): the hundredth carton of milk adds little to the tenth."""
+    """log(1 + count): a repeated purchase adds less than the first."""
     return counts.log1p().tocsr()
 
 

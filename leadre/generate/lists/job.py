@@ -1,10 +1,10 @@
 """Generate a list for every user, ahead of any request, into the store that serving reads.
 
-Every user is answered once, as of one moment *now* and in no placement. Users are cut into batches that do not depend
-on the workers: the last bits of a score depend on the batch of a request. Worker processes lease batches
-(`lists.leases`); the batches of a killed worker are leased again, and a list that is written twice is the same list.
-Readers see the new version only when it is complete. Users in the file of `leadre.store.erased` get no list, also if
-they are erased during the run.
+Every user gets one list, as of one time *now* and for no placement in particular. Worker processes lease batches of
+users (`lists.leases`); the batches of a killed worker are leased again. The batches do not depend on the workers, as
+the last bits of a score depend on the batch: a list that is generated twice has the same ads and scores. Readers see
+the new version only when it is complete. Users in the file of `leadre.store.erased` get no list, even if they are
+erased during the run.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MAX_DEATHS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ListJob:
-    """The job of a worker process. ``since_us``: only users with an event from then on, None = all."""
+    """Settings of a run, passed to its workers. ``since_us``: only users with an event from then on; None = all."""
 
     tables: Path
     codebook: Path
@@ -92,15 +92,15 @@ def candidates(logs: Logs, now_us: int, live_days: int) -> NDArray[np.int32]:
 def generate(job: ListJob, user_ids: Sequence[str], workers: int) -> None:
     """Write the lists of all users of a job into its store, except for batches that an earlier run finished.
 
-    A worker that dies is replaced; ShardError after three deaths in a row without a finished batch. Other errors end
-    the run, such as StoreDown.
+    A worker that dies is replaced. Raises ShardError after `MAX_DEATHS` deaths in a row without a finished batch. Other
+    errors, such as StoreDown, end the run.
     """
     users = len(user_ids)
     count = -(-users // job.batch)
     with closing(BatchLeases(job.leases, job.version)) as leases:
-        for _ in range(2):
+        for _ in range(2):  # once more if the store has lost lists
             leases.start(count)
-            with _shown(job, users, count):
+            with _progress_bar(job, users, count):
                 deaths = 0  # in a row
                 while left := leases.left():
                     death = _work_all(job, workers)
@@ -111,7 +111,7 @@ def generate(job: ListJob, user_ids: Sequence[str], workers: int) -> None:
             if not retry(partial(_missing, job, user_ids), job.wait_s):
                 return
             progress.say(
-                "generate: the store lost lists, or an earlier run had another store; all of them are made again"
+                "generate: the store lost lists, or an earlier run had another store; all lists are generated again"
             )
             leases.forget()
     raise StoreDown(f"store {job.store.partition(':')[0]}: loses lists of {job.version} while they are written")
@@ -127,7 +127,7 @@ def _work_all(job: ListJob, workers: int) -> ShardError | None:
             raise error.__cause__ from error
         if error.__cause__ is not None:
             raise
-        progress.say("generate: a worker died; others take up what it had begun")
+        progress.say("generate: a worker died; others take over its batch")
         return error
     return None
 
@@ -141,7 +141,10 @@ def _missing(job: ListJob, user_ids: Sequence[str]) -> set[str]:
 
 
 def work(job: ListJob, worker: str) -> int:
-    """Answer batches until all are done; returns how many this worker finished. Runs in a process of its own."""
+    """Generate the lists of leased batches until all are done; returns the number that this worker finished.
+
+    With several workers, each runs in its own process.
+    """
     owner = f"{os.getpid()}/{worker}"
     done = 0
     with (
@@ -154,7 +157,7 @@ def work(job: ListJob, worker: str) -> int:
         while leases.left():
             now_us = job.clock.now_us()
             number = leases.take(owner, now_us, now_us + int(job.lease_s * US_PER_S))
-            if number is None:  # all are leased: wait, as one of their owners may be dead
+            if number is None:  # all are leased; the owner of one may be dead: wait until its lease expires
                 time.sleep(POLL_S)
                 continue
             lists = dict(_lists(job, engine, windows[number * job.batch : (number + 1) * job.batch]))
@@ -164,7 +167,7 @@ def work(job: ListJob, worker: str) -> int:
 
 
 def load(job: ListJob) -> TunedSearcher:
-    """The model, ready to answer every user of the job as of now."""
+    """The tuned model with a moment for each user of the job, as of its ``now_us``."""
     tables = artifact.read(job.tables, artifact.TABLES)
     codebook = artifact.read(job.codebook, artifact.CODEBOOK)
     model = artifact.read(job.model, artifact.MODEL)
@@ -188,7 +191,7 @@ def _lists(job: ListJob, engine: TunedSearcher, windows: list[Window]) -> Iterat
 
 
 @contextmanager
-def _shown(job: ListJob, users: int, count: int) -> Iterator[None]:
+def _progress_bar(job: ListJob, users: int, count: int) -> Iterator[None]:
     """A progress bar that follows the leases while the workers run."""
     stop = threading.Event()
 

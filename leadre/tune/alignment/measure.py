@@ -1,7 +1,7 @@
-"""Does a tuned model know what its semantic IDs mean? Questions of the alignment tasks, asked about ads.
+"""Measure how well a tuned model links semantic IDs to words, by questions of the alignment tasks about ads.
 
-Two groups of ads: `seen`, a sample of those that alignment examples may name; `new`, all other ads: hidden from the
-examples, or not in the training data. Letters: B prompts, T positions.
+Two groups of ads: `seen`, a sample of those that alignment examples may name; `new`, all other ads, which were hidden
+from the examples or are not in the training data. Letters: B prompts, T positions, D width.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def measure(backbone: Backbone, sampler: AlignmentSampler, seed: int) -> dict[st
 def _group_figures(
     backbone: Backbone, sampler: AlignmentSampler, objects: Objects, ads: Objects, known: Objects
 ) -> dict[str, Any]:
-    """Figures of ``objects``. A share is taken over the objects that have the text in question.
+    """Figures of ``objects``. A share is over the objects that have the text in question.
 
-    category, category_of_object   share with an exact category path, by depth; question by codes or by object token
-    majority                       the same for the most frequent category of the known ads
+    category, category_of_object   share with the exact category path, by depth; the question has codes or object token
+    majority                       the same if every answer is the most frequent category path of the known ads
     known_category                 share whose full path occurs among the known ads: the upper bound for new ads
     title_f1                       mean token F1 of the generated title
-    recall@10                      share of objects among the first ten of the whole catalogue, searched by title
+    recall@10                      share of objects among the first ten results of a search by title over all ads
     """
     texts = sampler.texts
     figures: dict[str, Any] = {"objects": len(objects)}
@@ -97,7 +97,7 @@ def _most_frequent(paths: Sequence[CategoryPath], depth: int | None) -> Category
 
 
 def _category_path(texts: ObjectTexts, ids: Ids) -> CategoryPath:
-    """The category path that token IDs spell; truth and answers are cut at the same length, so cut paths compare."""
+    """The category path that token IDs spell. Truth and answers have the same maximum length, so both are cut alike."""
     return tuple(part.strip() for part in texts.prompter.render(ids).split(" > "))
 
 
@@ -119,7 +119,7 @@ def _answers(
 
 
 def _recall_by_title(backbone: Backbone, sampler: AlignmentSampler, objects: Objects, ads: Objects) -> list[float]:
-    """1 if an object is among the first `RECALL_AT` of the whole catalogue, searched by its title; else 0."""
+    """Per object: 1 if it is among the first `RECALL_AT` results of a search by its title over all ``ads``, else 0."""
     live = sampler.live
     texts = sampler.texts
     trie = build(live.codes_OL[ads], live.sizes, None if live.rates_O is None else live.rates_O[ads])
@@ -136,7 +136,7 @@ def _recall_by_title(backbone: Backbone, sampler: AlignmentSampler, objects: Obj
 
 
 def greedy(backbone: Backbone, prompts: Sequence[Ids], stop: int, max_tokens: int) -> list[Ids]:
-    """Greedy decoding of words after each prompt, up to ``stop`` (left out) or ``max_tokens``."""
+    """Greedy decoding of words after each prompt, up to ``stop`` (excluded) or ``max_tokens``."""
     answers: list[Ids] = [np.zeros(0, np.int32)] * len(prompts)
     order = np.argsort([len(ids) for ids in prompts], kind="stable")
     lengths = np.array([len(prompts[i]) for i in order])
@@ -149,7 +149,7 @@ def greedy(backbone: Backbone, prompts: Sequence[Ids], stop: int, max_tokens: in
 
 
 def _equal_lengths(lengths: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Slices of at most `BATCH_SIZE` equal lengths, which need no padding and no mask."""
+    """(start, end) of runs of equal lengths, at most `BATCH_SIZE` long: batches without padding or mask."""
     cuts = np.flatnonzero(np.diff(lengths, prepend=-1, append=-1))
     return [
         (at, min(at + BATCH_SIZE, end))

@@ -15,7 +15,7 @@ from leadre.data.histories import TRAIN, Logs
 from leadre.lm.layout import Ids
 from leadre.lm.prior import InventoryPrior
 from leadre.tune.alignment.phrasings import Phrasing, fill
-from leadre.tune.prompts import NOTHING
+from leadre.tune.prompts import NO_TOKENS
 from leadre.tune.threads import ThreadBuilder
 
 TITLE_TOKENS = 24
@@ -66,7 +66,7 @@ class ObjectTexts:
         return question, np.append(answer, np.int32(self.stop)) if len(answer) else answer
 
     def _text_ids(self, words: str, max_tokens: int) -> Ids:
-        return self.prompter.text(f" {words}")[:max_tokens] if words else NOTHING
+        return self.prompter.text(f" {words}")[:max_tokens] if words else NO_TOKENS
 
 
 def known_objects(logs: Logs) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Alignment examples: short questions and answers, beside the main task, that tie semantic IDs to words.
+"""Alignment examples: an auxiliary task of short questions and answers that ties semantic IDs to words.
 
 An answer is words, codes, or both (`phrasings`). Several examples share a row of `ROW_POSITIONS` positions (`packing`),
 so that every step has the same shape and little padding. The examples of a step depend on seed and step only.
@@ -20,13 +20,13 @@ from leadre.lm.prior import InventoryPrior
 from leadre.semid.trie import Trie, build
 from leadre.tune.alignment.objects import SEED_STREAM, ObjectTexts, known_objects
 from leadre.tune.alignment.phrasings import PHRASINGS
-from leadre.tune.prompts import NOTHING, TITLE_WORDS
+from leadre.tune.prompts import NO_TOKENS, TITLE_WORDS
 from leadre.tune.threads import ThreadBuilder
 
 ROW_POSITIONS = 256  # no example is longer
-MAX_ITEMS = 16  # of the history in an example
+MAX_ITEMS = 16  # items of the history in an example
 MAX_ITEMS_TOKENS = 96
-TEXT_SHARE = 0.5  # share of the items of a mixed history that are written as titles
+TITLE_SHARE = 0.5  # share of the items of a mixed history that are written as titles
 
 REQUEST_TASKS = ("mixed", "content_to_ad", "why")  # drawn from requests; the other tasks are drawn from objects
 
@@ -50,9 +50,9 @@ class AlignmentExample:
 class AlignmentSampler:
     """Draws the alignment examples of each training step: ``rows`` rows, from the tasks with a positive weight.
 
-    Examples name objects that were known in training time (``known_O``) and are not ``hidden`` (object rows). They use
-    the requests that the main task trains on. Tasks without objects or requests to draw from are dropped from
-    ``weights``.
+    Examples name objects that were known in training time (``known_O``) and are not ``hidden`` (object indices), and
+    use the requests that the main task trains on. ``weights`` has the weight of each task in the loss; tasks without
+    objects or requests to draw from are dropped.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class AlignmentSampler:
         self.texts = ObjectTexts(threads, live)
         self.known_O = known_objects(self.logs)
         self.known_O[list(hidden)] = False
-        # the tokenizer may return no token for a text, so the tokens decide
+        # a field may be empty although its text is not, as the tokenizer may return no token for it
         fields = {int(o): self.texts.fields(int(o)).keys() for o in np.flatnonzero(self.known_O)}
         self._has_title_O = np.array(["title" in fields.get(o, ()) for o in range(len(self.known_O))])
         self._has_category_O = np.array(["category" in fields.get(o, ()) for o in range(len(self.known_O))])
@@ -91,13 +91,13 @@ class AlignmentSampler:
         return self.rows * ROW_POSITIONS
 
     def trie_of(self, example: AlignmentExample) -> Trie:
-        """The objects among which the codes of an example are scored, with their prior."""
+        """The trie, with prior, of the objects among which the codes of an example are scored."""
         return self.catalogue_trie if example.request < 0 else self.live.all(self.moments[example.request])[0]
 
     def draw(self, step: int, rows: int | None = None) -> list[list[AlignmentExample]]:
         """The examples of a step by row; ``rows`` overrides the number of rows.
 
-        The next example is of the task with the fewest positions so far, so all tasks get about as many positions.
+        Each next example is of the task with the fewest positions so far, so all tasks get about equally many.
         """
         rng = np.random.default_rng([self.seed, step, SEED_STREAM])
         spent = dict.fromkeys(rng.permutation(list(self.weights)).tolist(), 0)
@@ -118,10 +118,11 @@ class AlignmentSampler:
 
     def example(self, task: str, rng: np.random.Generator) -> AlignmentExample:
         """One example of a task."""
-        target = int(rng.choice(self._pools[task]))
+        drawn = int(rng.choice(self._pools[task]))
         request = -1
+        target = drawn
         if task in REQUEST_TASKS:
-            request = target
+            request = drawn
             allowed_O = self._has_category_O if task == "why" else self.known_O
             acted_on = np.unique(self.logs.ad_object_A[self.logs.relevant(request)[0]])
             target = int(rng.choice(acted_on[allowed_O[acted_on]]))
@@ -135,7 +136,7 @@ class AlignmentSampler:
         phrasings = [phrasing for phrasing in PHRASINGS[task] if phrasing.fields <= fields.keys()]
         phrasing = phrasings[int(rng.integers(len(phrasings)))]
         question, words = self.texts.question_and_answer(phrasing, fields)
-        codes = fields["codes"][:-1] if phrasing.writes_id else NOTHING
+        codes = fields["codes"][:-1] if phrasing.writes_id else NO_TOKENS
         return AlignmentExample(
             task,
             np.concatenate([question, words, codes]),
@@ -145,7 +146,7 @@ class AlignmentSampler:
         )
 
     def _object_pools(self) -> dict[str, NDArray[np.int64]]:
-        """By task: the objects that an example can be made from."""
+        """Task -> the objects that an example can be made from."""
         with_title = np.flatnonzero(self._has_title_O)
         with_category = np.flatnonzero(self._has_category_O)
         return {
@@ -156,7 +157,7 @@ class AlignmentSampler:
         }
 
     def _request_pools(self, train_R: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-        """By task: the training requests with a history to show and an object to answer with."""
+        """Task -> the training requests with a history to show and an object to answer with."""
         logs = self.logs
         known_E = self.known_O[logs.object_E]
         known_content_E = known_E & (logs.domain_E == CONTENT)
@@ -183,7 +184,7 @@ class AlignmentSampler:
         shown = self.known_O[objects]
         if task == "content_to_ad":
             shown = shown & (self.logs.domain_E[events] == CONTENT)
-        as_title = rng.random(MAX_ITEMS) < (TEXT_SHARE if task == "mixed" else 0.0)
+        as_title = rng.random(MAX_ITEMS) < (TITLE_SHARE if task == "mixed" else 0.0)
         text = self.texts.prompter.text
         left = MAX_ITEMS_TOKENS
         items = list[Ids]()

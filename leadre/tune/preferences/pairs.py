@@ -1,9 +1,8 @@
-"""Preference pairs by business value: of two objects live in a request, the chosen one should be generated.
+"""Preference pairs by business value: two objects that are live in a request, of which one should be generated.
 
-The chosen object of a pair is always a conversion. Three rules select the rejected one (`RULES`). The value of a
-conversion is its GMV: the money of the object in its request, as the logs record it. If ads have bids, the value is the
-eCPM (bid x probability of the action that the bid pays for): it replaces the money in `_values` for objects acted on,
-and the typical money for the others.
+The user acted on the chosen object of a pair; three rules select the rejected one (`RULES`). The value of an object
+acted on is its GMV: its money in the request, as the logs record it. Bids are not used; with bids, the eCPM (bid x
+probability of the action that the bid pays for) would replace the money in `_values` and the typical money.
 
 Letters: P pairs, O objects, D width of an embedding, R requests, N objects acted on in a request, M other live objects.
 """
@@ -32,9 +31,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Pairs:
-    """P pairs, by request ascending: object indices, least reward margin, weight, and index into `RULES`.
+    """P pairs, by request ascending: object indices, reward margin to exceed, weight, and index into `RULES`.
 
-    ``value_P`` is the value of the chosen object in units of a typical conversion's; 1 if it is unknown.
+    ``value_P`` is the value of the chosen object as a multiple of a typical conversion's; 1 if unknown.
     """
 
     request_P: Ints
@@ -58,11 +57,11 @@ def mine_pairs(
     seed: int,
     ranked_by_request: Mapping[int, Ints],
 ) -> Pairs:
-    """The pairs of these requests, ascending. ``moments`` are those of all requests of the log.
+    """The pairs of ``requests_R`` (ascending). ``moments`` are those of all requests of the log.
 
-    ``embeddings_OD`` are by object of the log, ``ranked_by_request`` from `ranked_objects`. The pairs of one rule and
-    request share a weight that grows with the root of their number, as the targets of a large basket do. An object not
-    acted on has no value of its own and counts as a typical conversion.
+    ``embeddings_OD`` has a row per object of the log; ``ranked_by_request`` comes from `ranked_objects`. The total
+    weight of the pairs of one rule and request is the root of their number, as for the targets of a large basket. An
+    object not acted on has no value of its own and counts as a typical conversion.
     """
     unit_OD = embeddings_OD / np.maximum(np.linalg.norm(embeddings_OD, axis=1, keepdims=True), 1e-9)
     typical = _typical_nanos(moments.logs)
@@ -84,7 +83,7 @@ def mine_pairs(
 
 
 def ranked_objects(lists: pl.DataFrame, logs: Logs) -> dict[int, Ints]:
-    """The objects of generated lists by training request, best first, distinct; ``lists`` as `generate` writes them."""
+    """Training request -> distinct objects of its generated list, best first; ``lists`` as `generate` writes them."""
     frame = lists.filter(pl.col("view") == "all").select("request", "ads")
     ranked_by_request = {}
     for r, ads in frame.iter_rows():
@@ -97,7 +96,7 @@ def ranked_objects(lists: pl.DataFrame, logs: Logs) -> dict[int, Ints]:
 def _request_pairs(
     moments: Moments, live: InventoryPrior, r: int, rules: PairRules, seed: int, ranked: Ints | None, typical: float
 ) -> Iterator[tuple[str, Ints, Ints, Floats, Floats]]:
-    """(rule, chosen, rejected, value of the chosen, of the rejected in billionths) for each rule that is on."""
+    """(rule, chosen, rejected, value of the chosen, value of the rejected) for each rule that is on; in billionths."""
     objects, nanos_N = _values(moments.logs, r)
     if not len(objects):
         return
@@ -114,7 +113,7 @@ def _request_pairs(
 
 
 def _values(logs: Logs, r: int) -> tuple[Ints, Floats]:
-    """(objects acted on in request ``r``, ascending, their money in billionths)."""
+    """(objects acted on in request ``r``, ascending; their money in billionths)."""
     ads, nanos = logs.relevant(r)
     objects, row_of_ad = np.unique(logs.ad_object_A[ads], return_inverse=True)
     return objects.astype(np.int64), np.bincount(row_of_ad, weights=nanos.astype(np.float64)).astype(np.float64)
@@ -126,7 +125,7 @@ def _draw(
     """(row of ``objects``, object not acted on): ``count`` distinct draws for each row, or all that are live."""
     others = np.setdiff1d(moment.inventory.objects, objects)
     weights_M = live.weights(moment, others)
-    # the largest of log-weights plus Gumbel noise are a draw without replacement in proportion to the weights
+    # the largest of log-weights plus Gumbel noise: a draw without replacement in proportion to the weights
     keys_NM = rng.gumbel(size=(len(objects), len(others))) + (0 if weights_M is None else np.log(weights_M))
     drawn_NK = np.argsort(-keys_NM, axis=1)[:, :count]
     return np.repeat(np.arange(len(objects)), drawn_NK.shape[1]), others[drawn_NK.ravel()]
@@ -137,23 +136,23 @@ def _ranked_above(ranked: Ints, objects: Ints, count: int) -> tuple[Ints, Ints]:
 
     An object that is not in ``ranked`` ranks below all that are.
     """
-    is_wrong = ~np.isin(ranked, objects)
+    is_other = ~np.isin(ranked, objects)
     rank_of = {int(o): rank for rank, o in enumerate(ranked)}
     ranks = [rank_of.get(int(o), len(ranked)) for o in objects]
-    rejected = [ranked[:rank][is_wrong[:rank]][:count] for rank in ranks]
+    rejected = [ranked[:rank][is_other[:rank]][:count] for rank in ranks]
     return np.repeat(np.arange(len(objects)), [len(above) for above in rejected]), np.concatenate(rejected)
 
 
-def _log_ratio(chosen_nanos: Floats, rejected_nanos: Floats | float) -> Floats:
+def _log_ratio(numerator_nanos: Floats, denominator_nanos: Floats | float) -> Floats:
     """Logarithm of the quotient; 0 if either value is 0, which means unknown."""
-    known = (chosen_nanos > 0) & (np.asarray(rejected_nanos) > 0)
-    chosen = np.where(known, chosen_nanos, 1.0)
-    rejected = np.where(known, rejected_nanos, 1.0)
-    return np.asarray(np.log(chosen / rejected), np.float64)
+    is_known = (numerator_nanos > 0) & (np.asarray(denominator_nanos) > 0)
+    numerator = np.where(is_known, numerator_nanos, 1.0)
+    denominator = np.where(is_known, denominator_nanos, 1.0)
+    return np.asarray(np.log(numerator / denominator), np.float64)
 
 
 def _typical_nanos(logs: Logs) -> float:
-    """Median money of the training conversions with money; 0 if there are none."""
+    """Median money of the training conversions that have money; 0 if none has."""
     split = np.repeat(logs.request_split_R, np.diff(logs.relevant_offsets))
     nanos = logs.relevant_value_nanos[(split == TRAIN) & (logs.relevant_value_nanos > 0)]
     return float(np.median(nanos)) if len(nanos) else 0.0

@@ -178,8 +178,8 @@ def test_training_requests_keep_the_prior_of_fine_tuning(aligned):
     moments = of_requests(logs)
     fine_tuning = tune._live(tune.Config(affinity=True), logs, ids)
     for step in ("tune-sft", "tune-dpo"):
-        training = saved.load_live(logs, ids, model(aligned, step), training=True, money=NO_PRICE_EXPONENTS)
-        serving = saved.load_live(logs, ids, model(aligned, step), training=False, money=NO_PRICE_EXPONENTS)
+        training = saved.load_prior(logs, ids, model(aligned, step), training=True, money=NO_PRICE_EXPONENTS)
+        serving = saved.load_prior(logs, ids, model(aligned, step), training=False, money=NO_PRICE_EXPONENTS)
         differs = 0
         for r in range(0, len(logs.request_user_R), 7):
             moment = moments[r]
@@ -215,11 +215,11 @@ def test_prior_is_loaded_for_the_split_of_the_requests(aligned, tmp_path, monkey
     link(tmp_path, aligned)
     trainings = []
 
-    def load_live(logs, ids, model, *, training, money, now_us):
+    def load_prior(logs, ids, model, *, training, money, now_us):
         trainings.append(training)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(saved, "load_live", load_live)
+    monkeypatch.setattr(saved, "load_prior", load_prior)
     assert verb(name, tmp_path, flags) == 130
     assert trainings == [training]
 
