@@ -54,7 +54,7 @@ class _Offers:
         if context.request.is_test:  # a test is neither charged nor counted
             return None
         campaign = context.market.catalogue.campaigns[self._campaigns[k]]
-        if campaign.cap_per_day and not context.user_id:  # no impressions to count
+        if campaign.cap_per_day and not context.user_id:  # their impressions are not counted
             return Verdict.UNKNOWN_USER_CAP
         bidder = context.bidder
         if bidder.logged_verdict is not None:
