@@ -80,10 +80,16 @@ def _command(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def _without_stage_flag(section: str, flags: dict[str, str]) -> str:
-    """The section that the flag --stage selects, and removes the flag: subcommands replace it."""
-    stage = flags.pop("stage", None) if section in FIRST_STAGE else None
+    """The section that the flag --stage selects, and removes the flag: subcommands replace it.
+
+    Raises InputError for an unknown stage, and for a stage beside a subcommand.
+    """
+    verb, dash, _ = section.partition("-")
+    stage = flags.pop("stage", None) if verb in FIRST_STAGE else None
     if stage is None:
         return section
+    if dash:
+        raise InputError(f"--stage {stage}: leave it out; `leadre {command_of(section)}` names the subcommand")
     chosen = section if stage == FIRST_STAGE[section] else f"{section}-{stage}"
     if chosen not in VERBS:
         nearest = command_of(config.nearest(chosen, [section, *(f"{section}-{part}" for part in _parts(section))]))

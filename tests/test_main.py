@@ -136,6 +136,11 @@ def test_show_prints_the_effective_config_and_runs_nothing(
         (["semidd"], "unknown verb 'semidd'; the nearest is 'semid'"),
         (["tune", "dqo"], "unknown subcommand 'dqo' of `leadre tune`; the nearest is `leadre tune dpo`"),
         (["serve", "--stage", "backap"], "the nearest is `leadre serve backup`"),
+        (["tune", "dpo", "--stage", "dpo"], "--stage dpo: leave it out; `leadre tune dpo` names the subcommand"),
+        (
+            ["serve", "key", "--stage=key", "--help"],
+            "--stage key: leave it out; `leadre serve key` names the subcommand",
+        ),
         (["semid", "--level", "3"], "unknown key 'level'; the nearest is 'levels'"),
         (["semid", "--levels"], "--levels needs a value"),
         (["semid", "--levels", "--show"], "--levels needs a value"),
