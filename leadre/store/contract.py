@@ -112,6 +112,8 @@ class ListVersions(msgspec.Struct, frozen=True, array_like=True):
 
     def rollback(self) -> ListVersions:
         """Make the previous version current. InputError if there is none."""
+        if not self.history:
+            raise InputError("the store has no lists: no version is current; run `leadre generate lists`")
         if len(self.history) < 2:
             raise InputError(f"no version was current before {self.current!r}; there is nothing to roll back to")
         return ListVersions(self.names, self.history[:-1])

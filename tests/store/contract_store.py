@@ -85,6 +85,10 @@ class ListContract(StoreFixtures):
             store.rollback()
         assert store.read_list("u").version == "v1"
 
+    def test_rollback_of_an_empty_store_names_the_command_that_fills_it(self, store):
+        with pytest.raises(InputError, match=r"no version is current; run `leadre generate lists`$"):
+            store.rollback()
+
     def test_version_is_dropped_unless_it_is_current(self, store):
         for version in ("v1", "v2"):
             store.put_lists(version, {"u": stored_list(version, "ad")})
