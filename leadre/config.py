@@ -341,7 +341,7 @@ def _scalar(value: object, hint: Any, *, is_text: bool) -> object | None:
     number: int | float
     try:
         number = hint(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # an int beyond every float
         return None
     # nan never equals itself: an artifact made with it would never be current
     return None if isinstance(number, float) and not math.isfinite(number) else number

@@ -73,6 +73,7 @@ def test_flags_take_dashes_or_underscores_lists_and_none(tmp_path: Path) -> None
         ("[semid]\nlevels = 3.0\n", r"must be int, got 3\.0"),
         ("[semid]\nlevels = true\n", "must be int, got True"),
         ("[semid]\nshare = nan\n", "must be float, got nan"),
+        (f"[semid]\nshare = {'9' * 400}\n", "must be float"),
         ("[semid]\nstrict = 1\n", "must be bool, got 1"),
         ("[semid]\nsource = 'amazon'\n", r"must be journey \| files, got 'amazon'"),
         ("[semid]\nsizes = [4, '8']\n", "'sizes': must be int, got '8'"),
