@@ -15,17 +15,7 @@ from leadre.serve.processes.model_server import ModelServer
 from leadre.store.contract import ProfileEvent
 from leadre.tune.threads import serving_prompt
 
-EVENTS = [
-    # user 0: three visits
-    (0, 10, AD, 3, 100),
-    (0, 20, AD, 3, 50),
-    (0, 20, AD, 5, 7),
-    (0, 20, CONTENT, 1, 0),
-    (0, 30, AD, 5, 9),
-    (0, 30, CONTENT, 3, 2),
-    # user 1: one visit, at the time of a visit of user 0
-    (1, 30, AD, 6, 1),
-]
+from ..hand_events import EVENTS
 
 
 @pytest.fixture(scope="module")

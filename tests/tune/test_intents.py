@@ -7,18 +7,9 @@ from leadre.data.histories import AD, CONTENT
 from leadre.data.moment import of_requests
 from leadre.tune.intents import DECAY_PER_VISIT, long_term
 
+from ..hand_events import EVENTS
+
 D = DECAY_PER_VISIT
-EVENTS = [
-    # user 0: three visits
-    (0, 10, AD, 3, 100),
-    (0, 20, AD, 3, 50),
-    (0, 20, AD, 5, 7),
-    (0, 20, CONTENT, 1, 0),
-    (0, 30, AD, 5, 9),
-    (0, 30, CONTENT, 3, 2),
-    # user 1: one visit, at the time of a visit of user 0
-    (1, 30, AD, 6, 1),
-]
 
 
 @pytest.fixture

@@ -11,20 +11,7 @@ from leadre.tune import optimizer, sft
 from leadre.tune import run as tune_stage
 from leadre.tune.batches import Examples
 
-
-def schedule(**changes):
-    settings = {
-        "epochs": 2,
-        "max_steps": 6,
-        "batch_tokens": 500,
-        "learning_rate": 1e-3,
-        "codes_learning_rate": 3e-3,
-        "weight_decay": 0.05,
-        "seed": 0,
-        "validate_every": 2,
-        "checkpoint_s": -1.0,  # after every step
-    }
-    return sft.TrainingSchedule(**settings | changes)
+from .schedules import schedule
 
 
 class Killed(Exception):

@@ -19,6 +19,7 @@ from leadre.errors import PeerError, TokenError
 from leadre.serve.bidding.context import BidDecision
 from leadre.serve.bidding.record import digest, record
 from leadre.serve.bidding.respond import respond
+from leadre.serve.events.outcomes import LATE_CONVERSION_US
 from leadre.serve.ipc.messages import EventRequest, RecordReply, RecordRequest
 from leadre.serve.paths import StatePaths
 from leadre.serve.plan import Timing
@@ -28,11 +29,7 @@ from leadre.serve.processes.worker_state import WorkerState
 from leadre.serve.protocol import openrtb
 from leadre.serve.settings import Settings
 from leadre.types import EventKind, Request
-from leadre.units import US_PER_DAY, US_PER_S
-
-# The worker accepts a token until this long after its expiry, as conversions come late. For every other kind of event
-# the writer refuses an expired token.
-LATE_US = 7 * US_PER_DAY
+from leadre.units import US_PER_S
 
 
 class Worker:
@@ -89,7 +86,8 @@ class Worker:
         """Have the writer post an event. Returns (HTTP status, landing page of a click or "")."""
         now_us = self.clock.now_us()
         try:
-            token = self.state.keys.check(query.get("t", ""), now_us, late_us=LATE_US)
+            # the writer refuses late events of other kinds
+            token = self.state.keys.check(query.get("t", ""), now_us, late_us=LATE_CONVERSION_US)
         except TokenError:
             return 403, ""
         catalogue = self.state.bidder.market.catalogue

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from leadre.errors import LeadreError
 from leadre.types import Permissions, Signals
 
+DSA_REQUIRED = 2  # from this value on, the exchange rejects bids without a DSA object
 MAX_CHARACTERS = 8192  # of a TC string; real ones have a few hundred
 GPP_TCF_EU = 2  # the GPP section that is a TC string: GDPR applies
 
@@ -127,7 +128,7 @@ def permissions(
     GPP, child or opt-out signal leaves contextual ads alone: these strings are not decoded, so that none is read as
     more permissive than it is. ``has_dsa``: whether bids carry the DSA object that a request may require.
     """
-    if signals.dsa_required >= 2 and not has_dsa:
+    if signals.dsa_required >= DSA_REQUIRED and not has_dsa:
         return Permissions()
     applies = signals.gdpr
     if applies is None:

@@ -32,6 +32,7 @@ import msgspec
 
 from leadre.errors import BadRequest
 from leadre.serve.protocol import openrtb_schema as wire
+from leadre.serve.protocol.consent import DSA_REQUIRED
 from leadre.types import Bid, Impression, Request, Signals, Size
 from leadre.units import NANOS_PER_CPM
 
@@ -39,7 +40,6 @@ MAX_NANOS = 2**63 - 1  # higher prices and floors are clipped to it
 MAX_ITEMS = 100  # imps, and currencies, of one request that are read; further ones are ignored
 CONTRADICTION = "?"  # in place of a TC string: no decoder accepts it
 XHTML_BANNER = 2  # AdCOM's creative subtype for the banners of this bidder
-DSA_REQUIRED = 2  # from this value on, the exchange rejects bids without a DSA object
 
 Rates = Mapping[tuple[str, str], Fraction]  # (from, to) -> units of `to` for one of `from`
 NO_RATES: Rates = MappingProxyType({})

@@ -9,6 +9,8 @@ import torch
 from leadre.tune import losses, optimizer, plots, sft
 from leadre.tune.preferences import dpo, pairs
 
+from ..schedules import schedule as short_schedule
+
 RULES = pairs.PairRules(
     live_unbought=True,
     higher_value=True,
@@ -23,18 +25,7 @@ PLAIN = dpo.PreferenceObjective(loss="dpo", beta=0.5, stop_shared=True, sft_weig
 
 
 def schedule(**changes):
-    settings = {
-        "epochs": 2,
-        "max_steps": 6,
-        "batch_tokens": 500,
-        "learning_rate": 1e-3,
-        "codes_learning_rate": 3e-3,
-        "weight_decay": 0.0,
-        "seed": 0,
-        "validate_every": 2,
-        "checkpoint_s": -1.0,  # after every step
-    }
-    return sft.TrainingSchedule(**settings | changes)
+    return short_schedule(**{"weight_decay": 0.0} | changes)
 
 
 class Killed(Exception):
