@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,\
 	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 
-.PHONY: help setup demo journey serve page test soak check format bench
+.PHONY: help setup demo journey serve page docs test soak check format bench
 .DELETE_ON_ERROR:
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo 'make journey the full run, hours rather than minutes: runs/journey.sh'
 	@echo 'make serve   lists for all users of the demo, then a bidder at http://127.0.0.1:8080'
 	@echo 'make page    a publisher'"'"'s page with Prebid.js that requests its bids, at http://127.0.0.1:8090/page.html'
+	@echo 'make docs    the documentation site: site/index.html'
 	@echo 'make test    all tests'
 	@echo 'make soak    the long tests, minutes each'
 	@echo 'make check   format, lint, types, layout, language'
@@ -67,6 +68,13 @@ $(PAGE)/node_modules/.package-lock.json: $(PAGE)/package-lock.json
 	npm --prefix $(PAGE) ci --ignore-scripts --no-audit --no-fund
 	@touch $@
 
+# The theme has a notice on stderr about its end of life, in 2027. It is no warning about a page.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
+
+docs: setup
+	$(MKDOCS) build --strict --quiet
+	@echo 'open site/index.html in a browser'
+
 test: setup
 	$(BIN)/python -m pytest
 
@@ -78,6 +86,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layout.py tests/test_language.py
+	$(MKDOCS) build --strict --quiet
 
 format: setup
 	$(BIN)/ruff format .

@@ -162,7 +162,8 @@ def _first_docstring_line(module: str) -> str:
 def _help(section: str, module: ModuleType) -> str:
     lines = [(module.__doc__ or "").strip(), "", USAGE.replace("VERB", command_of(section)), ""]
     for row in config.describe(module.Config):
-        lines.append(f"  --{row.field.replace('_', '-'):<24} {row.help} [{row.type}; default {row.default or 'empty'}]")
+        kind = ", ".join(filter(None, (row.type, row.bounds)))
+        lines.append(f"  --{row.field.replace('_', '-'):<24} {row.help} [{kind}; default {row.default or 'empty'}]")
     lines.append(f"  --{'config':<24} a TOML file: shared keys at the top, the rest under [{section}]")
     lines.append(f"  --{'show':<24} print the effective config and stop")
     parts = ", ".join(f"`leadre {section} {part}`" for part in _parts(section))

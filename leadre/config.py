@@ -56,6 +56,7 @@ class HelpRow(NamedTuple):
 
     field: str
     type: str
+    bounds: str  # in words; "" without bounds
     default: str
     help: str
 
@@ -195,7 +196,10 @@ def describe(cls: type[Common]) -> list[HelpRow]:
     """The rows of ``--help``: the stage's own options, then the shared ones."""
     shared = {field.name for field in dataclasses.fields(Common)}
     ordered = sorted(_options(cls).values(), key=lambda option: option.name in shared)
-    return [HelpRow(option.name, _type_name(option.hint), _shown_default(option), option.help) for option in ordered]
+    return [
+        HelpRow(option.name, _type_name(option.hint), str(option.bounds), _shown_default(option), option.help)
+        for option in ordered
+    ]
 
 
 def show(value: object) -> str:

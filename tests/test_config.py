@@ -124,10 +124,10 @@ def test_field_without_default_is_required() -> None:
 def test_describe_lists_own_fields_first_and_spells_defaults_as_flags() -> None:
     rows = config.describe(Config)
     assert [row.field for row in rows][-4:] == ["run", "work", "seed", "threads"]
-    assert rows[0] == ("source", "journey | files", "journey", "where the logs come from")
-    assert rows[1] == ("path", "Path | none", "none", "folder of the logs")
-    assert rows[-6][:3] == ("strict", "bool", "false")
-    assert rows[-5][:3] == ("sizes", "list of int", "256,256")
+    assert rows[0] == ("source", "journey | files", "", "journey", "where the logs come from")
+    assert rows[1] == ("path", "Path | none", "", "none", "folder of the logs")
+    assert rows[-6][:4] == ("strict", "bool", "", "false")
+    assert rows[-5][:4] == ("sizes", "list of int", "", "256,256")
 
 
 def test_shown_values_load_as_flags() -> None:
@@ -167,7 +167,7 @@ def test_options_of_a_group_have_flat_names(tmp_path: Path) -> None:
     assert (loaded.schedule, loaded.seed, nested().schedule) == (Schedule(epochs=7, rate=0.5), 9, Schedule(epochs=5))
     rows = {row.field: row for row in config.describe(Nested)}
     assert [*rows][:4] == ["layers", "epochs", "rate", "sizes"]
-    assert rows["epochs"] == ("epochs", "int", "5", "passes over the data")
+    assert rows["epochs"] == ("epochs", "int", "at least 1", "5", "passes over the data")
     with pytest.raises(InputError, match="unknown key 'schedule'"):
         nested(schedule="x")
 

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CODE = sorted(path for folder in ("leadre", "tests", "bench", "clients") for path in (ROOT / folder).rglob("*.py"))
+FOLDERS = ("leadre", "tests", "bench", "clients", "docs")
+CODE = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 CODE = [path for path in CODE if "node_modules" not in path.parts]
-PAGES = [path for folder in (".", "docs", "bench", "clients/prebid") for path in sorted((ROOT / folder).glob("*.md"))]
+PAGES = [path for folder in (".", "bench", "clients/prebid") for path in sorted((ROOT / folder).glob("*.md"))]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [path for path in PAGES if path.name != "LOG.md"]
 
 # A sentence that begins with a noun clause names no subject.
