@@ -169,13 +169,16 @@ def check_columns(name: str, columns: list[str], file: str) -> None:
 def conform(name: str, raw: pl.DataFrame, file: str) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Convert a raw frame to the types of its schema.
 
-    ``raw`` has the column ROW. Text columns (of CSV and JSON lines) are parsed; the types of other columns (of Parquet)
-    must fit. Returns (good rows with ROW and FILE, bad rows in the form of BAD_ROWS). Raises InputError if a column is
+    ``raw`` has the column ROW. Text columns (of CSV and JSON lines) are parsed, and a blank cell is a missing value;
+    the types of other columns (of Parquet) must fit. Returns (good rows with ROW and FILE, bad rows in the form of BAD_ROWS). Raises InputError if a column is
     missing or a Parquet column has a type that does not fit.
     """
     check_columns(name, [column for column in raw.columns if column != ROW], file)
     schema = SCHEMAS[name]
     known = {column: kind for column, kind in schema.columns.items() if column in raw.columns}
+    texts = [column for column in known if raw.schema[column] in (pl.String, pl.Categorical, pl.Enum)]
+    cells = pl.col(texts).cast(TEXT).str.strip_chars(" \t\r\n")
+    raw = raw.with_columns(pl.when(cells != "").then(cells))
     typed = raw.with_columns([_typed(raw, column, kind, file, name) for column, kind in known.items()])
     bad = []
     for column, kind in known.items():
@@ -291,9 +294,6 @@ def _typed(raw: pl.DataFrame, column: str, kind: pl.DataType, file: str, name: s
     col = pl.col(column)
     if raw_kind == pl.Null:
         return col.cast(kind)
-    if raw_kind in (pl.Categorical, pl.Enum):
-        raw_kind = TEXT
-        col = col.cast(TEXT)
     if raw_kind == pl.String:
         return _from_text(col, kind).alias(column)
     if kind == TEXT and raw_kind.is_integer():
@@ -319,8 +319,6 @@ def _advice(kind: pl.DataType) -> str:
 
 def _from_text(cells: pl.Expr, kind: pl.DataType) -> pl.Expr:
     """The expression that parses text cells as ``kind``; null for a cell that does not parse."""
-    cells = cells.str.strip_chars(" \t\r\n")
-    cells = pl.when(cells != "").then(cells)  # an empty cell is a missing value
     if kind == WHOLE:
         return cells.cast(WHOLE, strict=False)
     if kind == TEXTS:

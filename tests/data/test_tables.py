@@ -59,7 +59,7 @@ def test_date_alone_is_midnight_utc() -> None:
         ("value_nanos", "99999999999999999999", "is not a whole number"),
         ("domain", "video", "is not one of content, ad"),
         ("action", "Click", "is not one of impression, click, conversion, view"),
-        ("user_id", " ", "is not text"),
+        ("user_id", " ", "is missing"),
         ("item_id", None, "is missing"),
     ],
 )
@@ -69,6 +69,22 @@ def test_bad_cells_are_bad_rows(column: str, value: str | None, why: str) -> Non
     assert good.height == 0
     assert bad["column"].to_list() == [column]
     assert bad["why"][0].startswith(why)
+
+
+@pytest.mark.parametrize("column", ["value_nanos", "placement_id", "request_id"])
+@pytest.mark.parametrize("kind", [pl.String, pl.Categorical])
+def test_blank_optional_cells_are_missing_values(column: str, kind: pl.DataType) -> None:
+    """Many programs that write CSV put every empty field in quotes, which a parser returns as text without characters."""
+    for blank in ("", " "):
+        good, bad = tables.conform("events", raw_events(**{column: pl.Series([blank], dtype=kind)}), "e.csv")
+        assert bad.height == 0
+        assert good[column].to_list() == [None]
+
+
+def test_table_without_text_columns_is_read() -> None:
+    good, bad = tables.conform("users", pl.DataFrame({ROW: [1], "user_id": [12], "age": [40]}), "u.parquet")
+    assert bad.height == 0
+    assert good.select("user_id", "age").rows() == [("12", 40)]
 
 
 def test_message_of_a_missing_column_names_the_most_similar() -> None:
