@@ -170,8 +170,8 @@ def conform(name: str, raw: pl.DataFrame, file: str) -> tuple[pl.DataFrame, pl.D
     """Convert a raw frame to the types of its schema.
 
     ``raw`` has the column ROW. Text columns (of CSV and JSON lines) are parsed, and a blank cell is a missing value;
-    the types of other columns (of Parquet) must fit. Returns (good rows with ROW and FILE, bad rows in the form of BAD_ROWS). Raises InputError if a column is
-    missing or a Parquet column has a type that does not fit.
+    the types of other columns (of Parquet) must fit. Returns (good rows with ROW and FILE, bad rows in the form of
+    BAD_ROWS). Raises InputError if a column is missing or a Parquet column has a type that does not fit.
     """
     check_columns(name, [column for column in raw.columns if column != ROW], file)
     schema = SCHEMAS[name]

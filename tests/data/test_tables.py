@@ -74,7 +74,7 @@ def test_bad_cells_are_bad_rows(column: str, value: str | None, why: str) -> Non
 @pytest.mark.parametrize("column", ["value_nanos", "placement_id", "request_id"])
 @pytest.mark.parametrize("kind", [pl.String, pl.Categorical])
 def test_blank_optional_cells_are_missing_values(column: str, kind: pl.DataType) -> None:
-    """Many programs that write CSV put every empty field in quotes, which a parser returns as text without characters."""
+    """Many programs that write CSV quote every empty field, which a parser returns as text without characters."""
     for blank in ("", " "):
         good, bad = tables.conform("events", raw_events(**{column: pl.Series([blank], dtype=kind)}), "e.csv")
         assert bad.height == 0
