@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from matplotlib.figure import Figure
 
 from leadre import metrics
 from leadre.artifact import Artifact
@@ -149,21 +150,16 @@ def _average(by_seed: Mapping[int, Ratio | float], seeds: Any) -> Ratio:
 
 
 def write(folder: Path, rows: Sequence[AblationRow], *, run: str, split: str) -> None:
-    """Write ablation.json, report.html and ablation.png."""
+    """Write ablation.json, report.html with a plot of all rows, and ablation.png with the cumulative rows."""
     content = {"rows": [dataclasses.asdict(row) for row in rows]}
     (folder / "ablation.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    figure = plots.comparison(
-        {heading(column): _bars(rows, column) for column in PLOTTED},
-        label="mean over seeds and 95 % interval over users; hollow = tie with the row it is compared with",
-        ranked=False,
-    )
-    plots.png(figure, folder / "ablation.png")
+    plots.png(figure([row for row in rows if not row.left_out]), folder / "ablation.png")
     columns = list(rows[0].columns)
     page = report.template("leadre.evaluate.ablation", "ablation.html.j2").render(
         run=run,
         split=split,
         headings=[heading(column) for column in columns],
-        plot=plots.svg(figure),
+        plot=plots.svg(figure(rows)),
         rows=[
             {
                 "title": _title(row),
@@ -177,6 +173,15 @@ def write(folder: Path, rows: Sequence[AblationRow], *, run: str, split: str) ->
         ],
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def figure(rows: Sequence[AblationRow]) -> Figure:
+    """Return a plot of the PLOTTED columns, a panel each, with the first row on top."""
+    return plots.comparison(
+        {heading(column): _bars(rows, column) for column in PLOTTED},
+        label="mean over seeds and 95 % interval over users; hollow = tie with the row it is compared with",
+        ranked=False,
+    )
 
 
 def heading(column: str) -> str:
