@@ -21,7 +21,8 @@ class Verdict(StrEnum):
     """The result of a candidate for one imp: a bid, or why not. Logs of older releases are read (`_missing_`)."""
 
     BID = "bid"
-    NOT_SELECTED = "not selected"  # it could have been bid, but another candidate was
+    NOT_SELECTED = "not selected"  # exploration drew another; in old logs also one that the winner outranks
+    OUTRANKED = "outranked"  # it passed every filter, and the winner has a higher score x value
     INELIGIBLE = "ineligible"  # targeting, blocks or formats, see `eligibility.RULES`
     DUPLICATE = "duplicate in the request"  # another imp of the request has the ad
     RESPONSE_CURRENCY = "not the response currency"  # a response has one currency for all its bids

@@ -241,9 +241,13 @@ def test_request_is_explained_with_its_candidates(bidder):
     headers = {"authorization": f"Bearer {bidder.operator}"}
     url = f"{bidder.url}/v1/explain/{request['id']}"
     until(lambda: bidder.http.get(url, headers=headers).status_code == 200, "logged")
-    explanation = bidder.http.get(url, headers=headers).json()
-    winner = explanation["candidates"][explanation["verdicts"]["1"].index("bid")]
-    assert explanation["bids"][0]["ad_id"] == bid["crid"] == winner["ad_id"]
+    response = bidder.http.get(url, headers=headers)
+    winner, *others = response.json()["candidates"]
+    assert response.json()["bids"][0]["ad_id"] == bid["crid"] == winner["ad_id"]
+    assert winner["title"] and winner["verdicts"] == {"1": "bid"} and winner["price_cpm"] == bid["price"]
+    assert {candidate["verdicts"]["1"] for candidate in others} <= {"outranked", "no budget", "ineligible"}
+    assert all(candidate["title"] and candidate["value_nanos"] for candidate in others) and others
+    assert "\n  " in response.text, "for people"
 
 
 def test_cors_headers_are_sent_to_registered_origins_on_the_auction_route_only(bidder):
@@ -320,6 +324,24 @@ def test_bad_requests_cost_little_and_good_requests_between_them_get_bids(bidder
 )
 def test_body_is_unpacked_or_refused(bidder, headers, body, status):
     assert bidder.http.post(f"{bidder.url}/openrtb2/bid", content=body, headers=headers).status_code == status
+
+
+@pytest.mark.parametrize("route", ["bid", "auction"])
+def test_pretty_response_is_the_same_bid_in_several_lines(bidder, route):
+    url = f"{bidder.url}/openrtb2/{route}"
+    plain, off, pretty = (
+        bidder.http.post(f"{url}{query}", json=bid_request(user={"id": "reads"}))
+        for query in ("", "?pretty=0", "?other=a&pretty=1")
+    )
+    assert pretty.text.count("\n") > 10 and "\n" not in plain.text + off.text
+    (bid,) = bids_in(pretty)
+    assert bid.keys() == bids_in(plain)[0].keys() and bid["adm"].startswith("<div ")
+    refused = bid_request(user={"id": "reads"}, regs={"gdpr": 1})  # without any consent
+    no_bid = bidder.http.post(f"{url}?pretty=1", json=refused)
+    assert (no_bid.status_code, no_bid.json()) == (200, {"id": refused["id"], "nbr": 505})
+    bad = bidder.http.post(f"{url}?pretty", json={"id": "r"})
+    assert (bad.status_code, bad.json()) == (400, {"error": "imp: is missing"})
+    assert bidder.http.post(url, json={"id": "r"}).content == b""
 
 
 def test_requests_in_progress_at_sigterm_are_answered_and_logged(bidder):

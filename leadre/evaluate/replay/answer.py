@@ -259,7 +259,7 @@ def _compare(logged: RequestRecord, replayed: RequestRecord, report: ReplayRepor
 def _aspects(logged: RequestRecord, replayed: RequestRecord) -> Iterator[tuple[str, object, object]]:
     """(aspect, logged value, replayed value) of everything that is compared, except scores."""
     yield "candidates", _candidates(logged), _candidates(replayed)
-    yield "verdicts", _verdict_words(logged), _verdict_words(replayed)
+    yield "verdicts", _verdict_words(logged), _verdict_words(replayed, has_outranked=_has_outranked(logged))
     yield "reason", logged.reason, replayed.reason
     for what, name in (
         ("winner", "ad_id"),
@@ -284,8 +284,15 @@ def _verdicts(decided: RequestRecord) -> dict[tuple[str, str], Verdict]:
     }
 
 
-def _verdict_words(decided: RequestRecord) -> dict[tuple[str, str], str]:
-    return {key: verdict.value for key, verdict in _verdicts(decided).items()}
+def _has_outranked(logged: RequestRecord) -> bool:
+    """Whether the record distinguishes outranked candidates; releases up to November 2026 logged them as unselected."""
+    return any(Verdict.OUTRANKED in verdicts for verdicts in logged.verdicts.values())
+
+
+def _verdict_words(decided: RequestRecord, *, has_outranked: bool = True) -> dict[tuple[str, str], str]:
+    """(imp ID, ad ID) -> word of the verdict; without ``has_outranked`` in the words of older releases."""
+    older = {} if has_outranked else {Verdict.OUTRANKED: Verdict.NOT_SELECTED}
+    return {key: older.get(verdict, verdict).value for key, verdict in _verdicts(decided).items()}
 
 
 def _bids(decided: RequestRecord, name: str) -> dict[str, object]:

@@ -85,10 +85,12 @@ def fill_imp(context: RequestContext, state: ImpState, candidates: Candidates, e
     ranked_R = order_K[state.verdict_K[order_K] == Verdict.NOT_SELECTED.code]
     offers = _Offers(context, state.imp, rows_K, campaign_K, price_K)
     considered = select.consider(ranked_R.tolist(), offers.limit)
+    state.considered = considered.all
+    winner = _select_and_reserve(context, state, considered, offers, candidates.source)
+    if winner is not None:
+        state.verdict_K[ranked_R[considered.all.index(winner) + 1 :]] = Verdict.OUTRANKED.code
     if considered.verdicts:
         state.verdict_K[list(considered.verdicts)] = [verdict.code for verdict in considered.verdicts.values()]
-    state.considered = considered.all
-    _select_and_reserve(context, state, considered, offers, candidates.source)
 
 
 def _filter(
@@ -130,8 +132,8 @@ def _select_and_reserve(
     considered: select.Considered,
     offers: _Offers,
     source: Source,
-) -> None:
-    """Select among the candidates that can be paid; reserve cap and budget of the selected one.
+) -> int | None:
+    """Select among the candidates that can be paid; reserve cap and budget of the selected one. Returns its position.
 
     Only a reservation shows whether a cap has room. So the best candidate's cap is reserved first, and voided if
     exploration selects another candidate. If the cap of that one has no room, the imp gets no bid: the propensity of a
@@ -144,15 +146,16 @@ def _select_and_reserve(
     while choices and not _reserve_cap(context, state, offers[choices[0]]):
         choices = choices[1:]
     if not choices:
-        return
+        return None
     selected, propensity = select.epsilon_greedy(len(choices), epsilon, explore_draw, choice_draw)
     offer = offers[choices[selected]]
     if selected:
         _void_cap(context, state, offers[choices[0]])
         if not _reserve_cap(context, state, offer):
-            return
+            return None
     _reserve_budget(context, state, offer)
     state.bid = _bid(context, state.imp, offer, source, propensity)
+    return offer.position
 
 
 def _request_leases(context: RequestContext, considered: select.Considered, offers: _Offers, *, explores: bool) -> None:

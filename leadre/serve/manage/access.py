@@ -11,9 +11,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from leadre.auction.budget.sums import SpendToday
 from leadre.clock import Clock
+from leadre.serve.bidding.explanation import Explanation
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
-from leadre.serve.events.records import RequestRecord
 from leadre.serve.manage.auth import ApiKey, ApiKeys
 from leadre.serve.manage.history import MetricHistory
 
@@ -56,7 +56,7 @@ class Backend:
     history: Callable[[], MetricHistory]  # metrics of the last hour, up to now
     charged_today: Callable[[], Sequence[SpendToday]]  # highest charge first
     counts: Callable[[], Mapping[str, tuple[int, int, int]]]  # ad ID -> impressions, clicks, conversions
-    explain: Callable[[str], RequestRecord | None]  # a recent request by its ID; "" is the newest
+    explain: Callable[[str], Explanation | None]  # a recent request by its ID; "" is the newest
     lists: Callable[[], Lists]
 
 

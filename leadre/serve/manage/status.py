@@ -95,7 +95,7 @@ def show(
         "now": views.now(backend),
         "campaigns": views.campaigns(store, backend, campaign.strip()),
         "ads": views.ads(store, backend, ad.strip()),
-        "request": views.request(store, backend, id.strip()),
+        "request": views.request(backend, id.strip()),
     }
     return _page("page", {"csrf": session.csrf, **fragments})
 
@@ -118,8 +118,8 @@ def show_ads(session: SessionDep, store: CampaignStoreDep, backend: BackendDep, 
 
 
 @router.get("/status/request")
-def show_request(session: SessionDep, store: CampaignStoreDep, backend: BackendDep, id: IdQuery = "") -> Response:
-    return _page("request", {"request": views.request(store, backend, id.strip())})
+def show_request(session: SessionDep, backend: BackendDep, id: IdQuery = "") -> Response:
+    return _page("request", {"request": views.request(backend, id.strip())})
 
 
 @router.post("/status/campaigns")

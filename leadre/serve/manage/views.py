@@ -120,26 +120,31 @@ def ads(store: CampaignStore, backend: Backend, ad_id: str) -> View:
     return {"query": ad_id, "problem": problem, "rows": rows}
 
 
-def request(store: CampaignStore, backend: Backend, request_id: str) -> View:
-    """One recent request, the newest by default: each candidate, its source, and its verdict for each imp."""
+def request(backend: Backend, request_id: str) -> View:
+    """One recent request, the newest by default: each candidate, its source, value, and verdict for each imp."""
     try:
-        record = backend.explain(request_id)
+        explanation = backend.explain(request_id)
     except PeerError as error:
         return {"query": request_id, "problem": str(error), "record": None}
-    if record is None:
+    if explanation is None:
         return {"query": request_id, "problem": "", "record": None}
-    known_ads = [store.ad(candidate.ad_id) for candidate in record.candidates]
-    titles = {ad.ad_id: ad.title for ad in known_ads if ad is not None}
-    imp_ids = list(record.verdicts)
+    imp_ids = list(explanation.candidates[0].verdicts) if explanation.candidates else []
     candidates = [
         {
             "ad_id": candidate.ad_id,
-            "title": titles.get(candidate.ad_id, ""),
+            "title": candidate.title,
+            "campaign": candidate.campaign,
             "source": candidate.source,
-            "log_p": f"{candidate.log_p:.2f}",
-            "verdicts": [record.verdicts[imp_id][row].value for imp_id in imp_ids],
+            "p": f"{candidate.p:.2g}",
+            "cpm": NO_VALUE
+            if candidate.price_nanos is None
+            else _money(1000 * candidate.price_nanos, candidate.currency),
+            "value": NO_VALUE
+            if candidate.value_nanos is None
+            else f"{1000 * candidate.value_nanos / NANOS_PER_UNIT:.2g}",
+            "verdicts": [candidate.verdicts[imp_id].value for imp_id in imp_ids],
         }
-        for row, candidate in enumerate(record.candidates)
+        for candidate in explanation.candidates
     ]
     bids = [
         {
@@ -149,15 +154,15 @@ def request(store: CampaignStore, backend: Backend, request_id: str) -> View:
             "cpm": _money(1000 * bid.price_nanos, bid.currency),
             "propensity": f"{bid.propensity:.3f}",
         }
-        for bid in record.bids
+        for bid in explanation.bids
     ]
     return {
         "query": request_id,
         "problem": "",
-        "record": record,
-        "at": _time(record.at_us),
-        "reason": _words(record.reason),
-        "imps": [{"imp_id": imp_id, "tag": record.placements.get(imp_id, "")} for imp_id in imp_ids],
+        "record": explanation,
+        "at": _time(explanation.at_us),
+        "reason": _words(explanation.no_bid_reason),
+        "imps": [{"imp_id": imp_id, "tag": explanation.placements.get(imp_id, "")} for imp_id in imp_ids],
         "candidates": candidates,
         "bids": bids,
     }

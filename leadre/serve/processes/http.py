@@ -12,11 +12,11 @@ GET  /healthz, /readyz   alive; able to bid
 from __future__ import annotations
 
 import base64
-import contextlib
 import gc
 import gzip
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any, get_args
 from urllib.parse import parse_qsl
 
@@ -47,6 +47,7 @@ NO_STORE: tuple[bytes, bytes] = (b"cache-control", b"no-store")
 PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")  # a transparent GIF, 1 x 1
 _decode_recommend = msgspec.json.Decoder(RecommendRequest).decode
 _encode = msgspec.json.Encoder().encode
+_indented = partial(msgspec.json.format, indent=2)
 
 
 def stamping_protocol(clock: Clock) -> type[HttpToolsProtocol]:
@@ -157,6 +158,7 @@ class App:
 
     async def _bid(self, route: str, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         arrived_s = scope.get(ARRIVED, self._clock.monotonic_s())
+        is_pretty = b"pretty" in scope["query_string"] and _is_pretty(scope)
         outcome = "bad"
         status = 400
         body = b""
@@ -165,10 +167,17 @@ class App:
             if route == "auction":
                 status, body = 200, b"{}"  # Prebid.js expects JSON
         else:
-            with contextlib.suppress(BadRequest):
+            is_page = route == "auction"
+            try:
                 packed = await body_of(scope, receive)
-                outcome, status, body = await self.worker.bid(packed, arrived_s, fills_macros=route == "auction")
+                outcome, status, body = await self.worker.bid(
+                    packed, arrived_s, fills_macros=is_page, has_no_bid_body=is_page or is_pretty
+                )
+            except BadRequest as error:
+                body = _encode({"error": str(error)}) if is_pretty else b""
         if body:
+            if is_pretty:
+                body = _indented(body)
             headers = [*headers, JSON, (b"x-openrtb-version", b"2.6")]
             if len(body) > MIN_GZIP_BYTES and b"gzip" in header(scope, b"accept-encoding"):
                 body = gzip.compress(body, 1)
@@ -190,18 +199,18 @@ class App:
         except (BadRequest, msgspec.DecodeError) as error:
             return await reply(send, 400, _encode({"error": str(error)}), [JSON])
         arrived_s = scope.get(ARRIVED, self._clock.monotonic_s())
-        await reply(send, 200, _encode(await self.worker.recommend(request, arrived_s)), [JSON])
+        await reply(send, 200, _indented(_encode(await self.worker.recommend(request, arrived_s))), [JSON])
 
     async def _explain(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._has_key(scope):
             return await reply(send, 401)
         try:
-            record = await self.worker.explain(scope["path"].removeprefix("/v1/explain/"))
+            explanation = await self.worker.explain(scope["path"].removeprefix("/v1/explain/"))
         except PeerError as error:
             return await reply(send, 503, _encode({"error": str(error)}), [JSON])
-        if record is None:
+        if explanation is None:
             return await reply(send, 404, _encode({"error": "this ID is not among the recent requests"}), [JSON])
-        await reply(send, 200, _encode(record), [JSON])
+        await reply(send, 200, _indented(_encode(explanation)), [JSON])
 
     async def _event(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An event of a bid, durable before it is acknowledged; a click is redirected even if it cannot be recorded."""
@@ -236,6 +245,12 @@ class App:
     def _has_key(self, scope: Scope) -> bool:
         kind, _, presented = header(scope, b"authorization").decode("latin-1").partition(" ")
         return kind.lower() == "bearer" and self.worker.state.is_operator(presented.strip())
+
+
+def _is_pretty(scope: Scope) -> bool:
+    """Whether the query has ``pretty``, with any value but 0 and false."""
+    query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+    return query.get("pretty", "0") not in ("0", "false")
 
 
 def cors_headers(scope: Scope, origins: frozenset[str]) -> Headers:

@@ -16,7 +16,11 @@ from leadre import database
 from leadre.auction.budget import schema, sums
 from leadre.clock import Clock
 from leadre.errors import PeerError, StoreDown
-from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.bidding.explanation import Explanation, explain
+from leadre.serve.bidding.value import expected_nanos
+from leadre.serve.catalogue import eligibility
+from leadre.serve.catalogue.database import MIGRATIONS, ManageDatabase
+from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.events import event_log
 from leadre.serve.events.records import EventRecord, Record, RequestRecord
 from leadre.serve.ipc.messages import (
@@ -86,6 +90,7 @@ class ManagementBackend:
         self._paths = paths
         self._tables = tables
         self._clock = clock
+        self._snapshot: CatalogueSnapshot | None = None  # of the last explanation; the next one reads what changed
         self._retry_at_s = 0.0  # a page sends several requests, and waits for a stalled writer only once
 
     def erase(self, user_id: str) -> Mapping[str, int]:
@@ -135,11 +140,19 @@ class ManagementBackend:
         assert isinstance(reply, CountsReply), reply
         return reply.by_ad
 
-    def explain(self, request_id: str) -> RequestRecord | None:
-        """The record of a recent request; "" is the newest."""
+    def explain(self, request_id: str) -> Explanation | None:
+        """A recent request with its candidates and their verdicts; "" is the newest. None if it is unknown."""
         reply = self._request(RecordRequest(request_id))
         assert isinstance(reply, RecordReply), reply
-        return reply.record
+        if reply.record is None:
+            return None
+        counts = self._request(CountsRequest())
+        assert isinstance(counts, CountsReply), counts
+        with closing(database.connect(self._paths.manage_database, MIGRATIONS, read_only=True)) as connection:
+            known = self._snapshot
+            self._snapshot = eligibility.load(connection) if known is None else eligibility.refresh(known, connection)
+            catalogue = self._snapshot
+        return explain(reply.record, catalogue, expected_nanos(catalogue, counts.by_ad), counts.last)
 
     def lists(self) -> Lists:
         """Version of the current lists, and when they were generated."""

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import msgspec
-
 from leadre import telemetry
 from leadre.clock import Clock
 from leadre.errors import PeerError, TokenError
 from leadre.serve.bidding.context import BidDecision
+from leadre.serve.bidding.explanation import Explanation, explain
 from leadre.serve.bidding.record import digest, record
 from leadre.serve.bidding.respond import respond
 from leadre.serve.events.outcomes import LATE_CONVERSION_US
@@ -57,16 +56,18 @@ class Worker:
             await self.state.bidder.budgets.close()
         await self.state.close()
 
-    async def bid(self, body: bytes, arrived_s: float, *, fills_macros: bool) -> tuple[str, int, bytes]:
+    async def bid(
+        self, body: bytes, arrived_s: float, *, fills_macros: bool, has_no_bid_body: bool
+    ) -> tuple[str, int, bytes]:
         """(outcome, HTTP status, body) of the response to a bid request. BadRequest if the body is not a valid one.
 
         ``fills_macros``: the worker fills the auction macros, because the caller is a page: its Prebid.js fills none.
-        Prebid.js also expects JSON with every no-bid.
+        ``has_no_bid_body``: a no-bid is JSON with its reason, which Prebid.js expects, and not a 204.
         """
         request = openrtb.read(body)
         decision = await self._decide(request, arrived_s)
         if decision.reason is not None:
-            status, no_bid = openrtb.no_bid(request, decision.reason, is_debug=fills_macros)
+            status, no_bid = openrtb.no_bid(request, decision.reason, is_debug=has_no_bid_body)
             return "no_bid", status, no_bid
         seat = self._settings.seat
         return "bid", 200, openrtb.write(request, decision.rendered, seat=seat, fills_macros=fills_macros)
@@ -76,11 +77,14 @@ class Worker:
         decision = await self._decide(request.bid_request(self.state.new_id()), arrived_s)
         return recommend_response(decision, self.state.bidder.market.catalogue)
 
-    async def explain(self, request_id: str) -> dict[str, object] | None:
-        """The record of a recent request, with candidates and verdicts; None if unknown. PeerError: writer away."""
+    async def explain(self, request_id: str) -> Explanation | None:
+        """A recent request with its candidates and their verdicts; None if unknown. PeerError: writer away."""
         reply = await self.state.writer.request(RecordRequest(request_id))
         assert isinstance(reply, RecordReply), reply
-        return None if reply.record is None else msgspec.to_builtins(reply.record)
+        market = self.state.bidder.market
+        if reply.record is None:
+            return None
+        return explain(reply.record, market.catalogue, market.expected_nanos_A, market.log_position)
 
     async def event(self, kind: EventKind, query: Mapping[str, str]) -> tuple[int, str]:
         """Have the writer post an event. Returns (HTTP status, landing page of a click or "")."""

@@ -60,6 +60,7 @@ def log_and_replay(work, tmp_path, requests):
     expected = {
         Verdict.BID,
         Verdict.NOT_SELECTED,
+        Verdict.OUTRANKED,
         Verdict.INELIGIBLE,
         Verdict.BELOW_FLOOR,
         Verdict.NO_BUDGET,
