@@ -16,7 +16,6 @@ import gc
 import gzip
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
-from functools import partial
 from typing import Any, get_args
 from urllib.parse import parse_qsl
 
@@ -47,7 +46,6 @@ NO_STORE: tuple[bytes, bytes] = (b"cache-control", b"no-store")
 PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")  # a transparent GIF, 1 x 1
 _decode_recommend = msgspec.json.Decoder(RecommendRequest).decode
 _encode = msgspec.json.Encoder().encode
-_indented = partial(msgspec.json.format, indent=2)
 
 
 def stamping_protocol(clock: Clock) -> type[HttpToolsProtocol]:
@@ -245,6 +243,11 @@ class App:
     def _has_key(self, scope: Scope) -> bool:
         kind, _, presented = header(scope, b"authorization").decode("latin-1").partition(" ")
         return kind.lower() == "bearer" and self.worker.state.is_operator(presented.strip())
+
+
+def _indented(body: bytes) -> bytes:
+    """JSON in several lines, for people."""
+    return msgspec.json.format(body, indent=2)
 
 
 def _is_pretty(scope: Scope) -> bool:
