@@ -305,25 +305,6 @@ def test_candidates_are_ranked_by_probability_times_value(alone):
     assert [chosen(alone.bid(user={"id": user})) for user in ("u3", "u6")] == [["probable"], ["worth6"]]
 
 
-def test_ads_ranked_below_the_winner_are_outranked_and_dropped_ones_keep_their_reason(alone):
-    """Ranked d, a, b, c: d has no lease yet, a wins; c is below the floor, and b lacks nothing but rank."""
-    offer(alone, "a", bid_nanos=3_000_000)
-    offer(alone, "b")
-    offer(alone, "c", bid_nanos=1_000_000)
-    offer(alone, "d", bid_nanos=9_000_000, total_nanos=10**9)
-    offer(alone, "e", total_nanos=10**9)
-    alone.put_list("known", "a", "b", "c", "d", "e")
-    alone.renew()
-    decision = alone.bid(user=USER, imp=[IMP | {"bidfloor": 1.5}])
-    assert verdicts(alone, decision) == {
-        "a": Verdict.BID,
-        "b": Verdict.OUTRANKED,
-        "c": Verdict.BELOW_FLOOR,
-        "d": Verdict.NO_BUDGET,
-        "e": Verdict.NO_BUDGET,
-    }
-
-
 # Exploration
 
 
@@ -377,25 +358,6 @@ def test_exploration_draws_among_the_best_20(tmp_path):
         alone.put_list("*", *names)
         alone.renew()
         assert {chosen(alone.bid())[0] for _ in range(600)} == set(names[:20])
-
-
-def test_exploration_leaves_better_ads_not_selected_and_outranks_the_rest(tmp_path):
-    with Alone(tmp_path / "state", exploration=0.99) as alone:
-        names = [f"a{n}" for n in range(5)]
-        for name in names:
-            offer(alone, name)
-        alone.put_list("*", *names)
-        alone.renew()
-        winners = set()
-        for _ in range(60):
-            decision = alone.bid()
-            (winner,) = chosen(decision)
-            winners.add(winner)
-            verdict_of = verdicts(alone, decision)
-            for name in names:
-                below = Verdict.OUTRANKED if name > winner else Verdict.NOT_SELECTED
-                assert verdict_of[name] == (Verdict.BID if name == winner else below)
-        assert winners == set(names)
 
 
 def test_exploration_voids_the_cap_reservation_of_the_best_ad(tmp_path):
