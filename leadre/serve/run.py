@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from leadre import artifact, config, progress
+from leadre import artifact, config, extras, progress
 from leadre.clock import SystemClock
 from leadre.errors import InputError
 from leadre.serve.paths import StatePaths
 from leadre.serve.plan import Plan, Timing
 from leadre.serve.settings import Settings
-from leadre.tune import run as tune
+from leadre.tune.latest import latest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,9 @@ def run(config: Config) -> None:
     """Serve until SIGTERM. Raises InputError for options that cannot be met, ArtifactError if the run has no ads."""
     if config.port == config.manage_port:
         raise InputError(f"--port and --manage-port are both {config.port}; choose another --manage-port")
+    model = model_of(config)
+    if model is not None:
+        extras.require(f"online generation with {model}", "generate", otherwise="set --generate false")
     paths = paths_of(config)
     tables = artifact.read(config.folder("data"), artifact.TABLES)
     from leadre.serve.processes import bootstrap, supervisor
@@ -73,7 +76,7 @@ def run(config: Config) -> None:
         timing=config.timing,
         tables=config.folder("data"),
         codebook=config.folder("semid"),
-        model=model_of(config),
+        model=model,
         beam=config.beam,
         retain_days=config.retain_days,
     )
@@ -84,7 +87,7 @@ def run(config: Config) -> None:
 
 def model_of(config: Config) -> Path | None:
     """Folder of the model that generates online (`tune.latest`); None without a model, or with ``generate`` off."""
-    folder = tune.latest(config)
+    folder = latest(config)
     return folder if config.generate and folder.exists() else None
 
 

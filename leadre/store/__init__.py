@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from leadre import extras
 from leadre.errors import InputError
 from leadre.store.contract import Store
 
@@ -24,9 +25,8 @@ def open_store(spec: str, *, timeout_ms: float = 20.0) -> Store:
 
         return LmdbStore(Path(rest))
     if colon and kind in ("redis", "rediss", "unix") and rest:
-        try:
-            from leadre.store.redis.store import RedisStore
-        except ModuleNotFoundError as error:
-            raise InputError(f"store {spec!r} needs the package {error.name!r}: pip install 'leadre[redis]'") from error
+        extras.require(f"store {spec!r}", "redis")
+        from leadre.store.redis.store import RedisStore
+
         return RedisStore(spec, timeout_ms=timeout_ms)
     raise InputError(f"store {spec!r}: wants lmdb:FOLDER or redis://HOST:PORT/DB, such as lmdb:state/lists")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from leadre import artifact, config, progress
-from leadre.errors import ArtifactError, InputError
+from leadre.errors import InputError
 from leadre.tune.options import PromptBlocks, TrainingSchedule
 
 if TYPE_CHECKING:  # torch is imported in run, so that --help stays quick
@@ -108,22 +108,6 @@ def run(config: Config) -> None:
         if sentences:
             _write_alignment(temporary, backbone, sentences, history, config.seed)
     shutil.rmtree(checkpoint, ignore_errors=True)
-
-
-def latest(config: config.Common) -> Path:
-    """Folder of the run's last model, which serves users: `tune-dpo`, unless `tune-sft` was trained again since."""
-    sft = config.folder("tune-sft")
-    dpo = config.folder("tune-dpo")
-    if not (sft.exists() and dpo.exists()):
-        return dpo if dpo.exists() else sft
-    try:
-        sft_hash = artifact.glance(sft, artifact.MODEL).hash
-        if artifact.glance(dpo, artifact.MODEL).meta["parents"].get(sft.name) == sft_hash:
-            return dpo
-    except ArtifactError:
-        return dpo  # the caller that reads the model reports what is wrong with it
-    progress.say(f"{dpo} was trained from an older model than {sft}, which is used; run `leadre tune dpo`")
-    return sft
 
 
 def _check(config: Config) -> None:

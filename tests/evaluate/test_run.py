@@ -20,7 +20,7 @@ from leadre.evaluate import run
 from leadre.evaluate.retrieval import measure as retrieval
 from leadre.evaluate.retrieval import rerank, slices
 from leadre.evaluate.run import Config
-from leadre.generate.channels import CHANNELS
+from leadre.generate.channels.registry import CHANNELS
 
 # pytest imports by file here, so the helpers next door have no package to come from
 _spec = importlib.util.spec_from_file_location("evaluate_helpers", Path(__file__).with_name("conftest.py"))

@@ -8,7 +8,7 @@ import pytest
 from leadre.data import histories
 from leadre.data.histories import Logs, train_end_us
 from leadre.data.moment import of_requests
-from leadre.generate.channels import Channel, Method
+from leadre.generate.channels.contract import Channel, Method
 
 
 def scored(channel: Channel, logs: Logs, requests: np.ndarray) -> dict[int, np.ndarray]:

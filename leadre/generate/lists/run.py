@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from leadre import artifact, config, progress
 from leadre.artifact import Artifact
 from leadre.errors import InputError
-from leadre.tune import run as tune
+from leadre.tune.latest import latest
 from leadre.units import US_PER_S
 
 if TYPE_CHECKING:  # torch is imported in run, so that --help stays quick
@@ -56,7 +56,7 @@ class Config(config.Common):
 
 def run(config: Config) -> None:
     """Write a version of the store and make it current, unless it is. Raises ArtifactError, InputError, StoreDown."""
-    folder = tune.latest(config) if config.model == "latest" else config.folder(f"tune-{config.model}")
+    folder = latest(config) if config.model == "latest" else config.folder(f"tune-{config.model}")
     parents = [
         artifact.read(config.folder("data"), artifact.TABLES),
         artifact.read(config.folder("semid"), artifact.CODEBOOK),

@@ -20,6 +20,7 @@ from leadre.serve.processes.model_server import ModelServer
 from leadre.store.contract import ProfileEvent
 from leadre.tune import model as saved
 from leadre.tune import run as tune
+from leadre.tune.latest import latest
 from leadre.tune.preferences import run as run_dpo
 from leadre.tune.threads import serving_prompt
 
@@ -119,16 +120,16 @@ def test_dpo_model_weighs_prices_in_prior_and_pointer(aligned):
 
 def test_latest_model_is_dpo_until_another_model_is_fine_tuned(aligned, tmp_path, capsys):
     common = config.Common(work=tmp_path, run="r")
-    assert tune.latest(common) == tmp_path / "r" / "tune-sft"  # no model exists yet
+    assert latest(common) == tmp_path / "r" / "tune-sft"  # no model exists yet
     link(tmp_path, aligned)
-    assert tune.latest(common) == tmp_path / "r" / "tune-sft"
+    assert latest(common) == tmp_path / "r" / "tune-sft"
     (tmp_path / "r" / "tune-dpo").symlink_to(aligned / "r" / "tune-dpo")
-    assert tune.latest(common) == tmp_path / "r" / "tune-dpo"
+    assert latest(common) == tmp_path / "r" / "tune-dpo"
     (tmp_path / "r" / "tune-sft").unlink()
-    assert tune.latest(common) == tmp_path / "r" / "tune-dpo"
+    assert latest(common) == tmp_path / "r" / "tune-dpo"
     shutil.copytree(aligned / "r" / "tune-dpo", tmp_path / "r" / "tune-sft")  # a model, but not the parent of tune-dpo
     capsys.readouterr()
-    assert tune.latest(common) == tmp_path / "r" / "tune-sft"
+    assert latest(common) == tmp_path / "r" / "tune-sft"
     assert "run `leadre tune dpo`" in capsys.readouterr().err
 
 
