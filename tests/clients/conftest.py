@@ -19,7 +19,7 @@ NO_REGISTRY = ("ENOTFOUND", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EAI_AGAI
 
 @pytest.fixture(scope="session")
 def client(tmp_path_factory):
-    """Runs a script of the client in Node: (script, flags) -> what it prints.
+    """Runs a script of the client in Node: (script, flags, environment) -> what it prints.
 
     The sources are copied, so that npm's files stay out of the repository. Skips where there is no browser to be had;
     with LEADRE_BROWSER=required that is a failure.
@@ -28,7 +28,7 @@ def client(tmp_path_factory):
     shutil.copytree(CLIENT, folder, ignore=shutil.ignore_patterns("node_modules", "dist"))
     (folder / "node_modules").symlink_to(installed() / "node_modules")
     run("node", "build.mjs", at=folder)
-    return lambda *command: run("node", *command, at=folder)
+    return lambda *command, **environment: run("node", *command, at=folder, **environment)
 
 
 def installed() -> Path:
@@ -64,7 +64,7 @@ def without_browser(why: str) -> None:
     pytest.skip(f"no browser: {why}")
 
 
-def run(*command: str, at: Path) -> str:
-    done = subprocess.run(command, cwd=at, capture_output=True, text=True, timeout=240)
+def run(*command: str, at: Path, **environment: str) -> str:
+    done = subprocess.run(command, cwd=at, capture_output=True, text=True, timeout=240, env=os.environ | environment)
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,24 @@ from leadre.auction.budget.sums import SpendToday
 from leadre.errors import PeerError, StoreDown
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.manage.access import Backend, Spend
-from leadre.serve.manage.history import GENERATIONS, OUTCOMES, REASONS, SAMPLE_S, SOURCES, MetricHistory, quantile
+from leadre.serve.manage.figures import NO_VALUE, amount, duration, figure, moment, money, percent, time_range
+from leadre.serve.manage.history import (
+    GENERATIONS,
+    INVALID,
+    OUTCOMES,
+    REASONS,
+    SAMPLE_S,
+    SOURCES,
+    MetricHistory,
+    bucket,
+    quantile,
+)
 from leadre.types import Ad, Campaign
-from leadre.units import NANOS_PER_UNIT, S_PER_DAY, S_PER_HOUR, S_PER_MINUTE, US_PER_S
+from leadre.units import S_PER_MINUTE, US_PER_S
 
 MAX_ROWS = 10
-MINUTE_S = 60.0
-NO_VALUE = "\N{EN DASH}"
+LABELS = {"foreign": "unregistered origin", "bad": "malformed"}  # of outcomes
+MIN_RATE_S = 1.0  # a rate of a shorter time is noise
 View = dict[str, Any]
 
 
@@ -33,43 +44,50 @@ def now(backend: Backend) -> View:
     """Traffic, latency, fill, sources, reasons and freshness: figures of the last minute, shares of the last hour."""
     history = backend.history()
     now_us = backend.clock.now_us()
-    minute = history.since(MINUTE_S)
+    charts = series(history)
+    minute = history.since(S_PER_MINUTE)
     outcomes = dict(zip(OUTCOMES, minute.increase("answers_total").tolist(), strict=True))
     requests = sum(outcomes.values())
-    seconds = max(minute.seconds, 1e-3)
+    seconds = minute.seconds if minute.seconds >= MIN_RATE_S else math.nan
     buckets_B = minute.increase("answer_seconds_bucket")
-    latency_ms = [1000 * quantile(telemetry.LATENCY_S, buckets_B, q) for q in (0.5, 0.99)]
     away = [part for part, is_away in zip(telemetry.PARTS, history.totals("degraded")[-1], strict=True) if is_away]
     return {
-        "at": _time(now_us),
+        "at": moment(now_us),
         "away": away,
-        "requests_a_s": _figure(requests / seconds),
-        "bids_a_s": _figure(outcomes["bid"] / seconds),
-        "fill": _percent(outcomes["bid"], requests - outcomes["bad"]),
-        "shed": _percent(outcomes["shed"], requests),
-        "p50_ms": _figure(latency_ms[0]),
-        "p99_ms": _figure(latency_ms[1]),
-        "span": _duration(history.seconds),
+        "were_away": [f"{part} {duration(away_s)}" for part, away_s in history.seconds_away().items() if away_s],
+        "failures": f"{history.failures:,}" if history.failures else "",
+        "failure": history.failure,
+        "requests_a_s": figure(requests / seconds),
+        "bids_a_s": figure(outcomes["bid"] / seconds),
+        "fill": percent(outcomes["bid"], requests - sum(outcomes[name] for name in INVALID)),
+        "shed": percent(outcomes["shed"], requests),
+        "p50_ms": _latency_ms(buckets_B, 0.5),
+        "p99_ms": _latency_ms(buckets_B, 0.99),
+        "recent": duration(minute.seconds),
+        "span": duration(history.seconds),
         "outcomes": _shares(OUTCOMES, history.increase("answers_total")),
         "sources": _shares(SOURCES, history.increase("bids_total")),
         "reasons": _shares(REASONS, history.increase("no_bids_total"), skip_zero=True),
         "generations": _shares(GENERATIONS, history.increase("generations_total"), skip_zero=True),
         "lists": _lists(backend, history, now_us),
-        "series": series(history),
+        "series": charts,
+        "empty": [chart for chart, (_, *lines) in charts.items() if not any(value for line in lines for value in line)],
     }
 
 
 def series(history: MetricHistory) -> dict[str, list[list[float | None]]]:
-    """Chart -> [seconds since 1970, *lines]; None if there was nothing to measure."""
+    """Chart -> [seconds since 1970, *lines]; None in a gap and if there was nothing to measure.
+
+    A value belongs to the time from the sample before it to its own, so the first sample has none.
+    """
     if len(history.at_s_T) > 2 and history.at_s_T[-1] - history.at_s_T[-2] < SAMPLE_S / 2:
-        history = MetricHistory(history.at_s_T[:-1], history.totals_TC[:-1])  # rates of a short time are noise
-    at_s = history.at_s_T[1:]
+        history = replace(history, at_s_T=history.at_s_T[:-1], totals_TC=history.totals_TC[:-1])  # noise
     answers = history.rates("answers_total")
     bids = answers[:, OUTCOMES.index("bid")]
     requests = answers.sum(axis=1)
-    valid = requests - answers[:, OUTCOMES.index("bad")]
+    valid = requests - answers[:, [OUTCOMES.index(name) for name in INVALID]].sum(axis=1)
     fill = np.divide(100 * bids, valid, out=np.full_like(bids, np.nan), where=valid > 0)
-    buckets_TB = np.diff(history.totals("answer_seconds_bucket"), axis=0)
+    buckets_TB = history.increases("answer_seconds_bucket")
     p50, p99 = (np.array([1000 * quantile(telemetry.LATENCY_S, row, q) for row in buckets_TB]) for q in (0.5, 0.99))
     charts = {
         "traffic": (requests, bids),
@@ -77,7 +95,8 @@ def series(history: MetricHistory) -> dict[str, list[list[float | None]]]:
         "latency": (p50, p99),
         "sources": tuple(history.rates("bids_total").T),
     }
-    return {chart: [_numbers(values) for values in (at_s, *lines)] for chart, lines in charts.items()}
+    at_s = _numbers(history.at_s_T)
+    return {chart: [at_s, *([None, *_numbers(values)] for values in lines)] for chart, lines in charts.items()}
 
 
 def campaigns(store: CampaignStore, backend: Backend, campaign_id: str) -> View:
@@ -98,8 +117,9 @@ def campaigns(store: CampaignStore, backend: Backend, campaign_id: str) -> View:
     days, problem = _days(backend, shown)
     return {
         "query": campaign_id,
-        "charged": [_money(nanos, currency) for currency, nanos in sorted(charged.items())],
+        "charged": [money(nanos, currency) for currency, nanos in sorted(charged.items())],
         "problem": problem,
+        "others": f"{max(0, len(today) - MAX_ROWS):,}" if not campaign_id and len(today) > MAX_ROWS else "",
         "rows": [
             _campaign(campaign, today.get(campaign.campaign_id), days.get(campaign.campaign_id)) for campaign in shown
         ],
@@ -151,8 +171,8 @@ def request(backend: Backend, request_id: str) -> View:
             "imp_id": bid.imp_id,
             "ad_id": bid.ad_id,
             "size": "{} x {}".format(*bid.size),
-            "cpm": _money(1000 * bid.price_nanos, bid.currency),
-            "propensity": f"{bid.propensity:.3f}",
+            "cpm": money(1000 * bid.price_nanos, bid.currency),
+            "propensity": figure(bid.propensity),
         }
         for bid in explanation.bids
     ]
@@ -160,7 +180,7 @@ def request(backend: Backend, request_id: str) -> View:
         "query": request_id,
         "problem": "",
         "record": explanation,
-        "at": _time(explanation.at_us),
+        "at": moment(explanation.at_us),
         "reason": _words(explanation.no_bid_reason),
         "imps": [{"imp_id": imp_id, "tag": explanation.placements.get(imp_id, "")} for imp_id in imp_ids],
         "candidates": candidates,
@@ -168,16 +188,22 @@ def request(backend: Backend, request_id: str) -> View:
     }
 
 
+def _latency_ms(buckets_B: NDArray[np.float64], q: float) -> str:
+    """A quantile of the latency in ms; of values beyond the last bucket only its edge is known."""
+    value = figure(1000 * quantile(telemetry.LATENCY_S, buckets_B, q))
+    return f"> {value}" if math.isinf(bucket(telemetry.LATENCY_S, buckets_B, q)[1]) else value
+
+
 def _lists(backend: Backend, history: MetricHistory, now_us: int) -> View:
-    """Age of the current lists, and of those that bids of the last hour came from."""
+    """Age of the current lists, and of those that bids of the last hour came from: a bucket, as no more is known."""
     buckets_B = history.increase("list_age_seconds_bucket")
-    ages = [_duration(quantile(tuple(map(float, telemetry.AGE_S)), buckets_B, q)) for q in (0.5, 0.9)]
-    view: View = {"version": "", "age": NO_VALUE, "p50": ages[0], "p90": ages[1], "problem": ""}
+    p50, p90 = (time_range(*bucket(tuple(map(float, telemetry.AGE_S)), buckets_B, q)) for q in (0.5, 0.9))
+    view: View = {"version": "", "age": "", "p50": p50, "p90": p90, "problem": ""}
     try:
         lists = backend.lists()
     except StoreDown as error:
         return view | {"problem": str(error)}
-    age = _duration((now_us - lists.made_at_us) / US_PER_S) if lists.made_at_us else NO_VALUE
+    age = duration((now_us - lists.made_at_us) / US_PER_S) if lists.made_at_us else ""
     return view | {"version": lists.version, "age": age}
 
 
@@ -203,11 +229,11 @@ def _campaign(campaign: Campaign, today: SpendToday | None, day: Spend | None) -
         "name": campaign.name,
         "advertiser_id": campaign.advertiser_id,
         "status": campaign.status,
-        "bid": f"{_amount(per * campaign.bid_nanos)} {campaign.bid_type.upper()}",
-        "charged": _money(charged, campaign.currency),
-        "budget": f"{_amount(cap)} {span}" if cap else "no cap",
+        "bid": f"{amount(per * campaign.bid_nanos)} {campaign.bid_type.upper()}",
+        "charged": money(charged, campaign.currency),
+        "budget": f"{amount(cap)} {span}" if cap else "no cap",
         "share": f"{min(1.0, share):.4f}" if cap else "",
-        "percent": _percent(share, 1.0),
+        "percent": percent(share, 1.0),
         "impressions": f"{day.impressions:,}" if day else NO_VALUE,
         "clicks": f"{day.clicks:,}" if day else NO_VALUE,
         "conversions": f"{day.conversions:,}" if day else NO_VALUE,
@@ -225,7 +251,7 @@ def _ad(store: CampaignStore, ad: Ad, counts: tuple[int, int, int]) -> View:
         "status": ad.status,
         "impressions": f"{counts[0]:,}",
         "clicks": f"{counts[1]:,}",
-        "ctr": _percent(counts[1], counts[0]),
+        "ctr": percent(counts[1], counts[0]),
         "conversions": f"{counts[2]:,}",
     }
 
@@ -236,9 +262,9 @@ def _shares(names: Sequence[str], counts: NDArray[np.float64], skip_zero: bool =
     rows = sorted(zip(names, counts.tolist(), strict=True), key=lambda row: -row[1])
     return [
         {
-            "name": _words(name),
+            "name": LABELS.get(name, _words(name)),
             "count": f"{count:,.0f}",
-            "percent": _percent(count, total),
+            "percent": percent(count, total),
             "share": f"{count / total if total else 0:.4f}",
         }
         for name, count in rows
@@ -247,45 +273,9 @@ def _shares(names: Sequence[str], counts: NDArray[np.float64], skip_zero: bool =
 
 
 def _numbers(values: NDArray[np.float64]) -> list[float | None]:
-    return [round(value, 3) if math.isfinite(value) else None for value in values.tolist()]
+    """Values for a chart; None for NaN and infinity."""
+    return [round(value, 4) if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _figure(value: float) -> str:
-    """About three significant digits."""
-    if not math.isfinite(value):
-        return NO_VALUE
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value else "0"
-
-
-def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else NO_VALUE
-
-
-def _amount(nanos: int) -> str:
-    value = nanos / NANOS_PER_UNIT
-    return "< 0.01" if 0 < value < 0.01 else f"{value:,.2f}"
-
-
-def _money(nanos: int, currency: str) -> str:
-    return f"{_amount(nanos)} {currency}"
-
-
-def _time(at_us: int) -> str:
-    return datetime.fromtimestamp(at_us / US_PER_S, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _duration(seconds: float) -> str:
-    """The two largest units of a duration."""
-    if not math.isfinite(seconds):
-        return NO_VALUE
-    whole = max(0, round(seconds))
-    parts: list[str] = []
-    for unit, size in (("d", S_PER_DAY), ("h", S_PER_HOUR), ("min", S_PER_MINUTE), ("s", 1)):
-        if whole >= size or (unit == "s" and not parts):
-            parts.append(f"{whole // size} {unit}")
-            whole %= size
-    return " ".join(parts[:2])

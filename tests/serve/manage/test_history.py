@@ -1,4 +1,4 @@
-"""Rates, fill and quantiles of the metric history, against hand-worked numbers."""
+"""Rates, fill, gaps and quantiles of the metric history, against hand-worked numbers; failed samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from leadre.clock import ManualClock
 from leadre.serve.manage import history, views
-from leadre.serve.manage.history import MAX_SAMPLES, MetricRecorder, quantile
+from leadre.serve.manage.history import MAX_SAMPLES, SAMPLE_S, MetricRecorder, bucket, quantile
 
 EDGES = (0.01, 0.02, 0.05)
 
@@ -26,7 +26,13 @@ def test_quantile_interpolates_within_its_bucket(cumulative, q, value):
 
 
 def test_quantile_of_empty_histogram_is_nan():
-    assert np.isnan(quantile(EDGES, np.zeros(4), 0.5))
+    for counts in (np.zeros(4), np.full(4, np.nan)):
+        assert np.isnan(quantile(EDGES, counts, 0.5)) and np.isnan(bucket(EDGES, counts, 0.5)).all()
+
+
+def test_bucket_has_the_edges_around_a_quantile():
+    counts = np.array([2, 6, 6, 10], float)
+    assert [bucket(EDGES, counts, q) for q in (0.2, 0.5, 0.9)] == [(0.0, 0.01), (0.01, 0.02), (0.05, np.inf)]
 
 
 @pytest.fixture
@@ -50,18 +56,95 @@ def test_rates_and_fill_are_computed_between_samples(recording):
     clock.advance(5)
     metrics = recorder.read()
     assert metrics.seconds == 20
-    assert metrics.increase("answers_total").tolist() == [40, 20, 0, 0]
-    assert metrics.since(5).increase("answers_total").tolist() == [0, 0, 0, 0]
-    assert metrics.since(10).increase("answers_total").tolist() == [20, 0, 0, 0]
+    assert metrics.increase("answers_total").tolist() == [40, 20, 0, 0, 0]
+    assert metrics.since(5).increase("answers_total").tolist() == [0, 0, 0, 0, 0]
+    assert metrics.since(10).increase("answers_total").tolist() == [20, 0, 0, 0, 0]
     series = views.series(metrics)
-    assert series["traffic"] == [[110.0, 115.0, 120.0], [4.0, 4.0, 0.0], [2.0, 4.0, 0.0]]
-    assert series["fill"][1] == [50.0, 100.0, None]  # no request in the last five seconds
+    assert series["traffic"] == [[100.0, 110.0, 115.0, 120.0], [None, 4.0, 4.0, 0.0], [None, 2.0, 4.0, 0.0]]
+    assert series["fill"][1] == [None, 50.0, 100.0, None]  # no request in the last five seconds
+
+
+def record(recorder, clock, totals, *counts, every_s=SAMPLE_S):
+    """Take a sample for each number of bids in all."""
+    for count in counts:
+        clock.advance(every_s)
+        totals |= bids(count)
+        recorder.sample()
+
+
+def test_interval_with_a_missing_sample_has_no_rate(recording):
+    recorder, clock, totals = recording
+    record(recorder, clock, totals, 10)
+    record(recorder, clock, totals, 30, every_s=2 * SAMPLE_S)
+    record(recorder, clock, totals, 40)
+    metrics = recorder.read()
+    assert metrics.increase("answers_total")[0] == 40, "the total is known"
+    assert views.series(metrics)["traffic"] == [[100.0, 110.0, 130.0, 140.0], *[[None, 1.0, None, 1.0]] * 2]
+
+
+def test_restart_of_the_counters_is_a_gap_and_no_negative_rate(recording):
+    recorder, clock, totals = recording
+    record(recorder, clock, totals, 50, 60, 5, 15)
+    metrics = recorder.read()
+    assert views.series(metrics)["traffic"][1] == [None, 5.0, 1.0, None, 1.0]
+    assert metrics.increase("answers_total")[0] == 70
+
+
+def test_samples_of_a_clock_that_was_set_back_are_left_out(recording):
+    recorder, clock, totals = recording
+    record(recorder, clock, totals, 10, 20)
+    clock.advance(-15.0)
+    record(recorder, clock, totals, 30)
+    assert views.series(recorder.read())["traffic"][0] == [100.0, 110.0, 115.0]
+
+
+def test_time_away_of_a_part_is_summed(recording):
+    recorder, clock, totals = recording
+    for is_away in (0, 1, 1, 0):
+        totals["leadre_degraded", "part", "model"] = is_away
+        record(recorder, clock, totals, 0)
+    assert recorder.read().seconds_away() == {"store": 0, "writer": 0, "model": 2 * SAMPLE_S}
+
+
+@pytest.mark.parametrize("fault", [KeyError("leadre"), ValueError("the file is cut"), RuntimeError("x"), MemoryError()])
+def test_recorder_survives_and_counts_a_failed_sample(fault, capsys):
+    """Whatever a damaged file raises, the recorder takes the next sample."""
+    clock = ManualClock(wall_us=100_000_000)
+    faults = [fault, None, fault, fault, None]
+
+    def read_totals():
+        problem = faults.pop(0) if faults else None
+        if problem:
+            raise problem
+        return bids(7)
+
+    recorder = MetricRecorder(clock, read_totals)  # the first sample fails
+
+    def sleep(seconds):
+        clock.advance(seconds)
+        if not faults:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recorder.run(sleep)
+    metrics = recorder.read()
+    assert metrics.at_s_T.tolist() == [110.0, 140.0, 150.0]
+    assert (metrics.failures, metrics.failure) == (3, f"{type(fault).__name__}: {fault}")
+    assert capsys.readouterr().err.count("a sample of the metrics failed") == 1, "one line for a series of failures"
+
+
+def test_history_without_any_sample_is_empty():
+    recorder = MetricRecorder(ManualClock(wall_us=100_000_000), {}.__getitem__)
+    metrics = recorder.read()
+    assert metrics.seconds == 0 and metrics.failures == 2
+    assert metrics.increase("answers_total").tolist() == [0] * 5
+    assert views.series(metrics)["traffic"] == [[100.0], [None], [None]]
 
 
 def test_number_of_samples_is_bounded(recording):
-    recorder, _, _ = recording
-    for _ in range(2 * MAX_SAMPLES):
-        recorder.sample()
+    recorder, clock, totals = recording
+    record(recorder, clock, totals, *[0] * 2 * MAX_SAMPLES)
+    clock.advance(1.0)
     assert len(recorder.read().at_s_T) == MAX_SAMPLES + 1
 
 
