@@ -108,7 +108,7 @@ def test_time_away_of_a_part_is_summed(recording):
 
 @pytest.mark.parametrize("fault", [KeyError("leadre"), ValueError("the file is cut"), RuntimeError("x"), MemoryError()])
 def test_recorder_survives_and_counts_a_failed_sample(fault, capsys):
-    """Whatever a damaged file raises, the recorder takes the next sample."""
+    """A damaged file may raise anything; the recorder takes the next sample."""
     clock = ManualClock(wall_us=100_000_000)
     faults = [fault, None, fault, fault, None]
 
