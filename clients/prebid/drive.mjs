@@ -17,6 +17,7 @@ import { browser as packaged } from "./browser.mjs";
 const SCENARIOS = {
   absent: { consent: "absent" }, // no consent manager on the page
   all: { consent: "all" },
+  phone: { consent: "all", width: 390 },
   contextual: { consent: "contextual" }, // purpose 2 only
   refused: { consent: "refused" },
   floor: { consent: "all", floor: "1000000" }, // a CPM above every bid
@@ -68,12 +69,13 @@ try {
 
 async function visit() {
   const page = await browser.newPage();
-  await page.setViewport({ width: 1120, height: 760 });
+  const { width = 1120, ...scenario } = SCENARIOS[flags.scenario];
+  await page.setViewport({ width, height: 760 });
   const consoleErrors = [];
   page.on("console", (message) => message.type() === "error" && consoleErrors.push(message.text()));
   page.on("pageerror", (error) => consoleErrors.push(String(error)));
 
-  const query = { bidder: flags.bidder, vendor: flags.vendor, timeout: TIMEOUT_MS / 2, ...SCENARIOS[flags.scenario] };
+  const query = { bidder: flags.bidder, vendor: flags.vendor, timeout: TIMEOUT_MS / 2, ...scenario };
   if (flags.user) query.user = flags.user;
   await page.goto(`${flags.publisher}/page.html?${new URLSearchParams(query)}`);
   await page.waitForFunction("window.auction?.isOver", { timeout: TIMEOUT_MS }).catch((error) => {
@@ -84,7 +86,15 @@ async function visit() {
   const { bids, errors } = await page.evaluate("window.auction");
   const banners = await readBanners(page);
   const slots = await page.$$eval(".ad", (elements) => Object.fromEntries(
-    elements.map(({ id, hidden, childElementCount }) => [id, hidden ? 0 : childElementCount])));
+    elements.map((slot) => [slot.id, slot.hidden ? 0 : slot.querySelectorAll("iframe").length])));
+  const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+  const reasons = await page.$$eval(".ad details", (elements) => Object.fromEntries(elements.map((details) => {
+    const { innerText: reason, clientHeight } = details.querySelector("summary");
+    details.open = true;
+    const facts = details.querySelector("dl").innerText;
+    details.open = false;
+    return [details.parentElement.id, { reason, facts, clientHeight }];
+  })));
   if (flags.screenshot) await page.screenshot({ path: flags.screenshot });
   const landed = await click(banners[0]);
   await proxy.quiet();
@@ -92,6 +102,8 @@ async function visit() {
     scenario: flags.scenario,
     bids,
     rendered: banners.map(({ slot, size, text, html }) => ({ slot, size, text, html })),
+    overflow, // pixels by which the content is wider than the window
+    reasons, // slot -> why its ad is shown
     slots, // slot -> number of visible frames
     landed,
     events: proxy.seen.filter(({ url }) => url.pathname.startsWith("/e/")).map((event) => ({

@@ -10,6 +10,7 @@
 import pbjs from "prebid.js";
 import "prebid.js/modules/consentManagementTcf";
 import "prebid.js/modules/prebidServerBidAdapter";
+import "prebid.js/modules/sizeMappingV2";
 import { installCmp } from "./cmp.mjs";
 
 const query = new URLSearchParams(location.search);
@@ -17,13 +18,24 @@ const consent = query.get("consent") ?? "absent";
 const floor = Number(query.get("floor") ?? 0.1);
 const timeout = Number(query.get("timeout") ?? 1500);
 
-const slot = (code, size) => ({
+// Prebid requests the sizes of the last entry whose `minViewPort` fits into the window: a leaderboard is wider than a phone.
+const slot = (code, ...sizeConfig) => ({
   code,
-  mediaTypes: { banner: { sizes: [size] } },
+  mediaTypes: { banner: { sizeConfig } },
   ortb2Imp: { tagid: code, bidfloor: floor, bidfloorcur: "USD" },
   bids: [{ bidder: "leadre", params: {} }],
 });
-const adUnits = [slot("home-top", [728, 90]), slot("home-side", [300, 250])];
+const adUnits = [
+  slot("home-top", { minViewPort: [0, 0], sizes: [[320, 100], [320, 50]] }, { minViewPort: [776, 0], sizes: [[728, 90]] }),
+  slot("home-side", { minViewPort: [0, 0], sizes: [[300, 250]] }),
+];
+
+// The source of an ad, which the bidder names in `bid.ext.prebid.meta`: [the reason for a reader, the data that led to the ad].
+const REASONS = {
+  stored: ["it is on the list made for you ahead of time", "your ID at this site, and the events known of it"],
+  generated: ["the model chose it for you just now", "your ID at this site, and your most recent events"],
+  contextual: ["it is popular with all readers", "nothing about you"],
+};
 
 pbjs.processQueue();
 pbjs.setConfig({
@@ -71,6 +83,20 @@ function render(code, bid) {
   slot.append(frame);
   slot.hidden = false;
   pbjs.renderAd(frame.contentDocument, bid.adId);
+  slot.append(explanation(bid.meta));
   const { seatBidId, bidderCode, cpm, currency, width, height, creativeId, meta } = bid;
   window.auction.bids.push({ code, seatBidId, bidderCode, cpm, currency, width, height, creativeId, ...meta });
+}
+
+// A line below the ad with the reason why it is shown; it opens to the advertiser and the data. All from the bid.
+function explanation({ advertiserDomains = [], leadre }) {
+  const [reason, data] = REASONS[leadre?.source] ?? ["the bidder gives no reason", "not known to this page"];
+  const element = (tag, text, ...children) => {
+    const created = Object.assign(document.createElement(tag), { textContent: text });
+    created.append(...children);
+    return created;
+  };
+  const rows = { Advertiser: advertiserDomains.join(", ") || "not named", "Data used": data, "Chosen by": "LEADRE" };
+  const facts = Object.entries(rows).flatMap(([name, text]) => [element("dt", name), element("dd", text)]);
+  return element("details", "", element("summary", `Why this ad? ${reason}`), element("dl", "", ...facts));
 }

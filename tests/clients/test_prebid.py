@@ -28,6 +28,7 @@ VENDOR_ID = 7
 ORIGIN, UNREGISTERED = "http://garden.example", "http://weeds.example"
 READER = "reader-of-the-garden-weekly"
 SLOTS = {"home-top": (728, 90), "home-side": (300, 250)}
+PHONE_SLOTS = {"home-top": (320, 100), "home-side": (300, 250)}
 EVERYTHING = ("win", "imp", "bill")
 
 
@@ -157,12 +158,13 @@ def assert_clean(page):
     assert [event for event in page["events"] if event["status"] >= 400] == []
 
 
-def assert_filled(page):
-    """Both slots show the ad of their bid, at its size."""
+def assert_filled(page, slots=SLOTS):
+    """Both slots show the ad of their bid, at its size, and the page is as wide as the window."""
     assert_clean(page)
-    assert {bid["code"]: (bid["width"], bid["height"]) for bid in page["bids"]} == SLOTS
-    assert {banner["slot"]: tuple(banner["size"]) for banner in page["rendered"]} == SLOTS
-    assert page["slots"] == dict.fromkeys(SLOTS, 1)
+    assert {bid["code"]: (bid["width"], bid["height"]) for bid in page["bids"]} == slots
+    assert {banner["slot"]: tuple(banner["size"]) for banner in page["rendered"]} == slots
+    assert page["slots"] == dict.fromkeys(slots, 1)
+    assert page["overflow"] == 0
 
 
 def assert_no_ad_and_no_event(seen):
@@ -190,6 +192,29 @@ def test_each_slot_shows_an_ad_of_the_readers_list(visit, scenario):
     (auction,) = page["auctions"]
     assert auction["cors"]["access-control-allow-origin"] == ORIGIN
     assert auction["cors"]["access-control-allow-credentials"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("scenario", "reason", "data"),
+    [
+        ("all", "on the list made for you ahead of time", "your ID at this site"),
+        ("contextual", "popular with all readers", "nothing about you"),
+    ],
+)
+def test_page_explains_each_ad(visit, scenario, reason, data):
+    page = visit(scenario).page
+    domains = {bid["code"]: bid["advertiserDomains"] for bid in page["bids"]}
+    for slot in SLOTS:
+        why = page["reasons"][slot]
+        assert reason in why["reason"] and data in why["facts"]
+        assert all(domain in why["facts"] for domain in domains[slot])
+        assert why["clientHeight"] >= 18, "a line of text"
+
+
+def test_ads_fit_a_phone(visit):
+    seen = visit("phone")
+    assert_filled(seen.page, PHONE_SLOTS)
+    assert all("list made for you" in why["reason"] for why in seen.page["reasons"].values())
 
 
 def test_each_bid_is_won_shown_and_billed_once_at_its_price(visit):

@@ -32,7 +32,7 @@ from leadre.serve.manage.history import (
     quantile,
 )
 from leadre.types import Ad, Campaign
-from leadre.units import S_PER_MINUTE, US_PER_S
+from leadre.units import NANOS_PER_UNIT, S_PER_MINUTE, US_PER_S
 
 MAX_ROWS = 10
 LABELS = {"foreign": "unregistered origin", "bad": "malformed"}  # of outcomes
@@ -155,13 +155,13 @@ def request(backend: Backend, request_id: str) -> View:
             "title": candidate.title,
             "campaign": candidate.campaign,
             "source": candidate.source,
-            "p": f"{candidate.p:.2g}",
+            "p": figure(candidate.p),
             "cpm": NO_VALUE
             if candidate.price_nanos is None
-            else _money(1000 * candidate.price_nanos, candidate.currency),
+            else money(1000 * candidate.price_nanos, candidate.currency),
             "value": NO_VALUE
             if candidate.value_nanos is None
-            else f"{1000 * candidate.value_nanos / NANOS_PER_UNIT:.2g}",
+            else figure(1000 * candidate.value_nanos / NANOS_PER_UNIT),
             "verdicts": [candidate.verdicts[imp_id].value for imp_id in imp_ids],
         }
         for candidate in explanation.candidates

@@ -271,7 +271,8 @@ def write(
 
     Bids that the caller would reject are left out: without an ID, an ad or an imp of the request, at a price of 0 (the
     bidder holds no deals), without a rate to the currency, or without a required DSA object. ``fills_macros``: fill the
-    auction macros here, because the caller is a page; it fills none, and its clearing price is the bid price.
+    auction macros here, because the caller is a page; it fills none, and its clearing price is the bid price. Its
+    bids name the source of the ad in ``ext.prebid.meta.leadre.source``, which the page shows to its reader.
     """
     priced = {cur: list(_priced(request, bids, cur, rates)) for cur in request.currencies}
     currency = max(priced, key=lambda cur: len(priced[cur]))
@@ -331,6 +332,7 @@ def _bid(
         "AUCTION_CURRENCY": currency,
     }
     fill = partial(substitute, values=values if fills_macros else {})
+    source = {"meta": {"leadre": {"source": bid.source}}} if fills_macros else None
     return wire.Bid(
         id=bid.bid_id,
         impid=bid.imp_id,
@@ -347,5 +349,5 @@ def _bid(
         mtype=rendered.mtype,
         w=bid.size[0],
         h=bid.size[1],
-        ext=wire.BidExt(dsa=rendered.dsa) if rendered.dsa is not None else None,
+        ext=wire.BidExt(dsa=rendered.dsa, prebid=source) if rendered.dsa is not None or source else None,
     )

@@ -141,8 +141,9 @@ class Request(Object):
     test: Int | None = None
 
 
-class BidExt(Object):
-    dsa: Mapping[str, object]
+class BidExt(Object, omit_defaults=True):
+    dsa: Mapping[str, object] | None = None
+    prebid: Mapping[str, object] | None = None  # Prebid.js hands its ``meta`` to the page
 
 
 class Bid(Object, omit_defaults=True):

@@ -368,4 +368,11 @@ def test_macros_are_filled_for_a_page_and_left_to_an_exchange():
     for name, text in texts.items():
         assert exchange[name] == text
         assert page[name] == name + "?0.000001&USD&r"
+
+
+def test_source_of_the_ad_is_named_to_a_page_and_not_to_an_exchange():
+    (exchange,) = written([rendered(source="stored")])["seatbid"][0]["bid"]
+    (page,) = written([rendered(source="stored")], fills_macros=True)["seatbid"][0]["bid"]
+    assert "ext" not in exchange
+    assert page["ext"] == {"prebid": {"meta": {"leadre": {"source": "stored"}}}}
     assert openrtb.paid_nanos("0.000001") == 1
