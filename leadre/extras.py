@@ -30,7 +30,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "generate": ("huggingface_hub", "lmdb", "msgspec", "safetensors", "scipy", "torch", "transformers"),
     "evaluate": ("implicit", "jinja2", "matplotlib", "safetensors", "scipy", "threadpoolctl", "torch"),
     "store": ("lmdb", "msgspec"),
-    "redis": ("redis",),
+    "redis": ("msgspec", "redis"),
     "serve": (
         "fastapi",
         "httptools",
