@@ -40,6 +40,7 @@ VERBS = {
     "generate-switch": "leadre.generate.lists.run_switch",
     "serve": "leadre.serve.run",
     "serve-key": "leadre.serve.run_key",
+    "serve-openapi": "leadre.serve.run_openapi",
     "serve-backup": "leadre.serve.run_backup",
     "serve-restore": "leadre.serve.run_restore",
     "evaluate": "leadre.evaluate.run",

@@ -5,18 +5,22 @@ MkDocs calls the functions ``on_*`` at their events (https://www.mkdocs.org/user
 
 from __future__ import annotations
 
+import json
 import posixpath
 from pathlib import Path
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import Element
 
 import reference_cli
+import reference_http
 from markdown import Markdown
 from markdown.extensions import Extension
 from markdown.treeprocessors import Treeprocessor
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+from leadre.serve import run_openapi
 
 ROOT = Path(__file__).parents[2]
 # A page outside docs/, seen from the root of the repository -> its page of the site.
@@ -85,7 +89,10 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     for source, page in PAGES.items():
         if (ROOT / source).exists() and files.get_file_from_path(page) is None:
             files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
-    generated = {"reference/cli.md": reference_cli.page()}
+    descriptions = run_openapi.descriptions()
+    generated = {"reference/cli.md": reference_cli.page(), "reference/http.md": reference_http.page(descriptions)}
+    for name, description in descriptions.items():
+        generated[f"reference/openapi/{name}.json"] = json.dumps(description, indent=2)
     for page, content in generated.items():
         files.append(File.generated(config, page, content=content))
 

@@ -294,8 +294,8 @@ async def health() -> dict[str, str]:
     return {"status": "ok", "version": __version__}
 
 
-def manage_app(database: ManageDatabase, backend: Backend) -> FastAPI:
-    """The API over an open ``manage.db``. Only sessions of the status page live in memory."""
+def routes() -> FastAPI:
+    """The API without its state; its ``openapi()`` is the description."""
     app = FastAPI(
         title="LEADRE management",
         version=__version__,
@@ -307,6 +307,12 @@ def manage_app(database: ManageDatabase, backend: Backend) -> FastAPI:
         max_body_size=BODY_BYTES,
     )
     app.get("/health", tags=["health"])(health)
+    return app
+
+
+def manage_app(database: ManageDatabase, backend: Backend) -> FastAPI:
+    """The API over an open ``manage.db``. Only sessions of the status page live in memory."""
+    app = routes()
     app.state.database = database
     app.state.campaign_store = CampaignStore(database)
     app.state.api_keys = ApiKeys(database)

@@ -100,13 +100,16 @@ async def reply(send: Send, status: int, body: bytes = b"", headers: Headers | N
 
 
 class App:
-    """Routes of one worker. uvicorn's lifespan starts and stops the `Worker`."""
+    """Routes of one worker, described in `openapi.py`. uvicorn's lifespan starts and stops the `Worker`.
+
+    ``exact`` and ``prefixes`` map (method, path) and (method, beginning of a path) to handlers.
+    """
 
     def __init__(self, worker: Worker, *, max_wait_s: float) -> None:
         self.worker = worker
         self._clock = worker.clock
         self._queue = AdmissionQueue(max_wait_s, worker.clock)
-        self._exact: dict[tuple[str, str], Handler] = {
+        self.exact: dict[tuple[str, str], Handler] = {
             ("POST", "/openrtb2/auction"): self._auction,
             ("OPTIONS", "/openrtb2/auction"): self._preflight,
             ("POST", "/openrtb2/bid"): self._exchange,
@@ -115,7 +118,7 @@ class App:
             ("GET", "/healthz"): self._health,
             ("GET", "/readyz"): self._ready,
         }
-        self._prefixes: dict[tuple[str, str], Handler] = {
+        self.prefixes: dict[tuple[str, str], Handler] = {
             ("GET", "/e/"): self._event,
             ("POST", "/e/"): self._event,
             ("GET", "/v1/explain/"): self._explain,
@@ -126,10 +129,10 @@ class App:
             return await self._lifespan(receive, send)
         method = scope["method"]
         path = scope["path"]
-        handler = self._exact.get((method, path))
+        handler = self.exact.get((method, path))
         if handler is None:
             prefix = path[: path.find("/", 4) + 1] if path.startswith("/v1/") else path[:3]
-            handler = self._prefixes.get((method, prefix), self._unknown)
+            handler = self.prefixes.get((method, prefix), self._unknown)
         await handler(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -230,7 +233,7 @@ class App:
         await reply(send, 200, telemetry.exposition(), [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
 
     async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await reply(send, 200, b"ok")
+        await reply(send, 200, b"ok", [(b"content-type", b"text/plain")])
 
     async def _ready(self, scope: Scope, receive: Receive, send: Send) -> None:
         """200 as soon as the worker bids; the body lists the parts that are away, without which bids go on."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
 from leadre.serve.bidding.context import BidDecision
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.protocol.openrtb import Rendered
-from leadre.types import Impression, Request, Signals
+from leadre.types import Impression, Request, Signals, Source
 
 
 class RecommendRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,25 +36,46 @@ class RecommendRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-def recommend_response(decision: BidDecision, catalogue: CatalogueSnapshot) -> dict[str, Any]:
-    """The response body: the ads, or the reason for none."""
-    return {
-        "request_id": decision.request_id,
-        "ads": [_plain_ad(rendered, catalogue) for rendered in decision.rendered],
-        "reason": decision.reason.name.lower() if decision.reason else None,
-    }
+class RecommendedAd(msgspec.Struct, frozen=True, kw_only=True):
+    """An ad and the URLs that report its impression and its click."""
+
+    ad_id: str
+    title: str
+    brand: str
+    image_url: str
+    click_url: str
+    impression_url: str
+    source: Source
+    propensity: float
 
 
-def _plain_ad(rendered: Rendered, catalogue: CatalogueSnapshot) -> dict[str, Any]:
+class RecommendResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """The ads, best first, or the reason for none."""
+
+    request_id: str
+    ads: list[RecommendedAd]
+    reason: str | None
+
+
+def recommend_response(decision: BidDecision, catalogue: CatalogueSnapshot) -> RecommendResponse:
+    """The response to a decision."""
+    return RecommendResponse(
+        request_id=decision.request_id,
+        ads=[_plain_ad(rendered, catalogue) for rendered in decision.rendered],
+        reason=decision.reason.name.lower() if decision.reason else None,
+    )
+
+
+def _plain_ad(rendered: Rendered, catalogue: CatalogueSnapshot) -> RecommendedAd:
     bid = rendered.bid
     ad = catalogue.ads[catalogue.row_of_ad[bid.ad_id]]
-    return {
-        "ad_id": ad.ad_id,
-        "title": ad.title,
-        "brand": ad.brand,
-        "image_url": ad.image_url,
-        "click_url": rendered.click_url,
-        "impression_url": rendered.impression_url,
-        "source": bid.source,
-        "propensity": bid.propensity,
-    }
+    return RecommendedAd(
+        ad_id=ad.ad_id,
+        title=ad.title,
+        brand=ad.brand,
+        image_url=ad.image_url,
+        click_url=rendered.click_url,
+        impression_url=rendered.impression_url,
+        source=bid.source,
+        propensity=bid.propensity,
+    )

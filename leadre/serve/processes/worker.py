@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from leadre import telemetry
 from leadre.clock import Clock
@@ -22,7 +21,7 @@ from leadre.serve.events.outcomes import LATE_CONVERSION_US
 from leadre.serve.ipc.messages import EventRequest, RecordReply, RecordRequest
 from leadre.serve.paths import StatePaths
 from leadre.serve.plan import Timing
-from leadre.serve.processes.recommend import RecommendRequest, recommend_response
+from leadre.serve.processes.recommend import RecommendRequest, RecommendResponse, recommend_response
 from leadre.serve.processes.renewals import Renewals
 from leadre.serve.processes.worker_state import WorkerState
 from leadre.serve.protocol import openrtb
@@ -72,7 +71,7 @@ class Worker:
         seat = self._settings.seat
         return "bid", 200, openrtb.write(request, decision.rendered, seat=seat, fills_macros=fills_macros)
 
-    async def recommend(self, request: RecommendRequest, arrived_s: float) -> dict[str, Any]:
+    async def recommend(self, request: RecommendRequest, arrived_s: float) -> RecommendResponse:
         """Ads for a page of the site itself, without an auction, as plain JSON."""
         decision = await self._decide(request.bid_request(self.state.new_id()), arrived_s)
         return recommend_response(decision, self.state.bidder.market.catalogue)

@@ -7,7 +7,7 @@ fields of 2.6, their ``ext`` those of 2.5 and its extensions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -142,8 +142,8 @@ class Request(Object):
 
 
 class BidExt(Object, omit_defaults=True):
-    dsa: Mapping[str, object] | None = None
-    prebid: Mapping[str, object] | None = None  # Prebid.js hands its ``meta`` to the page
+    dsa: Mapping[str, Any] | None = None
+    prebid: Mapping[str, Any] | None = None  # Prebid.js hands its ``meta`` to the page
 
 
 class Bid(Object, omit_defaults=True):
