@@ -59,6 +59,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "generate-switch": ("store",),
     "serve": ("serve",),
     "serve-key": ("serve",),
+    "serve-openapi": ("serve",),
     "serve-backup": ("serve",),
     "serve-restore": ("serve",),
     "evaluate": ("evaluate",),

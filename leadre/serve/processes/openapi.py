@@ -6,20 +6,17 @@ requests generated from the description to a running bidder, and compares its ro
 
 from __future__ import annotations
 
-import json
 from typing import Any, get_args
 
 import msgspec
 
 from leadre import __version__
-from leadre.serve.events.records import RequestRecord
+from leadre.serve.bidding.explanation import Explanation
 from leadre.serve.processes.recommend import RecommendRequest, RecommendResponse
 from leadre.serve.protocol import openrtb_schema as wire
 from leadre.types import EventKind
 
-TYPES = (wire.Request, wire.Response, RecommendRequest, RecommendResponse, RequestRecord)
-# msgspec qualifies two types of one name -> a name for readers
-NAMES = {"leadre.serve.protocol.openrtb_schema.Bid": "Bid", "leadre.types.Bid": "LoggedBid"}
+TYPES = (wire.Request, wire.Response, RecommendRequest, RecommendResponse, Explanation)
 KEY: list[dict[str, list[str]]] = [{"key": []}]
 ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
 NO_KEY = {"description": "No operator's key."}
@@ -37,7 +34,7 @@ Json = dict[str, Any]
 def describe() -> Json:
     """The description of a bidder's port, OpenAPI 3.1, ready for JSON."""
     _, schemas = msgspec.json.schema_components(TYPES, ref_template="#/components/schemas/{name}")
-    description = {
+    return {
         "openapi": "3.1.0",
         "info": {
             "title": "LEADRE bidder",
@@ -63,11 +60,6 @@ def describe() -> Json:
             },
         },
     }
-    text = json.dumps(description)
-    for qualified, name in NAMES.items():
-        text = text.replace(qualified, name)
-    described: Json = json.loads(text)
-    return described
 
 
 def _content(schema: Json, media: str = "application/json", **more: object) -> Json:
@@ -83,37 +75,44 @@ def _parameter(name: str, place: str, schema: Json, description: str) -> Json:
     return {"name": name, "in": place, "required": is_required, "schema": schema, "description": description}
 
 
-def _bid_body() -> Json:
-    return {"required": True} | _content(_ref("Request"), example=BID_REQUEST)
+def _bid_request() -> Json:
+    """The parameters and the body of a bid request."""
+    pretty = "`1`: in several lines, for people; with a body for a no-bid and for a bad request"
+    return {
+        "parameters": [_parameter("pretty", "query", {"type": "string"}, pretty)],
+        "requestBody": {"required": True} | _content(_ref("Request"), example=BID_REQUEST),
+    }
+
+
+# With `pretty` it has a body, which OpenAPI cannot tie to a parameter.
+BAD_REQUEST = {"description": "Not a bid request. No body; with `pretty`, an object whose `error` names the field."}
 
 
 def _bid() -> Json:
-    return {
+    return _bid_request() | {
         "operationId": "bid",
         "summary": "An exchange's bid request",
         "description": "OpenRTB 2.6, and 2.5 in its `ext`. The schema has the fields that are read; others are skipped."
         " The answer comes before `tmax`.",
-        "requestBody": _bid_body(),
         "responses": {
-            "200": {"description": "Bids; for a request with `test` 1 also the reason `nbr` for none."}
+            "200": {"description": "Bids; for a test (`test` 1) and with `pretty` also the reason `nbr` for none."}
             | _content(_ref("Response")),
             "204": {"description": "No bid."},
-            "400": {"description": "Not a bid request."},
+            "400": BAD_REQUEST,
         },
     }
 
 
 def _auction() -> Json:
-    return {
+    return _bid_request() | {
         "operationId": "auction",
         "summary": "A page's bid request, sent by Prebid.js",
         "description": "As `/openrtb2/bid`, with the auction macros filled in, because a page fills none. A no-bid has"
         " a body with its reason `nbr`. A request with an `Origin` is answered to registered origins alone.",
-        "requestBody": _bid_body(),
         "responses": {
             "200": {"description": "Bids, the reason for none, or `{}` from an overloaded worker."}
             | _content({"anyOf": [_ref("Response"), {"type": "object", "maxProperties": 0}]}),
-            "400": {"description": "Not a bid request."},
+            "400": BAD_REQUEST,
             "403": {"description": "The page's origin is not registered."} | _content(ERROR),
         },
     }
@@ -151,15 +150,16 @@ def _recommend() -> Json:
 def _explain() -> Json:
     return {
         "operationId": "explain",
-        "summary": "The record of a recent request",
-        "description": "Candidates with their sources and verdicts, bids with their propensities, versions of all"
+        "summary": "A recent request, explained",
+        "description": "Candidates with their values and verdicts, bids with their propensities, versions of all"
         " artifacts. The last 20,000 requests are known, each a moment after its answer.",
         "security": KEY,
         "parameters": [
             _parameter("request_id", "path", {"type": "string", "minLength": 1}, "the bidder's ID or the caller's")
         ],
         "responses": {
-            "200": {"description": "The record."} | _content(_ref("RequestRecord")),
+            "200": {"description": "The explanation; `units` has the meaning of its fields."}
+            | _content(_ref("Explanation")),
             "401": NO_KEY,
             "404": {"description": "No recent request has this ID."} | _content(ERROR),
             "503": {"description": "The writer is away; send the request again."} | _content(ERROR),
