@@ -1,0 +1,53 @@
+"""Setups of the pages' blocks: a finished small run, and a bidder on it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from leadre.__main__ import main
+
+from .pages import Scratch
+
+# The stages of the run `demo` on the synthetic market, with tiny models.
+STAGES = {
+    "data": "--source world --world-users 60 --world-ads 60 --world-contents 12",
+    "semid": "--encoder {encoder} --levels 8,6 --collisions 24 --collaborative 2 --collaborative-dim 8",
+    "tune": "--backbone {backbone} --layers 0 --short-tokens 150 --long-tokens 60 --described 0 --max-steps 2"
+    " --batch-tokens 800",
+    "generate": "--users 8",
+    "evaluate": "--channels popularity,own_frequency --resamples 50",
+    "generate lists": "--beam 10 --top 10",
+}
+
+
+@pytest.fixture(scope="session")
+def world_run(tiny_encoder, tiny_llama, tmp_path_factory) -> Path:
+    """A work folder with a finished run `demo` and its lists."""
+    work = tmp_path_factory.mktemp("pages")
+    for verb, flags in STAGES.items():
+        words = flags.format(encoder=tiny_encoder, backbone=tiny_llama).split()
+        assert main([*verb.split(), "--work", str(work), "--threads", "1", *words]) == 0, verb
+    return work
+
+
+@pytest.fixture
+def scratch(tmp_path, request):
+    """The scratch folder of a page; setups are computed when a block needs them."""
+
+    def copy_run(scratch: Scratch) -> None:
+        shutil.copytree(request.getfixturevalue("world_run") / "demo", scratch.folder / "work" / "demo")
+
+    def start_bidder(scratch: Scratch) -> None:
+        """A bidder with an operator's key in KEY; the page's own server if it has started one."""
+        scratch.set_up("world-run")
+        command = "leadre serve key --config configs/demo.toml --name pages"
+        scratch.environment["KEY"] = scratch.call(command, "sh", "bidder").split()[-1]
+        if not scratch.responds("http://127.0.0.1:8080/healthz"):
+            url = scratch.with_ports("http://127.0.0.1:8080/readyz")
+            scratch.start("leadre serve --config configs/demo.toml", url, "bidder")
+
+    with Scratch(tmp_path, {"world-run": copy_run, "bidder": start_bidder}) as scratch:
+        yield scratch
