@@ -30,12 +30,21 @@ const adUnits = [
   slot("home-side", { minViewPort: [0, 0], sizes: [[300, 250]] }),
 ];
 
-// The source of an ad, which the bidder names in `bid.ext.prebid.meta`: [the reason for a reader, the data that led to the ad].
-const REASONS = {
-  stored: ["it is on the list made for you ahead of time", "your ID at this site, and the events known of it"],
-  generated: ["the model chose it for you just now", "your ID at this site, and your most recent events"],
-  contextual: ["it is popular with all readers", "nothing about you"],
+// The source of an ad, which the bidder names in `bid.ext.prebid.meta`, as its reader understands it.
+const SOURCES = {
+  stored: {
+    reason: "It is on a list made for you",
+    source: "a list made ahead of time",
+    data: "your ID at this site and your past events",
+  },
+  generated: {
+    reason: "It was chosen for you just now",
+    source: "written online by the language model",
+    data: "your ID at this site and your latest events",
+  },
+  contextual: { reason: "It is popular with all readers", source: "the list of popular ads", data: "nothing about you" },
 };
+const UNKNOWN = { reason: "The bidder gives no reason", source: "not named", data: "not known to this page" };
 
 pbjs.processQueue();
 pbjs.setConfig({
@@ -88,15 +97,15 @@ function render(code, bid) {
   window.auction.bids.push({ code, seatBidId, bidderCode, cpm, currency, width, height, creativeId, ...meta });
 }
 
-// A line below the ad with the reason why it is shown; it opens to the advertiser and the data. All from the bid.
+// A line below the ad with the reason why it is shown; it opens to source, advertiser and data. All of it is from the bid.
 function explanation({ advertiserDomains = [], leadre }) {
-  const [reason, data] = REASONS[leadre?.source] ?? ["the bidder gives no reason", "not known to this page"];
+  const { reason, source, data } = SOURCES[leadre?.source] ?? UNKNOWN;
   const element = (tag, text, ...children) => {
     const created = Object.assign(document.createElement(tag), { textContent: text });
     created.append(...children);
     return created;
   };
-  const rows = { Advertiser: advertiserDomains.join(", ") || "not named", "Data used": data, "Chosen by": "LEADRE" };
+  const rows = { Source: source, Advertiser: advertiserDomains.join(", ") || "not named", "Data used": data };
   const facts = Object.entries(rows).flatMap(([name, text]) => [element("dt", name), element("dd", text)]);
-  return element("details", "", element("summary", `Why this ad? ${reason}`), element("dl", "", ...facts));
+  return element("details", "", element("summary", `Why this ad? ${reason}.`), element("dl", "", ...facts));
 }

@@ -197,7 +197,7 @@ def test_each_slot_shows_an_ad_of_the_readers_list(visit, scenario):
 @pytest.mark.parametrize(
     ("scenario", "reason", "data"),
     [
-        ("all", "on the list made for you ahead of time", "your ID at this site"),
+        ("all", "on a list made for you", "a list made ahead of time"),
         ("contextual", "popular with all readers", "nothing about you"),
     ],
 )

@@ -133,7 +133,7 @@ def ads(store: CampaignStore, backend: Backend, ad_id: str) -> View:
     try:
         counts = backend.counts()
     except PeerError as error:
-        problem = str(error)
+        problem = _writer_away(error)
     ranked = sorted(counts, key=lambda name: (*(-count for count in counts[name]), name))
     selected = [store.ad(name) for name in ([ad_id] if ad_id else ranked[:MAX_ROWS])]
     rows = [_ad(store, ad, counts.get(ad.ad_id, (0, 0, 0))) for ad in selected if ad is not None]
@@ -145,7 +145,7 @@ def request(backend: Backend, request_id: str) -> View:
     try:
         explanation = backend.explain(request_id)
     except PeerError as error:
-        return {"query": request_id, "problem": str(error), "record": None}
+        return {"query": request_id, "problem": _writer_away(error), "record": None}
     if explanation is None:
         return {"query": request_id, "problem": "", "record": None}
     imp_ids = list(explanation.candidates[0].verdicts) if explanation.candidates else []
@@ -213,7 +213,7 @@ def _days(backend: Backend, shown: Sequence[Campaign]) -> tuple[dict[str, Spend]
     try:
         days = backend.spend([campaign.campaign_id for campaign in shown], now_us, now_us + 1) if shown else []
     except PeerError as error:
-        return {}, str(error)
+        return {}, _writer_away(error)
     return {day.campaign_id: day for day in days}, ""
 
 
@@ -275,6 +275,10 @@ def _shares(names: Sequence[str], counts: NDArray[np.float64], skip_zero: bool =
 def _numbers(values: NDArray[np.float64]) -> list[float | None]:
     """Values for a chart; None for NaN and infinity."""
     return [round(value, 4) if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _writer_away(error: PeerError) -> str:
+    return f"Figures of the writer are missing here; bids continue. {error}"
 
 
 def _words(name: str) -> str:
