@@ -102,19 +102,6 @@ def differences(metrics: Any) -> str:
     return table(["method, less LEADRE", *(heading(f"{view}/{metric}") for view, metric in cells)], rows)
 
 
-def part(metrics: Any, view: str) -> str:
-    """Recall of every method on a slice, and the paired difference to LEADRE."""
-    rows = metrics["slices"][view]
-    return table(
-        ["method", heading(f"{view}/recall@10"), "less LEADRE"],
-        [
-            [title(method), figure(cell["mean"]), difference(cell)]
-            for method in ordered(rows)
-            if (cell := rows[method]["recall@10"])
-        ],
-    )
-
-
 def steps(ablation: Any, *columns: str) -> str:
     """The cumulative rows: the mean over seeds, and the paired difference to the row before."""
     rows = [
@@ -147,7 +134,7 @@ def pair(ablation: Any, first: str, second: str) -> str:
 
 
 KINDS: dict[str, Callable[..., str]] = {
-    function.__name__: function for function in (means, differences, part, steps, without, pair)
+    function.__name__: function for function in (means, differences, steps, without, pair)
 }
 
 
