@@ -20,7 +20,14 @@ class Advance(Protocol):
     def __call__(self, n: int = 1, note: str = "") -> None: ...
 
 
-console = Console(stderr=True)
+class _Console(Console):
+    """A console that drops its lines once nothing reads them. Rich would exit the process or end the calling thread."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+console = _Console(stderr=True)
 
 
 def say(text: str) -> None:
