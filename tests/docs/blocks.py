@@ -5,7 +5,7 @@ A fenced block of `sh` or `python` runs as it is; `text` does not run. Comments 
     <!-- block: file PATH -->         the block is written to PATH
     <!-- block: small OLD => NEW -->  OLD is replaced by NEW, so that the block takes seconds
     <!-- block: server URL -->        the block stays in the background until the page ends; URL answers before the next
-    <!-- block: output -->            the combined output of the block before; `...` matches any text
+    <!-- block: output -->            the combined output of the block before; `...` is any text
     <!-- block: skip REASON -->       the block does not run
     <!-- block: after SETUP -->       the block needs a setup of `pages.SETUPS` first
 """
@@ -68,13 +68,21 @@ def blocks_of(page: str, text: str) -> list[Block]:
 
 
 def matches(expected: str, output: str) -> bool:
-    """Whether the output is the expected text; ``...`` is any text, spaces at the ends of lines do not count."""
-    parts = [re.escape(part) for part in _stripped(expected).split("...")]
-    return re.fullmatch(".*".join(parts), _stripped(output), re.DOTALL) is not None
+    """Whether the output is the expected text, except for spaces at the ends of lines.
+
+    ``...`` is any text, and a line of it any number of lines.
+    """
+    lines = [r"(?:[^\n]*\n)*" if line == "..." else _pattern(line) + r"\n" for line in _lines(expected)]
+    text = "".join(f"{line}\n" for line in _lines(output))
+    return re.fullmatch("".join(lines), text, re.DOTALL) is not None
 
 
-def _stripped(text: str) -> str:
-    return "\n".join(line.rstrip() for line in text.strip().splitlines())
+def _pattern(line: str) -> str:
+    return ".*".join(map(re.escape, line.split("...")))
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip().splitlines()]
 
 
 def _block(page: str, token: Token, comments: dict[int, Token]) -> Block:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import httpx
 import pytest
 
 from leadre.__main__ import main
 
+from ..serve.bidder import until
 from .pages import Scratch
 
 # The stages of the run `demo` on the synthetic market, with tiny models.
@@ -48,6 +50,7 @@ def scratch(tmp_path, request):
         if not scratch.responds("http://127.0.0.1:8080/healthz"):
             url = scratch.with_ports("http://127.0.0.1:8080/readyz")
             scratch.start("leadre serve --config configs/demo.toml", url, "bidder")
+            until(lambda: "writer" not in httpx.get(url).json()["away"], "ready for events")
 
     with Scratch(tmp_path, {"world-run": copy_run, "bidder": start_bidder}) as scratch:
         yield scratch

@@ -19,7 +19,7 @@ from pathlib import Path
 from .blocks import Block, PageError, matches
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 300.0  # guards against a hang
+PATIENCE_S = 600.0  # guards against a hang
 PORTS = ("8080", "8081", "8090")  # of the pages; each page has ports of its own instead
 COPIED = ("Makefile", "configs")
 LINKED = ("bench", "clients", "constraints.txt", "docs", "leadre", "mkdocs.yml", "pyproject.toml", "runs", "tests")
@@ -127,22 +127,25 @@ class Scratch:
     def call(self, text: str, language: str, where: str) -> str:
         """Run a text to its end; returns stdout and stderr. Exported variables pass to later calls of sh."""
         keep = f'trap "export -p > {shlex.quote(str(self.folder / EXPORTS))}" EXIT\n'
+        process = subprocess.Popen(
+            _shell(keep + text) if language == "sh" else ["python", "-c", text],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
         try:
-            done = subprocess.run(
-                _shell(keep + text) if language == "sh" else ["python", "-c", text],
-                cwd=self.folder,
-                env=self.environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                text=True,
-                timeout=PATIENCE_S,
-            )
+            output, _ = process.communicate(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired as error:
-            raise PageError(f"{where}: not done after {PATIENCE_S:.0f} s\n{error.output}") from error
-        if done.returncode:
-            raise PageError(f"{where}: exit status {done.returncode}\n{done.stdout}")
-        return done.stdout
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            raise PageError(f"{where}: not done after {PATIENCE_S:.0f} s\n{output}") from error
+        if process.returncode:
+            raise PageError(f"{where}: exit status {process.returncode}\n{output}")
+        return output
 
     def start(self, text: str, url: str, where: str) -> None:
         """Start a server, and wait for the first response of ``url``, of any status."""

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from . import pages
 from .blocks import PageError, blocks_of, matches
 
 
@@ -54,7 +55,10 @@ def test_blocks_have_their_markers_and_lines() -> None:
         ("a\nb", "a  \nb\n", True),
         ("a ... c", "a b\nb c", True),
         ("...\nc", "a\nb\nc", True),
+        ("a\n...", "a", True),
+        ("...\na\n...\nd", "a\nb\nc\nd", True),
         ("a", "a\nb", False),
+        ("a\n...\nb", "ab", False),
         ("a.c", "abc", False),
         ("a ... d", "a b c", False),
     ],
@@ -117,3 +121,11 @@ def test_server_runs_until_the_page_ends(scratch) -> None:
     scratch.stop()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_block_that_hangs_is_stopped_with_its_children(scratch, monkeypatch) -> None:
+    monkeypatch.setattr(pages, "PATIENCE_S", 2.0)
+    with pytest.raises(PageError, match=r"(?s)not done after 2 s.*begun"):
+        run(scratch, fenced("sh", "echo begun; sleep 99 & echo $! > child.pid; wait"))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((scratch.folder / "child.pid").read_text()), 0)
