@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+
+# Threads of OpenMP wait for each other by spinning. On a busy machine two of them take ten times the processor time of
+# one, and the models of the tests are too small for a second. torch and child processes read this when they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SIGNS = [*"abcdefghijklmnopqrstuvwxyz0123456789"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", "|", ">", "red", "tea", *SIGNS, *(f"##{s}" for s in SIGNS)]

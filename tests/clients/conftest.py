@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -40,9 +41,17 @@ def installed() -> Path:
         without_browser(f"node {version} is older than {'.'.join(map(str, OLDEST_NODE))}")
     cache = Path(os.environ.get("LEADRE_NODE", "~/.cache/leadre")).expanduser()
     folder = cache / f"prebid-{hashlib.sha256((CLIENT / 'package-lock.json').read_bytes()).hexdigest()[:16]}"
-    if folder.is_dir():
-        return folder
     cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:  # tests in another process may need the folder too
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            install(folder)
+    return folder
+
+
+def install(folder: Path) -> None:
+    """Install the packages of the lock file into a new folder, whole or not at all."""
+    cache = folder.parent
     part = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=cache))
     try:
         for name in ("package.json", "package-lock.json", ".npmrc"):
@@ -55,7 +64,6 @@ def installed() -> Path:
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return folder
 
 
 def without_browser(why: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from ..serve.bidder import free_port
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -45,19 +46,13 @@ beam = 8
 """
 
 
-def free_ports():
-    with socket.socket() as bids, socket.socket() as management:
-        bids.bind(("127.0.0.1", 0))
-        management.bind(("127.0.0.1", 0))
-        return bids.getsockname()[1], management.getsockname()[1]
-
-
 @pytest.mark.soak
 def test_next_model_learns_from_served_events(tiny_encoder, tiny_llama, tmp_path):
-    port, manage_port = free_ports()
     config = tmp_path / "loop.toml"
     config.write_text(
-        CONFIG.format(work=tmp_path, encoder=tiny_encoder, backbone=tiny_llama, port=port, manage_port=manage_port)
+        CONFIG.format(
+            work=tmp_path, encoder=tiny_encoder, backbone=tiny_llama, port=free_port(), manage_port=free_port()
+        )
     )
     sizes = {"LOOP_USERS": "40", "LOOP_ROUNDS": "4", "OMP_NUM_THREADS": "1"}
     paths = {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,9 @@ import pytest
 
 from leadre.__main__ import main
 
-PATIENCE_S = 60.0
+from .bidder import free_port
+
+PATIENCE_S = 300.0  # guards against a hang
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +25,6 @@ def work(tmp_path_factory):
     flags = "--source world --world-users 20 --world-ads 30 --world-contents 6"
     assert main(["data", "--work", str(folder), "--run", "r", *flags.split()]) == 0
     return folder
-
-
-def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 @contextmanager

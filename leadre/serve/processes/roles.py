@@ -71,7 +71,6 @@ def run_model_server(plan: Plan) -> None:
     from leadre.errors import ArtifactError, ClosedError
     from leadre.serve.ipc import socket as ipc
     from leadre.serve.ipc.messages import GenerateReply, GenerateRequest, ModelInfoReply, ModelInfoRequest
-    from leadre.serve.processes.model_server import ModelServer
 
     assert plan.model is not None
     try:
@@ -83,6 +82,7 @@ def run_model_server(plan: Plan) -> None:
     except ArtifactError as error:
         progress.say(f"serve: bids go on without the language model: {error}")
         sys.exit(1)
+    from leadre.serve.processes.model_server import ModelServer  # torch, which a refusal needs not
 
     async def main(stopped: asyncio.Event) -> None:
         with ModelServer(*artifacts, beam=plan.beam, clock=SystemClock()) as model_server:

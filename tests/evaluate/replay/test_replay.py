@@ -45,7 +45,7 @@ def test_ten_thousand_requests_replay(work, tmp_path):
 
 def log_and_replay(work, tmp_path, requests):
     """Let a bidder answer and count, and see that each request is answered alike but those that a deadline cut."""
-    with Bidder(work, tmp_path / "state", "--workers", "2", "--exploration", "0.3", "--shed-ms", "60000") as bidder:
+    with Bidder(work, tmp_path / "state", "--workers", "2", "--exploration", "0.3") as bidder:
         prepare(bidder, work)
         until(lambda: "model" not in bidder.away(), "a language model", within_s=300)
         traffic(bidder, requests)

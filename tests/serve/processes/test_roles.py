@@ -1,0 +1,48 @@
+"""Entry points of a bidder's processes: none but a model server that starts imports torch, which takes seconds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+HEAVY = {"torch", "transformers"}
+
+OTHERS = f"""
+import sys
+from leadre.serve.processes import bootstrap, http, management, supervisor, worker, writer, writer_state
+print(set({HEAVY}) & set(sys.modules))
+"""
+
+REFUSED = f"""
+import pathlib, sys
+from leadre.serve.paths import StatePaths
+from leadre.serve.plan import Plan, Timing
+from leadre.serve.processes import roles
+from leadre.serve.settings import Settings
+folder = pathlib.Path(sys.argv[1])
+plan = Plan(
+    paths=StatePaths(folder=folder, store=""), settings=Settings(public_url=""), host="", port=0, manage_port=0,
+    workers=1, timing=Timing(), tables=folder, codebook=folder, model=folder, beam=1, retain_days=1,
+)
+try:
+    roles.run_model_server(plan)
+except SystemExit as ended:
+    print(ended.code, set({HEAVY}) & set(sys.modules))
+"""
+
+
+def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+
+
+def test_processes_other_than_the_model_server_do_not_import_torch() -> None:
+    assert run(OTHERS).stdout.splitlines() == ["set()"]
+
+
+def test_missing_artifact_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    done = run(REFUSED, tmp_path)
+    assert done.stdout.splitlines() == ["1 set()"]
+    assert "bids go on without the language model" in done.stderr
