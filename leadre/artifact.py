@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from leadre import __version__, progress
+from leadre import progress
 from leadre.config import VERBS, command_of
 from leadre.errors import ArtifactError
+from leadre.version import __version__
 
 META = "meta.json"
 META_HASH = "meta_sha256"  # of all other keys; artifacts of the first release lack it and have exactly FIRST_KEYS

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+from leadre.errors import InputError
 from leadre.units import US_PER_S
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Clock(Protocol):
@@ -53,3 +57,23 @@ class ManualClock:
         """Move wall time and monotonic time forward together."""
         self.wall_us += round(seconds * US_PER_S)
         self.elapsed_s += seconds
+
+
+def time_us(value: datetime | str | int, name: str) -> int:
+    """Microseconds since 1970 UTC of a datetime, an ISO text or that number itself; UTC unless it has an offset.
+
+    Raises InputError, which begins with ``name``, for other values and for times outside the years 1970 to 9999.
+    """
+    remedy = "must be an ISO time such as 2026-03-01T08:30:00Z, a datetime or whole microseconds since 1970"
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        if isinstance(moment, int):
+            moment = EPOCH + timedelta(microseconds=moment)
+        # local times would differ between machines
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        at_us = (moment - EPOCH) // timedelta(microseconds=1)
+    except (ValueError, OverflowError, AttributeError, TypeError) as error:
+        raise InputError(f"{name} {value!r}: {remedy}") from error
+    if at_us < 0:
+        raise InputError(f"{name} {value!r}: is before 1970; {remedy}")
+    return at_us

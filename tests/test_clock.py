@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from leadre.clock import Clock, ManualClock, SystemClock
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from leadre.clock import Clock, ManualClock, SystemClock, time_us
+from leadre.errors import InputError
 
 
 def test_manual_clock_moves_only_when_advanced():
@@ -17,3 +22,19 @@ def test_system_clock_counts_microseconds_since_1970():
     assert 1_600_000_000_000_000 < clock.now_us() < 10_000_000_000_000_000
     first_s = clock.monotonic_s()
     assert clock.monotonic_s() >= first_s
+
+
+def test_times_are_utc_unless_they_have_an_offset():
+    at_us = 1_772_353_800_000_000
+    in_utc = datetime(2026, 3, 1, 8, 30, tzinfo=UTC)
+    in_tokyo = in_utc.astimezone(timezone(timedelta(hours=9)))
+    texts = ("2026-03-01T08:30:00Z", "2026-03-01T08:30", "2026-03-01T17:30:00+09:00")
+    for value in (*texts, in_utc, in_tokyo, datetime(2026, 3, 1, 8, 30), at_us):
+        assert time_us(value, "at") == at_us
+    assert time_us("2026-03-01T08:30:00.000001Z", "at") == at_us + 1
+
+
+@pytest.mark.parametrize("value", ["soon", "", 10**18, -1, 1.5, None, "1969-12-31"])
+def test_other_times_are_refused_by_name(value):
+    with pytest.raises(InputError, match=r"^--now .*must be an ISO time such as"):
+        time_us(value, "--now")

@@ -17,9 +17,11 @@ from functools import cached_property, lru_cache
 from typing import Any, overload
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from leadre.data.histories import I8, I32, I64, TRAIN, Logs, Mask
+from leadre.units import US_PER_DAY
 
 CACHED_INVENTORIES = 1024
 
@@ -89,19 +91,19 @@ class History:
         return VisitIndex(self.at_us_E[offsets[:-1]], offsets, np.array([0, len(offsets) - 1]))
 
 
-def history_of(events: Iterable[tuple[int, int, int, int]], before_us: int) -> History:
-    """A history from rows (object, at_us, domain, value_nanos) in any order; drops rows at or after ``before_us``.
+def history_of(events: Iterable[tuple[int, int, int, int, int]], before_us: int) -> History:
+    """A history from rows (object, at_us, domain, value_nanos, placement); drops rows at or after ``before_us``.
 
-    Events of one instant keep their order.
+    The rows may be in any order; events of one instant keep theirs.
     """
     rows = sorted((event for event in events if event[1] < before_us), key=lambda event: event[1])
-    object_E, at_us_E, domain_E, value_nanos_E = np.array(rows, np.int64).reshape(-1, 4).T
+    object_E, at_us_E, domain_E, value_nanos_E, placement_E = np.array(rows, np.int64).reshape(-1, 5).T
     return History(
         at_us_E=at_us_E,
         object_E=object_E.astype(np.int32),
         domain_E=domain_E.astype(np.int8),
         value_nanos_E=value_nanos_E,
-        placement_E=np.full(len(rows), -1, np.int32),
+        placement_E=placement_E.astype(np.int32),
     )
 
 
@@ -226,6 +228,18 @@ def of_requests(logs: Logs) -> Moments:
         is_training_M=logs.request_split_R == TRAIN,
     )
     return dataclasses.replace(moments, placement_E=_placements(moments))
+
+
+def recently_live(logs: Logs, now_us: int, days: int) -> I32:
+    """Ads that were live in a request of the last ``days`` before ``now_us``, neither paused nor ended; ascending."""
+    is_recent_R = (logs.request_at_us_R >= now_us - days * US_PER_DAY) & (logs.request_at_us_R < now_us)
+    inventories = np.unique(logs.request_inventory_R[is_recent_R])
+    rows = [logs.inventory_ads[slice(*logs.inventory_offsets[i : i + 2])] for i in inventories]
+    ads = np.unique(np.concatenate([*rows, np.zeros(0, np.int32)]))
+    is_active = pl.col("status").fill_null("active") == "active"
+    is_running = (pl.col("ends_at").dt.epoch("us") > now_us).fill_null(True)
+    live: I32 = ads[logs.ads.select(is_active & is_running).to_series().to_numpy()[ads]]
+    return live
 
 
 def as_of(logs: Logs, now_us: int, users: NDArray[np.int64], ads: I32) -> Moments:

@@ -23,10 +23,8 @@ from leadre.tune.latest import latest
 if TYPE_CHECKING:  # numpy and torch are imported in run, so that --help stays quick
     from leadre.data.histories import Logs
     from leadre.evaluate.retrieval.measure import Ads, Ints, View
-    from leadre.generate.channels.contract import Channel
 
 METRICS = artifact.Kind("metrics", 1)
-CHANNEL = artifact.Kind("channel", 1)  # a fitted baseline
 OURS, FUSED, RERANKED = "leadre", "leadre+counts", "sft+price"
 RIVALS = ("popularity", "popularity_buyers", "own_frequency", "own_frequency_decayed", "item_knn", "als", "sasrec")
 
@@ -203,6 +201,7 @@ def _methods(
     import polars as pl
 
     from leadre.evaluate.retrieval import measure as retrieval
+    from leadre.generate.channels import fitted
 
     key_A = retrieval.tie_key(logs, config.seed)
     rows: dict[str, dict[str, Ads]] = {}
@@ -213,7 +212,9 @@ def _methods(
         if name == OURS and config.fusion:
             rows[FUSED] = retrieval.tabulate(retrieval.fuse_with_counts(logs, lists, views, key_A=key_A), views)
     for name in config.channels:
-        ranked = retrieval.rank(logs, _fitted(config, name, logs, data), views, key_A=key_A)
+        folder = config.folder("channels") / name
+        channel = fitted.load(folder, name, logs, data, seed=config.seed, threads=config.threads)
+        ranked = retrieval.rank(logs, channel, views, key_A=key_A)
         bar = progress.bar(ranked, total=len(views[0].requests_V), label=f"rank with {name}")
         rows[name] = retrieval.tabulate(bar, views)
     return {v.name: {name: tables[v.name] for name, tables in rows.items()} for v in views}
@@ -264,20 +265,6 @@ def _slices(
             part, lists, ours=OURS, resamples=config.resamples, seed=config.seed, columns=slices.METRICS
         )
     return parts, tables
-
-
-def _fitted(config: Config, name: str, logs: Logs, data: artifact.Artifact) -> Channel:
-    """Load a channel from ``work/<run>/channels/<name>``. If it is not current, fit and write it first."""
-    from leadre.generate.channels.registry import CHANNELS
-
-    method = CHANNELS[name]
-    folder = config.folder("channels") / name
-    settings = {"channel": name, **method.settings}
-    output = artifact.Output(folder=folder, kind=CHANNEL, config=settings, seed=config.seed, parents=[data])
-    if not output.is_current():
-        with output.create() as temporary:
-            method.fit(logs, config.seed, config.threads).save(temporary)
-    return method.load(folder)
 
 
 def _write_lists(path: Path, methods: Mapping[str, Mapping[str, Ads]], views: Sequence[View]) -> None:

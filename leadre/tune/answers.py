@@ -11,11 +11,15 @@ from numpy.typing import NDArray
 
 from leadre import metrics
 from leadre.data.histories import first_seen
+from leadre.data.moment import Moment
 from leadre.lm.backbone import Backbone
 from leadre.lm.beam import BeamPolicy, BeamRequest
 from leadre.lm.decode import BeamSearcher
+from leadre.lm.layout import Ids
 from leadre.lm.prior import InventoryPrior
-from leadre.tune.threads import Thread, ThreadBuilder, Window
+from leadre.semid.trie import Mask
+from leadre.tune.prompts import PromptWriter
+from leadre.tune.threads import Thread, ThreadBuilder, Window, serving_prompt
 
 View = Literal["all", "new"]
 VIEWS: tuple[View, ...] = ("all", "new")
@@ -66,6 +70,13 @@ class TunedSearcher:
                 for request, result in zip(requests, results, strict=True):
                     yield Ranked(request.r, request.view, request.objects[result.rows], result.log_p)
 
+    def answer_one(self, moment: Moment, view: View, width: int) -> Ranked:
+        """Beam-search a moment that need not be one of the log; ``Ranked.r`` is 0."""
+        trie, objects = self.live.new(moment) if view == "new" else self.live.all(moment)
+        search = search_of(self.threads.prompter, self.live, moment, trie, objects)
+        ((result,),) = self.searcher([search], BeamPolicy(width))
+        return Ranked(0, view, objects[result.rows], result.log_p)
+
     def _requests(self, thread: Thread, views: Sequence[View]) -> Iterator[_Request]:
         objects_T = self.searcher.backbone.layout.objects(thread.ids)
         moments = self.threads.moments.at(thread.requests)
@@ -74,6 +85,15 @@ class TunedSearcher:
             for view in views:
                 trie, objects = self.live.new(moment) if view == "new" else self.live.all(moment)
                 yield _Request(r, view, objects, BeamRequest(end, trie, objects, pointer_bias_T=pointer_bias_T))
+
+
+def search_of(
+    prompter: PromptWriter, live: InventoryPrior, moment: Moment, mask: Mask, objects: NDArray[np.int64]
+) -> tuple[Ids, list[BeamRequest]]:
+    """The serving prompt of one moment and its beam search; row ``n`` of ``mask`` is object ``objects[n]``."""
+    ids = serving_prompt(prompter, moment)
+    pointer_bias_T = live.pointer_bias(moment, prompter.layout.objects(ids))
+    return ids, [BeamRequest(len(ids) - 1, mask, objects, pointer_bias_T=pointer_bias_T)]
 
 
 def recall(

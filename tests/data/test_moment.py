@@ -163,11 +163,12 @@ def test_user_without_events_has_no_visits(hand):
 
 
 def test_history_of_rows_is_sorted_and_ends_before_the_time():
-    rows = [(4, 30, AD, 9), (1, 10, CONTENT, 0), (3, 20, AD, 5), (2, 20, CONTENT, 0), (7, 40, AD, 1)]
+    rows = [(4, 30, AD, 9, -1), (1, 10, CONTENT, 0, 2), (3, 20, AD, 5, 0), (2, 20, CONTENT, 0, 0), (7, 40, AD, 1, 1)]
     history = history_of(rows, 40)
     assert history.object_E.tolist() == [1, 3, 2, 4]  # events of one instant keep their order
     assert history.domain_E.tolist() == [CONTENT, AD, CONTENT, AD]
     assert history.value_nanos_E.tolist() == [0, 5, 0, 9]
+    assert history.placement_E.tolist() == [2, 0, 0, -1]
     assert len(history_of([], 40)) == len(history_of(rows, 10)) == 0
 
 

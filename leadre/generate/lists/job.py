@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from leadre import artifact, progress, scale
@@ -35,7 +34,7 @@ from leadre.store import erased, open_store
 from leadre.store.contract import StoredList
 from leadre.tune.answers import TunedSearcher
 from leadre.tune.threads import Window
-from leadre.units import US_PER_DAY, US_PER_S
+from leadre.units import US_PER_S
 
 TIMEOUT_MS = 1000.0  # of a call to the store; no page waits for these calls
 POLL_S = 0.5
@@ -77,13 +76,7 @@ def users_of(logs: Logs, now_us: int, since_us: int | None) -> NDArray[np.int64]
 
 def candidates(logs: Logs, now_us: int, live_days: int) -> NDArray[np.int32]:
     """Ads that were live in a request of the last ``live_days`` and are neither paused nor ended; ascending."""
-    is_recent_R = (logs.request_at_us_R >= now_us - live_days * US_PER_DAY) & (logs.request_at_us_R < now_us)
-    inventories = np.unique(logs.request_inventory_R[is_recent_R])
-    rows = [logs.inventory_ads[slice(*logs.inventory_offsets[i : i + 2])] for i in inventories]
-    ads = np.unique(np.concatenate([*rows, np.zeros(0, np.int32)]))
-    is_active = pl.col("status").fill_null("active") == "active"
-    is_running = (pl.col("ends_at").dt.epoch("us") > now_us).fill_null(True)
-    live: NDArray[np.int32] = ads[logs.ads.select(is_active & is_running).to_series().to_numpy()[ads]]
+    live = moment.recently_live(logs, now_us, live_days)
     if not len(live):
         raise InputError(f"no ad was live in the {live_days} days before now; check --now or raise --live-days")
     return live

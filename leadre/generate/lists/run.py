@@ -11,12 +11,13 @@ import os
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from leadre import artifact, config, progress
 from leadre.artifact import Artifact
+from leadre.clock import time_us
 from leadre.errors import InputError
 from leadre.tune.latest import latest
 from leadre.units import US_PER_S
@@ -73,10 +74,8 @@ def run(config: Config) -> None:
 
     saved.check_ids(parents[2], parents[1])
     logs = histories.load(parents[0])
-    now_us = _moment_us(config.now, "now")
-    if now_us is None:
-        now_us = int(logs.at_us_E.max(initial=-1)) + 1
-    since_us = _moment_us(config.changed_since, "changed-since")
+    now_us = int(logs.at_us_E.max(initial=-1)) + 1 if config.now is None else time_us(config.now, "--now")
+    since_us = None if config.changed_since is None else time_us(config.changed_since, "--changed-since")
     state = Path(config.state) if config.state else config.folder("state")
     spec = spec_in(state, config.store)
     with closing(open_store(spec, timeout_ms=lists.TIMEOUT_MS)) as store:
@@ -135,14 +134,3 @@ def _version(config: Config, parents: list[Artifact], now_us: int, since_us: int
     options = {name: getattr(config, name) for name in ("beam", "top", "batch", "live_days", "seed")}
     key = artifact.resume_key(options | {"now_us": now_us, "since_us": since_us, "base": base}, parents)
     return f"{datetime.fromtimestamp(now_us // US_PER_S, UTC):%Y%m%dT%H%M%S}-{key[:12]}"
-
-
-def _moment_us(text: str | None, flag: str) -> int | None:
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise InputError(f"--{flag} {text!r}: must be an ISO time such as 2026-03-01T08:30:00Z") from error
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)  # local times would differ between machines
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)

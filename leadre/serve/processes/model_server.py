@@ -19,7 +19,7 @@ from leadre.data.moment import LiveInventory, Moment, history_of
 from leadre.errors import BusyError
 from leadre.generate.engine import Engine
 from leadre.lm.backbone import has_bfloat16
-from leadre.lm.beam import BeamPolicy, BeamRequest
+from leadre.lm.beam import BeamPolicy
 from leadre.lm.decode import BeamSearcher
 from leadre.lm.prefix import PrefixCache
 from leadre.semid import codebook as codebooks
@@ -27,9 +27,10 @@ from leadre.semid.inventory import Inventory
 from leadre.serve.ipc.messages import GenerateReply, GenerateRequest, ModelInfoReply, ModelInfoRequest
 from leadre.store.contract import ProfileEvent
 from leadre.tune import model as tuned_model
-from leadre.tune.threads import serving_prompt
+from leadre.tune.answers import search_of
 
 PREFIX_MB = 256
+NO_PLACEMENT = -1  # profiles have none
 
 
 class ModelServer:
@@ -78,10 +79,8 @@ class ModelServer:
         count = len(self.live.codes_OL)
         eligible_O = np.unpackbits(np.frombuffer(request.eligible, np.uint8), count=count).astype(np.bool_)
         moment = self.moment(request.user_id, request.recent, request.now_us, eligible_O)
-        ids = serving_prompt(self.prompter, moment)
-        pointer_bias_T = self.live.pointer_bias(moment, self.prompter.layout.objects(ids))
         inventory = self.inventory.restrict(allowed=eligible_O)
-        beam_request = BeamRequest(len(ids) - 1, inventory, np.arange(count), pointer_bias_T=pointer_bias_T)
+        ids, (beam_request,) = search_of(self.prompter, self.live, moment, inventory, np.arange(count))
         try:
             policy = BeamPolicy(self.beam, top=request.top)
             future = self.engine.submit(ids, beam_request, policy, deadline_ms=left_ms)
@@ -98,6 +97,7 @@ class ModelServer:
                 event.at_us,
                 AD if event.domain == "ad" else CONTENT,
                 event.value_nanos,
+                NO_PLACEMENT,
             )
             for event in recent
             if event.object_id in self.objects
