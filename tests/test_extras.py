@@ -35,6 +35,7 @@ PARTS = {
     "leadre.serve.processes.model_server": "generate",
     "ray": "scale",
 }
+API = "leadre.api"  # no command reaches it: `leadre` imports it when one of its names is first used
 # Modules that no file of the package imports -> why an extra has them.
 INDIRECT = {
     "accelerate": "transformers needs it to read GGUF",
@@ -96,6 +97,7 @@ def reached(start: str) -> tuple[set[str], set[str]]:
         names = imports_of_module(module) | {module.rpartition(".")[0]} - {
             ""
         }  # a package is imported before its modules
+        names -= {API}
         parts |= names & PARTS.keys()
         for name in names - PARTS.keys():
             if name in SOURCES and name not in seen:
@@ -132,6 +134,12 @@ def test_every_import_of_a_command_is_in_its_extras(section: str) -> None:
     assert packages <= allowed(section)
     for part in parts:
         assert needs(part) <= allowed(section) | set(extras.MODULES[PARTS[part]]), part
+
+
+def test_every_import_of_the_python_api_is_in_the_extras_that_it_requires() -> None:
+    packages, parts = reached(API)
+    assert packages <= BASE.union(extras.MODULES["generate"], extras.MODULES["evaluate"])
+    assert not parts
 
 
 def test_no_extra_has_a_package_without_need() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from leadre import artifact
+from leadre import artifact, extras
 from leadre.data import text
 from leadre.errors import InputError
-from leadre.semid import codebook as codebooks
+
+if TYPE_CHECKING:  # its packages are in extras, which `load` does not need
+    from leadre.semid import codebook as codebooks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,9 @@ def load_codebook(path: str | Path) -> Codebook:
 
 
 def open_codebook(source: artifact.Artifact) -> Codebook:
-    """The codebook of a semid artifact."""
+    """The codebook of a semid artifact. Raises InputError if a package is missing."""
+    extras.require("a codebook", "generate")
+    from leadre.semid import codebook as codebooks
+
     made_with = source.meta["config"]
     return Codebook(ids=codebooks.load(source), encoder=made_with["encoder"], encoder_hash=made_with["encoder_hash"])

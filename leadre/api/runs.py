@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from leadre import artifact, config
+from leadre import artifact, config, extras
 from leadre.api.codebook import Codebook, open_codebook
 from leadre.api.recommender import BEAM, Recommendations, Recommender, channel_rank
 from leadre.api.users import Market, Time, User
@@ -45,7 +45,7 @@ class Request:
 class Run:
     """A finished run, from `load`. Each stage is read once, when it is first used; load again after a stage has run.
 
-    ``path``: its folder. ``market``: its tables, for the other classes of this API.
+    ``path``: its folder. ``tables``: the artifact of `leadre data`; ``market`` is its content, for this API alone.
     """
 
     path: Path
@@ -122,6 +122,7 @@ class Run:
             raise InputError(f"beam {beam}: must be at least 1")
         folder = latest(self._config) if name == "latest" else self.path / f"tune-{name}"
         model = artifact.read(folder, artifact.MODEL)
+        extras.require("a model", "generate")
         from leadre.generate import batch  # imports torch, which tables, channels and codebook do not need
         from leadre.tune import model as models
 
@@ -143,6 +144,7 @@ class Run:
         It is read from ``channels/<name>`` of the run; if it is not there or not current, it is fitted on training time
         and written first. Raises InputError, which names the nearest channel, for an unknown name.
         """
+        extras.require("a channel", "evaluate")
         from leadre.generate.channels import fitted
         from leadre.generate.channels.registry import CHANNELS
 

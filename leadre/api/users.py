@@ -21,6 +21,7 @@ from leadre.generate.lists.run import Config as ListsConfig
 Time: TypeAlias = datetime | str | int
 """A datetime, an ISO text, or whole microseconds since 1970; UTC unless it has an offset."""
 NO_PLACEMENT = -1
+MAX_NANOS = np.iinfo(np.int64).max
 LIVE_DAYS = ListsConfig.live_days  # as for the lists that serving reads
 
 
@@ -94,6 +95,8 @@ class Market:
         Without ``at`` the time is just after the last event of the log and of the user.
         """
         described = self.user(user) if isinstance(user, str) else user
+        if not isinstance(described, User):
+            raise InputError(f"user {user!r}: must be the ID of a user, as text, or leadre.User([leadre.Event(...)])")
         rows = [self._row(number, event) for number, event in enumerate(described.events)]
         last_us = max([self.last_us, *(row[1] for row in rows)])
         at_us = last_us + 1 if at is None else time_us(at, "at")
@@ -138,6 +141,12 @@ class Market:
             raise InputError(f"{place}: the tables have no {event.domain} {event.item_id!r}; {remedy}")
         at_us = time_us(event.at, f"{place}: at")
         placement = self._placement(event.placement_id, f"{place}: placement_id")
+        is_whole = isinstance(event.value_nanos, int | np.integer)
+        if not (is_whole and 0 <= event.value_nanos <= MAX_NANOS):
+            raise InputError(
+                f"{place}: value_nanos {event.value_nanos!r}: must be a whole number of billionths of the currency, "
+                f"not below zero: 2.50 is 2500000000"
+            )
         if is_ad:
             return int(self.logs.ad_object_A[row]), at_us, AD, int(event.value_nanos), placement
         return row, at_us, CONTENT, int(event.value_nanos), placement
@@ -153,9 +162,9 @@ class Market:
     def _placement(self, placement_id: str | None, name: str) -> int:
         if placement_id is None:
             return NO_PLACEMENT
-        if placement_id not in self.logs.placements:
-            raise InputError(f"{name}: {_unknown('placement', placement_id, self.logs.placements)}")
-        return self.logs.placements.index(placement_id)
+        if placement_id not in self._placements:
+            raise InputError(f"{name}: {_unknown('placement', placement_id, self._placements)}")
+        return self._placements[placement_id]
 
     def _inventory(self, live: Iterable[str]) -> LiveInventory:
         if isinstance(live, str):
@@ -200,6 +209,10 @@ class Market:
     @cached_property
     def _users(self) -> Mapping[str, int]:
         return _rows_of(self.logs.users["user_id"].to_list())
+
+    @cached_property
+    def _placements(self) -> Mapping[str, int]:
+        return _rows_of(self.logs.placements)
 
 
 ADD_TO_TABLES = "add them to the tables, run `leadre data` and `leadre semid --extend`, and load the run again"

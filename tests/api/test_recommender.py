@@ -163,6 +163,9 @@ def event(item_id, domain="content", at="2025-02-03", **fields):
         (USER, {"at": "yesterday"}, "at 'yesterday': must be an ISO time"),
         (USER, {"placement_id": "placement-9"}, "placement_id: unknown placement 'placement-9'"),
         (USER, {"k": 0}, "k 0: must be at least 1"),
+        (7, {}, "user 7: must be the ID of a user, as text"),
+        (event("ad-0001", "ad", value_nanos=2.5), {}, r"events\[0\]: value_nanos 2.5: must be a whole number"),
+        (event("ad-0001", "ad", value_nanos=-1), {}, r"value_nanos -1: must be a whole number of billionths"),
     ],
 )
 def test_unknown_ids_and_invalid_values_are_refused_by_name(run, user, options, message):

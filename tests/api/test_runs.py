@@ -134,3 +134,19 @@ def test_reprs_are_short(run):
     assert repr(run.channel("als")) == "Recommender(name='als')"
     request = run.requests("test")[0]
     assert request.request_id in repr(request) and len(repr(request)) < 300
+
+
+@pytest.mark.parametrize(
+    ("module", "use", "message"),
+    [
+        ("safetensors", lambda run: run.codebook, r"a codebook needs safetensors.*'leadre\[generate\]'"),
+        ("torch", lambda run: run.model(), r"a model needs torch, not installed here.*'leadre\[generate\]'"),
+        ("implicit", lambda run: run.channel("als"), r"a channel needs implicit.*'leadre\[evaluate\]'"),
+    ],
+)
+def test_missing_package_names_its_extra(folder, monkeypatch, module, use, message):
+    run = leadre.load(folder)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match=message):
+        use(run)
+    assert run.user("user-00039").events  # tables need no extra
