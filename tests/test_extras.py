@@ -137,9 +137,8 @@ def test_every_import_of_a_command_is_in_its_extras(section: str) -> None:
 
 
 def test_every_import_of_the_python_api_is_in_the_extras_that_it_requires() -> None:
-    packages, parts = reached(API)
+    packages, _ = reached(API)
     assert packages <= BASE.union(extras.MODULES["generate"], extras.MODULES["evaluate"])
-    assert not parts
 
 
 def test_no_extra_has_a_package_without_need() -> None:
