@@ -141,15 +141,10 @@ class Market:
             raise InputError(f"{place}: the tables have no {event.domain} {event.item_id!r}; {remedy}")
         at_us = time_us(event.at, f"{place}: at")
         placement = self._placement(event.placement_id, f"{place}: placement_id")
-        is_whole = isinstance(event.value_nanos, int | np.integer)
-        if not (is_whole and 0 <= event.value_nanos <= MAX_NANOS):
-            raise InputError(
-                f"{place}: value_nanos {event.value_nanos!r}: must be a whole number of billionths of the currency, "
-                f"not below zero: 2.50 is 2500000000"
-            )
+        value_nanos = _whole_nanos(event.value_nanos, place)
         if is_ad:
-            return int(self.logs.ad_object_A[row]), at_us, AD, int(event.value_nanos), placement
-        return row, at_us, CONTENT, int(event.value_nanos), placement
+            return int(self.logs.ad_object_A[row]), at_us, AD, value_nanos, placement
+        return row, at_us, CONTENT, value_nanos, placement
 
     def _profile(self, profile: Mapping[str, Any]) -> Mapping[str, Any]:
         """The profile in the order of the table's columns, which is that of the prompt."""
@@ -216,6 +211,15 @@ class Market:
 
 
 ADD_TO_TABLES = "add them to the tables, run `leadre data` and `leadre semid --extend`, and load the run again"
+
+
+def _whole_nanos(value_nanos: int, place: str) -> int:
+    if isinstance(value_nanos, int | np.integer) and 0 <= value_nanos <= MAX_NANOS:
+        return int(value_nanos)
+    raise InputError(
+        f"{place}: value_nanos {value_nanos!r}: must be a whole number of billionths of the currency, "
+        f"not below zero: 2.50 is 2500000000"
+    )
 
 
 def _rows_of(ids: Sequence[str]) -> dict[str, int]:
