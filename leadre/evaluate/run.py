@@ -69,7 +69,7 @@ def run(config: Config) -> None:
 
     logs = histories.load(data)
     requests_R = choose(config, logs, lists)
-    views = [retrieval.build_view(logs, requests_R, name) for name in retrieval.VIEWS]
+    views = views_of(logs, requests_R)
     methods = _methods(config, logs, data, {OURS: lists, **extras}, views)
     weights = {} if validation is None else _add_reranked(methods, logs, lists, validation, views)
     with output.create() as temporary:
@@ -174,6 +174,19 @@ def choose(config: Config, logs: Logs, lists: artifact.Artifact) -> Ints:
     split_size = int((logs.request_split_R == SPLITS.index(config.split)).sum())
     progress.say(f"evaluate: {len(requests_R):,} of {split_size:,} {config.split} requests, {len(users):,} users")
     return requests_R
+
+
+def views_of(logs: Logs, requests_R: Ints) -> list[View]:
+    """The views, `all` first, without those in which no request has a relevant ad. InputError if none is left."""
+    from leadre.evaluate.retrieval import measure as retrieval
+
+    views = [retrieval.build_view(logs, requests_R, name) for name in retrieval.VIEWS]
+    empty = [view.name for view in views if not len(view.requests_V)]
+    if len(empty) == len(views):
+        raise InputError(f"none of these {len(requests_R):,} requests has a positive action; evaluate more --users")
+    for name in empty:
+        progress.say(f"evaluate: view {name}: none of these requests has a relevant ad, so the view is left out")
+    return [view for view in views if len(view.requests_V)]
 
 
 def _listed_requests(logs: Logs, lists: artifact.Artifact, split: str) -> Ints:

@@ -52,6 +52,18 @@ def done(market, tmp_path_factory):
     return root / "evaluate", market[1]
 
 
+def test_view_without_a_relevant_ad_is_left_out(market, said):
+    """A small log: in a handful of requests each converted object may be known to its user."""
+    logs = market[1]
+    requests = logs.requests_of(histories.TEST)
+    known = np.setdiff1d(requests, retrieval.build_view(logs, requests, "new").requests_V)
+    assert len(known)
+    assert [view.name for view in run.views_of(logs, known)] == ["all"]
+    assert any("view new" in line and "left out" in line for line in said)
+    with pytest.raises(InputError, match="none of these 0 requests has a positive action"):
+        run.views_of(logs, known[:0])
+
+
 def test_metrics_json_has_the_documented_shape(done):
     folder, _ = done
     figures = json.loads((folder / "metrics.json").read_text())
