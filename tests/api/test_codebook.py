@@ -1,5 +1,6 @@
 """The codebook of the API is the artifact, and new objects get the IDs that `leadre semid --extend` gives them."""
 
+import numpy as np
 import pytest
 
 import leadre
@@ -55,6 +56,8 @@ def test_new_objects_get_the_ids_of_semid_extend(run, larger):
     assert codebook.version == extended.version
     for object_id in logs.objects["object_id"]:
         assert codebook.semantic_id(object_id) == extended.semantic_id(object_id)
+    rows = extended.ids.rows(codebook.ids.object_ids)
+    np.testing.assert_allclose(codebook.ids.embeddings_OD, extended.ids.embeddings_OD[rows], atol=1e-5)
     assert codebook.extend([leadre.NewObject(object_id="object-0000", title="of another text")]) is codebook
 
 

@@ -44,7 +44,9 @@ def test_every_recommender_takes_a_described_user(run, request_):
         assert channel.recommend(described, at=request_.at) == channel.recommend(USER, at=request_.at)
 
 
-def test_events_at_or_after_the_time_do_not_count(run, model, request_):
+@pytest.mark.parametrize("name", ["model", "own_frequency"])
+def test_events_at_or_after_the_time_do_not_count(run, model, request_, name):
+    model = model if name == "model" else run.channel(name)
     described = run.user(USER)
     before = [event for event in described.events if event.at < request_.at]
     at_once = leadre.Event(described.events[0].item_id, request_.at, described.events[0].domain)
