@@ -62,7 +62,9 @@ def _run(arguments: list[str]) -> int:
         _print("\n".join(f"{name} = {config.show(value)}" for name, value in effective.flat().items()))
         return 0
     extras.require(f"`leadre {command_of(section)}`", *extras.COMMANDS[section])
-    module.run(effective)
+    output = module.run(effective)
+    if isinstance(output, str):  # alone on stdout, for another program: KEY=$(leadre serve key --name NAME)
+        _print(output)
     return 0
 
 

@@ -9,7 +9,10 @@ from typing import Protocol, TypeVar
 
 from rich.console import Console
 
+from leadre.units import S_PER_HOUR, S_PER_MINUTE
+
 LOG_EVERY_S = 10.0  # without a terminal: often enough to see life, seldom enough to read the log
+LOG_FIRST_S = 2.0  # the first estimate comes earlier
 
 T = TypeVar("T")
 
@@ -60,41 +63,62 @@ def _track_terminal(label: str, total: int, already: int) -> Iterator[Advance]:
         widgets.BarColumn(),
         widgets.MofNCompleteColumn(),
         widgets.TimeElapsedColumn(),
-        widgets.TimeRemainingColumn(),
+        widgets.TextColumn("{task.fields[left]}", markup=False),
         widgets.TextColumn("{task.fields[note]}", markup=False),
     )
     with widgets.Progress(*columns, console=console) as progress:
-        task = progress.add_task(label, total=total, completed=already, note="")
+        task = progress.add_task(label, total=total, completed=already, left="", note="")
+        started_s = time.monotonic()
+        done = already
 
         def advance(n: int = 1, note: str = "") -> None:
+            nonlocal done
+            done += n
+            left = _left(done - already, total - done, time.monotonic() - started_s)
             if note:
-                progress.update(task, advance=n, note=note)
+                progress.update(task, advance=n, left=left, note=note)
             else:
-                progress.update(task, advance=n)
+                progress.update(task, advance=n, left=left)
 
         yield advance
 
 
 @contextmanager
 def _track_log(label: str, total: int, already: int) -> Iterator[Advance]:
-    started_s = last_s = time.monotonic()
+    started_s = time.monotonic()
+    next_s = started_s + LOG_FIRST_S
     done = already
     status = ""
 
     def line(now_s: float) -> str:
-        rate = (done - already) / max(now_s - started_s, 1e-9)
-        left = f", {max(total - done, 0) / rate:.0f} s left" if rate else ""
-        return f"{label}: {done:,} of {total:,}, {now_s - started_s:.0f} s{left}" + (f", {status}" if status else "")
+        left = _left(done - already, total - done, now_s - started_s)
+        parts = (f"{label}: {done:,} of {total:,}", duration(now_s - started_s), left, status)
+        return ", ".join(filter(None, parts))
 
     def advance(n: int = 1, note: str = "") -> None:
-        nonlocal done, status, last_s
+        nonlocal done, status, next_s
         done += n
         status = note or status
         now_s = time.monotonic()
-        if now_s - last_s >= LOG_EVERY_S:
-            last_s = now_s
+        if now_s >= next_s and (done > already or now_s - started_s >= LOG_EVERY_S):
+            next_s = now_s + LOG_EVERY_S
             say(line(now_s))
 
     say(f"{label}: {total - already:,} to do")
     yield advance
     say(f"{label}: {done - already:,} done in {time.monotonic() - started_s:.1f} s" + (f", {status}" if status else ""))
+
+
+def duration(seconds: float) -> str:
+    """A duration in its two largest units at most: 45 s, 2 min 49 s, 3 h 5 min."""
+    whole = max(0, round(seconds))
+    if whole < S_PER_MINUTE:
+        return f"{whole} s"
+    if whole < S_PER_HOUR:
+        return f"{whole // S_PER_MINUTE} min {whole % S_PER_MINUTE} s"
+    return f"{whole // S_PER_HOUR} h {whole % S_PER_HOUR // S_PER_MINUTE} min"
+
+
+def _left(done: int, to_do: int, elapsed_s: float) -> str:
+    """The time that the rest takes at the speed so far; "" while nothing is done."""
+    return f"about {duration(max(to_do, 0) * elapsed_s / done)} left" if done > 0 else ""

@@ -1,10 +1,48 @@
-"""Lines of progress on stderr."""
+"""Progress in a log: the first line before any work, an early estimate, then a line every ten seconds."""
 
 from __future__ import annotations
 
 import io
 
+import pytest
+
 from leadre import progress
+
+
+@pytest.fixture
+def now_s(monkeypatch):
+    """A list whose only item is the monotonic time that `progress` reads."""
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    return clock
+
+
+def test_log_has_an_estimate_soon_after_the_first_items_and_then_every_ten_seconds(now_s, capsys):
+    with progress.track("users", 1000, done=100) as advance:
+        for seconds, count in ((1.0, 10), (4.0, 40), (9.0, 100), (13.9, 100), (14.0, 150), (20.0, 500)):
+            now_s[0] = 100.0 + seconds
+            advance(count, "fast")
+    assert capsys.readouterr().err.splitlines() == [
+        "users: 900 to do",
+        "users: 150 of 1,000, 4 s, about 1 min 8 s left, fast",
+        "users: 500 of 1,000, 14 s, about 18 s left, fast",
+        "users: 900 done in 20.0 s, fast",
+    ]
+
+
+def test_log_shows_life_but_no_estimate_while_nothing_is_done(now_s, capsys):
+    with progress.track("users", 1000) as advance:
+        for seconds in (3.0, 9.0, 11.0):
+            now_s[0] = 100.0 + seconds
+            advance(0)
+    assert capsys.readouterr().err.splitlines()[1:-1] == ["users: 0 of 1,000, 11 s"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (59.4, "59 s"), (168.6, "2 min 49 s"), (3600, "1 h 0 min"), (-3, "0 s")]
+)
+def test_duration_has_its_two_largest_units(seconds, text):
+    assert progress.duration(seconds) == text
 
 
 class Closed(io.StringIO):

@@ -35,3 +35,10 @@ class Plan:
     model: Path | None
     beam: int
     retain_days: int
+
+    @property
+    def management_url(self) -> str:
+        """URL of the management port for a visitor of the bid port; "" unless both are on the visitor's machine."""
+        is_local = self.host in ("127.0.0.1", "localhost", "::1")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.manage_port}/" if is_local else ""

@@ -65,7 +65,6 @@ def run(config: Config) -> None:
     bootstrap.fill(paths, tables)
     origins = bootstrap.register_origins(paths, config.origins)
     bootstrap.check_exposure(paths, (config.host,))
-    bootstrap.create_operator_key(paths, SystemClock())
     plan = Plan(
         paths=paths,
         settings=settings_of(config),
@@ -80,8 +79,8 @@ def run(config: Config) -> None:
         beam=config.beam,
         retain_days=config.retain_days,
     )
-    progress.say(f"serve: bids at {settings_of(config).public_url}, management at {config.host}:{config.manage_port}")
     progress.say(f"serve: pages that may request bids: {', '.join(sorted(origins)) or 'none; set --origins'}")
+    bootstrap.offer_operator_key(paths, SystemClock())
     supervisor.run(plan)
 
 

@@ -1,6 +1,7 @@
-"""Creates a key of the management API and shows it once; a running bidder accepts it at once.
+"""Creates a key of the management API and prints it once; a running bidder accepts it at once.
 
-An operator's key grants everything; an advertiser's key reads and changes that account alone. Only a hash of the key is
+Standard output has the key and nothing else, so that a shell can keep it: KEY=$(leadre serve key --name NAME). An
+operator's key grants everything; an advertiser's key reads and changes that account alone. Only a hash of the key is
 stored: a lost key is revoked and replaced by another.
 """
 
@@ -26,8 +27,8 @@ class Config(config.Common):
     stages: Path | None = config.option(None, "TOML whose [serve] names the state folder; none = that of --config")
 
 
-def run(settings: Config) -> None:
-    """Create the key. Raises InputError without a name, or for an invalid advertiser."""
+def run(settings: Config) -> str:
+    """Create the key; returns its text. Raises InputError without a name, or for an invalid advertiser."""
     from leadre.serve.catalogue.database import ManageDatabase
     from leadre.serve.manage import auth
 
@@ -38,4 +39,5 @@ def run(settings: Config) -> None:
     finally:
         database.close()
     owner = f"account {key.advertiser_id}" if key.advertiser_id else "an operator"
-    progress.say(f"serve: key {key.key_id} of {key.name} ({owner}), shown only now: {secret}")
+    progress.say(f"serve: key {key.key_id} of {key.name} ({owner}); only its hash is stored, so this is its only copy:")
+    return secret

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 import pytest
 
 from leadre.__main__ import main
+from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.manage.auth import ApiKeys
 
 from .bidder import free_port
 
@@ -89,15 +92,73 @@ def spent(manages, key):
     return {row["campaign_id"]: (row["impressions"], row["charged_nanos"]) for row in rows}
 
 
+def start(work, state, stderr):
+    command = [sys.executable, "-m", "leadre", "serve", "--work", str(work), "--run", "r", "--state", str(state)]
+    command += ["--port", "0", "--manage-port", str(free_port()), "--generate", "false"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "FORCE_COLOR": "1"}
+    return subprocess.Popen(command, stderr=stderr, env=environment)
+
+
+def lines_until_ready(read):
+    """Lines of stderr up to the addresses of a bidder that is ready; ``read()`` returns some bytes."""
+    text = ""
+    while "Ctrl+C" not in text:
+        part = read().decode()
+        assert part, f"the bidder ended: {text}"
+        text += part
+    return text.replace("\r", "").split("\n")
+
+
+@pytest.mark.slow
+def test_first_key_is_a_line_to_paste_in_a_terminal_before_the_addresses(work, tmp_path):
+    ours, theirs = pty.openpty()
+    running = start(work, tmp_path / "state", theirs)
+    os.close(theirs)
+    try:
+        lines = lines_until_ready(lambda: os.read(ours, 10_000))
+        (number,) = (number for number, line in enumerate(lines) if "export KEY=" in line)
+        assert lines[number - 1] == lines[number + 1] == "", "a block of its own"
+        command = f"leadre serve key --name NAME --state {tmp_path / 'state'}"
+        assert lines[number + 2] == f"serve: `{command}` prints another at any time"
+        assert lines[number + 3].startswith("serve: ready after")
+        key = subprocess.check_output(["sh", "-c", f"{lines[number]}; echo $KEY"], text=True).strip()
+        url = re.search(r"status page +(http://127.0.0.1:\d+/);", "\n".join(lines))[1]
+        assert get(f"{url}keys", key)[0]["name"] == "first start"
+        running.send_signal(signal.SIGINT)
+        assert running.wait(PATIENCE_S) == 0
+        assert b"serve: stopped" in os.read(ours, 10_000)
+    finally:
+        running.kill()
+        running.wait()
+        os.close(ours)
+
+
+@pytest.mark.slow
+def test_log_holds_no_key_and_names_the_command_that_creates_one(work, tmp_path):
+    running = start(work, tmp_path / "state", subprocess.PIPE)
+    try:
+        lines = lines_until_ready(running.stderr.readline)
+    finally:
+        running.kill()
+        running.wait()
+        running.stderr.close()
+    command = f"leadre serve key --name NAME --state {tmp_path / 'state'}"
+    assert f"serve: no operator's key yet; `{command}` prints one" in lines and "KEY=" not in "".join(lines)
+    database = ManageDatabase(tmp_path / "state" / "manage.db")
+    assert ApiKeys(database).all() == []
+    database.close()
+
+
 @pytest.mark.slow
 def test_killed_bidder_continues_elsewhere_from_its_backup(work, tmp_path, capsys):
     with serving(work, "--generate", "false") as (bids, manages, running, log):
-        (key,) = re.findall(r"an operator's key, shown only now: (\S+)", log.read_text())
+        run = ["--work", str(work), "--run", "r"]
+        assert main(["serve", "key", *run, "--name", "Bob"]) == 0
+        key = capsys.readouterr().out.strip()
         for number in range(20):
             bid_and_show(bids, number)
-        run = ["--work", str(work), "--run", "r"]
         assert main(["serve", "key", *run, "--name", "Ada"]) == 0
-        another = re.findall(r"of Ada \(an operator\), shown only now: (\S+)", capsys.readouterr().err)[0]
+        another = capsys.readouterr().out.strip()
         before = spent(manages, another)
         assert sum(impressions for impressions, _ in before.values()) == 20
         assert main(["serve", "backup", *run, "--to", str(tmp_path / "backup")]) == 0
@@ -108,7 +169,7 @@ def test_killed_bidder_continues_elsewhere_from_its_backup(work, tmp_path, capsy
     assert "move it away first" in capsys.readouterr().err
     assert main(["serve", "restore", *run, "--backup", str(tmp_path / "backup"), "--state", state]) == 0
     with serving(work, "--generate", "false", "--state", state) as (bids, manages, _, log):
-        assert "an operator's key" not in log.read_text()
+        assert "operator's key" not in log.read_text(), "Bob's and Ada's are in force"
         assert spent(manages, key) == before
         bid_and_show(bids, 21)
         assert sum(impressions for impressions, _ in spent(manages, another).values()) == 21

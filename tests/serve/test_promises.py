@@ -207,7 +207,9 @@ ROUTES = {  # (method, path) -> the credential that it requires
     ("GET", "/e/imp"): "a token",
     ("POST", "/e/conv"): "a token",
     ("GET", "/e/nothing"): "no such route",
-    ("GET", "/"): "no such route",
+    ("GET", "/"): None,
+    ("HEAD", "/"): None,
+    ("GET", "/docs"): "no such route",
     ("GET", "/campaigns"): "no such route",
     ("DELETE", "/openrtb2/bid"): "no such route",
 }

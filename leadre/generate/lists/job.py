@@ -198,7 +198,7 @@ def _progress_bar(job: ListJob, users: int, count: int) -> Iterator[None]:
                     is_last = stop.wait(POLL_S)
                     now = min(users, (count - leases.left()) * job.batch)
                     rate = (now - first) / (time.monotonic() - started_s)
-                    advance(now - done, f"{rate:.1f} users/s")
+                    advance(now - done, f"{rate:.1f} users/s" if rate else "")
                     done = now
 
     thread = threading.Thread(target=follow, name="leadre-progress")

@@ -72,6 +72,7 @@ def run(config: Config) -> None:
     from leadre.store.contract import EVERYBODY
     from leadre.tune import model as saved
 
+    progress.say(f"generate: reads the logs {parents[0].path} and the model {parents[2].path}")
     saved.check_ids(parents[2], parents[1])
     logs = histories.load(parents[0])
     now_us = int(logs.at_us_E.max(initial=-1)) + 1 if config.now is None else time_us(config.now, "--now")
@@ -92,6 +93,8 @@ def run(config: Config) -> None:
         users = lists.users_of(logs, now_us, since_us)
         user_ids = logs.users["user_id"].gather(users).to_list()
         retry(lambda: store.put_lists(version, {}), config.wait_s)
+        size = f"{len(users):,} users, {config.batch} at a time"
+        progress.say(f"generate: a list for each of {size}; the time left is known after the first of them")
         lists.generate(job, user_ids, config.workers)
         everybody = {EVERYBODY: recent.popular(logs, now_us, ads, version, config.top)}
         retry(lambda: store.put_lists(version, everybody), config.wait_s)

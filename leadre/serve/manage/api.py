@@ -2,9 +2,9 @@
 
 The API shares a port of its own with the status page (`leadre.serve.manage.status`).
 
-Every endpoint but `/health` requires a key. An operator's key may do everything. An advertiser's key reads and changes
-its own account; for all other accounts it gets the same 404 as for an ID that does not exist. Such a key creates with
-POST, under a new random ID: a refusal of a chosen ID would reveal that another account uses it.
+Every endpoint but `/health` and `/docs` requires a key. An operator's key may do everything. An advertiser's key reads
+and changes its own account; for all other accounts it gets the same 404 as for an ID that does not exist. Such a key
+creates with POST, under a new random ID: a refusal of a chosen ID would reveal that another account uses it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 from leadre import __version__
 from leadre.errors import ConflictError, InputError, MissingError, PeerError, StoreDown
@@ -24,7 +26,7 @@ from leadre.serve.catalogue import importer
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.catalogue.validation import MAX_ID_CHARS
-from leadre.serve.manage import auth, forms, status
+from leadre.serve.manage import auth, forms, reference, status
 from leadre.serve.manage.access import (
     ApiKeysDep,
     Backend,
@@ -290,7 +292,7 @@ def import_ads(store: CampaignStoreDep, backend: BackendDep, form: forms.ImportF
 
 
 async def health() -> dict[str, str]:
-    """Whether the API responds. The only endpoint without a key."""
+    """Whether the API responds. Requires no key."""
     return {"status": "ok", "version": __version__}
 
 
@@ -300,7 +302,7 @@ def routes() -> FastAPI:
         title="LEADRE management",
         version=__version__,
         description="Times are ISO 8601 with an offset; money is whole billionths of the currency (`_nanos`).",
-        routes=[*router.routes, *status.router.routes],
+        routes=[*router.routes, *status.router.routes, *reference.router.routes],
         openapi_url=None,  # `schema` serves it, for callers with a key
         docs_url=None,
         redoc_url=None,
@@ -319,6 +321,7 @@ def manage_app(database: ManageDatabase, backend: Backend) -> FastAPI:
     app.state.backend = backend
     status.install(app)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(404, _unknown)
     for kind, code in (
         (InputError, 422),
         (MissingError, 404),
@@ -358,6 +361,13 @@ def _problem(status: int, detail: str) -> Response:
 
 def _refusal(status: int) -> Callable[[Request, Exception], Response]:
     return lambda _request, error: _problem(status, str(error))
+
+
+def _unknown(_request: Request, error: Exception) -> Response:
+    """A 404; for a path without a route, with the pages that lead on."""
+    assert isinstance(error, HTTPException)
+    is_ours = error.detail != HTTPStatus.NOT_FOUND.phrase
+    return _problem(404, error.detail if is_ours else "no such route: / is the status page, /docs the API reference")
 
 
 def _invalid(_request: Request, error: Exception) -> Response:

@@ -1,8 +1,10 @@
-"""Bootstrap: steps before a bidder starts. The first start fills the catalogue and creates an operator's key."""
+"""Bootstrap: steps before a bidder starts. The first start fills the catalogue and offers an operator's key."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -60,16 +62,28 @@ def popular(tables: Artifact, version: str) -> StoredList:
     return profiles.popular(logs, now_us, np.arange(len(logs.ads), dtype=np.int32), version, POPULAR_ADS)
 
 
-def create_operator_key(paths: StatePaths, clock: Clock) -> None:
-    """Create an operator's key if none is in force, and print it, once. It authorises every call."""
+def offer_operator_key(paths: StatePaths, clock: Clock) -> None:
+    """If no operator's key is in force: create one and print it in a terminal; elsewhere print how to create one.
+
+    The key authorises every call. A service's stderr is collected and read by many, so it never holds a key. A terminal
+    is one by `isatty` alone: rich takes a log for a terminal if FORCE_COLOR is set.
+    """
+    program = sys.argv[0] if Path(sys.argv[0]).name == "leadre" else "leadre"
+    command = f"{program} serve key --name NAME --state {paths.folder}"
     manage_database = ManageDatabase(paths.manage_database)
     try:
         keys = auth.ApiKeys(manage_database)
-        if not keys.have_operator():
-            _, key_text = keys.create("first start", clock.now_us())
-            progress.say(f"serve: an operator's key, shown only now: {key_text}")
+        if keys.have_operator():
+            return
+        if not sys.stderr.isatty():
+            progress.say(f"serve: no operator's key yet; `{command}` prints one")
+            return
+        _, key_text = keys.create("first start", clock.now_us())
     finally:
         manage_database.close()
+    progress.say("serve: an operator's key for the status page and for curl; only its hash is stored, so copy it:")
+    progress.say(f"\n    export KEY={key_text}\n")
+    progress.say(f"serve: `{command}` prints another at any time")
 
 
 def register_origins(paths: StatePaths, origins: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ POST /openrtb2/auction   a page's Prebid.js (CORS for registered origins, macros
 POST /openrtb2/bid       an exchange
 POST /v1/recommend       plain JSON for a site's own code                        (requires a key)
 GET  /v1/explain/ID      where each candidate came from, and why it was dropped  (requires a key)
+GET  /                   the index of these routes, for people and as JSON
 GET  /e/KIND             events of a bid; a click is redirected to the landing page
 GET  /metrics            Prometheus, all workers together                        (requires a key)
 GET  /healthz, /readyz   alive; able to bid
@@ -25,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from leadre import telemetry
 from leadre.clock import Clock
 from leadre.errors import BadRequest, PeerError
+from leadre.serve.manage import pages
 from leadre.serve.processes.admission import AdmissionQueue
 from leadre.serve.processes.recommend import RecommendRequest
 from leadre.serve.processes.worker import Worker
@@ -44,6 +46,7 @@ ARRIVED = "leadre.arrived_s"  # key of the ASGI scope
 JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
 NO_STORE: tuple[bytes, bytes] = (b"cache-control", b"no-store")
 PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")  # a transparent GIF, 1 x 1
+NO_KEY = b'{"error": "send `Authorization: Bearer KEY`; `leadre serve key --name NAME` prints an operator\'s key"}'
 _decode_recommend = msgspec.json.Decoder(RecommendRequest).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -99,14 +102,41 @@ async def reply(send: Send, status: int, body: bytes = b"", headers: Headers | N
     await send({"type": "http.response.body", "body": body})
 
 
+async def health(scope: Scope, receive: Receive, send: Send) -> None:
+    """200 while the process lives."""
+    await reply(send, 200, b"ok")
+
+
+def index_route(management_url: str) -> Handler:
+    """The handler of the index: HTML, or JSON for a client that accepts JSON and not HTML."""
+    html, described = pages.index(management_url)
+    security = [(name.lower().encode(), value.encode()) for name, value in pages.HEADERS.items()]
+
+    async def index(scope: Scope, receive: Receive, send: Send) -> None:
+        accepted = header(scope, b"accept")
+        if b"application/json" in accepted and b"text/html" not in accepted:
+            return await reply(send, 200, described, [JSON])
+        await reply(send, 200, html.encode(), [(b"content-type", b"text/html; charset=utf-8"), *security])
+
+    return index
+
+
+async def unknown_route(scope: Scope, receive: Receive, send: Send) -> None:
+    """404; for people with a way on. An exchange or a page with a wrong URL gets no body."""
+    if scope["path"].startswith(("/openrtb2/", "/e/")):
+        return await reply(send, 404)
+    await reply(send, 404, b"No such route; GET / lists the routes.\n", [(b"content-type", b"text/plain")])
+
+
 class App:
     """Routes of one worker, described in `openapi.py`. uvicorn's lifespan starts and stops the `Worker`.
 
     ``exact`` and ``prefixes`` map (method, path) and (method, beginning of a path) to handlers.
     """
 
-    def __init__(self, worker: Worker, *, max_wait_s: float) -> None:
+    def __init__(self, worker: Worker, *, max_wait_s: float, management_url: str) -> None:
         self.worker = worker
+        index = index_route(management_url)
         self._clock = worker.clock
         self._queue = AdmissionQueue(max_wait_s, worker.clock)
         self.exact: dict[tuple[str, str], Handler] = {
@@ -115,8 +145,10 @@ class App:
             ("POST", "/openrtb2/bid"): self._exchange,
             ("POST", "/v1/recommend"): self._recommend,
             ("GET", "/metrics"): self._metrics,
-            ("GET", "/healthz"): self._health,
+            ("GET", "/healthz"): health,
             ("GET", "/readyz"): self._ready,
+            ("GET", "/"): index,
+            ("HEAD", "/"): index,
         }
         self.prefixes: dict[tuple[str, str], Handler] = {
             ("GET", "/e/"): self._event,
@@ -132,7 +164,7 @@ class App:
         handler = self.exact.get((method, path))
         if handler is None:
             prefix = path[: path.find("/", 4) + 1] if path.startswith("/v1/") else path[:3]
-            handler = self.prefixes.get((method, prefix), self._unknown)
+            handler = self.prefixes.get((method, prefix), unknown_route)
         await handler(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -194,7 +226,7 @@ class App:
 
     async def _recommend(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._has_key(scope):
-            return await reply(send, 401)
+            return await reply(send, 401, NO_KEY, [JSON, (b"www-authenticate", b"Bearer")])
         try:
             request = _decode_recommend(await body_of(scope, receive))
         except (BadRequest, msgspec.DecodeError) as error:
@@ -204,7 +236,7 @@ class App:
 
     async def _explain(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._has_key(scope):
-            return await reply(send, 401)
+            return await reply(send, 401, NO_KEY, [JSON, (b"www-authenticate", b"Bearer")])
         try:
             explanation = await self.worker.explain(scope["path"].removeprefix("/v1/explain/"))
         except PeerError as error:
@@ -229,19 +261,13 @@ class App:
 
     async def _metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._has_key(scope):
-            return await reply(send, 401)
+            return await reply(send, 401, NO_KEY, [JSON, (b"www-authenticate", b"Bearer")])
         await reply(send, 200, telemetry.exposition(), [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
-
-    async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await reply(send, 200, b"ok", [(b"content-type", b"text/plain")])
 
     async def _ready(self, scope: Scope, receive: Receive, send: Send) -> None:
         """200 as soon as the worker bids; the body lists the parts that are away, without which bids go on."""
         degraded = self.worker.state.degraded()
         await reply(send, 200, _encode({"status": "degraded" if degraded else "ready", "away": degraded}), [JSON])
-
-    async def _unknown(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await reply(send, 404)
 
     def _has_key(self, scope: Scope) -> bool:
         kind, _, presented = header(scope, b"authorization").decode("latin-1").partition(" ")

@@ -19,7 +19,7 @@ from leadre.types import EventKind
 TYPES = (wire.Request, wire.Response, RecommendRequest, RecommendResponse, Explanation)
 KEY: list[dict[str, list[str]]] = [{"key": []}]
 ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
-NO_KEY = {"description": "No operator's key."}
+NO_KEY = {"description": "No operator's key.", "content": {"application/json": {"schema": ERROR}}}
 BID_REQUEST = {
     "id": "r1",
     "tmax": 200,

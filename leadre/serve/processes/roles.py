@@ -28,7 +28,7 @@ def run_worker(plan: Plan, listening: socket.socket) -> None:
 
     clock = SystemClock()
     worker = Worker(plan.paths, plan.settings, plan.timing, has_model=plan.model is not None, clock=clock)
-    app = App(worker, max_wait_s=plan.timing.shed_ms / 1000)
+    app = App(worker, max_wait_s=plan.timing.shed_ms / 1000, management_url=plan.management_url)
     _run_server(app, listening, http=stamping_protocol(clock))
 
 

@@ -21,7 +21,7 @@ from leadre import progress, telemetry
 from leadre.clock import Clock, SystemClock
 from leadre.errors import InputError
 from leadre.serve.plan import Plan
-from leadre.serve.processes import roles
+from leadre.serve.processes import readiness, roles
 
 BACKLOG = 2048  # connections that wait to be accepted
 POLL_S = 0.2
@@ -61,12 +61,16 @@ def run(plan: Plan) -> None:
         stopping = [False]
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopping.__setitem__(0, True))
+        announcing = readiness.start(plan, bid_socket.getsockname()[1], manage_socket.getsockname()[1], clock)
         try:
             while not stopping[0]:
                 _keep_running([writer, *others], clock)
+            progress.say("serve: stops; requests in progress are answered first")
         finally:
+            announcing.set()
             for role in [*others, writer]:  # the writer takes the last records of all others
                 _end(role)
+    progress.say("serve: stopped")
 
 
 def _listen(host: str, port: int) -> socket.socket:

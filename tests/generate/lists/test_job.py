@@ -147,6 +147,15 @@ def test_second_run_does_nothing(work, undisturbed, capsys):
     assert re.search(r"version \S+ is current in lmdb:\S+, nothing to do", capsys.readouterr().err)
 
 
+def test_number_of_users_is_printed_before_the_lists_are_generated(work, tmp_path, capsys):
+    assert main(argv("generate lists", work, f"{LISTS} --store lmdb:{tmp_path}")) == 0
+    lines = capsys.readouterr().err.splitlines()
+    users = "generate: a list for each of 60 users, 4 at a time; the time left is known after the first of them"
+    assert lines[0].startswith("generate: reads the logs") and lines.index(users) < lines.index(
+        "generate: users: 60 to do"
+    )
+
+
 def test_killed_run_resumes_and_readers_keep_the_old_version(work, undisturbed, tmp_path, monkeypatch):
     spec = f"lmdb:{tmp_path / 'store'}"
     store = open_store(spec)

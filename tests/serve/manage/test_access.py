@@ -6,7 +6,9 @@ The calls are generated from the OpenAPI description, so they cover a new endpoi
 
 from __future__ import annotations
 
+import html
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +32,7 @@ SPAN = {"since": "2026-03-01T00:00:00Z", "until": "2026-03-02T00:00:00Z"}
 SHARED_IDS = ("object_id",)
 DATES = ("starts_at", "ends_at")  # left out: the end must be after the start
 OPEN = ("/health",)
+OPEN_PAGES = {"/docs"}  # the reference, for people without a key
 UNDOCUMENTED = ("/openapi.json",)
 PAGES = {route.path for route in status.router.routes}  # for people, with sessions: test_status.py
 NO_SESSION = ("/status/login", "/status/assets/{name}")
@@ -213,7 +216,12 @@ def test_every_route_is_described_and_requires_a_key(api):
     described = operations(api.client, api.headers["acme"])
     routes = api.client.app.routes
     assert all(isinstance(route, APIRoute) for route in routes), "a route that the sweep cannot read"
-    assert {route.path for route in routes} == {operation.path for operation in described} | set(UNDOCUMENTED) | PAGES
+    assert {route.path for route in routes} == {
+        *(operation.path for operation in described),
+        *UNDOCUMENTED,
+        *PAGES,
+        *OPEN_PAGES,
+    }
     for operation in described:
         assert bool(operation.about.get("security")) != (operation.path in OPEN), operation.name
         assert operation.about["summary"] and operation.about["description"], operation.name
@@ -285,6 +293,34 @@ def test_bearer_key_does_not_open_the_status_page(api):
                 assert answer.status_code == 401, (method, route.path, holder)
                 assert not [word for word in api.secrets if word in answer.text], (method, route.path, holder)
     assert api.rows() == before and api.fake.calls == []
+
+
+def test_reference_lists_every_operation_with_its_key_and_no_stored_data(api):
+    page = api.client.get("/docs")
+    assert page.status_code == 200 and page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "http" not in page.text.replace(str(api.client.base_url), ""), "the page loads nothing from elsewhere"
+    assert not [word for word in api.secrets if word in page.text]
+    rows = dict(re.findall(r"<tr><td><code>(.*?)</code></td>.*?<td>([^<]*)</td></tr>", page.text))
+    credentials = {name: html.unescape(credential) for name, credential in rows.items()}
+    assert credentials == {
+        operation.name: "none" if operation.path in OPEN else "operator's key" if operation.is_operators else "any key"
+        for operation in operations(api.client, api.headers["operator"])
+    }
+    create = page.text.partition("<code>POST /campaigns</code>")[2].partition("</tr>")[0]
+    assert "bid_nanos*" in create and "cap_per_day" in create and "cap_per_day*" not in create
+
+
+def test_unknown_path_leads_to_the_index_and_the_reference(api):
+    answer = api.client.get("/nothing", headers=api.headers["nobody"])
+    assert answer.status_code == 404
+    assert answer.json() == {"detail": "no such route: / is the status page, /docs the API reference"}
+    assert api.client.get("/status/assets/none").json() == {"detail": "no asset has this name"}
+
+
+def test_login_form_leads_to_a_key_and_to_the_reference(api):
+    form = api.client.get("/")
+    assert form.status_code == 401
+    assert "leadre serve key --name NAME" in form.text and 'href="/docs"' in form.text
 
 
 def test_account_lists_its_own_items_without_filters(api):
