@@ -6,7 +6,7 @@ passes the reply to `accept`, and sends the messages that `releases` returns.
 
 from __future__ import annotations
 
-from leadre.auction.budget.messages import FOREVER, Lease, LeaseRequest, Release
+from leadre.auction.budget.messages import FOREVER, MAX_LEASE_NANOS, Lease, LeaseRequest, Release
 from leadre.units import US_PER_S
 
 FIRST_BIDS = 4  # number of bids that the first lease pays for
@@ -67,14 +67,16 @@ class LeasedBudget:
     def lease_request(self, bid_nanos: int, now_us: int) -> LeaseRequest | None:
         """A request for the ledger, if no lease can pay ``bid_nanos`` or little is left; else None.
 
-        Little: all leases together have less than half of the newest one. None also while a reply is awaited, and for
-        `RETRY_US` after the ledger granted no lease.
+        Little: all leases together have less than half of the newest one. None also while a reply is awaited, for
+        `RETRY_US` after the ledger granted no lease, and for a bid above `MAX_LEASE_NANOS`.
         """
         has_bid = self.can_pay(bid_nanos, now_us)
         has_half = has_bid and 2 * self.left_nanos(now_us) >= self._open[-1].lease.nanos
         if self._awaits_reply or now_us < self._retry_at_us or has_half:
             return None
-        self.lease_nanos = max(self.lease_nanos, FIRST_BIDS * bid_nanos)
+        if bid_nanos > MAX_LEASE_NANOS:
+            return None
+        self.lease_nanos = min(max(self.lease_nanos, FIRST_BIDS * bid_nanos), MAX_LEASE_NANOS)
         self._awaits_reply = True
         return LeaseRequest(
             worker=self.worker, campaign_id=self.campaign_id, max_nanos=self.lease_nanos, min_nanos=bid_nanos
@@ -83,14 +85,16 @@ class LeasedBudget:
     def accept(self, lease: Lease | None, now_us: int) -> None:
         """Store the lease that the ledger granted; None if it granted none.
 
-        If the previous lease was granted less than `DRAINED_US` ago, the size of the next one doubles.
+        If the previous lease was granted less than `DRAINED_US` ago, and this one has the requested size, the size of
+        the next one doubles: so it never exceeds twice the largest lease that the budget had room for.
         """
         self._awaits_reply = False
         if lease is None:
             self._retry_at_us = now_us + RETRY_US
             return
-        if self._open and now_us - self._open[-1].accepted_at_us < DRAINED_US:
-            self.lease_nanos *= 2
+        is_full = lease.nanos >= self.lease_nanos  # a smaller lease is all that the budget has left for one worker
+        if is_full and self._open and now_us - self._open[-1].accepted_at_us < DRAINED_US:
+            self.lease_nanos = min(2 * self.lease_nanos, MAX_LEASE_NANOS)
         # End leases with a small remainder: no bid could use it, and it would block budget until the lease expires.
         self._end([entry for entry in self._open if entry.left_nanos * FIRST_BIDS < lease.nanos])
         self._open.append(_OpenLease(lease, now_us))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FOREVER = (1 << 63) - 1  # us
+MAX_LEASE_NANOS = 10**18  # the largest budget of a campaign
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +24,10 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeaseRequest:
-    """A worker's request for budget. Result: a `Lease` of ``min_nanos`` to ``max_nanos``; None if that is not free."""
+    """A worker's request for budget. Result: a `Lease` of ``min_nanos`` to ``max_nanos``; None if that is not free.
+
+    0 < ``min_nanos`` <= ``max_nanos`` <= `MAX_LEASE_NANOS`.
+    """
 
     worker: str
     campaign_id: str

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from leadre.auction.budget.leases import RETRY_US, LeasedBudget
 from leadre.auction.budget.ledger import Ledger
-from leadre.auction.budget.messages import Budget, Charge, Lease, LeaseRequest, LedgerOrder, Release, Void
+from leadre.auction.budget.messages import MAX_LEASE_NANOS, Budget, Charge, Lease, LeaseRequest, LedgerOrder, Release, Void
 from leadre.units import US_PER_S
 
 
@@ -73,6 +74,38 @@ def test_remainder_too_small_for_a_bid_is_released_when_the_next_lease_arrives()
     budget.accept(lease(2, 40), 0)
     assert budget.releases(0) == [Release(lease_id=1, reserved_nanos=40)]
     assert budget.left_nanos(0) == 40
+
+
+def test_request_is_bounded_by_the_budget_however_fast_its_end_is_bid(tmp_path: Path) -> None:
+    """A lease near the end of a budget is small, and used up at once; a larger request does not make it larger."""
+    bid_nanos = 2_000_000
+    total_nanos = 2_000 * bid_nanos
+    budget = LeasedBudget("w", "c")
+    encode = msgspec.msgpack.Encoder().encode
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        ledger.set_budget("c", Budget(total_nanos=total_nanos), 0)
+        for now_us in range(0, 4 * US_PER_S, US_PER_S // 20):  # every renewal of a worker
+            request = budget.lease_request(bid_nanos, now_us)
+            if request is None:
+                continue
+            assert encode(request) and request.max_nanos <= total_nanos
+            (granted,) = ledger.apply([request], now_us)
+            assert granted is None or isinstance(granted, Lease)
+            budget.accept(granted, now_us)
+            while lease_id := budget.reserve(bid_nanos, now_us):
+                charge = Charge(event_id=f"{now_us}", campaign_id="c", nanos=1, at_us=now_us, lease_id=lease_id)
+                ledger.apply([charge, Release(lease_id=lease_id, reserved_nanos=1)], now_us)  # its budget is free again
+        assert 0 < ledger.spent("c") < total_nanos
+
+
+def test_request_is_bounded_by_the_largest_lease_of_a_message() -> None:
+    budget = LeasedBudget("w", "c")
+    for now_us in range(1, 100):
+        request = budget.lease_request(MAX_LEASE_NANOS // 3, now_us)
+        assert request is not None and request.min_nanos <= request.max_nanos <= MAX_LEASE_NANOS
+        budget.accept(lease(now_us, request.max_nanos), now_us)
+        while budget.reserve(MAX_LEASE_NANOS // 3, now_us):
+            pass
 
 
 # Eight workers and the ledger, in real time: a bid is charged within PENDING_S or not at all. Its events are on their
