@@ -17,7 +17,16 @@ import pytest
 
 from leadre.auction.budget.leases import RETRY_US, LeasedBudget
 from leadre.auction.budget.ledger import Ledger
-from leadre.auction.budget.messages import MAX_LEASE_NANOS, Budget, Charge, Lease, LeaseRequest, LedgerOrder, Release, Void
+from leadre.auction.budget.messages import (
+    MAX_LEASE_NANOS,
+    Budget,
+    Charge,
+    Lease,
+    LeaseRequest,
+    LedgerOrder,
+    Release,
+    Void,
+)
 from leadre.units import US_PER_S
 
 
