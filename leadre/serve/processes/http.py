@@ -44,6 +44,7 @@ MIN_GZIP_BYTES = 4096  # a shorter body gains little from gzip
 GC_THRESHOLDS = (10_000, 20, 20)
 ARRIVED = "leadre.arrived_s"  # key of the ASGI scope
 JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
+TEXT: tuple[bytes, bytes] = (b"content-type", b"text/plain")
 NO_STORE: tuple[bytes, bytes] = (b"cache-control", b"no-store")
 PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")  # a transparent GIF, 1 x 1
 NO_KEY = b'{"error": "send `Authorization: Bearer KEY`; `leadre serve key --name NAME` prints an operator\'s key"}'
@@ -104,7 +105,7 @@ async def reply(send: Send, status: int, body: bytes = b"", headers: Headers | N
 
 async def health(scope: Scope, receive: Receive, send: Send) -> None:
     """200 while the process lives."""
-    await reply(send, 200, b"ok")
+    await reply(send, 200, b"ok", [TEXT])
 
 
 def index_route(management_url: str) -> Handler:
@@ -125,7 +126,7 @@ async def unknown_route(scope: Scope, receive: Receive, send: Send) -> None:
     """404; for people with a way on. An exchange or a page with a wrong URL gets no body."""
     if scope["path"].startswith(("/openrtb2/", "/e/")):
         return await reply(send, 404)
-    await reply(send, 404, b"No such route; GET / lists the routes.\n", [(b"content-type", b"text/plain")])
+    await reply(send, 404, b"No such route; GET / lists the routes.\n", [TEXT])
 
 
 class App:
