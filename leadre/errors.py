@@ -56,11 +56,15 @@ class PeerError(LeadreError):
 
 
 class BadRequest(LeadreError, ValueError):
-    """A bid request that cannot be processed: 400 with an empty body. ``field`` is the path of the wrong field."""
+    """A bid request that cannot be processed: 400 with an empty body. ``field`` is the path of the wrong field.
 
-    def __init__(self, field: str, why: str) -> None:
+    ``reason`` is one word for metrics, such as "missing" or "got_str"; it contains nothing of the request.
+    """
+
+    def __init__(self, field: str, why: str, reason: str) -> None:
         super().__init__(f"{field}: {why}")
         self.field = field
+        self.reason = reason
 
 
 class StoreDown(LeadreError):

@@ -18,6 +18,8 @@ LATENCY_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.2, 0.3, 0
 AGE_S = (60, 600, *(hours * S_PER_HOUR for hours in (1, 4, 12, 24)), *(days * S_PER_DAY for days in (2, 7, 30)))
 
 ANSWERS = Counter("leadre_answers", "Bid requests answered", ["route", "outcome"])  # bid, no_bid, bad, shed, foreign
+BAD_REQUESTS = Counter("leadre_bad_requests", "Bid requests refused, by wrong field", ["route", "field", "reason"])
+LEFT_OUT_VALUES = Counter("leadre_left_out_values", "Values of a wrong type, read as absent", ["field"])
 ANSWER_S = Histogram(
     "leadre_answer_seconds", "From arrival of the request to the response", ["route"], buckets=LATENCY_S
 )

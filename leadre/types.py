@@ -186,6 +186,7 @@ class Request:
     blocked_seats: frozenset[str] = frozenset()
     has_deals_only: bool = False  # a private auction: deals are not supported
     is_test: bool = False
+    left_out: tuple[str, ...] = ()  # fields of which values of a wrong type were read as absent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ from leadre.serve.events.records import RequestRecord
 from leadre.serve.settings import Settings
 from leadre.types import Candidate, Impression, Request, Signals
 
-OMITTED = ("request_id", "user_id", "tmax_ms", "page", "publisher_id", "language", "ip", "cattax")
+OMITTED = ("request_id", "user_id", "tmax_ms", "page", "publisher_id", "language", "ip", "cattax", "left_out")
 USER_FIELDS = ("segments",)  # kept if the user is
 
 

@@ -308,7 +308,7 @@ def routes() -> FastAPI:
         redoc_url=None,
         max_body_size=BODY_BYTES,
     )
-    app.get("/health", tags=["health"])(health)
+    app.api_route("/health", methods=["GET", "HEAD"], tags=["health"])(health)
     return app
 
 

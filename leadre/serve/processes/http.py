@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import base64
 import gc
-import gzip
-import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, get_args
 from urllib.parse import parse_qsl
@@ -28,18 +26,17 @@ from leadre.clock import Clock
 from leadre.errors import BadRequest, PeerError
 from leadre.serve.manage import pages
 from leadre.serve.processes.admission import AdmissionQueue
+from leadre.serve.processes.bodies import Receive, Scope, UnsupportedCoding, body_of, header, packed
 from leadre.serve.processes.recommend import RecommendRequest
+from leadre.serve.processes.refusals import Refusals
 from leadre.serve.processes.worker import Worker
+from leadre.serve.protocol import openrtb
 from leadre.types import EventKind
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
-MAX_BODY_BYTES = 256 << 10  # also of an unpacked body
-MIN_GZIP_BYTES = 4096  # a shorter body gains little from gzip
 # Thresholds of the garbage collector: one pass over young objects per few hundred requests.
 GC_THRESHOLDS = (10_000, 20, 20)
 ARRIVED = "leadre.arrived_s"  # key of the ASGI scope
@@ -64,36 +61,6 @@ def stamping_protocol(clock: Clock) -> type[HttpToolsProtocol]:
             self.scope[ARRIVED] = clock.monotonic_s()  # type: ignore[literal-required]
 
     return Stamping
-
-
-async def body_of(scope: Scope, receive: Receive) -> bytes:
-    """The request body, unpacked. BadRequest if it is too long, or its gzip is damaged."""
-    parts = []
-    length = 0
-    while True:
-        message = await receive()
-        part = message.get("body", b"")
-        length += len(part)
-        if length > MAX_BODY_BYTES:
-            raise BadRequest("body", f"has more than {MAX_BODY_BYTES} bytes")
-        parts.append(part)
-        if not message.get("more_body"):
-            break
-    body = b"".join(parts)
-    if header(scope, b"content-encoding") == b"gzip":
-        unpack = zlib.decompressobj(wbits=31)
-        try:
-            body = unpack.decompress(body, MAX_BODY_BYTES)
-        except zlib.error as error:
-            raise BadRequest("body", f"is no gzip ({error})") from error
-        if unpack.unconsumed_tail or not unpack.eof:
-            raise BadRequest("body", f"is cut short, or has more than {MAX_BODY_BYTES} bytes unpacked")
-    return body
-
-
-def header(scope: Scope, name: bytes) -> bytes:
-    """The first value of a header; "" if the request has none."""
-    return next((value for key, value in scope["headers"] if key == name), b"")
 
 
 async def reply(send: Send, status: int, body: bytes = b"", headers: Headers | None = None) -> None:
@@ -140,6 +107,7 @@ class App:
         index = index_route(management_url)
         self._clock = worker.clock
         self._queue = AdmissionQueue(max_wait_s, worker.clock)
+        self._refusals = Refusals(worker.clock)
         self.exact: dict[tuple[str, str], Handler] = {
             ("POST", "/openrtb2/auction"): self._auction,
             ("OPTIONS", "/openrtb2/auction"): self._preflight,
@@ -162,7 +130,8 @@ class App:
             return await self._lifespan(receive, send)
         method = scope["method"]
         path = scope["path"]
-        handler = self.exact.get((method, path))
+        # uvicorn sends no body in response to HEAD. An event is an effect, so a HEAD does not post it.
+        handler = self.exact.get(("GET" if method == "HEAD" else method, path))
         if handler is None:
             prefix = path[: path.find("/", 4) + 1] if path.startswith("/v1/") else path[:3]
             handler = self.prefixes.get((method, prefix), unknown_route)
@@ -203,19 +172,21 @@ class App:
         else:
             is_page = route == "auction"
             try:
-                packed = await body_of(scope, receive)
+                request = openrtb.read(await body_of(scope, receive))
+                self._refusals.left_out(request.left_out)
                 outcome, status, body = await self.worker.bid(
-                    packed, arrived_s, fills_macros=is_page, has_no_bid_body=is_page or is_pretty
+                    request, arrived_s, fills_macros=is_page, has_no_bid_body=is_page or is_pretty
                 )
             except BadRequest as error:
+                self._refusals.refused(route, error)
                 body = _encode({"error": str(error)}) if is_pretty else b""
+                if isinstance(error, UnsupportedCoding):
+                    status, headers = 415, [*headers, (b"accept-encoding", b"gzip")]
         if body:
             if is_pretty:
                 body = _indented(body)
-            headers = [*headers, JSON, (b"x-openrtb-version", b"2.6")]
-            if len(body) > MIN_GZIP_BYTES and b"gzip" in header(scope, b"accept-encoding"):
-                body = gzip.compress(body, 1)
-                headers.append((b"content-encoding", b"gzip"))
+            body, coding = packed(body, scope)
+            headers = [*headers, JSON, (b"x-openrtb-version", b"2.6"), *coding]
         await reply(send, status, body, headers)
         telemetry.ANSWERS.labels(route, outcome).inc()
         telemetry.ANSWER_S.labels(route).observe(self._clock.monotonic_s() - arrived_s)

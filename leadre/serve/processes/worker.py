@@ -56,14 +56,13 @@ class Worker:
         await self.state.close()
 
     async def bid(
-        self, body: bytes, arrived_s: float, *, fills_macros: bool, has_no_bid_body: bool
+        self, request: Request, arrived_s: float, *, fills_macros: bool, has_no_bid_body: bool
     ) -> tuple[str, int, bytes]:
-        """(outcome, HTTP status, body) of the response to a bid request. BadRequest if the body is not a valid one.
+        """(outcome, HTTP status, body) of the response to a bid request.
 
         ``fills_macros``: the worker fills the auction macros, because the caller is a page: its Prebid.js fills none.
         ``has_no_bid_body``: a no-bid is JSON with its reason, which Prebid.js expects, and not a 204.
         """
-        request = openrtb.read(body)
         decision = await self._decide(request, arrived_s)
         if decision.reason is not None:
             status, no_bid = openrtb.no_bid(request, decision.reason, is_debug=has_no_bid_body)

@@ -20,7 +20,7 @@ import ipaddress
 import math
 import re
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -33,10 +33,12 @@ import msgspec
 from leadre.errors import BadRequest
 from leadre.serve.protocol import openrtb_schema as wire
 from leadre.serve.protocol.consent import DSA_REQUIRED
+from leadre.serve.protocol.decode import decode
 from leadre.types import Bid, Impression, Request, Signals, Size
 from leadre.units import NANOS_PER_CPM
 
 MAX_NANOS = 2**63 - 1  # higher prices and floors are clipped to it
+MAX_PIXELS = 10_000  # of a side of a banner; a larger one is an error of the caller
 MAX_ITEMS = 100  # imps, and currencies, of one request that are read; further ones are ignored
 CONTRADICTION = "?"  # in place of a TC string: no decoder accepts it
 XHTML_BANNER = 2  # AdCOM's creative subtype for the banners of this bidder
@@ -77,30 +79,32 @@ class Rendered:
     dsa: Mapping[str, object] | None = None
 
 
-_DECODER = msgspec.json.Decoder(wire.Request)
 _ENCODER = msgspec.json.Encoder()
 _MACRO = re.compile(r"\$\{(AUCTION_[A-Z_]+)(:B64)?\}")
 
 
 def read(body: bytes) -> Request:
-    """Parse a bid request. ``imps`` leaves out imps that take no HTML banner or are sold only to deals.
+    """Parse a bid request. ``imps`` leaves out imps that take no HTML banner, state sizes but none that can be filled, or
+    are sold only to deals.
 
     Raises BadRequest for JSON that is malformed or too deep, a missing or empty id, an empty ``imp``, two imps of one
-    id, a negative ``tmax``, and a wrong type in a field that is read.
+    id, a negative ``tmax``, and a wrong type in a field that restricts bids (`decode`).
     """
-    request = _decode(body)
+    request, left_out = decode(body)
     if not request.id:
-        raise BadRequest("id", "is empty")
+        raise BadRequest("id", "is empty", "empty")
     if not request.imp:
-        raise BadRequest("imp", "is empty; a request has at least one")
+        raise BadRequest("imp", "is empty; a request has at least one", "empty")
     if (request.tmax or 0) < 0:
-        raise BadRequest("tmax", f"{request.tmax} ms is negative")
+        raise BadRequest("tmax", f"{request.tmax} ms is negative", "range")
     seen: set[str] = set()
     for number, imp in enumerate(request.imp):
-        if not imp.id or imp.id in seen:
-            raise BadRequest(f"imp[{number}].id", f"{imp.id!r} is taken by another" if imp.id else "is empty")
+        if not imp.id:
+            raise BadRequest(f"imp[{number}].id", "is empty", "empty")
+        if imp.id in seen:
+            raise BadRequest(f"imp[{number}].id", f"{imp.id!r} is taken by another", "duplicate")
         seen.add(imp.id)
-    banners = [imp for imp in request.imp[:MAX_ITEMS] if imp.banner is not None and _takes_html(imp.banner)]
+    banners = [imp for imp in request.imp[:MAX_ITEMS] if imp.banner is not None and _can_be_filled(imp.banner)]
     public = [imp for imp in banners if imp.pmp is None or imp.pmp.private_auction != 1]
     inventory = request.site or request.app or wire.Inventory()
     device = request.device or wire.Device()
@@ -137,35 +141,25 @@ def read(body: bytes) -> Request:
         blocked_seats=frozenset(request.bseat or ()),
         has_deals_only=bool(banners) and not public,
         is_test=request.test == 1,
+        left_out=left_out,
     )
 
 
-def _decode(body: bytes) -> wire.Request:
-    try:
-        return _DECODER.decode(body)
-    except msgspec.ValidationError as fault:
-        why, _, path = str(fault).partition(" - at `$")
-        path = path.strip(".`")
-        missing = re.search(r"required field `(\w+)`", why)
-        field = ".".join(filter(None, [path, missing[1] if missing else ""]))
-        raise BadRequest(field or "body", "is missing" if missing else why) from fault
-    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
-        raise BadRequest("body", f"is not JSON: {fault}") from fault
-    except RecursionError as fault:
-        raise BadRequest("body", "is nested too deeply") from fault
-
-
-def _takes_html(banner: wire.Banner) -> bool:
-    """Whether the imp takes an HTML banner with an image."""
-    mimes = banner.mimes or ["text/html"]
-    return XHTML_BANNER not in (banner.btype or ()) and any(mime.startswith(("text/html", "image/")) for mime in mimes)
+def _can_be_filled(banner: wire.Banner) -> bool:
+    """Whether the imp takes an HTML banner with an image, in a size in pixels or in any size."""
+    mimes = [mime.strip().lower() for mime in banner.mimes or ()] or ["text/html"]
+    takes_html = XHTML_BANNER not in (banner.btype or ()) and any(
+        mime.startswith(("text/html", "image/")) for mime in mimes
+    )
+    states_size = bool(banner.format) or banner.w is not None or banner.h is not None
+    return takes_html and (not states_size or bool(_sizes(banner)))
 
 
 def _impression(imp: wire.Imp) -> Impression:
     assert imp.banner is not None
     return Impression(
         imp_id=imp.id,
-        sizes=_sizes(imp.banner.format or ()) or _sizes([imp.banner]),
+        sizes=_sizes(imp.banner),
         placement_id=imp.tagid or "",
         floor_nanos=nanos(max(imp.bidfloor or 0.0, 0.0), up=True),
         floor_currency=(imp.bidfloorcur or "USD").upper(),
@@ -174,9 +168,20 @@ def _impression(imp: wire.Imp) -> Impression:
     )
 
 
-def _sizes(formats: Iterable[wire.Size]) -> tuple[Size, ...]:
-    """The sizes in pixels, each once, without those given as a ratio; () if there is none."""
-    return tuple(dict.fromkeys((f.w, f.h) for f in formats if f.w and f.h and f.w > 0 < f.h))
+def _sizes(banner: wire.Banner) -> tuple[Size, ...]:
+    """The sizes in pixels, each once: those of ``format``, else that of the banner; () if there is none.
+
+    A ratio (Flex Ads), a width alone and a size beyond `MAX_PIXELS` are no size that a banner could be rendered in.
+    """
+    for formats in (banner.format or (), (banner,)):
+        sizes = dict.fromkeys((f.w, f.h) for f in formats if _is_side(f.w) and _is_side(f.h))
+        if sizes:
+            return tuple(sizes)  # type: ignore[arg-type]
+    return ()
+
+
+def _is_side(pixels: int | None) -> bool:
+    return pixels is not None and 0 < pixels <= MAX_PIXELS
 
 
 def _user_id(user: wire.User) -> str:

@@ -1,17 +1,22 @@
 """Wire format: the fields of a bid request that the bidder reads, and a bid response (OpenRTB 2.6, sections 3 and 4).
 
 Other fields are skipped, unknown values of a list are kept as numbers, null is absent. `Regs` and `User` hold the
-fields of 2.6, their ``ext`` those of 2.5 and its extensions.
+fields of 2.6, their ``ext`` those of 2.5 and its extensions. A value of a wrong type in a `Descriptive` field is absent;
+in another field it refuses the request (`decode`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 Int = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
+DESCRIPTIVE = "is_descriptive"
+T = TypeVar("T")
+# Without such a field a bid may be worse; it breaks no rule about money, privacy, blocks, sizes or deadlines.
+Descriptive = Annotated[T | None, msgspec.Meta(extra={DESCRIPTIVE: True})]
 
 
 class Object(msgspec.Struct, gc=False):
@@ -37,7 +42,7 @@ class Pmp(Object):
 class Imp(Object):
     id: str
     banner: Banner | None = None
-    tagid: str | None = None
+    tagid: Descriptive[str] = None
     bidfloor: float | None = None
     bidfloorcur: str | None = None
     secure: Int | None = None
@@ -45,62 +50,62 @@ class Imp(Object):
 
 
 class Publisher(Object):
-    id: str | None = None
+    id: Descriptive[str] = None
 
 
 class Inventory(Object):
     """A site or an app."""
 
-    domain: str | None = None
-    bundle: str | None = None
-    page: str | None = None
-    cat: list[str] | None = None
-    sectioncat: list[str] | None = None
-    pagecat: list[str] | None = None
-    publisher: Publisher | None = None
+    domain: Descriptive[str] = None
+    bundle: Descriptive[str] = None
+    page: Descriptive[str] = None
+    cat: Descriptive[list[str]] = None
+    sectioncat: Descriptive[list[str]] = None
+    pagecat: Descriptive[list[str]] = None
+    publisher: Descriptive[Publisher] = None
 
 
 class Geo(Object):
-    country: str | None = None
-    region: str | None = None
+    country: Descriptive[str] = None
+    region: Descriptive[str] = None
 
 
 class Device(Object):
-    geo: Geo | None = None
-    devicetype: Int | None = None
-    language: str | None = None
-    ip: str | None = None
-    ipv6: str | None = None
+    geo: Descriptive[Geo] = None
+    devicetype: Descriptive[Int] = None
+    language: Descriptive[str] = None
+    ip: Descriptive[str] = None
+    ipv6: Descriptive[str] = None
     dnt: Int | None = None
     lmt: Int | None = None
 
 
 class Segment(Object):
-    id: str | None = None
+    id: Descriptive[str] = None
 
 
 class Data(Object):
-    segment: list[Segment] | None = None
+    segment: Descriptive[list[Segment]] = None
 
 
 class Uid(Object):
-    id: str | None = None
+    id: Descriptive[str] = None
 
 
 class Eid(Object):
-    source: str | None = None
-    uids: list[Uid] | None = None
+    source: Descriptive[str] = None
+    uids: Descriptive[list[Uid]] = None
 
 
 class UserExt(Object):
     consent: str | None = None
-    eids: list[Eid] | None = None
+    eids: Descriptive[list[Eid]] = None
 
 
 class User(UserExt):
-    id: str | None = None
-    buyeruid: str | None = None
-    data: list[Data] | None = None
+    id: Descriptive[str] = None
+    buyeruid: Descriptive[str] = None
+    data: Descriptive[list[Data]] = None
     ext: UserExt | None = None
 
 
@@ -125,8 +130,8 @@ class Regs(RegsExt):
 class Request(Object):
     id: str
     imp: list[Imp]
-    site: Inventory | None = None
-    app: Inventory | None = None
+    site: Descriptive[Inventory] = None
+    app: Descriptive[Inventory] = None
     device: Device | None = None
     user: User | None = None
     regs: Regs | None = None
