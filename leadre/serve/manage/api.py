@@ -308,7 +308,8 @@ def routes() -> FastAPI:
         redoc_url=None,
         max_body_size=BODY_BYTES,
     )
-    app.api_route("/health", methods=["GET", "HEAD"], tags=["health"])(health)
+    app.get("/health", tags=["health"])(health)
+    app.head("/health", include_in_schema=False)(health)
     return app
 
 

@@ -42,7 +42,6 @@ ROUTES = (
     Route("GET", "/healthz", "200 while the worker lives"),
     Route("GET", "/readyz", "200 once the worker bids; lists the parts that are away"),
     Route("GET", "/", "this page; JSON for Accept: application/json"),
-    Route("HEAD", "/", "its headers"),
 )
 
 

@@ -117,7 +117,6 @@ class App:
             ("GET", "/healthz"): health,
             ("GET", "/readyz"): self._ready,
             ("GET", "/"): index,
-            ("HEAD", "/"): index,
         }
         self.prefixes: dict[tuple[str, str], Handler] = {
             ("GET", "/e/"): self._event,
@@ -181,7 +180,8 @@ class App:
                 self._refusals.refused(route, error)
                 body = _encode({"error": str(error)}) if is_pretty else b""
                 if isinstance(error, UnsupportedCoding):
-                    status, headers = 415, [*headers, (b"accept-encoding", b"gzip")]
+                    status = 415
+                    headers = [*headers, (b"accept-encoding", b"gzip")]
         if body:
             if is_pretty:
                 body = _indented(body)

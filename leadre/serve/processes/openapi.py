@@ -77,15 +77,20 @@ def _parameter(name: str, place: str, schema: Json, description: str) -> Json:
 
 def _bid_request() -> Json:
     """The parameters and the body of a bid request."""
+    packed = "`1` or `true`: the body is gzip, which Prebid.js states here and in no header"
     pretty = "`1`: in several lines, for people; with a body for a no-bid and for a bad request"
     return {
-        "parameters": [_parameter("pretty", "query", {"type": "string"}, pretty)],
+        "parameters": [
+            _parameter("pretty", "query", {"type": "string"}, pretty),
+            _parameter("gzip", "query", {"type": "string"}, packed),
+        ],
         "requestBody": {"required": True} | _content(_ref("Request"), example=BID_REQUEST),
     }
 
 
 # With `pretty` it has a body, which OpenAPI cannot tie to a parameter.
 BAD_REQUEST = {"description": "Not a bid request. No body; with `pretty`, an object whose `error` names the field."}
+BAD_CODING = {"description": "The body has a content coding other than gzip."}
 
 
 def _bid() -> Json:
@@ -99,6 +104,7 @@ def _bid() -> Json:
             | _content(_ref("Response")),
             "204": {"description": "No bid."},
             "400": BAD_REQUEST,
+            "415": BAD_CODING,
         },
     }
 
@@ -113,6 +119,7 @@ def _auction() -> Json:
             "200": {"description": "Bids, the reason for none, or `{}` from an overloaded worker."}
             | _content({"anyOf": [_ref("Response"), {"type": "object", "maxProperties": 0}]}),
             "400": BAD_REQUEST,
+            "415": BAD_CODING,
             "403": {"description": "The page's origin is not registered."} | _content(ERROR),
         },
     }

@@ -24,7 +24,7 @@ class Refusals:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._since_s = clock.monotonic_s()
+        self._since_s = float("-inf")
         self._unlogged: Counter[tuple[str, str, str]] = Counter()  # route, field, reason
         self._logged: set[tuple[str, str, str]] = set()  # since `_since_s`
 

@@ -7,8 +7,8 @@ A request whose fields have the types of OpenRTB is decoded at once. If it has o
 - Any other value of a wrong type is absent in a field that only describes (`openrtb_schema.Descriptive`). Elsewhere the
   request is refused: without the field, a bid could break a rule about money, privacy, blocks, sizes or deadlines.
 
-JSON permits half a surrogate pair (RFC 8259, section 8.2), and JSON.stringify writes it for a text that was cut inside an
-emoji. Unicode does not permit it, so such a text is a value of a wrong type.
+JSON permits half a surrogate pair (RFC 8259, section 8.2), and JSON.stringify writes it for a text that was cut inside
+an emoji. Unicode does not permit it, so such a text is a value of a wrong type.
 """
 
 from __future__ import annotations
@@ -144,18 +144,18 @@ class _Reader:
             return self._items(value, kind[0], path, is_descriptive)
         return _scalar(value, kind, path)
 
-    def _object(self, value: Any, kind: type[msgspec.Struct], path: str) -> dict[str, Any] | None:
+    def _object(self, value: Any, kind: type[msgspec.Struct], path: str) -> Any:
         if not isinstance(value, dict):
-            return _absent_if_empty(value, "object", path)
+            return _absent(value, "object", path)
         fields = {}
         for name, (field_kind, is_descriptive) in _fields(kind).items():
             if name in value:
                 fields[name] = self._field(value[name], field_kind, f"{path}.{name}", is_descriptive)
         return fields
 
-    def _items(self, value: Any, kind: Any, path: str, is_descriptive: bool) -> list[Any] | None:
+    def _items(self, value: Any, kind: Any, path: str, is_descriptive: bool) -> Any:
         if not isinstance(value, list):
-            return _absent_if_empty(value, "array", path)
+            return _absent(value, "array", path)
         items = (
             self._field(item, kind, f"{path}[{number}]", is_descriptive)
             for number, item in enumerate(value)
@@ -183,7 +183,7 @@ def _scalar(value: Any, kinds: tuple[type, ...], path: str) -> Any:
         return value
     elif kinds == (int,) and (whole := _whole(value)) is not None:
         return whole
-    return _absent_if_empty(value, " | ".join(_NAMES[kind] for kind in kinds), path)
+    return _absent(value, " | ".join(_NAMES[kind] for kind in kinds), path)
 
 
 def _whole(value: Any) -> int | None:
@@ -196,10 +196,11 @@ def _whole(value: Any) -> int | None:
     return number if number in _WHOLE else None
 
 
-def _absent_if_empty(value: Any, expected: str, path: str) -> None:
+def _absent(value: Any, expected: str, path: str) -> Any:
     """None for an empty value of a wrong type; _OddValue for another one."""
-    if value not in ("", [], {}):
-        raise _OddValue(path, expected, value)
+    if value in ("", [], {}):
+        return None
+    raise _OddValue(path, expected, value)
 
 
 @lru_cache(maxsize=64)

@@ -84,8 +84,7 @@ _MACRO = re.compile(r"\$\{(AUCTION_[A-Z_]+)(:B64)?\}")
 
 
 def read(body: bytes) -> Request:
-    """Parse a bid request. ``imps`` leaves out imps that take no HTML banner, state sizes but none that can be filled, or
-    are sold only to deals.
+    """Parse a bid request. ``imps`` leaves out imps that take no HTML banner, state no size in pixels or are for deals.
 
     Raises BadRequest for JSON that is malformed or too deep, a missing or empty id, an empty ``imp``, two imps of one
     id, a negative ``tmax``, and a wrong type in a field that restricts bids (`decode`).

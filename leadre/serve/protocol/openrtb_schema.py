@@ -1,8 +1,8 @@
 """Wire format: the fields of a bid request that the bidder reads, and a bid response (OpenRTB 2.6, sections 3 and 4).
 
 Other fields are skipped, unknown values of a list are kept as numbers, null is absent. `Regs` and `User` hold the
-fields of 2.6, their ``ext`` those of 2.5 and its extensions. A value of a wrong type in a `Descriptive` field is absent;
-in another field it refuses the request (`decode`).
+fields of 2.6, their ``ext`` those of 2.5 and its extensions. A value of a wrong type is absent in a `Descriptive`
+field; in another field it refuses the request (`decode`).
 """
 
 from __future__ import annotations
