@@ -42,6 +42,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
         "pydantic",
         "safetensors",
         "scipy",
+        "starlette",
         "tzdata",
         "uvicorn",
         "uvloop",

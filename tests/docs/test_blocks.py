@@ -104,12 +104,13 @@ def test_scratch_folder_looks_like_a_checkout(scratch) -> None:
         scratch,
         fenced("sh", "make --dry-run setup; leadre --version; .venv/bin/leadre --version; ls runs/demo.sh"),
         fenced("text", "make: Nothing to be done for 'setup'.\nleadre ...\nleadre ...\nruns/demo.sh", "output"),
-        fenced("sh", "leadre data --source world --show | grep source; leadre --help | head -n 1; mkdir work"),
+        fenced("sh", "leadre data --source world --show | grep source; leadre --help | head -n 1; mkdir work/demo"),
         fenced("text", "source = world\nleadre ...", "output"),
         fenced("sh", "leadre serve --show --config configs/demo.toml | grep port"),
         fenced("text", "port = 8080\nmanage_port = 8081", "output"),
     )
-    assert (scratch.folder / "work").is_dir()
+    assert (scratch.folder / "work" / "demo").is_dir()
+    assert not (scratch.folder / "work").is_symlink()
 
 
 def test_server_runs_until_the_page_ends(scratch) -> None:
@@ -126,6 +127,6 @@ def test_server_runs_until_the_page_ends(scratch) -> None:
 def test_block_that_hangs_is_stopped_with_its_children(scratch, monkeypatch) -> None:
     monkeypatch.setattr(pages, "PATIENCE_S", 2.0)
     with pytest.raises(PageError, match=r"(?s)not done after 2 s.*begun"):
-        run(scratch, fenced("sh", "echo begun; sleep 99 & echo $! > child.pid; wait"))
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((scratch.folder / "child.pid").read_text()), 0)
+        run(scratch, fenced("sh", "echo begun; mkfifo alive; sleep 99 <> alive & wait"))
+    with pytest.raises(OSError):  # only the child holds the other end
+        os.close(os.open(scratch.folder / "alive", os.O_WRONLY | os.O_NONBLOCK))
