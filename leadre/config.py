@@ -43,6 +43,7 @@ VERBS = {
     "serve-openapi": "leadre.serve.run_openapi",
     "serve-backup": "leadre.serve.run_backup",
     "serve-restore": "leadre.serve.run_restore",
+    "serve-repair": "leadre.serve.run_repair",
     "evaluate": "leadre.evaluate.run",
     "evaluate-ablation": "leadre.evaluate.ablation.run",
     "evaluate-replay": "leadre.evaluate.replay.run",

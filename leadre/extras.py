@@ -63,6 +63,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "serve-openapi": ("serve",),
     "serve-backup": ("serve",),
     "serve-restore": ("serve",),
+    "serve-repair": ("serve",),
     "evaluate": ("evaluate",),
     "evaluate-ablation": ("semid", "tune", "generate", "evaluate"),
     "evaluate-replay": ("generate", "serve"),

@@ -32,7 +32,10 @@ STATE, LISTS = "state", "lists"  # folders of a backup; LISTS is absent if the s
 
 
 def write(paths: StatePaths, folder: Path) -> artifact.Artifact:
-    """Copy the state into a new folder. InputError if there is no state, or the folder is not empty."""
+    """Copy the state into a new folder. InputError if there is no state, or the folder is not empty.
+
+    StorageError if the log is damaged: no backup is written.
+    """
     if not paths.ledger.exists():
         raise InputError(f"{paths.folder}: holds no state of a bidder that has served; check --state")
     if folder.exists() and any(folder.iterdir()):
@@ -108,7 +111,13 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _check(copy: StatePaths) -> None:
-    """Truncate an incomplete last record of the log, and verify ledger and log. InputError if they disagree."""
+    """Truncate an incomplete last record of the log, and verify ledger and log.
+
+    InputError if they disagree, StorageError if a segment of the log is damaged.
+    """
+    for path in event_log.segments(copy.events)[:-1]:
+        data = path.read_bytes()
+        event_log.refuse_damage(path, data, *event_log.first_fault(data, event_log.first_number(path)))
     with EventLog(copy.events) as log, Ledger(copy.ledger) as ledger:
         faults = ledger.verify()
         if ledger.log_number > log.last:

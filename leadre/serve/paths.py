@@ -29,6 +29,11 @@ class StatePaths:
         return self.folder / "events"
 
     @property
+    def damaged(self) -> Path:
+        """Damaged segments of the event log, which `leadre serve repair` has replaced."""
+        return self.folder / "damaged"
+
+    @property
     def tables(self) -> Path:
         """Folder of the tables for training, compacted from the event log by the writer."""
         return self.folder / "tables"

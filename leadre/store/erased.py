@@ -1,6 +1,7 @@
 """File of erased users, as keyed hashes: writers of lists and profiles leave these users out.
 
-Format: a key in the first line, then one HMAC-SHA256 per user, all in hex. The file does not contain user IDs.
+Format: a key in the first line, then one HMAC-SHA256 per user, then the SHA-256 of all lines before, in hex. The file
+does not contain user IDs.
 
 An erasure holds the file's lock from the moment it adds the user until the stores have removed the user's data. A
 writer of data that may contain users holds the lock while it writes. So either the writer finds the user in the file,
@@ -20,17 +21,36 @@ from pathlib import Path
 from leadre.errors import InputError
 
 KEY_BYTES = 32
+CHECKSUM = "sha256:"  # begins the last line
 
 
 def read(path: Path) -> tuple[bytes, set[str]]:
-    """Return (key, hashes in hex). InputError if the file has another format."""
-    lines = path.read_text(encoding="ascii", errors="replace").split()
+    """Return (key, hashes in hex). InputError if the file is damaged or has another format."""
+    text = path.read_text(encoding="ascii", errors="replace")
+    content, mark, checksum = text.partition(CHECKSUM)
+    lines = content.split()
     try:
-        if not lines or any(len(line) != 64 for line in lines):
+        if mark and checksum.strip() != _checksum(content):
             raise ValueError
-        return bytes.fromhex(lines[0]), set(lines[1:])
+        key, *hashes = (bytes.fromhex(line) for line in lines)
+        if {len(key), *map(len, hashes)} != {KEY_BYTES}:
+            raise ValueError
+        return key, set(lines[1:])
     except ValueError as error:
-        raise InputError(f"{path}: wants a key and hashes of 32 bytes in hex, one a line; restore the file") from error
+        raise InputError(
+            f"{path}: wants a key and hashes of 32 bytes in hex, one a line, and their checksum; restore the file from"
+            " a backup: without it, events in circulation could restore an erased user"
+        ) from error
+
+
+def encode(key: bytes, hashes: set[str]) -> bytes:
+    """The bytes of the file. Files of earlier releases have no checksum."""
+    content = "".join(f"{line}\n" for line in (key.hex(), *sorted(hashes)))
+    return f"{content}{CHECKSUM}{_checksum(content)}\n".encode()
+
+
+def _checksum(content: str) -> str:
+    return hashlib.sha256(content.encode("ascii", "replace")).hexdigest()
 
 
 def user_hash(key: bytes, user_id: str) -> str:

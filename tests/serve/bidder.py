@@ -35,13 +35,19 @@ class BidderProcess:
 
     def spawn(self, command: list[str]) -> None:
         """Start the supervisor, and collect its stderr in a thread."""
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True, errors="replace")
+        self._process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, env=self.environment(), text=True, errors="replace"
+        )
         threading.Thread(target=self._read_stderr, args=(self._process.stderr,), daemon=True).start()
+
+    def environment(self) -> dict[str, str]:
+        """The environment of a command on this bidder's state."""
+        return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
     def stop(self) -> int:
         """Send SIGTERM and wait; returns the exit status."""
-        assert self._process is not None
+        if self._process is None:
+            return 0
         if self._process.poll() is None:
             self._process.terminate()
         status = self._process.wait(PATIENCE_S)

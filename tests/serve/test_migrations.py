@@ -250,7 +250,7 @@ def test_log_of_november_2026_is_encoded_to_the_same_bytes(state: StatePaths) ->
         for entry in event_log.entries_of(segment):
             is_request = isinstance(entry.record, RequestRecord)
             record = _with_old_words(entry.record) if is_request else entry.record
-            frames.append(event_log.frame(entry.number, entry.written_at_us, record))
+            frames.append(event_log.framed(entry.number, entry.written_at_us, record))
         assert event_log.MAGIC + b"".join(frames) == segment.read_bytes()
 
 

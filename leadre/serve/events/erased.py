@@ -22,7 +22,7 @@ class ErasedUsers:
     def __init__(self, path: Path) -> None:
         self._path = path
         if not path.exists():
-            durable.replace(path, secrets.token_bytes(KEY_BYTES).hex().encode() + b"\n", mode=0o600)
+            durable.replace(path, erased.encode(secrets.token_bytes(KEY_BYTES), set()), mode=0o600)
         self._version = (0, 0)  # inode and modification time of the file that was read last
         self.follow()
 
@@ -37,8 +37,7 @@ class ErasedUsers:
     def add(self, user_id: str) -> None:
         """Add a user; on return the file with the hash is on the disk."""
         self._hashes.add(erased.user_hash(self._key, user_id))
-        lines = [self._key.hex(), *sorted(self._hashes)]
-        durable.replace(self._path, "".join(f"{line}\n" for line in lines).encode(), mode=0o600)
+        durable.replace(self._path, erased.encode(self._key, self._hashes), mode=0o600)
 
     def __contains__(self, user_id: str) -> bool:
         return bool(self._hashes) and erased.user_hash(self._key, user_id) in self._hashes

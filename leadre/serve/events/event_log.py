@@ -15,13 +15,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from leadre.errors import StorageError
 from leadre.serve.events import records
 from leadre.serve.events.records import Record
 
 MAGIC = b"leadre1\n"
 _FRAME = struct.Struct("<IIQq")
-_CHECKED_FROM = 8  # the first byte of a frame that its CRC covers
+_CHECKED_FROM = 8  # the first byte of a frame that its CRC covers, and the first of its number
+REMEDY = "stop the bidder and run `leadre serve repair`, which keeps the file aside and saves every whole record"
 
 
 class LogEntry(NamedTuple):
@@ -32,10 +35,19 @@ class LogEntry(NamedTuple):
     record: Record
 
 
+class Frame(NamedTuple):
+    """A whole frame of a segment: its bytes are [``start``, ``end``), and its checksum holds."""
+
+    start: int
+    end: int
+    number: int
+    written_at_us: int
+
+
 def read(folder: Path, after: int = 0) -> Iterator[LogEntry]:
     """Every record with a number above ``after``, in order. A write in progress is not returned.
 
-    StorageError if a finished segment is damaged.
+    StorageError at the first damage: no record behind it is returned as if nothing were missing.
     """
     paths = segments(folder)
     for path, following in zip(paths, [*paths[1:], None], strict=True):
@@ -48,31 +60,102 @@ def read(folder: Path, after: int = 0) -> Iterator[LogEntry]:
 def entries_of(path: Path, is_open: bool = False) -> Iterator[LogEntry]:
     """The records of one segment; ``is_open``: the writer may be appending. StorageError if it is damaged."""
     data = path.read_bytes()
-    end = len(MAGIC)
-    if data.startswith(MAGIC):
-        for entry, entry_end in scan(data, first_number(path)):
-            yield entry
-            end = entry_end
-    if not is_open and (end < len(data) or not data.startswith(MAGIC)):
-        raise StorageError(
-            f"{path}: damaged at byte {end}; restore it from a backup, or delete it and lose its records"
-        )
+    end = len(MAGIC) if data.startswith(MAGIC) else 0
+    number = first_number(path)
+    for frame in scan(data, number):
+        yield LogEntry(frame.number, frame.written_at_us, record_of(data, frame))
+        end = frame.end
+        number = frame.number + 1
+    refuse_damage(path, data, end, number, is_open)
 
 
-def scan(data: bytes, number: int) -> Iterator[tuple[LogEntry, int]]:
-    """(record, byte behind it) of a segment's bytes up to the first incomplete or damaged frame."""
-    start = len(MAGIC)
-    while start + _FRAME.size <= len(data):
-        length, crc, framed_number, written_at_us = _FRAME.unpack_from(data, start)
-        end = start + _FRAME.size + length
-        if end > len(data) or framed_number != number or crc != zlib.crc32(data[start + _CHECKED_FROM : end]):
-            return
-        yield LogEntry(number, written_at_us, records.decode(data[start + _FRAME.size : end])), end
-        start = end
-        number += 1
+def refuse_damage(path: Path, data: bytes, end: int, number: int, is_open: bool = False) -> None:
+    """StorageError if ``data``, the bytes of a segment, is damaged at byte ``end``, where record ``number`` is due.
+
+    The end of an open segment may be part of a write, in progress or torn. So only a record that is whole and lies
+    behind the fault proves damage there.
+    """
+    if end == len(data) and data:
+        return
+    later = next_frame(data, end, number)
+    if later is None and is_open:
+        return
+    if is_open and not path.read_bytes().startswith(data):
+        return  # the writer has cut a failed write and written on, while these bytes were read
+    follow = f", and record {later.number} follows at byte {later.start}" if later else ""
+    raise StorageError(f"{path}: damaged at byte {end}, record {number}{follow}; nothing was changed: {REMEDY}")
 
 
-def frame(number: int, written_at_us: int, record: Record) -> bytes:
+def first_fault(data: bytes, number: int) -> tuple[int, int]:
+    """(byte, number of the record that is due there) at which a segment's bytes stop to be whole records."""
+    end = len(MAGIC) if data.startswith(MAGIC) else 0
+    for frame in scan(data, number):
+        end = frame.end
+        number = frame.number + 1
+    return end, number
+
+
+def scan(data: bytes, number: int) -> Iterator[Frame]:
+    """The frames of a segment's bytes up to the first incomplete or damaged one; ``number``: of the first record."""
+    if not data.startswith(MAGIC):
+        return
+    frame = _frame_at(data, len(MAGIC), number)
+    while frame is not None:
+        yield frame
+        frame = _frame_at(data, frame.end, frame.number + 1)
+
+
+def next_frame(data: bytes, start: int, number: int) -> Frame | None:
+    """The first whole frame from byte ``start`` on whose number is ``number`` or a later one; None if there is none.
+
+    Its number is above ``number`` by less than the frames that fit into ``data``. The checksum is computed only where
+    eight bytes are such a number.
+    """
+    highest = number + len(data) // _FRAME.size
+    starts: list[int] = []
+    for first in range(start + _CHECKED_FROM, min(start + _CHECKED_FROM + 8, len(data) - 7)):
+        numbers = np.frombuffer(data, "<u8", count=(len(data) - first) // 8, offset=first)
+        rows = np.flatnonzero((numbers >= number) & (numbers <= highest))
+        starts += (first - _CHECKED_FROM + 8 * rows).tolist()
+    for candidate in sorted(starts):
+        frame = _frame_at(data, candidate, int.from_bytes(data[candidate + 8 : candidate + 16], "little"))
+        if frame is not None:
+            return frame
+    return None
+
+
+def whole_frames(data: bytes, number: int) -> Iterator[Frame]:
+    """Every whole frame of a segment's bytes, also those behind damage."""
+    end = 0
+    for frame in scan(data, number):
+        yield frame
+        end = frame.end
+        number = frame.number + 1
+    later = next_frame(data, end, number)
+    while later is not None:
+        yield later
+        end = later.end
+        number = later.number + 1
+        later = _frame_at(data, end, number) or next_frame(data, end, number)
+
+
+def record_of(data: bytes, frame: Frame) -> Record:
+    """The record in a frame."""
+    return records.decode(data[frame.start + _FRAME.size : frame.end])
+
+
+def _frame_at(data: bytes, start: int, number: int) -> Frame | None:
+    """The frame of a record at a byte; None if the bytes are no whole frame with this number."""
+    if start + _FRAME.size > len(data):
+        return None
+    length, crc, framed_number, written_at_us = _FRAME.unpack_from(data, start)
+    end = start + _FRAME.size + length
+    if end > len(data) or framed_number != number or crc != zlib.crc32(data[start + _CHECKED_FROM : end]):
+        return None
+    return Frame(start, end, number, written_at_us)
+
+
+def framed(number: int, written_at_us: int, record: Record) -> bytes:
     """The bytes of a record in a segment."""
     body = records.encode(record)
     crc = zlib.crc32(_FRAME.pack(0, 0, number, written_at_us)[_CHECKED_FROM:] + body)
@@ -80,14 +163,8 @@ def frame(number: int, written_at_us: int, record: Record) -> bytes:
 
 
 def ended_us(path: Path) -> int:
-    """The time at which the last record of a segment was written, damaged or not; 0 for a segment without records."""
-    data = path.read_bytes()
-    start = len(MAGIC)
-    written_at_us = 0
-    while start + _FRAME.size <= len(data):
-        length, _, _, written_at_us = _FRAME.unpack_from(data, start)
-        start += _FRAME.size + length
-    return written_at_us
+    """The time at which the last whole record of a segment was written; 0 for a segment without records."""
+    return max((frame.written_at_us for frame in whole_frames(path.read_bytes(), first_number(path))), default=0)
 
 
 def segments(folder: Path) -> list[Path]:

@@ -14,7 +14,19 @@ from typing import Self
 
 from leadre.errors import InputError, StorageError
 from leadre.serve.events import durable, records
-from leadre.serve.events.event_log import MAGIC, ended_us, entries_of, first_number, frame, lock_of, scan, segments
+from leadre.serve.events.event_log import (
+    MAGIC,
+    REMEDY,
+    ended_us,
+    entries_of,
+    first_fault,
+    first_number,
+    framed,
+    lock_of,
+    refuse_damage,
+    scan,
+    segments,
+)
 from leadre.serve.events.records import Record
 from leadre.units import S_PER_HOUR, US_PER_S
 
@@ -23,13 +35,16 @@ class EventLog:
     """The writer of the log in a folder.
 
     ``last`` is the number of the newest record, ``cut_bytes`` the length of an incomplete write that opening cut off.
-    ``sync`` writes an open file to the disk. InputError if another process has the log open.
+    ``sync`` writes an open file to the disk. InputError if another process has the log open. StorageError, and no file
+    is changed, if whole records follow a damaged one, or if the log ends before record ``known``, which the caller has
+    seen in it: a torn write was never acknowledged, so it is neither.
     """
 
     def __init__(
         self,
         folder: Path,
         *,
+        known: int = 0,
         segment_bytes: int = 64 << 20,
         segment_s: float = S_PER_HOUR,
         sync: durable.Sync = os.fsync,
@@ -39,15 +54,19 @@ class EventLog:
         self._max_age_us = round(segment_s * US_PER_S)
         self._sync = sync
         self._fault = ""
-        self._lock = _locked(folder)
+        self._lock = locked(folder)
         durable.tidy(folder)
         paths = segments(folder)
         self.last = first_number(paths[-1]) - 1 if paths else 0
         self.cut_bytes, self._size, self._began_us = 0, 0, 0
-        if paths:
-            self._resume(paths[-1])
-        else:
-            self._start()
+        try:
+            if paths:
+                self._resume(paths[-1], known)
+            else:
+                self._start()
+        except StorageError:
+            os.close(self._lock)
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -74,7 +93,7 @@ class EventLog:
             raise StorageError(self._fault)
         if not records:
             return self.last
-        data = b"".join(frame(number, now_us, record) for number, record in enumerate(records, self.last + 1))
+        data = b"".join(framed(number, now_us, record) for number, record in enumerate(records, self.last + 1))
         is_old = self._size > len(MAGIC) and now_us - self._began_us >= self._max_age_us
         if is_old or (self._size > len(MAGIC) and self._size + len(data) > self._max_bytes):
             self.rotate()
@@ -132,21 +151,14 @@ class EventLog:
         self._path = path
         self._size = len(MAGIC)
 
-    def _resume(self, path: Path) -> None:
+    def _resume(self, path: Path, known: int) -> None:
         """Continue the newest segment behind its last complete record."""
-        data = path.read_bytes()
-        if not data.startswith(MAGIC):  # killed while the segment was started
+        self.last, end, self._began_us = _end_of(path, known)
+        self.cut_bytes = path.stat().st_size - end
+        if not end:  # killed while the segment was started
             path.unlink()
-            self.cut_bytes = len(data)
             self._start()
             return
-        end = len(MAGIC)
-        for entry, entry_end in scan(data, first_number(path)):
-            if end == len(MAGIC):
-                self._began_us = entry.written_at_us
-            self.last = entry.number
-            end = entry_end
-        self.cut_bytes = len(data) - end
         self._path = path
         self._size = end
         self._file = os.open(path, os.O_RDWR | os.O_APPEND)
@@ -162,7 +174,25 @@ class EventLog:
             self._fault = f"{self._path}: could not be written ({cause.strerror or cause}) nor cut; open the log again"
 
 
-def _locked(folder: Path) -> int:
+def _end_of(path: Path, known: int) -> tuple[int, int, int]:
+    """(number of the last whole record, byte behind it, time of the first) of the newest segment.
+
+    StorageError if the rest is no torn write: whole records follow it, or record ``known`` is in it.
+    """
+    data = path.read_bytes()
+    first = first_number(path)
+    end, due = first_fault(data, first)
+    refuse_damage(path, data, end, due, is_open=True)
+    if due - 1 < known:
+        raise StorageError(
+            f"{path}: ends at byte {end} with record {due - 1}, and ledger or tables know record {known};"
+            f" nothing was changed: {REMEDY}"
+        )
+    frame = next(scan(data, first), None)
+    return due - 1, end, frame.written_at_us if frame else 0
+
+
+def locked(folder: Path) -> int:
     """The log's lock file, open and locked; made with the folder if they are missing."""
     folder.mkdir(parents=True, exist_ok=True)
     file = os.open(lock_of(folder), os.O_RDWR | os.O_CREAT, 0o644)
@@ -199,7 +229,7 @@ def _erase(path: Path, user_id: str, sync: durable.Sync) -> int:
     new = [entry._replace(record=records.without(entry.record, user_id)) for entry in old]
     count = sum(after.record is not before.record for after, before in zip(new, old, strict=True))
     if count:
-        durable.replace(path, MAGIC + b"".join(frame(*entry) for entry in new), sync=sync)
+        durable.replace(path, MAGIC + b"".join(framed(*entry) for entry in new), sync=sync)
     return count
 
 

@@ -24,6 +24,7 @@ import msgspec
 import polars as pl
 
 from leadre.data.tables import SCHEMAS, TEXT, WHOLE
+from leadre.errors import StorageError
 from leadre.serve.events import durable, event_log
 from leadre.serve.events.records import EventRecord, RequestRecord, StatusRecord
 from leadre.types import Ad
@@ -130,9 +131,12 @@ def compact(log: Path, folder: Path, ads: Iterable[Ad], max_records: int = 1_000
 
 
 def position(folder: Path) -> int:
-    """The number of the last record in the tables; 0 before the first run."""
+    """The number of the last record in the tables; 0 before the first run. StorageError if its file is damaged."""
     path = folder / POSITION
-    return int(path.read_text()) if path.exists() else 0
+    try:
+        return int(path.read_text()) if path.exists() else 0
+    except ValueError as error:
+        raise _damaged(path, "it holds no number") from error
 
 
 def retain(folder: Path, after: date) -> None:
@@ -143,7 +147,7 @@ def retain(folder: Path, after: date) -> None:
                 path.unlink()
     path = folder / "inventory.parquet"
     if path.exists():
-        intervals = pl.read_parquet(path)
+        intervals = _read(path)
         _write(path, intervals.filter(pl.col("ends_at").is_null() | (pl.col("ends_at").dt.date() >= after)))
 
 
@@ -157,11 +161,11 @@ def erase(folder: Path, user_id: str) -> int:
     for name in _DAILY:
         for path in sorted((folder / name).glob("*.parquet")):
             is_theirs = pl.col("user_id") == user_id
-            count = pl.scan_parquet(path).filter(is_theirs).select(pl.len()).collect().item()
+            count = _read(path, ["user_id"]).filter(is_theirs).height
             if not count:
                 continue
             changed += count
-            frame = pl.read_parquet(path)
+            frame = _read(path)
             if name == "answers":
                 _write(path, frame.with_columns(pl.when(~is_theirs).then("user_id").alias("user_id")))
             else:
@@ -175,12 +179,12 @@ def _store(folder: Path, rows: TableRows) -> None:
         for (day,), part in new.group_by(pl.col("at").dt.date()):
             assert isinstance(day, date)
             path = folder / name / f"{day.isoformat()}.parquet"
-            old = pl.read_parquet(path) if path.exists() else new.clear()
+            old = _read(path) if path.exists() else new.clear()
             merged = pl.concat([old, part]).unique(_KEYS[name], keep="first", maintain_order=True)
             _write(path, merged.sort("at", NUMBER))
     if rows.changes:
         path = folder / "inventory.parquet"
-        old = pl.read_parquet(path) if path.exists() else pl.DataFrame(schema=_INTERVALS)
+        old = _read(path) if path.exists() else pl.DataFrame(schema=_INTERVALS)
         _write(path, _live_intervals(old, rows.changes))
     durable.replace(folder / POSITION, str(rows.last).encode())
 
@@ -216,6 +220,22 @@ def _catalogue(ads: Iterable[Ad]) -> pl.DataFrame:
         for ad in ads
     ]
     return pl.DataFrame(rows, schema=_ADS)
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    """The rows of a file, of all columns by default. StorageError if it is damaged."""
+    try:
+        return pl.read_parquet(path, columns=columns)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, why: str) -> StorageError:
+    folder = path.parent if path.name in (POSITION, "inventory.parquet") else path.parent.parent
+    return StorageError(
+        f"{path}: damaged ({why.splitlines()[0]}); stop the bidder and delete {folder}: the next start writes"
+        " the tables again from the log"
+    )
 
 
 def _write(path: Path, frame: pl.DataFrame) -> None:

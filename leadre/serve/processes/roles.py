@@ -18,6 +18,7 @@ from leadre.serve.plan import Plan
 
 GRACE_S = 5  # in which a server finishes the requests that it has begun
 KEEP_ALIVE_S = 60
+REFUSED = 3  # exit status of a writer that refuses the state folder
 
 
 def run_worker(plan: Plan, listening: socket.socket) -> None:
@@ -41,8 +42,13 @@ def run_management(plan: Plan, listening: socket.socket) -> None:
 
 
 def run_writer(plan: Plan) -> None:
-    """Run the writer of money and events until SIGTERM; requests that arrived before it get their replies."""
+    """Run the writer of money and events until SIGTERM; requests that arrived before it get their replies.
+
+    The process exits with `REFUSED`, and changes no file, if it cannot open the state, as for a damaged event log.
+    """
     _set_up_process()
+    from leadre import progress
+    from leadre.errors import InputError, StorageError
     from leadre.serve.ipc import socket as ipc
     from leadre.serve.ipc.messages import WriterRequest
     from leadre.serve.processes.writer import Writer
@@ -58,8 +64,13 @@ def run_writer(plan: Plan) -> None:
         if not running.done():
             await writer.drain()
         running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running  # raises the error that stopped it
+        try:
+            await running
+        except asyncio.CancelledError:
+            pass
+        except (InputError, StorageError) as error:
+            progress.say(f"serve: the writer ends: {error}")
+            sys.exit(1 if writer.has_state else REFUSED)
 
     _run_until_sigterm(main)
 

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,10 +43,15 @@ class _Role:
     started_s: float = 0.0
     not_before_s: float = 0.0
     restart_s: float = MIN_RESTART_S
+    is_first: bool = True
 
 
 def run(plan: Plan) -> None:
-    """Run the bidder until SIGTERM or a keyboard interrupt. InputError if a port is taken."""
+    """Run the bidder until SIGTERM or a keyboard interrupt. InputError if a port is taken.
+
+    Exits with status 2 if the first writer refuses the state folder. A later one is restarted like any process: bids
+    go on, and events are refused, until an operator has repaired the state.
+    """
     clock = SystemClock()
     bid_socket = _listen(plan.host, plan.port)
     manage_socket = _listen(plan.host, plan.manage_port)
@@ -108,6 +114,9 @@ def _keep_running(processes: list[_Role], clock: Clock) -> None:
         is_stable = now_s - role.started_s > STABLE_S
         role.restart_s = MIN_RESTART_S if is_stable else min(2 * role.restart_s, MAX_RESTART_S)
         role.not_before_s = now_s + role.restart_s
+        if role.process.exitcode == roles.REFUSED and role.is_first:
+            sys.exit(2)  # the writer has reported the reason
+        role.is_first = False
         progress.say(f"serve: {role.name} ended with status {role.process.exitcode} and restarts")
         role.process = None
 

@@ -25,11 +25,12 @@ MAINTAIN_S = 0.2  # longest time between two calls of `WriterState.maintain`
 class Writer:
     """Handles requests of `leadre.serve.ipc.messages` in batches while `run` runs.
 
-    ``open_state`` is called in the thread that writes.
+    ``open_state`` is called in the thread that writes; ``has_state``: it has returned.
     """
 
     def __init__(self, open_state: Callable[[], WriterState], clock: Clock) -> None:
         self._open_state = open_state
+        self.has_state = False
         self._clock = clock
         self._pending: list[tuple[WriterRequest, asyncio.Future[WriterReply]]] = []
         self._has_requests = asyncio.Event()
@@ -47,11 +48,12 @@ class Writer:
     async def run(self) -> None:
         """Handle batch after batch until cancelled, in a thread, so that requests arrive meanwhile.
 
-        StorageError if the log failed in a way that only opening it again repairs.
+        StorageError if the log is damaged, or failed in a way that only opening it again repairs.
         """
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, thread_name_prefix="leadre-writer") as thread:
             state = await loop.run_in_executor(thread, self._open_state)
+            self.has_state = True
             try:
                 while True:
                     await self._run_batch(lambda call, *values: loop.run_in_executor(thread, call, *values), state)

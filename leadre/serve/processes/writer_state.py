@@ -58,7 +58,7 @@ class WriterState:
         self.token_keys = TokenKeys.open(paths.token_keys)
         self.erased = ErasedUsers(paths.erased)
         self.ledger = Ledger(paths.ledger)
-        self.log = EventLog(paths.events)
+        self.log = EventLog(paths.events, known=max(self.ledger.log_number, training.position(paths.tables)))
         processor = EventProcessor(self.ledger, self.log, self.erased.__contains__)
         self.users = UserUpdates(open_store(paths.store), self.erased)
         self._catalogue_sync = CatalogueSync(paths, self.ledger)

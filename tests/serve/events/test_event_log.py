@@ -147,9 +147,59 @@ def test_damaged_segment_is_an_error_with_its_name(tmp_path: Path) -> None:
     data = bytearray(first.read_bytes())
     data[-1] ^= 1
     first.write_bytes(data)
-    with pytest.raises(StorageError, match=r"01\.log: damaged at byte \d+; restore it from a backup"):
+    with pytest.raises(StorageError, match=r"01\.log: damaged at byte \d+, record 2; nothing was changed: stop"):
         records(tmp_path)
     assert records(tmp_path, after=2) == [event(3)]
+
+
+@pytest.mark.parametrize("place", ["magic", "length", "number", "body"])
+def test_flipped_bit_before_whole_records_is_refused_and_no_byte_changes(tmp_path: Path, place: str) -> None:
+    with EventLog(tmp_path) as log:
+        log.append([event(number) for number in range(1, 640)], 1)
+    (path,) = segments(tmp_path)
+    whole = path.read_bytes()
+    frames = list(event_log.scan(whole, 1))
+    frame = frames[81].start
+    offset = {"magic": 3, "length": frame + 1, "number": frame + 9, "body": frame + 40}[place]
+    damaged = flipped(whole, offset)
+    path.write_bytes(damaged)
+    number, at_byte = (1, 0) if place == "magic" else (82, frame)
+    message = rf"{path}: damaged at byte {at_byte}, record {number}, and record \d+ follows at byte \d+;"
+    with pytest.raises(StorageError, match=message):
+        EventLog(tmp_path)
+    with pytest.raises(StorageError, match=message):
+        records(tmp_path)
+    assert path.read_bytes() == damaged
+    path.write_bytes(whole)
+    with EventLog(tmp_path) as log:
+        assert (log.last, log.cut_bytes) == (639, 0)
+
+
+def test_record_that_ledger_or_tables_know_is_not_cut_off(tmp_path: Path) -> None:
+    with EventLog(tmp_path) as log:
+        log.append([event(1)], 1)
+        log.append([event(2)], 2)
+    (path,) = segments(tmp_path)
+    damaged = flipped(path.read_bytes(), -1)
+    path.write_bytes(damaged)
+    with pytest.raises(StorageError, match=r"ends at byte .* with record 1, and ledger or tables know record 2"):
+        EventLog(tmp_path, known=2)
+    assert path.read_bytes() == damaged
+
+
+def test_retention_keeps_a_damaged_segment_with_young_records(tmp_path: Path) -> None:
+    with EventLog(tmp_path, segment_s=1) as log:
+        log.append([event(1), event(2)], US_PER_DAY)
+        log.append([event(3)], 9 * US_PER_DAY)
+        path = segments(tmp_path)[0]
+        path.write_bytes(flipped(path.read_bytes(), len(event_log.MAGIC) + 1))  # a length
+        assert log.retain(US_PER_DAY) == 0 and path.exists()
+
+
+def flipped(data: bytes, offset: int) -> bytes:
+    changed = bytearray(data)
+    changed[offset] ^= 16
+    return bytes(changed)
 
 
 def test_retention_deletes_old_segments_and_numbers_continue(tmp_path: Path) -> None:
