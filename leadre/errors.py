@@ -11,6 +11,7 @@ LeadreError
 +-- PeerError          another process of the bidder
 +-- BadRequest         a bid request (400)
 +-- StoreDown          the store of lists, profiles and caps
+|   +-- StoreBusy      a lock of the store that others hold
 +-- TokenError         an event token (403)
 |   +-- ForgedError    signed by none of our keys
 |   +-- ExpiredError   too old
@@ -69,6 +70,10 @@ class BadRequest(LeadreError, ValueError):
 
 class StoreDown(LeadreError):
     """The store of lists, profiles and caps does not answer. The message names it; the next call tries again."""
+
+
+class StoreBusy(StoreDown):
+    """Another process holds a lock of the store for longer than the caller can wait. Reads go on."""
 
 
 class TokenError(LeadreError):

@@ -139,7 +139,7 @@ class Engine:
             raise InputError(f"a prompt of {len(ids)} IDs: give at least one, all of them from 0 to {known_ids - 1}")
         if not 0 <= request.end < len(ids):
             raise InputError(f"a request at position {request.end}: its prompt has the positions 0 to {len(ids) - 1}")
-        policy.widths(len(backbone.layout.sizes))  # refuses widths for another number of levels
+        policy.widths(len(backbone.layout.sizes))  # InputError for widths of another number of levels
         if policy.per_group and request.groups is None:
             raise InputError("a limit for each group needs BeamRequest.groups, a label for each row")
         until_s = np.inf if deadline_ms is None else time.monotonic() + deadline_ms / 1000

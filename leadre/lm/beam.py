@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from leadre.errors import InputError
 from leadre.lm.layout import Layout
 from leadre.semid.trie import Mask
 
@@ -76,9 +77,10 @@ class BeamPolicy:
     catalogue: Mask | None = None
 
     def widths(self, levels: int) -> list[int]:
-        """Beams at each level."""
+        """Beams at each level. InputError for widths that are not above zero, or are of another number of levels."""
         widths = [self.width] * levels if isinstance(self.width, int) else list(self.width)
-        assert len(widths) == levels and min(widths) > 0, f"widths {widths} for {levels} levels"
+        if len(widths) != levels or min(widths) <= 0:
+            raise InputError(f"widths {widths} for {levels} levels: give one number above zero, or one for each level")
         return widths
 
 

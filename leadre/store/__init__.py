@@ -14,16 +14,17 @@ def spec_in(state: Path, spec: str = "") -> str:
     return spec or f"lmdb:{state / 'lists'}"
 
 
-def open_store(spec: str, *, timeout_ms: float = 20.0) -> Store:
+def open_store(spec: str, *, timeout_ms: float = 20.0, lock_ms: float | None = None) -> Store:
     """Open ``lmdb:FOLDER`` (created if missing) or ``redis://HOST:PORT/DB`` (also rediss:, unix:).
 
-    ``timeout_ms`` limits each call to a server; LMDB does not use it. InputError for any other ``spec``.
+    ``timeout_ms`` limits each call to a server; LMDB does not use it. ``lock_ms`` limits the wait of a bid's calls for
+    a lock of LMDB, None: for ever. InputError for any other ``spec``.
     """
     kind, colon, rest = spec.partition(":")
     if colon and kind == "lmdb" and rest:
         from leadre.store.lmdb.store import LmdbStore
 
-        return LmdbStore(Path(rest))
+        return LmdbStore(Path(rest), lock_s=None if lock_ms is None else lock_ms / 1000)
     if colon and kind in ("redis", "rediss", "unix") and rest:
         extras.require(f"store {spec!r}", "redis")
         from leadre.store.redis.store import RedisStore

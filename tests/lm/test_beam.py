@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leadre.errors import InputError
 from leadre.lm.beam import BeamPolicy, BeamRequest, BeamResult, descend, diverse
 from leadre.lm.decode import BeamSearch, BeamSearcher
 from leadre.semid.trie import build
@@ -177,6 +178,6 @@ def test_limits_keep_the_first_results_of_each_label():
 def test_policy_widths_must_match_the_levels():
     assert BeamPolicy(3).widths(2) == [3, 3] and BeamPolicy((4, 2)).widths(2) == [4, 2]
     for policy in (BeamPolicy(0), BeamPolicy((1, 2, 3)), BeamPolicy((1, 0))):
-        with pytest.raises(AssertionError, match="widths"):
+        with pytest.raises(InputError, match="widths"):
             policy.widths(2)
     assert BeamResult(np.zeros(0, np.int64), np.zeros(0, np.float32)).complete

@@ -6,6 +6,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from collections import Counter
 from contextlib import ExitStack
 
@@ -139,3 +141,33 @@ def test_a_damaged_model_is_refused_and_a_good_one_generates(work, tmp_path):
         bidder.signal("model", signal.SIGKILL)
         assert bidder.bids(**fields), "the model has gone"
         until(lambda: bidder.away() == ["model"], "noticed")
+
+
+HOLDER = """
+import fcntl, sys
+files = [open(path, "rb+") for path in sys.argv[1:]]
+for file in files:
+    fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_bids_continue_while_another_process_holds_the_locks_of_the_store(bidder):
+    _, free = bidder.campaign()
+    _, capped = bidder.campaign(cap_per_day=100)
+    bidder.list_for("locked", capped, free)
+    locks = sorted((bidder.state / "lists").glob("*.lock"))
+    assert len(locks) == 3
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, *map(str, locks)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            # the locks are released after these bids, so that a worker that waits for them never answers
+            ads = {bid["crid"] for _ in range(20) for bid in bids_before_deadline(bidder, user={"id": "locked"})}
+            assert ads == {free}, "a campaign with a frequency cap is left out, the user's list is read"
+        finally:
+            holder.stdin.close()
+    until(lambda: [bid["crid"] for bid in bidder.bids(user={"id": "locked"})] == [capped], "the cap is counted again")

@@ -215,7 +215,9 @@ class TestLmdbFiles(LmdbFixtures):
         assert store.read_list("u")
         transactions = []
         read = mapped.MappedFile.read
-        monkeypatch.setattr(mapped.MappedFile, "read", lambda file: transactions.append(file) or read(file))
+        monkeypatch.setattr(
+            mapped.MappedFile, "read", lambda file, lock_s: transactions.append(file) or read(file, lock_s)
+        )
         monkeypatch.setattr(mapped.MappedFile, "_locked", None)
         monkeypatch.setattr(mapped, "CHECK_EVERY_S", float("inf"))
         assert store.read_list("u") == suite.stored_list("v1", "ad")

@@ -171,7 +171,10 @@ def _request_leases(context: RequestContext, considered: select.Considered, offe
 
 
 def _reserve_cap(context: RequestContext, state: ImpState, offer: _Offer) -> bool:
-    """Reserve an impression under the campaign's frequency cap, and set the verdict. False if the cap has no room."""
+    """Reserve an impression under the campaign's frequency cap, and set the verdict.
+
+    False if the cap has no room, or its store is down or locked by another process: the next candidate is bid.
+    """
     bidder = context.bidder
     campaign = offer.campaign
     verdict = Verdict.BID

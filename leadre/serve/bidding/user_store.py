@@ -1,7 +1,9 @@
 """A worker's access to users: lists, profiles and frequency caps, from a store that may be slow or down.
 
 After a failed call the worker leaves the store alone for `RETRY_S`, so that one request loses its milliseconds and not
-all of them. Until the store is back every user is an unknown user, who gets the last popular list that was read.
+all of them. Until the store is back every user is an unknown user, who gets the last popular list that was read. While
+another process holds a lock of the store (it compacts a file), only frequency caps are unknown: campaigns without one
+and all lists serve on.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from leadre.clock import Clock
-from leadre.errors import StoreDown
+from leadre.errors import StoreBusy, StoreDown
 from leadre.store.contract import EVERYBODY, Cap, Profile, Store, StoredList
 
 T = TypeVar("T")
 RETRY_S = 0.5
+RETRY_LOCK_S = 0.05  # a lock is mostly held for less
 POPULAR_LIST_S = 5.0  # the popular list is read again after so long
 
 
@@ -25,13 +28,14 @@ class UserStore:
         self.store = store
         self._clock = clock
         self._retry_at_s = 0.0
+        self._retry_lock_at_s = 0.0
         self._read_popular_at_s = 0.0
         self._popular: StoredList | None = None
 
     @property
     def is_down(self) -> bool:
-        """Whether the last call of the store failed."""
-        return self._retry_at_s > 0
+        """Whether the last call of the store failed, or a lock of it was held a moment ago."""
+        return self._retry_at_s > 0 or self._clock.monotonic_s() < self._retry_lock_at_s
 
     def read_list(self, user_id: str) -> StoredList | None:
         """The user's list; None for an unknown user ("")."""
@@ -49,13 +53,15 @@ class UserStore:
         return self._popular
 
     def reserve(self, user_id: str, cap: Cap, *, now_us: int, until_us: int) -> str:
-        """ID of a reservation under a frequency cap; "" if the cap has no room or the store is down."""
+        """ID of a reservation under a frequency cap; "" if the cap has no room, or the store is down or locked."""
+        if self._clock.monotonic_s() < self._retry_lock_at_s:
+            return ""
         no_grants: dict[str, list[str]] = {}
         grants = self._call(lambda: self.store.reserve(user_id, [cap], now_us=now_us, until_us=until_us), no_grants)
         return next(iter(grants.get(cap.campaign_id, ())), "")
 
     def void(self, reservation: str) -> None:
-        """Void the reservation of a bid that is not made; a store that is down lets it expire."""
+        """Void the reservation of a bid that is not made; a store that is down or locked lets it expire."""
         self._call(lambda: self.store.void(reservation), None)
 
     def _call(self, operation: Callable[[], T], fallback: T) -> T:
@@ -63,6 +69,9 @@ class UserStore:
             return fallback
         try:
             result = operation()
+        except StoreBusy:
+            self._retry_lock_at_s = self._clock.monotonic_s() + RETRY_LOCK_S
+            return fallback
         except StoreDown:
             self._retry_at_s = self._clock.monotonic_s() + RETRY_S
             return fallback

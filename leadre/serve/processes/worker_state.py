@@ -24,6 +24,9 @@ from leadre.serve.processes.peers import ModelClient, RecordQueue, WriterClient
 from leadre.serve.settings import Settings
 from leadre.store import open_store
 
+# The worker waits so long for a lock of the store; meanwhile it answers no other request.
+LOCK_MS = 5.0
+
 
 class WorkerState:
     """The catalogue, users, budgets and peers of one worker; `Renewals` replaces what changes.
@@ -41,6 +44,7 @@ class WorkerState:
         self.model = ModelClient(paths.model_server_socket, clock)
         self.connection = database.connect(paths.manage_database, records.MIGRATIONS, read_only=True)
         catalogue = eligibility.load(self.connection, settings.seat)
+        self.connection.execute("PRAGMA busy_timeout=0")  # a refresh that finds a lock is repeated, and blocks no bid
         self.counts: Counts = {}
         self.keys = TokenKeys.open(paths.token_keys)
         self.erased = ErasedUsers(paths.erased)
@@ -48,7 +52,7 @@ class WorkerState:
         self.bidder = Bidder(
             settings=settings,
             market=Market(catalogue, expected_nanos(catalogue, {}), ObjectIndex((), catalogue.ads, "")),
-            user_store=UserStore(open_store(paths.store), clock),
+            user_store=UserStore(open_store(paths.store, lock_ms=LOCK_MS), clock),
             budgets=Budgets(self._name, self.writer.send_orders),
             generate=None,
             sign=self.keys.sign,

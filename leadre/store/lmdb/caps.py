@@ -34,9 +34,10 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class LmdbCaps:
-    """The cap methods of `contract.Store`."""
+    """The cap methods of `contract.Store`. ``lock_s`` limits the wait of `reserve` and `void` for other processes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lock_s: float | None = None) -> None:
+        self._lock_s = lock_s
         name = f"caps-{BOOT.read_text().strip() if BOOT.exists() else 'any'}"
         for path in folder.glob("caps-*"):
             if not path.name.startswith(name):
@@ -48,7 +49,7 @@ class LmdbCaps:
     ) -> dict[str, list[str]]:
         check_caps(user, caps, now_us, until_us, count)
         granted: dict[str, list[str]] = {}
-        with self.file.write() as (txn, (reserved, ids)):
+        with self.file.write(self._lock_s) as (txn, (reserved, ids)):
             for table in (reserved, ids):
                 _purge(txn.cursor(table), first_day(now_us), PURGED_PER_CALL)
             for cap in caps:
@@ -77,7 +78,7 @@ class LmdbCaps:
             return True
 
     def void(self, reservations: Sequence[str]) -> None:
-        with self.file.write() as (txn, (reserved, ids)):
+        with self.file.write(self._lock_s) as (txn, (reserved, ids)):
             for void_id in map(_id_bytes, reservations):
                 key = txn.get(void_id, db=ids)
                 if key is None:

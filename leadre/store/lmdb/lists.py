@@ -22,7 +22,8 @@ _encode = msgspec.msgpack.Encoder().encode
 class LmdbLists:
     """The list methods of `contract.Store`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock_s: float | None = None) -> None:
+        self._lock_s = lock_s
         self.file = MappedFile.shared(path, ("state", "lists"))
 
     def put(self, version: str, lists: Mapping[str, StoredList]) -> None:
@@ -38,7 +39,7 @@ class LmdbLists:
     def read(self, user: str) -> StoredList | None:
         if not is_possible(user):
             return None
-        with self.file.read() as (txn, (state, table)):
+        with self.file.read(self._lock_s) as (txn, (state, table)):
             current = _read_versions(txn, state).current
             if current is None:
                 return None

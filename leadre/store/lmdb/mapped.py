@@ -19,11 +19,12 @@ from typing import ClassVar, NamedTuple
 import lmdb
 import msgspec
 
-from leadre.errors import StoreDown
+from leadre.errors import StoreBusy, StoreDown
 
 MAP_BYTES = 1 << 38  # address space, not disk space
 MAX_READERS = 1024  # concurrent reader threads of all processes
 CHECK_EVERY_S = 0.2
+POLL_S = 0.0005  # between two attempts to get a lock
 
 
 class _OpenFile(NamedTuple):
@@ -36,7 +37,7 @@ class MappedFile:
     """One LMDB file, ``NAME.NUMBER.mdb``, which `compact` replaces by the next number.
 
     Writing, opening and compacting exclude each other by a lock on ``NAME.lock``; the kernel releases it if the
-    process dies.
+    process dies. ``lock_s`` limits the wait for it, None waits for ever; StoreBusy if others hold it for longer.
     """
 
     # LMDB allows one environment per file and process, so all stores of a folder share it
@@ -62,22 +63,29 @@ class MappedFile:
         self._checked_s = 0.0
 
     @contextmanager
-    def read(self) -> Iterator[tuple[lmdb.Transaction, tuple[lmdb._Database, ...]]]:
-        """Read transaction and the tables in the order of their names."""
+    def read(self, lock_s: float | None = None) -> Iterator[tuple[lmdb.Transaction, tuple[lmdb._Database, ...]]]:
+        """Read transaction and the tables in the order of their names.
+
+        While others hold the lock, the file that is open serves on although a newer one exists.
+        """
         now_s = time.monotonic()
         opened = self._opened
         if opened is None or now_s - self._checked_s > CHECK_EVERY_S:
             if opened is None or self._newest() != opened.path:
-                with self._locked():
-                    opened = self._open()
+                try:
+                    with self._locked(lock_s):
+                        opened = self._open()
+                except StoreBusy:
+                    if opened is None:
+                        raise
             self._checked_s = now_s
         with store_errors(self.path), opened.env.begin() as transaction:
             yield transaction, opened.tables
 
     @contextmanager
-    def write(self) -> Iterator[tuple[lmdb.Transaction, tuple[lmdb._Database, ...]]]:
+    def write(self, lock_s: float | None = None) -> Iterator[tuple[lmdb.Transaction, tuple[lmdb._Database, ...]]]:
         """Write transaction and the tables; commits at the end of the block."""
-        with self._locked():
+        with self._locked(lock_s):
             opened = self._open()
             with store_errors(self.path), opened.env.begin(write=True) as transaction:
                 yield transaction, opened.tables
@@ -117,11 +125,11 @@ class MappedFile:
             target.close()
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self, lock_s: float | None = None) -> Iterator[None]:
         with store_errors(self.path):
             file = os.open(self.path.with_name(f"{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file, self.path, lock_s)
             yield
         finally:
             os.close(file)
@@ -165,6 +173,22 @@ class MappedFile:
         locks = [path.with_name(f"{path.name}-lock") for path in old]
         for path in (*old, *locks, self.path.with_name(f"{self.path.name}.tmp")):
             path.unlink(missing_ok=True)
+
+
+def _lock(file: int, path: Path, lock_s: float | None) -> None:
+    """Lock an open file, within ``lock_s`` or without a limit."""
+    if lock_s is None:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return
+    until_s = time.monotonic() + lock_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() >= until_s:
+                raise StoreBusy(f"store {path}: locked by others for more than {lock_s:.3f} s") from error
+        time.sleep(POLL_S)
 
 
 @contextmanager

@@ -18,13 +18,14 @@ _encode = msgspec.msgpack.Encoder().encode
 class LmdbProfiles:
     """The profile methods of `contract.Store`. A power cut may lose the last commits, but cannot damage the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock_s: float | None = None) -> None:
+        self._lock_s = lock_s
         self.file = MappedFile.shared(path, ("profiles",), metasync=False)
 
     def read(self, user: str) -> Profile | None:
         if not is_possible(user):
             return None
-        with self.file.read() as (txn, (table,)):
+        with self.file.read(self._lock_s) as (txn, (table,)):
             value = txn.get(user.encode(), db=table)
             return None if value is None else _profiles.decode(value)
 

@@ -18,17 +18,20 @@ from leadre.store.lmdb.profiles import LmdbProfiles
 
 
 class LmdbStore:
-    """`contract.Store` in ``folder``, which is created if missing. InputError if it cannot be created."""
+    """`contract.Store` in ``folder``, which is created if missing. InputError if it cannot be created.
 
-    def __init__(self, folder: Path) -> None:
+    ``lock_s`` limits the wait of reads, `reserve` and `void` for a lock that other processes hold; None: for ever.
+    """
+
+    def __init__(self, folder: Path, *, lock_s: float | None = None) -> None:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"store {folder}: cannot be made a folder ({error.strerror})") from error
-        self._lists = LmdbLists(folder / "lists")
-        self._profiles = LmdbProfiles(folder / "profiles")
-        self._caps = LmdbCaps(folder)
+        self._lists = LmdbLists(folder / "lists", lock_s)
+        self._profiles = LmdbProfiles(folder / "profiles", lock_s)
+        self._caps = LmdbCaps(folder, lock_s)
 
     def put_lists(self, version: str, lists: Mapping[str, StoredList]) -> None:
         self._lists.put(version, lists)
