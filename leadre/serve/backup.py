@@ -3,6 +3,7 @@
 Files are copied in an order that keeps them consistent: a later copy may contain more than an earlier one, never less.
 
     ledger      first; the last record that it posted is in the log, which is copied later
+    counts      up to a record that is in the log, which is copied later
     tables      their position before their rows: rows beyond it are in the log too, and compaction skips them
     log         its last record may be cut off; the backup truncates it
     manage.db   last; it has every campaign and ad that the others name, as none is ever deleted
@@ -48,6 +49,7 @@ def write(paths: StatePaths, folder: Path) -> artifact.Artifact:
         copy = StatePaths(folder=temporary / STATE, store="")
         copy.folder.mkdir()
         _copy_database(paths.ledger, schema.MIGRATIONS, copy.ledger)
+        _copy_files([paths.counts], paths.folder, copy.folder)
         _copy_files([paths.tables / training.POSITION, *_visible(paths.tables)], paths.tables, copy.tables)
         _copy_files(event_log.segments(paths.events), paths.events, copy.events)
         _copy_database(paths.manage_database, records.MIGRATIONS, copy.manage_database)

@@ -39,6 +39,11 @@ class StatePaths:
         return self.folder / "tables"
 
     @property
+    def counts(self) -> Path:
+        """Snapshot of the counts that follow from the event log; written by the writer."""
+        return self.folder / "counts"
+
+    @property
     def token_keys(self) -> Path:
         """Keys that sign event tokens."""
         return self.folder / "token.keys"

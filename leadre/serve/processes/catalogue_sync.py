@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from leadre import database
 from leadre.auction.budget.ledger import Ledger
 from leadre.auction.budget.messages import Budget
@@ -60,6 +62,14 @@ class CatalogueSync:
             self._logged_live.add(record.ad_id)
         else:
             self._logged_live.discard(record.ad_id)
+
+    def logged_live(self) -> list[str]:
+        """Ads that are live according to the log, sorted, for `restore`."""
+        return sorted(self._logged_live)
+
+    def restore(self, live: Iterable[str]) -> None:
+        """Replace the set of logged live ads."""
+        self._logged_live = set(live)
 
     def status_changes(self, now_us: int) -> list[StatusRecord]:
         """A record for every ad that is live in the catalogue but not in the log, or the reverse.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 from leadre.auction.budget.days import day_of
 from leadre.serve.events.records import EventRecord
@@ -35,6 +35,20 @@ class EventCounts:
             counts[column] += 1
             self._by_ad[outcome.ad_id] = (counts[0], counts[1], counts[2])
         self._by_day[outcome.campaign_id, day] = (day_totals[0], day_totals[1], day_totals[2], day_totals[3])
+
+    def totals(self) -> tuple[dict[str, tuple[int, int, int]], list[tuple[str, str, tuple[int, int, int, int]]]]:
+        """All totals by ad, and by campaign and day, for `restore`."""
+        return dict(self._by_ad), [(*key, totals) for key, totals in self._by_day.items()]
+
+    def restore(
+        self,
+        by_ad: Mapping[str, tuple[int, int, int]],
+        by_day: Iterable[tuple[str, str, tuple[int, int, int, int]]],
+    ) -> None:
+        """Replace all totals by those that `totals` returned."""
+        self._by_ad = dict(by_ad)
+        self._by_day.clear()
+        self._by_day |= {(campaign_id, day): totals for campaign_id, day, totals in by_day}
 
     def by_ad(self) -> dict[str, tuple[int, int, int]]:
         """A copy: ad ID -> (impressions, clicks, conversions)."""

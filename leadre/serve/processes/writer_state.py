@@ -46,6 +46,7 @@ from leadre.store import open_store
 from leadre.units import US_PER_DAY, US_PER_HOUR, US_PER_S
 
 COMPACT_US = 20 * US_PER_S  # between two compactions of the log into tables
+SNAPSHOT_US = 60 * US_PER_S  # between two snapshots of the counts; a start after a kill reads the log of this time
 RETAIN_US = US_PER_HOUR  # between two removals of what is older than ``retain_days``
 
 
@@ -62,16 +63,18 @@ class WriterState:
         processor = EventProcessor(self.ledger, self.log, self.erased.__contains__)
         self.users = UserUpdates(open_store(paths.store), self.erased)
         self._catalogue_sync = CatalogueSync(paths, self.ledger)
-        self._derived = DerivedState(paths.events, self.log, self._catalogue_sync)
+        self._derived = DerivedState(paths.counts, self.log, self._catalogue_sync)
         self._posting = EventPosting(self.token_keys, processor, self._derived, self._catalogue_sync, self.users)
         self._compact_at_us = 0
+        self._snapshot_at_us = 0
         self._retain_at_us = 0
-        self._derived.catch_up()
+        self._derived.load()
 
     def close(self) -> None:
-        """Compact the log into the tables, unless the disk refuses, and close all files."""
-        with contextlib.suppress(StorageError):
-            self._compact()
+        """Save counts and compact the log into the tables, unless the disk refuses, and close all files."""
+        for save in (self._derived.save, self._compact):
+            with contextlib.suppress(StorageError):
+                save()
         self.log.close()
         self.ledger.close()
         self.users.store.close()
@@ -114,6 +117,9 @@ class WriterState:
         if now_us >= self._compact_at_us:
             self._compact_at_us = now_us + COMPACT_US
             self._compact()
+        if now_us >= self._snapshot_at_us:
+            self._snapshot_at_us = now_us + SNAPSHOT_US
+            self._derived.save()
         if now_us >= self._retain_at_us:
             self._retain_at_us = now_us + RETAIN_US
             self._retain(now_us)
