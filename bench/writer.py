@@ -192,6 +192,12 @@ def grow(paths: StatePaths, count: int, days: float, *, spread: int) -> None:
         EventProcessor(ledger, log)
 
 
+def requests_in(paths: StatePaths) -> int:
+    """The number of requests in the log."""
+    with EventLog(paths.events) as log:
+        return log.last // (1 + len(KINDS))
+
+
 def build(folder: Path, count: int, days: float) -> StatePaths:
     """The state folder of a history, with tables up to its end."""
     paths = paths_of(folder)
@@ -205,8 +211,8 @@ def build(folder: Path, count: int, days: float) -> StatePaths:
 def flush_ms(paths: StatePaths, count: int, days: float, rounds: int) -> float:
     """Median processor time of a compaction of `FLUSHED` new requests behind a log of ``count``."""
     times = []
-    for number in range(1, rounds + 1):
-        grow(paths, count + number * FLUSHED, days, spread=count)
+    for _ in range(rounds):
+        grow(paths, requests_in(paths) + FLUSHED, days, spread=count)
         started_s = time.process_time()
         training.compact(paths.events, paths.tables, ads())
         times.append(time.process_time() - started_s)

@@ -4,7 +4,7 @@ Files are copied in an order that keeps them consistent: a later copy may contai
 
     ledger      first; the last record that it posted is in the log, which is copied later
     counts      up to a record that is in the log, which is copied later
-    tables      their position before their rows: rows beyond it are in the log too, and compaction skips them
+    tables      their position before their rows: rows beyond it are in the log too; the next start removes them
     log         its last record may be cut off; the backup truncates it
     manage.db   last; it has every campaign and ad that the others name, as none is ever deleted
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 from leadre import artifact, database
 from leadre.auction.budget import schema
 from leadre.auction.budget.ledger import Ledger
+from leadre.data.sources import raw
 from leadre.errors import InputError
 from leadre.serve.catalogue import database as records
 from leadre.serve.events import durable, event_log, training
@@ -50,7 +51,9 @@ def write(paths: StatePaths, folder: Path) -> artifact.Artifact:
         copy.folder.mkdir()
         _copy_database(paths.ledger, schema.MIGRATIONS, copy.ledger)
         _copy_files([paths.counts], paths.folder, copy.folder)
-        _copy_files([paths.tables / training.POSITION, *_visible(paths.tables)], paths.tables, copy.tables)
+        with raw.reading(paths.tables):
+            _copy_files([paths.tables / training.POSITION], paths.tables, copy.tables)
+            _copy_files(_visible(paths.tables), paths.tables, copy.tables)
         _copy_files(event_log.segments(paths.events), paths.events, copy.events)
         _copy_database(paths.manage_database, records.MIGRATIONS, copy.manage_database)
         _copy_files([paths.token_keys, paths.exploration_key, paths.erased], paths.folder, copy.folder)

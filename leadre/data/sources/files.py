@@ -63,14 +63,15 @@ def read(
     frames: dict[str, pl.DataFrame] = {}
     bad: list[pl.DataFrame] = []
     read_rows: dict[str, int] = {}
-    for name, schema in SCHEMAS.items():
-        frame, bad_rows, read_rows[name] = _read_table(folder, name, limits)
-        if frame is None:
-            continue
-        if schema.key is not None:
-            tables.check_unique(name, frame)
-        frames[name] = frame
-        bad.append(bad_rows)
+    with raw.reading(folder):
+        for name, schema in SCHEMAS.items():
+            frame, bad_rows, read_rows[name] = _read_table(folder, name, limits)
+            if frame is None:
+                continue
+            if schema.key is not None:
+                tables.check_unique(name, frame)
+            frames[name] = frame
+            bad.append(bad_rows)
     for name in ("ads", "inventory"):
         if name in frames:
             frames[name] = _drop_bad(name, frames[name], _ENDS_BEFORE_START, bad)

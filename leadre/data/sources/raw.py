@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import codecs
 import csv
+import fcntl
 import json
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,9 +27,19 @@ from leadre.data import tables
 from leadre.data.tables import LIST_MARK, ROW
 from leadre.errors import InputError
 
+LOCK = ".lock"  # file in a folder of tables; a process that replaces several files by one holds it exclusively
 ENDINGS = (".parquet", ".csv", ".jsonl")
 BLOCK_BYTES = 1 << 20
 _CHUNK_ROWS = 50_000
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Hold the shared lock of a folder, so that a bidder that writes its tables there merges no files meanwhile."""
+    with ExitStack() as stack:
+        with suppress(FileNotFoundError):
+            fcntl.flock(stack.enter_context((folder / LOCK).open("rb")), fcntl.LOCK_SH)
+        yield
 
 
 def find_files(folder: Path, name: str) -> list[Path]:

@@ -1,14 +1,13 @@
 """Tables for training: the event log as Parquet, in the form that `leadre data --source files` reads.
 
-    events/DAY.parquet     impressions, clicks and conversions of users who allowed profiling, by day (UTC) and time
-    requests/DAY.parquet   the requests of these users, with or without a bid
-    answers/DAY.parquet    every request with candidates, scores, bids, propensities and versions, for off-policy work
-    inventory.parquet      the intervals in which each ad was live
-    ads.parquet            the catalogue, ended ads included
+    events/      impressions, clicks and conversions of users who allowed profiling, by day (UTC) and time
+    requests/    the requests of these users, with or without a bid
+    answers/     every request with candidates, scores, bids, propensities and versions, for off-policy work
+    inventory.parquet, ads.parquet: the intervals in which each ad was live; the catalogue, ended ads included
 
-Read them with ``leadre data --source files --path FOLDER --unordered true``. Tests (`test=1`) are in no table. The file
-of a day is replaced whole. A row carries the number of its record, so that a run that follows a killed one adds no row
-twice.
+Read them with ``leadre data --source files --path FOLDER --unordered true``. Tests (`test=1`) are in no table. A
+flush adds a part (`leadre.serve.events.table_parts`) for each day of its rows. A row carries the number of its record,
+so that a run that follows a killed one adds no row twice.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import polars as pl
 
 from leadre.data.tables import SCHEMAS, TEXT, WHOLE
 from leadre.errors import StorageError
-from leadre.serve.events import durable, event_log
+from leadre.serve.events import durable, event_log, table_parts
 from leadre.serve.events.records import EventRecord, RequestRecord, StatusRecord
 from leadre.types import Ad
 
@@ -118,15 +117,16 @@ def compact(log: Path, folder: Path, ads: Iterable[Ad], max_records: int = 1_000
 
     ``ads``: the catalogue, with every ad that was ever shown. At most ``max_records`` are in memory at once.
     """
-    start = position(folder)
+    start = flushed = position(folder)
     rows = TableRows(start)
     for entry in event_log.read(log, start):
         rows.add(entry)
         if entry.number % max_records == 0:
-            _store(folder, rows)
-            rows = TableRows(entry.number)
+            _store(folder, rows, flushed + 1)
+            flushed = entry.number
+            rows = TableRows(flushed)
     _write(folder / "ads.parquet", _catalogue(ads))
-    _store(folder, rows)
+    _store(folder, rows, flushed + 1)
     return rows.last - start
 
 
@@ -139,11 +139,26 @@ def position(folder: Path) -> int:
         raise _damaged(path, "it holds no number") from error
 
 
+def recover(folder: Path) -> None:
+    """Remove what a killed flush or merge left behind, and rows beyond the position, as in a backup made meanwhile."""
+    end = position(folder)
+    for name in _DAILY:
+        parts = table_parts.parts(folder / name)
+        leftover = {*table_parts.redundant(parts), *(part for part in parts if part.first > end)}
+        for part in parts:
+            if part not in leftover and part.last > end:
+                path = table_parts.path_of(folder / name, part.day, part.first, end) if part.first else part.path
+                _write(path, _read(part.path).filter(pl.col(NUMBER) <= end))
+                leftover |= {part} if path != part.path else set()
+        for part in leftover:
+            part.path.unlink()
+
+
 def retain(folder: Path, after: date) -> None:
     """Delete the rows of days before ``after``, and the intervals of ads that ended before it."""
     for name in _DAILY:
         for path in (folder / name).glob("*.parquet"):
-            if path.stem < after.isoformat():
+            if path.name[:10] < after.isoformat():
                 path.unlink()
     path = folder / "inventory.parquet"
     if path.exists():
@@ -173,20 +188,37 @@ def erase(folder: Path, user_id: str) -> int:
     return changed
 
 
-def _store(folder: Path, rows: TableRows) -> None:
+def _store(folder: Path, rows: TableRows, first: int) -> None:
+    """Add parts with the rows of records ``first`` to ``rows.last``, then set the position, then merge small parts."""
+    days: set[tuple[str, str]] = set()
     for name, schema in _DAILY.items():
-        new = pl.DataFrame(rows.daily[name], schema=schema)
-        for (day,), part in new.group_by(pl.col("at").dt.date()):
+        new = pl.DataFrame(rows.daily[name], schema=schema).unique(_KEYS[name], keep="first", maintain_order=True)
+        for (day,), frame in new.group_by(pl.col("at").dt.date()):
             assert isinstance(day, date)
-            path = folder / name / f"{day.isoformat()}.parquet"
-            old = _read(path) if path.exists() else new.clear()
-            merged = pl.concat([old, part]).unique(_KEYS[name], keep="first", maintain_order=True)
-            _write(path, merged.sort("at", NUMBER))
+            path = table_parts.path_of(folder / name, day.isoformat(), first, rows.last)
+            _write(path, frame.sort("at", NUMBER))
+            for leftover in path.parent.glob(f"{day.isoformat()}.{first:020d}-*.parquet"):  # of a flush that failed
+                if leftover != path:
+                    leftover.unlink()
+            days.add((name, day.isoformat()))
     if rows.changes:
         path = folder / "inventory.parquet"
         old = _read(path) if path.exists() else pl.DataFrame(schema=_INTERVALS)
         _write(path, _live_intervals(old, rows.changes))
     durable.replace(folder / POSITION, str(rows.last).encode())
+    with table_parts.merging(folder) as may_merge:
+        for name, of_day in sorted(days) if may_merge else ():
+            _merge(folder / name, table_parts.to_merge(table_parts.parts(folder / name, of_day)), name)
+
+
+def _merge(folder: Path, parts: Sequence[table_parts.Part], name: str) -> None:
+    """Replace consecutive parts of a day by one. Killed before the last is deleted, `recover` deletes the rest."""
+    if parts:
+        rows = pl.concat([_read(part.path) for part in parts]).unique(_KEYS[name], keep="first", maintain_order=True)
+        path = table_parts.path_of(folder, parts[0].day, parts[0].first, parts[-1].last)
+        _write(path, rows.sort("at", NUMBER))
+        for part in parts:
+            part.path.unlink()
 
 
 def _live_intervals(old: pl.DataFrame, changes: Sequence[StatusRecord]) -> pl.DataFrame:

@@ -69,6 +69,7 @@ class WriterState:
         self._snapshot_at_us = 0
         self._retain_at_us = 0
         self._derived.load()
+        training.recover(paths.tables)
 
     def close(self) -> None:
         """Save counts and compact the log into the tables, unless the disk refuses, and close all files."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections import defaultdict
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,18 @@ from typing import Any
 import polars as pl
 import pytest
 
-from leadre.data.sources import files
+from leadre.data.sources import files, raw
 from leadre.data.split import SplitTimes
 from leadre.data.tables import Tables
 from leadre.errors import StorageError
-from leadre.serve.events import training
+from leadre.serve.events import table_parts, training
 from leadre.serve.events.log_writer import EventLog
 from leadre.serve.events.records import EventRecord, Record, RequestRecord, StatusRecord
 from leadre.types import Ad, Bid, Candidate, EventKind, Outcome
 from leadre.units import US_PER_DAY, US_PER_HOUR, US_PER_S
 
 START = round(datetime(2026, 3, 1, tzinfo=UTC).timestamp()) * US_PER_S
+START_TIME = datetime(2026, 3, 1)
 ADS = [
     Ad(
         ad_id=f"a{n}",
@@ -151,8 +153,12 @@ def test_answers_have_candidates_scores_and_propensities(log: Path, tmp_path: Pa
 
 
 def content(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each file, and of all parts of a day together, sorted by time."""
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for path in sorted(folder.rglob("*.parquet")):
+        rows[str(path.relative_to(folder)).partition(".")[0]] += pl.read_parquet(path).to_dicts()
     return {
-        str(path.relative_to(folder)): pl.read_parquet(path).to_dicts() for path in sorted(folder.rglob("*.parquet"))
+        name: sorted(of_day, key=lambda row: (row.get("at") or START_TIME, str(row))) for name, of_day in rows.items()
     }
 
 
@@ -165,7 +171,10 @@ def test_tables_are_the_same_in_one_run_in_parts_and_repeated(log: Path, tmp_pat
             writer.append(market()[start : start + 10], START)
             training.compact(other, parts, ADS)
     assert content(parts) == content(tmp_path / "whole")
-    (parts / training.POSITION).write_text("20")  # as if killed before the last lines were written
+    (parts / training.POSITION).write_text("25")  # rows beyond it, as in a backup that was made during a flush
+    training.recover(parts)
+    numbers = pl.concat([pl.read_parquet(path, columns=["number"]) for path in (parts / "answers").iterdir()])
+    assert numbers["number"].max() == 25
     training.compact(other, parts, ADS, max_records=7)
     assert content(parts) == content(tmp_path / "whole")
     assert training.compact(other, parts, ADS) == 0 and training.position(parts) == len(market())
@@ -210,7 +219,7 @@ def test_retention_deletes_days_and_ended_intervals(log: Path, tmp_path: Path) -
     training.compact(log, tmp_path / "tables", ADS)
     training.retain(tmp_path / "tables", date(2026, 3, 4))
     days = {
-        name: sorted(path.stem for path in (tmp_path / "tables" / name).iterdir())
+        name: sorted(path.name[:10] for path in (tmp_path / "tables" / name).iterdir())
         for name in ("events", "requests", "answers")
     }
     assert days["requests"] == days["answers"] == ["2026-03-04", "2026-03-05", "2026-03-06"]
@@ -218,6 +227,66 @@ def test_retention_deletes_days_and_ended_intervals(log: Path, tmp_path: Path) -
     assert pl.read_parquet(tmp_path / "tables" / "inventory.parquet")["ad_id"].to_list() == ["a0", "a1"], (
         "a2 ended before"
     )
+
+
+def files_of(folder: Path) -> dict[Path, int]:
+    """File -> inode: a file that is replaced has a new one."""
+    return {path: path.stat().st_ino for path in folder.glob("*/*.parquet")}
+
+
+def test_flush_touches_no_file_of_earlier_flushes(log: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tables"
+    training.compact(log, folder, ADS)
+    before = files_of(folder)
+    with EventLog(log) as writer:
+        writer.append([request("late", START + US_PER_HOUR), event("late", "imp", START + US_PER_HOUR)], START)
+    assert training.compact(log, folder, ADS) == 2
+    after = files_of(folder)
+    assert before.items() <= after.items() and len(after) == len(before) + 3
+    assert read(folder).requests.filter(pl.col("request_id") == "late").height == 1
+
+
+def small_flushes(log: Path, folder: Path, count: int) -> None:
+    with EventLog(log) as writer:
+        for _ in range(count):
+            writer.append([request(f"small-{writer.last}", START + writer.last)], START)
+            training.compact(log, folder, ADS)
+
+
+def test_small_parts_of_a_day_are_merged_unless_a_reader_has_them(tmp_path: Path) -> None:
+    log = tmp_path / "events"
+    folder = tmp_path / "tables"
+    small_flushes(log, folder, 1)
+    with raw.reading(folder):
+        small_flushes(log, folder, 3 * table_parts.MERGED - 1)
+        assert len(files_of(folder)) == 2 * 3 * table_parts.MERGED
+    small_flushes(log, folder, 1)
+    assert [len(table_parts.parts(folder / name)) for name in ("requests", "answers")] == [1, 1]
+    numbers = pl.read_parquet(folder / "answers" / "*.parquet")["number"].to_list()
+    assert numbers == list(range(1, training.position(folder) + 1))
+
+
+def test_rows_of_a_killed_merge_or_a_failed_flush_are_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "events"
+    folder = tmp_path / "tables"
+    small_flushes(log, folder, table_parts.MERGED - 1)
+    expected = training.position(folder) + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)
+        with EventLog(log) as writer:
+            writer.append([request("last", START)], START)
+        training.compact(log, folder, ADS)
+    assert len(table_parts.parts(folder / "answers")) == table_parts.MERGED + 1
+    training.recover(folder)
+    answers = folder / "answers"
+    assert [(part.first, part.last) for part in table_parts.parts(answers)] == [(1, expected)]
+    (folder / training.POSITION).unlink()  # as if killed before the position was written
+    with EventLog(log) as writer:
+        writer.append([request("after", START)], START)
+    training.compact(log, folder, ADS)
+    assert pl.read_parquet(answers / "*.parquet")["number"].sort().to_list() == list(range(1, expected + 2))
 
 
 def test_full_disk_leaves_the_tables_unchanged(log: Path, tmp_path: Path) -> None:
@@ -234,6 +303,6 @@ def test_full_disk_leaves_the_tables_unchanged(log: Path, tmp_path: Path) -> Non
             training.compact(log, folder, ADS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert content(folder) == before and not list(folder.rglob(".*"))
+    assert content(folder) == before and not list(folder.rglob(".*.new"))
     assert training.compact(log, folder, ADS) == 1
     assert len(pl.read_parquet(folder / "events" / "*.parquet")) == 37

@@ -1,0 +1,104 @@
+"""Append-only parts of a daily table, so that the cost of a flush depends on the new rows alone.
+
+    TABLE/DAY.FIRST-LAST.parquet   the rows of a day (UTC) from log records FIRST to LAST, each with 20 digits
+
+Small parts of a day are merged when there are many; a merge reads a few MiB at most. ``DAY.parquet`` is a whole day,
+written by an earlier release; nothing is added to it. Readers
+that hold `leadre.data.sources.raw.reading` see no row twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+
+from leadre.data.sources.raw import LOCK
+
+MERGED = 8  # small parts of a day that are merged into one
+LEVELS = (1 << 15, 1 << 18, 1 << 21)  # bytes; parts below a level are merged with each other
+
+
+class Part(NamedTuple):
+    """A file of a daily table. ``first`` is 0 for the file of a whole day."""
+
+    day: str
+    first: int
+    last: int
+    path: Path
+
+
+def path_of(folder: Path, day: str, first: int, last: int) -> Path:
+    """The path of a part in the folder of its table."""
+    return folder / f"{day}.{first:020d}-{last:020d}.parquet"
+
+
+def parts(folder: Path, day: str = "") -> list[Part]:
+    """The parts of a table, of one day or of all, by day and first record; of two with one first record the longer."""
+    return sorted(
+        (_part(path) for path in folder.glob(f"{day}*.parquet")), key=lambda part: (part.day, part.first, -part.last)
+    )
+
+
+def _part(path: Path) -> Part:
+    day, _, numbers = path.stem.partition(".")
+    if numbers:
+        first, last = numbers.split("-")
+        return Part(day, int(first), int(last), path)
+    return Part(day, 0, _greatest(path, "number"), path)
+
+
+def _greatest(path: Path, column: str) -> int:
+    """The greatest value of a column, from the statistics of the file; 2**63 - 1 if it has none, 0 if it is damaged."""
+    try:
+        metadata = pq.read_metadata(path)
+    except (OSError, ValueError):  # ArrowInvalid is a ValueError; the reader of the rows reports it
+        return 0
+    index = metadata.schema.names.index(column)
+    statistics = [metadata.row_group(group).column(index).statistics for group in range(metadata.num_row_groups)]
+    return max((item.max if item is not None else (1 << 63) - 1 for item in statistics), default=0)
+
+
+def to_merge(of_day: Sequence[Part]) -> list[Part]:
+    """The newest parts of a day that are due to be merged; [] if none are."""
+    for level in LEVELS:
+        small = []
+        for part in reversed(of_day):
+            if not part.first or part.path.stat().st_size >= level:
+                break
+            small.append(part)
+        if len(small) >= MERGED:
+            return small[::-1]
+    return []
+
+
+def redundant(sorted_parts: Sequence[Part]) -> list[Part]:
+    """Parts whose records are in another one, because a merge was killed."""
+    days = itertools.groupby((part for part in sorted_parts if part.first), key=lambda part: part.day)
+    inner = []
+    for _, of_day in days:
+        last = 0
+        for part in of_day:
+            if part.last <= last:
+                inner.append(part)
+            last = max(last, part.last)
+    return inner
+
+
+@contextmanager
+def merging(folder: Path) -> Iterator[bool]:
+    """Whether parts may be merged now: False while a reader holds `leadre.data.sources.raw.reading`."""
+    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(file)
