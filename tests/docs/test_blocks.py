@@ -127,6 +127,6 @@ def test_server_runs_until_the_page_ends(scratch) -> None:
 def test_block_that_hangs_is_stopped_with_its_children(scratch, monkeypatch) -> None:
     monkeypatch.setattr(pages, "PATIENCE_S", 2.0)
     with pytest.raises(PageError, match=r"(?s)not done after 2 s.*begun"):
-        run(scratch, fenced("sh", "echo begun; mkfifo alive; sleep 99 <> alive & wait"))
+        run(scratch, fenced("sh", "echo begun; mkfifo alive; sleep 99 <> alive > out 2>&1 & wait"))
     with pytest.raises(OSError):  # only the child holds the other end
         os.close(os.open(scratch.folder / "alive", os.O_WRONLY | os.O_NONBLOCK))
