@@ -233,9 +233,10 @@ def check_share(bad_rows: pl.DataFrame, read_rows: Mapping[str, int], max_share:
             .head(5)
             .iter_rows()
         ]
+        cure = "repair the rows or raise the limit" if count < total / 2 else "correct the column as below"
         raise InputError(
-            f"{name}: {count:,} of {total:,} rows are bad, more than --max-bad-share {max_share:g} allows;"
-            " repair the rows or raise the limit\n" + "\n".join(lines)
+            f"{name}: {count:,} of {total:,} rows are bad, more than --max-bad-share {max_share:g} allows; {cure}\n"
+            + "\n".join(lines)
         )
 
 

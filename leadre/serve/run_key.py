@@ -33,11 +33,13 @@ def run(settings: Config) -> str:
     from leadre.serve.manage import auth
 
     paths = serve.paths_for(settings, settings.stages, settings.state)
+    if not paths.manage_database.exists():
+        progress.say(f"serve: no bidder has used {paths.folder} yet; --state or another folder selects a running one")
     database = ManageDatabase(paths.manage_database)
     try:
         key, secret = auth.ApiKeys(database).create(settings.name, SystemClock().now_us(), settings.advertiser)
     finally:
         database.close()
     owner = f"account {key.advertiser_id}" if key.advertiser_id else "an operator"
-    progress.say(f"serve: key {key.key_id} of {key.name} ({owner}); only its hash is stored, so this is its only copy:")
+    progress.say(f"serve: key {key.key_id} of {key.name} ({owner}); only its hash is stored, so keep the key:")
     return secret

@@ -23,6 +23,7 @@ from leadre.store import open_store
 from leadre.store.contract import EVERYBODY, StoredList
 
 POPULAR_ADS = 200  # length of the list for unknown users
+CONTEXT_ONLY = "context-"  # begins the name of a version that holds only the list for unknown users
 
 
 def fill(paths: StatePaths, tables: Artifact) -> None:
@@ -45,9 +46,14 @@ def fill(paths: StatePaths, tables: Artifact) -> None:
     store = open_store(paths.store)
     try:
         if store.read_list(EVERYBODY) is None:
-            version = store.versions().current or f"context-{tables.hash[:12]}"
+            version = store.versions().current or f"{CONTEXT_ONLY}{tables.hash[:12]}"
             store.put_lists(version, {EVERYBODY: popular(tables, version)})
             store.switch(version)
+        if (store.versions().current or "").startswith(CONTEXT_ONLY):
+            progress.say(
+                "serve: no user has a list or a profile yet, so all get popular ads; "
+                "`leadre generate lists` writes them, also while the bidder runs"
+            )
     finally:
         store.close()
 

@@ -45,7 +45,7 @@ JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
 TEXT: tuple[bytes, bytes] = (b"content-type", b"text/plain")
 NO_STORE: tuple[bytes, bytes] = (b"cache-control", b"no-store")
 PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")  # a transparent GIF, 1 x 1
-NO_KEY = b'{"error": "send `Authorization: Bearer KEY`; `leadre serve key --name NAME` prints an operator\'s key"}'
+NO_KEY = b'{"error": "send a key of an operator as `Authorization: Bearer KEY`; `leadre serve key` prints one"}'
 _decode_recommend = msgspec.json.Decoder(RecommendRequest).decode
 _encode = msgspec.json.Encoder().encode
 

@@ -42,7 +42,7 @@ def _watch(plan: Plan, bid_port: int, manage_port: int, clock: Clock, stopped: t
     while waits_for_model and not stopped.wait(POLL_S):
         state = _get(host, bid_port, "/readyz")
         if state is not None and "model" not in state["away"]:
-            return progress.say("serve: the language model is loaded: users without a list get generated ads")
+            return progress.say("serve: the language model is loaded: known users without a list get generated ads")
 
 
 def reachable(host: str) -> str:
