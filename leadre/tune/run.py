@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # torch is imported in run, so that --help stays quick
     from leadre.tune.alignment.sampler import AlignmentSampler
     from leadre.tune.checkpoint import TrainingHistory
     from leadre.tune.prompts import PromptWriter
-    from leadre.tune.sft import Validate
+    from leadre.tune.sft import Recalls, Validate
     from leadre.tune.threads import ThreadBuilder
 
 VALIDATION_USERS = 200
@@ -260,7 +260,12 @@ def validator(seed: int, backbone: Backbone, threads: ThreadBuilder, live: Inven
     users = np.unique(threads.logs.request_user_R[requests])
     sample = np.random.default_rng(seed).permutation(users)[:VALIDATION_USERS]
     windows = threads.serving(requests[np.isin(threads.logs.request_user_R[requests], sample)])
-    return lambda: recall(backbone, threads, live, windows, VALIDATION_BEAM)
+
+    def validate() -> Recalls:
+        progress.say(f"tune: validation on {len(windows):,} requests of {len(sample):,} users")
+        return recall(backbone, threads, live, windows, VALIDATION_BEAM)
+
+    return validate
 
 
 def _add_lora(backbone: Backbone, rank: int) -> None:

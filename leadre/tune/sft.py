@@ -85,7 +85,6 @@ def train(
                 loss = loss + main_loss
             optimizer_step(backbone, optimizer, loss, rate)
             if main_step >= 0 and ((main_step + 1) % schedule.validate_every == 0 or history.step == steps):
-                progress.say(f"tune: step {history.step}: validating")
                 history.valid.append((history.step, mean_recalls(validate())))
                 progress.say(f"tune: step {history.step}: {_recall_text(history)}")
             if history.step % TRIM_EVERY == 0:
