@@ -9,6 +9,8 @@ LeadreError
 +-- BusyError          a full queue
 +-- ClosedError        a closed engine
 +-- PeerError          another process of the bidder
+|   +-- RefusedError   a message that it will never accept
++-- FaultError         an unexpected exception, counted and reported
 +-- BadRequest         a bid request (400)
 +-- StoreDown          the store of lists, profiles and caps
 |   +-- StoreBusy      a lock of the store that others hold
@@ -54,6 +56,14 @@ class ClosedError(LeadreError):
 
 class PeerError(LeadreError):
     """Another process of the bidder is down or too slow. The caller continues without it."""
+
+
+class RefusedError(PeerError):
+    """Another process of the bidder, or the limit of a message, refuses this message for good: do not send it again."""
+
+
+class FaultError(LeadreError):
+    """An unexpected exception, which has been counted and reported; ``__cause__`` is the exception itself."""
 
 
 class BadRequest(LeadreError, ValueError):

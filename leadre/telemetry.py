@@ -31,7 +31,13 @@ GENERATE_S = Histogram("leadre_generate_seconds", "Waiting for the language mode
 EVENTS = Counter("leadre_events", "Events that came back", ["kind", "outcome"])
 CHARGED_NANOS = Counter("leadre_charged_nanos", "Charged to advertisers", ["currency"])
 WRITTEN_OFF_NANOS = Counter("leadre_written_off_nanos", "Charges beyond the budget, not billed", ["currency"])
-PARTS = ("store", "writer", "model")  # bids continue without them
+RECORDS_DROPPED = Counter("leadre_records_dropped", "Records of requests that no log has", ["reason"])
+SET_ASIDE = Counter("leadre_set_aside", "Requests to the writer that failed and are in refused.jsonl", ["kind"])
+TASK_FAILURES = Counter("leadre_task_failures", "Unexpected errors of background tasks", ["task"])
+FAILING_TASKS = Gauge(
+    "leadre_failing_tasks", "1 while a background task keeps failing", ["task"], multiprocess_mode="livemax"
+)
+PARTS = ("store", "writer", "model", "tasks")  # bids continue without them; tasks: a background task keeps failing
 DEGRADED = Gauge(
     "leadre_degraded", "1 while store, writer or model server is down", ["part"], multiprocess_mode="livemax"
 )

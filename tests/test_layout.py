@@ -27,7 +27,7 @@ LONG_WITH_REASON: dict[str, str] = {}
 # Files that may catch Exception -> why.
 CATCH_ALL_WITH_REASON = {
     "leadre/scale.py": "whatever a caller's function raises is raised again with its shard's name",
-    "leadre/serve/manage/history.py": "a sample of damaged metrics is counted and shown; it must not end the recorder",
+    "leadre/background.py": "a task that fails is counted, reported and tried again; it must not end its process",
 }
 
 IMPORTERS = ("import_module", "__import__")

@@ -44,6 +44,11 @@ class StatePaths:
         return self.folder / "counts"
 
     @property
+    def refused(self) -> Path:
+        """Requests that failed at the writer and were set aside, without their users; written by the writer."""
+        return self.folder / "refused.jsonl"
+
+    @property
     def token_keys(self) -> Path:
         """Keys that sign event tokens."""
         return self.folder / "token.keys"

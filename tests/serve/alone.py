@@ -70,7 +70,7 @@ class Alone:
         self._records = ManageDatabase(self.paths.manage_database)
         self.campaign_store = CampaignStore(self._records)
         self._reader = database.connect(self.paths.manage_database, records.MIGRATIONS, read_only=True)
-        self.writer = WriterState(self.paths, retain_days=90)
+        self.writer = WriterState(self.paths, retain_days=90, clock=self.clock)
         self.store = Spy(open_store(self.paths.store))
         self.writer.users.store.close()
         self.writer.users.store = self.store  # type: ignore[assignment]

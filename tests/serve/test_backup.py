@@ -10,6 +10,7 @@ import pytest
 from leadre import artifact
 from leadre.auction.budget.ledger import Ledger
 from leadre.auction.budget.messages import LeaseRequest
+from leadre.clock import SystemClock
 from leadre.errors import ArtifactError, InputError
 from leadre.serve import backup
 from leadre.serve.events import event_log, training
@@ -37,7 +38,7 @@ def paths_in(folder):
 
 
 def open_writer_state(paths):
-    return WriterState(paths, retain_days=90)
+    return WriterState(paths, retain_days=90, clock=SystemClock())
 
 
 class Traffic:

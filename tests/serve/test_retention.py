@@ -31,7 +31,7 @@ class Market:
 
     def __init__(self, paths):
         self.paths = paths
-        self.writer = WriterState(paths, retain_days=DAYS)
+        self.writer = WriterState(paths, retain_days=DAYS, clock=SystemClock())
         self.backend = ManagementBackend(paths, paths.folder, SystemClock())
         self.sign = TokenKeys.open(paths.token_keys).sign
         self.store = self.backend.store

@@ -14,6 +14,7 @@ from leadre.types import Campaign
 
 # Sends orders to the ledger; returns the replies to the lease requests among them, in their order.
 Send = Callable[[Sequence[LedgerOrder]], Awaitable[Sequence[Lease | None]]]
+MAX_RELEASES = 10_000  # of one `Budgets.renew`
 UNCAPPED = 0  # the lease ID of a campaign without a budget
 
 
@@ -25,6 +26,7 @@ class Budgets:
         self._send = send
         self._leased: dict[str, LeasedBudget] = {}
         self._needed_nanos: dict[str, int] = {}  # campaign -> highest price of a bid since the last `renew`
+        self._releases: list[Release] = []  # not yet acknowledged by the ledger
 
     def can_pay(self, campaign: Campaign, nanos: int, now_us: int) -> bool:
         """Whether `reserve` would succeed."""
@@ -49,11 +51,13 @@ class Budgets:
     async def renew(self, now_us: int) -> None:
         """Send lease requests and releases to the ledger, and store the leases.
 
-        PeerError if the ledger is away: the next bid of a campaign requests its lease again.
+        PeerError if the ledger is away: the next `renew` sends the releases again, and the next bid of a campaign
+        requests its lease again.
         """
         needed_nanos = self._needed_nanos
         self._needed_nanos = {}
-        releases = [release for leased in self._leased.values() for release in leased.releases(now_us)]
+        self._releases += [release for leased in self._leased.values() for release in leased.releases(now_us)]
+        releases = self._releases[:MAX_RELEASES]
         requests: list[tuple[LeasedBudget, LeaseRequest]] = []
         for campaign_id, nanos in needed_nanos.items():
             leased = self._leased[campaign_id]
@@ -63,15 +67,17 @@ class Budgets:
         try:
             if requests or releases:
                 leases = await self._send([*(request for _, request in requests), *releases])
+                del self._releases[: len(releases)]
         finally:
             for (leased, _), lease in zip(requests, leases, strict=True):
                 leased.accept(lease, now_us)
 
     async def close(self) -> None:
         """Release all leases."""
-        orders: list[Release] = [release for leased in self._leased.values() for release in leased.close()]
-        if orders:
-            await self._send(orders)
+        self._releases += [release for leased in self._leased.values() for release in leased.close()]
+        if self._releases:
+            await self._send(self._releases)
+            self._releases = []
 
 
 def _has_budget(campaign: Campaign) -> bool:

@@ -2,6 +2,8 @@
 
 Workers and management send requests to the writer, which replies after its data is durable. Workers send requests to
 the model server, which replies before their deadline. All processes run the same release, so tags need no versions.
+Lists that grow with the catalogue or with time are requested in parts of at most `MAX_ITEMS`, far below the largest
+message (`leadre.serve.ipc.socket.MAX_FRAME_BYTES`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from leadre.auction.budget.messages import Lease, LeaseRequest, Release
 from leadre.serve.events.records import RequestRecord
 from leadre.store.contract import ProfileEvent
 from leadre.types import EventKind
+
+MAX_ITEMS = 20_000  # of one message; an ID has at most 512 bytes
+MAX_BATCH_BYTES = 1 << 20  # of the records of one `AppendRequest`; a single larger record is a batch of its own
 
 
 class AppendRequest(msgspec.Struct, frozen=True, tag="append"):
@@ -48,15 +53,21 @@ class RecordRequest(msgspec.Struct, frozen=True, tag="record"):
 
 
 class CountsRequest(msgspec.Struct, frozen=True, tag="counts"):
-    """Read the impressions, clicks and conversions of all ads. The reply is `CountsReply`."""
+    """Read the impressions, clicks and conversions of ads, from number ``start`` on. The reply is `CountsReply`."""
+
+    start: int = 0
 
 
 class ReportRequest(msgspec.Struct, frozen=True, tag="report"):
-    """Read the days of campaigns that overlap [``from_us``, ``to_us``). The reply is `ReportReply`."""
+    """Read the days of campaigns that overlap [``from_us``, ``to_us``). The reply is `ReportReply`.
+
+    ``after``: (campaign ID, day) of the last row of the previous reply.
+    """
 
     campaigns: list[str]
     from_us: int
     to_us: int
+    after: tuple[str, str] = ("", "")
 
 
 class EraseRequest(msgspec.Struct, frozen=True, tag="erase"):
@@ -93,10 +104,16 @@ class RecordReply(msgspec.Struct, frozen=True, tag="record_reply"):
 
 
 class CountsReply(msgspec.Struct, frozen=True, tag="counts_reply"):
-    """Ad ID -> (impressions, clicks, conversions), counted up to record number ``last`` of the event log."""
+    """Ad ID -> (impressions, clicks, conversions), counted up to record number ``last`` of the event log.
+
+    ``next_start``: the start of the next request; 0 after the last ad. ``failing``: the writer's background tasks that
+    keep failing.
+    """
 
     by_ad: dict[str, tuple[int, int, int]]
     last: int
+    next_start: int = 0
+    failing: list[str] = []
 
 
 class CampaignDay(msgspec.Struct, frozen=True, array_like=True):
@@ -111,9 +128,10 @@ class CampaignDay(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ReportReply(msgspec.Struct, frozen=True, tag="report_reply"):
-    """Days with at least one event, sorted by campaign and day."""
+    """Days with at least one event, sorted by campaign and day. ``has_more``: further days follow the last one."""
 
     days: list[CampaignDay]
+    has_more: bool = False
 
 
 class EraseReply(msgspec.Struct, frozen=True, tag="erase_reply"):
@@ -132,14 +150,20 @@ WriterReply = AppendReply | LedgerReply | EventReply | RecordReply | CountsReply
 
 
 class ModelInfoRequest(msgspec.Struct, frozen=True, tag="model_info"):
-    """Read what the model server serves. The reply is `ModelInfoReply`."""
+    """Read the objects of the model server, from number ``start`` on. The reply is `ModelInfoReply`."""
+
+    start: int = 0
 
 
 class ModelInfoReply(msgspec.Struct, frozen=True, tag="model_info_reply"):
-    """The objects that the model can generate, and its version. Other messages number objects by this list."""
+    """The objects that the model can generate, and its version. Other messages number objects by this list.
+
+    ``next_start``: the start of the next request; 0 after the last object.
+    """
 
     object_ids: list[str]
     version: str
+    next_start: int = 0
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):

@@ -1,8 +1,9 @@
 """Requests and replies between the processes of one bidder, over a Unix socket.
 
-A frame is four bytes of length and a msgpack message of `msgspec`. One connection carries many requests at once: each
-has a number, and its reply is sent as soon as it is ready. The caller sets the timeout of each request. A peer that is
-gone or does not reply in time raises `PeerError`; no request waits for ever.
+A frame is four bytes of length and a msgpack message of `msgspec`: (number, request), or (number, reply, error). One
+connection carries many requests at once: each has a number, and its reply is sent as soon as it is ready. The caller
+sets the timeout of each request. A peer that is gone or does not reply in time raises `PeerError`; no request waits for
+ever. A message above `MAX_FRAME_BYTES` is not sent: its producer gets `RefusedError`, the other requests go on.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from leadre.errors import PeerError
+from leadre.background import TaskHealth
+from leadre.clock import SystemClock
+from leadre.errors import LeadreError, PeerError, RefusedError
 
 LENGTH_BYTES = 4
-MAX_FRAME_BYTES = 16 << 20  # a larger frame is a bug of ours
+MAX_FRAME_BYTES = 16 << 20  # producers of lists cut them well below it
 RETRY_S = 0.2  # between attempts to connect to a peer that is gone
 MAX_UNREAD_BYTES = 1 << 20  # sent and not yet read by the peer; requests beyond it fail at once
 
@@ -36,7 +39,9 @@ class Client(Generic[RequestT, ReplyT]):
     def __init__(self, path: Path, replies: Any) -> None:
         self.path = path
         self._encode = msgspec.msgpack.Encoder().encode
-        self._decode: Callable[[bytes], tuple[int, ReplyT]] = msgspec.msgpack.Decoder(tuple[int, replies]).decode
+        self._decode: Callable[[bytes], tuple[int, ReplyT | None, str]] = msgspec.msgpack.Decoder(
+            tuple[int, replies | None, str]
+        ).decode
         self._numbers = itertools.count()
         self._pending: dict[int, asyncio.Future[ReplyT]] = {}
         self._writer: asyncio.StreamWriter | None = None
@@ -45,8 +50,12 @@ class Client(Generic[RequestT, ReplyT]):
         self._not_before_s = 0.0
 
     async def request(self, request: RequestT, *, timeout_s: float) -> ReplyT:
-        """The server's reply. PeerError if it is absent, hangs up, stops reading or does not reply in time."""
+        """The server's reply. PeerError if it is absent, hangs up, stops reading or does not reply in time.
+
+        RefusedError if the request is too large, or the server fails at it: the same request would fail again.
+        """
         number = next(self._numbers)
+        message = _checked(self._encode((number, request)))
         try:
             async with asyncio.timeout(timeout_s):
                 writer = self._writer or await self._connect()
@@ -55,7 +64,7 @@ class Client(Generic[RequestT, ReplyT]):
                 if writer.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
                     raise PeerError(f"{self.path.name}: does not read its requests")
                 future = self._pending[number] = asyncio.get_running_loop().create_future()
-                _send(writer, self._encode((number, request)))
+                _send(writer, message)
                 reply: ReplyT = await future
                 return reply
         except (TimeoutError, OSError) as error:
@@ -88,11 +97,15 @@ class Client(Generic[RequestT, ReplyT]):
     async def _read_replies(self, reader: asyncio.StreamReader) -> None:
         try:
             while True:
-                number, reply = self._decode(await _receive(reader))
+                number, reply, error = self._decode(await _receive(reader))
                 future = self._pending.get(number)
-                if future is not None and not future.done():
+                if future is None or future.done():
+                    continue
+                if reply is None:
+                    future.set_exception(RefusedError(f"{self.path.name}: {error}"))
+                else:
                     future.set_result(reply)
-        except (asyncio.IncompleteReadError, OSError):
+        except (asyncio.IncompleteReadError, OSError, msgspec.DecodeError):
             pass  # the pending requests fail below
         finally:
             if self._writer is not None:
@@ -104,43 +117,51 @@ class Client(Generic[RequestT, ReplyT]):
 
 
 def request_once(path: Path, request: object, replies: Any, *, timeout_s: float) -> Any:
-    """The reply to one request, for a thread without an event loop. PeerError as from `Client.request`."""
+    """The reply to one request, for a thread without an event loop. Errors as from `Client.request`."""
+    message = _checked(msgspec.msgpack.encode((0, request)))
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout_s)
             connection.connect(str(path))
-            message = msgspec.msgpack.encode((0, request))
             connection.sendall(len(message).to_bytes(LENGTH_BYTES, "big") + message)
             with connection.makefile("rb") as stream:
-                length = int.from_bytes(stream.read(LENGTH_BYTES), "big")
-                _, reply = msgspec.msgpack.decode(stream.read(length), type=tuple[int, replies])
+                length = _length(stream.read(LENGTH_BYTES))
+                _, reply, fault = msgspec.msgpack.decode(stream.read(length), type=tuple[int, replies | None, str])
     except (OSError, msgspec.DecodeError) as error:
         raise PeerError(f"{path.name}: no reply within {timeout_s:.0f} s") from error
+    if reply is None:
+        raise RefusedError(f"{path.name}: {fault}")
     return reply
 
 
 async def serve(path: Path, requests: Any, handle: Callable[[RequestT], Awaitable[object]]) -> asyncio.Server:
     """Start a server on ``path`` that handles ``requests`` (a type or a union) concurrently; the caller closes it.
 
-    An error in ``handle`` is passed to the loop's exception handler and closes the connection, so that the client
-    fails at once.
+    A request that cannot be decoded, or an error in ``handle``, fails this request alone, at once and for good
+    (`RefusedError`); an unexpected error is counted and reported.
     """
-    decode: Callable[[bytes], tuple[int, RequestT]] = msgspec.msgpack.Decoder(tuple[int, requests]).decode
+    health = TaskHealth(f"requests to {path.name}", SystemClock(), (LeadreError, msgspec.DecodeError))
+    split: Callable[[bytes], tuple[int, msgspec.Raw]] = msgspec.msgpack.Decoder(tuple[int, msgspec.Raw]).decode
+    decode: Callable[[msgspec.Raw], RequestT] = msgspec.msgpack.Decoder(requests).decode
     encode = msgspec.msgpack.Encoder().encode
 
-    async def handle_request(number: int, request: RequestT, writer: asyncio.StreamWriter) -> None:
-        reply = encode((number, await handle(request)))
+    async def handle_request(number: int, packed: msgspec.Raw, writer: asyncio.StreamWriter) -> None:
+        try:
+            reply = await health.attempt_async(lambda: handle(decode(packed)))
+            message = _checked(encode((number, reply, "")))
+        except (LeadreError, msgspec.DecodeError) as error:
+            message = encode((number, None, str(error)))
         if not writer.is_closing():
-            _send(writer, reply)
+            _send(writer, message)
 
     async def handle_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
                 while True:
-                    number, request = decode(await _receive(reader))
-                    tasks.create_task(handle_request(number, request, writer))
-        except* (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client has gone
+                    number, packed = split(await _receive(reader))
+                    tasks.create_task(handle_request(number, packed, writer))
+        except* (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError):
+            pass  # the client has gone, or is none of ours
         finally:
             writer.close()
 
@@ -149,12 +170,24 @@ async def serve(path: Path, requests: Any, handle: Callable[[RequestT], Awaitabl
     return await asyncio.start_unix_server(handle_connection, path)
 
 
+def _checked(message: bytes) -> bytes:
+    """The message. RefusedError if it is longer than a frame."""
+    if len(message) > MAX_FRAME_BYTES:
+        raise RefusedError(f"a message of {len(message):,} bytes; at most {MAX_FRAME_BYTES:,} are sent")
+    return message
+
+
+def _length(head: bytes) -> int:
+    """The length of a frame. ConnectionError for one that no process of ours sends."""
+    length = int.from_bytes(head, "big")
+    if length > MAX_FRAME_BYTES:
+        raise ConnectionError(f"a frame of {length:,} bytes")
+    return length
+
+
 def _send(writer: asyncio.StreamWriter, message: bytes) -> None:
-    assert len(message) < MAX_FRAME_BYTES, f"a message of {len(message)} bytes"
     writer.write(len(message).to_bytes(LENGTH_BYTES, "big") + message)
 
 
 async def _receive(reader: asyncio.StreamReader) -> bytes:
-    length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
-    assert length < MAX_FRAME_BYTES, f"a message of {length} bytes"
-    return await reader.readexactly(length)
+    return await reader.readexactly(_length(await reader.readexactly(LENGTH_BYTES)))

@@ -1,8 +1,9 @@
 """The last hour of the bidder's metrics: increases, rates and quantiles from samples of their totals.
 
-A counter is a total since the start, so a thread of the management process samples all of them every `SAMPLE_S`. The
-process keeps the last `MAX_SAMPLES` in memory; after a restart the history is empty. An interval is a gap if it lacks
-samples or a total decreased, as after a restart of the bidder; a gap has no rates. A failed sample is counted.
+A counter is a total since the start, so a background task of the management process samples all of them every
+`SAMPLE_S`. The process keeps the last `MAX_SAMPLES` in memory; after a restart the history is empty. An interval is a
+gap if it lacks samples or a total decreased, as after a restart of the bidder; a gap has no rates. A failed sample is
+counted.
 
 Letters: T samples, C columns, B buckets.
 """
@@ -10,7 +11,6 @@ Letters: T samples, C columns, B buckets.
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadre import telemetry
+from leadre.background import TaskHealth
 from leadre.clock import Clock
-from leadre.progress import say
+from leadre.errors import FaultError
 from leadre.serve.protocol.openrtb import NoBid
 from leadre.units import US_PER_S
 
@@ -105,23 +106,11 @@ class MetricRecorder:
         self._clock = clock
         self._read_totals = read_totals
         self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
+        self._health = TaskHealth("metric samples", clock)
         self._failures = 0
         self._failure = ""
         self._lock = threading.Lock()
         self.sample()
-
-    def run(self, sleep: Callable[[float], object] = time.sleep) -> None:
-        """Sample every `SAMPLE_S`; never returns. The first failure of a series is reported on stderr."""
-        failures = 0
-        was_failed = False
-        while True:
-            sleep(SAMPLE_S)
-            self.sample()
-            is_failed = self._failures > failures
-            failures = self._failures
-            if is_failed and not was_failed:
-                say(f"leadre management: a sample of the metrics failed, the next one follows: {self._failure}")
-            was_failed = is_failed
 
     def sample(self) -> None:
         """Add a sample; a full history drops its oldest one."""
@@ -146,14 +135,17 @@ class MetricRecorder:
     def _take(self) -> Sample | None:
         """A sample; None if it failed. Files of a starting process are incomplete; a damaged one may raise anything."""
         try:
-            totals = self._read_totals()
-            totals_C = np.array([totals.get(column, 0.0) for column in COLUMNS], np.float64)
-        except Exception as error:
+            totals_C = self._health.attempt(self._read_columns)
+        except FaultError as error:
             with self._lock:
                 self._failures += 1
-                self._failure = f"{type(error).__name__}: {error}"
+                self._failure = f"{type(error.__cause__).__name__}: {error.__cause__}"
             return None
         return self._clock.now_us() / US_PER_S, totals_C
+
+    def _read_columns(self) -> NDArray[np.float64]:
+        totals = self._read_totals()
+        return np.array([totals.get(column, 0.0) for column in COLUMNS], np.float64)
 
 
 def bucket(edges_B: tuple[float, ...], cumulative_B: NDArray[np.float64], q: float) -> tuple[float, float]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 from leadre.auction.budget.days import day_of
 from leadre.serve.events.records import EventRecord
-from leadre.serve.ipc.messages import CampaignDay, ReportRequest
+from leadre.serve.ipc.messages import MAX_ITEMS, CampaignDay, ReportReply, ReportRequest
 
 COUNT_COLUMNS = {"imp": 0, "click": 1, "conv": 2}  # kind of event -> its column; other kinds are not counted
 
@@ -50,15 +51,19 @@ class EventCounts:
         self._by_day.clear()
         self._by_day |= {(campaign_id, day): totals for campaign_id, day, totals in by_day}
 
-    def by_ad(self) -> dict[str, tuple[int, int, int]]:
-        """A copy: ad ID -> (impressions, clicks, conversions)."""
-        return dict(self._by_ad)
+    def by_ad(self, start: int) -> tuple[dict[str, tuple[int, int, int]], int]:
+        """(ad ID -> (impressions, clicks, conversions), next start), as in `CountsReply`; ads in order of arrival."""
+        part = dict(itertools.islice(self._by_ad.items(), start, start + MAX_ITEMS))
+        end = start + len(part)
+        return part, end if end < len(self._by_ad) else 0
 
-    def days(self, request: ReportRequest) -> list[CampaignDay]:
+    def days(self, request: ReportRequest) -> ReportReply:
         """Days of the requested campaigns that overlap the requested span, sorted by campaign and day."""
         campaigns = set(request.campaigns)
-        days = sorted((key, totals) for key, totals in self._by_day.items() if key[0] in campaigns)
-        return [CampaignDay(*key, *totals) for key, totals in days if self._overlaps(*key, request)]
+        keys = (key for key in self._by_day if key[0] in campaigns and key > request.after)
+        days = sorted(key for key in keys if self._overlaps(*key, request))
+        part = [CampaignDay(*key, *self._by_day[key]) for key in days[:MAX_ITEMS]]
+        return ReportReply(part, has_more=len(days) > MAX_ITEMS)
 
     def _overlaps(self, campaign_id: str, day: str, request: ReportRequest) -> bool:
         zone = self._zone_of(campaign_id)

@@ -241,7 +241,9 @@ class App:
     async def _ready(self, scope: Scope, receive: Receive, send: Send) -> None:
         """200 as soon as the worker bids; the body lists the parts that are away, without which bids go on."""
         degraded = self.worker.state.degraded()
-        await reply(send, 200, _encode({"status": "degraded" if degraded else "ready", "away": degraded}), [JSON])
+        body = {"status": "degraded" if degraded else "ready", "away": degraded}
+        body["failing_tasks"] = self.worker.state.failing_tasks()
+        await reply(send, 200, _encode(body), [JSON])
 
     def _has_key(self, scope: Scope) -> bool:
         kind, _, presented = header(scope, b"authorization").decode("latin-1").partition(" ")

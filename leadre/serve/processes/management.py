@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -14,8 +12,9 @@ import msgspec
 
 from leadre import database
 from leadre.auction.budget import schema, sums
+from leadre.background import Tasks
 from leadre.clock import Clock
-from leadre.errors import PeerError, StoreDown
+from leadre.errors import PeerError, RefusedError, StoreDown
 from leadre.serve.bidding.explanation import Explanation, explain
 from leadre.serve.bidding.value import expected_nanos
 from leadre.serve.catalogue import eligibility
@@ -24,6 +23,7 @@ from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.events import event_log
 from leadre.serve.events.records import EventRecord, Record, RequestRecord
 from leadre.serve.ipc.messages import (
+    CampaignDay,
     CountsReply,
     CountsRequest,
     EraseReply,
@@ -39,7 +39,7 @@ from leadre.serve.ipc.messages import (
 from leadre.serve.ipc.socket import request_once
 from leadre.serve.manage import api as manage
 from leadre.serve.manage.access import Backend, Lists, Spend
-from leadre.serve.manage.history import MetricRecorder
+from leadre.serve.manage.history import SAMPLE_S, MetricRecorder
 from leadre.serve.paths import StatePaths
 from leadre.store import erased, open_store
 from leadre.store.contract import EVERYBODY
@@ -63,8 +63,9 @@ def app(paths: StatePaths, tables: Path, retain_days: int, clock: Clock) -> Fast
     """
     backend = ManagementBackend(paths, tables, clock)
     recorder = MetricRecorder(clock)
-    threading.Thread(target=recorder.run, name="leadre-history", daemon=True).start()
-    threading.Thread(target=backend.run_retention, args=(retain_days,), name="leadre-retention", daemon=True).start()
+    tasks = Tasks(clock, (StoreDown,))
+    tasks.start_thread("history", SAMPLE_S, recorder.sample)
+    tasks.start_thread("retention", RETAIN_S, lambda: backend.retain(retain_days, clock.now_us()))
     return manage.manage_app(
         ManageDatabase(paths.manage_database),
         Backend(
@@ -103,13 +104,6 @@ class ManagementBackend:
             self.store.erase(user_id)
         return {"events": reply.removed, "store": sum(item is not None for item in stored)}
 
-    def run_retention(self, days: int) -> None:
-        """Call `retain` now and every `RETAIN_S`, for ever; a store that is down is cleaned at the next call."""
-        while True:
-            with contextlib.suppress(StoreDown):
-                self.retain(days, self._clock.now_us())
-            time.sleep(RETAIN_S)
-
     def retain(self, days: int, now_us: int) -> int:
         """Remove lists and events of profiles older than ``days`` from the store; returns how many entries changed."""
         return self.store.retain(now_us - days * US_PER_DAY, now_us)
@@ -125,9 +119,15 @@ class ManagementBackend:
 
     def spend(self, campaigns: Sequence[str], from_us: int, to_us: int) -> Sequence[Spend]:
         """Events and charges of campaigns, by day."""
-        reply = self._request(ReportRequest(list(campaigns), from_us, to_us))
-        assert isinstance(reply, ReportReply), reply
-        return [Spend(**msgspec.structs.asdict(day)) for day in reply.days]
+        days: list[CampaignDay] = []
+        has_more = True
+        while has_more:
+            after = (days[-1].campaign_id, days[-1].day) if days else ("", "")
+            reply = self._request(ReportRequest(list(campaigns), from_us, to_us, after))
+            assert isinstance(reply, ReportReply), reply
+            days += reply.days
+            has_more = reply.has_more
+        return [Spend(**msgspec.structs.asdict(day)) for day in days]
 
     def charged_today(self) -> Sequence[sums.SpendToday]:
         """Charges of today by campaign, read from the ledger itself: they are known while the writer is away."""
@@ -136,9 +136,7 @@ class ManagementBackend:
 
     def counts(self) -> Mapping[str, tuple[int, int, int]]:
         """Ad ID -> (impressions, clicks, conversions) since the log began."""
-        reply = self._request(CountsRequest())
-        assert isinstance(reply, CountsReply), reply
-        return reply.by_ad
+        return self._counts()[0]
 
     def explain(self, request_id: str) -> Explanation | None:
         """A recent request with its candidates and their verdicts; "" is the newest. None if it is unknown."""
@@ -146,13 +144,12 @@ class ManagementBackend:
         assert isinstance(reply, RecordReply), reply
         if reply.record is None:
             return None
-        counts = self._request(CountsRequest())
-        assert isinstance(counts, CountsReply), counts
+        by_ad, last = self._counts()
         with closing(database.connect(self._paths.manage_database, MIGRATIONS, read_only=True)) as connection:
             known = self._snapshot
             self._snapshot = eligibility.load(connection) if known is None else eligibility.refresh(known, connection)
             catalogue = self._snapshot
-        return explain(reply.record, catalogue, expected_nanos(catalogue, counts.by_ad), counts.last)
+        return explain(reply.record, catalogue, expected_nanos(catalogue, by_ad), last)
 
     def lists(self) -> Lists:
         """Version of the current lists, and when they were generated."""
@@ -166,6 +163,18 @@ class ManagementBackend:
 
         return pl.read_parquet(self._tables / "ads.parquet")
 
+    def _counts(self) -> tuple[dict[str, tuple[int, int, int]], int]:
+        """(counts by ad, number of the last record of the log that they include)."""
+        by_ad: dict[str, tuple[int, int, int]] = {}
+        start = 0
+        while True:
+            reply = self._request(CountsRequest(start))
+            assert isinstance(reply, CountsReply), reply
+            by_ad |= reply.by_ad
+            if not reply.next_start:
+                return by_ad, reply.last
+            start = reply.next_start
+
     def _request(self, request: WriterRequest, timeout_s: float = TIMEOUT_S) -> Any:
         """The writer's reply. PeerError if it is away, did not reply a moment ago, or its disk refuses."""
         name = self._paths.writer_socket.name
@@ -173,6 +182,8 @@ class ManagementBackend:
             raise PeerError(f"{name}: no reply a moment ago")
         try:
             reply = request_once(self._paths.writer_socket, request, WriterReply, timeout_s=timeout_s)
+        except RefusedError:
+            raise
         except PeerError:
             self._retry_at_s = self._clock.monotonic_s() + RETRY_S
             raise

@@ -8,6 +8,7 @@ for another source of candidates.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ from leadre.lm.decode import BeamSearcher
 from leadre.lm.prefix import PrefixCache
 from leadre.semid import codebook as codebooks
 from leadre.semid.inventory import Inventory
-from leadre.serve.ipc.messages import GenerateReply, GenerateRequest, ModelInfoReply, ModelInfoRequest
+from leadre.serve.ipc.messages import MAX_ITEMS, GenerateReply, GenerateRequest, ModelInfoReply, ModelInfoRequest
 from leadre.store.contract import ProfileEvent
 from leadre.tune import model as tuned_model
 from leadre.tune.answers import search_of
@@ -72,7 +73,9 @@ class ModelServer:
     async def answer(self, request: ModelInfoRequest | GenerateRequest) -> ModelInfoReply | GenerateReply:
         """Reply with the model's objects and version, or the best eligible objects of the beams at the deadline."""
         if isinstance(request, ModelInfoRequest):
-            return ModelInfoReply(list(self.objects), self.version)
+            end = request.start + MAX_ITEMS
+            part = list(itertools.islice(self.objects, request.start, end))
+            return ModelInfoReply(part, self.version, end if end < len(self.objects) else 0)
         left_ms = (request.until_s - self.clock.monotonic_s()) * 1000
         if left_ms <= 0:
             return GenerateReply([], [], False)

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from leadre import __version__
+from leadre import __version__, telemetry
 from leadre.serve.bidding.explanation import Explanation
 from leadre.serve.processes.recommend import RecommendRequest, RecommendResponse
 from leadre.serve.protocol import openrtb_schema as wire
@@ -196,6 +196,7 @@ def _event(name: str) -> Json:
             "302": {"description": "A click: to the landing page of the ad, even if it could not be counted."},
             "403": {"description": "The token is missing, forged or too old."},
             "404": {"description": "No such kind."},
+            "422": {"description": "Not counted: the writer cannot process this event. Do not send it again."},
             "503": {"description": "Not counted; send the event again."},
         },
     }
@@ -207,11 +208,12 @@ def _health() -> Json:
 
 
 def _ready() -> Json:
-    parts = {"type": "array", "items": {"enum": ["store", "writer", "model"]}}
+    parts = {"type": "array", "items": {"enum": list(telemetry.PARTS)}}
+    names = {"type": "array", "items": {"type": "string"}, "description": "Background tasks that keep failing."}
     body = {
         "type": "object",
-        "properties": {"status": {"enum": ["ready", "degraded"]}, "away": parts},
-        "required": ["status", "away"],
+        "properties": {"status": {"enum": ["ready", "degraded"]}, "away": parts, "failing_tasks": names},
+        "required": ["status", "away", "failing_tasks"],
     }
     answer = {"description": "The worker bids; `away` lists the parts that it does without."} | _content(body)
     return {"operationId": "ready", "summary": "Whether the worker bids", "responses": {"200": answer}}

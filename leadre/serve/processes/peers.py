@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import msgspec
 
 from leadre import telemetry
 from leadre.auction.budget.messages import Lease, LeaseRequest, LedgerOrder, Release
 from leadre.clock import Clock
-from leadre.errors import PeerError
+from leadre.errors import PeerError, RefusedError
 from leadre.serve.events.records import RequestRecord
 from leadre.serve.ipc.messages import (
+    MAX_BATCH_BYTES,
+    MAX_ITEMS,
     AppendRequest,
+    CountsReply,
+    CountsRequest,
     ErrorReply,
     GenerateReply,
     GenerateRequest,
@@ -27,22 +35,30 @@ from leadre.serve.ipc.socket import Client
 WRITER_TIMEOUT_S = 2.0  # includes the writer's disk
 MODEL_INFO_TIMEOUT_S = 1.0
 MAX_QUEUED_RECORDS = 10_000  # kept while the writer is away; later records are dropped
+MAX_QUEUED_BYTES = 64 << 20
 RECORDS_PER_REQUEST = 500
 
 
 class WriterClient:
-    """Client of the writer. ``is_away``: the last request failed, or the writer has not answered any yet."""
+    """Client of the writer. ``is_away``: the last request failed, or the writer has not answered any yet.
+
+    ``failing_tasks``: background tasks of the writer that keep failing, as of the last `counts`.
+    """
 
     def __init__(self, path: Path) -> None:
         self._client: Client[WriterRequest, WriterReply] = Client(path, WriterReply)
         self.is_away = True
+        self.failing_tasks: Sequence[str] = ()
 
     async def request(self, request: WriterRequest) -> WriterReply:
-        """The writer's reply. PeerError if the writer is away or its disk refuses the write."""
+        """The writer's reply. PeerError if the writer is away or its disk refuses the write, RefusedError for good."""
         try:
             reply = await self._client.request(request, timeout_s=WRITER_TIMEOUT_S)
             if isinstance(reply, ErrorReply):
                 raise PeerError(f"the writer: {reply.why}")
+        except RefusedError:
+            self.is_away = False
+            raise
         except PeerError:
             self.is_away = True
             raise
@@ -51,37 +67,87 @@ class WriterClient:
 
     async def send_orders(self, orders: Sequence[LedgerOrder]) -> Sequence[Lease | None]:
         """Send lease requests and releases to the ledger; returns the leases in the order of the requests."""
-        requests = [order for order in orders if isinstance(order, LeaseRequest)]
-        releases = [order for order in orders if isinstance(order, Release)]
-        reply = await self.request(LedgerRequest(requests, releases))
-        assert isinstance(reply, LedgerReply), reply
-        return reply.leases
+        leases: list[Lease | None] = []
+        for start in range(0, len(orders), MAX_ITEMS):
+            part = orders[start : start + MAX_ITEMS]
+            requests = [order for order in part if isinstance(order, LeaseRequest)]
+            releases = [order for order in part if isinstance(order, Release)]
+            reply = await self.request(LedgerRequest(requests, releases))
+            assert isinstance(reply, LedgerReply), reply
+            leases += reply.leases
+        return leases
+
+    async def counts(self) -> tuple[Mapping[str, tuple[int, int, int]], int]:
+        """(ad ID -> (impressions, clicks, conversions), number of the last record of the log that they include)."""
+        by_ad: dict[str, tuple[int, int, int]] = {}
+        start = 0
+        while True:
+            reply = await self.request(CountsRequest(start))
+            assert isinstance(reply, CountsReply), reply
+            by_ad |= reply.by_ad
+            self.failing_tasks = reply.failing
+            if not reply.next_start:
+                return by_ad, reply.last
+            start = reply.next_start
 
     async def close(self) -> None:
         await self._client.close()
 
 
 class RecordQueue:
-    """Queue of request records for the writer: FIFO, bounded. A record stays until the writer acknowledges it."""
+    """Queue of request records for the writer: FIFO, bounded in number and bytes. A record stays until the writer
+    acknowledges it. Each record that no log will have is counted (`telemetry.RECORDS_DROPPED`).
+    """
 
     def __init__(self, writer: WriterClient) -> None:
         self._writer = writer
-        self._records: list[RequestRecord] = []
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._records: deque[bytes] = deque()
+        self._bytes = 0
+        self._alone = 0  # records that are sent alone, as the writer has refused them together
 
-    @property
-    def is_full(self) -> bool:
-        """Whether the queue holds `MAX_QUEUED_RECORDS`; the caller then drops new records."""
-        return len(self._records) >= MAX_QUEUED_RECORDS
+    def __len__(self) -> int:
+        return len(self._records)
 
     def add(self, record: RequestRecord) -> None:
-        self._records.append(record)
+        """Queue a record; a full queue drops it."""
+        packed = self._encode(record)
+        if len(self._records) >= MAX_QUEUED_RECORDS or self._bytes + len(packed) > MAX_QUEUED_BYTES:
+            telemetry.RECORDS_DROPPED.labels("queue full").inc()
+            return
+        self._records.append(packed)
+        self._bytes += len(packed)
 
     async def flush(self) -> None:
-        """Send all records. PeerError if the writer does not acknowledge them; they stay in the queue."""
+        """Send all records. PeerError if the writer does not acknowledge them; they stay in the queue.
+
+        Of a batch that the writer refuses for good, each record is sent alone; those refused again are dropped.
+        """
         while self._records:
-            batch = self._records[:RECORDS_PER_REQUEST]
-            await self._writer.request(AppendRequest(batch))
-            del self._records[: len(batch)]
+            batch = self._batch()
+            try:
+                # The packed records are those of an `AppendRequest`; the writer decodes them.
+                await self._writer.request(AppendRequest([msgspec.Raw(packed) for packed in batch]))  # type: ignore[misc]
+            except RefusedError:
+                if len(batch) > 1:
+                    self._alone = len(batch)
+                    continue
+                telemetry.RECORDS_DROPPED.labels("refused").inc()
+            self._alone = max(0, self._alone - len(batch))
+            for packed in batch:
+                self._records.popleft()
+                self._bytes -= len(packed)
+
+    def _batch(self) -> list[bytes]:
+        """The oldest records that fit into one request; at least one."""
+        batch: list[bytes] = []
+        size = 0
+        for packed in itertools.islice(self._records, 1 if self._alone else RECORDS_PER_REQUEST):
+            size += len(packed)
+            if batch and size > MAX_BATCH_BYTES:
+                break
+            batch.append(packed)
+        return batch
 
 
 class ModelClient:
@@ -100,9 +166,13 @@ class ModelClient:
 
     async def info(self) -> ModelInfoReply:
         """The objects that the model can generate, and its version. PeerError if the model server is away."""
-        reply = await self._client.request(ModelInfoRequest(), timeout_s=MODEL_INFO_TIMEOUT_S)
-        assert isinstance(reply, ModelInfoReply), reply
-        return reply
+        object_ids: list[str] = []
+        while True:
+            reply = await self._client.request(ModelInfoRequest(len(object_ids)), timeout_s=MODEL_INFO_TIMEOUT_S)
+            assert isinstance(reply, ModelInfoReply), reply
+            object_ids += reply.object_ids
+            if not reply.next_start:
+                return ModelInfoReply(object_ids, reply.version)
 
     async def generate(self, request: GenerateRequest) -> GenerateReply:
         """Objects that the model generated before the request's deadline. PeerError if no reply arrives in time."""

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import signal
-import sqlite3
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from leadre import telemetry
-from leadre.errors import PeerError
 from leadre.serve.bidding.value import expected_nanos
 from leadre.serve.catalogue import eligibility
 from leadre.serve.catalogue.objects import ObjectIndex
-from leadre.serve.ipc.messages import CountsReply, CountsRequest
 from leadre.serve.manage import auth
 from leadre.serve.processes.worker_state import WorkerState
 
@@ -34,29 +26,24 @@ class Renewals:
 
     def __init__(self, state: WorkerState) -> None:
         self._state = state
-        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Run every renewal now, and then again after each interval."""
-        for interval_s, renew in (
-            (CATALOGUE_S, self._refresh_catalogue),
-            (CATALOGUE_S, self._refresh_erased_users),
-            (POPULAR_LIST_S, self._refresh_popular_list),
-            (BUDGETS_S, self._renew_budgets),
-            (RECORDS_S, self._state.records.flush),
-            (COUNTS_S, self._refresh_counts),
-            (MODEL_S, self._refresh_model_info),
-            (DEGRADED_S, self._report_degraded),
+        for name, interval_s, renew in (
+            ("catalogue", CATALOGUE_S, self._refresh_catalogue),
+            ("erased users", CATALOGUE_S, self._refresh_erased_users),
+            ("popular list", POPULAR_LIST_S, self._refresh_popular_list),
+            ("budgets", BUDGETS_S, self._renew_budgets),
+            ("records", RECORDS_S, self._state.records.flush),
+            ("counts", COUNTS_S, self._refresh_counts),
+            ("model info", MODEL_S, self._refresh_model_info),
+            ("degraded", DEGRADED_S, self._report_degraded),
         ):
-            task = asyncio.create_task(_repeat(interval_s, renew))
-            task.add_done_callback(_end_process_on_error)
-            self._tasks.append(task)
+            self._state.tasks.start(name, interval_s, renew)
 
     async def stop(self) -> None:
         """Cancel all tasks and wait until they have ended."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._state.tasks.stop()
 
     async def _refresh_catalogue(self) -> None:
         state = self._state
@@ -85,12 +72,10 @@ class Renewals:
     async def _refresh_counts(self) -> None:
         """Read the counts of ads from the writer, and price all ads by them."""
         state = self._state
-        reply = await state.writer.request(CountsRequest())
-        assert isinstance(reply, CountsReply), reply
-        state.counts = reply.by_ad
+        state.counts, log_position = await state.writer.counts()
         market = state.bidder.market
         expected_nanos_A = expected_nanos(market.catalogue, state.counts)
-        state.bidder.market = replace(market, expected_nanos_A=expected_nanos_A, log_position=reply.last)
+        state.bidder.market = replace(market, expected_nanos_A=expected_nanos_A, log_position=log_position)
 
     async def _refresh_model_info(self) -> None:
         """Read which objects the model can generate, once for every connection to a model server."""
@@ -108,17 +93,3 @@ class Renewals:
         away = self._state.degraded()
         for part in telemetry.PARTS:
             telemetry.DEGRADED.labels(part).set(part in away)
-
-
-async def _repeat(interval_s: float, renew: Callable[[], Awaitable[None]]) -> None:
-    while True:
-        with contextlib.suppress(PeerError, sqlite3.OperationalError):
-            await renew()
-        await asyncio.sleep(interval_s)
-
-
-def _end_process_on_error(task: asyncio.Task[None]) -> None:
-    """End the process if a renewal failed by a bug: the supervisor starts another, which has no stale state."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise error

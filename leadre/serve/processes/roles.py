@@ -55,7 +55,8 @@ def run_writer(plan: Plan) -> None:
     from leadre.serve.processes.writer_state import WriterState
 
     async def main(stopped: asyncio.Event) -> None:
-        writer = Writer(lambda: WriterState(plan.paths, retain_days=plan.retain_days), SystemClock())
+        clock = SystemClock()
+        writer = Writer(lambda: WriterState(plan.paths, retain_days=plan.retain_days, clock=clock), clock)
         running = asyncio.create_task(writer.run())
         server = await ipc.serve(plan.paths.writer_socket, WriterRequest, writer.handle)
         stopping = asyncio.create_task(stopped.wait())

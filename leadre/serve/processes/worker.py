@@ -12,13 +12,13 @@ from dataclasses import replace
 
 from leadre import telemetry
 from leadre.clock import Clock
-from leadre.errors import PeerError, TokenError
+from leadre.errors import PeerError, RefusedError, TokenError
 from leadre.serve.bidding.context import BidDecision
 from leadre.serve.bidding.explanation import Explanation, explain
 from leadre.serve.bidding.record import digest, record
 from leadre.serve.bidding.respond import respond
 from leadre.serve.events.outcomes import LATE_CONVERSION_US
-from leadre.serve.ipc.messages import EventRequest, RecordReply, RecordRequest
+from leadre.serve.ipc.messages import EventReply, EventRequest, RecordReply, RecordRequest
 from leadre.serve.paths import StatePaths
 from leadre.serve.plan import Timing
 from leadre.serve.processes.recommend import RecommendRequest, RecommendResponse, recommend_response
@@ -85,7 +85,11 @@ class Worker:
         return explain(reply.record, market.catalogue, market.expected_nanos_A, market.log_position)
 
     async def event(self, kind: EventKind, query: Mapping[str, str]) -> tuple[int, str]:
-        """Have the writer post an event. Returns (HTTP status, landing page of a click or "")."""
+        """Have the writer post an event. Returns (HTTP status, landing page of a click or "").
+
+        403 and 422 are final: the token is invalid, or the writer failed at this event alone and has set it aside. 503:
+        the writer is away or its disk refuses; the same event may be sent again.
+        """
         now_us = self.clock.now_us()
         try:
             # the writer refuses late events of other kinds
@@ -106,10 +110,13 @@ class Worker:
             value_nanos=int(value) if value.isdecimal() and len(value) < 18 else 0,
         )
         try:
-            await self.state.writer.request(event)
+            reply = await self.state.writer.request(event)
+        except RefusedError:
+            return 422, landing_url
         except PeerError:
             return 503, landing_url
-        return 204, landing_url
+        assert isinstance(reply, EventReply), reply
+        return 403 if reply.outcome == "refused" else 204, landing_url
 
     async def _decide(self, request: Request, arrived_s: float) -> BidDecision:
         """Decide a request before its deadline, and queue its record for the writer."""
@@ -120,18 +127,17 @@ class Worker:
             request = replace(request, user_id="")
         decision = await respond(request, self.state.bidder, now_us, arrived_s + budget_ms / 1000)
         _count(decision, now_us)
-        if not self.state.records.is_full:
-            bidder = self.state.bidder
-            self.state.records.add(
-                record(
-                    request,
-                    decision,
-                    now_us,
-                    bidder.market.catalogue,
-                    self._options,
-                    is_degraded=bidder.user_store.is_down,
-                )
+        bidder = self.state.bidder
+        self.state.records.add(
+            record(
+                request,
+                decision,
+                now_us,
+                bidder.market.catalogue,
+                self._options,
+                is_degraded=bidder.user_store.is_down,
             )
+        )
         return decision
 
 

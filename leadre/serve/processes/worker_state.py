@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import sqlite3
 
 from leadre import database, telemetry
+from leadre.background import Tasks
 from leadre.clock import Clock
+from leadre.errors import PeerError
 from leadre.serve.bidding.budgets import Budgets
 from leadre.serve.bidding.context import Bidder, Market
 from leadre.serve.bidding.exploration import ExplorationDraws
@@ -37,6 +40,7 @@ class WorkerState:
     def __init__(self, paths: StatePaths, settings: Settings, *, has_model: bool, clock: Clock) -> None:
         self.clock = clock
         self.has_model = has_model
+        self.tasks = Tasks(clock, (PeerError, sqlite3.OperationalError))
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._numbers = itertools.count()
         self.writer = WriterClient(paths.writer_socket)
@@ -76,8 +80,13 @@ class WorkerState:
             self.bidder.user_store.is_down,
             self.writer.is_away,
             self.has_model and self.bidder.generate is None,
+            bool(self.failing_tasks()),
         )
         return [part for part, part_is_away in zip(telemetry.PARTS, is_away, strict=True) if part_is_away]
+
+    def failing_tasks(self) -> list[str]:
+        """Background tasks of this worker and of the writer that keep failing."""
+        return [*self.tasks.failing(), *self.writer.failing_tasks]
 
     async def close(self) -> None:
         """Disconnect from the peers, and close store and database."""

@@ -1,7 +1,9 @@
 """The writer: the one process that writes money and events, so that nothing it acknowledges can be lost.
 
 Requests that arrive while the disk is busy form a batch: one ledger commit, one log sync, then all their replies. If
-the disk refuses, every request of the batch gets an `ErrorReply`, and its sender repeats it.
+the disk refuses, every request of the batch gets an `ErrorReply`, and its sender repeats it. If a batch fails for any
+other reason, its requests are handled one by one: those that fail alone are refused for good and set aside in
+``refused.jsonl``, and the others are handled.
 """
 
 from __future__ import annotations
@@ -9,17 +11,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from leadre import progress
+from leadre.background import TaskHealth
 from leadre.clock import Clock
-from leadre.errors import StorageError
-from leadre.serve.ipc.messages import ErrorReply, WriterReply, WriterRequest
+from leadre.errors import FaultError, LeadreError, RefusedError, StorageError
+from leadre.serve.ipc.messages import AppendReply, AppendRequest, ErrorReply, WriterReply, WriterRequest
 from leadre.serve.processes.writer_state import WriterState
 
 MAINTAIN_S = 0.2  # longest time between two calls of `WriterState.maintain`
+DISK_ERRORS = (StorageError, sqlite3.OperationalError)
+Reply = WriterReply | LeadreError  # an error fails the request for good
 
 
 class Writer:
@@ -36,9 +41,11 @@ class Writer:
         self._has_requests = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._fault = ""  # the last refusal of the disk; "" while it accepts
+        self._batches = TaskHealth("batches of the writer", clock, DISK_ERRORS)
+        self._loop = TaskHealth("the writer", clock, (StorageError,))
 
     async def handle(self, request: WriterRequest) -> WriterReply:
-        """The reply to a request, after its data is durable."""
+        """The reply to a request, after its data is durable. RefusedError if the request itself cannot be handled."""
         future: asyncio.Future[WriterReply] = asyncio.get_running_loop().create_future()
         self._pending.append((request, future))
         self._is_idle.clear()
@@ -52,11 +59,17 @@ class Writer:
         """
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, thread_name_prefix="leadre-writer") as thread:
+
+            def in_thread(call: Callable[..., Any], *values: Any) -> Awaitable[Any]:
+                return loop.run_in_executor(thread, call, *values)
+
             state = await loop.run_in_executor(thread, self._open_state)
             self.has_state = True
             try:
                 while True:
-                    await self._run_batch(lambda call, *values: loop.run_in_executor(thread, call, *values), state)
+                    with contextlib.suppress(FaultError):
+                        await self._loop.attempt_async(lambda: self._run_batch(in_thread, state))
+                    await asyncio.sleep(self._loop.delay_s(0.0))
             finally:
                 await loop.run_in_executor(thread, state.close)
 
@@ -73,20 +86,43 @@ class Writer:
         self._has_requests.clear()
         batch = self._pending
         self._pending = []
-        replies: list[WriterReply] = []
+        replies: list[Reply] = []
+        why = "the writer failed; send the request again"
         try:
             if batch:
-                replies = await in_thread(state.handle, [request for request, _ in batch], self._clock.now_us())
+                await in_thread(self._handle_batch, state, [request for request, _ in batch], replies)
             await in_thread(state.maintain, self._clock.now_us())
             self._report_fault("")
-        except (StorageError, sqlite3.OperationalError) as error:
-            replies += [ErrorReply(str(error))] * (len(batch) - len(replies))
-            self._report_fault(str(error))
-        for (_, future), reply in zip(batch, replies, strict=True):
-            if not future.done():
-                future.set_result(reply)
+        except DISK_ERRORS as error:
+            why = str(error)
+            self._report_fault(why)
+        finally:
+            replies += [ErrorReply(why)] * (len(batch) - len(replies))
+            for (_, future), reply in zip(batch, replies, strict=True):
+                _reply(future, reply)
         if state.log.fault:
             raise StorageError(state.log.fault)  # the supervisor starts a new writer, which opens the log again
+
+    def _handle_batch(self, state: WriterState, requests: Sequence[WriterRequest], replies: list[Reply]) -> None:
+        """Add the replies to ``replies``; after an error of the disk, those to the requests that were handled."""
+        now_us = self._clock.now_us()
+        try:
+            replies += self._batches.attempt(lambda: state.handle(requests, now_us))
+        except FaultError as error:
+            if len(requests) > 1:
+                for request in requests:
+                    self._handle_batch(state, [request], replies)
+            else:
+                replies.append(self._handle_parts(state, requests[0], error))
+
+    def _handle_parts(self, state: WriterState, request: WriterRequest, error: FaultError) -> Reply:
+        """Set a request aside that fails alone. The records of an `AppendRequest` are appended one by one."""
+        if isinstance(request, AppendRequest) and len(request.records) > 1:
+            for record in request.records:
+                self._handle_batch(state, [AppendRequest([record])], [])
+            return AppendReply()
+        state.set_aside(request, str(error), self._clock.now_us())
+        return RefusedError(str(error))
 
     def _report_fault(self, fault: str) -> None:
         """Report once when the disk starts to refuse, and once when it accepts again."""
@@ -94,3 +130,12 @@ class Writer:
             with contextlib.suppress(OSError):  # the report itself may be written to the same disk
                 progress.say(f"serve: the writer waits for its disk: {fault}" if fault else "serve: it writes again")
         self._fault = fault
+
+
+def _reply(future: asyncio.Future[WriterReply], reply: Reply) -> None:
+    if future.done():  # its client has gone
+        return
+    if isinstance(reply, LeadreError):
+        future.set_exception(reply)
+    else:
+        future.set_result(reply)

@@ -7,11 +7,14 @@ caller passes the time.
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from leadre.auction.budget.ledger import Ledger
 from leadre.auction.budget.messages import Lease
+from leadre.background import Tasks
+from leadre.clock import Clock
 from leadre.errors import StorageError
 from leadre.serve.events import training
 from leadre.serve.events.erased import ErasedUsers
@@ -32,7 +35,6 @@ from leadre.serve.ipc.messages import (
     LedgerRequest,
     RecordReply,
     RecordRequest,
-    ReportReply,
     ReportRequest,
     WriterReply,
     WriterRequest,
@@ -41,6 +43,7 @@ from leadre.serve.paths import StatePaths
 from leadre.serve.processes.catalogue_sync import CatalogueSync
 from leadre.serve.processes.derived_state import DerivedState
 from leadre.serve.processes.event_posting import EventPosting
+from leadre.serve.processes.refused_requests import RefusedRequests
 from leadre.serve.processes.user_updates import UserUpdates
 from leadre.store import open_store
 from leadre.units import US_PER_DAY, US_PER_HOUR, US_PER_S
@@ -53,13 +56,15 @@ RETAIN_US = US_PER_HOUR  # between two removals of what is older than ``retain_d
 class WriterState:
     """Ledger, event log and counters of one bidder. The thread that uses it creates it."""
 
-    def __init__(self, paths: StatePaths, *, retain_days: int) -> None:
+    def __init__(self, paths: StatePaths, *, retain_days: int, clock: Clock) -> None:
         self._paths = paths
         self._retain_us = retain_days * US_PER_DAY
         self.token_keys = TokenKeys.open(paths.token_keys)
         self.erased = ErasedUsers(paths.erased)
         self.ledger = Ledger(paths.ledger)
         self.log = EventLog(paths.events, known=max(self.ledger.log_number, training.position(paths.tables)))
+        self.refused = RefusedRequests(paths.refused, self.token_keys)
+        self._tasks = Tasks(clock, (StorageError, sqlite3.OperationalError))
         processor = EventProcessor(self.ledger, self.log, self.erased.__contains__)
         self.users = UserUpdates(open_store(paths.store), self.erased)
         self._catalogue_sync = CatalogueSync(paths, self.ledger)
@@ -103,27 +108,36 @@ class WriterState:
                 return LedgerReply([result if isinstance(result, Lease) else None for result in results])
             case RecordRequest(request_id=request_id):
                 return RecordReply(self._derived.recent.find(request_id))
-            case CountsRequest():
-                return CountsReply(self._derived.counts.by_ad(), self._derived.last)
+            case CountsRequest(start=start):
+                by_ad, next_start = self._derived.counts.by_ad(start)
+                return CountsReply(by_ad, self._derived.last, next_start, self._tasks.failing())
             case ReportRequest():
-                return ReportReply(self._derived.counts.days(request))
+                return self._derived.counts.days(request)
             case EraseRequest(user_id=user_id):
                 return EraseReply(self._erase(user_id))
 
     def maintain(self, now_us: int) -> None:
-        """Do what is due: follow the catalogue, expire leases, flush caps, compact tables, remove old records."""
-        self._derived.follow_catalogue(now_us)
-        self.ledger.expire(now_us)
-        self.users.flush_cap_updates()
+        """Do what is due: follow the catalogue, expire leases, flush caps, compact tables, remove old records.
+
+        A part that fails is counted, reported and tried again; the other parts follow. StorageError, OperationalError:
+        the disk refuses.
+        """
+        self._tasks.attempt("follow catalogue", lambda: self._derived.follow_catalogue(now_us))
+        self._tasks.attempt("expire leases", lambda: self.ledger.expire(now_us))
+        self._tasks.attempt("frequency caps", self.users.flush_cap_updates)
         if now_us >= self._compact_at_us:
             self._compact_at_us = now_us + COMPACT_US
-            self._compact()
+            self._tasks.attempt("compact tables", self._compact)
         if now_us >= self._snapshot_at_us:
             self._snapshot_at_us = now_us + SNAPSHOT_US
-            self._derived.save()
+            self._tasks.attempt("snapshot of counts", self._derived.save)
         if now_us >= self._retain_at_us:
             self._retain_at_us = now_us + RETAIN_US
-            self._retain(now_us)
+            self._tasks.attempt("retention", lambda: self._retain(now_us))
+
+    def set_aside(self, request: WriterRequest, why: str, now_us: int) -> None:
+        """Append a request that cannot be handled to ``refused.jsonl``, without its user. StorageError: disk full."""
+        self.refused.add(request, why, now_us)
 
     def _append_requests(self, requests: Sequence[WriterRequest], now_us: int) -> None:
         """Append the records of the batch that the log does not have, without erased users."""

@@ -6,7 +6,7 @@ import threading
 import msgspec
 import pytest
 
-from leadre.errors import PeerError
+from leadre.errors import PeerError, RefusedError
 from leadre.serve.ipc import socket as ipc
 from leadre.serve.ipc.socket import Client
 
@@ -119,3 +119,53 @@ def test_thread_without_event_loop_sends_one_request(path):
     thread.join()
     with pytest.raises(PeerError):
         ipc.request_once(path.with_name("absent.sock"), WaitRequest(0.0, "x"), WaitReply, timeout_s=0.5)
+
+
+def test_message_above_the_limit_is_refused_to_its_producer_alone(path, monkeypatch):
+    """Requests and replies alike; requests that share the connection go on."""
+    monkeypatch.setattr(ipc, "MAX_FRAME_BYTES", 1000)
+
+    async def main():
+        server = await ipc.serve(path, WaitRequest, handle_name)
+        client = Client(path, WaitReply)
+        pending = asyncio.create_task(client.request(WaitRequest(0.2, "small"), timeout_s=GENEROUS_S))
+        with pytest.raises(RefusedError, match=r"a message of 1,0.. bytes"):
+            await client.request(WaitRequest(0.0, "x" * 1000), timeout_s=GENEROUS_S)
+        with pytest.raises(RefusedError, match=r"peer\.sock: a message of 9,0.. bytes"):
+            await client.request(WaitRequest(0.0, "y" * 900), timeout_s=GENEROUS_S)
+        assert (await pending).name == "small" * 10
+        with pytest.raises(RefusedError, match="a message of"):
+            await asyncio.to_thread(
+                ipc.request_once, path, WaitRequest(0.0, "y" * 900), WaitReply, timeout_s=GENEROUS_S
+            )
+        await client.close()
+        server.close()
+
+    async def handle_name(request):
+        await asyncio.sleep(request.seconds)
+        return WaitReply(request.name * 10)
+
+    asyncio.run(main())
+
+
+def test_error_in_the_server_fails_its_own_request_alone(path, capsys):
+    async def main():
+        async def fail_at_bad(request):
+            await asyncio.sleep(request.seconds)
+            if request.name == "bad":
+                raise OverflowError("int too big")
+            return WaitReply(request.name)
+
+        server = await ipc.serve(path, WaitRequest, fail_at_bad)
+        client = Client(path, WaitReply)
+        pending = asyncio.create_task(client.request(WaitRequest(0.2, "good"), timeout_s=GENEROUS_S))
+        with pytest.raises(RefusedError, match="OverflowError: int too big"):
+            await client.request(WaitRequest(0.0, "bad"), timeout_s=GENEROUS_S)
+        with pytest.raises(RefusedError, match="Expected `str`"):
+            await client.request(WaitRequest(0.0, 7), timeout_s=GENEROUS_S)
+        assert (await pending).name == "good"
+        await client.close()
+        server.close()
+
+    asyncio.run(main())
+    assert "OverflowError" in capsys.readouterr().err

@@ -1,16 +1,19 @@
 """The writer acknowledges durable data alone: log synced, then ledger committed, then the reply."""
 
 import asyncio
+import json
 import os
+import sqlite3
 import threading
 from contextlib import closing
 
+import msgspec
 import pytest
 
-from leadre import database
+from leadre import database, telemetry
 from leadre.auction.budget import schema
 from leadre.clock import SystemClock
-from leadre.errors import StorageError
+from leadre.errors import RefusedError, StorageError
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.events import event_log
@@ -58,7 +61,7 @@ def writer_with(paths, sync):
     """A writer whose log calls ``sync(file)`` instead of `os.fsync`."""
 
     def open_state():
-        state = WriterState(paths, retain_days=90)
+        state = WriterState(paths, retain_days=90, clock=CLOCK)
         state.maintain(CLOCK.now_us())  # logs which ads are live, before the test counts syncs
         state.log._sync = sync
         return state
@@ -131,7 +134,78 @@ def test_writer_ends_without_acknowledging_a_record_that_was_not_synced(paths):
         return reply
 
     assert isinstance(asyncio.run(main()), ErrorReply)
-    with closing(WriterState(paths, retain_days=90)) as state:
+    with closing(WriterState(paths, retain_days=90, clock=CLOCK)) as state:
         charges = [record.outcome.charge_nanos for record in logged(paths) if isinstance(record, EventRecord)]
         assert state.ledger.verify() == []
         assert state.ledger.spent("c1") == sum(charges) == charged_nanos(paths)
+
+
+def test_request_that_fails_alone_is_set_aside_and_the_others_of_its_batch_are_handled(paths):
+    """No error of a request ends the writer: it would restart, get the same request again, and end again."""
+
+    def break_state(state):
+        append = state._derived.append
+        post = state._posting.post_batch
+
+        def append_unless_bad(records, now_us):
+            assert not any(record.request_id == "bad" for record in records if isinstance(record, RequestRecord))
+            append(records, now_us)
+
+        def post_unless_bad(requests, now_us):
+            if any(isinstance(request, EventRequest) and request.price == "7" for request in requests):
+                raise sqlite3.IntegrityError("cannot store REAL value in INTEGER column")
+            return post(requests, now_us)
+
+        state._derived.append = append_unless_bad
+        state._posting.post_batch = post_unless_bad
+
+    async def scenario(writer):
+        good = bill(paths)
+        bad = msgspec.structs.replace(bill(paths), price="7")
+        records = [RequestRecord(request_id=name, at_us=1, user_id="u1") for name in ("r1", "bad", "r2")]
+        requests = [bad, good, AppendRequest(records)]
+        return await asyncio.gather(*map(writer.handle, requests), return_exceptions=True)
+
+    async def main():
+        def open_state():
+            state = WriterState(paths, retain_days=90, clock=CLOCK)
+            break_state(state)
+            return state
+
+        writer = Writer(open_state, CLOCK)
+        running = asyncio.create_task(writer.run())
+        replies = await scenario(writer)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return replies
+
+    refused, event, append = asyncio.run(main())
+    assert isinstance(refused, RefusedError) and "IntegrityError" in str(refused)
+    assert (event, append) == (EventReply("new"), AppendReply())
+    assert charged_nanos(paths) == NANOS
+    ids = [record.request_id for record in logged(paths) if isinstance(record, RequestRecord)]
+    assert ids == ["r1", "r2"]
+    lines = [json.loads(line) for line in paths.refused.read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["EventRequest", "AppendRequest"]
+    assert lines[0]["request"]["terms"]["campaign_id"] == "c1" and "u1" not in paths.refused.read_text()
+    assert "IntegrityError" in lines[0]["why"] and "AssertionError" in lines[1]["why"]
+
+
+def test_maintenance_that_fails_is_reported_and_requests_are_still_handled(paths):
+    async def main():
+        def open_state():
+            state = WriterState(paths, retain_days=90, clock=CLOCK)
+            state._compact = lambda: 1 // 0
+            return state
+
+        writer = Writer(open_state, CLOCK)
+        running = asyncio.create_task(writer.run())
+        reply = await writer.handle(bill(paths))
+        running.cancel()
+        ended = await asyncio.gather(running, return_exceptions=True)
+        return reply, ended
+
+    before = telemetry.TASK_FAILURES.labels("compact tables")._value.get()
+    reply, _ = asyncio.run(main())
+    assert reply == EventReply("new")
+    assert telemetry.TASK_FAILURES.labels("compact tables")._value.get() > before
