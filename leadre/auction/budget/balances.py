@@ -58,7 +58,10 @@ def add(
     charged_nanos: int = 0,
     written_off_nanos: int = 0,
 ) -> None:
-    """Add to the sums of a campaign and of a day. A new day gets the current daily budget as its cap."""
+    """Add to the sums of a campaign and of a day. A new day gets the current daily budget as its cap.
+
+    The written-off sums saturate at `NO_CAP`; the caps bound the others.
+    """
     connection.execute(
         "INSERT OR IGNORE INTO days (campaign_id, day, cap_nanos)"
         " SELECT campaign_id, ?2, daily_nanos FROM budgets WHERE campaign_id = ?1",
@@ -67,8 +70,8 @@ def add(
     for table, where in (("budgets", "campaign_id = ?"), ("days", "campaign_id = ? AND day = ?")):
         connection.execute(
             f"UPDATE {table} SET held_nanos = held_nanos + ?, charged_nanos = charged_nanos + ?,"
-            f" written_off_nanos = written_off_nanos + ? WHERE {where}",
-            (reserved_nanos, charged_nanos, written_off_nanos, campaign_id, day)[: 3 + where.count("?")],
+            f" written_off_nanos = min(written_off_nanos + ?, {NO_CAP}) WHERE {where}",
+            (reserved_nanos, charged_nanos, min(written_off_nanos, NO_CAP), campaign_id, day)[: 3 + where.count("?")],
         )
 
 

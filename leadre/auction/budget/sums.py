@@ -9,6 +9,7 @@ from typing import Literal
 
 from leadre.auction.budget import balances
 from leadre.auction.budget.days import day_of
+from leadre.auction.budget.schema import NO_CAP
 
 Column = Literal["charged_nanos", "held_nanos", "written_off_nanos"]
 
@@ -18,15 +19,29 @@ AUDIT = {
     "more than its day": "SELECT campaign_id, day FROM days WHERE charged_nanos + held_nanos > cap_nanos",
     "days do not sum to the campaign": """
         SELECT campaign_id, '' FROM budgets AS b WHERE (charged_nanos, held_nanos, written_off_nanos) IS NOT
-        (SELECT ifnull(sum(charged_nanos), 0), ifnull(sum(held_nanos), 0), ifnull(sum(written_off_nanos), 0)
+        (SELECT ifnull(bounded_sum(charged_nanos), 0), ifnull(bounded_sum(held_nanos), 0),
+        ifnull(bounded_sum(written_off_nanos), 0)
         FROM days WHERE campaign_id = b.campaign_id)""",
     "leases do not sum to the day": """
-        SELECT campaign_id, day FROM days AS d WHERE held_nanos IS NOT (SELECT ifnull(sum(held_nanos), 0)
+        SELECT campaign_id, day FROM days AS d WHERE held_nanos IS NOT (SELECT ifnull(bounded_sum(held_nanos), 0)
         FROM leases WHERE campaign_id = d.campaign_id AND day = d.day)""",
     "charges exceed the day": """
-        SELECT campaign_id, day FROM days AS d WHERE charged_nanos < (SELECT ifnull(sum(charged_nanos), 0)
+        SELECT campaign_id, day FROM days AS d WHERE charged_nanos < (SELECT ifnull(bounded_sum(charged_nanos), 0)
         FROM entries WHERE campaign_id = d.campaign_id AND day = d.day)""",
 }
+
+
+class BoundedSum:
+    """SQL aggregate ``bounded_sum``: a sum that saturates at `NO_CAP`. SQLite's own fails above an int64."""
+
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def step(self, value: int) -> None:
+        self._sum += value
+
+    def finalize(self) -> int:
+        return min(self._sum, NO_CAP)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +77,7 @@ def left_nanos(connection: sqlite3.Connection, campaign_id: str, now_us: int) ->
 
 def audit(connection: sqlite3.Connection) -> list[str]:
     """One line for each sum that is wrong, none for a correct ledger. Reads every row."""
+    connection.create_aggregate("bounded_sum", 1, BoundedSum)  # type: ignore[arg-type]
     return [
         f"campaign {campaign_id} {day}: {fault}"
         for fault, query in AUDIT.items()

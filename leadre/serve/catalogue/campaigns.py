@@ -106,19 +106,25 @@ class CampaignStore:
     def add(self, campaigns: Sequence[Campaign], ads: Iterable[Ad]) -> ImportResult:
         """Import new campaigns and ads in one transaction. Known ones are not changed, as users may have edited them.
 
-        A bad campaign is an InputError and nothing is stored; a bad ad is refused and the others are stored.
+        A bad ad is refused, and so are all ads of a bad campaign; the others are stored.
         """
-        checked = {campaign.campaign_id: checked_campaign(campaign) for campaign in campaigns}
+        checked: dict[str, Campaign] = {}
+        faults: dict[str, str] = {}
+        for campaign in campaigns:
+            try:
+                checked[campaign.campaign_id] = checked_campaign(campaign)
+            except InputError as error:
+                faults[campaign.campaign_id] = str(error)
         with self._database.writing() as version:
             stored = {name: campaign for name in checked if (campaign := self.campaign(name)) is not None}
             new = [(name, campaign) for name, campaign in checked.items() if name not in stored]
             self._write("campaigns", "campaign_id", new, version)
-            good, known_ads, refused = self._checked_ads(ads, checked | stored)
+            good, known_ads, refused = self._checked_ads(ads, checked | stored, faults)
             self._write("ads", "ad_id", list(good.items()), version)
         return ImportResult(campaigns=len(new), ads=len(good), known_ads=known_ads, refused=tuple(refused))
 
     def _checked_ads(
-        self, ads: Iterable[Ad], campaigns: Mapping[str, Campaign]
+        self, ads: Iterable[Ad], campaigns: Mapping[str, Campaign], faults: Mapping[str, str]
     ) -> tuple[dict[str, Ad], int, list[tuple[str, str]]]:
         """(new ads by ID, number of known ads, (ad_id, error) of refused ads)."""
         stored = {ad_id for (ad_id,) in self._rows("SELECT ad_id FROM ads", [])}
@@ -130,6 +136,8 @@ class CampaignStore:
                 known_ads += 1
                 continue
             try:
+                if ad.campaign_id in faults:
+                    raise InputError(faults[ad.campaign_id])
                 checked = checked_ad(ad)
                 _check_campaign_of(checked, campaigns.get(ad.campaign_id) or self.campaign(ad.campaign_id))
                 good[ad.ad_id] = checked

@@ -19,7 +19,8 @@ from leadre.types import Ad, BidType, Campaign, Status, Targeting
 ENDED: Status = "ended"
 STATUSES: tuple[Status, ...] = typing.get_args(Status)
 BID_TYPES: tuple[BidType, ...] = typing.get_args(BidType)
-MAX_NANOS = 10**18  # a billion of the currency: the sum of nine still fits into an int64
+MAX_NANOS = 10**18  # of a budget or a shown price: a billion of the currency
+MAX_BID_NANOS = 10**16  # for one event: ten million of the currency, enough for the smallest unit of any currency
 LATEST_US = 253_402_300_799_999_999  # the end of the year 9999
 MAX_ID_CHARS, MAX_NAME_CHARS, MAX_TEXT_CHARS, MAX_URL_CHARS = 128, 200, 4096, 2048
 MAX_VALUES = 1_000  # of one list: sites of a targeting, sizes of an ad
@@ -33,7 +34,8 @@ def checked_campaign(campaign: Campaign) -> Campaign:
     check_id(where, "advertiser_id", campaign.advertiser_id)
     _check_one_of(where, "bid_type", campaign.bid_type, BID_TYPES)
     _check_one_of(where, "status", campaign.status, STATUSES)
-    for field in ("bid_nanos", "total_nanos", "daily_nanos"):
+    _check_range(where, "bid_nanos", campaign.bid_nanos, 0, MAX_BID_NANOS)
+    for field in ("total_nanos", "daily_nanos"):
         _check_range(where, field, getattr(campaign, field), 0, MAX_NANOS)
     _check_range(where, "cap_per_day", campaign.cap_per_day, 0, 1_000_000)
     if campaign.cap_per_day and len(campaign.campaign_id.encode()) > MAX_CAMPAIGN_BYTES:

@@ -146,9 +146,11 @@ async def serve(path: Path, requests: Any, handle: Callable[[RequestT], Awaitabl
     encode = msgspec.msgpack.Encoder().encode
 
     async def handle_request(number: int, packed: msgspec.Raw, writer: asyncio.StreamWriter) -> None:
+        async def answer() -> bytes:
+            return _checked(encode((number, await handle(decode(packed)), "")))
+
         try:
-            reply = await health.attempt_async(lambda: handle(decode(packed)))
-            message = _checked(encode((number, reply, "")))
+            message = await health.attempt_async(answer)
         except (LeadreError, msgspec.DecodeError) as error:
             message = encode((number, None, str(error)))
         if not writer.is_closing():

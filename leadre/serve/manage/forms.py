@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from leadre.serve.catalogue.validation import (
+    MAX_BID_NANOS,
     MAX_ID_CHARS,
     MAX_NAME_CHARS,
     MAX_NANOS,
@@ -66,6 +67,9 @@ When = Annotated[
     WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-03-01T08:30:00Z"]}),
 ]
 Nanos = Annotated[StrictInt, Field(ge=0, le=MAX_NANOS, description="billionths of the currency", examples=[2_000_000])]
+BidNanos = Annotated[
+    StrictInt, Field(ge=0, le=MAX_BID_NANOS, description="billionths of the currency", examples=[2_000_000])
+]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 Url = Annotated[str, Field(max_length=MAX_URL_CHARS)]
@@ -104,7 +108,7 @@ class CampaignForm(Form):
     advertiser_id: Id | None = Field(default=None, description="the account; default: the key's", examples=["acme"])
     name: Name = Field(examples=["Autumn shoes"])
     bid_type: BidType = Field(description="the paid event: an impression, a click or a conversion")
-    bid_nanos: Nanos = Field(description="for one impression, click or conversion; 2000000 in cpm is a CPM of 2.00")
+    bid_nanos: BidNanos = Field(description="for one impression, click or conversion; 2000000 in cpm is a CPM of 2.00")
     currency: str = Field(default="USD", pattern="^[A-Z]{3}$", description="ISO 4217; cannot change later")
     zone: str = Field(default="UTC", max_length=64, description="IANA time zone, whose days limit the daily budget")
     total_nanos: Nanos = Field(default=0, description="limit of all charges; 0 = no cap")
@@ -275,7 +279,7 @@ class ImportForm(Form):
     """Defaults for columns that the table of ads lacks."""
 
     bid_type: BidType = "cpm"
-    bid_nanos: Nanos = 2_000_000
+    bid_nanos: BidNanos = 2_000_000
     daily_nanos: Nanos = Field(default=0, description="0 = no cap")
     currency: str = Field(default="USD", pattern="^[A-Z]{3}$")
     zone: str = Field(default="UTC", max_length=64)

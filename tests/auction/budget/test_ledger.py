@@ -83,6 +83,19 @@ def test_charge_above_the_free_budget_is_written_off(ledger: Ledger) -> None:
     assert ledger.apply([LeaseRequest(worker="w", campaign_id="c", max_nanos=1)], NOON) == [None]
 
 
+@pytest.mark.parametrize("budget", [Budget(), Budget(total_nanos=1), Budget(daily_nanos=10**18)])
+def test_sums_saturate_instead_of_overflowing(ledger: Ledger, budget: Budget) -> None:
+    """An overflow fails the commit of every later batch, also for events of other campaigns."""
+    ledger.set_budget("c", budget, NOON)
+    for number in range(40):
+        at_us = NOON + number % 3 * 24 * US_PER_HOUR
+        charge = Charge(event_id=f"{number}", campaign_id="c", nanos=10**18, at_us=at_us)
+        assert ledger.apply([charge], at_us)
+    owed_nanos = ledger.spent("c") + ledger.written_off("c")
+    assert schema.NO_CAP <= owed_nanos <= 2 * schema.NO_CAP
+    assert ledger.verify() == []
+
+
 def test_leases_shrink_with_the_free_budget_down_to_the_minimum(ledger: Ledger) -> None:
     ledger.set_budget("c", Budget(total_nanos=800), NOON)
     assert [request_lease(ledger, 500, min_nanos=50).nanos for _ in range(13)] == [100, 87, 76, 67, 58, 51, *[50] * 7]

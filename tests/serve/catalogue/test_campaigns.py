@@ -184,9 +184,14 @@ def test_import_keeps_stored_items_and_lists_refused_ads(campaign_store, manage_
     assert (campaign_store.campaign("c1").bid_nanos, campaign_store.ad("a1").title) == (7, "By hand")
     assert [ad.ad_id for ad in campaign_store.ads()] == ["a1", "a2"]
     assert version(manage_database) == before + 1
-    with pytest.raises(InputError, match="zone"):
-        campaign_store.add([campaign("c8"), campaign("c9", zone="Mars")], [])
-    assert campaign_store.campaign("c8") is None
+
+
+def test_import_refuses_a_bad_campaign_with_its_ads_alone(campaign_store, campaign, ad):
+    campaigns = [campaign("c8"), campaign("c9", zone="Mars"), campaign("c10", bid_nanos=10**18)]
+    added = campaign_store.add(campaigns, [ad("a8", campaign_id="c8"), ad("a9", campaign_id="c9")])
+    assert (added.campaigns, added.ads) == (1, 1)
+    assert [ad_id for ad_id, _ in added.refused] == ["a9"] and "zone = 'Mars'" in added.refused[0][1]
+    assert campaign_store.campaign("c9") is None and campaign_store.campaign("c10") is None
 
 
 def test_concurrent_writes_are_all_stored(campaign_store, manage_database, campaign):
