@@ -43,7 +43,7 @@ from leadre.serve.paths import StatePaths
 from leadre.serve.processes.catalogue_sync import CatalogueSync
 from leadre.serve.processes.derived_state import DerivedState
 from leadre.serve.processes.event_posting import EventPosting
-from leadre.serve.processes.refused_requests import RefusedRequests
+from leadre.serve.processes.set_aside import SetAsideRequests
 from leadre.serve.processes.user_updates import UserUpdates
 from leadre.store import open_store
 from leadre.units import US_PER_DAY, US_PER_HOUR, US_PER_S
@@ -62,8 +62,13 @@ class WriterState:
         self.token_keys = TokenKeys.open(paths.token_keys)
         self.erased = ErasedUsers(paths.erased)
         self.ledger = Ledger(paths.ledger)
+<<<<<<< HEAD
         self.log = EventLog(paths.events, known=max(self.ledger.log_number, training.position(paths.tables)))
         self.refused = RefusedRequests(paths.refused, self.token_keys)
+=======
+        self.log = EventLog(paths.events)
+        self.refused = SetAsideRequests(paths.refused, self.token_keys)
+>>>>>>> 07ef999 (Requests that the writer sets aside are a module of their own name)
         self._tasks = Tasks(clock, (StorageError, sqlite3.OperationalError))
         processor = EventProcessor(self.ledger, self.log, self.erased.__contains__)
         self.users = UserUpdates(open_store(paths.store), self.erased)

@@ -22,7 +22,7 @@ from leadre.serve.ipc.messages import AppendRequest, EventRequest, WriterRequest
 MAX_BYTES = 64 << 20  # of the file; later requests are counted alone
 
 
-class RefusedRequests:
+class SetAsideRequests:
     """The file, appended to with a sync for each request, and `telemetry.SET_ASIDE`."""
 
     def __init__(self, path: Path, token_keys: TokenKeys, *, sync: durable.Sync = os.fsync) -> None:
