@@ -62,13 +62,8 @@ class WriterState:
         self.token_keys = TokenKeys.open(paths.token_keys)
         self.erased = ErasedUsers(paths.erased)
         self.ledger = Ledger(paths.ledger)
-<<<<<<< HEAD
         self.log = EventLog(paths.events, known=max(self.ledger.log_number, training.position(paths.tables)))
-        self.refused = RefusedRequests(paths.refused, self.token_keys)
-=======
-        self.log = EventLog(paths.events)
         self.refused = SetAsideRequests(paths.refused, self.token_keys)
->>>>>>> 07ef999 (Requests that the writer sets aside are a module of their own name)
         self._tasks = Tasks(clock, (StorageError, sqlite3.OperationalError))
         processor = EventProcessor(self.ledger, self.log, self.erased.__contains__)
         self.users = UserUpdates(open_store(paths.store), self.erased)
