@@ -77,7 +77,7 @@ def restore(folder: Path, paths: StatePaths) -> None:
     is_inside = lists is not None and lists.is_relative_to(state)
     for target in [paths.folder] + ([] if lists is None or is_inside else [lists]):
         if target.exists() and any(target.iterdir()):
-            is_running = durable.is_locked(event_log.lock_of(paths.events))
+            is_running = durable.is_locked(paths.lock) or durable.is_locked(event_log.lock_of(paths.events))
             raise InputError(
                 f"{target}: "
                 + ("a bidder runs on it; stop it, and " if is_running else "is not empty; ")

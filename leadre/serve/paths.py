@@ -64,6 +64,11 @@ class StatePaths:
         return self.folder / "erased"
 
     @property
+    def lock(self) -> Path:
+        """Held by the supervisor while the bidder runs; its content is the number of that process."""
+        return self.folder / "run" / "bidder.lock"
+
+    @property
     def writer_socket(self) -> Path:
         return self.folder / "run" / "writer.sock"
 

@@ -62,10 +62,19 @@ def run(config: Config) -> None:
     tables = artifact.read(config.folder("data"), artifact.TABLES)
     from leadre.serve.processes import bootstrap, supervisor
 
-    bootstrap.fill(paths, tables)
-    origins = bootstrap.register_origins(paths, config.origins)
-    bootstrap.check_exposure(paths, (config.host,))
-    plan = Plan(
+    with bootstrap.owned(paths):
+        with bootstrap.errors(paths):
+            bootstrap.fill(paths, tables)
+            origins = bootstrap.register_origins(paths, config.origins)
+            bootstrap.check_exposure(paths, (config.host,))
+        progress.say(f"serve: pages that may request bids: {', '.join(sorted(origins)) or 'none; set --origins'}")
+        with bootstrap.errors(paths):
+            bootstrap.offer_operator_key(paths, SystemClock())
+        supervisor.run(_plan(config, paths, model))
+
+
+def _plan(config: Config, paths: StatePaths, model: Path | None) -> Plan:
+    return Plan(
         paths=paths,
         settings=settings_of(config),
         host=config.host,
@@ -79,9 +88,6 @@ def run(config: Config) -> None:
         beam=config.beam,
         retain_days=config.retain_days,
     )
-    progress.say(f"serve: pages that may request bids: {', '.join(sorted(origins)) or 'none; set --origins'}")
-    bootstrap.offer_operator_key(paths, SystemClock())
-    supervisor.run(plan)
 
 
 def model_of(config: Config) -> Path | None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from leadre.errors import StorageError
+from leadre.errors import InputError, StorageError
+
+LOCK_TRIES = 20
+LOCK_RETRY_S = 0.05
 
 Sync = Callable[[int], None]  # writes the file of a descriptor to the disk; tests replace it
 
@@ -47,13 +52,38 @@ def sync_folder(folder: Path, sync: Sync = os.fsync) -> None:
         os.close(descriptor)
 
 
+def lock(path: Path, refusal: str) -> int:
+    """A file, made if it is missing, open and locked until it is closed; its content is the number of the process.
+
+    InputError with ``refusal`` and the number of the owner if another process holds the lock. The kernel releases it
+    when its owner dies. `is_locked` and a process that is about to end hold it for a moment, so a refusal is final
+    after `LOCK_TRIES`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    for left in reversed(range(LOCK_TRIES)):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if not left:
+                owner = os.pread(file, 20, 0).decode(errors="replace").strip() or "of unknown number"
+                os.close(file)
+                raise InputError(f"{path.parent}: {refusal} (process {owner})") from error
+            time.sleep(LOCK_RETRY_S)
+    with contextlib.suppress(OSError):  # on a full disk the lock holds without the number
+        os.ftruncate(file, 0)
+        os.pwrite(file, str(os.getpid()).encode(), 0)
+    return file
+
+
 def is_locked(path: Path) -> bool:
     """Whether a process holds the lock of a file; False for a missing file."""
     if not path.exists():
         return False
     descriptor = os.open(path, os.O_RDWR)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:

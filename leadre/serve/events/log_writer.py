@@ -6,13 +6,12 @@ acknowledged, the next opening of the log cuts it off.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from leadre.errors import InputError, StorageError
+from leadre.errors import StorageError
 from leadre.serve.events import durable, records
 from leadre.serve.events.event_log import (
     MAGIC,
@@ -194,14 +193,7 @@ def _end_of(path: Path, known: int) -> tuple[int, int, int]:
 
 def locked(folder: Path) -> int:
     """The log's lock file, open and locked; made with the folder if they are missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = os.open(lock_of(folder), os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(file)
-        raise InputError(f"{folder}: another process writes this log; stop it first") from error
-    return file
+    return durable.lock(lock_of(folder), "another process writes this log; stop it first")
 
 
 def _create_segment(path: Path, sync: durable.Sync) -> int:

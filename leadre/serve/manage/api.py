@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sqlite3
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -329,6 +330,7 @@ def manage_app(database: ManageDatabase, backend: Backend) -> FastAPI:
         (ConflictError, 409),
         (PeerError, 503),
         (StoreDown, 503),
+        (sqlite3.OperationalError, 503),  # manage.db is locked by another program, or its disk is full
     ):
         app.add_exception_handler(kind, _refusal(code))
     return app

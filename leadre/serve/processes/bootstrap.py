@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +14,12 @@ import numpy as np
 from leadre import progress
 from leadre.artifact import Artifact
 from leadre.clock import Clock
+from leadre.errors import InputError, StorageError
 from leadre.serve.bidding.exploration import ExplorationDraws
 from leadre.serve.catalogue import importer
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.events import durable
 from leadre.serve.events.erased import ErasedUsers
 from leadre.serve.events.tokens import TokenKeys
 from leadre.serve.manage import auth
@@ -22,8 +27,45 @@ from leadre.serve.paths import StatePaths
 from leadre.store import open_store
 from leadre.store.contract import EVERYBODY, StoredList
 
+MAX_SOCKET_BYTES = 103  # of the path of a Unix socket: 107 on Linux, 103 on macOS
 POPULAR_ADS = 200  # length of the list for unknown users
 CONTEXT_ONLY = "context-"  # begins the name of a version that holds only the list for unknown users
+
+
+@contextmanager
+def owned(paths: StatePaths) -> Iterator[None]:
+    """Own a state folder, so that no second bidder starts on it.
+
+    InputError if another bidder runs on it, if it cannot be written, or if its path is too long for a Unix socket.
+    """
+    for socket in (paths.writer_socket, paths.model_server_socket):
+        length = len(os.fsencode(socket))
+        if length > MAX_SOCKET_BYTES:
+            raise InputError(
+                f"{paths.folder}: the sockets in it have paths of up to {length} bytes, and the system allows"
+                f" {MAX_SOCKET_BYTES}; choose a shorter --state"
+            )
+    with errors(paths):
+        file = durable.lock(paths.lock, "a bidder runs on this state folder; stop it first, or choose another --state")
+    try:
+        yield
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def errors(paths: StatePaths) -> Iterator[None]:
+    """InputError in place of errors of the disk and of a database that another program has locked."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise InputError(
+            f"{paths.manage_database}: {error}; close the program that has it open, or free the disk"
+        ) from error
+    except (OSError, StorageError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise InputError(f"{paths.folder}: cannot be written ({error}); choose another --state, or free it") from error
 
 
 def fill(paths: StatePaths, tables: Artifact) -> None:
