@@ -59,6 +59,12 @@ class BidderProcess:
         assert self._process is not None
         self._process.terminate()
 
+    @property
+    def pid(self) -> int:
+        """The supervisor's process."""
+        assert self._process is not None
+        return self._process.pid
+
     def said(self) -> str:
         """All lines that the bidder wrote to stderr."""
         return "".join(self._said)
