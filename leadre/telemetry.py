@@ -37,6 +37,11 @@ TASK_FAILURES = Counter("leadre_task_failures", "Unexpected errors of background
 FAILING_TASKS = Gauge(
     "leadre_failing_tasks", "1 while a background task keeps failing", ["task"], multiprocess_mode="livemax"
 )
+UNCAPPED_STOPPED = Gauge(
+    "leadre_uncapped_stopped",
+    "1 while campaigns without a budget do not bid, because the writer is away",
+    multiprocess_mode="livemax",
+)
 PARTS = ("store", "writer", "model", "tasks")  # bids continue without them; tasks: a background task keeps failing
 DEGRADED = Gauge(
     "leadre_degraded", "1 while store, writer or model server is down", ["part"], multiprocess_mode="livemax"

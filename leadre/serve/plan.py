@@ -12,11 +12,14 @@ from leadre.serve.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Deadlines of a worker, in milliseconds."""
+    """Deadlines of a worker, in milliseconds, and how long it bids without a writer."""
 
     tmax_ms: int = option(200, "deadline of requests that have no tmax", at_least=1)
     network_ms: float = option(10.0, "part of each deadline that is reserved for the network", at_least=0)
     shed_ms: float = option(25.0, "a request that has waited longer than this gets no bid", at_least=0)
+    writer_away_s: float = option(
+        60.0, "seconds without the writer after which campaigns without a budget stop, until it is back", at_least=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

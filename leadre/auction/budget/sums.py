@@ -77,7 +77,7 @@ def left_nanos(connection: sqlite3.Connection, campaign_id: str, now_us: int) ->
 
 def audit(connection: sqlite3.Connection) -> list[str]:
     """One line for each sum that is wrong, none for a correct ledger. Reads every row."""
-    connection.create_aggregate("bounded_sum", 1, BoundedSum)  # type: ignore[arg-type]
+    connection.create_aggregate("bounded_sum", 1, BoundedSum)
     return [
         f"campaign {campaign_id} {day}: {fault}"
         for fault, query in AUDIT.items()

@@ -19,7 +19,11 @@ UNCAPPED = 0  # the lease ID of a campaign without a budget
 
 
 class Budgets:
-    """Leased budgets of one worker, by campaign."""
+    """Leased budgets of one worker, by campaign.
+
+    ``pays_uncapped``: whether campaigns without a budget bid. No lease bounds what they spend while the writer is away,
+    so the worker clears it after a while.
+    """
 
     def __init__(self, worker: str, send: Send) -> None:
         self.worker = worker
@@ -27,11 +31,12 @@ class Budgets:
         self._leased: dict[str, LeasedBudget] = {}
         self._needed_nanos: dict[str, int] = {}  # campaign -> highest price of a bid since the last `renew`
         self._releases: list[Release] = []  # not yet acknowledged by the ledger
+        self.pays_uncapped = True
 
     def can_pay(self, campaign: Campaign, nanos: int, now_us: int) -> bool:
         """Whether `reserve` would succeed."""
         if not _has_budget(campaign):
-            return True
+            return self.pays_uncapped
         leased = self._leased.get(campaign.campaign_id)
         return leased is not None and leased.can_pay(nanos, now_us)
 
@@ -44,7 +49,7 @@ class Budgets:
     def reserve(self, campaign: Campaign, nanos: int, now_us: int) -> int | None:
         """ID of the lease that pays for a bid of ``nanos``; `UNCAPPED` without a budget, None if no lease can pay."""
         if not _has_budget(campaign):
-            return UNCAPPED
+            return UNCAPPED if self.pays_uncapped else None
         self.request_lease(campaign.campaign_id, nanos)
         return self._leased[campaign.campaign_id].reserve(nanos, now_us) or None
 

@@ -116,8 +116,8 @@ class CampaignStore:
             except InputError as error:
                 faults[campaign.campaign_id] = str(error)
         with self._database.writing() as version:
-            stored = {name: campaign for name in checked if (campaign := self.campaign(name)) is not None}
-            new = [(name, campaign) for name, campaign in checked.items() if name not in stored]
+            stored = {name: before for name in checked if (before := self.campaign(name)) is not None}
+            new = [(name, item) for name, item in checked.items() if name not in stored]
             self._write("campaigns", "campaign_id", new, version)
             good, known_ads, refused = self._checked_ads(ads, checked | stored, faults)
             self._write("ads", "ad_id", list(good.items()), version)

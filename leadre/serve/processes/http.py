@@ -243,6 +243,7 @@ class App:
         degraded = self.worker.state.degraded()
         body = {"status": "degraded" if degraded else "ready", "away": degraded}
         body["failing_tasks"] = self.worker.state.failing_tasks()
+        body["stopped"] = [] if self.worker.state.bidder.budgets.pays_uncapped else ["campaigns without a budget"]
         await reply(send, 200, _encode(body), [JSON])
 
     def _has_key(self, scope: Scope) -> bool:

@@ -210,10 +210,16 @@ def _health() -> Json:
 def _ready() -> Json:
     parts = {"type": "array", "items": {"enum": list(telemetry.PARTS)}}
     names = {"type": "array", "items": {"type": "string"}, "description": "Background tasks that keep failing."}
+    stopped = {"type": "array", "items": {"type": "string"}, "description": "Campaigns that do not bid meanwhile."}
     body = {
         "type": "object",
-        "properties": {"status": {"enum": ["ready", "degraded"]}, "away": parts, "failing_tasks": names},
-        "required": ["status", "away", "failing_tasks"],
+        "properties": {
+            "status": {"enum": ["ready", "degraded"]},
+            "away": parts,
+            "failing_tasks": names,
+            "stopped": stopped,
+        },
+        "required": ["status", "away", "failing_tasks", "stopped"],
     }
     answer = {"description": "The worker bids; `away` lists the parts that it does without."} | _content(body)
     return {"operationId": "ready", "summary": "Whether the worker bids", "responses": {"200": answer}}

@@ -42,10 +42,14 @@ RECORDS_PER_REQUEST = 500
 class WriterClient:
     """Client of the writer. ``is_away``: the last request failed, or the writer has not answered any yet.
 
+    ``replied_at_s``: monotonic time of its last reply, or of the start of this client.
+
     ``failing_tasks``: background tasks of the writer that keep failing, as of the last `counts`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._clock = clock
+        self.replied_at_s = clock.monotonic_s()
         self._client: Client[WriterRequest, WriterReply] = Client(path, WriterReply)
         self.is_away = True
         self.failing_tasks: Sequence[str] = ()
@@ -57,13 +61,17 @@ class WriterClient:
             if isinstance(reply, ErrorReply):
                 raise PeerError(f"the writer: {reply.why}")
         except RefusedError:
-            self.is_away = False
+            self._set_present()
             raise
         except PeerError:
             self.is_away = True
             raise
-        self.is_away = False
+        self._set_present()
         return reply
+
+    def _set_present(self) -> None:
+        self.is_away = False
+        self.replied_at_s = self._clock.monotonic_s()
 
     async def send_orders(self, orders: Sequence[LedgerOrder]) -> Sequence[Lease | None]:
         """Send lease requests and releases to the ledger; returns the leases in the order of the requests."""

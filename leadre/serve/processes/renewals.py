@@ -19,13 +19,15 @@ RECORDS_S = 0.02
 COUNTS_S = 5.0
 MODEL_S = 1.0
 DEGRADED_S = 1.0
+UNCAPPED_S = 0.5
 
 
 class Renewals:
     """The background tasks of one `WorkerState`. A peer or a disk that is away is tried again at the next interval."""
 
-    def __init__(self, state: WorkerState) -> None:
+    def __init__(self, state: WorkerState, writer_away_s: float) -> None:
         self._state = state
+        self._writer_away_s = writer_away_s
 
     def start(self) -> None:
         """Run every renewal now, and then again after each interval."""
@@ -38,6 +40,7 @@ class Renewals:
             ("counts", COUNTS_S, self._refresh_counts),
             ("model info", MODEL_S, self._refresh_model_info),
             ("degraded", DEGRADED_S, self._report_degraded),
+            ("campaigns without a budget", UNCAPPED_S, self._bound_uncapped),
         ):
             self._state.tasks.start(name, interval_s, renew)
 
@@ -88,6 +91,14 @@ class Renewals:
         objects = ObjectIndex(info.object_ids, market.catalogue.ads, info.version)
         state.bidder.market = replace(market, objects=objects)
         state.bidder.generate = state.model.generate
+
+    async def _bound_uncapped(self) -> None:
+        """Stop campaigns without a budget while the writer has been away too long: nothing bounds what they spend."""
+        state = self._state
+        away_s = state.clock.monotonic_s() - state.writer.replied_at_s
+        pays = not state.writer.is_away or away_s < self._writer_away_s
+        state.bidder.budgets.pays_uncapped = pays
+        telemetry.UNCAPPED_STOPPED.set(not pays)
 
     async def _report_degraded(self) -> None:
         away = self._state.degraded()

@@ -44,7 +44,7 @@ class Worker:
     async def start(self) -> None:
         """Open the state and start its renewals. InputError if the state folder has no catalogue yet."""
         self.state = WorkerState(self._paths, self._settings, has_model=self._has_model, clock=self.clock)
-        self._renewals = Renewals(self.state)
+        self._renewals = Renewals(self.state, self._timing.writer_away_s)
         self._renewals.start()
 
     async def stop(self) -> None:

@@ -43,7 +43,7 @@ class WorkerState:
         self.tasks = Tasks(clock, (PeerError, sqlite3.OperationalError))
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._numbers = itertools.count()
-        self.writer = WriterClient(paths.writer_socket)
+        self.writer = WriterClient(paths.writer_socket, clock)
         self.records = RecordQueue(self.writer)
         self.model = ModelClient(paths.model_server_socket, clock)
         self.connection = database.connect(paths.manage_database, records.MIGRATIONS, read_only=True)
