@@ -28,7 +28,7 @@ def own(work, tmp_path_factory):
         yield bidder
 
 
-def test_second_bidder_is_refused_and_the_first_goes_on(work, own):
+def test_second_bidder_is_refused_and_the_first_continues(work, own):
     status, err = serve(work, own.state)
     assert status == 2 and err.count("\n") == 1
     assert f"a bidder runs on this state folder; stop it first, or choose another --state (process {own.pid})" in err

@@ -240,11 +240,7 @@ class App:
 
     async def _ready(self, scope: Scope, receive: Receive, send: Send) -> None:
         """200 as soon as the worker bids; the body lists the parts that are away, without which bids go on."""
-        degraded = self.worker.state.degraded()
-        body = {"status": "degraded" if degraded else "ready", "away": degraded}
-        body["failing_tasks"] = self.worker.state.failing_tasks()
-        body["stopped"] = [] if self.worker.state.bidder.budgets.pays_uncapped else ["campaigns without a budget"]
-        await reply(send, 200, _encode(body), [JSON])
+        await reply(send, 200, _encode(self.worker.state.readiness()), [JSON])
 
     def _has_key(self, scope: Scope) -> bool:
         kind, _, presented = header(scope, b"authorization").decode("latin-1").partition(" ")

@@ -88,6 +88,16 @@ class WorkerState:
         """Background tasks of this worker and of the writer that keep failing."""
         return [*self.tasks.failing(), *self.writer.failing_tasks]
 
+    def readiness(self) -> dict[str, object]:
+        """The body of `/readyz`."""
+        away = self.degraded()
+        return {
+            "status": "degraded" if away else "ready",
+            "away": away,
+            "failing_tasks": self.failing_tasks(),
+            "stopped": [] if self.bidder.budgets.pays_uncapped else ["campaigns without a budget"],
+        }
+
     async def close(self) -> None:
         """Disconnect from the peers, and close store and database."""
         await self.writer.close()
