@@ -209,7 +209,8 @@ def _no_bid_reason(imps: Sequence[ImpState], user_store: UserStore) -> NoBid:
     verdicts = {VERDICTS[code] for imp in imps for code in imp.verdict_K.tolist()}
     for verdict, reason in NO_BID_REASONS.items():
         if verdict in verdicts:
-            return reason
+            is_uncounted = verdict is Verdict.FREQUENCY_CAP and user_store.is_down  # the cap may have room
+            return NoBid.DEGRADED if is_uncounted else reason
     return NoBid.DEGRADED if user_store.is_down else NoBid.NO_CANDIDATE
 
 

@@ -18,6 +18,8 @@ from leadre.serve.plan import Plan
 
 GRACE_S = 5  # in which a server finishes the requests that it has begun
 KEEP_ALIVE_S = 60
+METRIC_FILES = ("counter", "histogram", "gauge_livemax")  # names of `prometheus_client`, for the kinds of `telemetry`
+METRIC_BYTES = 256 << 10  # about 2,500 series of a kind; the library doubles the file beyond
 REFUSED = 3  # exit status of a writer that refuses the state folder
 
 
@@ -118,9 +120,30 @@ def _set_up_process() -> None:
     os.setpgrp()
     with contextlib.suppress(OSError):  # systems other than Linux have no /proc
         Path("/proc/self/comm").write_text(f"leadre {multiprocessing.current_process().name}"[:15])
+    _allocate_metrics()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with_parent, args=(parent.join,), daemon=True).start()
+
+
+def _allocate_metrics() -> None:
+    """Allocate the files that `prometheus_client` maps for this process, before `leadre.telemetry` is imported.
+
+    The library only sets their size: on a full disk, counting would be a SIGBUS, which ends the process. Without room
+    for them the process counts in memory, where `/metrics` does not see it.
+    """
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if folder is None or not hasattr(os, "posix_fallocate"):  # macOS has none
+        return
+    try:
+        for kind in METRIC_FILES:
+            file = os.open(Path(folder, f"{kind}_{os.getpid()}.db"), os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                os.posix_fallocate(file, 0, METRIC_BYTES)
+            finally:
+                os.close(file)
+    except OSError:
+        del os.environ["PROMETHEUS_MULTIPROC_DIR"]
 
 
 def _end_with_parent(wait_for_parent: Callable[[], None]) -> None:

@@ -23,6 +23,7 @@ from leadre.errors import StoreBusy, StoreDown
 
 MAP_BYTES = 1 << 38  # address space, not disk space
 MAX_READERS = 1024  # concurrent reader threads of all processes
+LOCK_BYTES = 64 * (MAX_READERS + 2)  # size that LMDB gives the lock file: a cache line a reader, and its header
 CHECK_EVERY_S = 0.2
 POLL_S = 0.0005  # between two attempts to get a lock
 
@@ -61,6 +62,11 @@ class MappedFile:
         self.metasync = metasync
         self._opened: _OpenFile | None = None
         self._checked_s = 0.0
+
+    def open(self, lock_s: float | None = None) -> None:
+        """Open the file now: a first read or write on a full disk could not. StoreDown if it cannot be opened."""
+        with self._locked(lock_s):
+            self._open()
 
     @contextmanager
     def read(self, lock_s: float | None = None) -> Iterator[tuple[lmdb.Transaction, tuple[lmdb._Database, ...]]]:
@@ -104,6 +110,7 @@ class MappedFile:
             number = int(opened.path.suffixes[-2][1:]) + 1
             temporary = self.path.with_name(f"{self.path.name}.tmp")
             self._copy_records(opened, temporary)
+            _allocate_lock(self._numbered(number))
             temporary.rename(self._numbered(number))
             del opened  # the last thread that reads the old file closes it
             self._opened = None
@@ -140,6 +147,7 @@ class MappedFile:
         if self._opened is None or self._opened.path != newest:
             with store_errors(self.path):
                 self._remove_old()
+                _allocate_lock(newest)
                 env = lmdb.open(
                     str(newest),
                     subdir=False,
@@ -170,7 +178,7 @@ class MappedFile:
     def _remove_old(self) -> None:
         """Remove all but the newest file, and the temporary file of a killed `compact`."""
         old = sorted(self._existing())[:-1]
-        locks = [path.with_name(f"{path.name}-lock") for path in old]
+        locks = [_lock_of(path) for path in old]
         for path in (*old, *locks, self.path.with_name(f"{self.path.name}.tmp")):
             path.unlink(missing_ok=True)
 
@@ -189,6 +197,25 @@ def _lock(file: int, path: Path, lock_s: float | None) -> None:
             if time.monotonic() >= until_s:
                 raise StoreBusy(f"store {path}: locked by others for more than {lock_s:.3f} s") from error
         time.sleep(POLL_S)
+
+
+def _lock_of(path: Path) -> Path:
+    """LMDB's lock file beside a file."""
+    return path.with_name(f"{path.name}-lock")
+
+
+def _allocate_lock(path: Path) -> None:
+    """Allocate the disk blocks of LMDB's lock file before LMDB maps it. OSError if the disk has no room for them.
+
+    LMDB only sets the file's size. On a full disk the first write to a page without a block would be a SIGBUS, which
+    ends the process. The caller has not opened the file: closing a second descriptor would release LMDB's own locks.
+    """
+    file = os.open(_lock_of(path), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if hasattr(os, "posix_fallocate"):  # macOS has none
+            os.posix_fallocate(file, 0, os.fstat(file).st_size or LOCK_BYTES)
+    finally:
+        os.close(file)
 
 
 @contextmanager

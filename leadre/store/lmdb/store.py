@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from leadre.errors import InputError
+from leadre.errors import InputError, StoreDown
 from leadre.store.contract import Cap, ListVersions, Profile, StoredList, is_possible
 from leadre.store.lmdb.caps import LmdbCaps
 from leadre.store.lmdb.lists import LmdbLists
@@ -19,6 +19,8 @@ from leadre.store.lmdb.profiles import LmdbProfiles
 
 class LmdbStore:
     """`contract.Store` in ``folder``, which is created if missing. InputError if it cannot be created.
+
+    Every file is opened at once, as a disk that is full later leaves no room for opening them.
 
     ``lock_s`` limits the wait of reads, `reserve` and `void` for a lock that other processes hold; None: for ever.
     """
@@ -32,6 +34,9 @@ class LmdbStore:
         self._lists = LmdbLists(folder / "lists", lock_s)
         self._profiles = LmdbProfiles(folder / "profiles", lock_s)
         self._caps = LmdbCaps(folder, lock_s)
+        for part in (self._lists, self._profiles, self._caps):
+            with suppress(StoreDown):  # the first read or write tries again
+                part.file.open(lock_s)
 
     def put_lists(self, version: str, lists: Mapping[str, StoredList]) -> None:
         self._lists.put(version, lists)
