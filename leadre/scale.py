@@ -6,6 +6,7 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -49,19 +50,23 @@ def _processes(fn: Callable[[S], R], shards: Sequence[S], workers: int) -> list[
     # spawn, not fork: a fork copies the locks that polars', torch's and faiss's threads hold, and then waits on them.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=min(workers, len(shards)), mp_context=context) as pool:
-        futures = [pool.submit(fn, shard) for shard in shards]
-        # CPython 3.11: `submit` wakes the pool's watching thread before it starts a worker, so that thread does not
-        # watch the last worker, and its death would hang the run. One more task, which starts no worker, fixes that.
-        pool.submit(int)
+        futures = []
+        with suppress(BrokenProcessPool):  # a worker died meanwhile: the shards without a future are lost with it
+            for shard in shards:
+                futures.append(pool.submit(fn, shard))
+            # CPython 3.11: `submit` wakes the pool's watching thread before it starts a worker, so that thread does not
+            # watch the last worker, and its death would hang the run. One more task, which starts no worker, fixes it.
+            pool.submit(int)
         wait(futures, return_when=FIRST_EXCEPTION)
         pool.shutdown(wait=True, cancel_futures=True)
     lost = []
-    for shard, future in zip(shards, futures, strict=True):
+    for shard, future in zip(shards, futures, strict=False):
         error = None if future.cancelled() else future.exception()
         if isinstance(error, BrokenProcessPool):
             lost.append(str(shard))
         elif error is not None:
             raise _failed(shard, error) from error
+    lost += map(str, shards[len(futures) :])
     if lost:
         suspects = ", ".join(lost[:workers])  # shards start in order, so these were the ones under way
         raise ShardError(f"a worker process died at one of {suspects}; often memory ran out: try fewer workers")

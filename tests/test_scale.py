@@ -2,6 +2,7 @@
 
 import os
 import time
+from concurrent.futures import ProcessPoolExecutor, wait
 from functools import partial
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -107,3 +108,19 @@ def test_wrong_settings_raise_input_error() -> None:
     if "ray" not in backends():
         with pytest.raises(InputError, match=r"leadre\[scale\]"):
             map_shards(size, [], 1, "ray")
+
+
+def test_worker_that_dies_before_every_shard_is_submitted_is_an_error_with_its_shard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    submit = ProcessPoolExecutor.submit
+
+    def submit_and_see_it_die(pool, fn, *shards):
+        future = submit(pool, fn, *shards)
+        if shards == ("b",):
+            wait([future])
+        return future
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit_and_see_it_die)
+    with pytest.raises(ShardError, match="a worker process died at one of b; often memory"):
+        map_shards(die, ["b", "c", "d"], 1)

@@ -1,4 +1,4 @@
-"""The disk of a bidder is full: all processes live, bids go on, events are refused until there is room, none is lost."""
+"""A full disk ends no process: bids go on, events are refused until there is room, and none is lost."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from leadre.errors import InputError, StorageError
@@ -33,7 +34,8 @@ def replace(path: Path, data: bytes, *, mode: int = 0o644, sync: Sync = os.fsync
         temporary.rename(path)
         sync_folder(path.parent, sync)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the same disk; `tidy` deletes the file later
+            temporary.unlink(missing_ok=True)
         raise failed(path, error) from error
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from leadre.errors import InputError, StorageError
-from leadre.serve.events import event_log
+from leadre.serve.events import durable, event_log
 from leadre.serve.events.log_writer import EventLog
 from leadre.serve.events.records import EventRecord, Record, RequestRecord, StatusRecord
 from leadre.types import Bid, Candidate, Outcome
@@ -262,6 +262,12 @@ def test_log_refuses_writes_after_a_failed_sync_until_opened_again(tmp_path: Pat
     with EventLog(tmp_path) as log:
         assert log.append([event(3)], 0) == 2
     assert records(tmp_path) == [event(1), event(3)]
+
+
+def test_file_that_cannot_be_replaced_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot be written"):
+        durable.replace(tmp_path / "file" / "below", b"")
 
 
 def run(code: str, *arguments: object) -> subprocess.Popen[str]:
