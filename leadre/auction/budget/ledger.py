@@ -97,12 +97,21 @@ class Ledger:
         with database.transaction(self.connection):
             return balances.free_reserved(self.connection, NO_CAP, "returns_at_us <= ?", (now_us,))
 
-    def forget(self, now_us: int) -> None:
-        """Delete events past their ``known_until_us``, and leases that ended long ago; the sums stay."""
+    def forget(self, now_us: int, limit: int = 1_000) -> int:
+        """Delete events past their ``known_until_us``, and leases that ended long ago; the sums stay.
+
+        At most ``limit`` of each in a call, so that no call delays the others; the number of deleted rows.
+        """
         with database.transaction(self.connection):
-            self.connection.execute("DELETE FROM entries WHERE known_until_us <= ?", (now_us,))
-            self.connection.execute(
-                "DELETE FROM leases WHERE returns_at_us <= ? AND held_nanos = 0", (now_us - KEEP_LEASE_US,)
+            return sum(
+                self.connection.execute(
+                    f"DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM {table} WHERE {condition} LIMIT ?)",
+                    (before_us, limit),
+                ).rowcount
+                for table, key, condition, before_us in (
+                    ("entries", "event_id", "known_until_us <= ?", now_us),
+                    ("leases", "lease_id", "returns_at_us <= ? AND held_nanos = 0", now_us - KEEP_LEASE_US),
+                )
             )
 
     def spent(self, campaign_id: str, day: date | None = None) -> int:

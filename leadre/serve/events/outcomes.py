@@ -36,6 +36,9 @@ from leadre.units import US_PER_DAY, US_PER_HOUR
 
 LATE_CONVERSION_US = 7 * US_PER_DAY  # the greatest age of a conversion, and the time its token outlives its end
 SAME_CONVERSION_US = 48 * US_PER_HOUR  # conversions with the same event_id within this time are one
+# A key is known this much longer than its token is valid: a clock that is set forward and back by hours, as between
+# two time zones, does not make a repeated event new.
+CLOCK_ERROR_US = US_PER_DAY
 
 CHARGED_AT: dict[BidType, EventKind] = {"cpm": "bill", "cpc": "click", "cpa": "conv"}
 CapAction = Literal["", "post", "void"]
@@ -189,7 +192,8 @@ class EventProcessor:
         if not self._is_behind:
             return
         with database.transaction(self.ledger.connection):
-            for entry in event_log.read(self.log.folder, self.ledger.log_number):
+            number = self.ledger.log_number
+            for entry in event_log.read(self.log.folder, number) if number < self.log.last else ():
                 if isinstance(entry.record, EventRecord):
                     self._post(entry.record, entry.written_at_us)
             self.ledger.log_number = self.log.last
@@ -209,7 +213,8 @@ def _identity(report: EventReport, now_us: int) -> tuple[str, int]:
     if report.kind == "conv" and report.event_id:
         scope = "test" if token.is_test else "conv"
         return f"{scope}/{token.campaign_id}/{report.event_id}", now_us + SAME_CONVERSION_US
-    return _key(token, report.kind), max(now_us, token.expires_at_us + LATE_CONVERSION_US) + US_PER_HOUR
+    late_us = LATE_CONVERSION_US if report.kind == "conv" else 0  # as the token is checked
+    return _key(token, report.kind), max(now_us, token.expires_at_us + late_us) + CLOCK_ERROR_US
 
 
 def _key(token: Token, kind: EventKind) -> str:

@@ -49,6 +49,7 @@ from leadre.store import open_store
 from leadre.units import US_PER_DAY, US_PER_HOUR, US_PER_S
 
 COMPACT_US = 20 * US_PER_S  # between two compactions of the log into tables
+FORGET_US = US_PER_S // 5  # between two batches of events that the ledger forgets
 SNAPSHOT_US = 60 * US_PER_S  # between two snapshots of the counts; a start after a kill reads the log of this time
 RETAIN_US = US_PER_HOUR  # between two removals of what is older than ``retain_days``
 
@@ -70,6 +71,7 @@ class WriterState:
         self._catalogue_sync = CatalogueSync(paths, self.ledger)
         self._derived = DerivedState(paths.counts, self.log, self._catalogue_sync)
         self._posting = EventPosting(self.token_keys, processor, self._derived, self._catalogue_sync, self.users)
+        self._forget_at_us = 0
         self._compact_at_us = 0
         self._snapshot_at_us = 0
         self._retain_at_us = 0
@@ -125,6 +127,9 @@ class WriterState:
         self._tasks.attempt("follow catalogue", lambda: self._derived.follow_catalogue(now_us))
         self._tasks.attempt("expire leases", lambda: self.ledger.expire(now_us))
         self._tasks.attempt("frequency caps", self.users.flush_cap_updates)
+        if now_us >= self._forget_at_us:
+            self._forget_at_us = now_us + FORGET_US
+            self._tasks.attempt("forget events", lambda: self.ledger.forget(now_us))
         if now_us >= self._compact_at_us:
             self._compact_at_us = now_us + COMPACT_US
             self._tasks.attempt("compact tables", self._compact)
@@ -151,9 +156,8 @@ class WriterState:
         training.compact(self._paths.events, self._paths.tables, self._catalogue_sync.catalogue.ads)
 
     def _retain(self, now_us: int) -> None:
-        """Remove records and table rows older than ``retain_days``, and ended leases of the ledger."""
+        """Remove records and table rows older than ``retain_days``."""
         oldest_us = now_us - self._retain_us
-        self.ledger.forget(now_us)
         self.log.retain(oldest_us)
         self._derived.recent.forget_before(oldest_us)
         training.retain(self._paths.tables, datetime.fromtimestamp(oldest_us / US_PER_S, UTC).date())

@@ -200,6 +200,14 @@ def test_forget_keeps_the_sums(ledger: Ledger) -> None:
     assert ledger.spent("c") == 5 and charge(ledger, "e", 5).is_new and ledger.spent("c") == 10
 
 
+def test_forget_deletes_a_limited_number_of_events_in_a_call(ledger: Ledger) -> None:
+    ledger.set_budget("c", Budget(), NOON)
+    known = [Charge(event_id=f"e{n}", campaign_id="c", nanos=0, at_us=NOON, known_until_us=NOON + n) for n in range(10)]
+    ledger.apply(known, NOON)
+    assert [ledger.forget(NOON + 6, limit=3) for _ in range(4)] == [3, 3, 1, 0]
+    assert [ledger.knows(order.event_id, NOON - 1) for order in known] == [False] * 7 + [True] * 3
+
+
 def test_verify_finds_wrong_sums(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.db") as ledger:
         ledger.set_budget("c", Budget(total_nanos=100, daily_nanos=50), NOON)

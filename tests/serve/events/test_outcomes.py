@@ -215,13 +215,16 @@ def test_conversions_are_identified_by_event_id_and_may_be_late(processor: Event
 
 def test_keys_are_known_longer_than_tokens_are_valid(processor: EventProcessor) -> None:
     processor.process([report(kind) for kind in KINDS], NOW)
-    last_us = NOW + US_PER_HOUR + outcomes.LATE_CONVERSION_US
-    processor.ledger.forget(last_us)
-    assert not any(
-        effect.is_new for effect in processor.process([report(kind, at_us=last_us) for kind in KINDS], last_us)
-    )
-    processor.ledger.forget(last_us + 2 * US_PER_HOUR)
-    assert not processor.ledger.knows(outcomes._key(token(), "imp"), NOW)
+    end_us = NOW + US_PER_HOUR + outcomes.CLOCK_ERROR_US - 1
+    for kinds, last_us in ((KINDS, end_us), (("conv",), end_us + outcomes.LATE_CONVERSION_US)):
+        processor.ledger.forget(last_us)
+        effects = processor.process([report(kind, at_us=last_us) for kind in kinds], last_us)
+        assert not any(effect.is_new for effect in effects)
+        for kind in kinds:
+            assert processor.ledger.knows(outcomes._key(token(), kind), last_us)
+    assert not processor.ledger.knows(outcomes._key(token(), "imp"), NOW), "forgotten days before the conversion"
+    processor.ledger.forget(end_us + outcomes.LATE_CONVERSION_US + 1)
+    assert not processor.ledger.knows(outcomes._key(token(), "conv"), NOW)
 
 
 def test_event_refused_by_a_full_disk_is_posted_when_it_is_sent_again(tmp_path: Path) -> None:
