@@ -20,6 +20,8 @@ AGE_S = (60, 600, *(hours * S_PER_HOUR for hours in (1, 4, 12, 24)), *(days * S_
 ANSWERS = Counter("leadre_answers", "Bid requests answered", ["route", "outcome"])  # bid, no_bid, bad, shed, foreign
 BAD_REQUESTS = Counter("leadre_bad_requests", "Bid requests refused, by wrong field", ["route", "field", "reason"])
 LEFT_OUT_VALUES = Counter("leadre_left_out_values", "Values of a wrong type, read as absent", ["field"])
+CLOSED_CONNECTIONS = Counter("leadre_closed_connections", "Connections closed by a limit", ["reason"])
+LIMITED = Counter("leadre_limited", "Requests refused by a limit of their address", ["kind"])  # key, event
 ANSWER_S = Histogram(
     "leadre_answer_seconds", "From arrival of the request to the response", ["route"], buckets=LATENCY_S
 )

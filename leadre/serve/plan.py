@@ -23,6 +23,18 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Network:
+    """Clients of the two ports."""
+
+    max_connections: int = option(
+        4096, "connections of one process; a newcomer beyond them closes the oldest silent or idle one", at_least=16
+    )
+    proxies: tuple[str, ...] = option(
+        (), "addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed; none by default"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """All that the processes of one bidder need at start. ``model`` None: no model server. Folders are of artifacts."""
 
@@ -38,6 +50,7 @@ class Plan:
     model: Path | None
     beam: int
     retain_days: int
+    network: Network = Network()
 
     @property
     def management_url(self) -> str:

@@ -14,7 +14,7 @@ from leadre import artifact, config, extras, progress
 from leadre.clock import SystemClock
 from leadre.errors import InputError
 from leadre.serve.paths import StatePaths
-from leadre.serve.plan import Plan, Timing
+from leadre.serve.plan import Network, Plan, Timing
 from leadre.serve.settings import Settings
 from leadre.tune.latest import latest
 
@@ -48,6 +48,7 @@ class Config(config.Common):
         0.02, "share of imps whose ad is drawn uniformly among the best, and logged so", at_least=0, below=1
     )
     timing: Timing = config.group(Timing())
+    network: Network = config.group(Network())
     retain_days: int = config.option(90, "days for which events, lists and profiles are kept", at_least=1)
 
 
@@ -87,6 +88,7 @@ def _plan(config: Config, paths: StatePaths, model: Path | None) -> Plan:
         model=model,
         beam=config.beam,
         retain_days=config.retain_days,
+        network=config.network,
     )
 
 

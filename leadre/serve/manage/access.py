@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from leadre import telemetry
 from leadre.auction.budget.sums import SpendToday
 from leadre.clock import Clock
 from leadre.serve.bidding.explanation import Explanation
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.manage.attempts import RETRY_AFTER_S, AddressLimit
 from leadre.serve.manage.auth import ApiKey, ApiKeys
 from leadre.serve.manage.history import MetricHistory
 
@@ -64,9 +66,10 @@ bearer = HTTPBearer(auto_error=False, description="A key of the management API."
 
 
 def caller(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> ApiKey:
-    """The key of the request. Status 401 without a key in force."""
+    """The key of the request. Status 401 without a key in force, 429 after many such requests of one address."""
     key = api_keys_of(request).find(credentials.credentials) if credentials else None
     if key is None:
+        count_failed_login(request)
         detail = "send a key that is in force as `Authorization: Bearer KEY`"
         raise HTTPException(401, detail, headers={"WWW-Authenticate": "Bearer"})
     return key
@@ -77,6 +80,14 @@ def operator(key: Annotated[ApiKey, Depends(caller)]) -> ApiKey:
     if not key.is_operator:
         raise HTTPException(403, "this requires an operator's key")
     return key
+
+
+def count_failed_login(request: Request) -> None:
+    """Count a request without a valid key. Status 429 if its address has exceeded the limit."""
+    limit: AddressLimit = request.app.state.failed_logins
+    if not limit.take(request.client.host if request.client else ""):
+        telemetry.LIMITED.labels("key").inc()
+        raise HTTPException(429, "too many requests without a valid key; wait", headers={"Retry-After": RETRY_AFTER_S})
 
 
 def campaign_store_of(request: Request) -> CampaignStore:

@@ -39,7 +39,9 @@ from leadre.serve.manage.access import (
     Spend,
     caller,
 )
+from leadre.serve.manage.attempts import failed_logins
 from leadre.serve.manage.auth import ApiKey, ApiKeys
+from leadre.serve.manage.cookies import SessionCookieOnly
 from leadre.types import Ad, Campaign, Status
 
 T = TypeVar("T")
@@ -75,12 +77,13 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         404: "Nothing has this ID, or it belongs to another account.",
         409: "Contradicts the stored state.",
         422: "A field is invalid; `detail` names it.",
+        429: "Too many requests of this address without a key in force.",
         503: "Writer or store is away; send the request again.",
     }
     return {status: {"model": forms.Problem, "description": texts[status]} for status in statuses}
 
 
-router = APIRouter(responses=problems(401))
+router = APIRouter(responses=problems(401, 429))
 TOO_LARGE = {"description": "The body is too large.", "content": {"text/plain": {}}}
 BODY = problems(400, 422) | {413: TOO_LARGE}
 
@@ -321,6 +324,8 @@ def manage_app(database: ManageDatabase, backend: Backend) -> FastAPI:
     app.state.campaign_store = CampaignStore(database)
     app.state.api_keys = ApiKeys(database)
     app.state.backend = backend
+    app.state.failed_logins = failed_logins(backend.clock)
+    app.add_middleware(SessionCookieOnly)
     status.install(app)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(404, _unknown)

@@ -23,12 +23,12 @@ from leadre.creative import banner as creatives
 from leadre.errors import ConflictError, MissingError
 from leadre.serve.catalogue.validation import MAX_ID_CHARS
 from leadre.serve.manage import views
-from leadre.serve.manage.access import BackendDep, CampaignStoreDep
+from leadre.serve.manage.access import BackendDep, CampaignStoreDep, count_failed_login
+from leadre.serve.manage.cookies import SESSION_COOKIE as COOKIE
 from leadre.serve.manage.sessions import LASTS_US, Session, Sessions, is_own_form
 from leadre.types import Status
 from leadre.units import US_PER_S
 
-COOKIE = "leadre_session"
 STATUS_AFTER: dict[str, Status] = {"pause": "paused", "resume": "active"}
 SOURCES = "script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'"
 HEADERS = {
@@ -146,6 +146,7 @@ def log_in(request: Request, form: FormDep, backend: BackendDep) -> Response:
     """Start a session with an operator's key."""
     session_id = sessions_of(request).start(form.get("key", "").strip(), backend.clock.now_us())
     if session_id is None:
+        count_failed_login(request)
         return _page("login", {"problem": "This is not an operator's key in force."}, 403)
     response = RedirectResponse("/status", 303)
     response.set_cookie(

@@ -20,14 +20,15 @@ from typing import Any, get_args
 from urllib.parse import parse_qsl
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from leadre import telemetry
-from leadre.clock import Clock
 from leadre.errors import BadRequest, PeerError
 from leadre.serve.manage import pages
+from leadre.serve.manage.attempts import RETRY_AFTER_S
 from leadre.serve.processes.admission import AdmissionQueue
 from leadre.serve.processes.bodies import Receive, Scope, UnsupportedCoding, body_of, header, packed
+from leadre.serve.processes.client_limits import ClientLimits
+from leadre.serve.processes.connections import ARRIVED
 from leadre.serve.processes.recommend import RecommendRequest
 from leadre.serve.processes.refusals import Refusals
 from leadre.serve.processes.worker import Worker
@@ -40,7 +41,6 @@ Headers = list[tuple[bytes, bytes]]
 
 # Thresholds of the garbage collector: one pass over young objects per few hundred requests.
 GC_THRESHOLDS = (10_000, 20, 20)
-ARRIVED = "leadre.arrived_s"  # key of the ASGI scope
 JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
 TEXT: tuple[bytes, bytes] = (b"content-type", b"text/plain")
 NO_STORE: tuple[bytes, bytes] = (b"cache-control", b"no-store")
@@ -48,20 +48,6 @@ PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRA
 NO_KEY = b'{"error": "send a key of an operator as `Authorization: Bearer KEY`; `leadre serve key` prints one"}'
 _decode_recommend = msgspec.json.Decoder(RecommendRequest).decode
 _encode = msgspec.json.Encoder().encode
-
-
-def stamping_protocol(clock: Clock) -> type[HttpToolsProtocol]:
-    """uvicorn's protocol, which also stamps each request with the time at which its first bytes were read.
-
-    The application runs later, as a task that waits behind others.
-    """
-
-    class Stamping(HttpToolsProtocol):
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self.scope[ARRIVED] = clock.monotonic_s()  # type: ignore[literal-required]
-
-    return Stamping
 
 
 async def reply(send: Send, status: int, body: bytes = b"", headers: Headers | None = None) -> None:
@@ -109,6 +95,7 @@ class App:
         self._clock = worker.clock
         self._queue = AdmissionQueue(max_wait_s, worker.clock)
         self._refusals = Refusals(worker.clock)
+        self._limits = ClientLimits(worker.clock)
         self.exact: dict[tuple[str, str], Handler] = {
             ("POST", "/openrtb2/auction"): self._auction,
             ("OPTIONS", "/openrtb2/auction"): self._preflight,
@@ -198,8 +185,8 @@ class App:
         await reply(send, 204 if cors else 403, headers=[*cors, *methods] if cors else [])
 
     async def _recommend(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._has_key(scope):
-            return await reply(send, 401, NO_KEY, [JSON, (b"www-authenticate", b"Bearer")])
+        if not has_key(self.worker, scope):
+            return await refuse_key(self._limits, scope, send)
         try:
             request = _decode_recommend(await body_of(scope, receive))
         except (BadRequest, msgspec.DecodeError) as error:
@@ -208,8 +195,8 @@ class App:
         await reply(send, 200, _indented(_encode(await self.worker.recommend(request, arrived_s))), [JSON])
 
     async def _explain(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._has_key(scope):
-            return await reply(send, 401, NO_KEY, [JSON, (b"www-authenticate", b"Bearer")])
+        if not has_key(self.worker, scope):
+            return await refuse_key(self._limits, scope, send)
         try:
             explanation = await self.worker.explain(scope["path"].removeprefix("/v1/explain/"))
         except PeerError as error:
@@ -224,7 +211,9 @@ class App:
         query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
         if kind not in get_args(EventKind):
             return await reply(send, 404)
-        status, landing_url = await self.worker.event(kind, query)
+        is_limited = not self._limits.take_event(kind, scope)
+        status, landing_url = await self.worker.event(kind, query, is_limited=is_limited)
+        status = self._limits.status_of(status, scope)
         telemetry.EVENTS.labels(kind, str(status)).inc()
         if landing_url:
             return await reply(send, 302, headers=[(b"location", landing_url.encode()), NO_STORE])
@@ -233,8 +222,8 @@ class App:
         await reply(send, status, headers=[NO_STORE])
 
     async def _metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._has_key(scope):
-            return await reply(send, 401, NO_KEY, [JSON, (b"www-authenticate", b"Bearer")])
+        if not has_key(self.worker, scope):
+            return await refuse_key(self._limits, scope, send)
         text = await asyncio.to_thread(telemetry.exposition)  # it reads a file of each process, while bids go on
         await reply(send, 200, text, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
 
@@ -242,9 +231,18 @@ class App:
         """200 as soon as the worker bids; the body lists the parts that are away, without which bids go on."""
         await reply(send, 200, _encode(self.worker.state.readiness()), [JSON])
 
-    def _has_key(self, scope: Scope) -> bool:
-        kind, _, presented = header(scope, b"authorization").decode("latin-1").partition(" ")
-        return kind.lower() == "bearer" and self.worker.state.is_operator(presented.strip())
+
+async def refuse_key(limits: ClientLimits, scope: Scope, send: Send) -> None:
+    """The response to a request without an operator's key."""
+    if limits.take_failed_login(scope):
+        return await reply(send, 401, NO_KEY, [JSON, (b"www-authenticate", b"Bearer")])
+    await reply(send, 429, headers=[(b"retry-after", RETRY_AFTER_S.encode())])
+
+
+def has_key(worker: Worker, scope: Scope) -> bool:
+    """Whether the request has an operator's key in force."""
+    kind, _, presented = header(scope, b"authorization").decode("latin-1").partition(" ")
+    return kind.lower() == "bearer" and worker.state.is_operator(presented.strip())
 
 
 def _indented(body: bytes) -> bytes:

@@ -20,6 +20,7 @@ TYPES = (wire.Request, wire.Response, RecommendRequest, RecommendResponse, Expla
 KEY: list[dict[str, list[str]]] = [{"key": []}]
 ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
 NO_KEY = {"description": "No operator's key.", "content": {"application/json": {"schema": ERROR}}}
+LIMITED = {"description": "The address has sent too many requests without an operator's key."}
 BID_REQUEST = {
     "id": "r1",
     "tmax": 200,
@@ -150,6 +151,7 @@ def _recommend() -> Json:
             | _content(_ref("RecommendResponse")),
             "400": {"description": "A field is invalid; `error` names it."} | _content(ERROR),
             "401": NO_KEY,
+            "429": LIMITED,
         },
     }
 
@@ -168,6 +170,7 @@ def _explain() -> Json:
             "200": {"description": "The explanation; `units` has the meaning of its fields."}
             | _content(_ref("Explanation")),
             "401": NO_KEY,
+            "429": LIMITED,
             "404": {"description": "No recent request has this ID."} | _content(ERROR),
             "503": {"description": "The writer is away; send the request again."} | _content(ERROR),
         },
@@ -195,6 +198,7 @@ def _event(name: str) -> Json:
             "204": {"description": "Counted."},
             "302": {"description": "A click: to the landing page of the ad, even if it could not be counted."},
             "403": {"description": "The token is missing, forged or too old."},
+            "429": {"description": "The address has sent too many such events, or too many with no valid token."},
             "404": {"description": "No such kind."},
             "422": {"description": "Not counted: the writer cannot process this event. Do not send it again."},
             "503": {"description": "Not counted; send the event again."},
@@ -231,5 +235,5 @@ def _metrics() -> Json:
         "operationId": "metrics",
         "summary": "Metrics of all workers together",
         "security": KEY,
-        "responses": {"200": answer, "401": NO_KEY},
+        "responses": {"200": answer, "401": NO_KEY, "429": LIMITED},
     }

@@ -12,35 +12,45 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from leadre.clock import SystemClock
+from leadre.clock import Clock, SystemClock
 from leadre.serve.plan import Plan
+
+if TYPE_CHECKING:
+    from leadre.serve.processes.connections import Limits
 
 GRACE_S = 5  # in which a server finishes the requests that it has begun
 KEEP_ALIVE_S = 60
 METRIC_FILES = ("counter", "histogram", "gauge_livemax")  # names of `prometheus_client`, for the kinds of `telemetry`
 METRIC_BYTES = 256 << 10  # about 2,500 series of a kind; the library doubles the file beyond
 REFUSED = 3  # exit status of a writer that refuses the state folder
+SLOW_REPLY_S = 300.0  # of the management API: an import or an erasure takes a minute
 
 
 def run_worker(plan: Plan, listening: socket.socket) -> None:
     """Run a bid worker until SIGTERM."""
     _set_up_process()
-    from leadre.serve.processes.http import App, stamping_protocol
+    from leadre.serve.processes.connections import Limits
+    from leadre.serve.processes.http import App
     from leadre.serve.processes.worker import Worker
 
     clock = SystemClock()
     worker = Worker(plan.paths, plan.settings, plan.timing, has_model=plan.model is not None, clock=clock)
     app = App(worker, max_wait_s=plan.timing.shed_ms / 1000, management_url=plan.management_url)
-    _run_server(app, listening, http=stamping_protocol(clock))
+    _run_server(app, listening, plan, Limits(connections=plan.network.max_connections), clock)
 
 
 def run_management(plan: Plan, listening: socket.socket) -> None:
     """Run the management API and the status page until SIGTERM."""
     _set_up_process()
     from leadre.serve.processes import management
+    from leadre.serve.processes.connections import Limits
 
-    _run_server(management.app(plan.paths, plan.tables, plan.retain_days, SystemClock()), listening)
+    clock = SystemClock()
+    app = management.app(plan.paths, plan.tables, plan.retain_days, clock)
+    limits = Limits(connections=plan.network.max_connections, reply_s=SLOW_REPLY_S)
+    _run_server(app, listening, plan, limits, clock)
 
 
 def run_writer(plan: Plan) -> None:
@@ -162,20 +172,25 @@ def _run_until_sigterm(main: Callable[[asyncio.Event], Awaitable[None]]) -> None
     asyncio.run(run())
 
 
-def _run_server(app: object, listening: socket.socket, **options: object) -> None:
+def _run_server(app: Any, listening: socket.socket, plan: Plan, limits: Limits, clock: Clock) -> None:
     """Serve an ASGI application until SIGTERM."""
     import uvicorn
 
+    from leadre.serve.processes import connections
+
+    guard = connections.Connections(limits, clock)
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        connections.sweeping(app, guard),
+        http=connections.protocol(guard),
         loop="uvloop",
         lifespan="on",
         ws="none",
-        log_level="warning",
+        log_level="error",  # clients can cause warnings
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=KEEP_ALIVE_S,
-        **options,  # type: ignore[arg-type]
+        proxy_headers=bool(plan.network.proxies),  # uvicorn would believe any process of this machine
+        forwarded_allow_ips=list(plan.network.proxies),
     )
     uvicorn.Server(config).run(sockets=[listening])

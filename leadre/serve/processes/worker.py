@@ -84,11 +84,12 @@ class Worker:
             return None
         return explain(reply.record, market.catalogue, market.expected_nanos_A, market.log_position)
 
-    async def event(self, kind: EventKind, query: Mapping[str, str]) -> tuple[int, str]:
+    async def event(self, kind: EventKind, query: Mapping[str, str], *, is_limited: bool = False) -> tuple[int, str]:
         """Have the writer post an event. Returns (HTTP status, landing page of a click or "").
 
         403 and 422 are final: the token is invalid, or the writer failed at this event alone and has set it aside. 503:
-        the writer is away or its disk refuses; the same event may be sent again.
+        the writer is away or its disk refuses; the same event may be sent again. ``is_limited``: the address has sent
+        too many (429); a click is redirected, and the writer does not post the event.
         """
         now_us = self.clock.now_us()
         try:
@@ -100,6 +101,8 @@ class Worker:
         # A token signed before a restore may name an ad that is newer than the backup, and so unknown.
         row = catalogue.row_of_ad.get(token.ad_id) if kind == "click" else None
         landing_url = "" if row is None else catalogue.ads[row].landing_url
+        if is_limited:
+            return 429, landing_url
         value = query.get("value_nanos", "")
         event = EventRequest(
             kind=kind,

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
-from leadre.serve.manage import status
+from leadre.serve.manage import attempts, status
 from leadre.serve.manage.api import manage_app
 from leadre.serve.manage.auth import ApiKeys
 
@@ -241,7 +241,22 @@ def test_generated_calls_are_valid(new_api, api):
 
 
 @pytest.mark.parametrize("holder", ["nobody", "wrong", "basic", "revoked", "another's secret"])
-def test_calls_without_a_key_in_force_are_refused(api, holder):
+def test_calls_without_a_key_in_force_are_refused(monkeypatch, new_api, holder):
+    monkeypatch.setattr(attempts, "FAILED_LOGINS", 10_000.0)
+    with new_api() as api:
+        check_calls_without_a_key_in_force(api, holder)
+
+
+def test_many_calls_without_a_key_in_force_are_limited_and_a_valid_key_is_still_served(api):
+    (call, *_) = (Call("GET", path, {}, None) for path in UNDOCUMENTED)
+    statuses = [api.send(call, "wrong").status_code for _ in range(70)]
+    assert statuses == [401] * 60 + [429] * 10
+    assert api.send(call, "wrong").headers["retry-after"] == attempts.RETRY_AFTER_S
+    assert api.client.post("/status/login", data={"key": "wrong"}).status_code == 429
+    assert api.send(call, "operator").status_code == 200
+
+
+def check_calls_without_a_key_in_force(api, holder):
     before = api.rows()
     calls = [Call("GET", path, {}, None) for path in UNDOCUMENTED]
     for operation in operations(api.client, api.headers["operator"]):

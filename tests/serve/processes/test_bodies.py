@@ -180,3 +180,11 @@ def test_lines_about_refusals_are_limited_and_give_the_count_since_the_last_one(
     for number in range(50):
         counts.refused("bid", refusals.BadRequest("tmax", "why", f"reason{number}"))
     assert len(lines) == 3 + refusals.MAX_LINES
+
+
+def test_events_without_a_valid_token_and_requests_without_a_key_are_limited(send):
+    forged = ("GET", "/e/imp?t=forged", {}, b"")
+    keyless = ("GET", "/metrics", {}, b"")
+    statuses = [answer.status_code for answer in send(*[forged] * 120, *[keyless] * 70)]
+    assert statuses[:100] == [403] * 100 and 429 in statuses[100:120] and set(statuses[100:120]) <= {403, 429}
+    assert statuses[120:180] == [401] * 60 and 429 in statuses[180:] and set(statuses[180:]) <= {401, 429}

@@ -1,0 +1,194 @@
+"""Limits of connections on a real server: long heads, silence, slow bodies, and more connections than it may have."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+import uvicorn
+
+from leadre.clock import SystemClock
+from leadre.serve.processes import connections
+from leadre.serve.processes.connections import Connections, Limits
+
+PATIENCE_S = 60.0  # guards against a hang
+REQUEST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody"
+
+
+async def echo(scope, receive, send):
+    """Responds with the request's body; uvicorn's lifespan is not used."""
+    body = b""
+    more = True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@contextlib.asynccontextmanager
+async def served(**limits):
+    """(guard, port) of a server with these limits."""
+    guard = Connections(Limits(**limits), SystemClock())
+    config = uvicorn.Config(
+        echo, port=0, http=connections.protocol(guard), lifespan="off", log_level="error", timeout_keep_alive=600
+    )
+    server = uvicorn.Server(config)
+    sweeping = asyncio.create_task(guard.run())
+    serving = asyncio.create_task(server.serve())
+    try:
+        while not server.started:
+            await asyncio.sleep(0.01)
+        yield guard, server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        await serving
+        sweeping.cancel()
+
+
+def run(test, **limits):
+    """Run ``test(guard, connect)``; ``connect()`` opens a connection, (reader, writer), which is closed at the end."""
+
+    async def main():
+        async with asyncio.timeout(PATIENCE_S), served(**limits) as (guard, port):
+            writers = []
+
+            async def connect():
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writers.append(writer)
+                return reader, writer
+
+            try:
+                await test(guard, connect)
+            finally:
+                for writer in writers:
+                    writer.close()
+                for writer in writers:
+                    with contextlib.suppress(ConnectionError):
+                        await writer.wait_closed()
+
+    asyncio.run(main())
+
+
+async def answered(connection, data=REQUEST):
+    """The status of the response to one request; 0 if the server hung up."""
+    reader, writer = connection
+    try:
+        writer.write(data)
+        line = await reader.readline()
+        while line.strip() and await reader.readline() != b"\r\n":
+            pass
+        if line.startswith(b"HTTP/1.1 200"):
+            await reader.readexactly(4)
+    except ConnectionError:
+        return 0
+    return int(line.split()[1]) if line else 0
+
+
+async def is_closed(connection):
+    with contextlib.suppress(ConnectionError):
+        return await connection[0].read() == b""
+    return True
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 101 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\ncookie: " + b"x" * 9000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\n" + b"cookie: xxxxxxxxxxxxxxxxxxxxxxx\r\n" * 5000, 431),
+        (b"no request\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\n" + b"a: b\r\n" * 90 + b"content-length: 4\r\n\r\nbody", 200),
+    ],
+)
+def test_head_beyond_a_limit_is_refused(head, status):
+    async def test(guard, connect):
+        assert await answered(await connect(), head) == status
+        assert await answered(await connect()) == 200
+
+    run(test, url=4096, headers=100, head=8192)
+
+
+def test_header_that_never_ends_is_refused_before_its_end():
+    async def test(guard, connect):
+        reader, writer = await connect()
+        writer.write(b"GET / HTTP/1.1\r\nx: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(10_000):
+                writer.write(b"x" * 4096)
+                await writer.drain()
+                await asyncio.sleep(0)
+        assert await is_closed((reader, writer)) or writer.is_closing()
+        assert not guard.all
+
+    run(test, head=8192)
+
+
+def test_silence_slow_heads_and_slow_bodies_are_closed_and_idle_connections_stay():
+    async def test(guard, connect):
+        idle = await connect()
+        assert await answered(idle) == 200
+        silent = await connect()
+        slow_head = await connect()
+        slow_head[1].write(b"GET / HTTP/1.1\r\nhost:")
+        slow_body = await connect()
+        slow_body[1].write(REQUEST[:-2])
+        second_head = await connect()
+        assert await answered(second_head) == 200
+        second_head[1].write(b"\r\nGET")
+        for connection in (silent, slow_head, slow_body, second_head):
+            assert await is_closed(connection)
+        assert await answered(idle) == 200
+
+    run(test, head_s=0.3, body_s=0.3)
+
+
+def test_silent_connections_leave_room_for_newcomers():
+    async def test(guard, connect):
+        working = []
+        for _ in range(5):
+            working.append(await connect())
+            assert await answered(working[-1]) == 200
+        silent = [await connect() for _ in range(100)]
+        newcomer = await connect()
+        assert await answered(newcomer) == 200
+        assert len(guard.silent) <= guard.max_silent and len(guard.all) <= 16
+        assert [await answered(connection) for connection in working] == [200] * 5
+        assert await is_closed(silent[0])
+
+    run(test, connections=16)
+
+
+def test_newcomer_replaces_the_connection_that_has_been_idle_longest(monkeypatch):
+    monkeypatch.setattr(connections, "EVICTED_AT_ONCE", 1)
+
+    async def test(guard, connect):
+        idle = []
+        for _ in range(16):
+            idle.append(await connect())
+            assert await answered(idle[-1]) == 200
+        assert await answered(idle[0]) == 200, "now the second has been idle for longest"
+        assert await answered(await connect()) == 200
+        assert await is_closed(idle[1])
+        assert await answered(idle[0]) == 200
+
+    run(test, connections=16)
+
+
+def test_pipelined_requests_with_long_bodies_are_all_answered():
+    async def test(guard, connect):
+        reader, writer = await connect()
+        body = b"x" * 60_000
+        request = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 60000\r\n\r\n" + body
+        writer.write(request * 3 + b"GET / HTTP/1.1\r\n")
+        await writer.drain()
+        writer.write(b"host: x\r\n\r\n")
+        for length in (60_000, 60_000, 60_000, 0):
+            assert b"200" in await reader.readuntil(b"\r\n\r\n")
+            assert len(await reader.readexactly(length)) == length
+
+    run(test, head=8192)
