@@ -62,6 +62,7 @@ def test_texts_are_cleaned_and_domains_derived(campaign_store, campaign, ad):
         ({"name": "\u200b"}, "name"),
         ({"bid_nanos": -1}, "bid_nanos = -1; it must be a whole number from 0"),
         ({"bid_nanos": 1 << 63}, "bid_nanos"),
+        ({"bid_nanos": validation.MAX_BID_NANOS + 1}, "from 0 to 10,000,000,000,000,000"),
         ({"bid_type": "cpx"}, "one of cpm, cpc, cpa"),
         ({"status": "gone"}, "one of active, paused, ended"),
         ({"daily_nanos": -1}, "daily_nanos"),
@@ -184,6 +185,15 @@ def test_import_keeps_stored_items_and_lists_refused_ads(campaign_store, manage_
     assert (campaign_store.campaign("c1").bid_nanos, campaign_store.ad("a1").title) == (7, "By hand")
     assert [ad.ad_id for ad in campaign_store.ads()] == ["a1", "a2"]
     assert version(manage_database) == before + 1
+
+
+def test_campaign_above_a_later_limit_can_be_paused(campaign_store, monkeypatch, campaign):
+    campaign_store.put_campaign(campaign(bid_nanos=10**6))
+    monkeypatch.setattr(validation, "MAX_BID_NANOS", 10**5)
+    assert campaign_store.set_campaign_status("c1", "paused").status == "paused"
+    assert campaign_store.campaign("c1").status == "paused"
+    with pytest.raises(InputError, match="bid_nanos"):
+        campaign_store.put_campaign(campaign(bid_nanos=10**6, name="Other"))
 
 
 def test_import_refuses_a_bad_campaign_with_its_ads_alone(campaign_store, campaign, ad):
