@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from leadre.errors import InputError
+from leadre.errors import ClockError, InputError
 from leadre.units import US_PER_S
 
+MAX_JUMP_S = 60.0  # larger than the corrections of a time service, and than a leap second
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -57,6 +58,29 @@ class ManualClock:
         """Move wall time and monotonic time forward together."""
         self.wall_us += round(seconds * US_PER_S)
         self.elapsed_s += seconds
+
+
+class ClockWatch:
+    """Compares wall time with monotonic time since the watch began: a clock that was set is no reason to delete.
+
+    After a jump ahead, records look old that are not; after the jump back, repetitions of what was deleted look new.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._wall_us = clock.now_us()
+        self._monotonic_s = clock.monotonic_s()
+
+    def check(self) -> None:
+        """ClockError while wall time differs by more than `MAX_JUMP_S` from the time that has passed."""
+        passed_s = self._clock.monotonic_s() - self._monotonic_s
+        jump_s = (self._clock.now_us() - self._wall_us) / US_PER_S - passed_s
+        if abs(jump_s) > MAX_JUMP_S:
+            direction = "ahead" if jump_s > 0 else "back"
+            raise ClockError(
+                f"the machine's clock was set {abs(jump_s):,.0f} s {direction}; nothing expires or is deleted until it"
+                " is set right, or the bidder is restarted to confirm the new time"
+            )
 
 
 def time_us(value: datetime | str | int, name: str) -> int:

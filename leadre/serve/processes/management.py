@@ -13,7 +13,7 @@ import msgspec
 from leadre import database
 from leadre.auction.budget import schema, sums
 from leadre.background import Tasks
-from leadre.clock import Clock
+from leadre.clock import Clock, ClockWatch
 from leadre.errors import PeerError, RefusedError, StoreDown
 from leadre.serve.bidding.explanation import Explanation, explain
 from leadre.serve.bidding.value import expected_nanos
@@ -65,7 +65,13 @@ def app(paths: StatePaths, tables: Path, retain_days: int, clock: Clock) -> Fast
     recorder = MetricRecorder(clock)
     tasks = Tasks(clock, (StoreDown,))
     tasks.start_thread("history", SAMPLE_S, recorder.sample)
-    tasks.start_thread("retention", RETAIN_S, lambda: backend.retain(retain_days, clock.now_us()))
+    clock_watch = ClockWatch(clock)
+
+    def retain() -> None:
+        clock_watch.check()
+        backend.retain(retain_days, clock.now_us())
+
+    tasks.start_thread("retention", RETAIN_S, retain)
     return manage.manage_app(
         ManageDatabase(paths.manage_database),
         Backend(

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from leadre.auction.budget.ledger import Ledger
 from leadre.auction.budget.messages import Lease
 from leadre.background import Tasks
-from leadre.clock import Clock
+from leadre.clock import Clock, ClockWatch
 from leadre.errors import StorageError
 from leadre.serve.events import training
 from leadre.serve.events.erased import ErasedUsers
@@ -65,6 +65,8 @@ class WriterState:
         self.ledger = Ledger(paths.ledger)
         self.log = EventLog(paths.events, known=max(self.ledger.log_number, training.position(paths.tables)))
         self.refused = SetAsideRequests(paths.refused, self.token_keys)
+        self._clock_watch = ClockWatch(clock)
+        self._is_steady = True
         self._tasks = Tasks(clock, (StorageError, sqlite3.OperationalError))
         processor = EventProcessor(self.ledger, self.log, self.erased.__contains__)
         self.users = UserUpdates(open_store(paths.store), self.erased)
@@ -125,7 +127,9 @@ class WriterState:
         the disk refuses.
         """
         self._tasks.attempt("follow catalogue", lambda: self._derived.follow_catalogue(now_us))
-        self._tasks.attempt("expire leases", lambda: self.ledger.expire(now_us))
+        self._tasks.attempt("clock", self._check_clock)
+        if self._is_steady:
+            self._tasks.attempt("expire leases", lambda: self.ledger.expire(now_us))
         self._tasks.attempt("frequency caps", self.users.flush_cap_updates)
         if now_us >= self._forget_at_us:
             self._forget_at_us = now_us + FORGET_US
@@ -136,7 +140,7 @@ class WriterState:
         if now_us >= self._snapshot_at_us:
             self._snapshot_at_us = now_us + SNAPSHOT_US
             self._tasks.attempt("snapshot of counts", self._derived.save)
-        if now_us >= self._retain_at_us:
+        if self._is_steady and now_us >= self._retain_at_us:
             self._retain_at_us = now_us + RETAIN_US
             self._tasks.attempt("retention", lambda: self._retain(now_us))
 
@@ -154,6 +158,12 @@ class WriterState:
     def _compact(self) -> None:
         """Bring the tables for training up to the log."""
         training.compact(self._paths.events, self._paths.tables, self._catalogue_sync.catalogue.ads)
+
+    def _check_clock(self) -> None:
+        """ClockError, and leases and records do not grow old, while wall time has jumped."""
+        self._is_steady = False
+        self._clock_watch.check()
+        self._is_steady = True
 
     def _retain(self, now_us: int) -> None:
         """Remove records and table rows older than ``retain_days``."""
