@@ -6,12 +6,14 @@ supervisor has ended ends too.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -19,8 +21,9 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from leadre import progress, telemetry
+from leadre.background import TaskHealth
 from leadre.clock import Clock, SystemClock
-from leadre.errors import InputError
+from leadre.errors import FaultError, InputError
 from leadre.serve.plan import Plan
 from leadre.serve.processes import readiness, roles
 
@@ -64,13 +67,17 @@ def run(plan: Plan) -> None:
         others.append(_Role("management", roles.run_management, (plan, manage_socket)))
         if plan.model is not None:  # last, as it takes longest and bids do not need it
             others.append(_Role("model", roles.run_model_server, (plan,)))
+        health = TaskHealth("supervisor", clock)
         stopping = [False]
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopping.__setitem__(0, True))
         announcing = readiness.start(plan, bid_socket.getsockname()[1], manage_socket.getsockname()[1], clock)
         try:
             while not stopping[0]:
-                _keep_running([writer, *others], clock)
+                with contextlib.suppress(FaultError):
+                    health.attempt(lambda: _keep_running([writer, *others], clock))
+                    continue
+                time.sleep(health.delay_s(POLL_S))
             progress.say("serve: stops; requests in progress are answered first")
         finally:
             announcing.set()
@@ -100,8 +107,10 @@ def _keep_running(processes: list[_Role], clock: Clock) -> None:
     for role in processes:
         if role.process is None and now_s >= role.not_before_s:
             context = multiprocessing.get_context("spawn")
-            role.process = context.Process(target=role.target, args=role.arguments, name=role.name)
-            role.process.start()
+            process = context.Process(target=role.target, args=role.arguments, name=role.name)
+            role.not_before_s = now_s + role.restart_s  # if the system refuses another process
+            process.start()
+            role.process = process
             role.started_s = clock.monotonic_s()
     alive = {role.process.sentinel: role for role in processes if role.process is not None}
     for sentinel in wait(list(alive), timeout=POLL_S):
