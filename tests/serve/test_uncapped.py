@@ -22,7 +22,8 @@ def test_campaigns_without_a_budget_stop_without_the_writer_and_resume_with_it(w
         def ready():
             return bidder.http.get(f"{bidder.url}/readyz").json()
 
-        assert bids() and ready()["stopped"] == []
+        until(bids, "bids")
+        assert ready()["stopped"] == []
         bidder.signal("writer", signal.SIGSTOP)
         try:
             until(lambda: "writer" in bidder.away(), "degraded")
