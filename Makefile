@@ -17,7 +17,7 @@ help:
 	@echo 'make serve   lists for all users of the demo, then a bidder at http://127.0.0.1:8080'
 	@echo 'make page    a publisher'"'"'s page with Prebid.js that requests its bids, at http://127.0.0.1:8090/page.html'
 	@echo 'make docs    the documentation site: site/index.html'
-	@echo 'make test    all tests'
+	@echo 'make test    all tests, in two processes; `make test JOBS=4` takes four'
 	@echo 'make soak    the long tests, minutes each'
 	@echo 'make check   format, lint, types, layout, language'
 	@echo 'make format  let ruff format and fix, and update the tree in ARCHITECTURE.md'
@@ -75,8 +75,10 @@ docs: setup
 	$(MKDOCS) build --strict --quiet
 	@echo 'open site/index.html in a browser'
 
+# A file's tests run in one process, in their order: files share a bidder, a trained model and a market.
+JOBS ?= 2
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 soak: setup
 	$(BIN)/python -m pytest -m soak
