@@ -44,6 +44,11 @@ class StatePaths:
         return self.folder / "counts"
 
     @property
+    def replacing(self) -> Path:
+        """Lock of log segments and tables; its holder may replace and delete these files."""
+        return self.folder / "run" / "replacing.lock"
+
+    @property
     def refused(self) -> Path:
         """Requests that failed at the writer and were set aside, without their users; written by the writer."""
         return self.folder / "refused.jsonl"

@@ -1,4 +1,4 @@
-"""The only writer of an event log: appends with one sync for a batch, starts segments, deletes and erases.
+"""The only writer of an event log: appends with one sync for a batch, starts and deletes segments.
 
 A record is on the disk before its event is acknowledged. If a crash leaves part of a write behind, which was never
 acknowledged, the next opening of the log cuts it off.
@@ -133,17 +133,6 @@ class EventLog:
         durable.sync_folder(self.folder, self._sync)
         return count
 
-    def erase(self, user_id: str) -> int:
-        """Remove a user's ID from every record; the number of records that had it. The records stay, without a user.
-
-        On return no file of the log contains the ID. Each segment is replaced whole; after a StorageError some may not
-        be replaced yet.
-        """
-        assert user_id
-        if user_id.encode() in self._path.read_bytes():
-            self.rotate()
-        return sum(_erase(path, user_id, self._sync) for path in segments(self.folder)[:-1])
-
     def _start(self) -> None:
         path = self.folder / f"{self.last + 1:020d}.log"
         self._file = _create_segment(path, self._sync)
@@ -213,8 +202,12 @@ def _create_segment(path: Path, sync: durable.Sync) -> int:
     return file
 
 
-def _erase(path: Path, user_id: str, sync: durable.Sync) -> int:
-    """Replace a closed segment by one without the user; returns the number of changed records."""
+def erase(path: Path, user_id: str, sync: durable.Sync = os.fsync) -> int:
+    """Replace a closed segment by one without the user's ID; the number of records that had it. The records stay.
+
+    StorageError: the segment is as before.
+    """
+    assert user_id
     if user_id.encode() not in path.read_bytes():
         return 0
     old = list(entries_of(path))

@@ -71,7 +71,7 @@ class ReportRequest(msgspec.Struct, frozen=True, tag="report"):
 
 
 class EraseRequest(msgspec.Struct, frozen=True, tag="erase"):
-    """Remove a user from the event log and the tables. The reply is `EraseReply`."""
+    """Name a user in no further reply and record, and close the log segment. The reply is `EraseReply`."""
 
     user_id: str
 
@@ -135,9 +135,7 @@ class ReportReply(msgspec.Struct, frozen=True, tag="report_reply"):
 
 
 class EraseReply(msgspec.Struct, frozen=True, tag="erase_reply"):
-    """Number of log records and table rows from which the user was removed; none names the user any more."""
-
-    removed: int
+    """The caller may erase the user from closed segments and tables, with `leadre.serve.events.erasure.erase`."""
 
 
 class ErrorReply(msgspec.Struct, frozen=True, tag="error_reply"):

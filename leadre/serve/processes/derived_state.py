@@ -6,7 +6,7 @@ newest segments of the log.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from leadre.serve.events import event_log
@@ -25,10 +25,17 @@ class DerivedState:
     ``last`` is the number of the last log record that they contain. ``snapshot`` is the path of the counts.
     """
 
-    def __init__(self, snapshot: Path, log: EventLog, catalogue_sync: CatalogueSync) -> None:
+    def __init__(
+        self,
+        snapshot: Path,
+        log: EventLog,
+        catalogue_sync: CatalogueSync,
+        without_erased: Callable[[RequestRecord], RequestRecord],
+    ) -> None:
         self._path = snapshot
         self._folder = log.folder
         self._log = log
+        self._without_erased = without_erased
         self._catalogue_sync = catalogue_sync
         self.counts = EventCounts(catalogue_sync.zone_of)
         self.recent = RecentRecords()
@@ -43,7 +50,7 @@ class DerivedState:
             self._catalogue_sync.restore(snapshot.live)
             self.last = self._saved = snapshot.last
             for record in _newest_requests(self._folder, snapshot.last):
-                self.recent.add(record)
+                self.add(record)
         self.catch_up()
 
     def save(self) -> None:
@@ -72,7 +79,7 @@ class DerivedState:
     def add(self, record: Record) -> None:
         """Add one record of the log to the counters, recent records or ad statuses."""
         if isinstance(record, RequestRecord):
-            self.recent.add(record)
+            self.recent.add(self._without_erased(record))  # an erasure may not have reached the log yet
         elif isinstance(record, StatusRecord):
             self._catalogue_sync.add(record)
         elif isinstance(record, EventRecord):

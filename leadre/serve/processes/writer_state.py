@@ -16,7 +16,7 @@ from leadre.auction.budget.messages import Lease
 from leadre.background import Tasks
 from leadre.clock import Clock, ClockWatch
 from leadre.errors import StorageError
-from leadre.serve.events import training
+from leadre.serve.events import erasure, training
 from leadre.serve.events.erased import ErasedUsers
 from leadre.serve.events.log_writer import EventLog
 from leadre.serve.events.outcomes import EventProcessor
@@ -71,14 +71,16 @@ class WriterState:
         processor = EventProcessor(self.ledger, self.log, self.erased.__contains__)
         self.users = UserUpdates(open_store(paths.store), self.erased)
         self._catalogue_sync = CatalogueSync(paths, self.ledger)
-        self._derived = DerivedState(paths.counts, self.log, self._catalogue_sync)
+        self._derived = DerivedState(paths.counts, self.log, self._catalogue_sync, self._without_erased)
         self._posting = EventPosting(self.token_keys, processor, self._derived, self._catalogue_sync, self.users)
         self._forget_at_us = 0
         self._compact_at_us = 0
         self._snapshot_at_us = 0
         self._retain_at_us = 0
         self._derived.load()
-        training.recover(paths.tables)
+        with erasure.replacing(paths.replacing, wait=False) as may_replace:
+            if may_replace:
+                training.recover(paths.tables)
 
     def close(self) -> None:
         """Save counts and compact the log into the tables, unless the disk refuses, and close all files."""
@@ -118,7 +120,8 @@ class WriterState:
             case ReportRequest():
                 return self._derived.counts.days(request)
             case EraseRequest(user_id=user_id):
-                return EraseReply(self._erase(user_id))
+                self._hide(user_id)
+                return EraseReply()
 
     def maintain(self, now_us: int) -> None:
         """Do what is due: follow the catalogue, expire leases, flush caps, compact tables, remove old records.
@@ -156,8 +159,10 @@ class WriterState:
         self._derived.append([self._without_erased(record) for record in unknown.values()], now_us)
 
     def _compact(self) -> None:
-        """Bring the tables for training up to the log."""
-        training.compact(self._paths.events, self._paths.tables, self._catalogue_sync.catalogue.ads)
+        """Bring the tables for training up to the log, unless an erasure replaces files."""
+        with erasure.replacing(self._paths.replacing, wait=False) as may_replace:
+            if may_replace:
+                training.compact(self._paths.events, self._paths.tables, self._catalogue_sync.catalogue.ads)
 
     def _check_clock(self) -> None:
         """ClockError, and leases and records do not grow old, while wall time has jumped."""
@@ -168,15 +173,19 @@ class WriterState:
     def _retain(self, now_us: int) -> None:
         """Remove records and table rows older than ``retain_days``."""
         oldest_us = now_us - self._retain_us
-        self.log.retain(oldest_us)
         self._derived.recent.forget_before(oldest_us)
-        training.retain(self._paths.tables, datetime.fromtimestamp(oldest_us / US_PER_S, UTC).date())
+        with erasure.replacing(self._paths.replacing, wait=False) as may_replace:
+            if may_replace:
+                self.log.retain(oldest_us)
+                training.retain(self._paths.tables, datetime.fromtimestamp(oldest_us / US_PER_S, UTC).date())
+            else:
+                self._retain_at_us = now_us + COMPACT_US  # an erasure replaces files
 
     def _without_erased(self, record: RequestRecord) -> RequestRecord:
         return without_user(record) if record.user_id and record.user_id in self.erased else record
 
-    def _erase(self, user_id: str) -> int:
-        """Remove a user from log, tables and recent records; tokens still in circulation cannot add the user again."""
+    def _hide(self, user_id: str) -> None:
+        """Name the user in no further reply and record, not of tokens in circulation either, and close the segment."""
         self.erased.add(user_id)
         self._derived.recent.erase(user_id)
-        return self.log.erase(user_id) + training.erase(self._paths.tables, user_id)
+        self.log.rotate()

@@ -15,7 +15,7 @@ from leadre.data.sources import files, raw
 from leadre.data.split import SplitTimes
 from leadre.data.tables import Tables
 from leadre.errors import StorageError
-from leadre.serve.events import table_parts, training
+from leadre.serve.events import erasure, table_parts, training
 from leadre.serve.events.log_writer import EventLog
 from leadre.serve.events.records import EventRecord, Record, RequestRecord, StatusRecord
 from leadre.types import Ad, Bid, Candidate, EventKind, Outcome
@@ -210,7 +210,8 @@ def test_erased_user_is_in_no_file(log: Path, tmp_path: Path) -> None:
 
 def test_user_erased_in_the_log_is_not_in_its_tables(log: Path, tmp_path: Path) -> None:
     with EventLog(log) as writer:
-        assert writer.erase("u1") == 6 * 5 + 2, "tests too"
+        writer.rotate()
+        assert erasure.erase(log, tmp_path / "tables", tmp_path / "lock", "u1") == 6 * 5 + 2, "tests too"
     training.compact(log, tmp_path / "tables", ADS)
     assert read(tmp_path / "tables").users["user_id"].to_list() == ["u2"]
 
