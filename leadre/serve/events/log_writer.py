@@ -1,4 +1,4 @@
-"""The only writer of an event log: appends with one sync for a batch, starts and deletes segments.
+"""The writer of an event log: appends with one sync for a batch, starts and deletes segments.
 
 A record is on the disk before its event is acknowledged. If a crash leaves part of a write behind, which was never
 acknowledged, the next opening of the log cuts it off.
