@@ -47,7 +47,9 @@ class Scratch:
         self._setups = setups
         self._done: set[str] = set()
         self._servers: list[subprocess.Popen[bytes]] = []
-        self.environment = os.environ | {
+        # Variables of `make test` would make every `make` of a page a recursive one.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        self.environment = inherited | {
             "PATH": f"{folder / '.venv/bin'}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",

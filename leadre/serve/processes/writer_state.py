@@ -134,7 +134,7 @@ class WriterState:
         if self._is_steady:
             self._tasks.attempt("expire leases", lambda: self.ledger.expire(now_us))
         self._tasks.attempt("frequency caps", self.users.flush_cap_updates)
-        if now_us >= self._forget_at_us:
+        if self._is_steady and now_us >= self._forget_at_us:
             self._forget_at_us = now_us + FORGET_US
             self._tasks.attempt("forget events", lambda: self.ledger.forget(now_us))
         if now_us >= self._compact_at_us:
