@@ -12,7 +12,7 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from leadre import progress, telemetry
@@ -44,31 +44,29 @@ class TaskHealth:
 
     def attempt(self, call: Callable[[], T]) -> T:
         """The result of ``call()``. Expected errors pass; any other is counted, reported and raised as FaultError."""
-        try:
-            result = call()
-        except self.expected:
-            raise
-        except Exception as error:
-            raise self._fault(error) from error
-        self._set_failures(0)
-        return result
+        with self._observed():
+            return call()
 
     async def attempt_async(self, call: Callable[[], Awaitable[T]]) -> T:
         """`attempt` for a coroutine; a cancellation passes."""
-        try:
-            result = await call()
-        except self.expected:
-            raise
-        except Exception as error:
-            raise self._fault(error) from error
-        self._set_failures(0)
-        return result
+        with self._observed():
+            return await call()
 
     def delay_s(self, interval_s: float) -> float:
         """Seconds until the next attempt: the interval after a success, twice as long after each further failure."""
         if not self._failures:
             return interval_s
         return max(interval_s, min(interval_s * 2.0 ** min(self._failures, 20), MAX_DELAY_S))
+
+    @contextlib.contextmanager
+    def _observed(self) -> Iterator[None]:
+        try:
+            yield
+        except self.expected:
+            raise
+        except Exception as error:
+            raise self._fault(error) from error
+        self._set_failures(0)
 
     def _fault(self, error: Exception) -> FaultError:
         """Count and report an unexpected error."""

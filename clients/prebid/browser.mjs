@@ -1,6 +1,8 @@
 // Chromium from npm with the libraries and the font that it needs: works without root and system packages.
 import fs from "node:fs/promises";
+import os from "node:os";
 import path from "node:path";
+import puppeteer from "puppeteer-core";
 
 const FONTS = `<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "fonts.dtd">
@@ -12,7 +14,7 @@ const FONTS = `<?xml version="1.0"?>
 `;
 
 /** Returns puppeteer's launch options for it. CHROMIUM=/path/to/a/browser selects another browser, unchanged. */
-export async function browser() {
+async function browser() {
   if (process.env.CHROMIUM) return { executablePath: process.env.CHROMIUM };
   const modules = await fs.realpath(path.join(import.meta.dirname, "node_modules"));
   const folder = path.join(modules, ".chromium"); // npm clears it when it installs another version
@@ -20,6 +22,30 @@ export async function browser() {
   const libraries = [path.join(folder, "al2023", "lib"), process.env.LD_LIBRARY_PATH].filter(Boolean).join(":");
   const env = { ...process.env, LD_LIBRARY_PATH: libraries, FONTCONFIG_PATH: path.join(folder, "fonts") };
   return { executablePath: path.join(folder, "chromium"), env };
+}
+
+/** Launches it with an empty profile, and returns the result of `use(browser)`; browser and profile end with it. */
+export async function withBrowser(use, { args = [], ...options } = {}) {
+  const profile = await fs.mkdtemp(path.join(os.tmpdir(), "leadre-browser-"));
+  const running = await puppeteer.launch({
+    ...(await browser()),
+    headless: "shell",
+    pipe: true, // so that the browser ends with this process, even if it is killed
+    userDataDir: profile,
+    args: [
+      "--no-first-run",
+      "--disable-background-networking",
+      ...args,
+      ...(process.getuid?.() === 0 ? ["--no-sandbox"] : []),
+    ],
+    ...options,
+  });
+  try {
+    return await use(running);
+  } finally {
+    await running.close();
+    await fs.rm(profile, { recursive: true, force: true });
+  }
 }
 
 /** Unpacks into a temporary folder and renames it: a killed run leaves no partial browser; the first of two wins. */

@@ -7,12 +7,10 @@
 // and records requests to the bidder, and serves an empty landing page for any other http host. It refuses https.
 import fs from "node:fs/promises";
 import http from "node:http";
-import os from "node:os";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
-import puppeteer from "puppeteer-core";
-import { browser as packaged } from "./browser.mjs";
+import { withBrowser } from "./browser.mjs";
 
 const SCENARIOS = {
   absent: { consent: "absent" }, // no consent manager on the page
@@ -41,33 +39,23 @@ if (!flags.bidder || !(flags.scenario in SCENARIOS)) {
 }
 
 const proxy = await startProxy(new URL(flags.bidder));
-const profile = await fs.mkdtemp(path.join(os.tmpdir(), "leadre-browser-"));
-const browser = await puppeteer.launch({
-  ...(await packaged()),
-  headless: "shell",
-  pipe: true, // so that the browser ends with this process, even if it is killed
-  userDataDir: profile,
-  timeout: TIMEOUT_MS,
-  args: [
-    `--proxy-server=http://127.0.0.1:${proxy.port}`,
-    "--proxy-bypass-list=<-loopback>", // loopback goes through the proxy too
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    ...(process.getuid?.() === 0 ? ["--no-sandbox"] : []),
-  ],
-});
 try {
-  console.log(JSON.stringify(await visit()));
+  const result = await withBrowser(visit, {
+    timeout: TIMEOUT_MS,
+    args: [
+      `--proxy-server=http://127.0.0.1:${proxy.port}`,
+      "--proxy-bypass-list=<-loopback>", // loopback goes through the proxy too
+      "--disable-quic",
+      "--disable-component-update",
+      "--disable-sync",
+    ],
+  });
+  console.log(JSON.stringify(result));
 } finally {
-  await browser.close();
-  await fs.rm(profile, { recursive: true, force: true });
   proxy.close();
 }
 
-async function visit() {
+async function visit(browser) {
   const page = await browser.newPage();
   const { width = 1120, ...scenario } = SCENARIOS[flags.scenario];
   await page.setViewport({ width, height: 760 });
@@ -135,7 +123,7 @@ async function readBanners(page) {
 async function click(banner) {
   const link = await banner?.frame.$("a[href]");
   if (!link) return null;
-  const opened = new Promise((resolve) => browser.once("targetcreated", resolve));
+  const opened = new Promise((resolve) => link.frame.page().browser().once("targetcreated", resolve));
   await link.click();
   const tab = await Promise.race([opened, sleep(5000, null, { ref: false }).then(() => link.frame.page().target())]);
   await proxy.quiet();

@@ -4,24 +4,12 @@
 //
 // The file is a list of {"name", "width", "height", "html"}. The browser has no network.
 import fs from "node:fs/promises";
-import os from "node:os";
-import path from "node:path";
 import { parseArgs } from "node:util";
-import puppeteer from "puppeteer-core";
-import { browser as packaged } from "./browser.mjs";
+import { withBrowser } from "./browser.mjs";
 
 const { values: flags } = parseArgs({ options: { banners: { type: "string" }, screenshot: { type: "string" } } });
 const banners = JSON.parse(await fs.readFile(flags.banners, "utf8"));
-const profile = await fs.mkdtemp(path.join(os.tmpdir(), "leadre-browser-"));
-const browser = await puppeteer.launch({
-  ...(await packaged()),
-  headless: "shell",
-  pipe: true,
-  userDataDir: profile,
-  args: ["--proxy-server=http://127.0.0.1:9", "--no-first-run", "--disable-background-networking",
-    ...(process.getuid?.() === 0 ? ["--no-sandbox"] : [])],
-});
-try {
+await withBrowser(async (browser) => {
   const page = await browser.newPage();
   await page.setViewport({ width: 1560, height: 800 });
   const figures = banners.map(({ name, width, height, html }) =>
@@ -35,10 +23,7 @@ try {
   }
   if (flags.screenshot) await page.screenshot({ path: flags.screenshot, fullPage: true });
   console.log(JSON.stringify(seen));
-} finally {
-  await browser.close();
-  await fs.rm(profile, { recursive: true, force: true });
-}
+}, { args: ["--proxy-server=http://127.0.0.1:9"] });
 
 /** Returns, for each text, its box, whether it is cut, its font size in pixels and its direction. */
 function measure() {

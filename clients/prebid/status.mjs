@@ -4,12 +4,8 @@
 //
 // Set LANG to see the page in another locale. Without --screenshot the page is measured on a desktop and on a phone, with
 // a fault in its numbers, and without JavaScript.
-import fs from "node:fs/promises";
-import os from "node:os";
-import path from "node:path";
 import { parseArgs } from "node:util";
-import puppeteer from "puppeteer-core";
-import { browser as packaged } from "./browser.mjs";
+import { withBrowser } from "./browser.mjs";
 
 const { values: flags } = parseArgs({
   options: {
@@ -21,15 +17,7 @@ const { values: flags } = parseArgs({
   },
 });
 const WIDTHS = { desktop: 1280, phone: 390 };
-const profile = await fs.mkdtemp(path.join(os.tmpdir(), "leadre-browser-"));
-const browser = await puppeteer.launch({
-  ...(await packaged()),
-  headless: "shell",
-  pipe: true,
-  userDataDir: profile,
-  args: ["--no-first-run", "--disable-background-networking", ...(process.getuid?.() === 0 ? ["--no-sandbox"] : [])],
-});
-try {
+await withBrowser(async (browser) => {
   const page = await browser.newPage();
   const errors = [];
   page.on("pageerror", (error) => errors.push(String(error)));
@@ -43,10 +31,7 @@ try {
   } else {
     console.log(JSON.stringify(await visit(page, errors)));
   }
-} finally {
-  await browser.close();
-  await fs.rm(profile, { recursive: true, force: true });
-}
+});
 
 async function open(page, width) {
   await page.setViewport({ width, height: 900 });

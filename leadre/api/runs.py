@@ -20,7 +20,7 @@ from leadre.api.users import Market, Time, User
 from leadre.artifact import Artifact
 from leadre.clock import EPOCH
 from leadre.data import histories
-from leadre.data.histories import SPLITS
+from leadre.data.histories import REQUEST_ORDER, SPLITS
 from leadre.data.moment import Moment
 from leadre.errors import InputError
 from leadre.tune.latest import latest
@@ -75,7 +75,7 @@ class Run:
         if split not in SPLITS:
             raise InputError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
         logs = self.market.logs
-        frame = pl.read_parquet(self.tables.path / "requests.parquet").sort("user_id", "at", "request_id")
+        frame = pl.read_parquet(self.tables.path / "requests.parquet").sort(REQUEST_ORDER)
         ids = frame.select("request_id", "user_id", "placement_id").rows()
         ad_ids = np.array(logs.ads["ad_id"].to_list(), object)
         live_of: dict[int, tuple[str, ...]] = {}  # requests of an inventory share its IDs

@@ -25,6 +25,7 @@ from leadre.errors import InputError
 CONTENT, AD = 0, 1
 TRAIN, VALID, TEST = 0, 1, 2
 SPLITS = ("train", "valid", "test")
+REQUEST_ORDER = ("user_id", "at", "request_id")  # of the rows R of `Logs`
 HIDDEN = "hidden.parquet"  # of a data artifact, where objects are hidden
 
 I8 = npt.NDArray[np.int8]
@@ -53,7 +54,7 @@ class Logs:
     domain_E: I8  # CONTENT or AD
     value_nanos_E: I64
     request_E: I32  # -1 where the event belongs to no request
-    request_user_R: I32  # requests are sorted by user, time, request_id
+    request_user_R: I32  # requests are sorted by `REQUEST_ORDER`
     request_at_us_R: I64
     request_placement_R: I32  # index into placements
     placements: list[str]
@@ -162,7 +163,7 @@ def build(
     late = pl.Series(dtype=pl.String) if hidden is None else hidden
     objects = objects.with_columns(hidden=pl.col("object_id").is_in(late.implode()))
     ad_object_A = _index(ads["object_id"], objects["object_id"])
-    requests = requests.sort("user_id", "at", "request_id")
+    requests = requests.sort(REQUEST_ORDER)
     placements = sorted(requests["placement_id"].drop_nulls().unique().to_list()) or [""]
     inventory_ids = inventories["inventory_id"].unique().sort()
     arrays = _events(events, positive, ads, objects, users, requests)

@@ -5,8 +5,7 @@
 import fs from "node:fs/promises";
 import path from "node:path";
 import { pathToFileURL } from "node:url";
-import puppeteer from "puppeteer-core";
-import { browser } from "./browser.mjs";
+import { withBrowser } from "./browser.mjs";
 
 const [site, word] = process.argv.slice(2);
 const root = pathToFileURL(path.join(site, path.sep)).href;
@@ -15,8 +14,7 @@ const report = { pages: 0, wide: [], errors: [], outside: [], hits: 0 };
 // The page of a server for a wrong address; its links begin at the root.
 const isPage = (name) => name.endsWith(".html") && name !== "404.html";
 
-const chromium = await puppeteer.launch({ ...(await browser()), args: ["--no-sandbox", "--disable-gpu"] });
-try {
+await withBrowser(async (chromium) => {
   const page = await chromium.newPage();
   await page.setViewport({ width: 390, height: 844 });
   page.on("pageerror", (error) => report.errors.push(`${page.url()}: ${error.message}`));
@@ -36,7 +34,5 @@ try {
   await page.type("input[name=query]", word);
   await page.waitForSelector(".md-search-result__item", { timeout: 60_000 });
   report.hits = await page.$$eval(".md-search-result__item", (items) => items.length);
-} finally {
-  await chromium.close();
-}
+}, { args: ["--disable-gpu"] });
 console.log(JSON.stringify(report));

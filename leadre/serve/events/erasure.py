@@ -6,13 +6,10 @@ management process then replaces the files that name the user. Meanwhile the wri
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from leadre.serve.events import event_log, log_writer, training
+from leadre.serve.events import durable, event_log, log_writer, training
 
 
 def erase(log: Path, tables: Path, lock: Path, user_id: str) -> int:
@@ -25,18 +22,6 @@ def erase(log: Path, tables: Path, lock: Path, user_id: str) -> int:
         return sum(log_writer.erase(path, user_id) for path in segments) + training.erase(tables, user_id)
 
 
-@contextmanager
-def replacing(lock: Path, *, wait: bool) -> Iterator[bool]:
+def replacing(lock: Path, *, wait: bool) -> AbstractContextManager[bool]:
     """Hold the lock of segments and tables that exist. False, without ``wait``, while another process holds it."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        os.close(file)
+    return durable.exclusive(lock, wait=wait)

@@ -3,23 +3,22 @@
     TABLE/DAY.FIRST-LAST.parquet   the rows of a day (UTC) from log records FIRST to LAST, each with 20 digits
 
 Small parts of a day are merged when there are many; a merge reads a few MiB at most. ``DAY.parquet`` is a whole day,
-written by an earlier release; nothing is added to it. Readers
-that hold `leadre.data.sources.raw.reading` see no row twice.
+written by an earlier release; nothing is added to it. Readers that hold `leadre.data.sources.raw.reading` see no row
+twice.
 """
 
 from __future__ import annotations
 
-import fcntl
 import itertools
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
 from leadre.data.sources.raw import LOCK
+from leadre.serve.events import durable
 
 MERGED = 8  # small parts of a day that are merged into one
 LEVELS = (1 << 15, 1 << 18, 1 << 21)  # bytes; parts below a level are merged with each other
@@ -91,14 +90,6 @@ def redundant(sorted_parts: Sequence[Part]) -> list[Part]:
     return inner
 
 
-@contextmanager
-def merging(folder: Path) -> Iterator[bool]:
+def merging(folder: Path) -> AbstractContextManager[bool]:
     """Whether parts may be merged now: False while a reader holds `leadre.data.sources.raw.reading`."""
-    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
-    finally:
-        os.close(file)
+    return durable.exclusive(folder / LOCK, wait=False)

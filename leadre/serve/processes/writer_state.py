@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from leadre.auction.budget.ledger import Ledger
@@ -52,6 +52,7 @@ COMPACT_US = 20 * US_PER_S  # between two compactions of the log into tables
 FORGET_US = US_PER_S // 5  # between two batches of events that the ledger forgets
 SNAPSHOT_US = 60 * US_PER_S  # between two snapshots of the counts; a start after a kill reads the log of this time
 RETAIN_US = US_PER_HOUR  # between two removals of what is older than ``retain_days``
+RETENTION = "retention"  # the name of that part of `WriterState.maintain`
 
 
 class WriterState:
@@ -73,10 +74,7 @@ class WriterState:
         self._catalogue_sync = CatalogueSync(paths, self.ledger)
         self._derived = DerivedState(paths.counts, self.log, self._catalogue_sync, self._without_erased)
         self._posting = EventPosting(self.token_keys, processor, self._derived, self._catalogue_sync, self.users)
-        self._forget_at_us = 0
-        self._compact_at_us = 0
-        self._snapshot_at_us = 0
-        self._retain_at_us = 0
+        self._due_us: dict[str, int] = {}  # periodic part of `maintain` -> time of its next call
         self._derived.load()
         with erasure.replacing(paths.replacing, wait=False) as may_replace:
             if may_replace:
@@ -134,18 +132,17 @@ class WriterState:
         if self._is_steady:
             self._tasks.attempt("expire leases", lambda: self.ledger.expire(now_us))
         self._tasks.attempt("frequency caps", self.users.flush_cap_updates)
-        if self._is_steady and now_us >= self._forget_at_us:
-            self._forget_at_us = now_us + FORGET_US
-            self._tasks.attempt("forget events", lambda: self.ledger.forget(now_us))
-        if now_us >= self._compact_at_us:
-            self._compact_at_us = now_us + COMPACT_US
-            self._tasks.attempt("compact tables", self._compact)
-        if now_us >= self._snapshot_at_us:
-            self._snapshot_at_us = now_us + SNAPSHOT_US
-            self._tasks.attempt("snapshot of counts", self._derived.save)
-        if self._is_steady and now_us >= self._retain_at_us:
-            self._retain_at_us = now_us + RETAIN_US
-            self._tasks.attempt("retention", lambda: self._retain(now_us))
+        if self._is_steady:
+            self._every(FORGET_US, "forget events", now_us, lambda: self.ledger.forget(now_us))
+        self._every(COMPACT_US, "compact tables", now_us, self._compact)
+        self._every(SNAPSHOT_US, "snapshot of counts", now_us, self._derived.save)
+        if self._is_steady:
+            self._every(RETAIN_US, RETENTION, now_us, lambda: self._retain(now_us))
+
+    def _every(self, interval_us: int, name: str, now_us: int, call: Callable[[], object]) -> None:
+        if now_us >= self._due_us.get(name, 0):
+            self._due_us[name] = now_us + interval_us
+            self._tasks.attempt(name, call)
 
     def set_aside(self, request: WriterRequest, why: str, now_us: int) -> None:
         """Append a request that cannot be handled to ``refused.jsonl``, without its user. StorageError: disk full."""
@@ -179,7 +176,7 @@ class WriterState:
                 self.log.retain(oldest_us)
                 training.retain(self._paths.tables, datetime.fromtimestamp(oldest_us / US_PER_S, UTC).date())
             else:
-                self._retain_at_us = now_us + COMPACT_US  # an erasure replaces files
+                self._due_us[RETENTION] = now_us + COMPACT_US  # an erasure replaces files
 
     def _without_erased(self, record: RequestRecord) -> RequestRecord:
         return without_user(record) if record.user_id and record.user_id in self.erased else record
