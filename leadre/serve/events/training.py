@@ -27,10 +27,14 @@ from leadre.errors import StorageError
 from leadre.serve.events import durable, event_log, table_parts
 from leadre.serve.events.records import EventRecord, RequestRecord, StatusRecord
 from leadre.types import Ad
+from leadre.units import US_PER_S
 
 ACTIONS = {"imp": "impression", "click": "click", "conv": "conversion"}
 POSITION = "position"  # file: the number of the last record in the tables
 NUMBER = "number"
+RESENT_US = (
+    US_PER_S  # a record that was written later after its request may have been sent before: see `_without_known`
+)
 
 _CANDIDATE = pl.Struct({"ad_id": TEXT, "source": TEXT, "log_p": pl.Float64(), "score": pl.Float64()})
 _BID = pl.Struct(
@@ -59,11 +63,15 @@ _ADS = {
 
 @dataclass
 class TableRows:
-    """Rows of a range of records that ends at ``last``, by table. ``changes`` has the status records in log order."""
+    """Rows of a range of records that ends at ``last``, by table.
+
+    ``changes`` has the status records in log order, ``resent`` the IDs of requests that may be in earlier parts.
+    """
 
     last: int
     daily: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {name: [] for name in _DAILY})
     changes: list[StatusRecord] = field(default_factory=list)
+    resent: set[str] = field(default_factory=set)
 
     def add(self, entry: event_log.LogEntry) -> None:
         """Add the rows of one record."""
@@ -75,6 +83,8 @@ class TableRows:
             self._add_event(record, entry.number)
         elif not record.is_test:
             self._add_request(record, entry.number)
+            if entry.written_at_us - record.at_us > RESENT_US:
+                self.resent.add(record.request_id)
 
     def _add_event(self, record: EventRecord, number: int) -> None:
         outcome = record.outcome
@@ -196,6 +206,9 @@ def _store(folder: Path, rows: TableRows, first: int) -> None:
         for (day,), frame in new.group_by(pl.col("at").dt.date()):
             assert isinstance(day, date)
             path = table_parts.path_of(folder / name, day.isoformat(), first, rows.last)
+            if rows.resent and name != "events":
+                earlier = [part.path for part in table_parts.parts(path.parent, day.isoformat()) if part.last < first]
+                frame = _without_known(frame, earlier, rows.resent)
             _write(path, frame.sort("at", NUMBER))
             for leftover in path.parent.glob(f"{day.isoformat()}.{first:020d}-*.parquet"):  # of a flush that failed
                 if leftover != path:
@@ -209,6 +222,17 @@ def _store(folder: Path, rows: TableRows, first: int) -> None:
     with table_parts.merging(folder) as may_merge:
         for name, of_day in sorted(days) if may_merge else ():
             _merge(folder / name, table_parts.to_merge(table_parts.parts(folder / name, of_day)), name)
+
+
+def _without_known(frame: pl.DataFrame, earlier: Sequence[Path], resent: set[str]) -> pl.DataFrame:
+    """The rows without those of ``resent`` requests that earlier parts of the day have.
+
+    A worker without a reply sends its records again, and the writer recognises the newest requests (`MAX_RECENT`). A
+    record that it does not recognise is written at least `RESENT_US` after its request; most flushes have none.
+    """
+    is_resent = pl.col("request_id").is_in(list(resent))
+    known = [_read(path, ["request_id"]).filter(is_resent) for path in earlier]
+    return frame.join(pl.concat(known), on="request_id", how="anti", maintain_order="left") if known else frame
 
 
 def _merge(folder: Path, parts: Sequence[table_parts.Part], name: str) -> None:

@@ -307,3 +307,22 @@ def test_full_disk_leaves_the_tables_unchanged(log: Path, tmp_path: Path) -> Non
     assert content(folder) == before and not list(folder.rglob(".*.new"))
     assert training.compact(log, folder, ADS) == 1
     assert len(pl.read_parquet(folder / "events" / "*.parquet")) == 37
+
+
+def test_request_sent_again_much_later_is_in_the_tables_once(tmp_path):
+    """A worker without a reply repeats its records; the writer knows the newest requests alone."""
+    late = START + 60 * US_PER_S
+    with EventLog(tmp_path / "events") as writer:
+        writer.append([request("first", START + US_PER_S), request("other", START + US_PER_S)], START + US_PER_S)
+        training.compact(tmp_path / "events", tmp_path / "tables", ADS)
+        writer.append([request("first", START + US_PER_S), request("slow", START + 2 * US_PER_S)], late)
+        training.compact(tmp_path / "events", tmp_path / "tables", ADS)
+    (tmp_path / "tables" / training.POSITION).write_text("2")  # killed before the position was written
+    training.compact(tmp_path / "events", tmp_path / "tables", ADS)
+    for table in ("requests", "answers"):
+        names = [
+            name
+            for path in (tmp_path / "tables" / table).glob("*.parquet")
+            for name in pl.read_parquet(path)["request_id"]
+        ]
+        assert sorted(names) == ["first", "other", "slow"]
