@@ -18,7 +18,7 @@ help:
 	@echo 'make page    a publisher'"'"'s page with Prebid.js that requests its bids, at http://127.0.0.1:8090/page.html'
 	@echo 'make docs    the documentation site: site/index.html'
 	@echo 'make test    all tests, in two processes; `make test JOBS=4` takes four'
-	@echo 'make soak    the long tests, minutes each'
+	@echo 'make soak    the long tests: minutes each, one of an hour'
 	@echo 'make check   format, lint, types, layout, language'
 	@echo 'make format  let ruff format and fix, and update the tree in ARCHITECTURE.md'
 	@echo 'make bench   one script a claim; each ends with one line of JSON'

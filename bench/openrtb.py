@@ -7,20 +7,22 @@ One core, one thread, processor time, medians over batches. Measured:
 - ``read_us``: `openrtb.read` of two golden requests, of an exchange and of a page; ``read_us_20_imps``: of a request
   with 20 imps; ``write_us``: `openrtb.write` of two bids for the page, macros filled; ``request_us``: parsing and
   answering the page's request;
-- ``consent_us``: `consent.permissions` with the median string of the golden ones; ``consent_us_longest``: the longest.
+- ``permissions_us``: `consent.permissions` with a TC string seen before; ``decode_us``: of a new one, the median
+  and the longest of the golden strings; ``decode_us_hostile``: of one with as many ranges as its length permits.
 
 Ends with one line of JSON.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from leadre.serve.protocol import consent, openrtb
+from leadre.serve.protocol import consent, openrtb, tcf
 from leadre.types import Bid, Signals
 
 TESTS = Path(__file__).parents[1] / "tests"
@@ -67,6 +69,14 @@ def bid(imp_id: str) -> openrtb.Rendered:
     )
 
 
+def longest() -> str:
+    """A TC string of the greatest length, which is a list of 1,480 ranges of vendors."""
+    entries = ("1" + f"{7:016b}" + f"{9:016b}") * 1480
+    bits = "000010" + "0" * 207 + f"{9:016b}" + "1" + f"{1480:012b}" + entries + "0" * 29
+    bits += "0" * (-len(bits) % 24)
+    return base64.urlsafe_b64encode(int(bits, 2).to_bytes(len(bits) // 8, "big")).decode()
+
+
 def main() -> None:
     page = body("prebidjs_11")
     exchange = body("exchange_26")
@@ -77,12 +87,11 @@ def main() -> None:
     def answer() -> bytes:
         return openrtb.write(openrtb.read(page), bids, seat="leadre", fills_macros=True)
 
-    golden = json.loads((TESTS / "serve/protocol/golden/tcstrings.json").read_text())
-    strings = sorted((case["text"] for case in golden), key=len)
-    allowed = [
-        us(lambda text=text: consent.permissions(Signals(gdpr=True, consent=text), vendor_id=755, when_absent=True))
-        for text in (strings[len(strings) // 2], strings[-1])
-    ]
+    lines = (TESTS / "serve/protocol/golden/tcstrings.jsonl").read_text().splitlines()
+    strings = sorted((json.loads(line)["text"] for line in lines), key=len)
+    median = strings[len(strings) // 2]
+    ranges = longest()
+    signals = Signals(gdpr=True, consent=median)
     figures: dict[str, object] = {
         "bench": "openrtb",
         "bytes": [len(page), len(exchange)],
@@ -90,9 +99,10 @@ def main() -> None:
         "read_us_20_imps": us(lambda: openrtb.read(large)),
         "write_us": us(lambda: openrtb.write(request, bids, seat="leadre", fills_macros=True)),
         "request_us": us(answer),
-        "consent_us": allowed[0],
-        "consent_us_longest": allowed[1],
-        "consent_characters": [len(strings[len(strings) // 2]), len(strings[-1])],
+        "permissions_us": us(lambda: consent.permissions(signals, 0, vendor_id=755, when_absent=True)),
+        "decode_us": [us(lambda text=text: tcf.decode(text, 755)) for text in (median, strings[-1])],
+        "decode_us_hostile": us(lambda: tcf.decode(ranges, 755)),
+        "characters": [len(median), len(strings[-1]), len(ranges)],
     }
     print(json.dumps(figures))
 

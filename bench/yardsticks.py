@@ -149,9 +149,7 @@ def scorers(logs: Logs) -> dict[str, Score]:
 
 
 def main() -> None:
-    tables = journey.read()
-    frames = {name: frame for name, frame in tables.named().items() if name != "bad_rows"}
-    logs = histories.build(**frames, positive="conversion")
+    logs = histories.of_tables(journey.read(), "conversion")
     assert logs.request_at_us_R[logs.requests_of(VALID)].min() > 0
     key_A = np.random.default_rng(0).random(len(logs.ads))
     names = ("recall@10", "ndcg@10", "gmv@10")

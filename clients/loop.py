@@ -22,7 +22,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 CATEGORIES = 6
 CLICKS, STRAYS = 0.9, 0.05  # click rates of wanted ads and of others
@@ -43,8 +43,10 @@ class User:
 
     def __init__(self, url: str, number: int, seed: int) -> None:
         self.user_id = f"user-{number:05d}"
+        self._seed = seed
         self._rng = random.Random(f"{seed}/{number}")
         self._http = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+        self._redirected_to = ""
         self.did: Counter[str] = Counter()
         self.bought: list[tuple[str, str, int]] = []
 
@@ -54,7 +56,7 @@ class User:
             "id": name,
             "imp": [{"id": "1", "banner": {"w": 300, "h": 250}}],
             "user": {"id": self.user_id},
-            "site": {"domain": "news.example"},
+            "site": {"domain": _site(self._seed)},
             "tmax": 5000,
         }
         status, body = self._send("POST", "/openrtb2/bid", json.dumps(bid_request))
@@ -69,24 +71,29 @@ class User:
         self._report("imp", seen["imp"])
         self._report("bill", "/e/" + bid["burl"].split("/e/")[1].replace("${AUCTION_PRICE}", str(bid["price"])))
         if self._rng.random() < (CLICKS if wants(self.user_id, bid["crid"]) else STRAYS):
-            self._report("click", seen["click"])
+            landing_url = self._report("click", seen["click"])
             if self._rng.random() < BUYS:
                 value_nanos = self._rng.randint(10, 90) * 10**9
-                sold = seen["click"].replace("/e/click", "/e/conv") + f"&event_id={name}&value_nanos={value_nanos}"
-                self._report("conv", sold)
+                click_id = parse_qs(urlsplit(landing_url).query)["leadre_click"][0]
+                self._report("conv", f"/e/conv?t={click_id}&value_nanos={value_nanos}")
                 self.bought.append((self.user_id, bid["crid"], value_nanos))
 
-    def _report(self, kind: str, path: str) -> None:
+    def _report(self, kind: str, path: str) -> str:
+        """Send an event. Returns the landing page to which a click is redirected, else ""."""
+        landing_url = ""
         for _ in range(2 if self._rng.random() < TWICE else 1):
             while (status := self._send("GET", path)[0]) == 503:  # the writer's disk is busy: send the event again
                 time.sleep(AGAIN_S)
             assert status in (200, 204, 302), (kind, status)
             self.did["reports"] += 1
+            landing_url = self._redirected_to
         self.did[kind] += 1
+        return landing_url
 
     def _send(self, method: str, path: str, body: str | None = None) -> tuple[int, bytes]:
         self._http.request(method, path, body)
         reply = self._http.getresponse()
+        self._redirected_to = reply.getheader("location", "")
         return reply.status, reply.read()
 
 
@@ -101,6 +108,11 @@ def browse(url: str, out: Path, users: int, rounds: int, seed: int) -> None:
     bought = [conversion for user in population for conversion in user.bought]
     out.write_text(json.dumps({"did": did, "bought": bought}))
     _say(f"browse: {users} users, {dict(did)}")
+
+
+def _site(seed: int) -> str:
+    """The site of one `browse`, by which its requests are found in the log, where request IDs are hashes."""
+    return f"news-{seed}.example"
 
 
 def _wait_for(url: str) -> None:
@@ -168,7 +180,7 @@ def verify(state: Path, after: Path) -> None:
     store.close()
     bought = {event.outcome.request_id for event in events if event.outcome.kind == "conv"}
     answers = [record for record in records if isinstance(record, RequestRecord) and record.bids]
-    later = [answer for answer in answers if answer.caller_request_id.startswith("1-")]
+    later = [answer for answer in answers if answer.request.get("site") == _site(1)]
     sources = Counter(answer.bids[0].source for answer in later)
     models = {answer.versions["model"][:12] for answer in later if "model" in answer.versions}
     lists = {answer.versions["lists"] for answer in later if "lists" in answer.versions}

@@ -16,6 +16,7 @@ from types import ModuleType
 from leadre import __version__, config, extras
 from leadre.config import VERBS, command_of
 from leadre.errors import ArtifactError, InputError, ParityError, StorageError, StoreDown
+from leadre.redact import redact
 
 # The values of --stage that selected a verb itself: `tune --stage sft` was another form of `tune`.
 FIRST_STAGE = {"tune": "sft", "generate": "requests", "serve": "bids", "evaluate": "retrieval"}
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except (InputError, ArtifactError, ParityError, StorageError, StoreDown) as error:
-        print(f"leadre: {error}", file=sys.stderr)
+        print(f"leadre: {redact(str(error))}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "leadre":

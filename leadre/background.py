@@ -21,6 +21,7 @@ from leadre.errors import FaultError
 
 REPORT_S = 60.0  # between two reports of one task
 MAX_DELAY_S = 30.0
+STOP_S = 0.5  # after which a task that still runs is cancelled again
 FAILING_AFTER = 3  # failures in a row after which a task counts as failing
 
 T = TypeVar("T")
@@ -123,9 +124,11 @@ class Tasks:
 
     async def stop(self) -> None:
         """Cancel the coroutines and wait until they have ended."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        running = set(self._running)
+        while running:
+            for task in running:
+                task.cancel()  # again, if a library of a task's call has swallowed it
+            _, running = await asyncio.wait(running, timeout=STOP_S)
         self._running.clear()
 
     async def _repeat(self, health: TaskHealth, interval_s: float, call: Callable[[], Awaitable[object]]) -> None:

@@ -1,7 +1,8 @@
 """Wall time and monotonic time from one injected object, so that serving can be replayed and tested at any moment.
 
 Every part of serving that reads the time takes a `Clock`; a process creates one `SystemClock` when it starts. Wall time
-dates records, leases and budgets. Monotonic time measures waits and deadlines; processes of one machine share it.
+dates records, leases and budgets. Monotonic time measures waits and deadlines; processes of one machine share it. Boot
+time, which cannot be set, shows whether wall time was set: `leadre.serve.processes.steady_clock` compares the two.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Protocol
 
-from leadre.errors import ClockError, InputError
+from leadre.errors import InputError
 from leadre.units import US_PER_S
 
-MAX_JUMP_S = 60.0  # larger than the corrections of a time service, and than a leap second
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+BOOT_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # macOS has the second, which counts sleep too
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -29,6 +32,22 @@ class Clock(Protocol):
         """Seconds since an arbitrary moment, the same moment for all processes of one machine."""
         ...
 
+    def certain_us(self) -> int:
+        """Wall time that is beyond doubt, at most `now_us`: what has not expired by it must not be forgotten."""
+        ...
+
+
+class MachineClock(Clock, Protocol):
+    """A clock with the time since the machine's boot."""
+
+    def boot_us(self) -> int:
+        """Microseconds since an arbitrary moment, the same moment until the machine's next boot; sleep counts."""
+        ...
+
+    def boot_id(self) -> str:
+        """The name of the machine's present boot; "any" if the system names none."""
+        ...
+
 
 @dataclass(frozen=True)
 class SystemClock:
@@ -40,6 +59,15 @@ class SystemClock:
     def monotonic_s(self) -> float:
         return time.monotonic()
 
+    def certain_us(self) -> int:
+        return self.now_us()
+
+    def boot_us(self) -> int:
+        return time.clock_gettime_ns(BOOT_CLOCK) // 1000
+
+    def boot_id(self) -> str:
+        return boot_id()
+
 
 @dataclass
 class ManualClock:
@@ -47,6 +75,7 @@ class ManualClock:
 
     wall_us: int = 0
     elapsed_s: float = 0.0
+    boot: str = "manual"
 
     def now_us(self) -> int:
         return self.wall_us
@@ -54,33 +83,24 @@ class ManualClock:
     def monotonic_s(self) -> float:
         return self.elapsed_s
 
+    def certain_us(self) -> int:
+        return self.wall_us
+
+    def boot_us(self) -> int:
+        return round(self.elapsed_s * US_PER_S)
+
+    def boot_id(self) -> str:
+        return self.boot
+
     def advance(self, seconds: float) -> None:
         """Move wall time and monotonic time forward together."""
         self.wall_us += round(seconds * US_PER_S)
         self.elapsed_s += seconds
 
 
-class ClockWatch:
-    """Compares wall time with monotonic time since the watch began: a clock that was set is no reason to delete.
-
-    After a jump ahead, records look old that are not; after the jump back, repetitions of what was deleted look new.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._wall_us = clock.now_us()
-        self._monotonic_s = clock.monotonic_s()
-
-    def check(self) -> None:
-        """ClockError while wall time differs by more than `MAX_JUMP_S` from the time that has passed."""
-        passed_s = self._clock.monotonic_s() - self._monotonic_s
-        jump_s = (self._clock.now_us() - self._wall_us) / US_PER_S - passed_s
-        if abs(jump_s) > MAX_JUMP_S:
-            direction = "ahead" if jump_s > 0 else "back"
-            raise ClockError(
-                f"the machine's clock was set {abs(jump_s):,.0f} s {direction}; nothing expires or is deleted until it"
-                " is set right, or the bidder is restarted to confirm the new time"
-            )
+def boot_id() -> str:
+    """The name of the machine's present boot; "any" if the system names none."""
+    return BOOT_ID.read_text().strip() if BOOT_ID.exists() else "any"
 
 
 def time_us(value: datetime | str | int, name: str) -> int:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from leadre.errors import InputError
+from leadre.redact import redact
 
 # The section of each command in a TOML file -> its module, which has `Config` and `run(config)`; in the order of the
 # stages. [tune-dpo] is the section of `leadre tune dpo` (`command_of`).
@@ -38,12 +39,18 @@ VERBS = {
     "generate": "leadre.generate.run",
     "generate-lists": "leadre.generate.lists.run",
     "generate-switch": "leadre.generate.lists.run_switch",
+    "rank-train": "leadre.rank.run_train",
+    "rank-calibrate": "leadre.rank.run_calibrate",
+    "rank-score": "leadre.rank.run_score",
     "serve": "leadre.serve.run",
     "serve-key": "leadre.serve.run_key",
+    "serve-caller": "leadre.serve.run_caller",
     "serve-openapi": "leadre.serve.run_openapi",
     "serve-backup": "leadre.serve.run_backup",
     "serve-restore": "leadre.serve.run_restore",
     "serve-repair": "leadre.serve.run_repair",
+    "serve-clock": "leadre.serve.run_clock",
+    "serve-rotate": "leadre.serve.run_rotate",
     "evaluate": "leadre.evaluate.run",
     "evaluate-ablation": "leadre.evaluate.ablation.run",
     "evaluate-replay": "leadre.evaluate.replay.run",
@@ -205,12 +212,12 @@ def describe(cls: type[Common]) -> list[HelpRow]:
 
 
 def show(value: object) -> str:
-    """A value in the form of a flag, so that the output of ``--show`` can be pasted into a command."""
+    """A value in the form of a flag, so that the output of ``--show`` can be pasted into a command; no password."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(show(entry) for entry in value)
-    return "none" if value is None else str(value)
+    return "none" if value is None else redact(str(value))
 
 
 def command_of(section: str) -> str:

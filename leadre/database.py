@@ -7,22 +7,30 @@ readers in other processes see the last commit and block no writer.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
-from leadre.errors import InputError
+from leadre.errors import InputError, StorageError
 
+DISK_ERRORS = (StorageError, sqlite3.OperationalError)  # the disk refuses, or another program has a database locked
 BUSY_MS = 5_000
 
 
 def connect(
-    path: Path, migrations: Sequence[str], *, read_only: bool = False, any_thread: bool = False
+    path: Path,
+    migrations: Sequence[str],
+    *,
+    read_only: bool = False,
+    any_thread: bool = False,
+    functions: Mapping[str, Callable[[str], str]] = MappingProxyType({}),
 ) -> sqlite3.Connection:
     """Open a database and migrate it to the newest schema; transactions are explicit (`transaction`).
 
     ``migrations`` are SQL scripts in order; the file stores how many have run, so the list may only grow at its end.
     ``any_thread``: several threads use the connection, and the caller holds a lock while one of them does.
+    ``functions``: SQL functions of one text, by name, that a migration uses.
     InputError for a file of a newer release, or a file that is not a database.
     """
     if not read_only:
@@ -36,7 +44,10 @@ def connect(
         if not read_only:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA secure_delete=ON")  # deleted rows leave no bytes
         connection.execute("PRAGMA foreign_keys=ON")
+        for name, function in functions.items():
+            connection.create_function(name, 1, function, deterministic=True)
         (done,) = connection.execute("PRAGMA user_version").fetchone()
         _migrate(connection, migrations, done, path, read_only)
     except (sqlite3.Error, InputError) as error:
@@ -78,6 +89,14 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+
+
+def truncate_wal(connection: sqlite3.Connection) -> None:
+    """Move all commits into the database file, and empty the WAL file, whose old pages keep what was deleted since.
+
+    It waits for readers for `BUSY_MS` at most; the WAL file stays then.
+    """
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
 
 def backup(connection: sqlite3.Connection, path: Path) -> None:

@@ -19,7 +19,6 @@ LeadreError
 |   +-- ExpiredError   too old
 +-- ParityError        a replay that differs from the log
 +-- StorageError       a full or failed disk
-+-- ClockError         a clock that was set while a bidder runs
 """
 
 
@@ -105,7 +104,3 @@ class ParityError(LeadreError):
 
 class StorageError(LeadreError):
     """The disk is full or failed. The current write is lost as a whole; acknowledged writes are safe."""
-
-
-class ClockError(LeadreError):
-    """Wall time has jumped: work that deletes by age waits."""

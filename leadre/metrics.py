@@ -7,7 +7,7 @@ requests of one user are not independent and the bootstrap resamples users.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,16 +95,22 @@ def bootstrap(measures: Sequence[Ratio], *, resamples: int, seed: int) -> Floats
     assert all(len(m.denominator_U) == users for m in measures), "paired measures need the same users"
     numerator_UM = np.stack([m.numerator_U for m in measures], axis=1)
     denominator_UM = np.stack([m.denominator_U for m in measures], axis=1)
-    rng = np.random.default_rng(seed)
-    share_U = np.full(users, 1.0 / users)
     values_BM = np.zeros((resamples, len(measures)))
-    block = max(1, BLOCK_CELLS // users)
-    for start in range(0, resamples, block):
-        count_bU = rng.multinomial(users, share_U, size=min(block, resamples - start)).astype(np.float64)
+    for start, count_bU in draws(users, resamples=resamples, seed=seed):
         numerator_bM = count_bU @ numerator_UM
         denominator_bM = count_bU @ denominator_UM
-        np.divide(numerator_bM, denominator_bM, out=values_BM[start : start + block], where=denominator_bM > 0)
+        rows = slice(start, start + len(count_bU))
+        np.divide(numerator_bM, denominator_bM, out=values_BM[rows], where=denominator_bM > 0)
     return values_BM
+
+
+def draws(users: int, *, resamples: int, seed: int) -> Iterator[tuple[int, Floats]]:
+    """Blocks (first resample, how often each user is drawn [b, U]): ``users`` draws with replacement a resample."""
+    rng = np.random.default_rng(seed)
+    share_U = np.full(users, 1.0 / users)
+    block = max(1, BLOCK_CELLS // users)
+    for start in range(0, resamples, block):
+        yield start, rng.multinomial(users, share_U, size=min(block, resamples - start)).astype(np.float64)
 
 
 def interval(mean: float, values_B: Floats, *, level: float = 0.95) -> dict[str, float]:
@@ -126,7 +132,10 @@ def top_places(scores: Floats | NDArray[np.float32], tie_key: Ints, k: int) -> I
     """
     assert len(scores) == len(tie_key), f"{len(scores)} scores but {len(tie_key)} tie keys"
     assert not np.isnan(scores).any(), "a score is not a number"
-    return np.asarray(np.lexsort((tie_key, -scores))[:k], dtype=np.int64)
+    places = np.arange(len(scores))
+    if len(scores) > k:  # sort only what can be among the first: scores of at least the k-th highest
+        places = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
+    return np.asarray(places[np.lexsort((tie_key[places], -scores[places]))[:k]], dtype=np.int64)
 
 
 def reciprocal_rank_fusion(rankings: Sequence[Ints], *, k: int = 60) -> tuple[Ints, Floats]:

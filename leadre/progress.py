@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 from rich.console import Console
 
+from leadre.redact import redact
 from leadre.units import S_PER_HOUR, S_PER_MINUTE
 
 LOG_EVERY_S = 10.0  # without a terminal: often enough to see life, seldom enough to read the log
@@ -34,8 +35,8 @@ console = _Console(stderr=True)
 
 
 def say(text: str) -> None:
-    """Print one line verbatim: ``[brackets]`` are text and not markup, long lines are not wrapped."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print one line: ``[brackets]`` are text and not markup, long lines are not wrapped, passwords are hidden."""
+    console.print(redact(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def bar(iterable: Iterable[T], total: int, label: str) -> Iterator[T]:

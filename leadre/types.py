@@ -10,9 +10,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+import msgspec
+
+from leadre.units import NANOS_PER_UNIT
+
+DEFAULT_MAX_VALUE_NANOS = 10_000 * NANOS_PER_UNIT  # of a conversion
+
 Size = tuple[int, int]  # width, height in pixels
 BidType = Literal["cpm", "cpc", "cpa"]
 Status = Literal["active", "paused", "ended"]
+Review = Literal["pending", "approved", "rejected"]
 Source = Literal["stored", "generated", "contextual"]
 EventKind = Literal["win", "bill", "loss", "imp", "view", "click", "conv"]
 
@@ -23,7 +30,7 @@ class Verdict(StrEnum):
     BID = "bid"
     NOT_SELECTED = "not selected"  # exploration drew another; in old logs also one that the winner outranks
     OUTRANKED = "outranked"  # it passed every filter, and the winner has a higher score x value
-    INELIGIBLE = "ineligible"  # targeting, blocks or formats, see `eligibility.RULES`
+    INELIGIBLE = "ineligible"  # targeting, blocks or formats, see `rules.RULES`
     DUPLICATE = "duplicate in the request"  # another imp of the request has the ad
     RESPONSE_CURRENCY = "not the response currency"  # a response has one currency for all its bids
     FLOOR_CURRENCY = "floor currency cannot be converted"
@@ -31,6 +38,7 @@ class Verdict(StrEnum):
     UNKNOWN_USER_CAP = "frequency cap of an unknown user"  # impressions of an unknown user cannot be counted
     FREQUENCY_CAP = "frequency cap"
     NO_BUDGET = "no budget"  # used up, or the worker has no lease yet
+    OPEN_BIDS = "open bids of the caller"  # as many as it may have, or its share of the budget
     NOT_EVALUATED = "not evaluated"  # in old logs only
 
     def __init__(self, _: str) -> None:
@@ -71,10 +79,17 @@ class Ad:
     price_nanos: int = 0  # price of the product, for the banner; 0 = not shown
     price_currency: str = "USD"
     adomain: str = ""
+    app_bundle: str = ""  # the app that the ad promotes, for `bapp`
     iab_categories: tuple[str, ...] = ()
+    cattax: int = 1  # AdCOM number of the taxonomy of the categories that are not of the first, "IAB..."
+    language: str = ""  # of its texts, a tag of BCP 47 in lower case; "" = unknown
     sizes: tuple[Size, ...] = ()
     attributes: frozenset[int] = frozenset()  # AdCOM creative attributes, for `battr`
     status: Status = "active"
+    created_at_us: int = 0  # of an ad made at the management API; 0 for an imported one, which the run knows
+    review: Review = "approved"  # by an operator; only an approved ad is shown
+    review_reason: str = ""  # of a rejection
+    approved_url: str = ""  # the last approved landing page of an ad that is not approved, for clicks on earlier bids
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +99,7 @@ class Targeting:
     countries: frozenset[str] = frozenset()  # ISO 3166-1 alpha-3, as OpenRTB has them
     regions: frozenset[str] = frozenset()
     device_types: frozenset[int] = frozenset()
-    sites: frozenset[str] = frozenset()  # domains, or bundles of apps
+    sites: frozenset[str] = frozenset()  # hosts of pages, domains, or bundles of apps
     categories: frozenset[str] = frozenset()  # of the site's content
     segments: frozenset[str] = frozenset()
     hours: frozenset[int] = frozenset()
@@ -109,6 +124,7 @@ class Campaign:
     total_nanos: int = 0
     daily_nanos: int = 0
     cap_per_day: int = 0
+    max_value_nanos: int = DEFAULT_MAX_VALUE_NANOS  # of one conversion; more counts as this
     starts_at_us: int = 0
     ends_at_us: int = 0  # 0 = open end
     status: Status = "active"
@@ -117,7 +133,10 @@ class Campaign:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Signals:
-    """Privacy signals of a request; of a signal in two places, the stricter value. None: absent."""
+    """Privacy signals of a request; of a signal in two places, the stricter value. None: absent.
+
+    ``in_gdpr_country``: device or user are in a country whose law is the GDPR or equals it.
+    """
 
     gdpr: bool | None = None
     consent: str = ""  # the TC string
@@ -129,6 +148,7 @@ class Signals:
     lmt: bool = False
     dnt: bool = False
     dsa_required: int = 0
+    in_gdpr_country: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,19 +176,25 @@ class Impression:
     floor_currency: str = "USD"
     is_secure: bool = False
     blocked_attributes: frozenset[int] = frozenset()
+    exp_s: int = 0  # seconds from the auction to the impression, at most; 0 = the caller names none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """A validated bid request. ``user_id`` is "" for an unknown user; IP addresses are truncated."""
+    """A validated bid request. ``user_id`` is "" for an unknown user; IP addresses are truncated.
+
+    ``other_user_ids``: further IDs of the user, for the case that the bidder does not know the first.
+    """
 
     request_id: str
     imps: tuple[Impression, ...]
     user_id: str = ""
+    other_user_ids: tuple[str, ...] = ()
     signals: Signals = field(default_factory=Signals)
     tmax_ms: int = 0  # 0 = the bidder's own default
     currencies: tuple[str, ...] = ("USD",)
-    site: str = ""  # domain, or bundle of an app
+    site: str = ""  # domain, else bundle of an app, else host of the page
+    other_site_names: tuple[str, ...] = ()  # that targeting may name too, of host of the page, domain and bundle
     page: str = ""
     publisher_id: str = ""
     categories: tuple[str, ...] = ()
@@ -182,24 +208,28 @@ class Request:
     allowed_categories: frozenset[str] = frozenset()  # empty: all
     blocked_categories: frozenset[str] = frozenset()
     blocked_domains: frozenset[str] = frozenset()
+    blocked_apps: frozenset[str] = frozenset()
+    allowed_languages: frozenset[str] = frozenset()  # tags of BCP 47 in lower case; empty: all
     allowed_seats: frozenset[str] = frozenset()
     blocked_seats: frozenset[str] = frozenset()
     has_deals_only: bool = False  # a private auction: deals are not supported
     is_test: bool = False
+    bills_signed_price: bool = False  # a first-price auction, or a caller that fills in no clearing price
     left_out: tuple[str, ...] = ()  # fields of which values of a wrong type were read as absent
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
-    """A candidate ad, its source, and its log-probability under the generator (no price)."""
+class Candidate(msgspec.Struct, frozen=True):
+    """A candidate ad, its source, and its log-probability under the generator (no price).
+
+    A struct, as a bid request logs dozens: it is made in an eighth of the time of a frozen dataclass.
+    """
 
     ad_id: str
     source: Source
     log_p: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bid:
+class Bid(msgspec.Struct, frozen=True, kw_only=True):
     """An offer for one impression. ``propensity`` is the probability with which the policy chose this ad."""
 
     bid_id: str

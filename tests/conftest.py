@@ -176,8 +176,7 @@ def small(tiny_llama):
     from leadre.semid.quantiser import Quantiser
 
     tables = world.read(seed=3, users=24, ads=40, contents=12)
-    frames = {name: frame for name, frame in tables.named().items() if name != "bad_rows"}
-    logs = histories.build(**frames, positive="conversion")
+    logs = histories.of_tables(tables, "conversion")
     rng = np.random.default_rng(0)
     centroids = rng.normal(size=(5, 8)).astype(np.float32), 0.5 * rng.normal(size=(4, 8)).astype(np.float32)
     vectors = rng.normal(size=(len(logs.objects), 8)).astype(np.float32)

@@ -56,7 +56,7 @@ def test_hash_covers_content_and_not_config_or_environment(tmp_path: Path) -> No
     meta = first.meta | {"wall_s": 1e9, "libraries": {}, "code": "other", "peak_rss_mb": 0}
     assert Artifact(first.path, meta).hash == first.hash
     assert Artifact(first.path, meta | {"kind": "codebook"}).hash != first.hash
-    assert Artifact(first.path, meta | {"version": 2}).hash != first.hash
+    assert Artifact(first.path, meta | {"version": 9}).hash != first.hash
 
 
 def test_failure_keeps_the_old_artifact_and_no_temporary_files(tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ def test_read_checks_kind_version_and_hashes_and_names_the_command(tmp_path: Pat
     with pytest.raises(ArtifactError, match="no tables artifact here; run `leadre data --run first`"):
         artifact.read(folder, artifact.TABLES)
     written = make(folder)
-    for kind in (artifact.CODEBOOK, artifact.Kind("tables", 2)):
-        with pytest.raises(ArtifactError, match="holds 'tables' version 1, not"):
+    for kind in (artifact.CODEBOOK, artifact.Kind("tables", 9)):
+        with pytest.raises(ArtifactError, match="holds 'tables' version 2, not"):
             artifact.read(folder, kind)
     (folder / "part" / "a.txt").write_text("y")
     with pytest.raises(ArtifactError, match=r"part/a\.txt is missing or has changed"):
@@ -163,7 +163,7 @@ def test_current_depends_on_kind_config_seed_and_parents(tmp_path: Path) -> None
     assert not is_current(folder, parents=(parent,), seed=1, **config)
     assert not is_current(folder, parents=(other,), **config)
     assert not is_current(folder, **config)
-    assert not artifact.current(folder, kind=artifact.Kind("tables", 2), config=config, seed=0, parents=(parent,))
+    assert not artifact.current(folder, kind=artifact.Kind("tables", 9), config=config, seed=0, parents=(parent,))
 
 
 def test_read_refuses_any_flipped_bit(tmp_path: Path) -> None:

@@ -111,3 +111,25 @@ def test_series_of_failures_is_reported_once_an_interval_with_its_traceback(caps
     clock.advance(REPORT_S)
     tasks.attempt("renew", fail)
     assert "renew failed, 51 in a row" in capsys.readouterr().err
+
+
+def test_stop_ends_a_task_that_swallows_a_cancellation():
+    """As `asyncio.wait_for` of Python 3.11 does if its call ends in the same turn."""
+    cancelled = []
+
+    async def swallow():
+        try:
+            await asyncio.sleep(60.0)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            if len(cancelled) > 1:
+                raise
+
+    async def main():
+        tasks = Tasks(ManualClock())
+        tasks.start("swallows", 0.0, swallow)
+        await asyncio.sleep(0)
+        await tasks.stop()
+
+    asyncio.run(main())
+    assert len(cancelled) == 2

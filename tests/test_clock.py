@@ -24,6 +24,12 @@ def test_system_clock_counts_microseconds_since_1970():
     assert clock.monotonic_s() >= first_s
 
 
+def test_boot_time_is_at_least_monotonic_time_and_its_boot_has_a_name():
+    clock = SystemClock()
+    monotonic_us = clock.monotonic_s() * 1e6
+    assert clock.boot_us() >= monotonic_us - 1 and clock.boot_id() == SystemClock().boot_id() != ""
+
+
 def test_times_are_utc_unless_they_have_an_offset():
     at_us = 1_772_353_800_000_000
     in_utc = datetime(2026, 3, 1, 8, 30, tzinfo=UTC)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -161,3 +163,13 @@ def test_killed_writer_loses_only_uncommitted_rows(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
     database.connect(path, (FIRST,)).close()
     assert rows(path) == [("2026-03-01", 1)]
+
+
+def test_no_statement_numbers_its_placeholders():
+    """Python 3.12.0 to 3.12.3 warn of ``?1`` with a sequence of values, and 3.14 raises an error."""
+    numbered = []
+    for path in sorted(Path(database.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search(r"[ (,]\?\d", node.value):
+                numbered.append(f"{path}:{node.lineno}")
+    assert numbered == []

@@ -43,7 +43,6 @@ INDIRECT = {
     "gguf": "transformers reads GGUF with it",
     "httptools": "the HTTP parser of uvicorn",
     "tzdata": "time zones for zoneinfo, on systems that have none",
-    "uvloop": "the event loop of uvicorn",
 }
 
 

@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[1]
 # In the order of the flow. The Python API is no stage; it may import all of them, and leadre/__init__.py exports it.
 STAGES = ("data", "semid", "lm", "tune", "generate", "rank", "auction", "creative", "serve", "evaluate", "api")
 # The parts of leadre/serve; each imports from itself and from those before it. Verbs (run*.py) and backup come last.
-SERVE_PARTS = ("settings", "paths", "plan", "protocol", "catalogue", "events", "ipc", "bidding", "manage", "processes")
+SERVE_PARTS = (
+    *("settings", "paths", "private", "plan", "protocol", "catalogue"),
+    *("events", "ipc", "callers", "bidding", "manage", "processes"),
+)
 PACKAGE = sorted((ROOT / "leadre").rglob("*.py"))
 OURS = sorted(path for folder in ("leadre", "tests", "bench", "docs") for path in (ROOT / folder).rglob("*.py"))
 

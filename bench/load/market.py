@@ -75,6 +75,7 @@ def request(name: str, user: str, tmax_ms: int = 100) -> dict[str, Any]:
         "imp": imps,
         "site": {"domain": f"{name}.example", "page": "https://site.example/a", "cat": ["IAB7-39"]},
         "device": {"geo": {"country": COUNTRIES[0]}, "devicetype": PHONE, "ip": "203.0.113.7"},
+        "regs": {"gdpr": 0},  # without it the country decides
         "user": {"buyeruid": user},
         "bcat": ["IAB25"],
         "badv": ["brand-7.example"],

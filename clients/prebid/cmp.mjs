@@ -1,6 +1,8 @@
-// A minimal consent manager for Prebid.js (IAB TCF v2) with a fixed answer of the reader.
-// IAB Tech Lab's library encodes the TC strings, from a vendor list with the bidder as the only vendor.
-import { GVL, TCModel, TCString } from "@iabtcf/core";
+// Minimal consent managers for Prebid.js, IAB TCF v2 and GPP, with a fixed answer of the reader.
+// IAB Tech Lab's libraries encode the strings: TC strings of TCF 2.3, from a vendor list with the bidder as the only
+// vendor, and GPP strings with the section of the United States.
+import { GppModel } from "@iabgpp/cmpapi";
+import { GVL, Segment, TCModel, TCString } from "@iabtcf/core";
 
 const PURPOSES = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11];
 const GRANTED = { all: PURPOSES, contextual: [2], refused: [] };
@@ -12,7 +14,8 @@ export function tcString(answer, vendorId) {
   model.isServiceSpecific = true;
   model.purposeConsents.set(GRANTED[answer]);
   if (GRANTED[answer].length) model.vendorConsents.set(vendorId);
-  return TCString.encode(model);
+  model.vendorsDisclosed.set(vendorId);
+  return TCString.encode(model, { segments: [Segment.CORE, Segment.VENDORS_DISCLOSED, Segment.PUBLISHER_TC] });
 }
 
 /** Installs `__tcfapi` with the commands that Prebid.js calls: addEventListener, getTCData, removeEventListener. */
@@ -33,6 +36,32 @@ export function installCmp(answer, vendorId) {
     if (["addEventListener", "getTCData"].includes(command)) callback(data, true);
     else if (command === "removeEventListener") callback(true);
     else callback(null, false);
+  };
+}
+
+/** Installs `__gpp` with the section of the United States: notice was given, and the reader opted out or not. */
+export function installGpp(isOptedOut) {
+  const model = new GppModel();
+  const fields = { SaleOptOutNotice: 1, TargetedAdvertisingOptOutNotice: 1, MspaCoveredTransaction: 2 };
+  const optOut = isOptedOut ? 1 : 2;
+  Object.assign(fields, { SaleOptOut: optOut, TargetedAdvertisingOptOut: optOut });
+  for (const [field, value] of Object.entries(fields)) model.setFieldValue("usnat", field, value);
+  const pingData = {
+    gppVersion: "1.1",
+    cmpStatus: "loaded",
+    cmpDisplayStatus: "hidden",
+    signalStatus: "ready",
+    supportedAPIs: ["7:usnat"],
+    cmpId: 2,
+    applicableSections: [7],
+    sectionList: [7],
+    gppString: model.encode(),
+    parsedSections: { usnat: [model.getSection("usnat").toObj?.() ?? model.getSection("usnat")] },
+  };
+  window.__gpp = (command, callback) => {
+    if (command === "ping") callback(pingData, true);
+    else if (command === "addEventListener") callback({ eventName: "listenerRegistered", listenerId: 1, data: true, pingData }, true);
+    else callback(command === "removeEventListener" || null, command === "removeEventListener");
   };
 }
 

@@ -18,6 +18,9 @@ const SCENARIOS = {
   phone: { consent: "all", width: 390 },
   contextual: { consent: "contextual" }, // purpose 2 only
   refused: { consent: "refused" },
+  us: { consent: "us" }, // GPP, the section of the United States
+  "us-opted-out": { consent: "us-opted-out" },
+  gpc: { consent: "us", headers: { "Sec-GPC": "1" } }, // a browser with Global Privacy Control
   floor: { consent: "all", floor: "1000000" }, // a CPM above every bid
 };
 const TIMEOUT_MS = 60_000; // enough for a slow machine
@@ -57,8 +60,9 @@ try {
 
 async function visit(browser) {
   const page = await browser.newPage();
-  const { width = 1120, ...scenario } = SCENARIOS[flags.scenario];
+  const { width = 1120, headers = {}, ...scenario } = SCENARIOS[flags.scenario];
   await page.setViewport({ width, height: 760 });
+  await page.setExtraHTTPHeaders(headers);
   const consoleErrors = [];
   page.on("console", (message) => message.type() === "error" && consoleErrors.push(message.text()));
   page.on("pageerror", (error) => consoleErrors.push(String(error)));

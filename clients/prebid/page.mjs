@@ -2,16 +2,17 @@
 // needs no adapter of ours, only the bidder's address. The query string sets the scenario:
 //
 //   bidder    base URL of `leadre serve`
-//   consent   the reader's answer: absent, all, contextual, refused (see cmp.mjs)
+//   consent   the reader's answer: absent, all, contextual, refused by TCF; us, us-opted-out by GPP (see cmp.mjs)
 //   vendor    the bidder's ID on the Global Vendor List
 //   user      the publisher's own ID of the reader
 //   floor     the floor of both slots, CPM in USD
 //   timeout   milliseconds until the page continues without a bid
 import pbjs from "prebid.js";
+import "prebid.js/modules/consentManagementGpp";
 import "prebid.js/modules/consentManagementTcf";
 import "prebid.js/modules/prebidServerBidAdapter";
 import "prebid.js/modules/sizeMappingV2";
-import { installCmp } from "./cmp.mjs";
+import { installCmp, installGpp } from "./cmp.mjs";
 
 const query = new URLSearchParams(location.search);
 const consent = query.get("consent") ?? "absent";
@@ -62,7 +63,10 @@ pbjs.setConfig({
   },
 });
 
-if (consent !== "absent") {
+if (consent.startsWith("us")) {
+  installGpp(consent === "us-opted-out");
+  pbjs.setConfig({ consentManagement: { gpp: { cmpApi: "iab", timeout } } });
+} else if (consent !== "absent") {
   installCmp(consent, Number(query.get("vendor") ?? 1));
   pbjs.setConfig({ consentManagement: { gdpr: { cmpApi: "iab", timeout } } });
 }

@@ -7,6 +7,7 @@ CSS pixels.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,7 @@ LETTER_WIDTH = 0.6  # x font size: a bold letter of the widest common font; Chin
 MIN_TITLE = 12  # smallest font of a title
 LINE_SLACK = 3  # letters left empty at the end of a line, because the next word does not fit
 
+_URLS = re.compile(r"{click_url}|{impression_url}")  # in this order
 Shape = Literal["row", "box", "tall"]  # parts side by side; below each other; below each other with more room
 
 
@@ -62,21 +64,51 @@ def templates(package: str = "leadre.creative") -> jinja2.Environment:
 
 def banner(ad: Ad, size: Size, *, click_url: str, impression_url: str) -> str:
     """HTML of ``size`` pixels that links to ``click_url`` and loads ``impression_url`` once when it is displayed."""
-    price = shown_price(ad.price_nanos, ad.price_currency)
-    longest_word = max(map(_letters, ad.title.split()), default=0)
-    has_image = bool(ad.image_url)
-    has_description = bool(ad.description)
-    title_px, title_lines = _fit(size, _letters(ad.title), longest_word, len(price), has_image, has_description)
-    return _frame(size, title_px, title_lines, has_image, bool(price), has_description).format(
-        colour=COLOURS[crc32(ad.advertiser_id.encode()) % len(COLOURS)],
-        title=escape(ad.title),
-        brand=escape(ad.brand or ad.adomain),
-        description=escape(ad.description),
-        price=escape(price),
-        image_url=escape(ad.image_url),
-        click_url=escape(click_url),
-        impression_url=escape(impression_url),
+    start, middle, end = _around_urls(
+        size,
+        ad.advertiser_id,
+        ad.title,
+        ad.brand or ad.adomain,
+        ad.description,
+        ad.price_nanos,
+        ad.price_currency,
+        ad.image_url,
     )
+    return f"{start}{escape(click_url)}{middle}{escape(impression_url)}{end}"
+
+
+@lru_cache(maxsize=4096)  # a few ads win most impressions
+def _around_urls(
+    size: Size,
+    advertiser_id: str,
+    title: str,
+    brand: str,
+    description: str,
+    price_nanos: int,
+    price_currency: str,
+    image_url: str,
+) -> list[str]:
+    """The HTML of a banner before, between and after its two URLs."""
+    price = shown_price(price_nanos, price_currency)
+    longest_word = max(map(_letters, title.split()), default=0)
+    has_image = bool(image_url)
+    has_description = bool(description)
+    title_px, title_lines = _fit(size, _letters(title), longest_word, len(price), has_image, has_description)
+    frame = _frame(size, title_px, title_lines, has_image, bool(price), has_description)
+    texts = {
+        "colour": COLOURS[crc32(advertiser_id.encode()) % len(COLOURS)],
+        "title": _escaped(title),
+        "brand": _escaped(brand),
+        "description": _escaped(description),
+        "price": _escaped(price),
+        "image_url": escape(image_url.replace("${", "%24{")),
+    }
+    return [part.format(**texts) for part in _URLS.split(frame)]
+
+
+def _escaped(text: str) -> str:
+    """A text of the advertiser as HTML. It holds no macro: an exchange would fill in prices of others."""
+    return str(escape(text)).replace("${", "&#36;{")
 
 
 def shown_price(nanos: int, currency: str) -> str:

@@ -12,7 +12,7 @@ import hashlib
 import polars as pl
 
 from leadre.data import histories
-from leadre.data.tables import Tables
+from leadre.data.tables import Tables, inventories_of
 from leadre.errors import InputError
 
 
@@ -29,8 +29,8 @@ def draw(object_ids: pl.Series, share: float, seed: int) -> pl.Series:
 def launch_late(tables: Tables, object_ids: pl.Series, *, positive: str, keep_empty: bool) -> Tables:
     """The tables as if the ads of these objects were launched at the first held-out request.
 
-    Drops training requests that lose all their outcomes, unless ``keep_empty``, and those without a live ad in any
-    case. Raises InputError if there are no held-out requests.
+    Training requests that lose all their outcomes are empty requests, unless ``keep_empty``. Those without a live ad
+    are dropped. Raises InputError if there are no held-out requests.
     """
     launched_at = tables.requests.filter(pl.col("split") != "train")["at"].min()
     if launched_at is None:
@@ -47,18 +47,27 @@ def launch_late(tables: Tables, object_ids: pl.Series, *, positive: str, keep_em
     )
     is_early = (pl.col("at") < launched_at) | pl.col("request_id").is_in(training["request_id"].implode())
     events = tables.events.filter(~(is_hidden & is_early.fill_null(False)))
-    requests, inventories = _without_ads(tables.requests, tables.inventories, ads)
+    empty_ids = tables.empty_requests.select("request_id")
     if not keep_empty:
         before = _with_outcome(tables.events, tables.requests, positive)
         after = _with_outcome(events, tables.requests, positive)
-        emptied = before.join(after, on="request_id", how="anti")
-        requests = requests.join(emptied, on="request_id", how="anti")
-    inventories = inventories.join(requests.select("inventory_id").unique(), on="inventory_id", how="semi")
+        empty_ids = pl.concat([empty_ids, before.join(after, on="request_id", how="anti")])
+    requests, inventories = _without_ads(
+        pl.concat([tables.requests, tables.empty_requests]),
+        pl.concat([tables.inventories, tables.empty_inventories]),
+        ads,
+    )
+    requests = requests.sort("at", "user_id", "request_id")
+    empty = requests.join(empty_ids, on="request_id", how="semi", maintain_order="left")
+    requests = requests.join(empty_ids, on="request_id", how="anti", maintain_order="left")
+    inventories, empty_inventories = inventories_of(requests, empty, inventories)
     return dataclasses.replace(
         tables,
         events=events,
-        requests=requests.sort("at", "user_id", "request_id"),
-        inventories=inventories.sort("inventory_id", "ad_id"),
+        requests=requests,
+        inventories=inventories,
+        empty_requests=empty,
+        empty_inventories=empty_inventories,
     )
 
 

@@ -12,7 +12,7 @@ Moments, the form that prompts, channels and the prior read.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,16 @@ import polars as pl
 
 from leadre.artifact import Artifact
 from leadre.data import text
+from leadre.data.tables import Tables, no_bad_rows
 from leadre.errors import InputError
+from leadre.units import US_PER_DAY
 
 CONTENT, AD = 0, 1
 TRAIN, VALID, TEST = 0, 1, 2
 SPLITS = ("train", "valid", "test")
 REQUEST_ORDER = ("user_id", "at", "request_id")  # of the rows R of `Logs`
+# The times of a log are instants, days without an hour (all at midnight UTC), or nothing but an order.
+Clock = Literal["instants", "days", "order"]
 HIDDEN = "hidden.parquet"  # of a data artifact, where objects are hidden
 
 I8 = npt.NDArray[np.int8]
@@ -65,6 +69,7 @@ class Logs:
     relevant_value_nanos: I64  # their money, summed over the request
     inventory_offsets: I64  # [I + 1]
     inventory_ads: I32  # ascending within an inventory
+    clock: Clock = "instants"
 
     @property
     def hidden_O(self) -> Mask:
@@ -131,15 +136,48 @@ def first_seen(logs: Logs, r: int) -> Mask:
     return ~np.isin(objects, logs.object_E[logs.history(r)])
 
 
-def load(artifact: Artifact) -> Logs:
-    """Read a data artifact. The caller has it from ``artifact.read(folder, artifact.TABLES)``."""
-    frames = {
-        name: pl.read_parquet(artifact.path / f"{name}.parquet")
-        for name in ("ads", "contents", "users", "events", "requests", "inventories")
-    }
+def load(artifact: Artifact, *, empty: bool = False) -> Logs:
+    """Read a data artifact. The caller has it from ``artifact.read(folder, artifact.TABLES)``.
+
+    ``empty``: include the requests without a positive action, which ranking needs.
+    """
+    names = ["ads", "contents", "users", "events", "requests", "inventories"]
+    if empty:
+        names += ["empty_requests", "empty_inventories"]
+    frames = {name: pl.read_parquet(artifact.path / f"{name}.parquet") for name in names}
+    tables = Tables(**frames, bad_rows=no_bad_rows())
     has_hidden = HIDDEN in artifact.meta["files"]
     hidden = pl.read_parquet(artifact.path / HIDDEN)["object_id"] if has_hidden else pl.Series(dtype=pl.String)
-    return build(**frames, positive=str(artifact.meta["config"]["positive"]), hidden=hidden)
+    config = artifact.meta["config"]
+    order_only = bool(config.get("order_only", False))
+    return of_tables(tables, str(config["positive"]), hidden=hidden, order_only=order_only, empty=empty)
+
+
+def of_tables(
+    tables: Tables,
+    positive: str,
+    *,
+    hidden: pl.Series | None = None,
+    order_only: bool = False,
+    empty: bool = False,
+) -> Logs:
+    """The logs of checked tables; see `build` and `load` for the options."""
+    requests = tables.requests
+    inventories = tables.inventories
+    if empty:
+        requests = pl.concat([requests, tables.empty_requests])
+        inventories = pl.concat([inventories, tables.empty_inventories])
+    return build(
+        ads=tables.ads,
+        contents=tables.contents,
+        users=tables.users,
+        events=tables.events,
+        requests=requests,
+        inventories=inventories,
+        positive=positive,
+        hidden=hidden,
+        order_only=order_only,
+    )
 
 
 def build(
@@ -152,10 +190,12 @@ def build(
     inventories: pl.DataFrame,
     positive: str,
     hidden: pl.Series | None = None,
+    order_only: bool = False,
 ) -> Logs:
     """Checked tables -> Logs. ``positive``: the action in the ad domain that counts ("conversion" or "click").
 
     ``hidden``: IDs of the objects that the tables show from the end of training on (``data/hidden.py``).
+    ``order_only``: the source has made up the times, to express an order.
     """
     ads = ads.sort("ad_id")
     users = users.sort("user_id")
@@ -185,7 +225,14 @@ def build(
         request_split_R=_index(requests["split"], pl.Series(SPLITS)).astype(np.int8),
         inventory_offsets=_offsets(inventory, len(inventory_ids)),
         inventory_ads=inventory_ad[order],
+        clock="order" if order_only else clock_of(requests["at"]),
     )
+
+
+def clock_of(at: pl.Series) -> Clock:
+    """Whether times are instants or, if all of them are at midnight UTC, days."""
+    at_us = _micros(at)
+    return "days" if len(at_us) and not (at_us % US_PER_DAY).any() else "instants"
 
 
 def positives(events: pl.DataFrame, positive: str) -> pl.DataFrame:

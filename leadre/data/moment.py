@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from leadre.data.histories import I8, I32, I64, TRAIN, Logs, Mask
 from leadre.units import US_PER_DAY
 
-CACHED_INVENTORIES = 1024
+CACHED_ADS = 1_000_000  # live ads of the cached inventories of a log; with their tries about 64 MB
 
 
 @dataclass(frozen=True)
@@ -214,12 +214,13 @@ def of_requests(logs: Logs) -> Moments:
     def inventory(i: int) -> LiveInventory:
         return inventory_of(logs.inventory_ads[slice(*logs.inventory_offsets[i : i + 2])], logs.ad_object_A)
 
+    ads_each = max(1, len(logs.inventory_ads) // max(1, len(logs.inventory_offsets) - 1))
     moments = Moments(
         logs=logs,
         visits=visits,
         placement_E=np.full(len(logs.at_us_E), -1, np.int32),
         profiles=logs.users.drop("user_id").to_dicts(),
-        inventories=lru_cache(maxsize=CACHED_INVENTORIES)(inventory),
+        inventories=lru_cache(maxsize=max(1, CACHED_ADS // ads_each))(inventory),
         user_M=logs.request_user_R,
         at_us_M=logs.request_at_us_R,
         placement_M=logs.request_placement_R,

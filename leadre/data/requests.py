@@ -15,7 +15,7 @@ import polars as pl
 
 from leadre.data import histories, tables
 from leadre.data.histories import I32, I64
-from leadre.data.split import SplitTimes, by_time
+from leadre.data.split import SplitTimes, by_time, split_like
 from leadre.errors import InputError
 
 EVERYWHERE = "everywhere"  # the placement of events without one
@@ -31,6 +31,8 @@ class DerivedRequests:
     requests: pl.DataFrame
     inventories: pl.DataFrame
     bad_rows: pl.DataFrame
+    empty_requests: pl.DataFrame
+    empty_inventories: pl.DataFrame
 
 
 def derive(
@@ -47,8 +49,8 @@ def derive(
 
     ``windows``: the inventory table, or ``windows_of(ads)``. ``listed``: the requests table of the user's log; its rows
     replace derived requests of the same ID. Ad events that contradict their request (another user, before the request,
-    an ad not live then) are bad rows. Requests without a positive event are dropped unless ``keep_empty``. Raises
-    InputError if no request is left.
+    an ad not live then) are bad rows. Requests without a positive event are apart, unless ``keep_empty``. Raises
+    InputError if no other request is left.
     """
     events = _with_request_ids(events)
     requests = _from_events(events)
@@ -58,6 +60,7 @@ def derive(
     requests, inventories = _with_inventories(requests, windows, ads)
     events, bad_rows = _drop_contradictions(events, requests, inventories)
     hits = histories.positives(events, positive).filter(pl.col("domain") == "ad")
+    all_requests = requests
     if not keep_empty:
         requests = requests.join(hits.select("request_id").unique(), on="request_id", how="semi", maintain_order="left")
     if not requests.height:
@@ -69,12 +72,17 @@ def derive(
     if not keep_empty:
         kept = histories.in_time(hits, requests).select("request_id").unique()
         requests = requests.join(kept, on="request_id", how="semi", maintain_order="left")
-    inventories = inventories.join(requests.select("inventory_id").unique(), on="inventory_id", how="semi")
+    requests = requests.select(list(tables.REQUESTS))
+    empty = all_requests.join(requests, on="request_id", how="anti", maintain_order="left")
+    empty = empty.with_columns(split_like(empty["at"], requests)).select(list(tables.REQUESTS))
+    inventories, empty_inventories = tables.inventories_of(requests, empty, inventories)
     return DerivedRequests(
         events=events,
-        requests=requests.select(list(tables.REQUESTS)),
-        inventories=inventories.sort("inventory_id", "ad_id"),
+        requests=requests,
+        inventories=inventories,
         bad_rows=bad_rows,
+        empty_requests=empty,
+        empty_inventories=empty_inventories,
     )
 
 

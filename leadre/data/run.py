@@ -1,9 +1,9 @@
 """Logs -> clean tables, histories, requests.
 
 Reads one source, validates it, splits its requests by time and writes the artifact ``work/<run>/data``: the four tables
-(ads, contents, users, events), requests, inventories and bad_rows as Parquet (with ``--hide`` also hidden), and
-summary.json. For your own logs: ``leadre data --source files --path FOLDER``. The files of the folder are described in
-``leadre/data/sources/files.py``.
+(ads, contents, users, events), requests, inventories, empty_requests (without a positive action), empty_inventories
+and bad_rows as Parquet (with ``--hide`` also hidden), and summary.json. For your own logs: ``leadre data --source files
+--path FOLDER``. The files of the folder are described in ``leadre/data/sources/files.py``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from leadre.errors import InputError
 
 if TYPE_CHECKING:  # polars is imported in run, so that --help stays quick
     from leadre.data.tables import Tables
+
+ORDER_ONLY = ("amazon",)  # sources whose times are made up, to express an order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +48,18 @@ class Config(config.Common):
     test_share: float = config.option(
         0.1, "share of the requests for the test, the last ones, if no dates are set", above=0, below=1
     )
-    keep_empty: bool = config.option(False, "keep requests without a positive action")
+    keep_empty: bool = config.option(False, "all stages read requests without a positive action, not ranking alone")
     hide: float = config.option(
         0.0, "share of the advertised objects that are launched when training ends: cold start", at_least=0, below=1
+    )
+    erase: str = config.option(
+        "", "remove these users from the run; IDs separated by commas, or a file with one a line"
+    )
+    journey_min_buyers: int = config.option(
+        20, "households that bought a line in training; lines with fewer are left out of the source journey", at_least=1
+    )
+    journey_max_buyers: int = config.option(
+        0, "lines of the source journey with more buyers are content and no ads; 0 = no bound", at_least=0
     )
     world_users: int = config.option(200, "users of the synthetic market", at_least=1)
     world_ads: int = config.option(120, "ads of the synthetic market", at_least=1)
@@ -56,16 +67,24 @@ class Config(config.Common):
 
 
 def run(config: Config) -> None:
-    """Write ``work/<run>/data`` unless it is current. Raises InputError for logs that cannot be used."""
+    """Write ``work/<run>/data`` unless it is current. Raises InputError for logs that cannot be used.
+
+    With ``erase``, remove users from what the run holds already.
+    """
+    if config.erase:
+        _erase(config)
+        return
     output = artifact.Output(
         folder=config.folder("data"),
         kind=artifact.TABLES,
-        config=config.flat() | {"inputs": _fingerprint(config)},
+        config=config.flat() | {"inputs": _fingerprint(config), **_order(config)},
         seed=config.seed,
         parents=[],
     )
     if output.skip("data"):
         return
+    from leadre.data.summary import summarise
+
     with output.create() as temporary:
         progress.say(f"data: reading {config.source}" + (f" from {config.path}" if config.path else ""))
         tables = clean(read(config))
@@ -84,12 +103,25 @@ def run(config: Config) -> None:
     )
 
 
+def _erase(config: Config) -> None:
+    from leadre.data import erase
+
+    users = erase.users_of(config.erase)
+    erased = erase.erase(config.folder("data"), config.work, users)
+    progress.say(f"data: {erased.users:,} of {len(users):,} users were in the run and are erased")
+    for folder in erased.folders:
+        progress.say(f"data: {folder} was changed")
+    progress.say("data: weights of models are not changed; train again if they must forget the users")
+
+
 def read(config: Config) -> Tables:
     """The validated tables of the source."""
     from leadre.data import split
 
     if config.source == "journey":
-        tables: Tables = _journey().read(config.path, config.threads)
+        journey = _journey()
+        buyers = journey.Buyers(at_least=config.journey_min_buyers, at_most=config.journey_max_buyers or None)
+        tables: Tables = journey.read(config.path, config.threads, buyers)
         return tables
     cut = split.SplitTimes(
         valid_from=config.valid_from,
@@ -137,31 +169,17 @@ def clean(tables: Tables) -> Tables:
     return dataclasses.replace(tables, **named)
 
 
-def summarise(tables: Tables) -> dict[str, dict[str, float]]:
-    """Counts for summary.json: rows of each table, requests of each split, actions, inventory sizes."""
-    import polars as pl
-
-    frames = tables.named()
-    splits = dict(tables.requests["split"].value_counts().iter_rows())
-    actions = tables.events.group_by("domain", "action").len().sort("domain", "action")
-    sizes = tables.inventories.group_by("inventory_id").len()
-    per_request = tables.requests.join(sizes, on="inventory_id", how="left")["len"]
-    span = tables.events.select(pl.min("at").dt.epoch("us").alias("first"), pl.max("at").dt.epoch("us").alias("last"))
-    return {
-        "rows": {name: frame.height for name, frame in frames.items()},
-        "requests": {name: int(splits.get(name, 0)) for name in ("train", "valid", "test")},
-        "events": {f"{domain} {action}": n for domain, action, n in actions.iter_rows()},
-        "inventory": {"count": sizes.height, "mean_ads_per_request": float(per_request.mean() or 0.0)},  # type: ignore[arg-type]
-        "events_at_us": {"first": span["first"][0] or 0, "last": span["last"][0] or 0},
-    }
-
-
 def _journey() -> ModuleType:
     """The source journey, whose packages are the extra leadre[journey]."""
     extras.require("--source journey", "journey", otherwise="read your own logs: --source files --path FOLDER")
     from leadre.data.sources import journey
 
     return journey
+
+
+def _order(config: Config) -> dict[str, bool]:
+    """A record for `histories.load`, which the config of a source with real times lacks."""
+    return {"order_only": True} if config.source in ORDER_ONLY else {}
 
 
 def _fingerprint(config: Config) -> dict[str, str]:

@@ -48,6 +48,16 @@ def by_time(at: pl.Series, cut: SplitTimes) -> pl.Series:
     return labels["split"]
 
 
+def split_like(at: pl.Series, requests: pl.DataFrame) -> pl.Series:
+    """The split of each time by the boundaries of ``requests``: a split begins with its first request."""
+    starts = dict(requests.group_by("split").agg(pl.min("at")).iter_rows())
+    label = pl.lit("train")
+    for name in ("valid", "test"):
+        if name in starts:
+            label = pl.when(pl.col("at") >= starts[name]).then(pl.lit(name)).otherwise(label)
+    return pl.DataFrame({"at": at}).select(label.alias("split"))["split"]
+
+
 def date(text: str, name: str) -> datetime:
     """An ISO date or time of the option ``--name`` as UTC. Raises InputError for other text."""
     try:

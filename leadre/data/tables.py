@@ -94,15 +94,20 @@ SCHEMAS: dict[str, Schema] = {
     ),
 }
 
-# The tables that the data stage adds.
+# The tables that the data stage adds, and ranked lists, which generate and rank write.
 REQUESTS = {"request_id": TEXT, "user_id": TEXT, "at": TIME, "placement_id": TEXT, "inventory_id": TEXT, "split": TEXT}
 INVENTORIES = {"inventory_id": TEXT, "ad_id": TEXT}
+LISTS = {"request": pl.Int32(), "view": pl.String(), "ads": pl.List(pl.Int32()), "scores": pl.List(pl.Float32())}
 BAD_ROWS = {"table": TEXT, "file": TEXT, "row": WHOLE, "column": TEXT, "why": TEXT}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """The tables that a source returns and the artifact holds: columns of SCHEMAS, REQUESTS, INVENTORIES, BAD_ROWS."""
+    """The tables that a source returns and the artifact holds: columns of SCHEMAS, REQUESTS, INVENTORIES, BAD_ROWS.
+
+    ``empty_requests`` lack a positive action. Ranking reads them beside ``requests``, all other stages do not.
+    ``empty_inventories`` holds the inventories that only they have.
+    """
 
     ads: pl.DataFrame
     contents: pl.DataFrame
@@ -111,10 +116,30 @@ class Tables:
     requests: pl.DataFrame
     inventories: pl.DataFrame
     bad_rows: pl.DataFrame
+    empty_requests: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=REQUESTS))
+    empty_inventories: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=INVENTORIES))
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The tables' names, which are the stems of their files."""
+        return list(cls.__dataclass_fields__)
 
     def named(self) -> dict[str, pl.DataFrame]:
-        """File stem -> frame."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        """Name -> frame."""
+        return {name: getattr(self, name) for name in self.names()}
+
+
+def inventories_of(
+    requests: pl.DataFrame, empty: pl.DataFrame, inventories: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(the inventories of ``requests``, those that only ``empty`` requests have), both sorted."""
+    own = requests.select("inventory_id").unique()
+    only_empty = empty.select("inventory_id").unique().join(own, on="inventory_id", how="anti")
+    inventories = inventories.sort("inventory_id", "ad_id")
+    first, second = (
+        inventories.join(ids, on="inventory_id", how="semi", maintain_order="left") for ids in (own, only_empty)
+    )
+    return first, second
 
 
 def no_bad_rows() -> pl.DataFrame:

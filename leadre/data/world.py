@@ -118,6 +118,8 @@ def read(
         events=derived.events.select(list(tables.SCHEMAS["events"].columns)),
         requests=derived.requests,
         inventories=derived.inventories,
+        empty_requests=derived.empty_requests,
+        empty_inventories=derived.empty_inventories,
         bad_rows=derived.bad_rows,
     )
 

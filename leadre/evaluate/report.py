@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from leadre import artifact, metrics
 from leadre.data.histories import Logs
 from leadre.errors import ArtifactError
-from leadre.evaluate import plots
+from leadre.evaluate import plots, readings
+from leadre.evaluate.readings import Reading
 from leadre.evaluate.retrieval import slices
 from leadre.evaluate.retrieval.measure import METRICS, Ads, View
 from leadre.generate.channels.registry import CHANNELS
@@ -38,6 +39,8 @@ DESCRIPTIONS = {
     "new": "only first-ever conversions count; lists leave out objects in the user's history",
     "cold": "only conversions of ads that were hidden until training ended",
     "few": f"only conversions of ads with fewer than {slices.FEW} conversions in training",
+    "cold-new": "the same without the user's repeats since the launch: the slice of the view new",
+    "few-new": f"first-ever conversions of ads with fewer than {slices.FEW} conversions in training",
 }
 
 Table = Mapping[str, Mapping[str, Mapping[str, Any]]]  # method -> metric -> mean, lo, hi, diff
@@ -54,6 +57,7 @@ class ReportInputs:
     lists: Mapping[str, Mapping[str, Ads]]
     tuned: Path  # the last model; the page shows the curves of its preference tuning, if there are any
     root: Path  # work/<run>; the page shows its codebook, loss curve and prompts, if they exist
+    readings: Sequence[Reading]  # all of this test set, these included; empty for another split
     split: str
     seed: int
 
@@ -81,6 +85,10 @@ def write(folder: Path, inputs: ReportInputs) -> None:
         alignment=_alignment(inputs.root / "tune-sft" / "alignment.json"),
         preferences=_image_base64(inputs.tuned / "pairs.png"),
         codebook=_codebook(inputs.root / "semid"),
+        readings=[
+            {"title": title(row), "count": n, "dates": sorted({r.date[:10] for r in inputs.readings if r.row == row})}
+            for row, n in readings.count(inputs.readings).items()
+        ],
         cases=cases(inputs),
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
@@ -253,9 +261,19 @@ def _alignment(path: Path) -> dict[str, Any] | None:
     figures = json.loads(path.read_text(encoding="utf-8"))
     seen = figures["seen"]
     new = figures["new"]
+    answers = (
+        ("category", "ID to category, by the model"),
+        ("lookup_1", "the same by a table: most common category of the first code"),
+        ("lookup_2", "the same by a table: most common category of the first two codes"),
+        ("majority", "always the most common category"),
+    )
     rows = [
-        ("ID to category, first level", seen["category"]["1"], new["category"]["1"]),
-        ("always the most common category", seen["majority"]["1"], new["majority"]["1"]),
+        (f"{title}, level {depth}", seen[name][depth], new[name][depth])
+        for depth in ("1", "2")
+        for name, title in answers
+        if name in new  # models of earlier releases have no lookup
+    ]
+    rows += [
         ("ID to title, F1 of words", seen["title_f1"], new["title_f1"]),
         ("title to ID, recall@10 among all ads", seen["recall@10"], new["recall@10"]),
     ]

@@ -3,7 +3,7 @@
 The stage reads ``work/<run>/data`` and the lists in ``work/<run>/generate``. It fits the baselines on the training time
 and stores them in ``work/<run>/channels``, so that a killed run resumes. Then it ranks the same requests with each of
 them and writes ``work/<run>/evaluate``: metrics.json with confidence intervals, lists.parquet (top 20 of every method),
-report.html, comparison.png, loss.png.
+report.html, comparison.png, loss.png. Each reading of a test set is logged (``evaluate/readings.py``).
 """
 
 from __future__ import annotations
@@ -22,11 +22,15 @@ from leadre.tune.latest import latest
 
 if TYPE_CHECKING:  # numpy and torch are imported in run, so that --help stays quick
     from leadre.data.histories import Logs
+    from leadre.evaluate.readings import Reading
     from leadre.evaluate.retrieval.measure import Ads, Ints, View
 
 METRICS = artifact.Kind("metrics", 1)
 OURS, FUSED, RERANKED = "leadre", "leadre+counts", "sft+price"
-RIVALS = ("popularity", "popularity_buyers", "own_frequency", "own_frequency_decayed", "item_knn", "als", "sasrec")
+RIVALS = (
+    *("popularity", "popularity_buyers", "rate_when_live", "own_frequency", "own_frequency_decayed"),
+    *("item_knn", "als", "tifu_knn", "up_cf", "sasrec", "counts_network"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +76,13 @@ def run(config: Config) -> None:
     views = views_of(logs, requests_R)
     methods = _methods(config, logs, data, {OURS: lists, **extras}, views)
     weights = {} if validation is None else _add_reranked(methods, logs, lists, validation, views)
+    read = _record(config, data, output, methods[views[0].name], len(requests_R))
     with output.create() as temporary:
         tables = {
             v.name: retrieval.compare(v, methods[v.name], ours=OURS, resamples=config.resamples, seed=config.seed)
             for v in views
         }
-        parts, by_slice = _slices(config, logs, views[0], methods[views[0].name])
+        parts, by_slice = _slices(config, logs, views, methods)
         _write_lists(temporary / "lists.parquet", methods, views)
         inputs = report.ReportInputs(
             logs=logs,
@@ -87,18 +92,43 @@ def run(config: Config) -> None:
             lists=methods,
             root=config.folder("data").parent,
             tuned=tuned,
+            readings=read,
             split=config.split,
             seed=config.seed,
         )
         report.write(temporary, inputs)
         seconds = round(time.monotonic() - started_s, 1)
         peak_rss_mb = round(artifact.peak_rss_mb(), 1)
-        figures = {"views": tables, "slices": by_slice, "rerank": weights}
+        figures = {"views": tables, "slices": by_slice, "rerank": weights, **_population(config, views, read)}
         figures |= {"seconds": seconds, "peak_rss_mb": peak_rss_mb}
         (temporary / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     for line in _summary(tables, views):
         progress.say(line)
     progress.say(f"evaluate: {seconds:.0f} s, {peak_rss_mb:,.0f} MB -> {output.folder / 'report.html'}")
+
+
+def _record(
+    config: Config, data: artifact.Artifact, output: artifact.Output, rows: Mapping[str, Ads], requests: int
+) -> list[Reading]:
+    """Log the reading of the test set. Returns all of its readings; none on validation."""
+    from leadre.evaluate import readings
+
+    if config.split != "test":
+        return []
+    return readings.record(config.work, data, list(rows), run=config.run, requests=requests, config=output.config)
+
+
+def _population(config: Config, views: Sequence[View], read: Sequence[Reading]) -> dict[str, object]:
+    """The requests behind the figures: split, seed, numbers of requests and users by view, readings by row."""
+    from leadre.evaluate import readings
+
+    return {
+        "split": config.split,
+        "seed": config.seed,
+        "requests": {v.name: len(v.requests_V) for v in views},
+        "users": {v.name: v.users for v in views},
+        "readings": readings.count(read),
+    }
 
 
 def _parents(config: Config) -> list[artifact.Artifact]:
@@ -264,20 +294,20 @@ def _add_reranked(
 
 
 def _slices(
-    config: Config, logs: Logs, everything: View, methods: Mapping[str, Ads]
+    config: Config, logs: Logs, views: Sequence[View], methods: Mapping[str, Mapping[str, Ads]]
 ) -> tuple[list[View], dict[str, dict[str, dict[str, dict[str, object]]]]]:
     """(views of the cold-start slices, slice -> comparison of all methods in it)."""
     from leadre.evaluate.retrieval import measure as retrieval
     from leadre.evaluate.retrieval import slices
 
-    parts = slices.slice_views(logs, everything)
+    parts = slices.slice_views(logs, views)
     tables = {}
-    for part in parts:
-        lists = slices.slice_lists(everything, part, methods)
+    for view, part in parts:
+        lists = slices.slice_lists(view, part, methods[view.name])
         tables[part.name] = retrieval.compare(
             part, lists, ours=OURS, resamples=config.resamples, seed=config.seed, columns=slices.METRICS
         )
-    return parts, tables
+    return [part for _, part in parts], tables
 
 
 def _write_lists(path: Path, methods: Mapping[str, Mapping[str, Ads]], views: Sequence[View]) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from leadre import progress
 from leadre.artifact import Artifact
 from leadre.data.moment import LiveInventory, Moments
+from leadre.data.tables import LISTS
 from leadre.semid import codebook as codebooks
 from leadre.tune import model as models
 from leadre.tune.answers import VIEWS, Ranked, TunedSearcher
@@ -26,7 +27,6 @@ from leadre.tune.threads import Window
 
 WINDOWS_PER_PART = 64
 CASES = 6
-SCHEMA = {"request": pl.Int32(), "view": pl.String(), "ads": pl.List(pl.Int32()), "scores": pl.List(pl.Float32())}
 
 
 def load(
@@ -85,7 +85,7 @@ def generate(
                 parts.put(part, _answer(engine, shard, beam, top, seed))
             advance(sum(len(window.requests) for window in shard))
     frames = [pl.read_parquet(parts.path(part)) for part in range(len(shards))]
-    return pl.concat([pl.DataFrame(schema=SCHEMA), *frames]).sort("request", "view")
+    return pl.concat([pl.DataFrame(schema=LISTS), *frames]).sort("request", "view")
 
 
 def _answer(engine: TunedSearcher, windows: Sequence[Window], beam: int, top: int, seed: int) -> pl.DataFrame:
@@ -95,7 +95,7 @@ def _answer(engine: TunedSearcher, windows: Sequence[Window], beam: int, top: in
         (ranked.r, ranked.view, *ads_of(moments[ranked.r].inventory, ranked, key_A, top))
         for ranked in engine.answer(windows, VIEWS, beam)
     ]
-    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    return pl.DataFrame(rows, schema=LISTS, orient="row")
 
 
 def ads_of(

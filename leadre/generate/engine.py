@@ -26,15 +26,17 @@ from leadre.errors import BusyError, ClosedError, InputError
 from leadre.lm.beam import BeamPolicy, BeamRequest, BeamResult
 from leadre.lm.decode import BeamSearch, BeamSearcher
 from leadre.lm.layout import Ids
+from leadre.lm.prefix import BlockHash
 
 FADE = 0.9  # factor on the weight of a measured step with each further step
 
 
 @dataclass(eq=False)
 class _EngineRequest:
-    """A submitted request; ``until_s`` is its deadline on the monotonic clock."""
+    """A submitted request; ``hashes`` are its prompt's in the prefix cache, ``until_s`` its deadline (monotonic)."""
 
     ids: Ids
+    hashes: list[BlockHash]
     beam_request: BeamRequest
     policy: BeamPolicy
     until_s: float
@@ -79,10 +81,10 @@ class TimedSearcher:
     def prefill(self, batch: list[_EngineRequest]) -> BeamSearch:
         """A search over the batch after its first code; requests of equal prompts share a thread."""
         groups = [list(group) for _, group in itertools.groupby(batch, lambda request: request.ids.tobytes())]
-        positions = sum(self.uncached(group[0].ids) for group in groups)
+        positions = sum(self.uncached(group[0]) for group in groups)
         start_s = time.monotonic()
         threads = [(group[0].ids, [request.beam_request for request in group]) for group in groups]
-        search = BeamSearch(self.searcher, threads, batch[0].policy)
+        search = BeamSearch(self.searcher, threads, batch[0].policy, [group[0].hashes for group in groups])
         search.prefill()
         self.prefill_latency.observe(positions, time.monotonic() - start_s)
         return search
@@ -94,14 +96,14 @@ class TimedSearcher:
         search.step()
         self.decode_latency.observe(rows, time.monotonic() - start_s)
 
-    def uncached(self, ids: Ids) -> int:
-        """Positions of a prompt that are not in the prefix cache."""
+    def uncached(self, request: _EngineRequest) -> int:
+        """Positions of a request's prompt that are not in the prefix cache."""
         prefix_cache = self.searcher.prefix_cache
-        return len(ids) - (prefix_cache.num_cached(ids) if prefix_cache else 0)
+        return len(request.ids) - (prefix_cache.num_cached(request.hashes) if prefix_cache else 0)
 
     def prefill_s(self, request: _EngineRequest) -> float:
-        """Expected seconds of a request's prefill; 0 without a deadline, which saves hashing the prompt."""
-        return self.prefill_latency.predict_s(self.uncached(request.ids)) if request.until_s < np.inf else 0.0
+        """Expected seconds of a request's prefill; 0 without a deadline."""
+        return self.prefill_latency.predict_s(self.uncached(request)) if request.until_s < np.inf else 0.0
 
     def decode_s(self, search: BeamSearch) -> float:
         """Expected seconds of the next step."""
@@ -139,11 +141,15 @@ class Engine:
             raise InputError(f"a prompt of {len(ids)} IDs: give at least one, all of them from 0 to {known_ids - 1}")
         if not 0 <= request.end < len(ids):
             raise InputError(f"a request at position {request.end}: its prompt has the positions 0 to {len(ids) - 1}")
-        policy.widths(len(backbone.layout.sizes))  # InputError for widths of another number of levels
+        levels = len(backbone.layout.sizes)
+        backbone.check_length(len(ids) + levels - 1)  # the last code is no input
+        policy.widths(levels)  # InputError for widths of another number of levels
         if policy.per_group and request.groups is None:
             raise InputError("a limit for each group needs BeamRequest.groups, a label for each row")
         until_s = np.inf if deadline_ms is None else time.monotonic() + deadline_ms / 1000
-        engine_request = _EngineRequest(ids, request, policy, until_s)
+        prefix_cache = self.steps.searcher.prefix_cache
+        hashes = prefix_cache.hashes(ids) if prefix_cache else []  # once, in the client's thread
+        engine_request = _EngineRequest(ids, hashes, request, policy, until_s)
         with self._changed:
             if self._closed:
                 raise ClosedError("the engine is closed; make a new one")
@@ -211,7 +217,7 @@ class Engine:
         positions = 0
         until_s = np.inf
         for request in self._waiting:
-            new_positions = positions + self.steps.uncached(request.ids)
+            new_positions = positions + self.steps.uncached(request)
             new_until_s = min(until_s, request.until_s)
             has_same_policy = not batch or request.policy == batch[0].policy
             prefill_s = self.steps.prefill_latency.predict_s(new_positions)

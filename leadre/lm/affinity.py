@@ -49,6 +49,8 @@ class Affinity:
         """Affinity of a user who acted on ``rows_E`` (with repeats) to the live rows: float32 [N]."""
         rows_H, counts_H = np.unique(rows_E, return_counts=True)
         user_P = np.log1p(counts_H).astype(np.float32) @ self.read_OP[rows_H]
+        if 4 * len(live_N) > len(self.live_OP):  # then a product with all rows costs less than a copy of the live ones
+            return np.asarray((self.live_OP @ user_P)[live_N], dtype=np.float32)
         return np.asarray(self.live_OP[live_N] @ user_P, dtype=np.float32)
 
     def save(self, folder: Path) -> None:

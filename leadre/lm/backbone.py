@@ -1,7 +1,8 @@
 """Backbone: a causal language model with words, codes and objects as input and codes as output.
 
-The body is any Hugging Face causal LM; its word embeddings stay frozen. The code rows, which are also the embeddings of
-the codes, replace the head: at each level only the rows of that level are scored.
+The body is a Hugging Face causal LM whose attention can be replaced (`leadre.lm.exact` compares it with its own forward
+pass); its word embeddings stay frozen. The code rows, which are also the embeddings of the codes, replace the head: at
+each level only the rows of that level are scored.
 
 Letters: B sequences, T positions, K keys (cached ones first), D width, L levels, S code rows, O objects.
 """
@@ -22,9 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from leadre.errors import InputError
-from leadre.lm import attention
+from leadre.lm import attention, bodies, exact
 from leadre.lm.layout import Layout
 from leadre.lm.pointer import Pointer, PointerSources
+from leadre.lm.runner import make_runner
 
 LOGIT_SCALE = 0.1  # code rows have the norm of word embeddings; unscaled logits would saturate the softmax at init
 WORD_SCALE = 0.3  # the embeddings were not trained as a head for fewer layers: unscaled logits saturate the softmax
@@ -36,19 +38,24 @@ class Backbone(nn.Module):
 
     words_VD: Tensor
     objects_OL: Tensor
+    head_VD: Tensor | None
 
     def __init__(
-        self, body: Any, words_VD: Tensor, layout: Layout, codes_OL: np.ndarray[Any, Any], *, pointer: bool
+        self, body: Any, words: bodies.Words, layout: Layout, codes_OL: np.ndarray[Any, Any], *, pointer: bool
     ) -> None:
         super().__init__()
+        words_VD = words.rows_VD
         assert len(words_VD) == layout.words, f"{len(words_VD)} word rows for {layout.words} words"
         self.layout = layout
         self.body = body
+        self.embed_scale = words.scale
+        self.max_positions = bodies.max_positions(body.config)
         body.set_attn_implementation(attention.NAME)
         self.codes_SD = nn.Parameter(torch.zeros(layout.codes, words_VD.shape[1]))
         self.bias_S = nn.Parameter(torch.zeros(layout.codes))
         self.pointer = Pointer(words_VD.shape[1]) if pointer else None
         self.register_buffer("words_VD", words_VD, persistent=False)
+        self.register_buffer("head_VD", words.head_VD, persistent=False)
         self.register_buffer("objects_OL", torch.from_numpy(layout.rows(codes_OL)), persistent=False)
 
     @property
@@ -64,7 +71,8 @@ class Backbone(nn.Module):
         levels_BTL = self.objects_OL[(rows - layout.codes).clamp(min=0)]
         objects = F.embedding(levels_BTL, self.codes_SD).sum(-2)
         coded = torch.where((rows < layout.codes)[..., None], codes, objects)
-        return torch.where((rows < 0)[..., None], words, coded)
+        rows_BTD = torch.where((rows < 0)[..., None], words, coded)
+        return rows_BTD if self.embed_scale == 1 else rows_BTD * self.embed_scale
 
     def forward(
         self, ids_BT: Tensor, positions_BT: Tensor, mask_BNK: Tensor, causal_until: int, cache: Any = None
@@ -73,18 +81,46 @@ class Backbone(nn.Module):
 
         The first ``causal_until`` positions attend causally: they are the threads. ``mask_BNK`` (bool) selects the keys
         that each of the other N = T - causal_until positions attends to: the cached ones first, then these T. ``cache``
-        is a transformers Cache, to which the call appends these T keys, or None.
+        is a transformers Cache, to which the call appends these T keys, or None; its keys have the positions from 0 on.
+        InputError for a position that the body lacks.
         """
+        self.check_length(int(positions_BT.max()) + 1)
         with precision(self.device):
-            hidden: Tensor = self.body(
-                inputs_embeds=self.embed(ids_BT),
-                position_ids=positions_BT,
-                attention_mask=mask_BNK[:, None],
-                past_key_values=cache,
-                use_cache=cache is not None,
-                causal_until=causal_until,
-            ).last_hidden_state
+            hidden = self.states(ids_BT, positions_BT, mask_BNK, causal_until, cache)
         return hidden.to(self.codes_SD.dtype)  # autocast leaves bfloat16
+
+    def states(
+        self, ids_BT: Tensor, positions_BT: Tensor, mask_BNK: Tensor, causal_until: int, cache: Any = None
+    ) -> Tensor:
+        """`forward` in the precision of the caller."""
+        hidden: Tensor = self.body(
+            inputs_embeds=self.embed(ids_BT),
+            position_ids=positions_BT,
+            attention_mask=mask_BNK[:, None],
+            past_key_values=cache,
+            use_cache=cache is not None,
+            causal_until=causal_until,
+            positions_BT=positions_BT,
+        ).last_hidden_state
+        return hidden
+
+    def check_length(self, positions: int) -> None:
+        """InputError for a prompt of so many positions, codes included, if the body has fewer."""
+        if self.max_positions is not None and positions > self.max_positions:
+            raise InputError(
+                f"a prompt of {positions} positions: the backbone has {self.max_positions}; lower --short-tokens, "
+                "--long-tokens or --long-items, or take another backbone"
+            )
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Like `nn.Module.train`; the body stays in evaluation mode.
+
+        It has no dropout: training computes what serving computes, and a resumed run takes the steps of an undisturbed
+        one.
+        """
+        super().train(mode)
+        self.body.eval()
+        return self
 
     def logits(self, hidden_ND: Tensor, level: int) -> Tensor:
         """Scores float32 [N, sizes[level]] of the codes of one level; other rows are not computed."""
@@ -92,10 +128,11 @@ class Backbone(nn.Module):
         return hidden_ND @ self.codes_SD[start:end].T * LOGIT_SCALE + self.bias_S[start:end]
 
     def word_logits(self, hidden_ND: Tensor) -> Tensor:
-        """Scores [N, V] of all words, whose frozen embeddings are the head."""
+        """Scores [N, V] of all words; the frozen head is that of the causal LM, most often the embeddings."""
         use_bfloat16 = self.codes_SD.dtype == torch.float32 and has_bfloat16(self.device)
         dtype = torch.bfloat16 if use_bfloat16 else hidden_ND.dtype
-        scores = hidden_ND.to(dtype) @ self.words_VD.to(dtype).T
+        head_VD = self.words_VD if self.head_VD is None else self.head_VD
+        scores = hidden_ND.to(dtype) @ head_VD.to(dtype).T
         return scores.to(hidden_ND.dtype) * WORD_SCALE
 
     def log_p(
@@ -161,35 +198,26 @@ def create(
     """A backbone from a Hugging Face folder of safetensors, cut to ``layers``; code rows are zero until `init_codes`.
 
     ``layers``: 0 keeps all, n > 0 keeps the first n, a sequence keeps exactly those, in order. InputError if the model
-    lacks such layers.
+    lacks such layers or words, or if training or search would differ from the model's own forward pass.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    words_VD = model.get_input_embeddings().weight.detach().to(torch.bfloat16)
-    body = model.base_model
-    cut_depth(body, layers)
-    body.set_input_embeddings(nn.Identity())
-    return Backbone(body, words_VD[: layout.words], layout, codes_OL, pointer=pointer)
-
-
-def cut_depth(body: Any, layers: Sequence[int] | int) -> None:
-    """Keep only some layers of a decoder, in place; fewer layers make training on CPUs feasible."""
-    stack = getattr(body, "layers", None)
-    if stack is None and layers == 0:
-        return
-    if stack is None:
-        raise InputError(f"{type(body).__name__} has no list of layers to cut; use --layers 0")
-    count = len(stack)
-    keep = list(layers) if not isinstance(layers, int) else list(range(layers or count))
-    if not keep or max(keep) >= count or min(keep) < 0:
-        raise InputError(f"--layers {layers}: the backbone has layers 0 to {count - 1}")
-    body.layers = nn.ModuleList(stack[index] for index in keep)
-    for index, layer in enumerate(body.layers):
-        layer.self_attn.layer_idx = index  # index into the KV cache
-    body.config.num_hidden_layers = len(keep)
-    if getattr(body.config, "layer_types", None):
-        body.config.layer_types = [body.config.layer_types[index] for index in keep]
+    with exact.refusals(str(folder)):
+        kind = AutoConfig.from_pretrained(folder).model_type
+    with exact.refusals(kind):
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+        words = bodies.read_words(model, layout.words)
+        body = model.base_model
+    bodies.cut_depth(body, layers)
+    with exact.refusals(kind):
+        own = exact.own_states(body, ids_BT=exact.sequences(layout.words))
+        body.set_input_embeddings(nn.Identity())
+        backbone = Backbone(body, words, layout, codes_OL, pointer=pointer)
+        runner = make_runner(body, torch.float32)
+        exact.check(body, layout.words, own, backbone.embed, backbone.states, runner)
+        reloaded = bodies.reloaded(body)
+        exact.check_reloaded(own, exact.own_states(reloaded, backbone.embed(exact.sequences(layout.words))))
+    return backbone
 
 
 @torch.no_grad()
@@ -245,27 +273,46 @@ def randomise(backbone: Backbone, seed: int) -> None:
     backbone.body.apply(backbone.body._init_weights)
 
 
+@torch.no_grad()
+def randomise_words(backbone: Backbone, seed: int) -> None:
+    """Replace the word embeddings by random ones of the same mean and spread (for control runs)."""
+    generator = torch.Generator().manual_seed(seed)
+    words_VD = backbone.words_VD.float().cpu()
+    random_VD = torch.randn(words_VD.shape, generator=generator) * words_VD.std() + words_VD.mean()
+    backbone.words_VD.copy_(random_VD)
+
+
+def freeze(backbone: Backbone, *, body: bool, codes: bool) -> None:
+    """Exclude the body, or the code rows and their biases, from training."""
+    frozen = (*(backbone.body.parameters() if body else ()), *((backbone.codes_SD, backbone.bias_S) if codes else ()))
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+
 def save(backbone: Backbone, folder: Path) -> None:
     """Write body, code rows and word embeddings as safetensors into ``folder``, with the facts that `load` needs."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     state["words_VD"] = backbone.words_VD.cpu()
+    if backbone.head_VD is not None:
+        state["head_VD"] = backbone.head_VD.cpu()
     save_file(state, folder / WEIGHTS)
     backbone.body.config.save_pretrained(folder / BODY)
-    has_pointer = backbone.pointer is not None
-    facts = {"words": backbone.layout.words, "sizes": backbone.layout.sizes, "pointer": has_pointer}
+    facts = {
+        "words": backbone.layout.words,
+        "sizes": backbone.layout.sizes,
+        "pointer": backbone.pointer is not None,
+        "embed_scale": backbone.embed_scale,
+    }
     (folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 
 def load(folder: Path, codes_OL: np.ndarray[Any, Any]) -> Backbone:
     """A saved backbone; ``codes_OL`` may have objects that are newer than the training (new ads)."""
-    from transformers import AutoConfig, AutoModel
-
     facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     layout = Layout(facts["words"], tuple(facts["sizes"]))
-    config = AutoConfig.from_pretrained(folder / BODY)
-    body = AutoModel.from_config(config, dtype=torch.float32)
-    body.set_input_embeddings(nn.Identity())
     state = load_file(folder / WEIGHTS)
-    backbone = Backbone(body, state.pop("words_VD"), layout, codes_OL, pointer=facts["pointer"])
+    scale = facts.get("embed_scale", 1.0)  # models of earlier releases had none
+    words = bodies.Words(state.pop("words_VD"), scale, state.pop("head_VD", None))
+    backbone = Backbone(bodies.empty(folder / BODY), words, layout, codes_OL, pointer=facts["pointer"])
     backbone.load_state_dict(state)
     return backbone.eval()

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leadre.lm.attention import CHUNK
+from leadre.lm.attention import CHUNK, PLAIN, ScoreRule
 from leadre.lm.layout import Ids
-from leadre.lm.prefix import PrefixBlock, PrefixCache
+from leadre.lm.prefix import BlockHash, PrefixBlock, PrefixCache
 from leadre.lm.runner import BodyRunner
 
 
@@ -23,16 +23,22 @@ class PromptCache:
     """Keys and values of threads, padded at their ends: [layers, B, G, T, E].
 
     ``prefix_cache`` supplies the blocks of known beginnings; `prefill` computes the rest and stores it there.
+    ``hashes`` are those of the threads (`PrefixCache.hashes`), computed here if None.
     """
 
     def __init__(
-        self, runner: BodyRunner, threads: list[Ids], device: torch.device, prefix_cache: PrefixCache | None
+        self,
+        runner: BodyRunner,
+        threads: list[Ids],
+        device: torch.device,
+        prefix_cache: PrefixCache | None,
+        hashes: list[list[BlockHash]] | None = None,
     ) -> None:
         self.runner = runner
         self.prefix_cache = prefix_cache
         self.threads = threads
         self.lengths = [len(ids) for ids in threads]
-        self.hashes = [prefix_cache.hashes(ids) if prefix_cache else [] for ids in threads]
+        self.hashes = hashes or [prefix_cache.hashes(ids) if prefix_cache else [] for ids in threads]
         self.blocks = [prefix_cache.get(hashes) if prefix_cache else [] for hashes in self.hashes]
         self.num_cached = [prefix_cache.block_size * len(blocks) if prefix_cache else 0 for blocks in self.blocks]
         _, G, E = runner.heads
@@ -79,7 +85,9 @@ class PromptCache:
                 blocks.append(PrefixBlock(keys, values, hidden[b][part].clone()))
             prefix_cache.put(hashes, blocks)
 
-    def _attend(self, layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor) -> Tensor:
+    def _attend(
+        self, layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor, rule: ScoreRule = PLAIN
+    ) -> Tensor:
         """Causal attention within each thread."""
         mixed_NHE = torch.empty_like(query_NHE)
         first_row = 0
@@ -90,10 +98,18 @@ class PromptCache:
             for first in range(start, length, CHUNK):
                 last = min(first + CHUNK, length)
                 block = slice(first_row + first - start, first_row + last - start)
-                keys = self.keys[layer, b : b + 1, :, :last]
-                values = self.values[layer, b : b + 1, :, :last]
-                bias_NK = self._causal_bias_NK[: last - first, : last - first]
-                mixed_NHE[block] = attend(query_NHE[None, block], keys, values, bias_NK[None])[0]
+                bias_1NK = self._causal_bias_NK[None, : last - first, : last - first]
+                oldest = 0
+                if rule.window is not None and rule.window < last:
+                    oldest = max(first - rule.window + 1, 0)
+                    bias_1NK = within_window(
+                        F.pad(bias_1NK, (first - oldest, 0)),
+                        torch.arange(first - oldest, last - oldest, device=bias_1NK.device)[None],
+                        rule.window,
+                    )
+                keys = self.keys[layer, b : b + 1, :, oldest:last]
+                values = self.values[layer, b : b + 1, :, oldest:last]
+                mixed_NHE[block] = attend(query_NHE[None, block], keys, values, bias_1NK, rule=rule)[0]
             first_row += length - start
         return mixed_NHE
 
@@ -129,18 +145,22 @@ class BeamCache:
         bias_NT = torch.zeros_like(is_hidden_NT, dtype=self.keys.dtype).masked_fill_(is_hidden_NT, -torch.inf)
         self._bias_BMT = self._by_thread(bias_NT)
         positions_N = self.end_N + 1 + self.num_codes
+        self._positions_BM = self._by_thread(positions_N)
         hidden_ND = self.prompts.runner(rows_ND, positions_N, self._attend)
         self.num_codes += 1
         return hidden_ND
 
-    def _attend(self, layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor) -> Tensor:
+    def _attend(
+        self, layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor, rule: ScoreRule = PLAIN
+    ) -> Tensor:
         """Attention over the thread up to the row's end and over the row's codes."""
         self.keys[layer, :, -1] = key_NGE
         self.values[layer, :, -1] = value_NGE
         beam_kv = self._by_thread(self.keys[layer]), self._by_thread(self.values[layer])
-        mixed_BMHE = attend(
-            self._by_thread(query_NHE), self.prompts.keys[layer], self.prompts.values[layer], self._bias_BMT, beam_kv
-        )
+        query_BMHE = self._by_thread(query_NHE)
+        bias_BMT = within_window(self._bias_BMT, self._positions_BM, rule.window)
+        prompts = self.prompts
+        mixed_BMHE = attend(query_BMHE, prompts.keys[layer], prompts.values[layer], bias_BMT, beam_kv, rule)
         return mixed_BMHE[self._slots]
 
     def _by_thread(self, rows: Tensor) -> Tensor:
@@ -152,27 +172,42 @@ class BeamCache:
         return table
 
 
+def within_window(bias_BNT: Tensor, positions_BN: Tensor, window: int | None) -> Tensor:
+    """The bias of keys at the positions 0 .. T - 1, with -inf also for keys outside the window of their query."""
+    T = bias_BNT.shape[-1]
+    if window is None:
+        return bias_BNT
+    is_outside_BNT = torch.arange(T, device=bias_BNT.device) <= positions_BN[..., None] - window
+    return bias_BNT.masked_fill(is_outside_BNT, -torch.inf)
+
+
 def attend(
     query_BNHE: Tensor,
     key_BGTE: Tensor,
     value_BGTE: Tensor,
     bias_BNK: Tensor,
     beam_kv_BNSGE: tuple[Tensor, Tensor] | None = None,
+    rule: ScoreRule = PLAIN,
 ) -> Tensor:
     """Attention [B, N, H, E] over the keys of the thread and, if given, of each row's codes; a key serves H / G heads.
 
-    The bias is added to the scores of the last K keys. Scores and weights keep the type of the products, which round
-    them anyway: a conversion to float32 and back would cost several times the products.
+    The bias is added to the scores of the last K keys of the thread; the window of ``rule`` must be part of it. Of a
+    row's codes, which end with its own, those within the window count. Scores and weights keep the type of the
+    products, which round them anyway: a conversion to float32 and back would cost several times the products.
     """
     B, N, H, E = query_BNHE.shape
     G, T = key_BGTE.shape[1:3]
     query = (query_BNHE * E**-0.5).view(B, N, G, H // G, E).permute(0, 2, 3, 1, 4)  # [B, G, H / G, N, E]
     scores = torch.bmm(query.reshape(B * G, -1, E), key_BGTE.flatten(0, 1).transpose(1, 2)).view(B, G, H // G, N, T)
+    scores = rule.cap(scores)
     scores[..., T - bias_BNK.shape[-1] :] += bias_BNK[:, None, None].to(scores.dtype)
     if beam_kv_BNSGE is not None:  # a handful of keys a row: products of vectors
-        key, value = (part.permute(0, 3, 1, 2, 4)[:, :, None] for part in beam_kv_BNSGE)  # [B, G, 1, N, S, E]
-        scores = torch.cat([scores, (query[..., None, :] * key).sum(-1)], dim=-1)
-    weights = torch.softmax(scores, dim=-1)
+        near = slice(-rule.window if rule.window else None, None)
+        key, value = (
+            part[:, :, near].permute(0, 3, 1, 2, 4)[:, :, None] for part in beam_kv_BNSGE
+        )  # [B, G, 1, N, S, E]
+        scores = torch.cat([scores, rule.cap((query[..., None, :] * key).sum(-1))], dim=-1)
+    weights = rule.softmax(scores, (G, H // G, 1, 1))
     mixed = torch.bmm(weights[..., :T].reshape(B * G, -1, T), value_BGTE.flatten(0, 1)).view(B, G, H // G, N, E)
     if beam_kv_BNSGE is not None:
         mixed = mixed + (weights[..., T:, None] * value).sum(-2)

@@ -21,7 +21,7 @@ from leadre.lm.backbone import Backbone, has_bfloat16
 from leadre.lm.beam import BeamPolicy, BeamResult, Ints, ranked
 from leadre.lm.graphs import CapturedStep, GraphPool
 from leadre.lm.paths import OpenPaths, PrefilledThreads, Threads, prefill
-from leadre.lm.prefix import PrefixCache
+from leadre.lm.prefix import BlockHash, PrefixCache
 from leadre.lm.runner import BodyRunner, make_runner
 
 
@@ -81,9 +81,16 @@ class BeamSearch:
     prefilled: PrefilledThreads  # set by `prefill`
     paths: OpenPaths
 
-    def __init__(self, searcher: BeamSearcher, threads: Threads, policy: BeamPolicy) -> None:
-        """Every thread has at least one request."""
+    def __init__(
+        self,
+        searcher: BeamSearcher,
+        threads: Threads,
+        policy: BeamPolicy,
+        hashes: list[list[BlockHash]] | None = None,
+    ) -> None:
+        """Every thread has at least one request. ``hashes`` as in `prefill`."""
         self.searcher = searcher
+        self.hashes = hashes
         self.threads = threads
         self.policy = policy
         self.requests = [request for _, requests in threads for request in requests]
@@ -102,7 +109,7 @@ class BeamSearch:
         """Run the model over the prompts and generate the first code of every beam."""
         searcher = self.searcher
         self.prefilled = prefill(
-            searcher.backbone, searcher.runner, self.threads, searcher.prefix_cache, searcher.codes_OL
+            searcher.backbone, searcher.runner, self.threads, searcher.prefix_cache, searcher.codes_OL, self.hashes
         )
         every_request = np.arange(len(self.requests))
         self.paths = self.prefilled.open_paths(every_request, [request.mask for request in self.requests])

@@ -12,6 +12,8 @@ import torch
 
 from leadre.lm.backbone import LOGIT_SCALE, Backbone
 
+NEUTRAL = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}  # of Gemma, Granite, Cohere
+
 
 def causal_lm(backbone: Backbone, *, attention: str = "sdpa") -> Any:
     """A causal LM of the body's class, in the dtype of the code rows, with one embedding row per ID of the layout.
@@ -26,6 +28,9 @@ def causal_lm(backbone: Backbone, *, attention: str = "sdpa") -> Any:
     table = torch.cat([backbone.words_VD.to(codes_SD), codes_SD, objects_OD])
     config = copy.deepcopy(backbone.body.config)
     config.vocab_size = len(table)
+    for name, neutral in NEUTRAL.items():
+        if hasattr(config, name):
+            setattr(config, name, neutral)
     config.tie_word_embeddings = False
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(codes_SD)
     # the body lacks only the embeddings, which are copied below

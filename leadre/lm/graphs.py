@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from leadre.lm.attention import PLAIN, ScoreRule
 from leadre.lm.backbone import Backbone
-from leadre.lm.cache import PromptCache, attend
+from leadre.lm.cache import PromptCache, attend, within_window
 from leadre.lm.pointer import PointerSources, keep_agreeing
 from leadre.lm.runner import BodyRunner
 
@@ -153,12 +154,15 @@ class CapturedStep:
         ids_QW = backbone.layout.words + backbone.layout.offsets[level - 1] + self.code_QW
         positions_QW = (self.end_Q[:, None] + level).expand(Q, W)
 
-        def attend_in_buffers(layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor) -> Tensor:
+        def attend_in_buffers(
+            layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor, rule: ScoreRule = PLAIN
+        ) -> Tensor:
             query, key, value = (part.view(Q, W, *part.shape[1:]) for part in (query_NHE, key_NGE, value_NGE))
             self.beam_kv[0][layer, :, :, level - 1] = key
             self.beam_kv[1][layer, :, :, level - 1] = value
             generated_kv = self.beam_kv[0][layer, :, :, :level], self.beam_kv[1][layer, :, :, :level]
-            return attend(query, self.keys[layer], self.values[layer], self.bias_Q1T, generated_kv).flatten(0, 1)
+            bias_Q1T = within_window(self.bias_Q1T, positions_QW[:, :1], rule.window)
+            return attend(query, self.keys[layer], self.values[layer], bias_Q1T, generated_kv, rule).flatten(0, 1)
 
         hidden_ND = self.runner(backbone.embed(ids_QW).flatten(0, 1), positions_QW.flatten(), attend_in_buffers)
         prior_QWC = self.prior_QWC[..., : backbone.layout.sizes[level]]

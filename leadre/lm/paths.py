@@ -21,7 +21,7 @@ from leadre.lm.beam import BeamRequest, Ints, are_live, repeatable
 from leadre.lm.cache import BeamCache, PromptCache
 from leadre.lm.layout import Ids
 from leadre.lm.pointer import PointerSources, keep_agreeing
-from leadre.lm.prefix import PrefixCache
+from leadre.lm.prefix import BlockHash, PrefixCache
 from leadre.lm.runner import BodyRunner
 from leadre.semid.trie import Mask
 
@@ -115,15 +115,25 @@ class PrefilledThreads:
 
 
 def prefill(
-    backbone: Backbone, runner: BodyRunner, threads: Threads, prefix_cache: PrefixCache | None, codes_OL: Ints
+    backbone: Backbone,
+    runner: BodyRunner,
+    threads: Threads,
+    prefix_cache: PrefixCache | None,
+    codes_OL: Ints,
+    hashes: list[list[BlockHash]] | None = None,
 ) -> PrefilledThreads:
-    """Run the model over all threads. ``codes_OL`` are the codes of every object, level by level."""
+    """Run the model over all threads. ``codes_OL`` are the codes of every object, level by level.
+
+    ``hashes``: those of the threads for the prefix cache, if the caller has them already.
+    """
     device = backbone.device
     thread_ids = [ids for ids, _ in threads]
     requests = [request for _, requests in threads for request in requests]
     thread_Q = np.repeat(np.arange(len(threads)), [len(requests) for _, requests in threads])
     end_Q = np.array([request.end for request in requests])
-    cache = PromptCache(runner, thread_ids, device, prefix_cache)
+    codes = len(backbone.layout.sizes) - 1  # the last one is no input
+    backbone.check_length(max(map(len, thread_ids)) + codes)
+    cache = PromptCache(runner, thread_ids, device, prefix_cache, hashes)
     hidden_BTD = cache.prefill(lambda ids_N: embed_rows(backbone, ids_N))
     ids_BT = np.zeros(hidden_BTD.shape[:2], np.int64)
     for b, ids in enumerate(thread_ids):

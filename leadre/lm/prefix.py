@@ -60,10 +60,10 @@ class PrefixCache:
             hashes.append(block_hash)
         return hashes
 
-    def num_cached(self, ids: Ids) -> int:
+    def num_cached(self, hashes: list[BlockHash]) -> int:
         """Length of the cached prefix of a prompt, in positions; changes neither counts nor the order of eviction."""
         with self._lock:
-            known = [block_hash in self._blocks for block_hash in self.hashes(ids)]
+            known = [block_hash in self._blocks for block_hash in hashes]
         return self.block_size * (known.index(False) if False in known else len(known))
 
     def get(self, hashes: list[BlockHash]) -> list[PrefixBlock]:

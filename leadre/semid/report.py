@@ -31,7 +31,8 @@ def measure(codebook: Codebook) -> dict[str, Any]:
     """Figures per quantised level and for the whole.
 
     codes_used        of `size`; entropy_bits of the objects over the codes, perplexity = 2 ** entropy_bits (how many
-                      codes an even use would need)
+                      codes an even use would need); largest_code: objects with the most used code;
+                      single_object_codes: codes that only one object has
     paths             different paths down to this level; sharing_share: objects whose path another object has too;
                       collision_share: 1 - paths / objects; largest_group: objects on the most crowded path
     error_share       squared error of the vectors rebuilt down to this level, over that of the mean vector
@@ -56,6 +57,8 @@ def measure(codebook: Codebook) -> dict[str, Any]:
                 "codes_used": int((used_C > 0).sum()),
                 "entropy_bits": _round(entropy),
                 "perplexity": _round(2**entropy),
+                "largest_code": int(used_C.max()),
+                "single_object_codes": int((used_C == 1).sum()),
                 "paths": len(group_P),
                 "sharing_share": _round(group_P[group_P > 1].sum() / len(upto)),
                 "collision_share": _round(1 - len(group_P) / len(upto)),
@@ -108,18 +111,20 @@ def _page(facts: dict[str, Any]) -> str:
         f"{facts['objects']:,} objects, codes per level {' x '.join(map(str, facts['sizes']))} (the last level tells "
         f"apart objects that share all others), version `{facts['version']}`.",
         "",
-        "| level | codes used | entropy, bits | perplexity | paths so far | objects sharing theirs | largest group "
-        "| error left |",
-        "|---|---|---|---|---|---|---|---|",
+        "| level | codes used | perplexity | largest code | codes of one object | paths so far "
+        "| objects sharing theirs | largest group | error left |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for number, level in enumerate(levels, start=1):
         lines.append(
-            f"| {number} | {level['codes_used']} of {level['size']} | {level['entropy_bits']:.2f} "
-            f"| {level['perplexity']:.0f} | {level['paths']:,} | {level['sharing_share']:.1%} "
-            f"| {level['largest_group']} | {level['error_share']:.1%} |"
+            f"| {number} | {level['codes_used']} of {level['size']} | {level['perplexity']:.0f} "
+            f"| {level['largest_code']} | {level['single_object_codes']} | {level['paths']:,} "
+            f"| {level['sharing_share']:.1%} | {level['largest_group']} | {level['error_share']:.1%} |"
         )
     last = levels[-1]
     lines += [
+        "",
+        "Perplexity: as many codes as an even use would need. Largest code: objects of the level's most used code.",
         "",
         f"Collisions before the last level: {last['sharing_share']:.1%} of the objects share their path with another "
         f"one; {last['collision_share']:.1%} would be lost if a path could hold one object. The last level uses "

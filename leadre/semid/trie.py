@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,12 +150,15 @@ class Trie(Mask):
             assert weights_N is not None or not live, "a row of a weighted trie needs a weight"
             self.mass[nodes[-1]] = weights_N if live else 0.0
         for nodes_N in nodes[-2::-1]:
-            parents = np.unique(nodes_N)
-            beams, edges = self._edges(parents)
-            first = np.flatnonzero(np.diff(beams, prepend=-1))
-            self.rows_beneath[parents] = np.add.reduceat(self.rows_beneath[edges + 1], first)
-            if self.mass is not None:
-                self.mass[parents] = np.add.reduceat(self.mass[edges + 1], first)
+            self.add_up(np.unique(nodes_N))
+
+    def add_up(self, nodes: Ints) -> None:
+        """Recompute counts and masses of inner nodes, each once, from their children."""
+        beams, edges = self._edges(nodes)
+        first = np.flatnonzero(np.diff(beams, prepend=-1))
+        self.rows_beneath[nodes] = np.add.reduceat(self.rows_beneath[edges + 1], first)
+        if self.mass is not None:
+            self.mass[nodes] = np.add.reduceat(self.mass[edges + 1], first)
 
     @property
     def _weights(self) -> NDArray[np.int32] | NDArray[np.float64]:
@@ -245,6 +248,46 @@ def build(
         rows_beneath=beneath,
         mass=mass,
     )
+
+
+def weighed(trie: Trie, weights_N: NDArray[np.floating]) -> Trie:
+    """The same rows, all of them live, with the prior weights ``weights_N`` > 0 by row; shares all other arrays.
+
+    For the rows 0 to N - 1. Cheaper than `build`, because nothing is sorted.
+    """
+    mass = np.empty(len(trie.rows_beneath))
+    mass[trie.level_starts[trie.depth] :] = weights_N[trie.leaf_row]
+    for depth in reversed(range(trie.depth if len(trie.leaf_row) else 0)):
+        here, below = (slice(*trie.level_starts[d : d + 2]) for d in (depth, depth + 1))
+        first_child = trie.child_offsets[here] + 1 - below.start
+        np.add.reduceat(mass[below], first_child, out=mass[here])
+    return replace(trie, mass=mass)
+
+
+def without(trie: Trie, rows_K: NDArray[np.integer]) -> Trie:
+    """The same trie where these rows are not live and have no number; those of later rows close up (`np.delete`).
+
+    For the rows 0 to N - 1. The paths remain, so the cost of a step does not change.
+    """
+    if not len(rows_K):
+        return trie
+    is_kept_N = np.ones(len(trie.leaf_row), np.bool_)
+    is_kept_N[rows_K] = False
+    numbers_N = np.where(is_kept_N, np.cumsum(is_kept_N) - 1, DEAD).astype(np.int32)
+    fewer = replace(
+        trie,
+        leaf_row=numbers_N[trie.leaf_row],
+        rows_beneath=trie.rows_beneath.copy(),
+        mass=None if trie.mass is None else trie.mass.copy(),
+    )
+    nodes = trie.level_starts[trie.depth] + np.flatnonzero(fewer.leaf_row == DEAD)
+    fewer.rows_beneath[nodes] = 0
+    if fewer.mass is not None:
+        fewer.mass[nodes] = 0.0
+    for _ in range(trie.depth):
+        nodes = np.unique(np.searchsorted(trie.child_offsets, nodes - 1, side="right") - 1)  # parents
+        fewer.add_up(nodes)
+    return fewer
 
 
 def code_type(sizes: Sequence[int]) -> type[np.integer]:

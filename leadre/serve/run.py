@@ -1,8 +1,9 @@
 """Answers bid requests: OpenRTB in, ads out, inside a deadline.
 
-Starts the writer (money and events), the model server, the management API and the bid workers, each as a process, and
-restarts any that dies. SIGTERM stops them in the opposite order: first the workers, which finish the requests that they
-have begun. All state is in one folder; the first start fills its campaign store from the ads of the run.
+Starts the writer (money and events), the table writer, the model server, the management API and the bid workers, each
+as a process, and restarts any that dies. SIGTERM stops them in the opposite order: first the workers, which finish the
+requests that they have begun. All state is in one folder; the first start fills its campaign store from the ads of the
+run.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from leadre import artifact, config, extras, progress
+from leadre import artifact, config, extras, progress, stderr
 from leadre.clock import SystemClock
 from leadre.errors import InputError
 from leadre.serve.paths import StatePaths
-from leadre.serve.plan import Network, Plan, Timing
-from leadre.serve.settings import Settings
+from leadre.serve.plan import Network, Pages, Plan, Timing
+from leadre.serve.settings import EXP_S, Settings
 from leadre.tune.latest import latest
 
 
@@ -44,11 +45,27 @@ class Config(config.Common):
         0, "our number on the Global Vendor List; 0 = none, so no TC string grants anything", at_least=0
     )
     gdpr_when_absent: bool = config.option(False, "apply the GDPR to requests without a GDPR signal")
+    gdpr_by_country: bool = config.option(
+        True, "apply it to such requests from the European Economic Area, the United Kingdom and Switzerland"
+    )
+    pass_unknown_category: bool = config.option(
+        True, "show ads without a category of the request's taxonomy where it blocks categories"
+    )
+    pass_unknown_language: bool = config.option(True, "show ads of unknown language where a request allows languages")
     exploration: float = config.option(
         0.02, "share of imps whose ad is drawn uniformly among the best, and logged so", at_least=0, below=1
     )
+    exp_s: int = config.option(
+        EXP_S, "seconds after a bid in which it may be shown: budget and frequency cap are reserved as long", at_least=1
+    )
+    post_view: bool = config.option(False, "count conversions of users who saw the ad and did not click")
     timing: Timing = config.group(Timing())
     network: Network = config.group(Network())
+    review: bool = config.option(True, "show ads of accounts only after an operator has approved them")
+    pages: Pages = config.group(Pages())
+    require_callers: bool = config.option(
+        False, "refuse bid requests of exchanges while `leadre serve caller` has added none; else any is admitted"
+    )
     retain_days: int = config.option(90, "days for which events, lists and profiles are kept", at_least=1)
 
 
@@ -56,6 +73,7 @@ def run(config: Config) -> None:
     """Serve until SIGTERM. Raises InputError for options that cannot be met, ArtifactError if the run has no ads."""
     if config.port == config.manage_port:
         raise InputError(f"--port and --manage-port are both {config.port}; choose another --manage-port")
+    config.network.trusted()  # refuses what is no address before a process starts
     model = model_of(config)
     if model is not None:
         extras.require(f"online generation with {model}", "generate", otherwise="set --generate false")
@@ -64,11 +82,14 @@ def run(config: Config) -> None:
     from leadre.serve.processes import bootstrap, supervisor
 
     with bootstrap.owned(paths):
+        stderr.decouple()
         with bootstrap.errors(paths):
             bootstrap.fill(paths, tables)
             origins = bootstrap.register_origins(paths, config.origins)
             bootstrap.check_exposure(paths, (config.host,))
+            callers = bootstrap.describe_callers(paths, settings_of(config), config.host)
         progress.say(f"serve: pages that may request bids: {', '.join(sorted(origins)) or 'none; set --origins'}")
+        progress.say(f"serve: {callers}")
         with bootstrap.errors(paths):
             bootstrap.offer_operator_key(paths, SystemClock())
         supervisor.run(_plan(config, paths, model))
@@ -89,6 +110,8 @@ def _plan(config: Config, paths: StatePaths, model: Path | None) -> Plan:
         beam=config.beam,
         retain_days=config.retain_days,
         network=config.network,
+        reviews_accounts=config.review,
+        pages=config.pages,
     )
 
 
@@ -122,5 +145,12 @@ def settings_of(config: Config) -> Settings:
         seat=config.seat,
         vendor_id=config.vendor_id,
         gdpr_when_absent=config.gdpr_when_absent,
+        gdpr_by_country=config.gdpr_by_country,
+        pass_unknown_category=config.pass_unknown_category,
+        pass_unknown_language=config.pass_unknown_language,
         exploration=config.exploration,
+        exp_s=config.exp_s,
+        post_view=config.post_view,
+        workers=config.workers,
+        require_callers=config.require_callers,
     )

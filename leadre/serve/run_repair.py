@@ -27,7 +27,7 @@ class Config(config.Common):
 def run(settings: Config) -> None:
     """Repair. Raises InputError if there is no state or a bidder runs, StorageError if the disk refuses."""
     from leadre.auction.budget.ledger import Ledger
-    from leadre.serve.events import training
+    from leadre.serve.events import table_position
     from leadre.serve.events.repair import repair
 
     paths = serve.paths_for(settings, settings.stages, settings.state)
@@ -35,7 +35,7 @@ def run(settings: Config) -> None:
         raise InputError(f"{paths.folder}: holds no state of a bidder that has served; check --state")
     with Ledger(paths.ledger) as ledger:
         posted = ledger.log_number
-    losses = repair(paths.events, paths.damaged, max(posted, training.position(paths.tables)))
+    losses = repair(paths.events, paths.damaged, max(posted, table_position.read(paths.tables)))
     if not losses:
         progress.say(f"serve: {paths.events} has no damage; nothing was changed")
     for loss in losses:

@@ -1,7 +1,7 @@
 """Restores a bidder's state from a backup; then start `leadre serve`.
 
-The state folder must not exist yet. Frequency caps start at zero. Users who were erased after the backup are in it:
-erase them again.
+The state folder must not exist yet. Frequency caps start at zero. Users who were erased after the backup are removed,
+by the list of their hashes that the bidder keeps beside its backups.
 """
 
 from __future__ import annotations
@@ -19,16 +19,25 @@ class Config(config.Common):
     """Options of ``leadre serve restore``."""
 
     backup: str = config.option("", "folder that `leadre serve backup` wrote")
+    erased: str = config.option(
+        "", "file with the users erased since the backup; default the list beside the backup; `none` without erasures"
+    )
     state: str = config.option("", "state folder of the bidder; default that of [serve], else work/<run>/state")
     stages: Path | None = config.option(None, "TOML whose [serve] names the state folder; none = that of --config")
 
 
 def run(settings: Config) -> None:
-    """Restore. Raises InputError if a state exists or a bidder runs, ArtifactError for a damaged backup."""
+    """Restore. Raises InputError if a state exists, a bidder runs, or there is no list of the erased users.
+
+    ArtifactError for a damaged backup.
+    """
     if not settings.backup:
         raise InputError("--backup is missing: name the folder that `leadre serve backup` wrote")
     from leadre.serve import backup
 
     paths = serve.paths_for(settings, settings.stages, settings.state)
-    backup.restore(Path(settings.backup), paths)
-    progress.say(f"serve: {paths.folder} is restored from {settings.backup}; start `leadre serve`")
+    removed = backup.restore(Path(settings.backup), paths, settings.erased)
+    progress.say(
+        f"serve: {paths.folder} is restored from {settings.backup}, {removed:,} users erased since were removed;"
+        " start `leadre serve`"
+    )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from leadre import extras
 from leadre.errors import InputError
+from leadre.redact import redact
 from leadre.store.contract import Store
 
 
@@ -26,8 +27,8 @@ def open_store(spec: str, *, timeout_ms: float = 20.0, lock_ms: float | None = N
 
         return LmdbStore(Path(rest), lock_s=None if lock_ms is None else lock_ms / 1000)
     if colon and kind in ("redis", "rediss", "unix") and rest:
-        extras.require(f"store {spec!r}", "redis")
+        extras.require(f"store {redact(spec)!r}", "redis")
         from leadre.store.redis.store import RedisStore
 
         return RedisStore(spec, timeout_ms=timeout_ms)
-    raise InputError(f"store {spec!r}: wants lmdb:FOLDER or redis://HOST:PORT/DB, such as lmdb:state/lists")
+    raise InputError(f"store {redact(spec)!r}: wants lmdb:FOLDER or redis://HOST:PORT/DB, such as lmdb:state/lists")

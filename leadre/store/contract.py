@@ -1,13 +1,14 @@
 """Contract of the stores: data types and the `Store` protocol; tests/store/contract_store.py checks every store.
 
 Keys contain the plain user ID, not a hash of it, so that an erasure leaves no pseudonym behind. A user ID has 1 to 400
-bytes of UTF-8 and no NUL: reads of another ID return None, writes raise InputError. Any thread and any process may read
-and write. Each process opens the store itself; a fork must not inherit it. Every method may raise `StoreDown`; the next
-call tries again.
+bytes of UTF-8, no NUL, and is not "*": reads of another ID return None, writes raise InputError. Any thread and any
+process may read and write. Each process opens the store itself; a fork must not inherit it. Every method may raise
+`StoreDown`; the next call tries again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -22,6 +23,7 @@ EVERYBODY = "*"  # user ID of the list for users without one
 MAX_RECENT = 1024
 MAX_SEGMENTS = 256
 MAX_USER_BYTES = 400
+TAG_BYTES = 4
 MAX_CAMPAIGN_BYTES = 96
 MAX_SWITCHES = 16  # list versions in `ListVersions.history`, the current one included
 DAYS_KEPT = 2  # days until `Store.retain` deletes the caps of a day: by then it has ended in every time zone
@@ -173,23 +175,43 @@ class Store(Protocol):
 
     def read_profile(self, user: str) -> Profile | None: ...
 
+    def find_user(self, *users: str) -> str:
+        """Return the first of the users that has a profile or a list of the current version; "" if none has."""
+        ...
+
     def write_profiles(self, *profiles: Profile) -> None:
         """Replace the profiles of these users; the last writer wins."""
         ...
 
     def reserve(
-        self, user: str, caps: Sequence[Cap], *, now_us: int, until_us: int, count: int = 1
+        self,
+        user: str,
+        caps: Sequence[Cap],
+        *,
+        now_us: int,
+        until_us: int,
+        count: int = 1,
+        certain_us: int | None = None,
+        holder: str = "",
     ) -> dict[str, list[str]]:
         """Reserve impressions under a user's frequency caps: campaign -> reservation IDs, up to ``count`` each. Atomic.
 
         ``count`` is the number of slots of a request. A reservation counts until it is void or past its ``until_us``,
         and a posted one for the whole day; their number never exceeds a cap's limit, with any number of processes. A
-        limit of 0 grants nothing: leave out campaigns without a cap.
+        limit of 0 grants nothing: leave out campaigns without a cap. Caps of days that are over by ``certain_us``
+        (default ``now_us``) may be deleted.
+
+        A reservation that is not posted counts for its own ``holder`` alone. So a caller that shows no bid keeps no ad
+        from the other callers; two of them that show theirs at once may exceed the limit.
         """
         ...
 
-    def post(self, reservation: str) -> bool:
-        """Count the reservation as an impression of its day. False if the reservation is gone. Idempotent."""
+    def post(self, reservation: str, user: str = "", cap: Cap | None = None) -> bool:
+        """Count the reservation as an impression of its day. Idempotent.
+
+        A reservation that is void or past its time may be gone: the impression is then counted under the ``cap``
+        of ``user``, also beyond its limit. False if it is gone and they are not given.
+        """
         ...
 
     def void(self, *reservations: str) -> None:
@@ -223,18 +245,29 @@ def dump(store: Store, version: str) -> Iterator[bytes]:
 
 
 def is_possible(user: str) -> bool:
-    """Return whether the user ID is valid: 1 to `MAX_USER_BYTES` bytes of UTF-8 without NUL."""
+    """Return whether the user ID is valid: 1 to `MAX_USER_BYTES` bytes of UTF-8 without NUL, and not `EVERYBODY`."""
     try:
-        return 0 < len(user.encode()) <= MAX_USER_BYTES and "\0" not in user
+        return 0 < len(user.encode()) <= MAX_USER_BYTES and "\0" not in user and user != EVERYBODY
     except UnicodeEncodeError:  # half of a surrogate pair
         return False
+
+
+def has_list(user: str) -> bool:
+    """Return whether a list can be stored for it: a valid user ID, or `EVERYBODY`."""
+    return user == EVERYBODY or is_possible(user)
 
 
 def check_users(users: Sequence[str]) -> None:
     """InputError for an invalid user ID."""
     for user in users:
         if not is_possible(user):
-            raise InputError(f"user {user[:80]!r}: wants 1 to {MAX_USER_BYTES} bytes of UTF-8 without NUL")
+            why = f"wants 1 to {MAX_USER_BYTES} bytes of UTF-8 without NUL, and not {EVERYBODY!r}"
+            raise InputError(f"user {user[:80]!r}: {why}")
+
+
+def holder_tag(holder: str) -> bytes:
+    """The bytes of a holder in the IDs of its reservations."""
+    return hashlib.blake2b(holder.encode(), digest_size=TAG_BYTES).digest() if holder else bytes(TAG_BYTES)
 
 
 def check_caps(user: str, caps: Sequence[Cap], now_us: int, until_us: int, count: int) -> None:

@@ -1,5 +1,7 @@
 """File of erased users, as keyed hashes: writers of lists and profiles leave these users out.
 
+The erasure of an ID covers it as an extended ID (`source:id`) of every source too (`leadre.extended_ids`).
+
 Format: a key in the first line, then one HMAC-SHA256 per user, then the SHA-256 of all lines before, in hex. The file
 does not contain user IDs.
 
@@ -14,11 +16,12 @@ import fcntl
 import hashlib
 import hmac
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from leadre.errors import InputError
+from leadre.extended_ids import covering
 
 KEY_BYTES = 32
 CHECKSUM = "sha256:"  # begins the last line
@@ -63,7 +66,12 @@ def load(path: Path) -> Callable[[str], bool]:
     if not path.exists():
         return lambda user_id: False
     key, hashes = read(path)
-    return lambda user_id: bool(hashes) and user_hash(key, user_id) in hashes
+    return lambda user_id: is_erased(key, hashes, user_id)
+
+
+def is_erased(key: bytes, hashes: Collection[str], user_id: str) -> bool:
+    """Whether the hash of an ID that covers this one is among the hashes."""
+    return bool(hashes) and any(user_hash(key, user) in hashes for user in covering(user_id))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -42,6 +42,28 @@ class _Request(NamedTuple):
     view: View
     objects: NDArray[np.int64]
     beam: BeamRequest
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Outcomes of the V requests of a view that have a relevant object, by request ascending.
+
+    Recall@10 of objects; money of the conversions among the first ten and of all conversions, in billionths.
+    """
+
+    recall_V: NDArray[np.float64]
+    caught_nanos_V: NDArray[np.float64]
+    total_nanos_V: NDArray[np.float64]
+
+    @property
+    def recall(self) -> float:
+        """Mean recall@10; 0 without requests."""
+        return float(self.recall_V.mean()) if len(self.recall_V) else 0.0
+
+    @property
+    def gmv(self) -> float:
+        """GMV@10: the share of the money that the first ten catch; 0 without money."""
+        return float(self.caught_nanos_V.sum() / max(self.total_nanos_V.sum(), 1.0))
 
 
 @dataclass(frozen=True)
@@ -96,22 +118,37 @@ def search_of(
     return ids, [BeamRequest(len(ids) - 1, mask, objects, pointer_bias_T=pointer_bias_T)]
 
 
-def recall(
+def measure(
     backbone: Backbone, threads: ThreadBuilder, live: InventoryPrior, windows: Sequence[Window], width: int
-) -> dict[str, NDArray[np.float64]]:
-    """Recall@10 of objects in each view, one value for each request with an outcome in the view, ascending."""
+) -> dict[str, Outcomes]:
+    """The outcomes of the requests of ``windows`` in each view, by beam search of ``width``."""
     logs = threads.logs
-    values: dict[str, dict[int, float]] = {view: {} for view in VIEWS}
+    rows: dict[str, dict[int, tuple[float, float, float]]] = {view: {} for view in VIEWS}
     backbone.eval()
     for ranked in TunedSearcher(BeamSearcher(backbone), threads, live).answer(windows, VIEWS, width):
-        relevant = logs.relevant(ranked.r)[0]
+        relevant, nanos = logs.relevant(ranked.r)
         if ranked.view == "new":
-            relevant = relevant[first_seen(logs, ranked.r)]
+            is_first = first_seen(logs, ranked.r)
+            relevant = relevant[is_first]
+            nanos = nanos[is_first]
         objects = np.unique(logs.ad_object_A[relevant])
         if len(objects):
             hits = np.isin(ranked.objects[None, :10], objects)
-            values[ranked.view][ranked.r] = float(metrics.recall_at(hits, np.array([len(objects)]), 10)[0])
+            recall = float(metrics.recall_at(hits, np.array([len(objects)]), 10)[0])
+            is_caught = np.isin(logs.ad_object_A[relevant], ranked.objects[:10])
+            rows[ranked.view][ranked.r] = (recall, float(nanos[is_caught].sum()), float(nanos.sum()))
     backbone.train()
-    return {
-        f"recall@10 {view}": np.array([recall_of[r] for r in sorted(recall_of)]) for view, recall_of in values.items()
+    return {view: _outcomes([row_of[r] for r in sorted(row_of)]) for view, row_of in rows.items()}
+
+
+def _outcomes(rows: Sequence[tuple[float, float, float]]) -> Outcomes:
+    recall_V, caught_nanos_V, total_nanos_V = np.array(rows, np.float64).reshape(-1, 3).T
+    return Outcomes(recall_V, caught_nanos_V, total_nanos_V)
+
+
+def figures(outcomes: Mapping[str, Outcomes]) -> dict[str, float]:
+    """Recall@10 of each view, and GMV@10 of each view whose conversions have money: a row of valid.csv."""
+    recalls = {f"recall@10 {view}": outcome.recall for view, outcome in outcomes.items()}
+    return recalls | {
+        f"gmv@10 {view}": outcome.gmv for view, outcome in outcomes.items() if outcome.total_nanos_V.any()
     }

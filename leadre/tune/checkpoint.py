@@ -26,9 +26,10 @@ class TrainingHistory:
     """Figures of a run so far.
 
     loss    rows of loss.csv: step, loss of the main task, learning rate, tokens so far
-    valid   rows of valid.csv: step, recall by view
+    valid   rows of valid.csv: step, recall and GMV by view
     pairs   rows of pairs.csv: step, figures of the step's preference pairs
     tasks   rows of the alignment tasks
+    kept    step and validation GMV of the weights that preference training keeps so far; None = none passed its guard
     """
 
     step: int = 0
@@ -38,6 +39,7 @@ class TrainingHistory:
     valid: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     pairs: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     tasks: list[TaskStep] = field(default_factory=list)
+    kept: tuple[int, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Checkpoint:
 
 def _history(content: dict[str, Any]) -> TrainingHistory:
     """The history out of JSON; checkpoints of earlier releases lack some columns."""
+    kept = content.get("kept")
     return TrainingHistory(
         step=content["step"],
         tokens=content["tokens"],
@@ -99,4 +102,5 @@ def _history(content: dict[str, Any]) -> TrainingHistory:
         valid=[(int(step), dict(recalls)) for step, recalls in content.get("valid", [])],
         pairs=[(int(step), dict(figures)) for step, figures in content.get("pairs", [])],
         tasks=[TaskStep(*row) for row in content.get("tasks", [])],
+        kept=None if kept is None else (int(kept[0]), float(kept[1])),
     )

@@ -55,9 +55,11 @@ def load(
     logs = moments.logs
     live = load_prior(logs, codebook, model, training=training, money=money, now_us=moments.now_us)
     backbone = backbones.load(model.path, live.codes_OL).to(backbones.pick_device())
+    tuning = settings(model)
+    backbones.freeze(backbone, body=tuning.get("freeze_body", False), codes=tuning.get("zero_codes", False))
     tokenizer = pretrained.tokenizer(model.path / "tokenizer")
     prompter = prompts.PromptWriter(logs, tokenizer, backbone.layout, prompts.load_blocks(model.path))
-    return TunedModel(backbone, ThreadBuilder(prompter, moments, settings(model).get("burn_in", 0.0)), live)
+    return TunedModel(backbone, ThreadBuilder(prompter, moments, tuning.get("burn_in", 0.0)), live)
 
 
 def settings(model: Artifact) -> Mapping[str, Any]:

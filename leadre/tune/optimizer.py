@@ -12,13 +12,18 @@ from torch import Tensor
 from leadre.lm.backbone import Backbone
 
 WARMUP_STEPS = 60
+WARMUP_SHARE = 0.2  # of the steps at most: a run of 40 steps would never come near its peak rate in 60
 BETAS = (0.9, 0.98)
 MAX_GRADIENT_NORM = 1.0
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Share (0 to 1) of the peak rate: linear warm-up over `WARMUP_STEPS`, linear decay to 0 at ``steps``."""
-    return min(1.0, (step + 1) / WARMUP_STEPS) * max(0.0, 1 - step / steps)
+    """Share (0 to 1) of the peak rate: linear warm-up, then linear decay to 0 at ``steps``.
+
+    The warm-up takes `WARMUP_SHARE` of the steps, at most `WARMUP_STEPS`.
+    """
+    warm_up = max(1, min(WARMUP_STEPS, int(WARMUP_SHARE * steps)))
+    return min(1.0, (step + 1) / warm_up) * max(0.0, 1 - step / steps)
 
 
 def trainable_parameters(backbone: Backbone) -> dict[str, Tensor]:

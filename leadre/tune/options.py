@@ -20,11 +20,12 @@ class PromptBlocks:
     long_ad: bool = option(True, "prompt block: long-term interests from ads")
     short_content: bool = option(True, "prompt block: the last visits outside ads")
     short_ad: bool = option(True, "prompt block: the last visits from ads")
-    context: bool = option(True, "prompt block: weekday and time of the request")
+    context: bool = option(True, "prompt block: weekday and time of the request, as far as the log has them")
     placement: bool = option(True, "prompt block: placement of the request, if the data has several")
     long_items: int = option(48, "maximum number of long-term interests per domain", at_least=1)
     described: int = option(4, "how many of them are written in words", at_least=0)
     long_tokens: int = option(160, "positions of the long-term interests of a domain", at_least=0)
+    short_title: int = option(0, "tokens of its title beside each object of the last visits; 0 = none", at_least=0)
     short_tokens: int = option(512, "step of the short-term window, which holds one to two steps", at_least=1)
 
 

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from leadre.data.histories import AD, CONTENT, Logs
-from leadre.data.moment import History, Moment
+from leadre.data.histories import AD, CONTENT, Clock, Logs
+from leadre.data.moment import History, Moment, VisitIndex
 from leadre.lm.layout import Ids, Layout
 from leadre.tune.intents import LongTerm, long_term
 from leadre.tune.options import PromptBlocks
@@ -57,6 +58,7 @@ class PromptWriter:
         self.layout = layout
         self.blocks = blocks
         self.placements = logs.placements
+        self.clock = logs.clock
         self._titles = logs.objects["title"].to_list()
         self._tokenizer = tokenizer
         self._control = frozenset(tokenizer.added_tokens_decoder)
@@ -78,16 +80,16 @@ class PromptWriter:
     def context(self, at_us: int, placement: int) -> Ids:
         """The weekday, part of the day and placement of a visit; the answer to a request begins after it.
 
-        ``placement`` is an index into ``placements``, or -1. A catalogue with one placement does not name it.
+        A log of days states no part of the day, a log of an order no time at all. ``placement`` is an index into
+        ``placements``, or -1. A catalogue with one placement does not name it.
         """
         if not (self.blocks.context and self.blocks.words):
             return self.text("\n")
-        at = datetime.fromtimestamp(at_us / US_PER_S, UTC)
-        when = f"\n{DAYS[at.weekday()]} {PARTS[at.hour // 6]}"
+        at = when(at_us, self.clock)
         if not self.blocks.placement or placement < 0 or len(self.placements) < 2:
-            return self.text(f"{when}:")
-        name = self.text(f", {self.placements[placement]}")[:PLACEMENT_TOKENS]
-        return np.concatenate([self.text(when), name, self.text(":")])
+            return self.text(f"\n{at}:" if at else "\n")
+        name = self.text(f", {self.placements[placement]}" if at else self.placements[placement])[:PLACEMENT_TOKENS]
+        return np.concatenate([self.text(f"\n{at}"), name, self.text(":")])
 
     def acted_on(self, history: History, visit: int) -> Ids:
         """The objects that the user acted on in a visit: those reached through ads, then the others."""
@@ -98,12 +100,18 @@ class PromptWriter:
         for domain, is_on, name in ((AD, self.blocks.short_ad, " ads"), (CONTENT, self.blocks.short_content, " also")):
             objects = objects_E[domain_E == domain]
             if is_on and len(objects):
-                parts += [self.text(name), self.layout.object(objects)]
+                parts += [self.text(name), self._titled(objects)]
         return np.concatenate(parts) if parts else NO_TOKENS
 
-    def overhead(self) -> int:
-        """About how many positions a visit takes besides its objects: its context and the names of the two domains."""
-        return len(self.context(0, 0)) + len(self.text(" ads")) + len(self.text(" also"))
+    def positions_before(self, visits: VisitIndex, object_E: NDArray[np.int32]) -> NDArray[np.int64]:
+        """About how many positions of short-term interests precede each visit, and the end: int64 [V + 1]."""
+        overhead = len(self.context(0, 0)) + len(self.text(" ads")) + len(self.text(" also"))
+        offsets = visits.event_offsets
+        if self.blocks.short_title:
+            objects, row_E = np.unique(object_E, return_inverse=True)
+            length_N = np.array([1 + len(self._short_title(int(o))) for o in objects], np.int64)
+            offsets = np.concatenate([[0], np.cumsum(length_N[row_E])])[offsets]
+        return np.asarray(offsets + overhead * np.arange(len(offsets)), np.int64)
 
     def text(self, words: str) -> Ids:
         """Token IDs of plain text, cached; without the block ``words`` only the line break that opens a visit."""
@@ -136,6 +144,18 @@ class PromptWriter:
                 parts.append(f"<{level}:{row - layout.offsets[level]}>")
         return "".join(parts)
 
+    def _titled(self, objects: NDArray[np.int32]) -> Ids:
+        """Each object after the first words of its title, as a position attends only to those before it."""
+        rows = self.layout.object(objects)
+        if not self.blocks.short_title:
+            return rows
+        return np.concatenate(
+            [np.append(self._short_title(o), row) for o, row in zip(objects.tolist(), rows, strict=True)]
+        )
+
+    def _short_title(self, row: int) -> Ids:
+        return self.text(" " + self._titles[row])[: self.blocks.short_title]
+
     def _tokenize(self, words: str) -> Ids:
         if not words:
             return NO_TOKENS
@@ -157,9 +177,7 @@ class PromptWriter:
         left = self.blocks.long_tokens
         for i in range(min(self.blocks.described, len(interests.objects_N)) if self.blocks.words else 0):
             title = self._words(" " + self._titles[interests.objects_N[i]])[:TITLE_WORDS]
-            days = (last_us - int(interests.last_us_N[i])) // US_PER_DAY
-            money = round(int(interests.money_nanos_N[i]) / NANOS_PER_UNIT)
-            fact = self.text(f", {interests.count_N[i]} times for {money}, {days} days ago;")
+            fact = self.text(fact_of(interests, i, last_us, self.clock))
             if len(title) + len(fact) > left:
                 break
             parts += [title, fact]
@@ -174,6 +192,22 @@ class PromptWriter:
                 break
             listed.append(entry)
         return np.concatenate([*parts, *listed[::-1]])  # the strongest last, nearest to the visits
+
+
+def when(at_us: int, clock: Clock) -> str:
+    """A time in words, to the resolution of the log's times."""
+    if clock == "order":
+        return ""
+    at = datetime.fromtimestamp(at_us / US_PER_S, UTC)
+    return DAYS[at.weekday()] if clock == "days" else f"{DAYS[at.weekday()]} {PARTS[at.hour // 6]}"
+
+
+def fact_of(interests: LongTerm, i: int, last_us: int, clock: Clock) -> str:
+    """How often the user acted on an object, for how much and how long ago; no money or time that the log lacks."""
+    money_nanos = int(interests.money_nanos_N[i])
+    money = f" for {round(money_nanos / NANOS_PER_UNIT)}" if money_nanos else ""
+    ago = "" if clock == "order" else f", {(last_us - int(interests.last_us_N[i])) // US_PER_DAY} days ago"
+    return f", {interests.count_N[i]} times{money}{ago};"
 
 
 def profile_text(profile: Mapping[str, Any]) -> str:

@@ -28,9 +28,10 @@ if TYPE_CHECKING:  # torch is imported in run, so that --help stays quick
     from leadre.lm.prior import InventoryPrior
     from leadre.semid.codebook import Codebook
     from leadre.tune.alignment.sampler import AlignmentSampler
+    from leadre.tune.answers import Outcomes
     from leadre.tune.checkpoint import TrainingHistory
     from leadre.tune.prompts import PromptWriter
-    from leadre.tune.sft import Recalls, Validate
+    from leadre.tune.sft import Validate
     from leadre.tune.threads import ThreadBuilder
 
 VALIDATION_USERS = 200
@@ -43,6 +44,11 @@ class Config(config.Common):
 
     backbone: str = config.option("smollm2", "smollm2 (packaged), a local Hugging Face folder or a hub name")
     random_backbone: bool = config.option(False, "start the body from random weights (control runs)")
+    random_words: bool = config.option(False, "random word embeddings of the same spread (control runs)")
+    freeze_body: bool = config.option(False, "train the code rows and the pointer alone (control runs)")
+    zero_codes: bool = config.option(
+        False, "code rows of zeros, not trained: the prior decides alone if there is no pointer (control runs)"
+    )
     layers: int = config.option(4, "keep only this many of the first layers (for CPUs); 0 = all", at_least=0)
     pointer: bool = config.option(True, "a pointer over the objects in the prompt beside the head")
     prior: bool = config.option(True, "start from how often each object was acted on while it was live")
@@ -80,14 +86,17 @@ class Config(config.Common):
 
 def run(config: Config) -> None:
     """Write ``work/<run>/tune-sft`` unless it is current. Raises InputError for options that cannot be met."""
+    from leadre.lm import pretrained
+
     _check(config)
     tables = artifact.read(config.folder("data"), artifact.TABLES)
     codebook = artifact.read(config.folder("semid"), artifact.CODEBOOK)
     parents = [tables, codebook]
+    effective = config.flat() | pretrained.identity(config.backbone, config.work)
     output = artifact.Output(
         folder=config.folder("tune-sft"),
         kind=artifact.MODEL,
-        config=config.flat(),
+        config=effective,
         seed=config.seed,
         parents=parents,
     )
@@ -102,7 +111,8 @@ def run(config: Config) -> None:
         backbone, prompter, live, source = prepare(config, logs, codebook)
         threads = _threads(config, prompter, logs)
         sentences = _sentences(config, threads, live)
-        history = _train(config, backbone, threads, live, sentences, checkpoint, parents)
+        resume_key = artifact.resume_key(effective, parents)
+        history = _train(config, backbone, threads, live, sentences, checkpoint, resume_key)
         write(temporary, backbone, live, prompter.blocks, source, history)
         plots.loss_curve(history, temporary / "loss.png")
         if sentences:
@@ -114,6 +124,10 @@ def _check(config: Config) -> None:
     """Raise InputError for options that contradict each other, before anything is read."""
     if config.aux_share and not config.blocks.words:
         raise InputError(f"--aux-share {config.aux_share}: alignment tasks need words in prompts; set --words true")
+    if config.freeze_body and config.adapter == "lora":
+        raise InputError("--freeze-body true --adapter lora: LoRA trains the body; set --adapter full")
+    if config.freeze_body and config.zero_codes and not config.pointer:
+        raise InputError("--freeze-body true --zero-codes true --pointer false: nothing is left to train")
     if config.aux_first and not config.aux_share:
         raise InputError(f"--aux-first {config.aux_first}: needs alignment tasks; set --aux-share above 0")
 
@@ -143,9 +157,13 @@ def prepare(
     backbone = backbones.create(source, layout, live.codes_OL, layers=config.layers, pointer=config.pointer)
     if config.random_backbone:
         backbones.randomise(backbone, config.seed)
+    if config.random_words:
+        backbones.randomise_words(backbone, config.seed)
     prompter = PromptWriter(logs, tokenizer, layout, config.blocks)
     titles = [prompter.plain(" " + title) for title in logs.objects["title"]]
-    backbones.init_codes(backbone, codebook.centroids, titles, config.seed, ~logs.hidden_O)
+    if not config.zero_codes:
+        backbones.init_codes(backbone, codebook.centroids, titles, config.seed, ~logs.hidden_O)
+    backbones.freeze(backbone, body=config.freeze_body, codes=config.zero_codes)
     if backbone.pointer is not None:
         backbone.pointer.start_counts(prompter.counts())
     return backbone.to(backbones.pick_device()), prompter, live, source
@@ -218,10 +236,10 @@ def _write_alignment(
     (folder / "alignment.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     for name, group in figures.items():
         right = group["category"]
-        commonest = group["majority"]
+        table = group["lookup_2"]
         progress.say(
             f"tune: category of {group['objects']:,} {name} ads from their IDs, first level {right['1']:.3f} "
-            f"(the commonest {commonest['1']:.3f}), whole path {right['full']:.3f} ({commonest['full']:.3f})"
+            f"(a lookup by two codes {table['1']:.3f}), second {right['2']:.3f} ({table['2']:.3f})"
         )
 
 
@@ -232,7 +250,7 @@ def _train(
     live: InventoryPrior,
     sentences: AlignmentSampler | None,
     checkpoint: Path,
-    parents: list[artifact.Artifact],
+    resume_key: str,
 ) -> TrainingHistory:
     from leadre.tune import sft
     from leadre.tune.batches import Examples
@@ -241,29 +259,29 @@ def _train(
     if config.adapter == "lora":
         _add_lora(backbone, config.lora_rank)
     schedule = dataclasses.replace(config.schedule, seed=config.seed)
-    key = artifact.resume_key(config.flat(), parents)
     validate = validator(config.seed, backbone, threads, live)
-    history = sft.train(backbone, examples, schedule, checkpoint, key, validate, sentences, config.aux_first)
+    history = sft.train(backbone, examples, schedule, checkpoint, resume_key, validate, sentences, config.aux_first)
     if config.adapter == "lora":
         backbone.body = backbone.body.merge_and_unload()
     return history
 
 
 def validator(seed: int, backbone: Backbone, threads: ThreadBuilder, live: InventoryPrior) -> Validate:
-    """A function of no arguments: recall@10 in both views for a sample, drawn by ``seed``, of the validation users."""
+    """A function of no arguments: the outcomes by view of a sample, drawn by ``seed``, of the validation users."""
     import numpy as np
 
     from leadre.data.histories import VALID
-    from leadre.tune.answers import recall
+    from leadre.tune.answers import measure
 
     requests = threads.logs.requests_of(VALID)
     users = np.unique(threads.logs.request_user_R[requests])
     sample = np.random.default_rng(seed).permutation(users)[:VALIDATION_USERS]
     windows = threads.serving(requests[np.isin(threads.logs.request_user_R[requests], sample)])
 
-    def validate() -> Recalls:
-        progress.say(f"tune: validation on {len(windows):,} requests of {len(sample):,} users")
-        return recall(backbone, threads, live, windows, VALIDATION_BEAM)
+    def validate() -> Mapping[str, Outcomes]:
+        count = sum(len(window.requests) for window in windows)
+        progress.say(f"tune: validation on {count:,} requests of {len(sample):,} users")
+        return measure(backbone, threads, live, windows, VALIDATION_BEAM)
 
     return validate
 

@@ -11,9 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from leadre import progress
@@ -22,14 +20,14 @@ from leadre.lm.pointer import keep_agreeing
 from leadre.tune import losses
 from leadre.tune.alignment import loss as alignment_losses
 from leadre.tune.alignment.sampler import ROW_POSITIONS, AlignmentSampler
+from leadre.tune.answers import Outcomes, figures
 from leadre.tune.batches import Batch, Examples
 from leadre.tune.checkpoint import Checkpoint, TrainingHistory
 from leadre.tune.optimizer import denormals_as_zero, learning_rate, make_optimizer, optimizer_step, trim_heap
 from leadre.tune.options import TrainingSchedule
 from leadre.tune.threads import Window
 
-Recalls = Mapping[str, NDArray[np.float64]]  # by view, of each request with a relevant object
-Validate = Callable[[], Recalls]
+Validate = Callable[[], Mapping[str, Outcomes]]  # by view
 
 CENTRING_BATCHES = 16
 TRIM_EVERY = 20  # steps
@@ -58,7 +56,7 @@ def train(
     history = checkpoint.resume() or TrainingHistory()
     plan = _plan(examples, schedule, alignment)
     first = alignment_first if alignment else 0
-    main_steps = min(len(plan), schedule.max_steps or len(plan))
+    main_steps = len(plan)
     steps = first + main_steps
     backbone.train()
     saved_s = time.monotonic()
@@ -85,8 +83,8 @@ def train(
                 loss = loss + main_loss
             optimizer_step(backbone, optimizer, loss, rate)
             if main_step >= 0 and ((main_step + 1) % schedule.validate_every == 0 or history.step == steps):
-                history.valid.append((history.step, mean_recalls(validate())))
-                progress.say(f"tune: step {history.step}: {_recall_text(history)}")
+                history.valid.append((history.step, figures(validate())))
+                progress.say(f"tune: step {history.step}: {_figures_text(history)}")
             if history.step % TRIM_EVERY == 0:
                 trim_heap()
             phase = f"epoch {plan[main_step][0] + 1}" if main_step >= 0 else "alignment"
@@ -112,18 +110,14 @@ def schedule_optimizer(backbone: Backbone, schedule: TrainingSchedule) -> torch.
 def _plan(
     examples: Examples, schedule: TrainingSchedule, alignment: AlignmentSampler | None
 ) -> list[tuple[int, list[Window]]]:
-    """(epoch, windows of the batch) of all steps of the main task, more than ``max_steps`` if need be."""
+    """(epoch, windows of the batch) of all steps of the main task."""
     batch_tokens = schedule.batch_tokens - (alignment.positions if alignment else 0)
-    return [
+    plan = [
         (epoch, windows)
         for epoch in range(schedule.epochs)
         for windows in examples.epoch(schedule.seed + epoch, batch_tokens)
     ]
-
-
-def mean_recalls(recalls: Recalls) -> dict[str, float]:
-    """Mean recall of each view; 0 if no request of the view has a relevant object."""
-    return {view: float(values.mean()) if len(values) else 0.0 for view, values in recalls.items()}
+    return plan[: schedule.max_steps or None]
 
 
 def sft_loss(backbone: Backbone, batch: Batch) -> Tensor:
@@ -163,8 +157,8 @@ def centre_code_scores(backbone: Backbone, batches: Sequence[Batch]) -> None:
         backbone.bias_S[start:end] = -backbone.logits(states, level).mean(0)
 
 
-def _recall_text(history: TrainingHistory) -> str:
-    return ", ".join(f"{view} {recall:.4f}" for view, recall in history.valid[-1][1].items())
+def _figures_text(history: TrainingHistory) -> str:
+    return ", ".join(f"{name} {figure:.4f}" for name, figure in history.valid[-1][1].items())
 
 
 def _progress_text(phase: str, history: TrainingHistory, seconds: float) -> str:

@@ -57,9 +57,9 @@ class ThreadBuilder:
         self.visit_R = moments.visits_before()  # the visit that each request answers or precedes
         first_R = self.visits.user_offsets[moments.user_M]
         assert bool(np.all(self.visit_R >= first_R)), "a request points before its user's first visit"
-        ends_V = np.cumsum(np.diff(self.visits.event_offsets) + prompter.overhead())
+        ends_V = prompter.positions_before(self.visits, self.logs.object_E)
         # about how many positions precede each visit; one entry more: a request may follow the last visit
-        self.tokens_V = np.concatenate([[0], ends_V, ends_V[-1:]])
+        self.tokens_V = np.append(ends_V, ends_V[-1])
         self.train_R = learnable(self.logs, burn_in) if bool(moments.is_training_M.any()) else np.zeros(0, np.int64)
 
     def training(self, seed: int, requests_R: NDArray[np.int64] | None = None) -> list[Window]:
@@ -177,9 +177,8 @@ def write_thread(prompter: PromptWriter, moments: Sequence[Moment], start: int) 
 
 def serving_prompt(prompter: PromptWriter, moment: Moment) -> Ids:
     """The serving thread of one moment, which is answered at its last position."""
-    ends_V = np.cumsum(np.diff(moment.history.visits.event_offsets) + prompter.overhead())
-    tokens_V = np.concatenate([np.zeros(1, np.int64), ends_V])
-    visits = np.array([len(ends_V)])
+    tokens_V = prompter.positions_before(moment.history.visits, moment.history.object_E)
+    visits = np.array([len(tokens_V) - 1])
     (start,) = serving_starts(tokens_V, 0, visits, prompter.blocks.short_tokens)
     ids, _ = write_thread(prompter, [moment], int(start))
     return ids

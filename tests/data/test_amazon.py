@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from leadre import artifact
 from leadre.data import histories
+from leadre.data import run as data
 from leadre.data.histories import TEST, TRAIN, VALID
 from leadre.data.sources import amazon
 from leadre.data.tables import Tables
@@ -46,8 +48,7 @@ def original(folder: Path) -> Path:
 
 
 def build(tables: Tables) -> histories.Logs:
-    frames = {name: frame for name, frame in tables.named().items() if name != "bad_rows"}
-    return histories.build(**frames, positive="conversion")
+    return histories.of_tables(tables, "conversion")
 
 
 @pytest.mark.parametrize("form", [compact, original])
@@ -77,6 +78,14 @@ def test_held_out_items_are_later_than_all_training_items(tmp_path: Path) -> Non
     logs = build(amazon.read(compact(tmp_path)))
     at_us = [logs.request_at_us_R[logs.requests_of(split)] for split in (TRAIN, VALID, TEST)]
     assert at_us[0].max() < at_us[1].min() and at_us[1].max() < at_us[2].min()
+
+
+def test_times_are_marked_as_an_order_and_real_ones_are_not(tmp_path: Path) -> None:
+    folder = compact(tmp_path)
+    for source, clock in (("amazon", "order"), ("world", "instants")):
+        config = data.Config(work=tmp_path, run=source, source=source, path=folder)
+        data.run(config)
+        assert histories.load(artifact.read(config.folder("data"), artifact.TABLES)).clock == clock
 
 
 def test_code_in_metadata_is_a_bad_row(tmp_path: Path) -> None:

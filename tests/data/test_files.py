@@ -283,7 +283,16 @@ def test_positive_action_and_empty_requests(logs: Logs) -> None:
         row["action"] = "click"
     assert read(logs(events=events)).requests.height == 30
     assert read(logs(events=events), positive="click").requests.height == 30
-    assert read(logs(events=events), keep_empty=True).requests.height == 60
+    apart = read(logs(events=events))
+    kept = read(logs(events=events), keep_empty=True)
+    assert kept.requests.height == 60 and kept.empty_requests.height == kept.empty_inventories.height == 0
+    both = pl.concat([apart.requests, apart.empty_requests])
+    assert sorted(both.drop("split").rows()) == sorted(kept.requests.drop("split").rows())  # shares of fewer rows
+    starts = dict(apart.requests.group_by("split").agg(pl.min("at")).iter_rows())
+    valid = apart.empty_requests.filter(pl.col("split") == "valid")["at"]
+    assert valid.len() and valid.is_between(starts["valid"], starts["test"], closed="left").all()
+    both = pl.concat([apart.inventories, apart.empty_inventories])
+    assert sorted(both.rows()) == sorted(kept.inventories.rows())
     with pytest.raises(InputError, match="no request has a 'click' of a live ad"):
         read(logs(), positive="click")
 

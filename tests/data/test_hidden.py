@@ -104,6 +104,31 @@ def test_keep_empty_keeps_requests_without_an_outcome():
         hidden.launch_late(tables, ids, positive="conversion", keep_empty=keep_empty) for keep_empty in (False, True)
     )
     assert len(dropped.requests) < len(kept.requests) == len(tables.requests)
+    emptied = set(dropped.empty_requests["request_id"]) - set(tables.empty_requests["request_id"])
+    assert emptied == set(kept.requests["request_id"]) - set(dropped.requests["request_id"])
+    for late in (dropped, kept):
+        known = pl.concat([late.inventories, late.empty_inventories])["inventory_id"]
+        training = late.empty_requests.filter(pl.col("split") == "train")
+        assert training["inventory_id"].is_in(known.implode()).all()
+        ads = tables.ads.filter(pl.col("object_id").is_in(ids.implode()))["ad_id"]
+        live = late.empty_inventories.join(training, on="inventory_id", how="semi")
+        assert not live["ad_id"].is_in(ads.implode()).any()
+
+
+def test_empty_requests_stay_empty_and_lose_the_hidden_ads_of_training():
+    tables = world.read(seed=3, users=24, ads=40, contents=12)
+    is_empty = pl.int_range(pl.len()) % 3 == 0
+    parts = {"requests": tables.requests.filter(~is_empty), "empty_requests": tables.requests.filter(is_empty)}
+    ids = tables.ads["object_id"][:4].unique()
+    late = hidden.launch_late(dataclasses.replace(tables, **parts), ids, positive="conversion", keep_empty=True)
+    assert set(late.empty_requests["request_id"]) == set(parts["empty_requests"]["request_id"])
+    assert set(late.requests["request_id"]) == set(parts["requests"]["request_id"])
+    live = pl.concat([late.inventories, late.empty_inventories])
+    assert live.is_unique().all()
+    of_split = late.empty_requests.join(live, on="inventory_id").group_by("split").agg(pl.col("ad_id").unique())
+    ads = set(tables.ads.filter(pl.col("object_id").is_in(ids.implode()))["ad_id"])
+    by_split = {split: ads & set(live_ads) for split, live_ads in of_split.iter_rows()}
+    assert by_split["train"] == set() and by_split["test"]
 
 
 def test_invalid_shares_and_logs_are_rejected(tmp_path):

@@ -17,8 +17,7 @@ T0 = datetime(2026, 3, 1, tzinfo=UTC)
 @pytest.fixture(scope="module")
 def market() -> tuple[tables.Tables, Logs]:
     source = world.read(seed=3, users=30, ads=40, contents=10)
-    frames = {name: frame for name, frame in source.named().items() if name != "bad_rows"}
-    return source, histories.build(**frames, positive="conversion")
+    return source, histories.of_tables(source, "conversion")
 
 
 def test_arrays_equal_a_naive_reading_of_the_tables(market: tuple[tables.Tables, Logs]) -> None:
@@ -131,3 +130,16 @@ def test_first_seen_counts_objects_in_both_domains() -> None:
     assert first_seen(logs, 0).tolist() == [True]  # ox
     assert first_seen(logs, 1).tolist() == [False]  # oy was viewed as content
     assert first_seen(logs, 2).tolist() == [False]  # z is ox again
+
+
+@pytest.mark.parametrize(
+    ("times", "clock"),
+    [
+        (["2026-03-01T00:00", "2026-03-04T00:00"], "days"),
+        (["2026-03-01T00:00", "2026-03-04T00:01"], "instants"),
+        ([], "instants"),
+    ],
+)
+def test_times_that_are_all_at_midnight_are_days(times: list[str], clock: str) -> None:
+    at = pl.Series("at", [datetime.fromisoformat(time).replace(tzinfo=UTC) for time in times], dtype=tables.TIME)
+    assert histories.clock_of(at) == clock

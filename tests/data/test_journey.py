@@ -20,8 +20,7 @@ def tables() -> Tables:
 
 @pytest.fixture(scope="module")
 def logs(tables: Tables) -> Logs:
-    frames = {name: frame for name, frame in tables.named().items() if name != "bad_rows"}
-    return histories.build(**frames, positive="conversion")
+    return histories.of_tables(tables, "conversion")
 
 
 def test_counts(logs: Logs) -> None:
@@ -31,6 +30,20 @@ def test_counts(logs: Logs) -> None:
     assert sum(bool(first_seen(logs, int(r)).any()) for r in logs.requests_of(TEST)) == 7646
     per_request = np.diff(logs.inventory_offsets)[logs.request_inventory_R]
     assert 428 < per_request.mean() < 429
+
+
+def test_visits_without_a_conversion_are_empty_requests(tables: Tables, logs: Logs) -> None:
+    empty = tables.empty_requests
+    assert dict(empty["split"].value_counts().iter_rows()) == {"train": 26927, "valid": 4301, "test": 4819}
+    every = histories.of_tables(tables, "conversion", empty=True)
+    assert len(every.request_user_R) == 103_087 + 36_047 == every.request_at_us_R.size
+    assert (np.diff(every.inventory_offsets)[every.request_inventory_R] > 0).all()
+    is_empty_R = np.diff(every.relevant_offsets) == 0
+    assert is_empty_R.sum() == empty.height and every.relevant_ads.size == logs.relevant_ads.size
+    ads = tables.events.filter(pl.col("domain") == "ad")
+    assert ads.join(empty, on="request_id", how="semi").height == 0
+    at_us = [every.request_at_us_R[every.requests_of(split)] for split in (TRAIN, VALID, TEST)]
+    assert at_us[0].max() < at_us[1].min() and at_us[1].max() < at_us[2].min()
 
 
 def test_conversions_are_of_live_ads(logs: Logs) -> None:
@@ -63,6 +76,41 @@ def test_profiles(tables: Tables) -> None:
 
 def test_total_value_equals_the_sales(tables: Tables) -> None:
     assert tables.events["value_nanos"].sum() / 1e9 == pytest.approx(2_410_122.53 + 1_356_610.49, rel=2e-4)
+
+
+@pytest.fixture(scope="module")
+def few_buyers() -> Tables:
+    return journey.read(buyers=journey.Buyers(at_least=10, at_most=19))
+
+
+def test_ads_of_few_buyers_are_no_ads_of_the_first_task(tables: Tables, few_buyers: Tables) -> None:
+    described = ["title", "category_path"]
+    assert (len(few_buyers.ads), len(few_buyers.contents)) == (1386, 1386 + 3429)
+    assert few_buyers.ads.join(tables.ads, on=described, how="semi").is_empty()
+    contents = few_buyers.contents.join(few_buyers.ads, left_on="content_id", right_on="object_id", how="anti")
+    assert contents.join(tables.contents, on=described, how="anti").is_empty()
+
+
+def test_ads_of_few_buyers_have_10_to_19_households_in_the_training_weeks(tables: Tables, few_buyers: Tables) -> None:
+    train_end = tables.requests.filter(pl.col("split") == "valid")["at"].min()
+    events = few_buyers.events.filter(pl.col("at") < train_end).join(
+        few_buyers.ads, left_on="item_id", right_on="ad_id"
+    )
+    households = events.group_by("item_id").agg(pl.col("user_id").n_unique())["user_id"]
+    assert (len(households), households.min(), households.max()) == (1386, 10, 19)
+
+
+def test_lines_above_the_bound_are_content_where_they_are_promoted_too(tables: Tables, few_buyers: Tables) -> None:
+    conversions = few_buyers.events.filter(pl.col("domain") == "ad")
+    assert set(conversions["item_id"]) <= set(few_buyers.ads["ad_id"])
+    assert set(few_buyers.inventories["ad_id"]) <= set(few_buyers.ads["ad_id"])
+    assert set(few_buyers.requests["request_id"]) == set(conversions["request_id"])
+    assert len(few_buyers.events) > len(tables.events)
+
+
+def test_bounds_without_a_line_are_refused() -> None:
+    with pytest.raises(InputError, match="no line has 30 or more buyers and at most 10"):
+        journey.read(buyers=journey.Buyers(at_least=30, at_most=10))
 
 
 def test_missing_file(tmp_path: object) -> None:

@@ -9,8 +9,7 @@ from leadre.data.histories import TRAIN, first_seen
 
 
 def logs(seed: int, **sizes: int) -> histories.Logs:
-    frames = {name: frame for name, frame in world.read(seed, **sizes).named().items() if name != "bad_rows"}
-    return histories.build(**frames, positive="conversion")
+    return histories.of_tables(world.read(seed, **sizes), "conversion")
 
 
 def test_same_seed_same_tables() -> None:

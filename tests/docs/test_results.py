@@ -24,7 +24,12 @@ TABLE = re.compile(r"(?<=<!-- table: )(.+?)( -->\n)(.*?)(?=<!-- end of table -->
 FIGURE = re.compile(r"(?<![\w.])(\.\d{3,4})(?!\d)")  # .373: a metric, in prose or in a table
 MARKS = {"above": "▲", "below": "▽", "tie": "=", "": ""}
 LABELS = {"recall": "R", "ndcg": "nDCG", "gmv": "GMV", "value": "mean price, top ", "coverage": "coverage"}
-PARTS = {"cold": "hidden lines", "few": "lines with few conversions"}
+PARTS = {
+    "cold": "hidden lines",
+    "few": "lines with few conversions",
+    "cold-new": "hidden lines, no repeats",
+    "few-new": "lines with few conversions, no repeats",
+}
 COMPARED = ("recall@10", "ndcg@10", "gmv@10")
 METHODS = {
     "leadre": "**LEADRE**",
@@ -102,6 +107,52 @@ def differences(metrics: Any) -> str:
     return table(["method, less LEADRE", *(heading(f"{view}/{metric}") for view, metric in cells)], rows)
 
 
+def against(retrieval: Any, test_set: str, view: str) -> str:
+    """One view of a test set: recall with its interval, the paired difference to LEADRE, and the other metrics."""
+    if test_set not in retrieval:
+        return "\nNot read yet.\n\n"
+    rows = []
+    for method, row in retrieval[test_set][view].items():
+        recall = row["recall@10"]
+        seeds = "" if row["seeds"] == 1 else f" ({row['seeds']} seeds)"
+        others = [_mean_and_mark(row.get(metric)) for metric in COMPARED[1:]]
+        interval = f"{figure(recall['mean'])} ({figure(recall['lo'])} to {figure(recall['hi'])})"
+        rows.append([title(method) + seeds, interval, difference(recall), *others])
+    return table(["method", "R@10", "R@10, less LEADRE", "nDCG@10", "GMV@10"], rows)
+
+
+def headline(retrieval: Any, *methods: str) -> str:
+    """Recall of a few methods on every test set, with a mark that compares them with LEADRE."""
+    views = [(test_set, view) for test_set in retrieval if test_set != "about" for view in retrieval[test_set]]
+    first = retrieval[views[0][0]][views[0][1]]
+    rows = [
+        [
+            title(method),
+            *(_mean_and_mark(retrieval[test_set][view].get(method, {}).get("recall@10")) for test_set, view in views),
+        ]
+        for method in first  # the highest recall first
+        if method in methods
+    ]
+    return table(["R@10", *(test_set if view == "test" else f"{test_set}: {view}" for test_set, view in views)], rows)
+
+
+def _mean_and_mark(cell: Cell | None) -> str:
+    return f"{figure(cell['mean'])} {MARKS[report.verdict(cell)]}" if cell else ""
+
+
+def readings(retrieval: Any, *test_sets: str) -> str:
+    """Requests and users of each test set, and how often its rows have been read."""
+    rows = []
+    for test_set in (name for name in test_sets if name in retrieval):
+        about = retrieval["about"][test_set]
+        counts = sorted(set(about["readings"].values()))
+        for view, requests in about["requests"].items():
+            if requests is not None:
+                read = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+                rows.append([f"{test_set}: {view}", f"{requests:,}", f"{about['users'][view]:,}", read])
+    return table(["test set", "requests", "users", "readings of a row"], rows)
+
+
 def steps(ablation: Any, *columns: str) -> str:
     """The cumulative rows: the mean over seeds, and the paired difference to the row before."""
     rows = [
@@ -133,9 +184,20 @@ def pair(ablation: Any, first: str, second: str) -> str:
     return table(["measure", by_name[first]["title"], by_name[second]["title"], "difference"], rows)
 
 
-KINDS: dict[str, Callable[..., str]] = {
-    function.__name__: function for function in (means, differences, steps, without, pair)
-}
+def channels(measured: Any, *views: str) -> str:
+    """Channels on all requests of a split, averaged over seeds, the highest recall first (`bench/channels.py`)."""
+    cells = [(view, metric) for view in views for metric in COMPARED[:2]]
+    rows = [
+        [title(name), str(len(seeds) - 1), *(figure(seeds["mean"][view][metric]["mean"], 4) for view, metric in cells)]
+        for name, seeds in sorted(
+            measured["rows"].items(), key=lambda row: -row[1]["mean"][views[0]]["recall@10"]["mean"]
+        )
+    ]
+    return table(["method", "seeds", *(heading(f"{view}/{metric}") for view, metric in cells)], rows)
+
+
+TABLES = (means, differences, against, headline, readings, steps, without, pair, channels)
+KINDS: dict[str, Callable[..., str]] = {function.__name__: function for function in TABLES}
 
 
 def with_tables(text: str, folder: Path) -> str:

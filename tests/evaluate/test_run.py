@@ -44,7 +44,13 @@ def done(market, tmp_path_factory):
         rows = [("step", "loss", "lr", "tokens"), *((i, 5 / (i + 1) + 1, 1e-3, 100 * i) for i in range(200))]
         csv.writer(file).writerows(rows)
     (root / "tune-sft" / "valid.csv").write_text("step,recall@10\n0,0.1\n100,0.2\n")
-    group = {"objects": 7, "category": {"1": 0.75}, "majority": {"1": 0.25}, "title_f1": 0.5, "recall@10": 0.125}
+    group = {
+        "objects": 7,
+        "category": {"1": 0.75, "2": 0.375},
+        "majority": {"1": 0.25, "2": 0.0},
+        "title_f1": 0.5,
+        "recall@10": 0.125,
+    }
     (root / "tune-sft" / "alignment.json").write_text(json.dumps({"seen": group, "new": group | {"objects": 3}}))
     (root / "tune-dpo").mkdir()
     (root / "tune-dpo" / "pairs.png").write_bytes(PIXEL)
@@ -67,7 +73,10 @@ def test_view_without_a_relevant_ad_is_left_out(market, said):
 def test_metrics_json_has_the_documented_shape(done):
     folder, _ = done
     figures = json.loads((folder / "metrics.json").read_text())
-    assert set(figures) == {"views", "slices", "rerank", "seconds", "peak_rss_mb"} and figures["rerank"] == {}
+    measured = {"split", "seed", "requests", "users", "readings", "seconds", "peak_rss_mb"}
+    assert set(figures) == {"views", "slices", "rerank", *measured} and figures["rerank"] == {}
+    assert set(figures["readings"].values()) == {1} and set(figures["readings"]) == set(figures["views"]["all"])
+    assert figures["requests"]["new"] <= figures["requests"]["all"] == len(done[1].requests_of(histories.TEST))
     assert set(figures["views"]) == {"all", "new"} and set(figures["slices"]) <= {"cold", "few"}
     for table in figures["views"].values():
         assert list(table) == ["leadre", "leadre+counts", "control", "popularity", "own_frequency"]

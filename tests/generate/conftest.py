@@ -11,8 +11,7 @@ from .tiny import LISTS, MODEL, argv, lines_of
 @pytest.fixture(scope="session")
 def logs():
     market = world.read(seed=5, users=80, ads=60, contents=15)
-    frames = {name: frame for name, frame in market.named().items() if name != "bad_rows"}
-    return histories.build(**frames, positive="conversion")
+    return histories.of_tables(market, "conversion")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 from leadre.data import histories
 from leadre.data.histories import TEST, VALID
 from leadre.data.moment import inventory_of
+from leadre.data.tables import LISTS
 from leadre.generate import batch
 from leadre.lm.decode import BeamSearcher
 from leadre.tune import model as saved
@@ -74,7 +75,7 @@ def test_nothing_live_gives_an_empty_list():
 
 def test_every_list_is_live_and_sorted(small, engine, requests, lists):
     logs = small.logs
-    assert lists.schema == pl.Schema(batch.SCHEMA)
+    assert lists.schema == pl.Schema(LISTS)
     assert lists["request"].unique().sort().to_list() == requests.tolist()
     assert lists.group_by("request").len()["len"].to_list() == [2] * len(requests)
     for r, view, ads, scores in lists.iter_rows():
@@ -118,7 +119,7 @@ def test_killed_run_resumes_with_the_next_part(engine, requests, lists, tmp_path
 
 
 def test_parts_of_another_run_are_removed(engine, requests, lists, tmp_path, monkeypatch):
-    wrong = pl.DataFrame([(-1, "all", [0], [0.0])], schema=batch.SCHEMA, orient="row")
+    wrong = pl.DataFrame([(-1, "all", [0], [0.0])], schema=LISTS, orient="row")
     batch.ResumableParts(tmp_path / "parts", "another").put(0, wrong)
     assert pl.read_parquet(tmp_path / "parts" / "00000.parquet").equals(wrong)
     assert generate(engine, requests, tmp_path / "parts", "a").equals(lists)

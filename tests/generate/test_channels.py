@@ -9,15 +9,13 @@ import pytest
 from leadre.data import histories
 from leadre.evaluate.retrieval import measure as retrieval
 from leadre.evaluate.run import RIVALS
-from leadre.generate.channels import als, contract, itemknn, popularity, repeats, sasrec
+from leadre.generate.channels import als, contract, counts, itemknn, popularity, repeats, tifu_knn, up_cf
 from leadre.generate.channels.registry import CHANNELS
 
 # pytest imports by file here, so the suite next door has no package to come from
 _spec = importlib.util.spec_from_file_location("contract_channel", Path(__file__).with_name("contract_channel.py"))
 suite = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(suite)
-
-SMALL = sasrec.Shape(length=30, width=32, epochs=6, batch=16, learning_rate=5e-3)
 
 
 class TestPopularity(suite.ChannelContract):
@@ -38,6 +36,20 @@ class TestPopularityBuyers(suite.ChannelContract):
         for ad in range(0, len(logs.ads), 7):
             is_own_E = early & (logs.object_E == logs.ad_object_A[ad])
             assert channel.score_A[ad] == len(np.unique(users[is_own_E]))
+
+
+class TestRateWhenLive(suite.ChannelContract):
+    method = popularity.RATE
+
+    def test_is_the_smoothed_share_of_requests_with_the_ad_live(self, logs, channel):
+        train = logs.requests_of(histories.TRAIN)
+        live = np.zeros(len(logs.objects))
+        acted = np.zeros(len(logs.objects))
+        for r in train.tolist():
+            live[np.unique(logs.ad_object_A[logs.inventory(r)])] += 1
+            acted[np.unique(logs.ad_object_A[logs.relevant(r)[0]])] += 1
+        want = (acted + 2) / (live + 2 / (acted.sum() / live.sum()))
+        np.testing.assert_allclose(channel.score_A, want[logs.ad_object_A], rtol=1e-5)
 
 
 class TestOwnFrequency(suite.ChannelContract):
@@ -76,53 +88,79 @@ class TestAls(suite.ChannelContract):
     method = als.ALS
 
 
-class TestSasRec(suite.ChannelContract):
-    method = contract.Method(
-        title="SASRec",
-        settings={},
-        fit=lambda logs, seed, threads: sasrec.train(logs, seed=seed, threads=threads, shape=SMALL),
-        load=sasrec.load,
-    )
+class TestTifuKnn(suite.ChannelContract):
+    method = tifu_knn.TIFU_KNN
 
-    def test_leaves_the_global_random_state_alone(self, logs):
-        import torch
+    def test_weights_of_five_baskets_in_groups_of_two(self):
+        """The oldest group has one basket; groups count .5, 1 / 2 and 1 by age, and their mean is taken."""
+        settings = tifu_knn.Settings(group=2, within=0.1, between=0.5)
+        age = np.array([4, 3, 2, 1, 0])
+        want = np.array([0.25 * 1, 0.5 * 0.1 / 2, 0.5 * 1 / 2, 0.1 / 2, 1 / 2]) / 3
+        np.testing.assert_allclose(tifu_knn.weights(settings, age), want)
 
-        state = torch.random.get_rng_state()
-        sasrec.train(logs, seed=0, threads=1, shape=sasrec.Shape(length=8, width=8, epochs=1))
-        assert (torch.random.get_rng_state() == state).all()
+    def test_blends_own_and_nearest_users(self, logs):
+        """With one neighbour, the score of an object is own + neighbour; the neighbour is another user."""
+        channel = tifu_knn.fit(logs, 0, 1)
+        vectors = channel.vectors_UO.toarray()
+        r = int(logs.requests_of(histories.TEST)[0])
+        alone = tifu_knn.TifuKnn(vectors_UO=channel.vectors_UO, settings=tifu_knn.Settings(alpha=1.0, neighbours=1))
+        other = tifu_knn.TifuKnn(vectors_UO=channel.vectors_UO, settings=tifu_knn.Settings(alpha=0.0, neighbours=1))
+        own = suite.scored(alone, logs, np.array([r]))[r]
+        near = suite.scored(other, logs, np.array([r]))[r]
+        span = logs.history(r)
+        age = np.unique(logs.at_us_E[span])[::-1]
+        vector = np.zeros(len(logs.objects))
+        for rank, at in enumerate(age):
+            weight = tifu_knn.weights(alone.settings, np.arange(len(age)))[rank]
+            vector[np.unique(logs.object_E[span][logs.at_us_E[span] == at])] += weight
+        live = logs.ad_object_A[logs.inventory(r)]
+        np.testing.assert_allclose(own, vector[live], rtol=1e-5)
+        distance = ((vectors - vector) ** 2).sum(axis=1)
+        distance[logs.request_user_R[r]] = np.inf
+        np.testing.assert_allclose(near, vectors[distance.argmin()][live], rtol=1e-5)
 
-    def test_predicts_from_a_baskets_end_every_item_of_the_next_and_nothing_else(self):
-        """Two baskets of three: one predicting place (the first basket's end), three targets."""
-        import torch
 
-        window = sasrec._Sequence(np.array([0, 1, 2, 3, 4, 5]), np.array([0, 0, 0, 1, 1, 1]))
-        shape = sasrec.Shape(length=4, width=8, dropout=0.0)
-        torch.manual_seed(0)
-        network = sasrec.Network(7, shape)
-        loss = sasrec._loss(network, [window], objects=7)
-        state = network(torch.tensor([[0, 1, 2]]))[0, 2]
-        log_p = torch.log_softmax(network.logits(state[None]), dim=-1)[0]
-        assert loss.item() == pytest.approx(-log_p[3:6].mean().item(), rel=1e-5)
+class TestUpCf(suite.ChannelContract):
+    method = up_cf.UP_CF
 
-    def test_windows_cover_every_basket_but_the_first_once(self):
-        rng = np.random.default_rng(0)
-        basket = np.repeat(np.arange(40), rng.integers(1, 9, 40))
-        sequence = sasrec._Sequence(np.arange(len(basket)), basket)
-        shape = sasrec.Shape(length=16)
-        for _ in range(20):
-            predicted = []
-            for window in [w for batch in sasrec._epoch([sequence], shape, rng) for w in batch]:
-                starts = np.flatnonzero(np.diff(window.basket_L)) + 1
-                predicted += window.basket_L[starts[starts <= 16]].tolist()
-            assert sorted(set(predicted)) == list(range(1, 40))
-            assert len(predicted) <= 40 * 2
+    def test_similarity_by_hand(self):
+        settings = up_cf.Settings(asymmetry=0.25, locality=2.0)
+        got = up_cf.similarity(np.array([[2.0]], np.float32), np.array([16]), np.array([81.0], np.float32), settings)
+        assert got[0, 0] == pytest.approx((2 / (2 * 27)) ** 2)
+
+    def test_own_frequency_in_the_last_baskets(self, logs, channel):
+        """With a locality that no other user reaches, the score is the user's own recent frequency."""
+        alone = up_cf.UpCf(
+            frequency_UO=channel.frequency_UO, seen_UO=channel.seen_UO, settings=up_cf.Settings(recent=3, locality=400)
+        )
+        r = int(logs.requests_of(histories.TEST)[0])
+        span = logs.history(r)
+        at = np.unique(logs.at_us_E[span])[-3:]
+        live = logs.ad_object_A[logs.inventory(r)]
+        own = [sum(o in logs.object_E[span][logs.at_us_E[span] == instant] for instant in at) / len(at) for o in live]
+        np.testing.assert_allclose(suite.scored(alone, logs, np.array([r]))[r], own, atol=1e-5)
+        assert max(own) > 0
+
+    def test_a_users_training_row_is_not_counted_twice(self, logs, channel):
+        r = int(logs.requests_of(histories.TEST)[0])
+        user = int(logs.request_user_R[r])
+        changed = channel.frequency_UO.tolil(copy=True)
+        changed[user] = 100.0
+        other = up_cf.UpCf(frequency_UO=changed.tocsr(), seen_UO=channel.seen_UO, settings=channel.settings)
+        np.testing.assert_allclose(
+            suite.scored(other, logs, np.array([r]))[r], suite.scored(channel, logs, np.array([r]))[r]
+        )
+
+
+class TestCountsNetwork(suite.ChannelContract):
+    method = counts.COUNTS_NETWORK
 
 
 def test_the_command_line_knows_every_channel():
     assert tuple(CHANNELS) == RIVALS
 
 
-@pytest.mark.parametrize("name", ["own_frequency", "als", "sasrec"])
+@pytest.mark.parametrize("name", ["own_frequency", "als", "tifu_knn", "up_cf", "counts_network"])
 def test_a_planted_taste_is_recovered(logs, name, monkeypatch):
     """In this market everybody has a category of their own, so personal channels must beat popularity."""
     monkeypatch.setattr(als, "FACTORS", 8)  # 80 users, not 2,469
@@ -133,7 +171,6 @@ def test_a_planted_taste_is_recovered(logs, name, monkeypatch):
     key = retrieval.tie_key(logs, 0)
     recall = {}
     for method in ("popularity", name):
-        shape_or_all = TestSasRec.method if method == "sasrec" else CHANNELS[method]
-        lists = retrieval.tabulate(retrieval.rank(logs, shape_or_all.fit(logs, 0, 1), [view], key_A=key), [view])
+        lists = retrieval.tabulate(retrieval.rank(logs, CHANNELS[method].fit(logs, 0, 1), [view], key_A=key), [view])
         recall[method] = retrieval.measure(view, lists["all"])["recall@5"].mean
     assert recall[name] > 1.3 * recall["popularity"], recall

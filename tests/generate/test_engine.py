@@ -79,6 +79,24 @@ def test_many_clients_get_the_results_of_the_searcher(searcher):
     assert searcher.prefix_cache.hits > 0
 
 
+def test_prompt_is_hashed_once_in_the_thread_of_its_client(searcher, monkeypatch):
+    pairs = prompts(searcher, 12)
+    expected = [searcher([(ids, [request])], BeamPolicy(4))[0][0] for ids, request in pairs]
+    hashed = []
+    hashes = PrefixCache.hashes
+
+    def counted(self, ids):
+        hashed.append(threading.current_thread())
+        return hashes(self, ids)
+
+    monkeypatch.setattr(PrefixCache, "hashes", counted)
+    with Engine(searcher, batch=4) as engine:
+        futures = [engine.submit(ids, request, BeamPolicy(4), deadline_ms=60_000) for ids, request in pairs]
+        for future, result in zip(futures, expected, strict=True):
+            assert_same(future.result(timeout=20), result)
+    assert hashed == [threading.current_thread()] * len(pairs)
+
+
 def test_results_arrive_after_the_model_has_run(searcher, gated):
     ids, request = prompts(searcher, 1)[0]
     with Engine(gated) as engine:

@@ -104,17 +104,15 @@ TITLES = hostile(0, ADS)
 @pytest.fixture(scope="module")
 def market():
     """(logs as the tables keep them, the same with texts as they were written)."""
-    frames = world.read(seed=11, users=24, ads=ADS, contents=12).named()
-    frames = {name: frame for name, frame in frames.items() if name != "bad_rows"}
-    ads = frames["ads"].with_columns(
+    source = world.read(seed=11, users=24, ads=ADS, contents=12)
+    ads = source.ads.with_columns(
         title=pl.Series(TITLES),
         brand=pl.Series(hostile(1, ADS)),
         category_path=pl.Series([[a, b] for a, b in zip(hostile(2, ADS), hostile(3, ADS), strict=True)]),
     )
-    users = frames["users"].with_columns(age=pl.Series(hostile(4, ADS)[: len(frames["users"])]))
-    kept = histories.build(
-        **frames | {"ads": tables.sanitise("ads", ads), "users": tables.sanitise("users", users)}, positive="conversion"
-    )
+    users = source.users.with_columns(age=pl.Series(hostile(4, ADS)[: len(source.users)]))
+    clean = replace(source, ads=tables.sanitise("ads", ads), users=tables.sanitise("users", users))
+    kept = histories.of_tables(clean, "conversion")
     first = ads.sort("ad_id").unique("object_id", keep="first", maintain_order=True)
     written = kept.objects.select("object_id", "hidden", "text").join(
         first.select("object_id", "title", "brand", "category_path"), on="object_id", how="left", maintain_order="left"

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from leadre.errors import InputError
 from leadre.lm import backbone as backbones
@@ -99,27 +98,6 @@ def test_missing_layer_is_an_input_error(tiny_llama, layers):
     layout = Layout(10, (4, 3, 2))
     with pytest.raises(InputError, match="the backbone has layers 0 to 1"):
         backbones.create(tiny_llama, layout, CODES, layers=layers, pointer=False)
-
-
-def test_body_without_layer_list_keeps_all_layers():
-    body = nn.Linear(2, 2)
-    backbones.cut_depth(body, 0)
-    with pytest.raises(InputError, match="use --layers 0"):
-        backbones.cut_depth(body, 2)
-
-
-def test_layer_types_follow_the_kept_layers():
-    class Body(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.ModuleList(nn.Module() for _ in range(3))
-            for layer in self.layers:
-                layer.self_attn = nn.Module()
-            self.config = type("Config", (), {"layer_types": ["full", "sliding", "full"], "num_hidden_layers": 3})()
-
-    body = Body()
-    backbones.cut_depth(body, [1, 2])
-    assert body.config.layer_types == ["sliding", "full"]
 
 
 def title_ids(words):

@@ -288,7 +288,8 @@ def test_generation_applies_the_attention_scale_of_the_body():
     value = torch.randn(1, 2, 6, 8)
     layer = SimpleNamespace(layer_idx=0)
 
-    def attend(_, query_NHE, key_NGE, value_NGE):
+    def attend(_, query_NHE, key_NGE, value_NGE, rule):
+        assert rule.is_plain
         keys, values = (part.transpose(0, 1).repeat_interleave(2, dim=0) for part in (key_NGE, value_NGE))
         queries = query_NHE.transpose(0, 1)
         return torch.nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=True).transpose(0, 1)

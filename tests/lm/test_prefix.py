@@ -55,13 +55,15 @@ def test_least_recently_used_blocks_are_evicted_first_and_first_blocks_last():
     prefixes.put(prefixes.hashes(ids(0, 0)), blocks(1))
     assert (len(prefixes.get(old)), len(prefixes.get(new))) == (2, 1)
     assert (prefixes.hits, prefixes.misses, prefixes.evictions, prefixes.bytes) == (5, 1, 1, 256)
-    assert [prefixes.num_cached(prompt) for prompt in (ids(1, 2, 3, 4, 5), ids(5, 6, 7, 8), ids(7, 8))] == [4, 2, 0]
+    prompts = ids(1, 2, 3, 4, 5), ids(5, 6, 7, 8), ids(7, 8)
+    assert [prefixes.num_cached(prefixes.hashes(prompt)) for prompt in prompts] == [4, 2, 0]
 
 
 def test_block_beyond_the_capacity_is_not_kept():
     prefixes = PrefixCache(capacity_mb=0, block_size=2)
-    prefixes.put(prefixes.hashes(ids(1, 2, 3, 4)), blocks(2))
-    assert (prefixes.bytes, prefixes.num_cached(ids(1, 2, 3, 4))) == (0, 0)
+    hashes = prefixes.hashes(ids(1, 2, 3, 4))
+    prefixes.put(hashes, blocks(2))
+    assert (prefixes.bytes, prefixes.num_cached(hashes)) == (0, 0)
 
 
 @pytest.mark.parametrize("name", ["with_pointer", "without_pointer"])

@@ -1,12 +1,17 @@
 """The prior over live objects: tries, response rates, affinity, prices and the pointer's bias."""
 
+import gc
+import weakref
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from leadre.data.counts import PSEUDO_ACTIONS
 from leadre.data.histories import TEST, TRAIN
 from leadre.data.prices import PSEUDO_PAYMENTS, object_prices
 from leadre.lm import affinity as affinities
-from leadre.lm.prior import AFFINITY, PSEUDO_ACTIONS, InventoryPrior, PriceExponents, response_rates
+from leadre.lm.prior import AFFINITY, InventoryPrior, PriceExponents, response_rates
 
 
 def test_trie_of_a_moment_holds_its_inventory(small):
@@ -36,8 +41,6 @@ def test_new_leaves_out_objects_of_the_history(small):
 
 
 def test_codes_do_not_depend_on_the_order_of_the_codebook(small):
-    from dataclasses import replace
-
     order = np.random.default_rng(0).permutation(len(small.codebook.object_ids))
     mixed = replace(
         small.codebook,
@@ -74,7 +77,10 @@ def test_affinity_weighs_objects_by_the_history(small):
             history = live.rows_O[logs.object_E[logs.history(r)]]
             rates = live.rates_O[objects]
             weights = rates * np.exp(AFFINITY * live.affinity.scores(history, live.rows_O[objects]))
-            np.testing.assert_allclose(trie.mass[trie.level_starts[trie.depth] :], weights[trie.leaf_row])
+            is_live = trie.leaf_row >= 0
+            mass = trie.mass[trie.level_starts[trie.depth] :]
+            np.testing.assert_allclose(mass[is_live], weights[trie.leaf_row[is_live]], rtol=1e-6)
+            assert is_live.sum() == len(objects) and not mass[~is_live].any()
             informed += len(history) > 0 and np.ptp(weights / rates) > 0.1
     assert informed > 10
 
@@ -140,3 +146,22 @@ def test_trie_without_prior_is_not_weighted(small):
     trie, _ = InventoryPrior(small.logs, small.codebook, prior=False).all(small.moments[0])
     assert not trie.weighted
     assert small.live.all(small.moments[0])[0].weighted
+
+
+def test_the_trie_of_an_inventory_is_kept_as_long_as_the_inventory(small):
+    live = InventoryPrior(small.logs, small.codebook)
+    moment = replace(small.moments[0], inventory=replace(small.moments[0].inventory))
+    trie, _ = live.all(moment)
+    assert live.all(moment)[0] is trie
+    gone = weakref.ref(moment.inventory)
+    del moment
+    gc.collect()
+    assert gone() is None
+
+
+def test_scores_do_not_depend_on_how_many_objects_are_live(small):
+    full = affinities.fit(small.logs, small.codebook, 0)
+    every = np.arange(len(full.live_OP))
+    rows = np.array([1, 2, 2, 5])
+    one_by_one = [full.scores(rows, every[n : n + 1])[0] for n in every]
+    np.testing.assert_allclose(full.scores(rows, every), one_by_one, rtol=1e-4, atol=1e-6)

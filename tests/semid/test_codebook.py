@@ -94,12 +94,16 @@ def test_paths_are_unique_and_stable_under_additions(seed, first, later):
     assert np.all(grown.codes_OL < grown.sizes) and grown.codes_OL.min() >= 0
 
 
-def test_text_vectors_of_a_collaborative_codebook_get_zero_columns():
+def test_codes_of_new_objects_read_columns_predicted_from_their_text():
     quantiser = Quantiser(centroids=(np.array([[1.0, 0.0], [1.0, 5.0]], dtype=np.float32),))
-    book = codebooks.fit(["a"], np.array([[1.0, 4.0]], np.float32), quantiser, 2, text_width=1)
+    vectors = np.array([[1.0, 4.0], [1.0, 0.0]], np.float32)  # the second has no events, so it is no neighbour
+    book = codebooks.fit(["a", "b"], vectors, quantiser, 4, text_width=1)
+    assert book.complete(np.array([[1.0]], dtype=np.float32)).tolist() == [[1.0, 4.0]]
     grown = book.encode(np.array([[1.0]], dtype=np.float32), ["new"])
-    assert grown.codes_OL.tolist() == [[1, 0], [0, 0]]
-    assert grown.embeddings_OD.tolist() == [[1.0, 4.0], [1.0, 0.0]]
+    assert grown.codes_OL.tolist() == [[1, 0], [0, 0], [1, 1]]
+    # stored without them: later objects have neighbours with events only
+    assert grown.embeddings_OD.tolist() == [[1.0, 4.0], [1.0, 0.0], [1.0, 0.0]]
+    assert grown.complete(np.array([[1.0, 2.0]], dtype=np.float32)).tolist() == [[1.0, 2.0]]
 
 
 def test_save_and_load(tmp_path):

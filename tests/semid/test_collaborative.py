@@ -63,3 +63,13 @@ def test_a_robot_counts_with_its_latest_objects_only(monkeypatch):
 def test_too_many_columns_teach():
     with pytest.raises(InputError, match="--collaborative-dim 8: wants 1 to 7"):
         collaborative.vectors(FakeLogs(), 8, 0)
+
+
+def test_prediction_is_the_mean_of_the_nearest_texts_with_events(monkeypatch):
+    angles = np.array([0.0, 0.1, 0.2, 0.3, 1.5])
+    text = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    columns = np.array([[1], [0], [2], [6], [50]], np.float32)  # the second has no events
+    monkeypatch.setattr(collaborative, "CHUNK", 1)  # one text at a time
+    assert collaborative.predict(text[[1, 4]], text, columns).tolist() == [[3.0], [np.float32(58 / 3)]]
+    assert collaborative.predict(text[:2], text[:2], columns[:2]).tolist() == [[1.0], [1.0]]
+    assert collaborative.predict(text[:2], text, np.zeros((5, 3), np.float32)).tolist() == [[0, 0, 0]] * 2

@@ -58,6 +58,19 @@ def test_case_and_length_follow_the_folder(encoder):
     assert np.allclose(*embed.embed(["a " * 62, "a " * 80], str(encoder)), atol=1e-6)
 
 
+def test_the_hash_follows_every_file_of_weights_and_tokenizer(encoder):
+    (encoder / "model.safetensors").rename(encoder / "model-00001-of-00002.safetensors")
+    hashes = [embed.read_recipe(str(encoder)).hash]
+    for name in ("model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors", "tokenizer.json", "vocab.txt"):
+        if name == "vocab.txt":
+            (encoder / "tokenizer.json").unlink()
+            hashes.append(embed.read_recipe(str(encoder)).hash)
+        with (encoder / name).open("ab") as file:
+            file.write(b" ")
+        hashes.append(embed.read_recipe(str(encoder)).hash)
+    assert len(set(hashes)) == len(hashes)
+
+
 def test_the_hash_follows_weights_and_recipe(encoder):
     before = embed.read_recipe(str(encoder)).hash
     (encoder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))

@@ -91,7 +91,7 @@ def test_collaborative_columns_come_beside_the_text(work, options):
     length = np.linalg.norm(book.embeddings_OD[:, 16:], axis=1)
     assert np.all(np.isclose(length, 0.5, atol=1e-5) | (length == 0))
     grown = book.encode(book.embeddings_OD[:1, :16], ["never seen"])
-    assert not grown.embeddings_OD[-1, 16:].any()
+    assert not grown.embeddings_OD[-1, 16:].any() and book.complete(book.embeddings_OD[:1, :16])[0, 16:].any()
     with pytest.raises(InputError, match="collaborative: must be at least 0"):
         semid_stage.run(semid_stage.Config(**options | {"collaborative": -1.0}))
 
@@ -114,6 +114,7 @@ def test_figures_by_hand():
     facts = report.measure(book)
     (level,) = facts["levels"]
     assert (level["codes_used"], level["entropy_bits"], level["perplexity"]) == (2, 1.0, 2.0)
+    assert (level["largest_code"], level["single_object_codes"]) == (2, 0)
     assert (level["paths"], level["sharing_share"], level["collision_share"], level["largest_group"]) == (2, 1, 0.5, 2)
     # squared errors 0, 1, 0, 1; about the mean 2: 4, 1, 4, 1
     assert level["error_share"] == 0.2

@@ -167,3 +167,34 @@ def test_empty_inventory():
     trie = tries.build(np.zeros((0, 3), dtype=np.int32), SIZES)
     assert np.all(trie.log_prior(trie.roots(2), 0) == NO)
     assert trie.step(trie.roots(2), np.array([0, 1]), 0).tolist() == [tries.DEAD, tries.DEAD]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.integers(1, 60),
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5).map(tuple),
+    weighted=st.booleans(),
+)
+def test_without_rows_and_with_other_weights_agrees_with_a_new_trie(seed, rows, sizes, weighted):
+    codes = draw_paths(seed, rows, sizes)
+    rng = np.random.default_rng(seed)
+    gone = rng.choice(len(codes), rng.integers(0, len(codes) + 1), replace=False)
+    weights = rng.random(len(codes)) + 0.1
+    trie = tries.build(codes, sizes)
+    whole = tries.weighed(trie, weights) if weighted else trie
+    before = (whole.rows_beneath.copy(), whole.leaf_row.copy())
+    fewer = tries.without(whole, gone)
+    left = np.delete(codes, gone, axis=0)
+    expected = tries.build(left, sizes, np.delete(weights, gone) if weighted else None)
+    states = fewer.roots(len(codes))
+    expected_states = expected.roots(len(codes))
+    for level in range(len(sizes)):
+        np.testing.assert_allclose(
+            fewer.log_prior(states, level), expected.log_prior(expected_states, level), rtol=1e-5, atol=1e-6
+        )
+        states = fewer.step(states, codes[:, level], level)
+        expected_states = expected.step(expected_states, codes[:, level], level)
+        assert np.array_equal(fewer.rows_below(states), expected.rows_below(expected_states))
+    assert np.array_equal(fewer.rows(states), expected.rows(expected_states))
+    assert np.array_equal(whole.rows_beneath, before[0]) and np.array_equal(whole.leaf_row, before[1])

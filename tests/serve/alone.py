@@ -20,6 +20,7 @@ from leadre.serve.bidding.exploration import ExplorationDraws
 from leadre.serve.bidding.select import verdicts_of
 from leadre.serve.bidding.user_store import POPULAR_LIST_S, UserStore
 from leadre.serve.bidding.value import expected_nanos
+from leadre.serve.callers.party import ANYBODY, Party
 from leadre.serve.catalogue import database as records
 from leadre.serve.catalogue import eligibility
 from leadre.serve.catalogue.campaigns import CampaignStore
@@ -85,7 +86,7 @@ class Alone:
             user_store=UserStore(self.store, self.clock),  # type: ignore[arg-type]
             budgets=self.budgets,
             generate=None,
-            sign=self.writer.token_keys.sign,
+            encrypt=self.writer.token_keys.encrypt_each,
             new_id=lambda: f"id-{next(self._numbers)}",
             draws=ExplorationDraws(seed.to_bytes(32)),
             clock=self.clock,
@@ -117,18 +118,18 @@ class Alone:
         recent = tuple(ProfileEvent(name, NOON_US - 1000 + position, "ad") for position, name in enumerate(object_ids))
         self.store.write_profiles(Profile(user_id, recent, tuple(segments)))
 
-    def bid(self, *, tmax_s: float = 1.0, **fields: Any) -> bidder.BidDecision:
+    def bid(self, *, tmax_s: float = 1.0, party: Party = ANYBODY, **fields: Any) -> bidder.BidDecision:
         """The decision on `banner_request` of the fields."""
-        return self.respond(banner_request(**fields), tmax_s)
+        return self.respond(banner_request(**fields), tmax_s, party)
 
-    def respond(self, request: Request, tmax_s: float = 1.0) -> bidder.BidDecision:
-        """The decision on a request."""
-        decision = respond.respond(request, self.bidder, self.clock.wall_us, self.clock.elapsed_s + tmax_s)
+    def respond(self, request: Request, tmax_s: float = 1.0, party: Party = ANYBODY) -> bidder.BidDecision:
+        """The decision on a request of a sender."""
+        decision = respond.respond(request, self.bidder, self.clock.wall_us, self.clock.elapsed_s + tmax_s, party)
         return self._loop.run_until_complete(decision)
 
     def record(self, request, decision):
         """The log record that a worker would send."""
-        return record.record(request, decision, self.clock.wall_us, self.bidder.market.catalogue, "", is_degraded=False)
+        return record.record(request, decision, self.clock.wall_us, "", is_degraded=False)
 
     def post_events(self, *events: tuple[str, str]) -> list[str]:
         """Outcomes of events, (kind, URL), that the writer gets in one batch."""
@@ -167,6 +168,6 @@ def verdicts(alone: Alone, decision: bidder.BidDecision, imp: int = 0) -> dict[s
 
 def urls_of(rendered) -> dict[str, str]:
     """Event URLs of a bid, by kind."""
-    return {"win": rendered.nurl, "bill": rendered.burl} | {
+    return {"win": rendered.nurl, "bill": rendered.burl, "loss": rendered.lurl} | {
         kind: html.unescape(url) for kind, url in (("click", rendered.click_url), ("imp", rendered.impression_url))
     }

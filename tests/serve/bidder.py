@@ -15,14 +15,17 @@ import threading
 import time
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
 from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.events.caller_ids import CallerIds
 from leadre.serve.manage.auth import ApiKeys
 from leadre.store import open_store
 from leadre.store.contract import Store, StoredList
 
+PAGE = "https://page.example"  # the origin that every bidder of the tests registers
 PATIENCE_S = 300.0  # guards against a hang; a quiet machine needs a second, a busy one a minute
 
 
@@ -116,7 +119,11 @@ class Bidder(BidderProcess):
         self.http = httpx.Client(timeout=30.0, limits=httpx.Limits(max_connections=64))
 
     def __enter__(self) -> Bidder:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -132,14 +139,15 @@ class Bidder(BidderProcess):
         """Start the bidder and wait until all of its processes respond. It sheds nothing: the machine may be busy."""
         command = [sys.executable, "-m", "leadre", "serve", "--work", str(self.work), "--run", "served"]
         command += ["--state", str(self.state), "--store", self.store_spec, "--exploration", "0", "--shed-ms", "60000"]
+        command += ["--origins", PAGE]
         command += ["--port", str(self.port), "--manage-port", str(self.manage_port), *self.flags]
         self.spawn(command)
         until(lambda: self.is_up(f"{self.url}/readyz") and "writer" not in self.away(), "ready", self.said)
         until(lambda: self.is_up(f"http://127.0.0.1:{self.manage_port}/health"), "managed", self.said)
 
     def ask(self, *, route: str = "bid", **fields: Any) -> httpx.Response:
-        """A bid request for one banner; ``fields`` replace or extend it."""
-        return self.http.post(f"{self.url}/openrtb2/{route}", json=bid_request(**fields))
+        """A bid request for one banner; ``fields`` replace or extend it. A test is the operator's."""
+        return self.http.post(f"{self.url}/openrtb2/{route}", json=bid_request(**fields), headers=self._headers(fields))
 
     def bids(self, **fields: Any) -> list[dict[str, Any]]:
         """The bids of the response; none for a no-bid."""
@@ -184,7 +192,12 @@ class Bidder(BidderProcess):
 
     def fresh(self, **fields: Any) -> list[dict[str, Any]]:
         """Bids over a new connection, which any worker may take."""
-        return bids_in(httpx.post(f"{self.url}/openrtb2/bid", json=bid_request(**fields), timeout=30.0))
+        body = bid_request(**fields)
+        headers = self._headers(fields)
+        return bids_in(httpx.post(f"{self.url}/openrtb2/bid", json=body, headers=headers, timeout=30.0))
+
+    def _headers(self, fields: dict[str, Any]) -> dict[str, str]:
+        return {"origin": PAGE} | ({"authorization": f"Bearer {self.operator}"} if fields.get("test") else {})
 
     def report(self, campaign_id: str) -> dict[str, int]:
         """Impressions, clicks, conversions and charged_nanos of a campaign, all its days together."""
@@ -193,10 +206,21 @@ class Bidder(BidderProcess):
         names = ("impressions", "clicks", "conversions", "charged_nanos")
         return {name: sum(day[name] for day in days if day["campaign_id"] == campaign_id) for name in names}
 
+    def refused(self, kind: str, reason: str) -> float:
+        """Events of a kind that were refused for a reason."""
+        headers = {"authorization": f"Bearer {self.operator}"}
+        line = f'leadre_refused_events_total{{kind="{kind}",reason="{reason}"}} '
+        rows = self.http.get(f"{self.url}/metrics", headers=headers).text.splitlines()
+        return sum(float(row.removeprefix(line)) for row in rows if row.startswith(line))
+
     def away(self) -> list[str]:
         """The parts that `/readyz` reports as away."""
         away: list[str] = self.http.get(f"{self.url}/readyz").json()["away"]
         return away
+
+    def logged_id(self, caller_request_id: str) -> str:
+        """The hash by which the log stores a caller's request ID."""
+        return CallerIds.open(self.state / "ids.key").hash("request", caller_request_id)
 
     def store(self) -> Store:
         """The bidder's store, for the caller to close."""
@@ -225,8 +249,14 @@ def event_urls(bid: dict[str, Any]) -> dict[str, str]:
     """URLs at which the page and the exchange report events of a bid, by kind."""
     urls_in_ad = [html.unescape(url) for url in re.findall(r"http://127[^\"'\s<>)]+", bid["adm"])]
     urls = {url.split("/e/")[1].split("?")[0]: url for url in urls_in_ad}
-    filled = {kind: bid[kind].replace("${AUCTION_PRICE}", str(bid["price"])) for kind in ("nurl", "burl")}
-    return urls | {"win": filled["nurl"], "bill": filled["burl"]}
+    notices = {"win": "nurl", "bill": "burl", "loss": "lurl"}
+    sent = {kind: bid[field] for kind, field in notices.items() if field in bid}
+    return urls | {kind: url.replace("${AUCTION_PRICE}", str(bid["price"])) for kind, url in sent.items()}
+
+
+def click_id(landing_url: str) -> str:
+    """The click ID in the address of a landing page."""
+    return parse_qs(urlsplit(landing_url).query)["leadre_click"][0]
 
 
 def until(condition: Any, what: str, details: Any = str, within_s: float = PATIENCE_S) -> float:

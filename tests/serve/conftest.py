@@ -22,7 +22,9 @@ def make_campaign(campaign_id="c1", **fields):
 
 
 def make_ad(ad_id="a1", **fields):
-    usual = {"object_id": "o1", "campaign_id": "c1", "advertiser_id": "acme", "title": "Shoes"}
+    account = fields.get("advertiser_id", "acme")
+    usual = {"object_id": "o1" if account == "acme" else f"o-{account}", "campaign_id": "c1", "advertiser_id": account}
+    usual |= {"title": "Shoes"}
     return Ad(**{"ad_id": ad_id, "landing_url": "https://www.acme.test/shoes"} | usual | fields)
 
 

@@ -3,6 +3,7 @@
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
 import pytest
@@ -13,16 +14,21 @@ from leadre.auction.budget.messages import LeaseRequest
 from leadre.clock import SystemClock
 from leadre.errors import ArtifactError, InputError
 from leadre.serve import backup
-from leadre.serve.events import event_log, training
+from leadre.serve.events import event_log, table_position, training
+from leadre.serve.events.erased import ErasedUsers
 from leadre.serve.events.records import EventRecord, RequestRecord
 from leadre.serve.events.tokens import TokenKeys
 from leadre.serve.ipc.messages import AppendRequest, EventRequest, LedgerRequest, ReportRequest
 from leadre.serve.paths import StatePaths
+from leadre.serve.processes import erasures as erasures_module
+from leadre.serve.processes.erasures import Erasures
+from leadre.serve.processes.table_writer import TableWriter
 from leadre.serve.processes.writer_state import WriterState
 from leadre.store import erased, open_store
 from leadre.store.contract import Profile, ProfileEvent, StoredList
 from leadre.units import US_PER_DAY
 
+from .bidder import until
 from .conftest import make_token
 
 CAMPAIGN, AD = "c1", "a1"
@@ -63,7 +69,7 @@ class Traffic:
 
     def _run(self):
         writer_state = open_writer_state(self.paths)
-        sign = TokenKeys.open(self.paths.token_keys).sign
+        encrypt = TokenKeys.open(self.paths.token_keys).encrypt
         while not self._stop.is_set():
             now_us = time.time_ns() // 1000
             (leases,) = writer_state.handle(
@@ -77,10 +83,11 @@ class Traffic:
             )
             lease_id = leases.leases[0].lease_id
             request_id = f"r{self.rounds}"
-            token = sign(make_token(now_us, 2_000_000, request_id=request_id, user_id="u1", lease_id=lease_id))
+            token = make_token(now_us, 2_000_000, request_id=request_id, user_id="u1", lease_id=lease_id)
             record = RequestRecord(request_id=request_id, at_us=now_us, user_id=f"u{self.rounds % 7}")
             events = [
-                EventRequest(kind=kind, token=token, at_us=now_us, price="1.5") for kind in ("bill", "imp", "click")
+                EventRequest(kind=kind, token=encrypt(token, kind), at_us=now_us, price_nanos=1_500_000)
+                for kind in ("bill", "imp", "click")
             ]
             writer_state.handle([AppendRequest([record]), *events], now_us)
             if self.rounds % 20 == 19:
@@ -128,7 +135,7 @@ def test_backups_under_traffic_are_consistent_and_a_bidder_continues_from_one(se
         last_numbers.append(entries[-1].number)
         with Ledger(paths.ledger) as ledger:
             assert ledger.verify() == [] and ledger.log_number <= entries[-1].number
-        assert training.position(paths.tables) <= entries[-1].number
+        assert table_position.read(paths.tables) <= entries[-1].number
         writer_state = open_writer_state(paths)  # posts log records that the ledger lacks
         bills = [entry.record for entry in entries if isinstance(entry.record, EventRecord)]
         charged = sum(bill.outcome.charge_nanos for bill in bills)
@@ -191,6 +198,82 @@ def test_restore_refuses_an_existing_state_and_a_damaged_backup(served, tmp_path
     assert not (tmp_path / "new").exists()
 
 
+def erase(paths, *users):
+    """Erase users as the writer and the management process do it; returns when no file names them."""
+    writer_state = open_writer_state(paths)
+    store = open_store(paths.store)
+
+    erasures = Erasures(paths, store, writer_state._hide)
+    with ThreadPoolExecutor(len(users)) as threads:
+        requests = [threads.submit(erasures.erase, user) for user in users]
+        until(lambda: len(erasures._results) == len(users), "waiting")
+        erasures.run()
+        assert [request.exception() for request in requests] == [None] * len(users)
+    store.close()
+    writer_state.close()
+
+
+def names(folder, user):
+    """Whether a file below the folder has the ID; a table is read, as its bytes are packed."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    tables = [pl.read_parquet(path) for path in files if path.suffix == ".parquet"]
+    in_tables = any(user in table["user_id"].to_list() for table in tables if "user_id" in table.columns)
+    return in_tables or any(user.encode() in path.read_bytes() for path in files)
+
+
+def test_restored_backup_has_no_user_erased_since(served, tmp_path, monkeypatch):
+    """The state is lost with its file of erased users; the list beside the backups is not."""
+    monkeypatch.setattr(erasures_module, "PROPAGATE_S", 0.0)
+    gone = ("erased-later-1", "pubcid.org:erased-later-2")
+    writer_state = open_writer_state(served)
+    now_us = time.time_ns() // 1000
+    writer_state.handle(
+        [AppendRequest([RequestRecord(request_id=f"r-{len(user)}", at_us=now_us, user_id=user)]) for user in gone],
+        now_us,
+    )
+    writer_state.close()
+    training.compact(served.events, served.tables, ())
+    store = open_store(served.store)
+    store.put_lists("v1", {user: StoredList("v1", 1, (AD,), (-0.5,)) for user in gone})
+    store.write_profiles(*(Profile(user, (ProfileEvent("o1", 5, "ad", 7),)) for user in gone))
+    store.close()
+    backups = tmp_path / "backups"
+    backup.write(served, backups / "monday")
+    assert names(backups / "monday", gone[0]) and names(backups / "monday", "erased-later-2")
+    erase(served, gone[0], "erased-later-2")
+    backup.write(served, backups / "tuesday")
+    shutil.rmtree(served.folder)
+    for day in ("monday", "tuesday"):
+        paths = paths_in(tmp_path / f"state-{day}")
+        assert backup.restore(backups / day, paths) == (2 if day == "monday" else 0)
+        assert not names(paths.folder, "erased-later"), day
+        writer_state = open_writer_state(paths)
+        assert all(user in writer_state.erased for user in (*gone, "gone")) and "u1" not in writer_state.erased
+        writer_state.close()
+        store = open_store(paths.store)
+        assert store.read_list("u1") is not None and store.read_profile("u9") is not None
+        store.close()
+    erase(paths, "u1")  # the restored state keeps the same list
+    assert backup.restore(backups / "tuesday", paths_in(tmp_path / "again")) == 1
+
+
+def test_restore_without_a_list_of_erased_users_is_refused(served, tmp_path):
+    backup.write(served, tmp_path / "backups" / "one")
+    (list_beside,) = (tmp_path / "backups").glob("erased-*")
+    assert list_beside.read_bytes() == served.erased.read_bytes() and list_beside.stat().st_mode & 0o077 == 0
+    list_beside.unlink()
+    paths = paths_in(tmp_path / "new")
+    with pytest.raises(InputError, match=r"erased-.* is missing.* name a copy.* --erased FILE"):
+        backup.restore(tmp_path / "backups" / "one", paths)
+    other = tmp_path / "other"
+    ErasedUsers(other)
+    with pytest.raises(InputError, match="is the list of another bidder"):
+        backup.restore(tmp_path / "backups" / "one", paths, str(other))
+    assert not paths.folder.exists()
+    assert backup.restore(tmp_path / "backups" / "one", paths, str(served.erased)) == 0
+    assert backup.restore(tmp_path / "backups" / "one", paths_in(tmp_path / "another"), "none") == 0
+
+
 def test_lists_outside_the_state_folder_are_restored_outside(served, tmp_path):
     apart = StatePaths(folder=served.folder, store=f"lmdb:{tmp_path / 'apart'}")
     shutil.copytree(served.folder / "lists", tmp_path / "apart")
@@ -204,9 +287,12 @@ def test_lists_outside_the_state_folder_are_restored_outside(served, tmp_path):
     assert not (backup.write(on_a_server, tmp_path / "without").path / "lists").exists()
 
 
-def test_closed_writer_has_compacted_its_whole_log(served):
+def test_table_writer_that_stops_has_flushed_the_whole_log(served):
     with Traffic(served):
         pass
+    stopped = threading.Event()
+    stopped.set()
+    TableWriter(served, retain_days=90, clock=SystemClock()).run(stopped)
     numbers = [entry.number for entry in event_log.read(served.events)]
-    assert training.position(served.tables) == numbers[-1] > 10
+    assert table_position.read(served.tables) == numbers[-1] > 10
     assert pl.read_parquet(served.tables / "events").height > 0

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -14,8 +15,6 @@ from contextlib import contextmanager
 import pytest
 
 from leadre.__main__ import main
-from leadre.serve.catalogue.database import ManageDatabase
-from leadre.serve.manage.auth import ApiKeys
 
 from .bidder import free_port
 
@@ -134,19 +133,40 @@ def test_first_key_is_a_line_to_paste_in_a_terminal_before_the_addresses(work, t
 
 
 @pytest.mark.slow
-def test_log_holds_no_key_and_names_the_command_that_creates_one(work, tmp_path):
+def test_log_holds_no_key_and_names_the_file_that_does(work, tmp_path):
     running = start(work, tmp_path / "state", subprocess.PIPE)
     try:
         lines = lines_until_ready(running.stderr.readline)
+        paste = next(line for line in lines if "export KEY=" in line)
+        key = subprocess.check_output(["sh", "-c", f"{paste}; echo $KEY"], text=True).strip()
+        url = re.search(r"status page +(http://127.0.0.1:\d+/);", "\n".join(lines))[1]
+        assert get(f"{url}keys", key)[0]["name"] == "first start"
     finally:
         running.kill()
         running.wait()
         running.stderr.close()
-    command = f"leadre serve key --name NAME --state {tmp_path / 'state'}"
-    assert f"serve: no operator's key yet; `{command}` prints one" in lines and "KEY=" not in "".join(lines)
-    database = ManageDatabase(tmp_path / "state" / "manage.db")
-    assert ApiKeys(database).all() == []
-    database.close()
+    file = tmp_path / "state" / "operator.key"
+    assert str(file) in paste and file.read_text().strip() == key
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert key not in "".join(lines)
+
+
+@pytest.mark.slow
+def test_only_the_owner_can_read_the_state(work, tmp_path):
+    """Files of a release before, which others could read, are mended at the start."""
+    state = tmp_path / "state"
+    (state / "events").mkdir(parents=True)
+    (state / "old.txt").touch()
+    for path, mode in ((state / "old.txt", 0o644), (state / "events", 0o755), (state, 0o755)):
+        path.chmod(mode)
+    with serving(work, "--generate", "false", "--state", str(state)) as (bids, _, running, _):
+        bid_and_show(bids, 1)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(PATIENCE_S) == 0
+    paths = [state, *state.rglob("*")]
+    assert len(paths) > 20
+    open_to_others = [path for path in paths if path.stat().st_mode & 0o077]
+    assert open_to_others == []
 
 
 @pytest.mark.slow

@@ -20,9 +20,9 @@ import pytest
 
 from leadre.serve.events import event_log
 from leadre.serve.events.records import EventRecord, RequestRecord
-from leadre.serve.processes import management, renewals
+from leadre.serve.processes import erasures, renewals
 
-from .bidder import bid_request, bids_in, event_urls, until, worker_of
+from .bidder import PAGE, bid_request, bids_in, click_id, event_urls, until, worker_of
 from .protocol.test_openrtb_mutated import mutated
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ def test_paused_ad_is_in_no_bid_of_any_worker(bidder):
 
 def test_workers_read_pauses_and_erasures_twice_within_the_promised_second():
     assert renewals.CATALOGUE_S <= 0.5
-    assert renewals.CATALOGUE_S <= management.PROPAGATE_S / 2
+    assert renewals.CATALOGUE_S <= erasures.PROPAGATE_S / 2
 
 
 def test_frequency_cap_holds_over_connections_imps_and_a_restart(bidder):
@@ -90,10 +90,11 @@ def test_events_count_once_though_repeated_and_though_processes_are_killed(bidde
         (bid,) = bidder.bids(user={"id": "events"})
         assert bid["crid"] == ad_id
         urls = event_urls(bid)
-        conversion = urls["click"].replace("/e/click", "/e/conv") + f"&event_id=order-{n}&value_nanos=5"
         events = {"imp": urls["imp"], "bill": urls["bill"]}
         events |= {"click": urls["click"]} if n % 3 == 0 else {}
-        events |= {"conv": conversion} if n % 6 == 0 else {}
+        if n % 6 == 0:
+            landing_url = bidder.http.get(urls["click"]).headers["location"]
+            events["conv"] = f"{bidder.url}/e/conv?t={click_id(landing_url)}&value_nanos=5"
         truth.update(list(events))
         deliveries += [(kind, url) for kind, url in events.items() for _ in range(rng.randint(1, 5))]
     rng.shuffle(deliveries)
@@ -197,7 +198,7 @@ def test_erased_user_is_in_no_file_though_requests_continue(bidder):
 
 
 ROUTES = {  # (method, path) -> the credential that it requires
-    ("POST", "/openrtb2/auction"): None,
+    ("POST", "/openrtb2/auction"): "a registered origin",
     ("POST", "/openrtb2/bid"): None,
     ("GET", "/healthz"): None,
     ("GET", "/readyz"): None,
@@ -206,6 +207,7 @@ ROUTES = {  # (method, path) -> the credential that it requires
     ("GET", "/v1/explain/any"): "operator",
     ("GET", "/e/imp"): "a token",
     ("POST", "/e/conv"): "a token",
+    ("POST", "/v1/conversions"): "operator",
     ("GET", "/e/nothing"): "no such route",
     ("GET", "/"): None,
     ("HEAD", "/"): None,
@@ -230,10 +232,11 @@ def test_each_route_requires_its_credential(bidder):
             headers = {"authorization": key.encode("latin-1")} if key else {}
             status = bidder.http.request(method, bidder.url + path, json=content.get(path), headers=headers).status_code
             if credential == "operator" and holder != "operator":
-                expected = (401,)
+                expected = (403,) if holder == "advertiser" else (401,)  # its key lacks the scope
             else:
-                expected = {"a token": (403,), "no such route": (404,)}.get(str(credential), (200, 204))
-                expected = (404,) if path.startswith("/v1/explain") else expected
+                by_credential = {"a token": (403,), "a registered origin": (403,), "no such route": (404,)}
+                expected = by_credential.get(str(credential), (200, 204))
+                expected = {"/v1/explain/any": (404,), "/v1/conversions": (400,)}.get(path, expected)
             assert status in expected, (method, path, holder)
 
 
@@ -248,12 +251,12 @@ def test_request_is_explained_with_its_candidates(bidder):
     assert response.json()["bids"][0]["ad_id"] == bid["crid"] == winner["ad_id"]
     assert winner["title"] and winner["verdicts"] == {"1": "bid"} and winner["price_cpm"] == bid["price"]
     assert {candidate["verdicts"]["1"] for candidate in others} <= {"outranked", "no budget", "ineligible"}
-    assert all(candidate["title"] and candidate["value_nanos"] for candidate in others) and others
+    assert all(candidate["title"] and candidate["price_nanos"] for candidate in others) and others
     assert "\n  " in response.text, "for people"
 
 
 def test_cors_headers_are_sent_to_registered_origins_on_the_auction_route_only(bidder):
-    bidder.manage("PUT", "/origins", {"origins": ["https://news.example"]})
+    bidder.manage("PUT", "/origins", {"origins": ["https://news.example", PAGE]})
 
     def allowed(path, origin, method="POST"):
         answer = bidder.http.request(method, bidder.url + path, json=bid_request(), headers={"origin": origin})
@@ -298,7 +301,7 @@ def test_bad_requests_cost_little_and_good_requests_between_them_get_bids(bidder
         body = json.dumps(bid_request(user={"id": f"good-{n}"})).encode() if is_good else mutated(rng)
         route = rng.choice(["auction", "bid"])
         began_s = own_s()
-        answer = bidder.http.post(f"{bidder.url}/openrtb2/{route}", content=body)
+        answer = bidder.http.post(f"{bidder.url}/openrtb2/{route}", content=body, headers={"origin": PAGE})
         cost_s = own_s() - began_s
         worst_s = max(worst_s, cost_s)
         statuses[answer.status_code] += 1
@@ -331,19 +334,20 @@ def test_body_is_unpacked_or_refused(bidder, headers, body, status):
 @pytest.mark.parametrize("route", ["bid", "auction"])
 def test_pretty_response_is_the_same_bid_in_several_lines(bidder, route):
     url = f"{bidder.url}/openrtb2/{route}"
+    page = {"origin": PAGE}
     plain, off, pretty = (
-        bidder.http.post(f"{url}{query}", json=bid_request(user={"id": "reads"}))
+        bidder.http.post(f"{url}{query}", json=bid_request(user={"id": "reads"}), headers=page)
         for query in ("", "?pretty=0", "?other=a&pretty=1")
     )
     assert pretty.text.count("\n") > 10 and "\n" not in plain.text + off.text
     (bid,) = bids_in(pretty)
     assert bid.keys() == bids_in(plain)[0].keys() and bid["adm"].startswith("<div ")
     refused = bid_request(user={"id": "reads"}, regs={"gdpr": 1})  # without any consent
-    no_bid = bidder.http.post(f"{url}?pretty=1", json=refused)
+    no_bid = bidder.http.post(f"{url}?pretty=1", json=refused, headers=page)
     assert (no_bid.status_code, no_bid.json()) == (200, {"id": refused["id"], "nbr": 505})
-    bad = bidder.http.post(f"{url}?pretty", json={"id": "r"})
+    bad = bidder.http.post(f"{url}?pretty", json={"id": "r"}, headers=page)
     assert (bad.status_code, bad.json()) == (400, {"error": "imp: is missing"})
-    assert bidder.http.post(url, json={"id": "r"}).content == b""
+    assert bidder.http.post(url, json={"id": "r"}, headers=page).content == b""
 
 
 def test_requests_in_progress_at_sigterm_are_answered_and_logged(bidder):
@@ -369,5 +373,5 @@ def test_requests_in_progress_at_sigterm_are_answered_and_logged(bidder):
         entry.record for entry in event_log.read(bidder.state / "events") if isinstance(entry.record, RequestRecord)
     ]
     logged = Counter(record.caller_request_id for record in records)
-    assert all(logged[name] == 1 for name in [*acknowledged, *(f"draining-{n}" for n in range(8))])
+    assert all(logged[bidder.logged_id(name)] == 1 for name in [*acknowledged, *(f"draining-{n}" for n in range(8))])
     bidder.start()

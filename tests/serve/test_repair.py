@@ -10,7 +10,7 @@ import pytest
 from leadre.__main__ import main
 from leadre.errors import InputError, StorageError
 from leadre.serve import backup
-from leadre.serve.events import event_log, training
+from leadre.serve.events import event_log, records, table_position, training
 from leadre.serve.events.erased import ErasedUsers
 from leadre.serve.events.records import EventRecord
 from leadre.serve.paths import StatePaths
@@ -44,7 +44,7 @@ def test_damaged_log_is_refused_and_the_procedure_of_the_guide_repairs_it(work, 
         campaign_id, ad_id = bidder.campaign(total_nanos=10**12)
         bidder.list_for("u", ad_id)
         for _ in range(30):
-            assert bidder.http.get(event_urls(bid_of(bidder, ad_id))["bill"]).status_code == 204
+            assert bidder.http.get(event_urls(bid_of(bidder, ad_id))["bill"]).status_code == 200
         charged = bidder.report(campaign_id)["charged_nanos"]
         assert charged == 30 * 2_000_000
         bidder.stop()
@@ -53,7 +53,7 @@ def test_damaged_log_is_refused_and_the_procedure_of_the_guide_repairs_it(work, 
         bills = [
             (frame, record)
             for frame in event_log.scan(data, 1)
-            if isinstance(record := event_log.record_of(data, frame), EventRecord)
+            if isinstance(record := records.decode(event_log.body_of(data, frame)), EventRecord)
         ]
         lost = bills[10][0]
         damaged = flip(segment, lost.end - 5)
@@ -75,7 +75,7 @@ def test_damaged_log_is_refused_and_the_procedure_of_the_guide_repairs_it(work, 
         kept = {entry.number for entry in event_log.read(paths.events)}
         assert {frame.number for frame, _ in bills} - kept == {lost.number}
         assert bidder.report(campaign_id)["charged_nanos"] == charged, "the snapshot of the counts has the record"
-        assert bidder.http.get(event_urls(bid_of(bidder, ad_id))["bill"]).status_code == 204
+        assert bidder.http.get(event_urls(bid_of(bidder, ad_id))["bill"]).status_code == 200
 
 
 def bid_of(bidder, ad_id):
@@ -101,12 +101,13 @@ def test_flipped_bit_in_the_file_of_erased_users_is_an_error_with_its_name(tmp_p
     assert "gone" in ErasedUsers(path) and "other" not in ErasedUsers(path)
 
 
-def test_damaged_position_of_the_tables_is_an_error_with_its_remedy(tmp_path):
+@pytest.mark.parametrize("content", [b"", b"1q", b"1 2", b"-1", b"12 1 x", b"\xff"])
+def test_damaged_position_of_the_tables_is_an_error_with_its_remedy(tmp_path, content):
     folder = tmp_path / "tables"
     folder.mkdir()
-    (folder / training.POSITION).write_bytes(b"1q")
-    with pytest.raises(StorageError, match=rf"{folder / training.POSITION}: damaged .* delete {folder}:"):
-        training.position(folder)
+    (folder / table_position.POSITION).write_bytes(content)
+    with pytest.raises(StorageError, match=rf"{folder / table_position.POSITION}: damaged .* delete {folder}:"):
+        table_position.read(folder)
 
 
 def test_damaged_table_is_an_error_with_its_remedy(tmp_path):
@@ -114,4 +115,4 @@ def test_damaged_table_is_an_error_with_its_remedy(tmp_path):
     (folder / "events").mkdir(parents=True)
     (folder / "events" / "2026-01-01.parquet").write_bytes(b"PAR1" + bytes(100))
     with pytest.raises(StorageError, match=rf"2026-01-01.parquet: damaged .* delete {folder}:"):
-        training.erase(folder, "u")
+        training.erase(folder, ["u"])

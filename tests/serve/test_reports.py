@@ -72,13 +72,18 @@ def test_reports_and_budgets_follow_local_days_when_clocks_change(tmp_path, camp
     records.close()
     writer = WriterState(paths, retain_days=10_000, clock=SystemClock())
     rng = random.Random(0)
-    sign = TokenKeys.open(paths.token_keys).sign
+    encrypt = TokenKeys.open(paths.token_keys).encrypt
     start_us = us(first.replace(tzinfo=UTC))
     writer.maintain(start_us)
     for number in range(5 * 24 * 4):
         at_us = start_us + number * US_PER_HOUR // 4
         events = [
-            EventRequest(kind=kind, token=sign(bid(name, 10 * number + index, at_us)), at_us=at_us, price="1.0")
+            EventRequest(
+                kind=kind,
+                token=encrypt(bid(name, 10 * number + index, at_us), kind),
+                at_us=at_us,
+                price_nanos=1_000_000,
+            )
             for index, name in enumerate(zones)
             for kind in ("bill", "imp", *(["click"] if rng.random() < 0.3 else []))
         ]

@@ -16,6 +16,7 @@ from leadre.serve.events.tokens import TokenKeys
 from leadre.serve.ipc.messages import AppendRequest, EventRequest, RecordReply, RecordRequest
 from leadre.serve.paths import StatePaths
 from leadre.serve.processes.management import ManagementBackend
+from leadre.serve.processes.table_writer import TableWriter
 from leadre.serve.processes.writer_state import WriterState
 from leadre.store.contract import EVERYBODY, Cap, StoredList
 from leadre.units import US_PER_DAY
@@ -27,13 +28,14 @@ START_US = round(datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()) * 1_000_000
 
 
 class Market:
-    """A bidder's writer and management; each day one user of that day sees an ad and clicks."""
+    """A bidder's writer, table writer and management; each day one user of that day sees an ad and clicks."""
 
     def __init__(self, paths):
         self.paths = paths
         self.writer = WriterState(paths, retain_days=DAYS, clock=SystemClock())
         self.backend = ManagementBackend(paths, paths.folder, SystemClock())
-        self.sign = TokenKeys.open(paths.token_keys).sign
+        self.tables = TableWriter(paths, retain_days=DAYS, clock=SystemClock())
+        self.encrypt = TokenKeys.open(paths.token_keys).encrypt
         self.store = self.backend.store
         self.store.put_lists("v", {EVERYBODY: StoredList("v", 1, ("a1",), (0.0,))})
         self.store.switch("v")
@@ -45,15 +47,17 @@ class Market:
         self.store.put_lists("v", {user: StoredList("v", now_us, ("a1",), (0.0,))})
         caps = [Cap("c1", now_us // US_PER_DAY, 9)]
         self.store.reserve(user, caps, now_us=now_us, until_us=now_us + 60_000_000)
-        token = self.sign(make_token(now_us, 1, request_id=f"r-{user}", user_id=user))
+        token = make_token(now_us, 1, request_id=f"r-{user}", user_id=user)
         record = RequestRecord(request_id=f"r-{user}", at_us=now_us, user_id=user)
-        events = [EventRequest(kind=kind, token=token, at_us=now_us) for kind in ("imp", "click")]
+        events = [EventRequest(kind=kind, token=self.encrypt(token, kind), at_us=now_us) for kind in ("imp", "click")]
         self.writer.handle([AppendRequest([record]), *events], now_us)
 
     def maintain(self, day):
-        """Run the periodic work of writer and management."""
+        """Run the periodic work of these processes."""
         now_us = START_US + day * US_PER_DAY
         self.writer.maintain(now_us)
+        self.tables.flush()
+        self.tables.retain(now_us)
         self.backend.retain(DAYS, now_us)
 
     def users(self):

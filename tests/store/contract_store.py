@@ -50,9 +50,9 @@ class StoreFixtures:
         yield opened
         opened.close()
 
-    def reserve(self, store, user="u", limit=3, count=1, day=DAY, campaign="c", now_us=NOON_US, for_us=100):
+    def reserve(self, store, user="u", limit=3, day=DAY, campaign="c", now_us=NOON_US, for_us=100, **fields):
         caps = [Cap(campaign, day, limit)]
-        return store.reserve(user, caps, now_us=now_us, until_us=now_us + for_us, count=count)[campaign]
+        return store.reserve(user, caps, now_us=now_us, until_us=now_us + for_us, **fields)[campaign]
 
     def fill(self, store, *users):
         for version in ("v1", "v2"):
@@ -150,6 +150,30 @@ class ListContract(StoreFixtures):
             with pytest.raises(InputError, match="400 bytes of UTF-8 without NUL"):
                 write()
 
+    def test_first_user_with_a_list_or_a_profile_is_found(self, store):
+        store.put_lists("v1", {"listed": stored_list("v1", "ad"), "old": stored_list("v1", "ad")})
+        store.write_profiles(Profile("profiled"))
+        assert store.find_user("new", "listed", "profiled") == "profiled", "no version is current"
+        store.switch("v1")
+        assert store.find_user("new", "listed", "profiled") == "listed"
+        assert store.find_user("profiled", "listed") == "profiled"
+        assert store.find_user("new") == "" == store.find_user() == store.find_user(*INVALID_USERS, EVERYBODY)
+        for user in UNUSUAL_USERS:
+            store.write_profiles(Profile(user))
+            assert store.find_user(*INVALID_USERS, "new", user) == user
+        store.put_lists("v2", {"listed": stored_list("v2", "ad")})
+        store.switch("v2")
+        assert store.find_user("old", "listed") == "listed"
+
+    def test_popular_list_has_no_user(self, store):
+        store.put_lists("v1", {EVERYBODY: stored_list("v1", "ad")})
+        store.switch("v1")
+        for write in (lambda: store.write_profiles(Profile(EVERYBODY)), lambda: self.reserve(store, EVERYBODY)):
+            with pytest.raises(InputError, match=r"400 bytes of UTF-8 without NUL, and not '\*'"):
+                write()
+        store.erase(EVERYBODY)
+        assert store.read_profile(EVERYBODY) is None and store.read_list(EVERYBODY).ad_ids == ("ad",)
+
     def test_readers_see_a_whole_old_or_a_whole_new_version(self, spec, store):
         users = [f"u{n}" for n in range(40)]
         store.put_lists("v1", {user: stored_list("v1", "old") for user in users})
@@ -221,8 +245,12 @@ class CapContract(StoreFixtures):
         assert self.reserve(store, now_us=later_us) == []
         store.void()
 
+    def test_reservation_counts_for_its_holder_until_it_is_posted(self, store):
+        _, none, own = (self.reserve(store, count=3, holder=name) for name in ("hostile", "hostile", "honest"))
+        assert none == [] and all(map(store.post, own)) and self.reserve(store, holder="third") == [] != own
+
     def test_reservation_expires_at_its_time(self, store):
-        self.reserve(store, limit=1, for_us=100)
+        assert self.reserve(store, limit=1, for_us=100)
         assert self.reserve(store, limit=1, now_us=NOON_US + 99) == []
         assert len(self.reserve(store, limit=1, now_us=NOON_US + 100)) == 1
 
@@ -235,6 +263,15 @@ class CapContract(StoreFixtures):
     def test_unknown_reservation_is_ignored(self, store, reservation):
         assert not store.post(reservation)
         store.void(reservation)
+
+    def test_day_that_is_past_only_by_a_doubtful_time_is_not_deleted(self, store):
+        (old,) = self.reserve(store, limit=1)
+        assert store.post(old)
+        later_us = NOON_US + 3 * US_PER_DAY
+        for certain_us, is_kept in ((NOON_US, True), (later_us, False)):
+            until_us = later_us + 1
+            store.reserve("u", [Cap("c", DAY + 3, 9)], now_us=later_us, until_us=until_us, certain_us=certain_us)
+            assert store.post(old) == is_kept
 
     def test_past_days_are_deleted(self, store):
         (old,) = self.reserve(store, limit=1)
@@ -342,18 +379,21 @@ class DeletionContract(StoreFixtures):
         assert store.retain(after_us, NOON_US) == 0
 
     def test_erased_user_is_deleted_from_lists_profiles_and_caps(self, store):
-        reservations = self.fill(store, "gone", "too", "stays", "gone2", "go")
-        store.erase("gone", "too", "never was")
-        for user in ("gone", "too"):
+        """Also as an extended ID of any source. Letters that are patterns of a server stand for themselves."""
+        gone = ("gone", "id5-sync.com:gone", "t[1]*", "a.b:t[1]*")
+        kept = ("stays", "gone2", "go", "nodomain:gone", "a.b:t1x")
+        reservations = self.fill(store, *gone, *kept)
+        store.erase("gone", "t[1]*", "never was")
+        for user in gone:
             assert store.read_list(user) is store.read_profile(user) is None
             assert not any(map(store.post, reservations[user]))
             assert len(self.reserve(store, user, count=3)) == 3
-        for user in ("stays", "gone2", "go"):
+        for user in kept:
             assert store.read_list(user).version == "v2"
             assert store.read_profile(user).user_id == user
             assert self.reserve(store, user) == []
             assert all(map(store.post, reservations[user]))
-        assert [user for user, _ in store.scan("v1")] == ["go", "gone2", "stays"]
+        assert [user for user, _ in store.scan("v1")] == sorted(kept)
 
 
 class StoreContract(ListContract, ProfileContract, CapContract, DeletionContract):

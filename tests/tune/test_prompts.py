@@ -139,8 +139,8 @@ def test_prompt_of_two_domains_as_text(small, two_domains):
     prompter = prompter_of(small, two_domains)
     assert prompter.render(everything(prompter, two_domains)) == (
         "Choose ads this customer will act on. Profile: 35-54."
-        " Interests elsewhere: thing 1, 1 times for 0, 0 days ago; once<thing 1>"
-        " Interests from ads: thing 2, 1 times for 0, 0 days ago; once<thing 2>"
+        " Interests elsewhere: thing 1, 1 times, 0 days ago; once<thing 1>"
+        " Interests from ads: thing 2, 1 times, 0 days ago; once<thing 2>"
         "\nFriday night: ads<thing 4> also<thing 3>"
     )
 
@@ -208,6 +208,45 @@ def test_render_shows_codes_by_level(small, two_domains):
 def test_context_is_weekday_and_part_of_the_day(small, two_domains, at_us, expected):
     prompter = prompter_of(small, two_domains)
     assert prompter.render(prompter.context(at_us, 0)) == expected  # the only placement: nothing to tell
+
+
+@pytest.mark.parametrize(
+    ("clock", "context", "fact"),
+    [
+        ("instants", "\nFriday night:", " thing 2, 2 times, 1 days ago;"),
+        ("days", "\nFriday:", " thing 2, 2 times, 1 days ago;"),
+        ("order", "\n", " thing 2, 2 times;"),
+    ],
+)
+def test_prompt_states_no_time_that_the_log_lacks(small, hand, clock, context, fact):
+    events = [(0, day * US_PER_DAY, AD, o, 0) for day, o in enumerate([2, 2, 4])]
+    logs = replace(hand(events), clock=clock)
+    prompter = prompter_of(small, logs, described=1)
+    assert prompter.render(prompter.context(US_PER_DAY, 0)) == context
+    assert fact in prompter.render(prompter.prefix(moment_of(logs, 0), 3))
+    several = prompter_of(small, replace(logs, placements=["top", "side"]))
+    named = {"instants": "\nFriday night, side:", "days": "\nFriday, side:", "order": "\nside:"}
+    assert several.render(several.context(US_PER_DAY, 1)) == named[clock]
+
+
+def test_objects_of_a_visit_follow_the_first_words_of_their_titles(small, two_domains):
+    prompter = prompter_of(small, two_domains, short_title=20)
+    history = moment_of(two_domains, 0).history
+    assert prompter.render(prompter.acted_on(history, 1)) == " ads thing 4<thing 4> also thing 3<thing 3>"
+    cut = prompter_of(small, two_domains, short_title=1)
+    assert len(cut.acted_on(history, 1)) == 2 + len(cut.text(" ads")) + len(cut.text(" also")) + 2
+    wordless = prompter_of(small, two_domains, short_title=2, words=False)
+    assert wordless.render(wordless.acted_on(history, 1)) == "<thing 4><thing 3>"
+
+
+@pytest.mark.parametrize("short_title", [0, 3])
+def test_positions_before_a_visit_bound_its_thread(small, two_domains, short_title):
+    """Both visits have both domains, so the estimate is exact."""
+    prompter = prompter_of(small, two_domains, short_title=short_title)
+    history = moment_of(two_domains, 0).history
+    written = [len(prompter.context(0, 0)) + len(prompter.acted_on(history, visit)) for visit in (0, 1)]
+    before = prompter.positions_before(history.visits, history.object_E)
+    assert before.tolist() == [0, written[0], sum(written)]
 
 
 def test_context_names_the_placement_if_there_are_several(small, two_domains):

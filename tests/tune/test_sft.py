@@ -9,6 +9,7 @@ import torch
 from leadre.lm import backbone as backbones
 from leadre.tune import optimizer, sft
 from leadre.tune import run as tune_stage
+from leadre.tune.answers import Outcomes
 from leadre.tune.batches import Examples
 
 from .schedules import schedule
@@ -27,7 +28,7 @@ def train(small, folder, settings=None, *, backbone=None, resume_key="a", kill_a
         calls.append(1)
         if kill_at and 2 * len(calls) >= kill_at:
             raise Killed
-        return {"calls": np.array([len(calls)])}
+        return {"all": Outcomes(np.array([float(len(calls))]), np.zeros(1), np.zeros(1))}
 
     history = sft.train(backbone, small.examples(), settings or schedule(), folder, resume_key, validate)
     return backbone, history
@@ -127,6 +128,19 @@ def test_centring_sets_the_mean_score_of_each_code_to_zero(small):
         torch.testing.assert_close(scores.mean(0), torch.zeros(scores.shape[1]), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("max_steps", "count"), [(3, 3), (0, sft.CENTRING_BATCHES)])
+def test_centring_reads_no_batch_that_is_not_trained_on(small, tmp_path, monkeypatch, max_steps, count):
+    seen = []
+    monkeypatch.setattr(sft, "centre_code_scores", lambda backbone, batches: seen.append(len(batches)) or killed())
+    with pytest.raises(Killed):
+        train(small, tmp_path, schedule(max_steps=max_steps, epochs=9, batch_tokens=400))
+    assert seen == [count]
+
+
+def killed():
+    raise Killed
+
+
 def test_learning_rate_warms_up_and_decays_to_zero():
     rates = [optimizer.learning_rate(step, 1000) for step in range(1001)]
     assert rates[0] == pytest.approx(1 / optimizer.WARMUP_STEPS)
@@ -134,6 +148,14 @@ def test_learning_rate_warms_up_and_decays_to_zero():
     assert rates.index(max(rates)) == optimizer.WARMUP_STEPS - 1
     assert rates[-1] == 0 and rates[500] == 0.5
     assert all(a > b for a, b in pairwise(rates[60:]))
+
+
+@pytest.mark.parametrize(("steps", "warm_up"), [(40, 8), (120, 24), (1000, 60), (4, 1), (1, 1)])
+def test_warm_up_takes_at_most_a_fifth_of_the_steps(steps, warm_up):
+    """A short run reaches the rate that was set; a fixed warm-up of 60 steps kept 40 steps below a sixth of it."""
+    rates = [optimizer.learning_rate(step, steps) for step in range(steps)]
+    assert rates.index(max(rates)) == warm_up - 1
+    assert max(rates) == pytest.approx(1 - (warm_up - 1) / steps) and max(rates) > 0.8
 
 
 def test_only_the_body_has_the_body_rate(small):

@@ -12,6 +12,7 @@ from leadre.units import US_PER_S
 FIRST_BIDS = 4  # number of bids that the first lease pays for
 RETRY_US = US_PER_S // 2  # wait after the ledger granted no lease; leases of other workers may end meanwhile
 DRAINED_US = US_PER_S  # a lease that another follows sooner than this was too small: the size of the next doubles
+BACK_US = 60 * US_PER_S  # a clock that is set back by less ends no lease
 
 
 class _OpenLease:
@@ -31,18 +32,21 @@ class _OpenLease:
 class LeasedBudget:
     """The leases of one worker for one campaign. Not thread-safe.
 
-    ``lease_nanos`` is the size of the next lease to request.
+    ``lease_nanos`` is the size of the next lease to request. ``free_nanos``: the rest of the budget after
+    the last one.
     """
 
     def __init__(self, worker: str, campaign_id: str) -> None:
         self.worker = worker
         self.campaign_id = campaign_id
         self.lease_nanos = 0
+        self.free_nanos = 0
         self._open: list[_OpenLease] = []
         self._ended: list[Release] = []
         self._awaits_reply = False
         self._retry_at_us = 0
         self._next_end_us = FOREVER  # the earliest end of an open lease
+        self._began_us = 0  # when the newest open lease was accepted, less `BACK_US`
 
     def left_nanos(self, now_us: int) -> int:
         """Nanos that bids can still reserve, from all leases together."""
@@ -51,18 +55,25 @@ class LeasedBudget:
 
     def can_pay(self, nanos: int, now_us: int) -> bool:
         """Whether a single lease has at least ``nanos`` left."""
-        self._drop_expired(now_us)
-        return any(entry.left_nanos >= nanos for entry in self._open)
+        return self._lease_with(nanos, now_us) is not None
 
     def reserve(self, nanos: int, now_us: int) -> int:
         """Reserve ``nanos``, the highest cost of one bid. Returns the lease's ID, 0 if no lease can pay."""
         assert nanos > 0, nanos
-        self._drop_expired(now_us)
+        entry = self._lease_with(nanos, now_us)
+        if entry is None:
+            return 0
+        entry.left_nanos -= nanos
+        return entry.lease.lease_id
+
+    def _lease_with(self, nanos: int, now_us: int) -> _OpenLease | None:
+        """The oldest lease that has at least ``nanos`` left."""
+        if not self._began_us <= now_us < self._next_end_us:  # rare, and checked often for every campaign
+            self._drop_expired(now_us)
         for entry in self._open:
             if entry.left_nanos >= nanos:
-                entry.left_nanos -= nanos
-                return entry.lease.lease_id
-        return 0
+                return entry
+        return None
 
     def lease_request(self, bid_nanos: int, now_us: int) -> LeaseRequest | None:
         """A request for the ledger, if no lease can pay ``bid_nanos`` or little is left; else None.
@@ -72,7 +83,8 @@ class LeasedBudget:
         """
         has_bid = self.can_pay(bid_nanos, now_us)
         has_half = has_bid and 2 * self.left_nanos(now_us) >= self._open[-1].lease.nanos
-        if self._awaits_reply or now_us < self._retry_at_us or has_half:
+        must_wait = self._retry_at_us - RETRY_US <= now_us < self._retry_at_us  # not since before a clock was set back
+        if self._awaits_reply or must_wait or has_half:
             return None
         if bid_nanos > MAX_LEASE_NANOS:
             return None
@@ -89,6 +101,7 @@ class LeasedBudget:
         the next one doubles: so it never exceeds twice the largest lease that the budget had room for.
         """
         self._awaits_reply = False
+        self.free_nanos = 0 if lease is None else lease.free_nanos
         if lease is None:
             self._retry_at_us = now_us + RETRY_US
             return
@@ -98,6 +111,7 @@ class LeasedBudget:
         # End leases with a small remainder: no bid could use it, and it would block budget until the lease expires.
         self._end([entry for entry in self._open if entry.left_nanos * FIRST_BIDS < lease.nanos])
         self._open.append(_OpenLease(lease, now_us))
+        self._began_us = max(self._began_us, now_us - BACK_US)
         self._next_end_us = min(self._next_end_us, lease.expires_at_us)
 
     def releases(self, now_us: int) -> list[Release]:
@@ -113,14 +127,17 @@ class LeasedBudget:
         return ended
 
     def _drop_expired(self, now_us: int) -> None:
-        if now_us < self._next_end_us:  # the usual case, checked many times a second for every campaign
-            return
-        expired = [entry for entry in self._open if entry.lease.expires_at_us <= now_us]
+        # A lease of a time to come was granted before the clock was set back: it belongs to another day.
+        expired = [
+            entry for entry in self._open if not entry.accepted_at_us - BACK_US <= now_us < entry.lease.expires_at_us
+        ]
         if any(2 * entry.left_nanos > entry.lease.nanos for entry in expired):
             self.lease_nanos //= 2
-        self._end(expired)
+        if expired:
+            self._end(expired)
 
     def _end(self, entries: list[_OpenLease]) -> None:
         self._ended += [entry.release() for entry in entries if entry.left_nanos]
         self._open = [entry for entry in self._open if entry not in entries]
         self._next_end_us = min((entry.lease.expires_at_us for entry in self._open), default=FOREVER)
+        self._began_us = max((entry.accepted_at_us - BACK_US for entry in self._open), default=0)

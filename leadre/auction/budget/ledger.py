@@ -1,5 +1,8 @@
 """Budgets that cannot be overdrawn: ``charged + reserved <= cap`` for every campaign and every day, in each commit.
 
+The cap in force is the budget of the account. After a cut it is above it by what live bids have reserved, and falls as
+their reservations are charged or return.
+
 A worker does not call the ledger for each bid. It *leases* a part of a budget (`LeaseRequest` -> `Lease`) and reserves
 from the lease in its own memory (`leadre.auction.budget.leases`); no other worker can spend that part. An event *posts*
 a `Charge` against the lease; a lost bid *voids* its reservation (`Void`); the worker *releases* the part that it never
@@ -19,7 +22,8 @@ from pathlib import Path
 from typing import Self
 
 from leadre import database
-from leadre.auction.budget import balances, sums, transfers
+from leadre.auction.budget import sums, transfers
+from leadre.auction.budget.balances import Balances, free_reserved, set_budget
 from leadre.auction.budget.messages import Budget, Charge, LeaseRequest, LedgerOrder, LedgerResult, Void
 from leadre.auction.budget.schema import MIGRATIONS, NO_CAP
 from leadre.errors import InputError
@@ -45,42 +49,46 @@ class Ledger:
         self.connection.close()
 
     def set_budget(self, campaign_id: str, budget: Budget, now_us: int) -> None:
-        """Store or change a campaign's budget; the cap of today changes with it, the caps of past days do not.
+        """Store or change a campaign's budget, and that of today; the budgets of past days do not change.
 
-        Charges are never undone. If the cap falls below the reservations, the newest leases lose the difference; a
-        charge above what they have left is written off. InputError for an unknown zone or an amount out of range.
+        A cut ends new leases at once. It takes nothing from bids that wait for their event: the cap in force is the
+        highest of the budget and of what is charged and reserved, and falls as reservations return. InputError for an
+        unknown zone or an amount out of range.
         """
         self.set_budgets({campaign_id: budget}, now_us)
 
     def set_budgets(self, budgets: Mapping[str, Budget], now_us: int) -> None:
         """`set_budget` for many campaigns in one commit. A campaign without a budget is never charged."""
         for campaign_id, budget in budgets.items():
-            for name in ("total_nanos", "daily_nanos", "pending_s"):
+            for name in ("total_nanos", "daily_nanos", "pending_s", "event_nanos"):
                 if not 0 <= getattr(budget, name) < NO_CAP:
                     raise InputError(f"campaign {campaign_id}: {name} = {getattr(budget, name)}; 0 (no cap) or more")
         with database.transaction(self.connection):
             for campaign_id, budget in budgets.items():
-                balances.set_budget(self.connection, campaign_id, budget, now_us)
+                set_budget(self.connection, campaign_id, budget, now_us)
 
     def apply(self, orders: Sequence[LedgerOrder], now_us: int) -> list[LedgerResult]:
         """Execute a batch in order, with one commit. If an order raises, none of the batch is stored."""
         with database.transaction(self.connection):
-            return [self.execute(order, now_us) for order in orders]
+            balances = Balances(self.connection)
+            results = [self._execute(balances, order, now_us) for order in orders]
+            balances.store()
+            return results
 
-    def execute(self, order: LedgerOrder, now_us: int) -> LedgerResult:
-        """Execute one order inside the caller's transaction, which may write more in the same commit."""
+    def _execute(self, balances: Balances, order: LedgerOrder, now_us: int) -> LedgerResult:
+        """Execute one order. ``now_us`` dates a lease; for an event, keys known beyond it are repetitions."""
         if isinstance(order, LeaseRequest):
-            return transfers.lease(self.connection, order, self._lease_us, now_us)
+            return transfers.lease(balances, order, self._lease_us, now_us)
         if isinstance(order, Charge):
-            return transfers.post(self.connection, order, now_us)
+            return transfers.post(balances, order, now_us)
         if isinstance(order, Void):
-            return transfers.void(self.connection, order, now_us)
-        transfers.release(self.connection, order)
+            return transfers.void(balances, order, now_us)
+        transfers.release(balances, order)
         return None
 
     def knows(self, event_id: str, now_us: int) -> bool:
         """Whether an event was posted or voided and is still known."""
-        return transfers.posted(self.connection, event_id, now_us) is not None
+        return Balances(self.connection).event(event_id, now_us) is not None
 
     @property
     def log_number(self) -> int:
@@ -92,10 +100,14 @@ class Ledger:
     def log_number(self, number: int) -> None:
         self.connection.execute("UPDATE log SET number = ?", (number,))
 
-    def expire(self, now_us: int) -> int:
-        """Return the reservations of leases whose last charge could have come by now; the nanos returned."""
+    def expire(self, now_us: int, after_us: int = 0) -> int:
+        """Return the reservations of leases whose last charge could have come by now; the nanos returned.
+
+        Leases whose last charge could have come by ``after_us`` stay.
+        """
         with database.transaction(self.connection):
-            return balances.free_reserved(self.connection, NO_CAP, "returns_at_us <= ?", (now_us,))
+            condition = "returns_at_us > ? AND returns_at_us <= ?"
+            return free_reserved(self.connection, NO_CAP, condition, (after_us, now_us))
 
     def forget(self, now_us: int, limit: int = 1_000) -> int:
         """Delete events past their ``known_until_us``, and leases that ended long ago; the sums stay.

@@ -12,14 +12,16 @@ MAX_LEASE_NANOS = 10**18  # the largest budget of a campaign
 class Budget:
     """Caps of a campaign's charges, in total and per day; 0 = no cap. ``zone``: IANA time zone of its days.
 
-    ``pending_s``: seconds after the end of a lease in which its bids may still be charged to it; at least the lifetime
-    of event tokens (`Settings.token_s`).
+    ``event_nanos``: the price of a click or conversion, of which bids reserve the expected value; 0 if bids reserve
+    their whole price. ``pending_s``: seconds after the end of a lease in which it still reserves for bids whose
+    event may come. A later event is charged to the free budget.
     """
 
     total_nanos: int = 0
     daily_nanos: int = 0
     zone: str = "UTC"
-    pending_s: int = 600
+    pending_s: int = 120
+    event_nanos: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,12 +39,16 @@ class LeaseRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lease:
-    """A part of a budget, from which only one worker may bid, until ``expires_at_us``."""
+    """A part of a budget, from which only one worker may bid, until ``expires_at_us``.
+
+    ``free_nanos``: the part of the budget that can still be leased.
+    """
 
     lease_id: int
     campaign_id: str
     nanos: int
     expires_at_us: int
+    free_nanos: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

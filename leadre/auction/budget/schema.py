@@ -3,6 +3,8 @@
 Columns keep the names of the first release: ``held_nanos`` is the reserved amount, ``hold_us`` the time for which a
 lease's reservations outlive it, ``returns_at_us`` the time at which `Ledger.expire` ends them, ``entries`` the events
 already posted or voided, ``log`` the number of the last record of the event log that the sums include.
+``budget_nanos`` is the budget of the account, ``cap_nanos`` the cap in force, which is above it while reservations
+outlive a cut, and ``event_nanos`` that of `Budget`.
 """
 
 from __future__ import annotations
@@ -39,5 +41,12 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX entries_by_time ON entries (known_until_us);
     CREATE TABLE log (number INTEGER NOT NULL) STRICT;
     INSERT INTO log VALUES (0)
+    """,
+    """
+    ALTER TABLE budgets ADD COLUMN event_nanos INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE budgets ADD COLUMN budget_nanos INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE days ADD COLUMN budget_nanos INTEGER NOT NULL DEFAULT 0;
+    UPDATE budgets SET budget_nanos = cap_nanos;
+    UPDATE days SET budget_nanos = cap_nanos
     """,
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
-from leadre.auction.budget import balances
+from leadre.auction.budget.balances import Balances
 from leadre.auction.budget.days import day_of
 from leadre.auction.budget.schema import NO_CAP
 
@@ -53,6 +53,15 @@ class SpendToday:
     total_charged_nanos: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UsedBudget:
+    """Nanos of a campaign, in all or on a day: charged, reserved by leases, and owed but written off."""
+
+    charged_nanos: int = 0
+    reserved_nanos: int = 0
+    written_off_nanos: int = 0
+
+
 def sum_of(connection: sqlite3.Connection, column: Column, campaign_id: str, day: date | None) -> int:
     """A sum of a campaign, in all or on a day of its zone; 0 for an unknown campaign or day."""
     if day is None:
@@ -66,13 +75,27 @@ def sum_of(connection: sqlite3.Connection, column: Column, campaign_id: str, day
 
 def left_nanos(connection: sqlite3.Connection, campaign_id: str, now_us: int) -> int:
     """Nanos that can be leased now; `NO_CAP` or near it if nothing is capped, 0 for an unknown campaign."""
-    budget = connection.execute(
-        "SELECT zone, daily_nanos FROM budgets WHERE campaign_id = ?", (campaign_id,)
-    ).fetchone()
+    balances = Balances(connection)
+    budget = balances.budget(campaign_id)
+    return balances.leasable_nanos(campaign_id, day_of(now_us, budget.zone).isoformat()) if budget else 0
+
+
+def used_budget(connection: sqlite3.Connection, campaign_id: str, now_us: int) -> tuple[UsedBudget, UsedBudget]:
+    """The sums of a campaign, in all and on the present day of its zone; of 0 for an unknown campaign."""
+    balances = Balances(connection)
+    budget = balances.budget(campaign_id)
     if budget is None:
-        return 0
-    zone, daily_nanos = budget
-    return balances.free_nanos(connection, campaign_id, day_of(now_us, zone).isoformat(), daily_nanos)
+        return UsedBudget(), UsedBudget()
+    today = balances.day(campaign_id, day_of(now_us, budget.zone).isoformat())
+    total, of_day = (
+        UsedBudget(
+            charged_nanos=used.charged_nanos,
+            reserved_nanos=used.reserved_nanos,
+            written_off_nanos=used.written_off_nanos,
+        )
+        for used in (budget.sums, today)
+    )
+    return total, of_day
 
 
 def audit(connection: sqlite3.Connection) -> list[str]:

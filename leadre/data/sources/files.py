@@ -95,10 +95,12 @@ def read(
     return Tables(
         ads=tables.complete("ads", ads.drop(ROW, FILE)),
         contents=_contents(contents),
-        users=_users(frames.get("users"), derived.events, derived.requests),
+        users=_users(frames.get("users"), derived.events, derived.requests, derived.empty_requests),
         events=tables.complete("events", derived.events.drop(ROW, FILE)),
         requests=derived.requests,
         inventories=derived.inventories,
+        empty_requests=derived.empty_requests,
+        empty_inventories=derived.empty_inventories,
         bad_rows=bad_rows,
     )
 
@@ -188,9 +190,9 @@ def _contents(contents: pl.DataFrame | None) -> pl.DataFrame:
     return tables.complete("contents", contents.drop(ROW, FILE))
 
 
-def _users(users: pl.DataFrame | None, events: pl.DataFrame, visits: pl.DataFrame) -> pl.DataFrame:
-    """Profiles with a row for every user of the log; a text column with numbers alone is converted to numbers."""
-    log_users = pl.concat([events.select("user_id"), visits.select("user_id")]).unique().sort("user_id")
+def _users(users: pl.DataFrame | None, *others: pl.DataFrame) -> pl.DataFrame:
+    """Profiles with a row for each user of ``others``; a text column with numbers alone is converted to numbers."""
+    log_users = pl.concat([frame.select("user_id") for frame in others]).unique().sort("user_id")
     if users is None:
         return log_users
     users = users.drop(ROW, FILE)

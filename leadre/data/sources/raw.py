@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from leadre import checked_parquet
 from leadre.data import tables
 from leadre.data.tables import LIST_MARK, ROW
 from leadre.errors import InputError
@@ -294,6 +295,11 @@ def _raise_constant(constant: str) -> NoReturn:
 
 
 def _parquet(path: Path, label: str, max_field_bytes: int) -> pl.DataFrame:
+    if not checked_parquet.is_intact(path):
+        raise InputError(
+            f"{label}: is damaged, as its checksum differs; if a bidder wrote it, stop the bidder and delete the"
+            " folder of its tables: the next start writes them again from the log"
+        )
     try:
         with pq.ParquetFile(path) as file:
             _scan_parquet(file, label, max_field_bytes)

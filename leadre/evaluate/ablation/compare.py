@@ -67,12 +67,12 @@ def compare(
     A slice without a conversion gets no column.
     """
     views = [retrieval.build_view(logs, requests_R, name) for name in retrieval.VIEWS]
-    parts = slices.slice_views(logs, views[0])
+    parts = slices.slice_views(logs, views)
     measured = {
         row.name: {s: _measure(logs, views, parts, lists) for s, lists in artifacts[row.name].items()} for row in rows
     }
     columns = {row.name: dict[str, dict[str, Any]]() for row in rows}
-    names = {view.name for view in (*views, *parts)}
+    names = {view.name for view in (*views, *(part for _, part in parts))}
     for column in (column for column in COLUMNS if column.partition("/")[0] in names):
         measures = {
             name: {s: by_column[column] for s, by_column in by_seed.items()} for name, by_seed in measured.items()
@@ -92,20 +92,21 @@ def compare(
     ]
 
 
-def _measure(logs: Logs, views: Sequence[View], parts: Sequence[View], lists: Artifact) -> dict[str, Ratio | float]:
+def _measure(
+    logs: Logs, views: Sequence[View], parts: Sequence[tuple[View, View]], lists: Artifact
+) -> dict[str, Ratio | float]:
     """Return column -> measure of one lists artifact: a `Ratio`, or a plain number for coverage."""
     frame = pl.read_parquet(lists.path / "lists.parquet", columns=["request", "view", "ads"])
     checked = retrieval.checked_lists(frame, logs, views, source=str(lists.path))
     tables = retrieval.tabulate(retrieval.iterate_lists(checked), views)
-    everything = views[0]
-    for part in parts:
-        tables[part.name] = slices.slice_lists(everything, part, {"": tables[everything.name]})[""]
+    for view, part in parts:
+        tables[part.name] = slices.slice_lists(view, part, {"": tables[view.name]})[""]
     measures: dict[str, Ratio | float] = {
         f"{v.name}/{metric}": measure
-        for v in (*views, *parts)
+        for v in (*views, *(part for _, part in parts))
         for metric, measure in retrieval.measure(v, tables[v.name]).items()
     }
-    measures[COVERAGE] = metrics.coverage_at(tables[everything.name], everything.live_ads, 10)
+    measures[COVERAGE] = metrics.coverage_at(tables[views[0].name], views[0].live_ads, 10)
     return measures
 
 
@@ -202,4 +203,4 @@ def _bars(rows: Sequence[AblationRow], column: str) -> list[plots.Bar]:
 
 
 def _title(row: AblationRow) -> str:
-    return f"{row.title} (1 seed)" if row.left_out else row.title
+    return f"{row.title} ({len(row.seeds)} seed{'s' * (len(row.seeds) > 1)})" if row.left_out else row.title

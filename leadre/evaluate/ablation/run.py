@@ -40,9 +40,9 @@ class Config(config.Common):
     variants: tuple[str, ...] = config.option(
         (), "only these rows of the table (evaluate/ablation/variants.py); empty = all"
     )
-    seeds: int = config.option(
-        3, "seeds of a cumulative row, from 0 on; rows with one part left out have one", at_least=1
-    )
+    seeds: int = config.option(3, "seeds of a cumulative row, from 0 on", at_least=1)
+    left_out_seeds: int = config.option(1, "seeds of a row with something left out, from 0 on", at_least=1)
+    compare: bool = config.option(True, "false: train and generate lists only, for a long ablation in parts")
     resamples: int = config.option(1000, "bootstrap resamples over users", at_least=1)
 
 
@@ -62,14 +62,15 @@ def run(settings: Config) -> None:
     """Write ``work/<run>/evaluate-ablation`` unless it is current. Raises InputError for an unknown row."""
     stages = load(settings)
     rows = variants.compose(stages.tune.flat(), stages.dpo.flat(), settings.variants)
-    jobs = [(row, seed) for row in rows for seed in range(1 if row.left_out else settings.seeds)]
+    jobs = [(row, seed) for row in rows for seed in range(settings.left_out_seeds if row.left_out else settings.seeds)]
     data.run(stages.data)
     semid.run(stages.semid)
     lists: dict[str, dict[int, artifact.Artifact]] = {row.name: {} for row in rows}
     for number, (row, seed) in enumerate(jobs, start=1):
         progress.say(f"ablation: {number} of {len(jobs)}: {row.name} ({row.title}), seed {seed}")
         lists[row.name][seed] = make(settings, stages, rows, row, seed)
-    _write(settings, stages, rows, lists)
+    if settings.compare:
+        _write(settings, stages, rows, lists)
 
 
 def load(settings: Config) -> StageConfigs:
@@ -155,10 +156,14 @@ def _write(
     if output.skip("ablation"):
         return
     from leadre.data import histories
+    from leadre.evaluate import readings
     from leadre.evaluate.ablation import compare as ablation
 
     logs = histories.load(tables)
     requests_R = evaluate.choose(stages.evaluate, logs, next(iter(lists[rows[0].name].values())))
+    if stages.evaluate.split == "test":
+        names = [row.name for row in rows]
+        readings.record(settings.work, tables, names, run=settings.run, requests=len(requests_R), config=output.config)
     with output.create() as temporary:
         table = ablation.compare(logs, requests_R, rows, lists, resamples=settings.resamples, seed=settings.seed)
         ablation.write(temporary, table, run=settings.run, split=stages.evaluate.split)

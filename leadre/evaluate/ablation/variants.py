@@ -1,5 +1,6 @@
 """The rows of the ablation: options that are switched off, the order in which they return, and rows without one.
 
+CONTROLS: the config itself with one of its foundations removed (training, pointer, prior, pretrained weights).
 The first row is the config with all options of OFF switched off; the last cumulative row before preferences is the
 config itself. To add a row, put its options into OFF and a line into STEPS.
 """
@@ -35,7 +36,7 @@ class Step:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row without one task, or without one rule or safeguard of preferences, compared with the row that has all."""
+    """A row with one thing left out, compared with the row that has all."""
 
     name: str
     title: str
@@ -62,6 +63,16 @@ TASKS = (
     LeftOut("no-content-to-ad", "no task from contents to ad", {"task_content_to_ad": 0.0}),
     LeftOut("no-why", "no interest told before the ad", {"task_why": 0.0}),
 )
+UNTRAINED: Mapping[str, Any] = {"max_steps": 1, "aux_share": 0.0, "aux_first": 0} | dict.fromkeys(RATES, 0.0)
+CONTROLS = (
+    LeftOut("untrained", "no training: all weights as they start", UNTRAINED),
+    LeftOut("no-pointer", "no pointer", {"pointer": False}),
+    LeftOut("no-prior", "no prior", {"prior": False}),
+    LeftOut("prior-alone", "the prior alone", {**UNTRAINED, "pointer": False, "zero_codes": True}),
+    LeftOut("frozen-body", "body frozen", {"freeze_body": True}),
+    LeftOut("random-body", "body random", {"random_backbone": True}),
+    LeftOut("random-all", "body and word embeddings random", {"random_backbone": True, "random_words": True}),
+)
 LEFT_OUT = (
     LeftOut("no-live-unbought", "no pairs over live ads not acted on", {"live_unbought": False}),
     LeftOut("no-higher-value", "no pairs of two conversions", {"higher_value": False}),
@@ -69,6 +80,10 @@ LEFT_OUT = (
     LeftOut("no-similarity", "near-duplicates count in full", {"similarity": False}),
     LeftOut("no-prefix", "gradients at shared codes too", {"stop_shared": False}),
     LeftOut("no-value-margin", "no margin by value", {"value_margin": 0.0}),
+    LeftOut("sft-term", "no preference: prices, and the likelihood by value", {"loss": "none"}),
+    LeftOut(
+        "sft-alone", "no preference, no price: the likelihood alone", {"loss": "none", "money": 0.0, "money_prior": 0.0}
+    ),
     LeftOut("no-pairs", "prices alone, nothing learnt", {"max_steps": 1} | dict.fromkeys(RATES, 0.0)),
     LeftOut("no-money", "no price in prior and pointer", {"money": 0.0, "money_prior": 0.0}),
     LeftOut("no-sft-term", "no likelihood beside the preference", {"sft_weight": 0.0}),
@@ -107,6 +122,11 @@ def compose(tune: Mapping[str, Any], dpo: Mapping[str, Any], selected: Collectio
                 for row in TASKS
                 if any(tune[field] != off for field, off in row.options.items())
             ]
+    rows += [
+        Variant(name=row.name, title=row.title, tune=row.options, left_out=True)
+        for row in CONTROLS
+        if any(tune.get(field) != value for field, value in row.options.items())
+    ]
     rows.append(Variant(name=PREFERENCES.name, title=PREFERENCES.title, tune={}, dpo={}))
     for row in LEFT_OUT:
         changed = dict(dpo) | dict(row.options)
@@ -124,9 +144,9 @@ def _linked(rows: list[Variant], selected: Collection[str]) -> list[Variant]:
     kept = [row for row in rows if not selected or row.name in selected]
     linked: list[Variant] = []
     for row in kept:
-        cumulative = [other.name for other in linked if not other.left_out]
+        cumulative = [other for other in linked if not other.left_out]
         before = cumulative[-1] if cumulative else None
-        if row.left_out and before != (AUXILIARY if row.dpo is None else PREFERENCES.name):
-            before = None
-        linked.append(replace(row, against=before))
+        if row.left_out and before is not None and (before.tune or (before.dpo is None) != (row.dpo is None)):
+            before = None  # not the row that has all
+        linked.append(replace(row, against=None if before is None else before.name))
     return linked

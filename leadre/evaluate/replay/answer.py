@@ -24,7 +24,7 @@ from leadre.clock import ManualClock
 from leadre.errors import PeerError
 from leadre.serve.bidding import record
 from leadre.serve.bidding.budgets import Budgets
-from leadre.serve.bidding.context import Bidder, Market
+from leadre.serve.bidding.context import LIMITS, Bidder, Market
 from leadre.serve.bidding.exploration import ExplorationDraws
 from leadre.serve.bidding.respond import respond
 from leadre.serve.bidding.user_store import UserStore
@@ -43,7 +43,6 @@ from leadre.types import Verdict
 
 MAX_GAP = 1e-5  # allowed difference between logged and replayed log-probability
 MAX_GAP_BFLOAT16 = 1e-2  # the same for a model that computes in bfloat16: its rounding depends on the batch
-LIMITED = (Verdict.FREQUENCY_CAP, Verdict.NO_BUDGET)  # verdicts taken from the log
 LATE = NoBid.INSUFFICIENT_TIME.name.lower()
 GENERATE_S = 60.0  # deadline of a generation
 SKIPPED = {  # reason -> its explanation
@@ -121,7 +120,9 @@ async def replay(world: ReplayWorld, last: int) -> ReplayReport:
     """Replay the last ``last`` requests of the log. StorageError if the log is damaged."""
     report = ReplayReport()
     model = world.model
-    objects = ObjectIndex(list(model.objects) if model else (), world.catalogue.ads, model.version if model else "")
+    if model:
+        model.add_ads(world.catalogue.ads)
+    objects = ObjectIndex(model.object_ids if model else (), world.catalogue.ads, model.version if model else "")
     is_bfloat16 = model is not None and model.is_bfloat16
     user_store = _PastUserStore(world.store)
     bidder = _bidder(world, objects, user_store)
@@ -145,7 +146,7 @@ def _bidder(world: ReplayWorld, objects: ObjectIndex, user_store: UserStore) -> 
         user_store=user_store,
         budgets=Budgets("replay", _refuse_orders),
         generate=None,
-        sign=lambda token: "replayed",
+        encrypt=lambda token, kinds: dict.fromkeys(kinds, "replayed"),
         new_id=lambda: "",
         draws=world.draws,
         clock=ManualClock(),
@@ -217,15 +218,14 @@ async def _decide_again(logged: RequestRecord, bidder: Bidder, world: ReplayWorl
 
     def logged_verdict(imp_id: str, ad_id: str) -> Verdict:
         verdict = verdicts.get((imp_id, ad_id))
-        return verdict if verdict in LIMITED else Verdict.BID
+        return verdict if verdict in LIMITS else Verdict.BID
 
     bidder.generate = generate
     bidder.logged_verdict = logged_verdict
     bidder.new_id = lambda: logged.request_id
     request = record.request_of(logged)
     decision = await respond(request, bidder, logged.at_us, until_s=1.0)
-    options = record.digest(world.settings)
-    return record.record(request, decision, logged.at_us, world.catalogue, options, is_degraded=False)
+    return record.record(request, decision, logged.at_us, record.digest(world.settings), is_degraded=False)
 
 
 def _compare(logged: RequestRecord, replayed: RequestRecord, report: ReplayReport, is_bfloat16: bool) -> None:

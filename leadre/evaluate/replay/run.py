@@ -82,6 +82,7 @@ def _replay(settings: Config, bidder: serve.Config) -> ReplayReport:
     from leadre.store import open_store
 
     paths = serve.paths_of(bidder)
+    options = serve.settings_of(bidder)
     with (
         closing(open_store(paths.store)) as store,
         closing(database.connect(paths.manage_database, records.MIGRATIONS, read_only=True)) as connection,
@@ -89,8 +90,8 @@ def _replay(settings: Config, bidder: serve.Config) -> ReplayReport:
     ):
         world = replay.ReplayWorld(
             log=paths.events,
-            settings=serve.settings_of(bidder),
-            catalogue=eligibility.load(connection, bidder.seat),
+            settings=options,
+            catalogue=eligibility.load(connection, options.seat, options.ignored_rules),
             store=store,
             draws=ExplorationDraws.open(paths.exploration_key),
             model=model,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from implicit.cpu.als import AlternatingLeastSquares
 from safetensors.numpy import load_file, save_file
+from scipy import sparse
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from leadre.generate.channels.contract import Method, Scores, history_counts, over_inventory, train_counts
@@ -55,11 +56,16 @@ class Als:
 
 
 def fit(logs: Logs, seed: int, threads: int) -> Als:
-    """Factorise the users' damped counts of training time, weighted 1 + alpha log(1 + count)."""
+    """Factorise the users' damped counts of training time."""
+    return Als(factors_OF=factorise(train_counts(logs), seed, threads), threads=threads)
+
+
+def factorise(counts_UO: sparse.csr_matrix, seed: int, threads: int) -> Scores:
+    """Object factors [O, F] of users' counts, with the confidence alpha x log(1 + count) of an action."""
     with threadpool_limits(1, "blas"):
         model = _model(FACTORS, seed=seed, threads=threads)
-        model.fit(damped(train_counts(logs)) * np.float32(ALPHA), show_progress=False)
-    return Als(factors_OF=np.asarray(model.item_factors, dtype=np.float32), threads=threads)
+        model.fit(damped(counts_UO) * np.float32(ALPHA), show_progress=False)
+    return np.asarray(model.item_factors, dtype=np.float32)
 
 
 def load(folder: Path) -> Als:

@@ -10,20 +10,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
 from leadre.data.histories import train_end_us
+from leadre.data.moment import as_of
 
 if TYPE_CHECKING:
     from leadre.data.histories import Logs
-    from leadre.data.moment import Moment
+    from leadre.data.moment import History, Moment
 
 Scores = NDArray[np.float32]
 BATCH = 512
+CSR = ("data", "indices", "indptr")
 
 
 class Channel(Protocol):
@@ -56,17 +58,12 @@ def event_users(logs: Logs) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(logs.event_offsets) - 1), np.diff(logs.event_offsets))
 
 
-def baskets(logs: Logs) -> NDArray[np.int64]:
-    """The basket of each event, [E]: a number that rises by one when the user or the time changes."""
-    user_E = event_users(logs)
-    change_E = np.ones(len(user_E), dtype=bool)
-    change_E[1:] = (np.diff(user_E) != 0) | (np.diff(logs.at_us_E) != 0)
-    return np.asarray(np.cumsum(change_E) - 1, dtype=np.int64)
+def train_counts(logs: Logs, before_us: int | None = None) -> sparse.csr_matrix:
+    """How often each user acted on each object in training time, [U, O] float32, over both domains.
 
-
-def train_counts(logs: Logs) -> sparse.csr_matrix:
-    """How often each user acted on each object in training time, [U, O] float32, over both domains."""
-    in_time_E = logs.at_us_E < train_end_us(logs)
+    ``before_us`` ends training time earlier.
+    """
+    in_time_E = logs.at_us_E < train_end_us(logs, before_us)
     user_N = event_users(logs)[in_time_E]
     object_N = logs.object_E[in_time_E]
     return _counts(user_N, object_N, users=len(logs.event_offsets) - 1, objects=len(logs.objects))
@@ -78,6 +75,46 @@ def history_counts(moments_B: Sequence[Moment], objects: int) -> sparse.csr_matr
     object_N = np.concatenate(histories) if histories else np.zeros(0, dtype=np.int32)
     row_N = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
     return _counts(row_N, object_N, users=len(histories), objects=objects)
+
+
+def basket_ages(history: History) -> NDArray[np.int64]:
+    """How many baskets of the history follow that of each event, [E]; a basket is all events of one instant."""
+    events_V = np.diff(history.visits.event_offsets)
+    return np.repeat(np.arange(len(events_V))[::-1], events_V)
+
+
+def weighted_histories(
+    histories: Sequence[History], weigh: Callable[[NDArray[np.int64]], NDArray[np.float64]], objects: int
+) -> sparse.csr_matrix:
+    """Sums of the weights of each history's baskets that hold an object, [B, O] float32.
+
+    ``weigh`` maps the `basket_ages` of a history, [E], to weights. An object counts once in a basket.
+    """
+    rows = []
+    for row, history in enumerate(histories):
+        age_E = basket_ages(history)
+        once = np.unique(age_E * objects + history.object_E)
+        rows.append((np.full(len(once), row), once % objects, weigh(once // objects)))
+    row_N, object_N, weight_N = map(np.concatenate, zip(*rows, strict=True))
+    shape = (len(histories), objects)
+    return sparse.coo_matrix((weight_N.astype(np.float32), (row_N, object_N)), shape=shape).tocsr()
+
+
+def training_histories(logs: Logs) -> list[History]:
+    """The history of each user as of the end of training, [U]."""
+    users = np.arange(len(logs.users))
+    return [moment.history for moment in as_of(logs, train_end_us(logs), users, np.zeros(0, np.int32))]
+
+
+def csr_parts(matrix: sparse.csr_matrix, prefix: str = "") -> dict[str, NDArray[Any]]:
+    """The arrays of a matrix, to be written as safetensors; its shape is not among them."""
+    return {f"{prefix}{name}": getattr(matrix, name) for name in CSR}
+
+
+def csr_of(parts: Mapping[str, NDArray[Any]], columns: int, prefix: str = "") -> sparse.csr_matrix:
+    """The matrix whose arrays `csr_parts` returned."""
+    arrays = tuple(parts[f"{prefix}{name}"] for name in CSR)
+    return sparse.csr_matrix(arrays, shape=(len(arrays[-1]) - 1, columns))
 
 
 def over_inventory(

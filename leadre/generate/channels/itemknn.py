@@ -12,7 +12,15 @@ from implicit.nearest_neighbours import ItemItemRecommender, bm25_weight
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
-from leadre.generate.channels.contract import Method, Scores, history_counts, over_inventory, train_counts
+from leadre.generate.channels.contract import (
+    Method,
+    Scores,
+    csr_of,
+    csr_parts,
+    history_counts,
+    over_inventory,
+    train_counts,
+)
 
 if TYPE_CHECKING:
     from leadre.data.histories import Logs
@@ -40,33 +48,36 @@ class ItemKnn:
 
     def save(self, folder: Path) -> None:
         """Write the similarities in CSR form."""
-        matrix = self.similarity_OO
-        parts = {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr}
-        save_file(parts, folder / FILE)
+        save_file(csr_parts(self.similarity_OO), folder / FILE)
 
 
 def fit(logs: Logs, seed: int, threads: int) -> ItemKnn:
-    """Similarity of BM25-weighted, damped counts by user; keeps the `NEIGHBOURS` nearest of each object.
+    """Similarities of the counts of training time."""
+    return ItemKnn(similarity_OO=similarities(train_counts(logs), threads))
+
+
+def similarities(counts_UO: sparse.csr_matrix, threads: int) -> sparse.csr_matrix:
+    """Similarity [O, O] of BM25-weighted, damped counts by user; keeps the `NEIGHBOURS` nearest of each object.
 
     Best of 18 settings on the validation weeks of the `journey` source (cosine, TF-IDF, BM25; 50 to all neighbours).
     """
+    if not counts_UO.nnz:  # the library would divide by the mean number of events
+        return sparse.csr_matrix((counts_UO.shape[1],) * 2, dtype=np.float32)
     model = ItemItemRecommender(K=NEIGHBOURS + 1, num_threads=threads)  # an object is its own nearest neighbour
     # as the library's BM25Recommender, which passes on a COO matrix and therefore warns
-    weighted_UO = bm25_weight(damped(train_counts(logs)).T, K1=K1, B=B).T.tocsr()
+    weighted_UO = bm25_weight(damped(counts_UO).T, K1=K1, B=B).T.tocsr()
     model.fit(weighted_UO, show_progress=False)
     similarity_OO = model.similarity.tolil()
     similarity_OO.setdiag(0.0)
     similarity_OO = similarity_OO.tocsr().astype(np.float32)
     similarity_OO.eliminate_zeros()
-    return ItemKnn(similarity_OO=similarity_OO)
+    return similarity_OO
 
 
 def load(folder: Path) -> ItemKnn:
     """The channel that `save` wrote."""
     parts = load_file(folder / FILE)
-    objects = len(parts["indptr"]) - 1
-    matrix = sparse.csr_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=(objects, objects))
-    return ItemKnn(similarity_OO=matrix)
+    return ItemKnn(similarity_OO=csr_of(parts, columns=len(parts["indptr"]) - 1))
 
 
 def damped(counts: sparse.csr_matrix) -> sparse.csr_matrix:

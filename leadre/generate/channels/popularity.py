@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from leadre.data.counts import PSEUDO_ACTIONS, actions, exposures, smoothed
 from leadre.data.histories import train_end_us
 from leadre.generate.channels.contract import Method, Scores, train_counts
 
@@ -22,17 +23,17 @@ FILE = "popularity.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Popularity:
-    """One score for each ad, [A]: a count of training time."""
+    """One score for each ad, [A]: a count or a rate of training time."""
 
     score_A: Scores
 
     def score(self, moments: Iterable[Moment]) -> Iterator[Scores]:
-        """The ads' counts, the same for every Moment; see :class:`contract.Channel`."""
+        """The ads' scores, the same for every Moment; see :class:`contract.Channel`."""
         for moment in moments:
             yield self.score_A[moment.inventory.ads]
 
     def save(self, folder: Path) -> None:
-        """Write the counts."""
+        """Write the scores."""
         save_file({"score_A": self.score_A}, folder / FILE)
 
 
@@ -53,6 +54,13 @@ def fit_buyers(logs: Logs, seed: int, threads: int) -> Popularity:
     return Popularity(score_A=buyers_O[logs.ad_object_A])
 
 
+def fit_rate(logs: Logs, seed: int, threads: int) -> Popularity:
+    """Requests with a conversion of the ad's object per request with it live in training time, smoothed."""
+    end_us = train_end_us(logs)
+    rate_O = smoothed(actions(logs, 0, end_us), exposures(logs, 0, end_us))
+    return Popularity(score_A=rate_O[logs.ad_object_A].astype(np.float32))
+
+
 def load(folder: Path) -> Popularity:
     """The channel that `save` wrote."""
     return Popularity(score_A=load_file(folder / FILE)["score_A"])
@@ -60,3 +68,9 @@ def load(folder: Path) -> Popularity:
 
 CONVERSIONS = Method(title="Popularity (conversions)", settings={"of": "conversions"}, fit=fit_conversions, load=load)
 BUYERS = Method(title="Popularity (distinct buyers)", settings={"of": "buyers"}, fit=fit_buyers, load=load)
+RATE = Method(
+    title="Popularity (conversions per exposure)",
+    settings={"of": "conversions per exposure", "pseudo_actions": PSEUDO_ACTIONS},
+    fit=fit_rate,
+    load=load,
+)

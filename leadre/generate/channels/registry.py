@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from leadre.generate.channels import als, itemknn, popularity, repeats, sasrec
+from leadre.generate.channels import als, counts, itemknn, popularity, repeats, sasrec_training, tifu_knn, up_cf
 from leadre.generate.channels.contract import Method
 
 CHANNELS: Mapping[str, Method] = {
     "popularity": popularity.CONVERSIONS,
     "popularity_buyers": popularity.BUYERS,
+    "rate_when_live": popularity.RATE,
     "own_frequency": repeats.PLAIN,
     "own_frequency_decayed": repeats.DECAYED,
     "item_knn": itemknn.ITEM_KNN,
     "als": als.ALS,
-    "sasrec": sasrec.SASREC,
+    "tifu_knn": tifu_knn.TIFU_KNN,
+    "up_cf": up_cf.UP_CF,
+    "sasrec": sasrec_training.SASREC,
+    "counts_network": counts.COUNTS_NETWORK,
 }

@@ -31,7 +31,7 @@ from leadre.generate.lists import versions
 from leadre.generate.lists.leases import BatchLeases
 from leadre.generate.lists.retry import retry
 from leadre.store import erased, open_store
-from leadre.store.contract import StoredList
+from leadre.store.contract import EVERYBODY, StoredList
 from leadre.tune.answers import TunedSearcher
 from leadre.tune.threads import Window
 from leadre.units import US_PER_S
@@ -66,12 +66,16 @@ class ListJob:
 
 
 def users_of(logs: Logs, now_us: int, since_us: int | None) -> NDArray[np.int64]:
-    """All users, or those with an event from ``since_us`` until before ``now_us``."""
-    if since_us is None:
-        return np.arange(len(logs.event_offsets) - 1)
-    is_recent_E = (logs.at_us_E >= since_us) & (logs.at_us_E < now_us)
-    before_E = np.concatenate([[0], np.cumsum(is_recent_E)])
-    return np.flatnonzero(np.diff(before_E[logs.event_offsets]))
+    """All users, or those with an event from ``since_us`` until before ``now_us``.
+
+    A user of the logs under the name of the popular list gets no list: it would replace that of everybody.
+    """
+    is_user_U = (logs.users["user_id"] != EVERYBODY).to_numpy()
+    if since_us is not None:
+        is_recent_E = (logs.at_us_E >= since_us) & (logs.at_us_E < now_us)
+        before_E = np.concatenate([[0], np.cumsum(is_recent_E)])
+        is_user_U = is_user_U & (np.diff(before_E[logs.event_offsets]) > 0)
+    return np.flatnonzero(is_user_U)
 
 
 def candidates(logs: Logs, now_us: int, live_days: int) -> NDArray[np.int32]:

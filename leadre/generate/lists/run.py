@@ -19,6 +19,7 @@ from leadre import artifact, config, progress
 from leadre.artifact import Artifact
 from leadre.clock import time_us
 from leadre.errors import InputError
+from leadre.redact import redact
 from leadre.tune.latest import latest
 from leadre.units import US_PER_S
 
@@ -83,10 +84,10 @@ def run(config: Config) -> None:
         known = retry(store.versions, config.wait_s)
         base = known.current if since_us is not None else None
         if since_us is not None and base is None:
-            raise InputError(f"--changed-since: {spec} has no current lists to keep; run without it first")
+            raise InputError(f"--changed-since: {redact(spec)} has no current lists to keep; run without it first")
         version = _version(config, parents, now_us, since_us, base)
         if version == known.current:
-            progress.say(f"generate: version {version} is current in {spec}, nothing to do")
+            progress.say(f"generate: version {version} is current in {redact(spec)}, nothing to do")
             return
         job = _job(config, parents, spec, state / "erased", version, now_us, since_us)
         ads = lists.candidates(logs, now_us, config.live_days)  # raises before a worker starts
@@ -102,7 +103,7 @@ def run(config: Config) -> None:
         recent.remember(store, profiles, job.erased, config.wait_s)
         carried = retry(lambda: versions.publish(store, version, base, config.keep, job.erased), config.wait_s)
     shutil.rmtree(config.folder(".generate-lists"))
-    progress.say(f"generate: version {version} in {spec}, lists of {len(users):,} users and {carried:,} kept")
+    progress.say(f"generate: version {version} in {redact(spec)}, lists of {len(users):,} users and {carried:,} kept")
 
 
 def _job(

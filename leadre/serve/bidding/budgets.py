@@ -6,39 +6,49 @@ requests and releases to the ledger and stores the leases that return.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from leadre.auction.budget.leases import LeasedBudget
 from leadre.auction.budget.messages import Lease, LeaseRequest, LedgerOrder, Release
 from leadre.types import Campaign
+from leadre.units import US_PER_S
 
 # Sends orders to the ledger; returns the replies to the lease requests among them, in their order.
 Send = Callable[[Sequence[LedgerOrder]], Awaitable[Sequence[Lease | None]]]
 MAX_RELEASES = 10_000  # of one `Budgets.renew`
+SEARCH_US = US_PER_S  # between two searches for leases that have expired, as these are few of thousands
 UNCAPPED = 0  # the lease ID of a campaign without a budget
 
 
 class Budgets:
-    """Leased budgets of one worker, by campaign.
+    """Leased budgets of one of the ``workers``, by campaign.
 
     ``pays_uncapped``: whether campaigns without a budget bid. No lease bounds what they spend while the writer is away,
     so the worker clears it after a while.
     """
 
-    def __init__(self, worker: str, send: Send) -> None:
+    def __init__(self, worker: str, send: Send, workers: int = 1) -> None:
         self.worker = worker
+        self._workers = workers
         self._send = send
         self._leased: dict[str, LeasedBudget] = {}
         self._needed_nanos: dict[str, int] = {}  # campaign -> highest price of a bid since the last `renew`
         self._releases: list[Release] = []  # not yet acknowledged by the ledger
+        self._renewed: list[LeasedBudget] = []  # a new lease may have ended the one before
+        self._searched_at_us = 0  # when leases that have expired were searched
         self.pays_uncapped = True
 
     def can_pay(self, campaign: Campaign, nanos: int, now_us: int) -> bool:
         """Whether `reserve` would succeed."""
-        if not _has_budget(campaign):
+        if not has_budget(campaign):
             return self.pays_uncapped
         leased = self._leased.get(campaign.campaign_id)
         return leased is not None and leased.can_pay(nanos, now_us)
+
+    def left_nanos(self, campaign_id: str, now_us: int) -> int:
+        """Nanos of a campaign that no bid has reserved: of its leases here, and a worker's part of the free budget."""
+        leased = self._leased.get(campaign_id)
+        return 0 if leased is None else leased.left_nanos(now_us) + leased.free_nanos // self._workers
 
     def request_lease(self, campaign_id: str, nanos: int) -> None:
         """Let the next `renew` request a lease that pays for a bid of ``nanos``."""
@@ -48,7 +58,7 @@ class Budgets:
 
     def reserve(self, campaign: Campaign, nanos: int, now_us: int) -> int | None:
         """ID of the lease that pays for a bid of ``nanos``; `UNCAPPED` without a budget, None if no lease can pay."""
-        if not _has_budget(campaign):
+        if not has_budget(campaign):
             return UNCAPPED if self.pays_uncapped else None
         self.request_lease(campaign.campaign_id, nanos)
         return self._leased[campaign.campaign_id].reserve(nanos, now_us) or None
@@ -61,7 +71,13 @@ class Budgets:
         """
         needed_nanos = self._needed_nanos
         self._needed_nanos = {}
-        self._releases += [release for leased in self._leased.values() for release in leased.releases(now_us)]
+        if self._searched_at_us <= now_us < self._searched_at_us + SEARCH_US:
+            ending: Iterable[LeasedBudget] = self._renewed
+        else:
+            ending = self._leased.values()
+            self._searched_at_us = now_us
+        self._releases += [release for leased in ending for release in leased.releases(now_us)]
+        self._renewed = []
         releases = self._releases[:MAX_RELEASES]
         requests: list[tuple[LeasedBudget, LeaseRequest]] = []
         for campaign_id, nanos in needed_nanos.items():
@@ -76,6 +92,7 @@ class Budgets:
         finally:
             for (leased, _), lease in zip(requests, leases, strict=True):
                 leased.accept(lease, now_us)
+                self._renewed.append(leased)
 
     async def close(self) -> None:
         """Release all leases."""
@@ -85,5 +102,6 @@ class Budgets:
             self._releases = []
 
 
-def _has_budget(campaign: Campaign) -> bool:
+def has_budget(campaign: Campaign) -> bool:
+    """Whether leases pay for the campaign's bids."""
     return bool(campaign.total_nanos or campaign.daily_nanos)

@@ -12,13 +12,16 @@ from leadre.clock import Clock
 from leadre.serve.bidding.budgets import Budgets
 from leadre.serve.bidding.exploration import ExplorationDraws
 from leadre.serve.bidding.user_store import UserStore
+from leadre.serve.callers.open_bids import OpenBids
+from leadre.serve.callers.party import Party
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.catalogue.objects import ObjectIndex
 from leadre.serve.events.tokens import Token
 from leadre.serve.ipc.messages import GenerateReply, GenerateRequest
 from leadre.serve.protocol.openrtb import NoBid, Rendered
 from leadre.serve.settings import Settings
-from leadre.types import Bid, Impression, Permissions, Request, Source, Verdict
+from leadre.types import Bid, EventKind, Impression, Permissions, Request, Source, Verdict
+from leadre.units import US_PER_S
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,17 @@ class Market:
     log_position: int = 0
 
 
+# Verdicts that depend on the other requests of the moment.
+LIMITS = (Verdict.FREQUENCY_CAP, Verdict.NO_BUDGET, Verdict.OPEN_BIDS)
+
+
 @dataclass
 class Bidder:
     """The state that requests are answered from.
 
     ``market`` is replaced when the catalogue, the rates or the model change. ``generate`` is None without a language
-    model. ``logged_verdict`` is set in a replay: (imp ID, ad ID) -> `Verdict.NO_BUDGET`, `Verdict.FREQUENCY_CAP` or
-    `Verdict.BID` as logged. Budgets and caps depended on all other requests of that moment, so a replay reads their
+    model. ``logged_verdict`` is set in a replay: (imp ID, ad ID) -> `Verdict.BID` or the verdict of `LIMITS`
+    as logged. Budgets and caps depended on all other requests of that moment, so a replay reads their
     outcome from the log.
     """
 
@@ -51,46 +58,60 @@ class Bidder:
     user_store: UserStore
     budgets: Budgets
     generate: Callable[[GenerateRequest], Awaitable[GenerateReply]] | None
-    sign: Callable[[Token], str]
+    encrypt: Callable[[Token, Sequence[EventKind]], Mapping[EventKind, str]]  # `TokenKeys.encrypt_each`
     new_id: Callable[[], str]
     draws: ExplorationDraws
     clock: Clock
     logged_verdict: Callable[[str, str], Verdict] | None = None
+    open_bids: OpenBids = field(default_factory=OpenBids)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Rows of the catalogue [K] with the log-probabilities of their source, best first.
+    """Ads, as their IDs and their rows of the catalogue [K], with the log-probabilities of their source, best first.
 
     ``history_us``: time of the last event of the history that the language model was given. ``is_cut``: the deadline
-    ended the beam search early.
+    ended the beam search early. ``api_ads``: the number of last candidates that `api_ads` added;
+    ``explores_api_ads``: they are bid by exploration alone, as an imp may show another candidate.
     """
 
     source: Source
+    ad_ids: Sequence[str]
     rows_K: NDArray[np.int64]
     log_p_K: NDArray[np.float64]
     version: str = ""
     made_at_us: int = 0
     history_us: int = 0
     is_cut: bool = False
+    api_ads: int = 0
+    explores_api_ads: bool = False
+
+    @property
+    def first_api_ad(self) -> int:
+        """The position of the first of the ``api_ads`` candidates."""
+        return len(self.rows_K) - self.api_ads
+
+    def source_of(self, position: int) -> Source:
+        """The source of one candidate."""
+        return "contextual" if position >= self.first_api_ad else self.source
 
 
 @dataclass
 class ImpState:
     """An imp while it is being filled.
 
-    ``eligible_A``: whether targeting, blocks and formats allow an ad. ``verdict_K``: `Verdict.code` of each candidate.
+    ``verdict_K``: `Verdict.code` of each candidate.
     ``considered``: positions of the candidates whose budgets and caps were checked. ``lease_id`` and ``cap_id`` are
-    the reservations of the bid; 0 and "" if it needs none.
+    the reservations of the bid; 0 and "" if it needs none. ``cap_day``: day of the cap, since 1970.
     """
 
     imp: Impression
-    eligible_A: NDArray[np.bool_]
     verdict_K: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
     considered: Sequence[int] = ()
     bid: Bid | None = None
     lease_id: int = 0
     cap_id: str = ""
+    cap_day: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,3 +143,15 @@ class RequestContext:
     market: Market
     bidder: Bidder
     now_us: int
+    party: Party
+
+    def exp_s(self, imp: Impression) -> int:
+        """Seconds in which a bid for the imp may be shown; its budget and frequency cap are reserved for as long."""
+        default_s = self.bidder.settings.exp_s
+        if self.party.exp_s:
+            default_s = min(default_s, self.party.exp_s)
+        return min(imp.exp_s, default_s) if imp.exp_s else default_s
+
+    def until_us(self, imp: Impression) -> int:
+        """The end of `exp_s`."""
+        return self.now_us + self.exp_s(imp) * US_PER_S

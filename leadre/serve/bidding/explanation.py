@@ -7,16 +7,20 @@ of any other candidate is computed again, from the current campaigns and event r
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from leadre.errors import InputError
+from leadre.serve.bidding.record import request_of
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.events.records import RequestRecord
-from leadre.types import Bid, Candidate, Verdict
+from leadre.types import Bid, Candidate, Request, Verdict
 from leadre.units import NANOS_PER_CPM, US_PER_S
 
 UNITS = {
@@ -24,6 +28,8 @@ UNITS = {
     "price_nanos": "price of one impression, in billionths of the currency: the expected value to the advertiser",
     "price_cpm": "the same price for 1,000 impressions, in the currency, as in a bid",
     "value_nanos": "p x price_nanos, by which candidates are ranked",
+    "undecided_rules": "rules that the ad passes only because it has no category or language that could be compared",
+    "failed_rules": "rules that an ineligible ad fails by campaigns and ads of now, at the time of the request",
     "verdicts": "imp -> `bid`, or the reason against a bid",
     "propensity": "probability with which this ad was selected",
     "prices_as_of": "`bid`: all prices are those of the request; `now`: campaigns or event rates have changed since",
@@ -46,6 +52,8 @@ class ExplainedCandidate:
     currency: str
     value_nanos: float | None
     verdicts: dict[str, Verdict]  # imp -> verdict
+    undecided_rules: list[str]  # rules that the ad passed as its category or language is unknown
+    failed_rules: list[str]  # of an ineligible candidate: rules that it fails in the catalogue of now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +108,15 @@ def explain(
     bids = [_bid(bid, catalogue) for bid in record.bids]
     paid = {bid.ad_id: bid.price_nanos for bid in record.bids}
     candidates = []
+    request = _request(record)
     for position, candidate in enumerate(record.candidates):
         row = catalogue.row_of_ad.get(candidate.ad_id)
         price_nanos = None if row is None else int(expected_nanos_A[row])
         verdicts = {imp_id: row_K[position] for imp_id, row_K in record.verdicts.items()}
-        candidates.append(_candidate(candidate, catalogue, paid.get(candidate.ad_id, price_nanos), verdicts))
+        passed = [] if request is None else catalogue.undecided_rules(request, candidate.ad_id)
+        failed = [] if request is None else _failed_rules(request, candidate.ad_id, verdicts, catalogue, record.at_us)
+        price = paid.get(candidate.ad_id, price_nanos)
+        candidates.append(_candidate(candidate, catalogue, price, verdicts, passed, failed))
     candidates.sort(key=lambda candidate: -(candidate.value_nanos or 0.0))  # stable: ties in the order of the source
     return Explanation(
         request_id=record.request_id,
@@ -123,6 +135,43 @@ def explain(
         versions=record.versions,
         request=record.request,
     )
+
+
+def of_account(explanation: Explanation, advertiser_id: str) -> Explanation | None:
+    """The part of an explanation that an account may see: its own candidates and bids, and nothing of user and request.
+
+    None if no candidate is the account's: to it the request is unknown.
+    """
+    candidates = [candidate for candidate in explanation.candidates if candidate.advertiser_id == advertiser_id]
+    if not candidates:
+        return None
+    return replace(
+        explanation,
+        user_id="",
+        candidates=candidates,
+        bids=[bid for bid in explanation.bids if bid.advertiser_id == advertiser_id],
+        request={},
+    )
+
+
+def _request(record: RequestRecord) -> Request | None:
+    """The request of a record; None for a record of an older release that lacks it."""
+    try:
+        return request_of(record)
+    except (InputError, msgspec.ValidationError):
+        return None
+
+
+def _failed_rules(
+    request: Request, ad_id: str, verdicts: Mapping[str, Verdict], catalogue: CatalogueSnapshot, at_us: int
+) -> list[str]:
+    """The rules that an ad fails in the imps for which it was ineligible, each once.
+
+    The log lacks the segments of profiles, so the rule on segments is left out.
+    """
+    imps = [imp for imp in request.imps if verdicts.get(imp.imp_id) is Verdict.INELIGIBLE]
+    rules = [rule for imp in imps for rule in catalogue.why_not(request, imp, ad_id, at_us, request.segments)]
+    return [rule for rule in dict.fromkeys(rules) if not rule.startswith("segment:")]
 
 
 def _bid(bid: Bid, catalogue: CatalogueSnapshot) -> ExplainedBid:
@@ -144,7 +193,12 @@ def _bid(bid: Bid, catalogue: CatalogueSnapshot) -> ExplainedBid:
 
 
 def _candidate(
-    candidate: Candidate, catalogue: CatalogueSnapshot, price_nanos: int | None, verdicts: dict[str, Verdict]
+    candidate: Candidate,
+    catalogue: CatalogueSnapshot,
+    price_nanos: int | None,
+    verdicts: dict[str, Verdict],
+    undecided_rules: list[str],
+    failed_rules: list[str],
 ) -> ExplainedCandidate:
     row = catalogue.row_of_ad.get(candidate.ad_id)
     ad = None if row is None else catalogue.ads[row]
@@ -163,4 +217,6 @@ def _candidate(
         currency=campaign.currency if campaign else "",
         value_nanos=None if price_nanos is None else p * price_nanos,
         verdicts=verdicts,
+        undecided_rules=undecided_rules,
+        failed_rules=failed_rules,
     )

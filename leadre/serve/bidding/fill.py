@@ -12,12 +12,13 @@ import numpy as np
 
 from leadre.auction.budget.days import day_of
 from leadre.serve.bidding import select
+from leadre.serve.bidding.budgets import has_budget
 from leadre.serve.bidding.context import Candidates, ImpState, RequestContext
-from leadre.serve.bidding.select import Codes, Ints
+from leadre.serve.bidding.select import Bools, Codes
 from leadre.serve.protocol import openrtb
 from leadre.store.contract import Cap
 from leadre.types import Ad, Bid, Campaign, Impression, Source, Verdict
-from leadre.units import EPOCH_ORDINAL, US_PER_S
+from leadre.units import EPOCH_ORDINAL
 
 
 class _Offer(NamedTuple):
@@ -29,66 +30,121 @@ class _Offer(NamedTuple):
     price_nanos: int
 
 
-class _Offers:
-    """The candidates of one imp, by their position in K. No method reserves cap or budget."""
-
-    def __init__(self, context: RequestContext, imp: Impression, rows_K: Ints, campaign_K: Ints, price_K: Ints) -> None:
-        self._context = context
-        self._imp_id = imp.imp_id
-        self._rows = rows_K.tolist()
-        self._campaigns = campaign_K.tolist()
-        self._prices = price_K.tolist()
-
-    def __getitem__(self, k: int) -> _Offer:
-        catalogue = self._context.market.catalogue
-        return _Offer(k, catalogue.ads[self._rows[k]], catalogue.campaigns[self._campaigns[k]], self._prices[k])
-
-    def request_lease(self, k: int) -> None:
-        """Have the worker request a lease for the campaign, so that its next bid can be paid."""
-        campaign = self._context.market.catalogue.campaigns[self._campaigns[k]]
-        self._context.bidder.budgets.request_lease(campaign.campaign_id, self._prices[k])
-
-    def limit(self, k: int) -> Verdict | None:
-        """Why the candidate cannot be bid now: a cap but no known user, or no budget. None if it can be."""
-        context = self._context
-        if context.request.is_test:  # a test is neither charged nor counted
-            return None
-        campaign = context.market.catalogue.campaigns[self._campaigns[k]]
-        if campaign.cap_per_day and not context.user_id:  # their impressions are not counted
-            return Verdict.UNKNOWN_USER_CAP
-        bidder = context.bidder
-        if bidder.logged_verdict is not None:
-            verdict = bidder.logged_verdict(self._imp_id, self[k].ad.ad_id)
-            return verdict if verdict is Verdict.NO_BUDGET else None
-        can_pay = bidder.budgets.can_pay(campaign, self._prices[k], context.now_us)
-        return None if can_pay else Verdict.NO_BUDGET
-
-
-def fill_imp(context: RequestContext, state: ImpState, candidates: Candidates, earlier_bids: Sequence[Bid]) -> None:
-    """Score -> value -> pace -> filter -> select -> reserve: set the bid of ``state``, or leave it None.
+class Ranking:
+    """The candidates of a request with all that is the same for each of its imps.
 
     score: log-probabilities from the candidates' source. A ranker would replace them.
     value: expected nanos of one impression, the campaign's bid x its smoothed rate (`value.expected_nanos`).
     pace: the price is the value. A pacer would multiply it.
+
+    ``limited``: for each candidate, whether budget, cap, log or open bids may forbid a bid (`_Offers.limit`).
+    """
+
+    def __init__(self, context: RequestContext, candidates: Candidates) -> None:
+        catalogue = context.market.catalogue
+        score_K = candidates.log_p_K  # score
+        value_K = context.market.expected_nanos_A[candidates.rows_K]  # value
+        self.candidates = candidates
+        self.rows_K = candidates.rows_K
+        self.price_K = value_K  # pace
+        campaign_K = catalogue.campaign_A[self.rows_K]
+        self.currency_K = catalogue.columns.currency_C[campaign_K]
+        self.order_K = select.rank(score_K, value_K)
+        self.rows = self.rows_K.tolist()
+        self.campaign_rows: list[int] = campaign_K.tolist()
+        self.prices = self.price_K.tolist()
+        if context.request.is_test:  # a test is neither charged nor counted
+            self.limited = [False] * len(self.rows)
+        elif (
+            context.party.bounds
+            or context.bidder.logged_verdict is not None
+            or not context.bidder.budgets.pays_uncapped
+        ):
+            self.limited = [True] * len(self.rows)
+        else:
+            self.limited = catalogue.columns.limited_C[campaign_K].tolist()
+
+
+class _Offers:
+    """The candidates of one imp, by their position in K. No method reserves cap or budget."""
+
+    def __init__(self, context: RequestContext, imp: Impression, ranking: Ranking) -> None:
+        bidder = context.bidder
+        self._ads = context.market.catalogue.ads
+        self._campaigns = context.market.catalogue.campaigns
+        self._rows = ranking.rows
+        self._campaign_rows = ranking.campaign_rows
+        self._prices = ranking.prices
+        self._budgets = bidder.budgets
+        self._logged_verdict = bidder.logged_verdict
+        self._imp_id = imp.imp_id
+        self._user_id = context.user_id
+        self._now_us = context.now_us
+        self._party = context.party
+        self._open_bids = bidder.open_bids
+        self._room_nanos: dict[str, int] = {}  # by currency, for a bid of the sender
+
+    def __getitem__(self, k: int) -> _Offer:
+        return _Offer(k, self._ads[self._rows[k]], self._campaigns[self._campaign_rows[k]], self._prices[k])
+
+    def request_lease(self, k: int) -> None:
+        """Have the worker request a lease for the campaign, so that its next bid can be paid."""
+        self._budgets.request_lease(self[k].campaign.campaign_id, self._prices[k])
+
+    def want(self, k: int) -> None:
+        """Note that the sender could have a bid for the campaign, if its budget permitted one."""
+        self._open_bids.want(self._party.share, self[k].campaign.campaign_id, self._now_us)
+
+    def limit(self, k: int) -> Verdict | None:
+        """Why the candidate cannot be bid now: a cap but no known user, no budget, or open bids. None if it can be."""
+        campaign = self._campaigns[self._campaign_rows[k]]
+        if campaign.cap_per_day and not self._user_id:  # their impressions are not counted
+            return Verdict.UNKNOWN_USER_CAP
+        if self._logged_verdict is not None:
+            verdict = self._logged_verdict(self._imp_id, self[k].ad.ad_id)
+            return verdict if verdict in (Verdict.NO_BUDGET, Verdict.OPEN_BIDS) else None
+        nanos = self._prices[k]
+        if not self._budgets.can_pay(campaign, nanos, self._now_us):
+            return Verdict.NO_BUDGET
+        return None if self._may_be_open(campaign, nanos) else Verdict.OPEN_BIDS
+
+    def _may_be_open(self, campaign: Campaign, nanos: int) -> bool:
+        """Whether the sender of the request may have one more open bid, and for this campaign."""
+        open_bids = self._open_bids
+        party = self._party
+        currency = campaign.currency
+        if currency not in self._room_nanos:  # no candidate of the imp changes it
+            self._room_nanos[currency] = open_bids.room_nanos(party, currency, self._now_us)
+        if nanos > self._room_nanos[currency]:
+            return False
+        if not has_budget(campaign) or open_bids.has_one_sender(party):
+            return True
+        left_nanos = self._budgets.left_nanos(campaign.campaign_id, self._now_us)
+        return open_bids.shares(party, campaign.campaign_id, nanos, left_nanos, self._now_us)
+
+
+def fill_imp(
+    context: RequestContext, state: ImpState, ranking: Ranking, eligible_K: Bools, earlier_bids: Sequence[Bid]
+) -> None:
+    """Ranking -> filter -> select -> reserve: set the bid of ``state``, or leave it None.
+
+    ``eligible_K``: whether targeting, blocks and formats allow a candidate.
+
     filter: by eligibility, duplicates, currency and floor, then by budget.
     select: epsilon-greedy among the candidates that can be paid; the bid has the propensity.
     reserve: frequency cap and budget. Only this step has side effects.
     """
-    catalogue = context.market.catalogue
-    rows_K = candidates.rows_K
-    score_K = candidates.log_p_K  # score
-    value_K = context.market.expected_nanos_A[rows_K]  # value
-    price_K = value_K  # pace
-    campaign_K = catalogue.campaign_A[rows_K]
-    state.verdict_K = _filter(context, state, rows_K, campaign_K, price_K, earlier_bids)
-    order_K = select.rank(score_K, value_K)
+    state.verdict_K = _filter(context, state, ranking, eligible_K, earlier_bids)
+    order_K = ranking.order_K
     ranked_R = order_K[state.verdict_K[order_K] == Verdict.NOT_SELECTED.code]
-    offers = _Offers(context, state.imp, rows_K, campaign_K, price_K)
-    considered = select.consider(ranked_R.tolist(), offers.limit)
+    offers = _Offers(context, state.imp, ranking)
+    ranked = ranked_R.tolist()
+    first_api_ad = ranking.candidates.first_api_ad if ranking.candidates.api_ads else None
+    considered = select.consider(ranked, ranking.limited, offers.limit, first_api_ad)
     state.considered = considered.all
-    winner = _select_and_reserve(context, state, considered, offers, candidates.source)
+    winner = _select_and_reserve(context, state, considered, offers, ranking.candidates)
     if winner is not None:
-        state.verdict_K[ranked_R[considered.all.index(winner) + 1 :]] = Verdict.OUTRANKED.code
+        state.verdict_K[ranked_R[ranked.index(winner) + 1 :]] = Verdict.OUTRANKED.code
     if considered.verdicts:
         state.verdict_K[list(considered.verdicts)] = [verdict.code for verdict in considered.verdicts.values()]
 
@@ -96,25 +152,23 @@ def fill_imp(context: RequestContext, state: ImpState, candidates: Candidates, e
 def _filter(
     context: RequestContext,
     state: ImpState,
-    rows_K: Ints,
-    campaign_K: Ints,
-    price_K: Ints,
+    ranking: Ranking,
+    eligible_K: Bools,
     earlier_bids: Sequence[Bid],
 ) -> Codes:
-    catalogue = context.market.catalogue
-    currency_K = catalogue.columns.currency_C[campaign_K]
-    floors = np.array([_floor_nanos(state.imp, currency) for currency in catalogue.currencies], np.int64)
-    is_eligible_K = state.eligible_A[rows_K]
-    if not earlier_bids:
-        return select.filter_candidates(price_K, floors[currency_K], is_eligible_K)
-    rows = [catalogue.row_of_ad[bid.ad_id] for bid in earlier_bids]
-    currency = catalogue.currencies.index(earlier_bids[0].currency)  # all earlier bids share one currency
+    currencies = context.market.catalogue.currencies
+    floors = [_floor_nanos(state.imp, currency) for currency in currencies]
+    row_of_ad = context.market.catalogue.row_of_ad
+    one_currency = len(currencies) == 1
     return select.filter_candidates(
-        price_K,
-        floors[currency_K],
-        is_eligible_K,
-        is_duplicate_K=np.isin(rows_K, rows),
-        has_currency_K=currency_K == currency,
+        ranking.price_K,
+        floors[0] if one_currency else np.array(floors, np.int64)[ranking.currency_K],
+        eligible_K,
+        # all earlier bids share one currency
+        has_currency_K=None
+        if one_currency or not earlier_bids
+        else ranking.currency_K == currencies.index(earlier_bids[0].currency),
+        are_duplicates=[ranking.rows_K == row_of_ad[bid.ad_id] for bid in earlier_bids],
     )
 
 
@@ -131,7 +185,7 @@ def _select_and_reserve(
     state: ImpState,
     considered: select.Considered,
     offers: _Offers,
-    source: Source,
+    candidates: Candidates,
 ) -> int | None:
     """Select among the candidates that can be paid; reserve cap and budget of the selected one. Returns its position.
 
@@ -147,14 +201,18 @@ def _select_and_reserve(
         choices = choices[1:]
     if not choices:
         return None
-    selected, propensity = select.epsilon_greedy(len(choices), epsilon, explore_draw, choice_draw)
+    has_best = choices[0] < candidates.first_api_ad or not candidates.explores_api_ads
+    if explore_draw >= epsilon and not has_best:
+        _void_cap(context, state, offers[choices[0]])
+        return None
+    selected, propensity = select.epsilon_greedy(len(choices), epsilon, explore_draw, choice_draw, has_best=has_best)
     offer = offers[choices[selected]]
     if selected:
         _void_cap(context, state, offers[choices[0]])
         if not _reserve_cap(context, state, offer):
             return None
     _reserve_budget(context, state, offer)
-    state.bid = _bid(context, state.imp, offer, source, propensity)
+    state.bid = _bid(context, state.imp, offer, candidates.source_of(offer.position), propensity)
     return offer.position
 
 
@@ -166,8 +224,11 @@ def _request_leases(context: RequestContext, considered: select.Considered, offe
     for k in considered.all:
         if k == best:
             return
-        if considered.verdicts.get(k) is Verdict.NO_BUDGET:
+        verdict = considered.verdicts.get(k)
+        if verdict is Verdict.NO_BUDGET:
             offers.request_lease(k)
+        if verdict in (Verdict.NO_BUDGET, Verdict.OPEN_BIDS):
+            offers.want(k)
 
 
 def _reserve_cap(context: RequestContext, state: ImpState, offer: _Offer) -> bool:
@@ -184,8 +245,11 @@ def _reserve_cap(context: RequestContext, state: ImpState, offer: _Offer) -> boo
         else:
             day = day_of(context.now_us, campaign.zone).toordinal() - EPOCH_ORDINAL
             cap = Cap(campaign.campaign_id, day, campaign.cap_per_day)
-            until_us = context.now_us + bidder.settings.token_s * US_PER_S
-            state.cap_id = bidder.user_store.reserve(context.user_id, cap, now_us=context.now_us, until_us=until_us)
+            until_us = context.until_us(state.imp)
+            state.cap_id = bidder.user_store.reserve(
+                context.user_id, cap, now_us=context.now_us, until_us=until_us, holder=context.party.cap_holder
+            )
+            state.cap_day = day
             verdict = Verdict.BID if state.cap_id else Verdict.FREQUENCY_CAP
     state.verdict_K[offer.position] = verdict.code
     return verdict is Verdict.BID
@@ -206,6 +270,14 @@ def _reserve_budget(context: RequestContext, state: ImpState, offer: _Offer) -> 
     lease_id = bidder.budgets.reserve(offer.campaign, offer.price_nanos, context.now_us)
     assert lease_id is not None, f"{offer.campaign.campaign_id}: can_pay found a lease for {offer.price_nanos} nanos"
     state.lease_id = lease_id
+    bidder.open_bids.add(
+        context.party,
+        offer.campaign.campaign_id if lease_id else "",
+        offer.campaign.currency,
+        offer.price_nanos,
+        context.until_us(state.imp),
+        context.now_us,
+    )
 
 
 def _bid(context: RequestContext, imp: Impression, offer: _Offer, source: Source, propensity: float) -> Bid:

@@ -2,46 +2,66 @@
 
 The record keeps the fields of a request that decide. It leaves out page, address and language, and keeps the user
 where consent permits. Fields at their default are left out.
+
+Letters: K candidates, L those that are logged.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection
+from itertools import repeat
+from operator import attrgetter
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from leadre.serve.bidding.context import BidDecision, Candidates
 from leadre.serve.bidding.select import MAX_CONSIDERED, verdicts_of
-from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.events.records import RequestRecord
 from leadre.serve.settings import Settings
 from leadre.types import Candidate, Impression, Request, Signals
 
-OMITTED = ("request_id", "user_id", "tmax_ms", "page", "publisher_id", "language", "ip", "cattax", "left_out")
+OMITTED = (
+    *("request_id", "user_id", "other_user_ids", "tmax_ms", "page", "publisher_id"),
+    *("language", "ip", "left_out", "bills_signed_price"),
+)
 USER_FIELDS = ("segments",)  # kept if the user is
 
 
-def _defaults(kind: type) -> dict[str, Any]:
-    """Field -> default of a dataclass; a required field has `dataclasses.MISSING`, which equals no value."""
-    return {
-        field.name: field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        for field in dataclasses.fields(kind)
-    }
+class _Fields:
+    """Fields of a dataclass with their defaults; that of a required one, `dataclasses.MISSING`, equals no value."""
+
+    def __init__(self, kind: type, without: Collection[str] = ()) -> None:
+        fields = [field for field in dataclasses.fields(kind) if field.name not in without]
+        self._names = [field.name for field in fields]
+        self._values = attrgetter(*self._names)
+        self._defaults = tuple(
+            field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            for field in fields
+        )
+
+    def changed(self, item: object) -> dict[str, Any]:
+        """The fields of an item that are not at their default."""
+        values = self._values(item)
+        if values == self._defaults:
+            return {}
+        rows = zip(self._names, values, self._defaults, strict=True)
+        return {name: value for name, value, default in rows if value != default}
 
 
-_REQUEST = {name: value for name, value in _defaults(Request).items() if name not in (*OMITTED, "imps", "signals")}
-_IMPRESSION = _defaults(Impression)
-_SIGNALS = _defaults(Signals)
+_REQUEST = _Fields(Request, (*OMITTED, "imps", "signals"))
+_IMPRESSION = _Fields(Impression)
+_SIGNALS = _Fields(Signals)
 
 
 def record(
     request: Request,
     decision: BidDecision,
     now_us: int,
-    catalogue: CatalogueSnapshot,
     options: str,
     *,
     is_degraded: bool,
@@ -53,7 +73,7 @@ def record(
     candidates = decision.candidates
     is_kept = decision.permissions.measure or decision.permissions.add_to_profile
     user_id = decision.user_id if is_kept else ""
-    positions = _logged_positions(decision)
+    position_L = _logged_positions(decision)
     return RequestRecord(
         request_id=decision.request_id,
         caller_request_id=request.request_id,
@@ -62,8 +82,8 @@ def record(
         is_known=decision.user_id != "",
         request=_request_fields(request, has_user=user_id != ""),
         placements={imp.imp_id: imp.placement_id for imp in request.imps if imp.placement_id},
-        candidates=_logged_candidates(candidates, positions, catalogue) if candidates is not None else (),
-        verdicts={state.imp.imp_id: verdicts_of(state.verdict_K[positions]) for state in decision.imps},
+        candidates=_logged_candidates(candidates, position_L) if candidates is not None else (),
+        verdicts={state.imp.imp_id: verdicts_of(state.verdict_K[position_L]) for state in decision.imps},
         bids=tuple(rendered.bid for rendered in decision.rendered),
         reason=decision.reason.name.lower() if decision.reason else "",
         versions={**decision.versions, "options": options},
@@ -81,39 +101,39 @@ def request_of(logged: RequestRecord) -> Request:
 
 def digest(settings: Settings) -> str:
     """A short hash of the options that decide bids: a replay with other options compares nothing."""
-    deciding = (settings.seat, settings.vendor_id, settings.gdpr_when_absent, settings.exploration)
+    deciding = (
+        settings.seat,
+        settings.vendor_id,
+        settings.gdpr_when_absent,
+        settings.gdpr_by_country,
+        settings.exploration,
+        settings.pass_unknown_category,
+        settings.pass_unknown_language,
+    )
     return hashlib.blake2b(repr(deciding).encode(), digest_size=4).hexdigest()
 
 
-def _logged_positions(decision: BidDecision) -> list[int]:
-    """Candidates to log: the first `MAX_CONSIDERED` of the source, and all that an imp considered."""
+def _logged_positions(decision: BidDecision) -> NDArray[np.int64]:
+    """[L] candidates to log: the first `MAX_CONSIDERED` of the source, and all that an imp considered."""
     if decision.candidates is None:
-        return []
+        return np.zeros(0, np.int64)
     first = range(min(MAX_CONSIDERED, len(decision.candidates.rows_K)))
-    return sorted(set(first).union(*(state.considered for state in decision.imps)))
+    return np.array(sorted(set(first).union(*(state.considered for state in decision.imps))), np.int64)
 
 
-def _logged_candidates(
-    candidates: Candidates, positions: list[int], catalogue: CatalogueSnapshot
-) -> tuple[Candidate, ...]:
-    rows = candidates.rows_K[positions].tolist()
-    log_p = candidates.log_p_K[positions].tolist()
-    return tuple(
-        Candidate(ad_id=catalogue.ads[row].ad_id, source=candidates.source, log_p=score)
-        for row, score in zip(rows, log_p, strict=True)
-    )
+def _logged_candidates(candidates: Candidates, position_L: NDArray[np.int64]) -> tuple[Candidate, ...]:
+    positions = position_L.tolist()
+    ad_ids = map(candidates.ad_ids.__getitem__, positions)
+    sources = map(candidates.source_of, positions) if candidates.api_ads else repeat(candidates.source)
+    return tuple(map(Candidate, ad_ids, sources, candidates.log_p_K[position_L].tolist()))
 
 
 def _request_fields(request: Request, *, has_user: bool) -> dict[str, Any]:
-    fields = _changed(request, _REQUEST)
+    fields = _REQUEST.changed(request)
     if not has_user:
         for name in USER_FIELDS:
             fields.pop(name, None)
-    if signals := _changed(request.signals, _SIGNALS):
+    if signals := _SIGNALS.changed(request.signals):
         fields["signals"] = signals
-    fields["imps"] = [_changed(imp, _IMPRESSION) for imp in request.imps]
+    fields["imps"] = [_IMPRESSION.changed(imp) for imp in request.imps]
     return fields
-
-
-def _changed(item: object, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, default in defaults.items() if (value := getattr(item, name)) != default}

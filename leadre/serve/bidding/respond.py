@@ -3,60 +3,77 @@
 This file opens no socket and does not read the machine's clock: a `Bidder` holds the state and the clock, so a replay
 calls the same function. The comment on the line of each step names its fallback; the last fallback is no bid.
 
-Letters: A ads of the catalogue, K candidates.
+Letters: A ads of the catalogue, I imps of the request, K candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 
 import numpy as np
 
 from leadre.creative import banner as creatives
 from leadre.errors import PeerError
+from leadre.serve.bidding.api_ads import with_api_ads
 from leadre.serve.bidding.context import BidDecision, Bidder, Candidates, ImpState, Market, RequestContext
-from leadre.serve.bidding.fill import fill_imp
-from leadre.serve.bidding.select import VERDICTS
+from leadre.serve.bidding.fill import Ranking, fill_imp
+from leadre.serve.bidding.select import VERDICTS, Bools
 from leadre.serve.bidding.user_store import UserStore
+from leadre.serve.callers.party import ANYBODY, Party
+from leadre.serve.catalogue import categories
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
-from leadre.serve.events.tokens import Token, event_url, nonce
+from leadre.serve.catalogue.shared_masks import Eligibility
+from leadre.serve.events.tokens import GRACE_US, Token, event_url, nonce
 from leadre.serve.ipc.messages import GenerateRequest
 from leadre.serve.protocol import consent
 from leadre.serve.protocol.openrtb import NoBid, Rendered
 from leadre.store.contract import StoredList, is_possible
-from leadre.types import Bid, Permissions, Request, Source, Verdict
-from leadre.units import US_PER_S
+from leadre.types import Bid, EventKind, Permissions, Request, Source, Verdict
 
 MIN_GENERATE_S = 0.005  # with less time left, the worker sends no request to the model server
+EVENTS: Sequence[EventKind] = ("win", "bill", "loss", "imp", "click")  # whose URLs a bid carries
 MAX_GENERATED = 50  # objects that one generation returns
 
 # Verdict of a candidate -> reason for no bid. The verdict of the latest step is first, and wins.
 NO_BID_REASONS = {
     Verdict.FREQUENCY_CAP: NoBid.DAILY_USER_CAP,
     Verdict.NO_BUDGET: NoBid.BUDGET_EXHAUSTED,
+    Verdict.OPEN_BIDS: NoBid.TOO_MANY_OPEN,
     Verdict.BELOW_FLOOR: NoBid.BELOW_FLOOR,
 }
 
 
-async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float) -> BidDecision:
-    """Decide the bids of a request. ``until_s``: deadline on the bidder's monotonic clock."""
+async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float, party: Party = ANYBODY) -> BidDecision:
+    """Decide the bids of a request of a sender. ``until_s``: deadline on the bidder's monotonic clock."""
     request_id = bidder.new_id()
-    permissions = _permissions(request, bidder)  # malformed consent string: nothing is permitted
+    permissions = _permissions(request, bidder, now_us)  # malformed consent string: nothing is permitted
     if not (permissions.contextual or permissions.personalise):
         return BidDecision(request_id=request_id, permissions=permissions, reason=NoBid.NO_CONSENT)
-    user_id = _user_id(request, permissions)  # no permission or no valid ID: an unknown user
-    context = RequestContext(request, request_id, permissions, user_id, bidder.market, bidder, now_us)
-    imps = _imp_states(context)  # no ad is eligible: all candidates of the imp are dropped
+    user_id = _user_id(request, permissions, bidder.user_store)  # no permission or no valid ID: an unknown user
+    context = RequestContext(request, request_id, permissions, user_id, bidder.market, bidder, now_us, party)
+    eligibility = context.market.catalogue.eligibility(request, now_us, _segments(context))
     stored = _stored_candidates(context)  # store down or no list: no candidates yet
     candidates = stored
-    if not _any_eligible(candidates, imps):
-        candidates = await _generated_candidates(context, imps, until_s)  # no model, history or time: none
-    if permissions.contextual and not _any_eligible(candidates, imps):
+    eligible_IK = eligibility.at(candidates.rows_K)  # no ad is eligible: all candidates of the imp are dropped
+    if not _any_eligible(eligible_IK):
+        candidates = await _generated_candidates(context, eligibility, until_s)  # no model, history or time: none
+        eligible_IK = eligibility.at(candidates.rows_K)
+    if permissions.contextual and not _any_eligible(eligible_IK):
         candidates = _popular_candidates(context)  # store down: the last popular list that was read
+        eligible_IK = eligibility.at(candidates.rows_K)
+    if len(context.market.catalogue.columns.api_rows):
+        candidates = with_api_ads(
+            context, eligibility, candidates, _any_eligible(eligible_IK)
+        )  # none is eligible: those of the source
+        eligible_IK = eligibility.at(candidates.rows_K)
     if bidder.clock.monotonic_s() > until_s:
         return BidDecision(request_id=request_id, permissions=permissions, reason=NoBid.INSUFFICIENT_TIME)
-    for imp in imps:
-        fill_imp(context, imp, candidates, [other.bid for other in imps if other.bid])  # no ad is left: no bid
+    ranking = Ranking(context, candidates)
+    imps = [ImpState(imp) for imp in request.imps]
+    for imp, eligible_K in zip(imps, eligible_IK, strict=True):
+        earlier_bids = [other.bid for other in imps if other.bid]
+        fill_imp(context, imp, ranking, eligible_K, earlier_bids)  # no ad is left: no bid
     rendered = [_rendered(context, imp, imp.bid) for imp in imps if imp.bid]
     return BidDecision(
         request_id=request_id,
@@ -70,21 +87,25 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float)
     )
 
 
-def _permissions(request: Request, bidder: Bidder) -> Permissions:
+def _permissions(request: Request, bidder: Bidder, now_us: int) -> Permissions:
     settings = bidder.settings
-    return consent.permissions(request.signals, vendor_id=settings.vendor_id, when_absent=settings.gdpr_when_absent)
+    return consent.permissions(
+        request.signals,
+        now_us,
+        vendor_id=settings.vendor_id,
+        when_absent=settings.gdpr_when_absent,
+        by_country=settings.gdpr_by_country,
+    )
 
 
-def _user_id(request: Request, permissions: Permissions) -> str:
-    """ID of the user whose list and profile may be read; "" for an unknown user."""
-    is_permitted = permissions.store_id and permissions.personalise
-    return request.user_id if is_permitted and is_possible(request.user_id) else ""
-
-
-def _imp_states(context: RequestContext) -> list[ImpState]:
-    request = context.request
-    masks = context.market.catalogue.masks(request, context.now_us, _segments(context))
-    return [ImpState(imp, eligible_A) for imp, eligible_A in zip(request.imps, masks, strict=True)]
+def _user_id(request: Request, permissions: Permissions, user_store: UserStore) -> str:
+    """ID of the user whose list and profile may be read: the first known one, else the first; "" without permission."""
+    if not (permissions.store_id and permissions.personalise):
+        return ""
+    user_ids = [user_id for user_id in (request.user_id, *request.other_user_ids) if is_possible(user_id)]
+    if len(user_ids) < 2:
+        return user_ids[0] if user_ids else ""
+    return user_store.find_user(user_ids) or user_ids[0]
 
 
 def _segments(context: RequestContext) -> Sequence[str]:
@@ -108,22 +129,27 @@ def _candidates_of(stored: StoredList | None, source: Source, catalogue: Catalog
     """The ads of a stored list as rows of the catalogue; ads that the catalogue lacks are left out."""
     if stored is None:
         return _no_candidates(source)
-    rows_K = np.array([catalogue.row_of_ad.get(ad_id, -1) for ad_id in stored.ad_ids], np.int64)
+    ad_ids = stored.ad_ids
+    rows_K, are_known = catalogue.row_of_ad.of(ad_ids)
     log_p_K = np.array(stored.log_p)
-    is_known_K = rows_K >= 0
-    return Candidates(source, rows_K[is_known_K], log_p_K[is_known_K], stored.version, stored.made_at_us)
+    if not are_known:
+        is_known_K = rows_K >= 0
+        ad_ids = tuple(compress(ad_ids, is_known_K))
+        rows_K = rows_K[is_known_K]
+        log_p_K = log_p_K[is_known_K]
+    return Candidates(source, ad_ids, rows_K, log_p_K, stored.version, stored.made_at_us)
 
 
-async def _generated_candidates(context: RequestContext, imps: Sequence[ImpState], until_s: float) -> Candidates:
+async def _generated_candidates(context: RequestContext, eligibility: Eligibility, until_s: float) -> Candidates:
     """Candidates that the language model generates from the user's recent events; none for an unknown user."""
     bidder = context.bidder
     objects = context.market.objects
-    if bidder.generate is None or not imps or until_s - bidder.clock.monotonic_s() < MIN_GENERATE_S:
+    if bidder.generate is None or not context.request.imps or until_s - bidder.clock.monotonic_s() < MIN_GENERATE_S:
         return _no_candidates("generated")
     profile = bidder.user_store.read_profile(context.user_id)
     if profile is None or not profile.recent:
         return _no_candidates("generated")
-    eligible_A = np.logical_or.reduce([imp.eligible_A for imp in imps])
+    eligible_A = eligibility.in_any_imp()
     generate_request = GenerateRequest(
         user_id=profile.user_id,
         recent=profile.recent,
@@ -139,6 +165,7 @@ async def _generated_candidates(context: RequestContext, imps: Sequence[ImpState
     rows_K, log_p_K = objects.ads_of(reply.objects, reply.log_p, eligible_A)
     return Candidates(
         "generated",
+        [context.market.catalogue.ads[row].ad_id for row in rows_K.tolist()],
         rows_K,
         log_p_K,
         objects.version,
@@ -149,30 +176,35 @@ async def _generated_candidates(context: RequestContext, imps: Sequence[ImpState
 
 
 def _no_candidates(source: Source) -> Candidates:
-    return Candidates(source, np.zeros(0, np.int64), np.zeros(0))
+    return Candidates(source, (), np.zeros(0, np.int64), np.zeros(0))
 
 
-def _any_eligible(candidates: Candidates, imps: Sequence[ImpState]) -> bool:
-    return any(bool(imp.eligible_A[candidates.rows_K].any()) for imp in imps)
+def _any_eligible(eligible_IK: Sequence[Bools]) -> bool:
+    return any(map(np.count_nonzero, eligible_IK))
 
 
 def _rendered(context: RequestContext, state: ImpState, bid: Bid) -> Rendered:
-    """The bid with its banner and its event URLs; each URL contains the bid's signed token."""
+    """The bid with its banner and its event URLs, each with a token of its kind."""
     catalogue = context.market.catalogue
     settings = context.bidder.settings
     ad = catalogue.ads[catalogue.row_of_ad[bid.ad_id]]
-    signed = context.bidder.sign(_token(context, state, bid))
-    click_url = event_url(settings.public_url, "click", signed)
-    impression_url = event_url(settings.public_url, "imp", signed)
+    token_of = context.bidder.encrypt(_token(context, state, bid), EVENTS)
+    urls = {kind: event_url(settings.public_url, kind, token) for kind, token in token_of.items()}
+    sent_categories, cattax = categories.sent(ad.iab_categories, ad.cattax, context.request.cattax)
     return Rendered(
         bid=bid,
-        adm=creatives.banner(ad, bid.size, click_url=click_url, impression_url=impression_url),
-        click_url=click_url,
-        impression_url=impression_url,
-        nurl=event_url(settings.public_url, "win", signed),
-        burl=event_url(settings.public_url, "bill", signed),
+        adm=creatives.banner(ad, bid.size, click_url=urls["click"], impression_url=urls["imp"]),
+        click_url=urls["click"],
+        impression_url=urls["imp"],
+        nurl=urls["win"],
+        burl=urls["bill"],
+        lurl=urls["loss"],
+        exp_s=context.exp_s(state.imp),
         adomain=(ad.adomain,) if ad.adomain else (),
-        iab_categories=ad.iab_categories,
+        app_bundle=ad.app_bundle,
+        iab_categories=sent_categories,
+        cattax=cattax,
+        language=ad.language,
         attributes=ad.attributes,
     )
 
@@ -188,7 +220,7 @@ def _token(context: RequestContext, state: ImpState, bid: Bid) -> Token:
         imp_id=bid.imp_id,
         ad_id=bid.ad_id,
         campaign_id=bid.campaign_id,
-        user_id=context.user_id if permissions.add_to_profile or permissions.measure else "",
+        user_id=context.user_id if permissions.add_to_profile or permissions.measure or state.cap_id else "",
         charge_type=campaign.bid_type,
         price_cap_nanos=bid.price_nanos,
         charge_nanos=campaign.bid_nanos,
@@ -196,12 +228,15 @@ def _token(context: RequestContext, state: ImpState, bid: Bid) -> Token:
         lease_id=state.lease_id,
         reserved_nanos=bid.price_nanos if state.lease_id else 0,
         cap_id=state.cap_id,
+        cap_day=state.cap_day,
+        bills_signed_price=context.request.bills_signed_price or context.party.sends_no_price,
         issued_at_us=context.now_us,
-        expires_at_us=context.now_us + context.bidder.settings.token_s * US_PER_S,
+        expires_at_us=context.until_us(state.imp) + GRACE_US,
         nonce=nonce(),
         is_test=context.request.is_test,
         may_measure=permissions.measure,
         may_profile=permissions.add_to_profile,
+        sender="" if context.request.is_test else context.party.sender,
     )
 
 
@@ -221,6 +256,6 @@ def _versions(market: Market, stored: Candidates, candidates: Candidates) -> dic
         versions["lists"] = stored.version
     if candidates.source == "contextual":
         versions["everybody"] = candidates.version
-    if candidates.source == "generated" and len(candidates.rows_K):
+    if candidates.source == "generated" and candidates.first_api_ad:
         versions |= {"model": candidates.version, "history": str(candidates.history_us)}
     return versions

@@ -5,7 +5,7 @@ Letters: K candidates in the order of their source, R candidates that pass the f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,27 +30,32 @@ UNKNOWN_FLOOR = -1  # the floor is in a currency that cannot be converted
 
 def rank(score_K: NDArray[np.float64], value_nanos_K: Ints) -> Ints:
     """Positions [K] in descending order of exp(score) x value; ties keep the order of the source."""
-    return np.argsort(-(score_K + np.log(np.maximum(value_nanos_K, 1))), kind="stable")
+    return (-(score_K + np.log(np.maximum(value_nanos_K, 1)))).argsort(kind="stable")
 
 
 def filter_candidates(
     price_nanos_K: Ints,
-    floor_nanos_K: Ints,
+    floor_nanos_K: Ints | int,
     is_eligible_K: Bools,
     *,
-    is_duplicate_K: Bools | None = None,
     has_currency_K: Bools | None = None,
+    are_duplicates: Sequence[Bools] = (),
 ) -> Codes:
     """[K] the code of the first rule that drops a candidate (eligibility, duplicate, currency, floor), or NOT_SELECTED.
 
-    ``is_duplicate_K``: an earlier bid of the response has the ad. ``has_currency_K``: the campaign has the currency of
-    the earlier bids. Both are None if there is no earlier bid.
+    ``floor_nanos_K``: one number if all candidates have one currency. ``has_currency_K``: whether the campaign has the
+    currency of the earlier bids; None if all have it. ``are_duplicates``: for each earlier bid of the response [K]
+    whether it has the ad.
     """
     code_K = np.where(price_nanos_K < floor_nanos_K, _BELOW_FLOOR, _NOT_SELECTED)
-    code_K[floor_nanos_K == UNKNOWN_FLOOR] = _FLOOR_CURRENCY
+    if isinstance(floor_nanos_K, int):
+        if floor_nanos_K == UNKNOWN_FLOOR:
+            code_K[:] = _FLOOR_CURRENCY
+    else:
+        code_K[floor_nanos_K == UNKNOWN_FLOOR] = _FLOOR_CURRENCY
     if has_currency_K is not None:
         code_K[~has_currency_K] = _RESPONSE_CURRENCY
-    if is_duplicate_K is not None:
+    for is_duplicate_K in are_duplicates:
         code_K[is_duplicate_K] = _DUPLICATE
     code_K[~is_eligible_K] = _INELIGIBLE
     return code_K
@@ -64,32 +69,45 @@ class Considered(NamedTuple):
     verdicts: dict[int, Verdict]
 
 
-def consider(ranked: Iterable[int], limit: Callable[[int], Verdict | None]) -> Considered:
+def consider(
+    ranked: Iterable[int],
+    limited: Sequence[bool],
+    limit: Callable[[int], Verdict | None],
+    first_api_ad: int | None = None,
+) -> Considered:
     """Check the limit of each candidate, best first, until `MAX_CONSIDERED` can be paid.
 
-    ``limit`` returns why a candidate cannot be bid now, or None.
+    Those from the position ``first_api_ad`` on, ads made at the API, are checked in any case.
+    ``limit`` returns why a candidate cannot be bid now, or None; it is called for those that are ``limited`` [K].
     """
     considered = Considered([], [], {})
+    every, payable, verdicts = considered
     for k in ranked:
-        if len(considered.payable) == MAX_CONSIDERED:
-            break
-        considered.all.append(k)
-        if (verdict := limit(k)) is None:
-            considered.payable.append(k)
+        if len(payable) >= MAX_CONSIDERED:
+            if first_api_ad is None:
+                break
+            if k < first_api_ad:
+                continue
+        every.append(k)
+        if not limited[k] or (verdict := limit(k)) is None:
+            payable.append(k)
         else:
-            considered.verdicts[k] = verdict
+            verdicts[k] = verdict
     return considered
 
 
-def epsilon_greedy(count: int, epsilon: float, explore_draw: float, choice_draw: float) -> tuple[int, float]:
+def epsilon_greedy(
+    count: int, epsilon: float, explore_draw: float, choice_draw: float, *, has_best: bool = True
+) -> tuple[int, float]:
     """Select one of ``count`` >= 1 ranked candidates: (its rank from 0, its propensity).
 
     With probability ``epsilon`` the selection is uniform, else it is the best. Both draws are uniform in [0, 1).
+    Without ``has_best`` no candidate is selected but by exploration.
     """
     selected = int(choice_draw * count) if explore_draw < epsilon else 0
-    return selected, epsilon / count + (1 - epsilon) * (selected == 0)
+    return selected, epsilon / count + (1 - epsilon) * (has_best and selected == 0)
 
 
 def verdicts_of(code_K: Codes) -> tuple[Verdict, ...]:
     """The verdicts of an array of codes."""
-    return tuple(VERDICTS[code] for code in code_K.tolist())
+    return tuple(map(VERDICTS.__getitem__, code_K.tolist()))

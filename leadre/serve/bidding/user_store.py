@@ -8,7 +8,7 @@ and all lists serve on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from leadre.clock import Clock
@@ -22,10 +22,11 @@ POPULAR_LIST_S = 5.0  # the popular list is read again after so long
 
 
 class UserStore:
-    """A `Store` with a fallback for every call."""
+    """A `Store` with a fallback for every call. ``is_erased``: whether a user must not be written any more."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, is_erased: Callable[[str], bool] = lambda user_id: False) -> None:
         self.store = store
+        self._is_erased = is_erased
         self._clock = clock
         self._retry_at_s = 0.0
         self._retry_lock_at_s = 0.0
@@ -45,6 +46,10 @@ class UserStore:
         """The user's profile; None for an unknown user ("")."""
         return self._call(lambda: self.store.read_profile(user_id), None) if user_id else None
 
+    def find_user(self, user_ids: Sequence[str]) -> str:
+        """The first of the IDs under which the store has a list or a profile; "" if there is none."""
+        return self._call(lambda: self.store.find_user(*user_ids), "")
+
     def popular_list(self) -> StoredList | None:
         """The list for unknown users; an old one while the store is down."""
         if self._clock.monotonic_s() >= self._read_popular_at_s:
@@ -52,12 +57,21 @@ class UserStore:
             self._popular = self._call(lambda: self.store.read_list(EVERYBODY), None) or self._popular
         return self._popular
 
-    def reserve(self, user_id: str, cap: Cap, *, now_us: int, until_us: int) -> str:
-        """ID of a reservation under a frequency cap; "" if the cap has no room, or the store is down or locked."""
-        if self._clock.monotonic_s() < self._retry_lock_at_s:
+    def reserve(self, user_id: str, cap: Cap, *, now_us: int, until_us: int, holder: str = "") -> str:
+        """ID of a reservation under a frequency cap; "" if the cap has no room, or the store is down or locked.
+
+        Also "" for a user who was erased while the request waited for the language model.
+        """
+        if self._is_erased(user_id) or self._clock.monotonic_s() < self._retry_lock_at_s:
             return ""
         no_grants: dict[str, list[str]] = {}
-        grants = self._call(lambda: self.store.reserve(user_id, [cap], now_us=now_us, until_us=until_us), no_grants)
+        certain_us = min(now_us, self._clock.certain_us())
+        grants = self._call(
+            lambda: self.store.reserve(
+                user_id, [cap], now_us=now_us, until_us=until_us, certain_us=certain_us, holder=holder
+            ),
+            no_grants,
+        )
         return next(iter(grants.get(cap.campaign_id, ())), "")
 
     def void(self, reservation: str) -> None:

@@ -7,13 +7,17 @@ Every stored item has passed `checked_campaign` or `checked_ad`. Bid workers rea
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
 from leadre.errors import InputError, MissingError
+from leadre.serve.catalogue import audit, limits, ownership, reviews
+from leadre.serve.catalogue.audit import Author, Change
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.catalogue.validation import (
     STATUSES,
@@ -43,10 +47,14 @@ class ImportResult:
 
 
 class CampaignStore:
-    """Reads and writes campaigns and ads. Thread-safe; each call is one transaction."""
+    """Reads and writes campaigns and ads. Thread-safe; each call is one transaction.
 
-    def __init__(self, database: ManageDatabase) -> None:
+    ``author``: of the changes in the audit trail; None: a command on the bidder's machine.
+    """
+
+    def __init__(self, database: ManageDatabase, author: Author | None = None) -> None:
         self._database = database
+        self._author = author or Author()
 
     def campaign(self, campaign_id: str) -> Campaign | None:
         rows = self._rows("SELECT body FROM campaigns WHERE campaign_id = ?", [campaign_id])
@@ -64,10 +72,17 @@ class CampaignStore:
         return [_decode_campaign(body) for (body,) in self._page("campaigns", "campaign_id", filters, after, limit)]
 
     def ads(
-        self, *, advertiser_id: str = "", campaign_id: str = "", status: str = "", after: str = "", limit: int = 100
+        self,
+        *,
+        advertiser_id: str = "",
+        campaign_id: str = "",
+        status: str = "",
+        review: str = "",
+        after: str = "",
+        limit: int = 100,
     ) -> list[Ad]:
         """Ads by ID, those behind the ID ``after``; "" filters nothing."""
-        filters = {"advertiser_id": advertiser_id, "campaign_id": campaign_id, "status": status}
+        filters = {"advertiser_id": advertiser_id, "campaign_id": campaign_id, "status": status, "review": review}
         return [_decode_ad(body) for (body,) in self._page("ads", "ad_id", filters, after, limit)]
 
     def put_campaign(self, campaign: Campaign) -> bool:
@@ -86,12 +101,23 @@ class CampaignStore:
                 check_unchanged(where, "currency", before.currency, campaign.currency)
                 check_not_ended(where, before.status, campaign.status)
             if before != campaign:
+                limits.check_campaign(self._database.connection, campaign, before)
                 with self._database.writing() as version:
-                    self._write("campaigns", "campaign_id", [(campaign.campaign_id, campaign)], version)
+                    write(
+                        self._database.connection,
+                        "campaigns",
+                        "campaign_id",
+                        [(campaign.campaign_id, campaign)],
+                        version,
+                    )
+                    self._audit(change_of("campaign", campaign.campaign_id, before, campaign))
         return before is None
 
     def put_ad(self, ad: Ad) -> bool:
-        """`put_campaign` for an ad. InputError also if the account has no campaign of that ID."""
+        """`put_campaign` for an ad. InputError also if the account has no campaign of that ID.
+
+        ConflictError also for an object of another account.
+        """
         ad = checked_ad(ad)
         with self._database.lock:
             before = self.ad(ad.ad_id)
@@ -99,9 +125,16 @@ class CampaignStore:
             if before is not None and before != ad:
                 check_unchanged(f"ad {ad.ad_id!r}", "advertiser_id", before.advertiser_id, ad.advertiser_id)
                 check_not_ended(f"ad {ad.ad_id!r}", before.status, ad.status)
+            ad = reviews.with_review(ad, before, self._author, reviews.rejected_pages(self._database.connection))
+            if before is None:
+                limits.check_new_ad(self._database.connection, ad.advertiser_id)
             if before != ad:
                 with self._database.writing() as version:
-                    self._write("ads", "ad_id", [(ad.ad_id, ad)], version)
+                    ownership.claim(
+                        self._database.connection, ad.object_id, ad.advertiser_id, is_operator=not self._author.account
+                    )
+                    write(self._database.connection, "ads", "ad_id", [(ad.ad_id, ad)], version)
+                    self._audit(change_of("ad", ad.ad_id, before, ad))
         return before is None
 
     def set_campaign_status(self, campaign_id: str, status: Status) -> Campaign:
@@ -114,8 +147,10 @@ class CampaignStore:
 
     def add(self, campaigns: Sequence[Campaign], ads: Iterable[Ad]) -> ImportResult:
         """Import new campaigns and ads in one transaction. Known ones are not changed, as users may have edited them.
+        Accounts whose ads show one object share it.
 
-        A bad ad is refused, and so are all ads of a bad campaign; the others are stored.
+        A bad ad is refused, and so are all ads of a bad campaign; the others are stored. The audit trail has one entry
+        with their numbers for each account: the imported values are those before the first change of an item.
         """
         checked: dict[str, Campaign] = {}
         faults: dict[str, str] = {}
@@ -127,32 +162,18 @@ class CampaignStore:
         with self._database.writing() as version:
             stored = {name: before for name in checked if (before := self.campaign(name)) is not None}
             new = [(name, item) for name, item in checked.items() if name not in stored]
-            self._write("campaigns", "campaign_id", new, version)
-            good, known_ads, refused = self._checked_ads(ads, checked | stored, faults)
-            self._write("ads", "ad_id", list(good.items()), version)
+            checked |= stored
+            write(self._database.connection, "campaigns", "campaign_id", new, version)
+            known = {ad_id for (ad_id,) in self._rows("SELECT ad_id FROM ads", [])}
+            good, known_ads, refused = _checked_ads(
+                ads, known, faults, lambda name: checked.get(name) or self.campaign(name)
+            )
+            ownership.grant(self._database.connection, ((ad.object_id, ad.advertiser_id) for ad in good.values()))
+            pages = reviews.rejected_pages(self._database.connection)
+            reviewed = [(name, reviews.with_review(ad, None, self._author, pages)) for name, ad in good.items()]
+            write(self._database.connection, "ads", "ad_id", reviewed, version)
+            self._audit(*_imports([item for _, item in new], good.values()))
         return ImportResult(campaigns=len(new), ads=len(good), known_ads=known_ads, refused=tuple(refused))
-
-    def _checked_ads(
-        self, ads: Iterable[Ad], campaigns: Mapping[str, Campaign], faults: Mapping[str, str]
-    ) -> tuple[dict[str, Ad], int, list[tuple[str, str]]]:
-        """(new ads by ID, number of known ads, (ad_id, error) of refused ads)."""
-        stored = {ad_id for (ad_id,) in self._rows("SELECT ad_id FROM ads", [])}
-        good: dict[str, Ad] = {}
-        refused = []
-        known_ads = 0
-        for ad in ads:
-            if ad.ad_id in stored or ad.ad_id in good:
-                known_ads += 1
-                continue
-            try:
-                if ad.campaign_id in faults:
-                    raise InputError(faults[ad.campaign_id])
-                checked = checked_ad(ad)
-                _check_campaign_of(checked, campaigns.get(ad.campaign_id) or self.campaign(ad.campaign_id))
-                good[ad.ad_id] = checked
-            except InputError as error:
-                refused.append((ad.ad_id, str(error)))
-        return good, known_ads, refused
 
     def _set_status(self, name: str, status: Status, find: Callable[[str], T | None], put: Callable[[T], bool]) -> T:
         with self._database.lock:
@@ -173,12 +194,67 @@ class CampaignStore:
         query = f"SELECT body FROM {table} WHERE {where} ORDER BY {key} LIMIT ?"
         return self._rows(query, [after, *filters.values(), limit])
 
-    def _write(self, table: str, key: str, items: Iterable[tuple[str, Ad | Campaign]], version: int) -> None:
-        self._database.connection.executemany(
-            f"INSERT INTO {table} ({key}, body, version) VALUES (?, ?, ?)"
-            f" ON CONFLICT ({key}) DO UPDATE SET body = excluded.body, version = excluded.version",
-            ((name, _encode(item).decode(), version) for name, item in items),
+    def _audit(self, *changes: Change) -> None:
+        audit.append(self._database.connection, self._author, changes)
+
+
+def write(
+    connection: sqlite3.Connection, table: str, key: str, items: Iterable[tuple[str, Ad | Campaign]], version: int
+) -> None:
+    """Store campaigns or ads inside a transaction that raised the version number."""
+    connection.executemany(
+        f"INSERT INTO {table} ({key}, body, version) VALUES (?, ?, ?)"
+        f" ON CONFLICT ({key}) DO UPDATE SET body = excluded.body, version = excluded.version",
+        ((name, _encode(item).decode(), version) for name, item in items),
+    )
+
+
+def _checked_ads(
+    ads: Iterable[Ad], known: Collection[str], faults: Mapping[str, str], campaign: Callable[[str], Campaign | None]
+) -> tuple[dict[str, Ad], int, list[tuple[str, str]]]:
+    """(new ads by ID, number of known ads, (ad_id, error) of refused ads) of an import.
+
+    ``known``: IDs of stored ads; ``faults``: campaign -> why it is refused; ``campaign`` finds any other by its ID.
+    """
+    good: dict[str, Ad] = {}
+    refused = []
+    known_ads = 0
+    for ad in ads:
+        if ad.ad_id in known or ad.ad_id in good:
+            known_ads += 1
+            continue
+        try:
+            if ad.campaign_id in faults:
+                raise InputError(faults[ad.campaign_id])
+            checked = checked_ad(ad)
+            _check_campaign_of(checked, campaign(ad.campaign_id))
+            good[ad.ad_id] = checked
+        except InputError as error:
+            refused.append((ad.ad_id, str(error)))
+    return good, known_ads, refused
+
+
+def change_of(kind: Literal["campaign", "ad"], name: str, before: T | None, after: T) -> Change:
+    """The change of one item for the audit trail."""
+    old = "" if before is None else _encode(before).decode()
+    new = _encode(after).decode()
+    return Change(kind=kind, item_id=name, advertiser_id=after.advertiser_id, before=old, after=new)
+
+
+def _imports(campaigns: Iterable[Campaign], ads: Iterable[Ad]) -> list[Change]:
+    """One change for each account that gets campaigns or ads by an import."""
+    campaigns_of = Counter(campaign.advertiser_id for campaign in campaigns)
+    ads_of = Counter(ad.advertiser_id for ad in ads)
+    return [
+        Change(
+            kind="import",
+            item_id="",
+            advertiser_id=account,
+            before="",
+            after=_encode({"campaigns": campaigns_of[account], "ads": ads_of[account]}).decode(),
         )
+        for account in sorted({*campaigns_of, *ads_of})
+    ]
 
 
 def _check_campaign_of(ad: Ad, campaign: Campaign | None) -> None:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leadre.serve.catalogue import categories
+from leadre.serve.protocol.hosts import host_of, registrable, with_parents
 from leadre.types import Ad, Campaign
 
 Ints = NDArray[np.int64]
@@ -43,6 +46,18 @@ class ValueIndex:
         self.none_N: Bools = np.array([not values for values in values_of_rows], np.bool_)
         self.all_none = bool(self.none_N.all())
 
+    def __contains__(self, value: Hashable) -> bool:
+        """Whether a row has the value."""
+        return value in self._rows or value in self._masks
+
+    def among(self, values: Iterable[Hashable]) -> frozenset[Hashable]:
+        """The values that a row has."""
+        return frozenset(filter(self.__contains__, values))
+
+    def values(self) -> list[Hashable]:
+        """Each value that a row has, once."""
+        return [*self._rows, *self._masks]
+
     def any_of(self, values: Iterable[Hashable]) -> Bools:
         """[N] whether a row has at least one of the values."""
         has_N = np.zeros(len(self.none_N), np.bool_)
@@ -54,6 +69,67 @@ class ValueIndex:
         return has_N
 
 
+class CategoryIndex:
+    """The categories of ads, for lists of blocked and of allowed ones, which are of one taxonomy or several."""
+
+    def __init__(self, codes_of_ads: Sequence[Collection[categories.Code]]) -> None:
+        self._own = ValueIndex(codes_of_ads)
+        self._taxonomies = ValueIndex([{taxonomy for taxonomy, _ in codes} for codes in codes_of_ads])
+        # A code without its taxonomy, as a list of unknown taxonomy has it, is beside the one with it.
+        self._blockable = ValueIndex(
+            [
+                {entry for code in codes for above in categories.with_parent(code) for entry in (above, above[1])}
+                for codes in codes_of_ads
+            ]
+        )
+
+    def blocked_by(self, listed: Sequence[categories.Code]) -> Bools:
+        """[A] whether a category of the ad, or the one above it, is listed. An unknown taxonomy matches any."""
+        entries: set[Hashable] = set()
+        for taxonomy, code in listed:
+            entries |= {code} if taxonomy == categories.UNKNOWN else {(taxonomy, code), (categories.UNKNOWN, code)}
+        return self._blockable.any_of(entries)
+
+    def allowed_by(self, listed: Sequence[categories.Code]) -> Bools:
+        """[A] whether the ad has a category in the taxonomies of the list, and each such category is allowed.
+
+        A category is allowed if it or the one above it is listed. One of unknown taxonomy is not.
+        """
+        taxonomies = {taxonomy for taxonomy, _ in listed} - {categories.UNKNOWN}
+        allowed = set(listed)
+        refused = [
+            code
+            for code in self._own.values()
+            if code[0] in taxonomies and allowed.isdisjoint(categories.with_parent(code))  # type: ignore[index,arg-type]
+        ]
+        return self._taxonomies.any_of(taxonomies) & ~self._own.any_of(refused)
+
+    def is_known(self, taxonomies: Collection[int]) -> Bools:
+        """[A] whether the ad has a category in one of the taxonomies."""
+        return self._taxonomies.any_of(taxonomies)
+
+
+class HostIndex:
+    """The hosts of ads, from texts as people write them, for lists of blocked domains."""
+
+    def __init__(self, texts_of_ads: Sequence[Collection[str]]) -> None:
+        names = [[_names_of(text) for text in texts] for texts in texts_of_ads]
+        self._hosts = ValueIndex([{domain for hosts, _ in of_ad for domain in hosts} for of_ad in names])
+        self._registrable = ValueIndex([{domain for _, domain in of_ad if domain} for of_ad in names])
+
+    def blocked_by(self, listed: Iterable[str]) -> Bools:
+        """[A] whether a host of the ad is a listed one or lies below it, or both have one registrable domain."""
+        hosts = {host for text in listed if (host := host_of(text))}
+        shared = {
+            domain
+            for host in hosts
+            for domain in with_parents(host)
+            if domain in self._registrable and registrable(host) == domain
+        }
+        blocked_A = self._hosts.any_of(hosts)
+        return blocked_A | self._registrable.any_of(shared) if shared else blocked_A
+
+
 class CatalogueColumns:
     """All columns that the rules read, except statuses: a paused ad needs no new columns."""
 
@@ -63,37 +139,64 @@ class CatalogueColumns:
         self.starts_at_us_C = np.array([campaign.starts_at_us for campaign in campaigns], np.int64)
         ends_at_us = [campaign.ends_at_us or np.iinfo(np.int64).max for campaign in campaigns]
         self.ends_at_us_C = np.array(ends_at_us, np.int64)
+        dates = {*self.starts_at_us_C.tolist(), *ends_at_us}
+        self.changes_us = sorted(dates)  # between two of them, the same campaigns have begun and not ended
+        limited = [bool(campaign.total_nanos or campaign.daily_nanos or campaign.cap_per_day) for campaign in campaigns]
+        self.limited_C: Bools = np.array(limited, np.bool_)  # whether it has a budget or a frequency cap
         self.currencies = ValueIndex([(campaign.currency,) for campaign in campaigns])
         self.currency_codes = tuple({campaign.currency for campaign in campaigns})
         self.currency_C = np.array([self.currency_codes.index(campaign.currency) for campaign in campaigns], np.int64)
         targetings = [campaign.targeting for campaign in campaigns]
-        self.countries = ValueIndex([targeting.countries for targeting in targetings])
-        self.regions = ValueIndex([targeting.regions for targeting in targetings])
-        self.device_types = ValueIndex([targeting.device_types for targeting in targetings])
-        self.sites = ValueIndex([targeting.sites for targeting in targetings])
-        self.categories = ValueIndex([targeting.categories for targeting in targetings])
         self.segments = ValueIndex([targeting.segments for targeting in targetings])
+        by_rule = {
+            "country": ValueIndex([targeting.countries for targeting in targetings]),
+            "region": ValueIndex([targeting.regions for targeting in targetings]),
+            "device_type": ValueIndex([targeting.device_types for targeting in targetings]),
+            "site": ValueIndex([site_names(targeting.sites) for targeting in targetings]),
+            "category": ValueIndex([targeting.categories for targeting in targetings]),
+            "segment": self.segments,
+        }
+        self.targeting = tuple((rule, values) for rule, values in by_rule.items() if not values.all_none)
         hours = [sum(1 << hour for hour in targeting.hours) or ANY_HOUR for targeting in targetings]
         self.hours_C = np.array(hours, np.int64)
+        self.has_hours = bool((self.hours_C != ANY_HOUR).any())
         zones = sorted({campaign.zone for campaign in campaigns})
         self.zones = tuple(ZoneInfo(zone) for zone in zones)
         self.zone_C = np.array([zones.index(campaign.zone) for campaign in campaigns], np.int64)
-        self.ad_categories = ValueIndex([with_parents(ad.iab_categories) for ad in ads])
-        self.domains = ValueIndex([_domain_and_parents(ad.adomain) for ad in ads])
+        self.ad_categories = CategoryIndex([categories.coded(ad.iab_categories, ad.cattax) for ad in ads])
+        self.hosts = HostIndex([(ad.adomain, ad.landing_url) for ad in ads])
+        self.apps = ValueIndex([(ad.app_bundle,) if ad.app_bundle else () for ad in ads])
+        self.languages = ValueIndex([_with_wider_tags(ad.language) for ad in ads])
         self.attributes = ValueIndex([ad.attributes for ad in ads])
         self.sizes = ValueIndex([ad.sizes for ad in ads])
         self.secure_A: Bools = np.array([_is_secure(ad) for ad in ads], np.bool_)
+        api_ads = [(ad.advertiser_id, row) for row, ad in enumerate(ads) if ad.created_at_us]
+        accounts = {account: number for number, account in enumerate(sorted({account for account, _ in api_ads}))}
+        self.api_rows: Ints = np.array([row for _, row in sorted(api_ads)], np.int64)  # made at the API, by account
+        self.api_accounts: Ints = np.array([accounts[account] for account, _ in sorted(api_ads)], np.int64)
 
 
-def with_parents(categories: Iterable[str]) -> set[str]:
-    """The categories and their parents: "IAB7" for "IAB7-39". Codes of other taxonomies are numbers without parents."""
-    categories = set(categories)
-    return categories | {code.split("-")[0] for code in categories if code.startswith("IAB")}
+def with_parent_codes(codes: Iterable[str]) -> set[str]:
+    """The categories of a page and their parents: "IAB7" for "IAB7-39". Codes of other taxonomies have no parents."""
+    return {text for code in categories.coded(codes, categories.FIRST) for _, text in categories.with_parent(code)}
 
 
-def _domain_and_parents(domain: str) -> set[str]:
-    labels = domain.split(".") if domain else []
-    return {".".join(labels[start:]) for start in range(len(labels))}
+def site_names(sites: Iterable[str]) -> set[str]:
+    """The sites in lower case, as an app's bundle is no host, and their hosts."""
+    return {name for site in sites for name in (site.strip().lower(), host_of(site)) if name}
+
+
+@lru_cache(maxsize=1 << 16)  # the ads of an advertiser share their hosts
+def _names_of(text: str) -> tuple[tuple[str, ...], str]:
+    """(the host of a text and the domains above it, its registrable domain)."""
+    host = host_of(text)
+    return tuple(with_parents(host)), registrable(host)
+
+
+def _with_wider_tags(language: str) -> list[str]:
+    """The tag and those that it is a case of: "zh-hant-tw", "zh-hant", "zh"."""
+    parts = language.split("-") if language else []
+    return ["-".join(parts[:count]) for count in range(len(parts), 0, -1)]
 
 
 def _is_secure(ad: Ad) -> bool:

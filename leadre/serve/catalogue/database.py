@@ -1,19 +1,24 @@
-"""``manage.db``: campaigns, ads, API keys and origins. While a bidder runs, its management process writes it.
+"""``manage.db``: campaigns, ads, accounts, API keys, origins, and the audit trail of their changes.
+
+While a bidder runs, its management process writes it.
 
 A row stores its campaign or ad as JSON (``body``); SQLite computes from it the columns that queries need. Every commit
 increments the version number and writes it into the rows that it changes. So a reader compares one number to detect a
 change, and finds the changed rows by an index. Campaigns and ads are never deleted: reports and late events refer to
-them. ``place`` numbers the rows in order of insertion and never changes.
+them. ``place`` numbers the rows in order of insertion and never changes. `leadre.serve.catalogue.ownership` describes
+the accounts of objects.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from leadre import database
+from leadre.serve.catalogue import ownership
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -51,15 +56,61 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE TABLE origins (origin TEXT PRIMARY KEY);
     """,
+    """
+    ALTER TABLE keys ADD COLUMN scopes TEXT NOT NULL DEFAULT '';
+    UPDATE keys SET scopes = CASE advertiser_id
+        WHEN '' THEN 'metrics explain recommend campaigns convert erase keys' ELSE 'campaigns' END;
+    CREATE TABLE audit (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        at_us INTEGER NOT NULL,
+        key_id TEXT NOT NULL,
+        by_account TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        item_id TEXT NOT NULL,
+        advertiser_id TEXT NOT NULL,
+        before TEXT NOT NULL,
+        after TEXT NOT NULL
+    );
+    CREATE INDEX audit_by_advertiser ON audit (advertiser_id, number);
+    CREATE INDEX audit_by_item ON audit (item_id, number);
+    CREATE TRIGGER audit_stays BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit trail only grows'); END;
+    CREATE TRIGGER audit_is_kept BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit trail only grows'); END;
+    """,
+    ownership.MIGRATION,
+    """
+    CREATE TABLE accounts (advertiser_id TEXT PRIMARY KEY, limits TEXT NOT NULL);
+    CREATE TABLE pages (page TEXT PRIMARY KEY, reason TEXT NOT NULL);
+    ALTER TABLE ads ADD COLUMN review TEXT NOT NULL
+        AS (coalesce(json_extract(body, '$.review'), 'approved')) VIRTUAL;
+    CREATE INDEX ads_by_review ON ads (review, ad_id);
+    """,
 )
+
+LOCK_MS = 1000  # wait for another program's lock; SQLite itself may wait 10 s for one that hinders all readers
+THREAD_S = 3.0  # wait for the other threads of the process: they may wait for that lock, or import ads
+
+
+class _ThreadLock:
+    """A reentrant lock that a thread waits `THREAD_S` for. OperationalError: others hold it for longer."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(timeout=THREAD_S):
+            raise sqlite3.OperationalError(f"other requests have it locked for more than {THREAD_S:.0f} s")
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class ManageDatabase:
     """A connection that may write, shared by the threads of a process. A thread holds ``lock`` while it uses it."""
 
     def __init__(self, path: Path) -> None:
-        self.connection = database.connect(path, MIGRATIONS, any_thread=True)
-        self.lock = threading.RLock()
+        self.connection = database.connect(path, MIGRATIONS, any_thread=True, functions={"folded": ownership.folded})
+        self.connection.execute(f"PRAGMA busy_timeout={LOCK_MS}")
+        self.lock = _ThreadLock()
 
     @contextmanager
     def writing(self) -> Iterator[int]:

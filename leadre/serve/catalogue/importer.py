@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -64,6 +65,16 @@ def read(ads: pl.DataFrame, defaults: ImportDefaults) -> tuple[list[Campaign], l
             )
         )
     return list(campaigns.values()), imported
+
+
+def object_ids(tables: Path) -> list[str]:
+    """The IDs of all objects of a run, those of its ads and its contents."""
+    import polars as pl
+
+    ads = pl.scan_parquet(tables / "ads.parquet").select(pl.coalesce("object_id", "ad_id").alias("object_id"))
+    contents = pl.scan_parquet(tables / "contents.parquet").select(pl.col("content_id").alias("object_id"))
+    ids: list[str] = pl.concat([ads, contents]).unique().collect()["object_id"].to_list()
+    return ids
 
 
 def _campaign(row: Mapping[str, Any], defaults: ImportDefaults) -> Campaign:

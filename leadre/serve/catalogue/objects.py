@@ -1,7 +1,8 @@
 """Objects of the language model, and the ads of a catalogue snapshot that show them.
 
 The model generates marketing objects. Several ads may show the same object; an ad of an object that is unknown to the
-model is found by lists and context only. Letters: A ads of the snapshot, O objects of the model, K results.
+model, until the model server has an ID for it, is found by lists and context only. Letters: A ads of the snapshot, O
+objects of the model, K results.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ LATEST_US = 253_402_300_799_999_999  # the end of the year 9999
 MAX_ID_CHARS, MAX_NAME_CHARS, MAX_TEXT_CHARS, MAX_URL_CHARS = 128, 200, 4096, 2048
 MAX_VALUES = 1_000  # of one list: sites of a targeting, sizes of an ad
 MAX_PIXELS = 10_000
+MAX_CATTAX = 9_999  # AdCOM has the numbers below 500 and leaves those above to vendors
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8}){0,5}", re.ASCII)
 
 
 def checked_campaign(campaign: Campaign) -> Campaign:
@@ -38,6 +40,7 @@ def checked_campaign(campaign: Campaign) -> Campaign:
     for field in ("total_nanos", "daily_nanos"):
         _check_range(where, field, getattr(campaign, field), 0, MAX_NANOS)
     _check_range(where, "cap_per_day", campaign.cap_per_day, 0, 1_000_000)
+    _check_range(where, "max_value_nanos", campaign.max_value_nanos, 0, MAX_NANOS)
     if campaign.cap_per_day and len(campaign.campaign_id.encode()) > MAX_CAMPAIGN_BYTES:
         rule = f"at most {MAX_CAMPAIGN_BYTES} bytes of UTF-8 if cap_per_day is not 0: stores count caps by it"
         raise fault(where, "campaign_id", campaign.campaign_id, rule)
@@ -72,12 +75,18 @@ def checked_ad(ad: Ad) -> Ad:
     domain = (ad.adomain or host.removeprefix("www.")).lower()
     if not re.fullmatch(r"(?=.{1,253}$)[^\s/:@.]+(\.[^\s/:@.]+)*", domain):
         raise fault(where, "adomain", ad.adomain, "the advertiser's domain, such as 'example.com'")
+    if ad.app_bundle:
+        check_id(where, "app_bundle", ad.app_bundle)
+    _check_range(where, "cattax", ad.cattax, 1, MAX_CATTAX)
+    if ad.language and not _LANGUAGE.fullmatch(ad.language):
+        raise fault(where, "language", ad.language, "a tag of BCP 47, such as 'en' or 'zh-Hant'")
     return dataclasses.replace(
         ad,
         title=_clean(where, "title", ad.title, text.MAX_CHARS),
         description=text.clean(ad.description, MAX_TEXT_CHARS),
         brand=text.clean(ad.brand, MAX_NAME_CHARS),
         adomain=domain,
+        language=ad.language.lower(),
     )
 
 

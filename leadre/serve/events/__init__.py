@@ -1,1 +1,1 @@
-"""Events of bids: signed tokens, the durable log, charges and caps that follow, and tables for training."""
+"""Events of bids: encrypted tokens, the durable log, charges and caps that follow, and tables for training."""

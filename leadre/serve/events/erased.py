@@ -40,4 +40,4 @@ class ErasedUsers:
         durable.replace(self._path, erased.encode(self._key, self._hashes), mode=0o600)
 
     def __contains__(self, user_id: str) -> bool:
-        return bool(self._hashes) and erased.user_hash(self._key, user_id) in self._hashes
+        return erased.is_erased(self._key, self._hashes, user_id)

@@ -8,6 +8,7 @@ the log. `leadre.serve.events.log_writer` writes it; any process may read it mea
 
 from __future__ import annotations
 
+import mmap
 import struct
 import zlib
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from leadre.serve.events.records import Record
 
 MAGIC = b"leadre1\n"
 _FRAME = struct.Struct("<IIQq")
+_LENGTH = struct.Struct("<I")
 _CHECKED_FROM = 8  # the first byte of a frame that its CRC covers, and the first of its number
 REMEDY = "stop the bidder and run `leadre serve repair`, which keeps the file aside and saves every whole record"
 
@@ -44,33 +46,77 @@ class Frame(NamedTuple):
     written_at_us: int
 
 
+class Place(NamedTuple):
+    """The place of record ``number``: byte ``start`` of the segment whose first record is ``segment``.
+
+    An erasure rewrites closed segments, so a place is checked before it is used.
+    """
+
+    number: int
+    segment: int
+    start: int
+
+
 def read(folder: Path, after: int = 0) -> Iterator[LogEntry]:
     """Every record with a number above ``after``, in order. A write in progress is not returned.
 
     StorageError at the first damage: no record behind it is returned as if nothing were missing.
     """
-    paths = segments(folder)
-    for path, following in zip(paths, [*paths[1:], None], strict=True):
-        if following is not None and first_number(following) <= after + 1:
-            continue
+    return (entry for entry, _ in read_placed(folder, after))
+
+
+def read_placed(folder: Path, after: int = 0, place: Place | None = None) -> Iterator[tuple[LogEntry, Place]]:
+    """`read`, with the place of each record. ``place``: of record ``after``, so that no byte before it is read."""
+    for path, is_open in segments_behind(folder, after):
+        first = first_number(path)
+        start = place.start if place is not None and (place.number, place.segment) == (after, first) else 0
         with suppress(FileNotFoundError):  # deleted by retention since the folder was listed
-            yield from (entry for entry in entries_of(path, is_open=following is None) if entry.number > after)
+            for frame, body in _frames_of(path, is_open, after, start):
+                if frame.number > after:
+                    yield _entry(frame, body), Place(frame.number, first, frame.start)
 
 
 def entries_of(path: Path, is_open: bool = False) -> Iterator[LogEntry]:
     """The records of one segment; ``is_open``: the writer may be appending. StorageError if it is damaged."""
-    data = path.read_bytes()
+    return (_entry(frame, body) for frame, body in _frames_of(path, is_open))
+
+
+def bodies_of(path: Path, is_open: bool = False) -> Iterator[tuple[int, bytes]]:
+    """(number, msgpack) of each record of a segment, as `entries_of`."""
+    return ((frame.number, body) for frame, body in _frames_of(path, is_open))
+
+
+def _entry(frame: Frame, body: bytes) -> LogEntry:
+    return LogEntry(frame.number, frame.written_at_us, records.decode(body))
+
+
+def _frames_of(path: Path, is_open: bool, number: int = 0, start: int = 0) -> Iterator[tuple[Frame, bytes]]:
+    """The frames of a segment with their msgpack: from record ``number`` on if it begins at byte ``start``, else all.
+
+    StorageError if the segment is damaged.
+    """
+    data = b""
+    if start:
+        with path.open("rb") as file:
+            file.seek(start)
+            data = MAGIC + file.read()
+    skipped = start - len(MAGIC)  # bytes of the file that ``data`` lacks
+    if not start or next(scan(data, number), None) is None:
+        data = path.read_bytes()
+        number = first_number(path)
+        skipped = 0
     end = len(MAGIC) if data.startswith(MAGIC) else 0
-    number = first_number(path)
     for frame in scan(data, number):
-        yield LogEntry(frame.number, frame.written_at_us, record_of(data, frame))
+        yield frame._replace(start=frame.start + skipped, end=frame.end + skipped), body_of(data, frame)
         end = frame.end
         number = frame.number + 1
-    refuse_damage(path, data, end, number, is_open)
+    refuse_damage(path, data, end, number, is_open, skipped)
 
 
-def refuse_damage(path: Path, data: bytes, end: int, number: int, is_open: bool = False) -> None:
+def refuse_damage(path: Path, data: bytes, end: int, number: int, is_open: bool = False, skipped: int = 0) -> None:
     """StorageError if ``data``, the bytes of a segment, is damaged at byte ``end``, where record ``number`` is due.
+
+    ``skipped``: bytes of the file between its MAGIC and the rest of ``data``.
 
     The end of an open segment may be part of a write, in progress or torn. So only a record that is whole and lies
     behind the fault proves damage there.
@@ -80,10 +126,12 @@ def refuse_damage(path: Path, data: bytes, end: int, number: int, is_open: bool 
     later = next_frame(data, end, number)
     if later is None and is_open:
         return
-    if is_open and not path.read_bytes().startswith(data):
+    if is_open and path.read_bytes()[len(MAGIC) + skipped :][: len(data) - len(MAGIC)] != data[len(MAGIC) :]:
         return  # the writer has cut a failed write and written on, while these bytes were read
-    follow = f", and record {later.number} follows at byte {later.start}" if later else ""
-    raise StorageError(f"{path}: damaged at byte {end}, record {number}{follow}; nothing was changed: {REMEDY}")
+    follow = f", and record {later.number} follows at byte {later.start + skipped}" if later else ""
+    raise StorageError(
+        f"{path}: damaged at byte {end + skipped}, record {number}{follow}; nothing was changed: {REMEDY}"
+    )
 
 
 def first_fault(data: bytes, number: int) -> tuple[int, int]:
@@ -99,10 +147,10 @@ def scan(data: bytes, number: int) -> Iterator[Frame]:
     """The frames of a segment's bytes up to the first incomplete or damaged one; ``number``: of the first record."""
     if not data.startswith(MAGIC):
         return
-    frame = _frame_at(data, len(MAGIC), number)
+    frame = frame_at(data, len(MAGIC), number)
     while frame is not None:
         yield frame
-        frame = _frame_at(data, frame.end, frame.number + 1)
+        frame = frame_at(data, frame.end, frame.number + 1)
 
 
 def next_frame(data: bytes, start: int, number: int) -> Frame | None:
@@ -118,7 +166,7 @@ def next_frame(data: bytes, start: int, number: int) -> Frame | None:
         rows = np.flatnonzero((numbers >= number) & (numbers <= highest))
         starts += (first - _CHECKED_FROM + 8 * rows).tolist()
     for candidate in sorted(starts):
-        frame = _frame_at(data, candidate, int.from_bytes(data[candidate + 8 : candidate + 16], "little"))
+        frame = frame_at(data, candidate, int.from_bytes(data[candidate + 8 : candidate + 16], "little"))
         if frame is not None:
             return frame
     return None
@@ -136,15 +184,15 @@ def whole_frames(data: bytes, number: int) -> Iterator[Frame]:
         yield later
         end = later.end
         number = later.number + 1
-        later = _frame_at(data, end, number) or next_frame(data, end, number)
+        later = frame_at(data, end, number) or next_frame(data, end, number)
 
 
-def record_of(data: bytes, frame: Frame) -> Record:
-    """The record in a frame."""
-    return records.decode(data[frame.start + _FRAME.size : frame.end])
+def body_of(data: bytes | mmap.mmap, frame: Frame) -> bytes:
+    """The msgpack of the record in a frame."""
+    return data[frame.start + _FRAME.size : frame.end]
 
 
-def _frame_at(data: bytes, start: int, number: int) -> Frame | None:
+def frame_at(data: bytes | mmap.mmap, start: int, number: int) -> Frame | None:
     """The frame of a record at a byte; None if the bytes are no whole frame with this number."""
     if start + _FRAME.size > len(data):
         return None
@@ -155,9 +203,25 @@ def _frame_at(data: bytes, start: int, number: int) -> Frame | None:
     return Frame(start, end, number, written_at_us)
 
 
+def frame_starts(data: bytes | mmap.mmap, until: int) -> list[int]:
+    """The first bytes, before byte ``until``, of the frames of a segment: by their lengths alone, without checksums."""
+    starts = []
+    start = len(MAGIC)
+    end = min(until, len(data) - _FRAME.size + 1)
+    length_at = _LENGTH.unpack_from
+    while start < end:
+        starts.append(start)
+        start += _FRAME.size + length_at(data, start)[0]
+    return starts
+
+
 def framed(number: int, written_at_us: int, record: Record) -> bytes:
     """The bytes of a record in a segment."""
-    body = records.encode(record)
+    return framed_body(number, written_at_us, records.encode(record))
+
+
+def framed_body(number: int, written_at_us: int, body: bytes) -> bytes:
+    """The bytes of a record in a segment; ``body``: its msgpack."""
     crc = zlib.crc32(_FRAME.pack(0, 0, number, written_at_us)[_CHECKED_FROM:] + body)
     return _FRAME.pack(len(body), crc, number, written_at_us) + body
 
@@ -165,6 +229,19 @@ def framed(number: int, written_at_us: int, record: Record) -> bytes:
 def ended_us(path: Path) -> int:
     """The time at which the last whole record of a segment was written; 0 for a segment without records."""
     return max((frame.written_at_us for frame in whole_frames(path.read_bytes(), first_number(path))), default=0)
+
+
+def last_written_us(folder: Path) -> int:
+    """The time at which the log's last record was written; 0 for a log without records."""
+    return next((at_us for path in reversed(segments(folder)) if (at_us := ended_us(path))), 0)
+
+
+def segments_behind(folder: Path, after: int) -> Iterator[tuple[Path, bool]]:
+    """(segment, whether it is the newest) of those that may have records behind number ``after``, oldest first."""
+    paths = segments(folder)
+    for path, following in zip(paths, [*paths[1:], None], strict=True):
+        if following is None or first_number(following) > after + 1:
+            yield path, following is None
 
 
 def segments(folder: Path) -> list[Path]:

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Self
 
 from leadre.errors import StorageError
-from leadre.serve.events import durable, records
+from leadre.serve.events import durable
 from leadre.serve.events.event_log import (
     MAGIC,
     REMEDY,
     ended_us,
-    entries_of,
-    first_fault,
     first_number,
     framed,
     lock_of,
@@ -57,7 +55,10 @@ class EventLog:
         durable.tidy(folder)
         paths = segments(folder)
         self.last = first_number(paths[-1]) - 1 if paths else 0
-        self.cut_bytes, self._size, self._began_us = 0, 0, 0
+        self.cut_bytes = 0
+        self._size = 0
+        self._began_us = 0  # time of the first record of the newest segment
+        self._written_us = 0  # time of the last one
         try:
             if paths:
                 self._resume(paths[-1], known)
@@ -110,6 +111,7 @@ class EventLog:
         if self._size == len(MAGIC):
             self._began_us = now_us
         self._size += len(data)
+        self._written_us = now_us
         self.last += len(records)
         return self.last
 
@@ -120,18 +122,10 @@ class EventLog:
             self._start()
             os.close(old)
 
-    def retain(self, after_us: int) -> int:
-        """Delete segments whose last record was written before a time; the number of files. Numbers continue."""
-        count = 0
-        if ended_us(self._path) < after_us:
+    def rotate_before(self, after_us: int) -> None:
+        """Start a new segment if the last record was written before a time, so that `retain` can delete its segment."""
+        if self._written_us < after_us:
             self.rotate()
-        for path in segments(self.folder)[:-1]:
-            if ended_us(path) >= after_us:
-                break
-            path.unlink()
-            count += 1
-        durable.sync_folder(self.folder, self._sync)
-        return count
 
     def _start(self) -> None:
         path = self.folder / f"{self.last + 1:020d}.log"
@@ -141,7 +135,7 @@ class EventLog:
 
     def _resume(self, path: Path, known: int) -> None:
         """Continue the newest segment behind its last complete record."""
-        self.last, end, self._began_us = _end_of(path, known)
+        self.last, end, self._began_us, self._written_us = _end_of(path, known)
         self.cut_bytes = path.stat().st_size - end
         if not end:  # killed while the segment was started
             path.unlink()
@@ -162,27 +156,41 @@ class EventLog:
             self._fault = f"{self._path}: could not be written ({cause.strerror or cause}) nor cut; open the log again"
 
 
-def _end_of(path: Path, known: int) -> tuple[int, int, int]:
-    """(number of the last whole record, byte behind it, time of the first) of the newest segment.
+def _end_of(path: Path, known: int) -> tuple[int, int, int, int]:
+    """(number of the last whole record, byte behind it, times of the first and the last) of the newest segment.
 
     StorageError if the rest is no torn write: whole records follow it, or record ``known`` is in it.
     """
     data = path.read_bytes()
     first = first_number(path)
-    end, due = first_fault(data, first)
+    frames = list(scan(data, first))
+    end = frames[-1].end if frames else len(MAGIC) if data.startswith(MAGIC) else 0
+    due = first + len(frames)
     refuse_damage(path, data, end, due, is_open=True)
     if due - 1 < known:
         raise StorageError(
             f"{path}: ends at byte {end} with record {due - 1}, and ledger or tables know record {known};"
             f" nothing was changed: {REMEDY}"
         )
-    frame = next(scan(data, first), None)
-    return due - 1, end, frame.written_at_us if frame else 0
+    return due - 1, end, frames[0].written_at_us if frames else 0, frames[-1].written_at_us if frames else 0
 
 
 def locked(folder: Path) -> int:
     """The log's lock file, open and locked; made with the folder if they are missing."""
     return durable.lock(lock_of(folder), "another process writes this log; stop it first")
+
+
+def retain(folder: Path, after_us: int, sync: durable.Sync = os.fsync) -> int:
+    """Delete closed segments whose last record was written before a time; the number of files. Numbers continue."""
+    count = 0
+    for path in segments(folder)[:-1]:
+        if ended_us(path) >= after_us:
+            break
+        path.unlink()
+        count += 1
+    if count:
+        durable.sync_folder(folder, sync)
+    return count
 
 
 def _create_segment(path: Path, sync: durable.Sync) -> int:
@@ -200,22 +208,6 @@ def _create_segment(path: Path, sync: durable.Sync) -> int:
     except OSError as error:
         raise durable.failed(path, error) from error
     return file
-
-
-def erase(path: Path, user_id: str, sync: durable.Sync = os.fsync) -> int:
-    """Replace a closed segment by one without the user's ID; the number of records that had it. The records stay.
-
-    StorageError: the segment is as before.
-    """
-    assert user_id
-    if user_id.encode() not in path.read_bytes():
-        return 0
-    old = list(entries_of(path))
-    new = [entry._replace(record=records.without(entry.record, user_id)) for entry in old]
-    count = sum(after.record is not before.record for after, before in zip(new, old, strict=True))
-    if count:
-        durable.replace(path, MAGIC + b"".join(framed(*entry) for entry in new), sync=sync)
-    return count
 
 
 def _write(file: int, data: bytes) -> None:

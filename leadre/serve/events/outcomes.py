@@ -7,7 +7,9 @@
 | loss | lurl | none; the bid's reservation is voided | voided, unless the ad was shown |
 | imp, view | the page | none | posted by imp |
 | click | the page | cpc | |
-| conv | page or server | cpa | |
+| conv | page or server | cpa, once a click | |
+
+An impression after a loss is counted again. Its bill is paid from the free budget, as others may have the reservation.
 
 A batch is one transaction of the ledger around one append to the event log: post, append and sync, commit, acknowledge.
 A crash before the sync leaves no trace. After a crash between sync and commit the next `EventProcessor` finds records
@@ -16,6 +18,7 @@ behind the ledger's last number and posts them. So log and ledger both have each
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +27,8 @@ from typing import Literal
 import msgspec
 
 from leadre import database
+from leadre.auction.budget import transfers
+from leadre.auction.budget.balances import Balances, KnownEvent
 from leadre.auction.budget.ledger import Ledger
 from leadre.auction.budget.messages import Charge, ChargeResult, Void
 from leadre.errors import InputError, StorageError
@@ -34,26 +39,39 @@ from leadre.serve.events.tokens import Token
 from leadre.types import BidType, EventKind, Outcome
 from leadre.units import US_PER_DAY, US_PER_HOUR
 
-LATE_CONVERSION_US = 7 * US_PER_DAY  # the greatest age of a conversion, and the time its token outlives its end
+CONVERSION_US = 7 * US_PER_DAY  # from a click to the last conversion
 SAME_CONVERSION_US = 48 * US_PER_HOUR  # conversions with the same event_id within this time are one
-# A key is known this much longer than its token is valid: a clock that is set forward and back by hours, as between
-# two time zones, does not make a repeated event new.
-CLOCK_ERROR_US = US_PER_DAY
+# A key is known this much longer than its token is valid: a start accepts a clock that is an hour ahead, and a
+# repeated event is not new when that clock is set back. `leadre.serve.processes.steady_clock` stops larger errors.
+CLOCK_ERROR_US = 2 * US_PER_HOUR
 
 CHARGED_AT: dict[BidType, EventKind] = {"cpm": "bill", "cpc": "click", "cpa": "conv"}
+SHOWN: tuple[EventKind, ...] = ("imp", "bill")  # a bid with one of these events was shown
+# Kind -> the kinds of earlier events of the bid that decide its effect.
+NEEDED: dict[EventKind, tuple[EventKind, ...]] = {
+    "loss": SHOWN,
+    "bill": ("loss",),
+    "click": ("loss",),
+    "conv": ("loss", "conv", *SHOWN),
+}
+CATCH_UP = 1_000  # records that are posted at once
 CapAction = Literal["", "post", "void"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EventReport:
-    """A received event with its token checked; the token of a conversion with ``late_us=LATE_CONVERSION_US``."""
+    """A received event with its token checked.
+
+    ``event_id``: the advertiser's own ID of a conversion that a server has sent; "" for one from a page.
+    """
 
     kind: EventKind
     token: Token
-    at_us: int  # of the event; bounded by the time of arrival, as an advertiser's server may send any time
-    price_nanos: int | None = None  # paid, for win and bill; None for an unexpanded macro or AUDIT
+    at_us: int  # bounded by the time of arrival
+    price_nanos: int = 0  # paid, for win and bill
     value_nanos: int = 0  # of a conversion
-    event_id: str = ""  # of a conversion: the advertiser's own ID
+    event_id: str = ""
+    needs_impression: bool = False  # a conversion without a click: it counts if the ad was shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,22 +84,33 @@ class EventEffect:
     record: EventRecord | None = None  # as it is in the log
 
 
-def decide(report: EventReport, now_us: int, was_shown: bool) -> tuple[EventRecord | None, CapAction]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EarlierEvents:
+    """Known events of a bid: whether it was shown (imp or bill), was lost, and has had a conversion."""
+
+    was_shown: bool = False
+    was_lost: bool = False
+    has_converted: bool = False
+
+
+NOTHING = EarlierEvents()
+
+
+def decide(report: EventReport, now_us: int, earlier: EarlierEvents) -> tuple[EventRecord | None, CapAction]:
     """(record for the log, action on the frequency cap); no record for an event that may not be counted.
 
-    Pure: `EventProcessor` checks for repetitions and budget. ``was_shown``: an impression or a bill of this bid is
-    known. Without permission to measure, only events that move money are recorded; without permission to profile, the
-    record has no user.
+    Pure: `EventProcessor` checks for repetitions and budget. Without permission to measure, only events that move money
+    are recorded; without permission to profile, the record has no user.
     """
     kind = report.kind
     token = report.token
-    if kind == "bill" and report.price_nanos is None:
+    if kind == "bill" and report.price_nanos <= 0:
         return None, ""
-    if kind == "conv" and now_us - report.at_us > LATE_CONVERSION_US:
+    if report.needs_impression and not earlier.was_shown:
         return None, ""
-    cap = _cap_action(kind, token, was_shown)
-    price_nanos = min(report.price_nanos or 0, token.price_cap_nanos) if kind in ("win", "bill") else 0
-    owed_nanos = _owed_nanos(kind, token, price_nanos)
+    cap = _cap_action(kind, token, earlier.was_shown)
+    price_nanos = min(report.price_nanos, token.price_cap_nanos) if kind in ("win", "bill") else 0
+    owed_nanos = 0 if earlier.has_converted else _owed_nanos(kind, token, price_nanos)
     if not (token.may_measure or owed_nanos or kind in ("win", "bill", "loss")):
         return None, cap
     is_known_user = token.may_measure and token.may_profile and token.user_id != ""
@@ -100,12 +129,13 @@ def decide(report: EventReport, now_us: int, was_shown: bool) -> tuple[EventReco
     record = EventRecord(
         key=key,
         outcome=outcome,
-        lease_id=token.lease_id,
+        lease_id=0 if earlier.was_lost else token.lease_id,
         owed_nanos=owed_nanos,
-        void_nanos=token.reserved_nanos if kind == "loss" and not (was_shown or token.is_test) else 0,
+        void_nanos=token.reserved_nanos if kind == "loss" and not (earlier.was_shown or token.is_test) else 0,
         known_until_us=known_until_us,
         is_test=token.is_test,
         is_training=is_known_user and kind in ("imp", "click", "conv") and not token.is_test,
+        click_key=_key(token, "conv") if report.event_id and not earlier.has_converted else "",
     )
     return record, cap
 
@@ -129,17 +159,23 @@ class EventProcessor:
         self._is_behind = True
         self._catch_up()
 
-    def process(self, reports: Sequence[EventReport], now_us: int) -> list[EventEffect]:
+    def process(self, reports: Sequence[EventReport], now_us: int, certain_us: int | None = None) -> list[EventEffect]:
         """Post and log a batch. On return it is on the disk and may be acknowledged.
+
+        An event is a repetition if its key is known beyond ``certain_us`` (default ``now_us``).
 
         StorageError: no event of the batch may be acknowledged; events that are sent again are posted once.
         """
+        certain_us = now_us if certain_us is None else certain_us
         self._catch_up()
         self._is_behind = True  # until the commit, as the log may get ahead
         effects = []
         try:
             with database.transaction(self.ledger.connection):
-                effects = [self._process_one(report, now_us) for report in reports]
+                balances = Balances(self.ledger.connection)
+                balances.read_events(key for report in reports for key in _keys(report, now_us))
+                effects = [self._process_one(balances, report, now_us, certain_us) for report in reports]
+                balances.store()  # before the log has what the schema might refuse
                 records = [effect.record for effect in effects if effect.record is not None]
                 if records:
                     self.ledger.log_number = self.log.append(records, now_us)
@@ -148,44 +184,29 @@ class EventProcessor:
         self._is_behind = False
         return effects
 
-    def _process_one(self, report: EventReport, now_us: int) -> EventEffect:
+    def _process_one(self, balances: Balances, report: EventReport, now_us: int, certain_us: int) -> EventEffect:
         token = report.token
         if token.user_id and self._is_erased(token.user_id):
             report = replace(report, token=msgspec.structs.replace(token, user_id=""))
-        was_shown = report.kind == "loss" and any(
-            self.ledger.knows(_key(token, kind), now_us) for kind in ("imp", "bill")
+
+        def is_known(kind: EventKind) -> bool:
+            return kind in NEEDED.get(report.kind, ()) and balances.event(_key(token, kind), certain_us) is not None
+
+        earlier = EarlierEvents(
+            was_shown=any(map(is_known, SHOWN)),
+            was_lost=is_known("loss"),
+            has_converted=report.event_id != "" and is_known("conv"),
         )
-        record, cap = decide(report, now_us, was_shown)
+        record, cap = decide(report, now_us, earlier)
         if record is None:
             return EventEffect(cap=cap)
-        charged = self._post(record, now_us)
+        charged = _post(balances, record, certain_us)
         if not charged.is_new:
             return EventEffect(cap=cap)
-        outcome = replace(record.outcome, charge_nanos=charged.nanos)
-        record = msgspec.structs.replace(record, outcome=outcome)
+        if charged.nanos:
+            outcome = replace(record.outcome, charge_nanos=charged.nanos)
+            record = msgspec.structs.replace(record, outcome=outcome)
         return EventEffect(cap=cap, is_new=True, charged_nanos=charged.nanos, record=record)
-
-    def _post(self, record: EventRecord, now_us: int) -> ChargeResult:
-        """Post a record's charge, of 0 for most kinds, or void a lost bid's reservation."""
-        order: Charge | Void = Charge(
-            event_id=record.key,
-            campaign_id=record.outcome.campaign_id,
-            nanos=record.owed_nanos,
-            at_us=record.outcome.at_us,
-            lease_id=record.lease_id,
-            known_until_us=record.known_until_us,
-        )
-        if record.void_nanos:
-            order = Void(
-                event_id=record.key,
-                campaign_id=record.outcome.campaign_id,
-                nanos=record.void_nanos,
-                lease_id=record.lease_id,
-                known_until_us=record.known_until_us,
-            )
-        charged = self.ledger.execute(order, now_us)
-        assert isinstance(charged, ChargeResult)
-        return charged
 
     def _catch_up(self) -> None:
         """Post the log's records that the ledger lacks: a crash or a full disk came between the sync and the commit."""
@@ -193,11 +214,41 @@ class EventProcessor:
             return
         with database.transaction(self.ledger.connection):
             number = self.ledger.log_number
-            for entry in event_log.read(self.log.folder, number) if number < self.log.last else ():
-                if isinstance(entry.record, EventRecord):
-                    self._post(entry.record, entry.written_at_us)
+            entries = event_log.read(self.log.folder, number) if number < self.log.last else iter(())
+            while part := list(itertools.islice(entries, CATCH_UP)):
+                balances = Balances(self.ledger.connection)
+                for entry in part:
+                    if isinstance(entry.record, EventRecord):
+                        _post(balances, entry.record, entry.written_at_us)
+                balances.store()
             self.ledger.log_number = self.log.last
         self._is_behind = False
+
+
+def _post(balances: Balances, record: EventRecord, now_us: int) -> ChargeResult:
+    """Post a record's charge, of 0 for most kinds, or void a lost bid's reservation."""
+    if record.void_nanos:
+        void = Void(
+            event_id=record.key,
+            campaign_id=record.outcome.campaign_id,
+            nanos=record.void_nanos,
+            lease_id=record.lease_id,
+            known_until_us=record.known_until_us,
+        )
+        return transfers.void(balances, void, now_us)
+    charge = Charge(
+        event_id=record.key,
+        campaign_id=record.outcome.campaign_id,
+        nanos=record.owed_nanos,
+        at_us=record.outcome.at_us,
+        lease_id=record.lease_id,
+        known_until_us=record.known_until_us,
+    )
+    result = transfers.post(balances, charge, now_us)
+    if record.click_key and result.is_new:
+        until_us = record.outcome.at_us + 2 * CONVERSION_US + CLOCK_ERROR_US  # as `_identity`
+        balances.add_event(KnownEvent(record.click_key, record.outcome.campaign_id, "", until_us))
+    return result
 
 
 def _owed_nanos(kind: EventKind, token: Token, price_nanos: int) -> int:
@@ -210,11 +261,17 @@ def _owed_nanos(kind: EventKind, token: Token, price_nanos: int) -> int:
 def _identity(report: EventReport, now_us: int) -> tuple[str, int]:
     """(key, time until which the key is known)."""
     token = report.token
-    if report.kind == "conv" and report.event_id:
+    if report.event_id:
         scope = "test" if token.is_test else "conv"
         return f"{scope}/{token.campaign_id}/{report.event_id}", now_us + SAME_CONVERSION_US
-    late_us = LATE_CONVERSION_US if report.kind == "conv" else 0  # as the token is checked
-    return _key(token, report.kind), max(now_us, token.expires_at_us + late_us) + CLOCK_ERROR_US
+    late_us = CONVERSION_US if report.kind == "conv" else 0  # later clicks of the bid have click IDs too
+    return _key(token, report.kind), max(now_us, token.ends_at_us(report.kind)) + late_us + CLOCK_ERROR_US
+
+
+def _keys(report: EventReport, now_us: int) -> list[str]:
+    """The keys of the events that decide the effect of a report: its own, and those of earlier events."""
+    own, _ = _identity(report, now_us)
+    return [own, *(_key(report.token, kind) for kind in NEEDED.get(report.kind, ()))]
 
 
 def _key(token: Token, kind: EventKind) -> str:

@@ -47,6 +47,7 @@ class EventRecord(msgspec.Struct, frozen=True, kw_only=True, tag="happened"):
     known_until_us: int = 0
     is_test: bool = False
     is_training: bool = False  # may be written to the tables for training
+    click_key: str = ""  # of a conversion from a server: the click whose one charge is used up from then on
 
 
 class StatusRecord(msgspec.Struct, frozen=True, kw_only=True, tag="switched"):
@@ -57,14 +58,39 @@ class StatusRecord(msgspec.Struct, frozen=True, kw_only=True, tag="switched"):
     is_live: bool
 
 
+class RequestTag(msgspec.Struct, frozen=True, tag="answered"):
+    """A `RequestRecord` whose fields are not read, as where events alone are counted."""
+
+
+class EventTag(msgspec.Struct, frozen=True, tag="happened"):
+    """An `EventRecord` whose fields are not read."""
+
+
+class StatusTag(msgspec.Struct, frozen=True, tag="switched"):
+    """A `StatusRecord` whose fields are not read."""
+
+
 Record = RequestRecord | EventRecord | StatusRecord
 encode = msgspec.msgpack.Encoder().encode
+_TAG_DECODER = msgspec.msgpack.Decoder(RequestTag | EventTag | StatusTag)
 _DECODER: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
 
 
 def decode(data: bytes) -> Record:
     """The record of its msgpack. msgspec.DecodeError for anything else."""
     return _DECODER.decode(data)
+
+
+def user_of(record: Record) -> str:
+    """The user that a record names; "" if it names none."""
+    if isinstance(record, RequestRecord):
+        return record.user_id
+    return record.outcome.user_id if isinstance(record, EventRecord) else ""
+
+
+def is_request(data: bytes) -> bool:
+    """Whether the msgpack of a record is that of a `RequestRecord`. msgspec.DecodeError for that of no record."""
+    return isinstance(_TAG_DECODER.decode(data), RequestTag)
 
 
 def without_user(record: RequestRecord) -> RequestRecord:

@@ -7,12 +7,14 @@ ledger and tables stay in step with the log; the numbers of lost records are mis
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from leadre.serve.events import durable
+import msgspec
+
+from leadre.serve.events import durable, user_texts
 from leadre.serve.events.event_log import MAGIC, Frame, first_fault, first_number, segments, whole_frames
 from leadre.serve.events.log_writer import locked
 
@@ -48,6 +50,22 @@ def repair(folder: Path, aside: Path, known: int) -> list[Loss]:
         return losses
     finally:
         os.close(lock)
+
+
+def erase(aside: Path, users: Collection[str]) -> None:
+    """Overwrite the IDs of users in the copies of damaged segments, where no record can be relied on.
+
+    StorageError if the disk refuses.
+    """
+    inside = user_texts.long_enough(users)
+    needles = [user.encode() if user in inside else msgspec.msgpack.encode(user) for user in users]
+    for path in aside.glob("*.log"):
+        data = path.read_bytes()
+        erased = data
+        for needle in needles:
+            erased = erased.replace(needle, bytes(len(needle)))
+        if erased != data:
+            durable.replace(path, erased, mode=0o600)
 
 
 def _repair_segment(path: Path, aside: Path, end: int, *, is_newest: bool) -> list[Loss]:

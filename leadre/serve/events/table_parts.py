@@ -2,7 +2,8 @@
 
     TABLE/DAY.FIRST-LAST.parquet   the rows of a day (UTC) from log records FIRST to LAST, each with 20 digits
 
-Small parts of a day are merged when there are many; a merge reads a few MiB at most. ``DAY.parquet`` is a whole day,
+Small parts of a day are merged when there are many; a merge takes a few MiB, and the rows of `MERGED_RECORDS` at most,
+as packed rows may take a thousand times as much memory. ``DAY.parquet`` is a whole day,
 written by an earlier release; nothing is added to it. Readers that hold `leadre.data.sources.raw.reading` see no row
 twice.
 """
@@ -21,6 +22,7 @@ from leadre.data.sources.raw import LOCK
 from leadre.serve.events import durable
 
 MERGED = 8  # small parts of a day that are merged into one
+MERGED_RECORDS = 200_000  # of the log whose rows are merged at once; a part of half as many is merged no more
 LEVELS = (1 << 15, 1 << 18, 1 << 21)  # bytes; parts below a level are merged with each other
 
 
@@ -68,10 +70,15 @@ def to_merge(of_day: Sequence[Part]) -> list[Part]:
     """The newest parts of a day that are due to be merged; [] if none are."""
     for level in LEVELS:
         small = []
+        records = 0
         for part in reversed(of_day):
-            if not part.first or part.path.stat().st_size >= level:
+            length = part.last - part.first + 1
+            if not part.first or part.path.stat().st_size >= level or length >= MERGED_RECORDS // 2:
                 break
             small.append(part)
+            records += length
+            if records >= MERGED_RECORDS // 2:
+                return small[::-1]
         if len(small) >= MERGED:
             return small[::-1]
     return []

@@ -12,8 +12,9 @@ so that a run that follows a killed one adds no row twice.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -22,16 +23,18 @@ from typing import Any
 import msgspec
 import polars as pl
 
+from leadre import checked_parquet
 from leadre.data.tables import SCHEMAS, TEXT, WHOLE
 from leadre.errors import StorageError
-from leadre.serve.events import durable, event_log, table_parts
+from leadre.extended_ids import covers
+from leadre.serve.events import durable, event_log, table_parts, table_position, user_texts
 from leadre.serve.events.records import EventRecord, RequestRecord, StatusRecord
 from leadre.types import Ad
 from leadre.units import US_PER_S
 
 ACTIONS = {"imp": "impression", "click": "click", "conv": "conversion"}
-POSITION = "position"  # file: the number of the last record in the tables
 NUMBER = "number"
+MAX_RECORDS = 40_000  # whose rows are in memory at once; rows of 10,000 requests take 200 MB
 RESENT_US = (
     US_PER_S  # a record that was written later after its request may have been sent before: see `_without_known`
 )
@@ -63,19 +66,21 @@ _ADS = {
 
 @dataclass
 class TableRows:
-    """Rows of a range of records that ends at ``last``, by table.
+    """Rows of a range of records that ends at ``last``, by table. ``place``: of that record, if it is known.
 
     ``changes`` has the status records in log order, ``resent`` the IDs of requests that may be in earlier parts.
     """
 
     last: int
+    place: event_log.Place | None = None
     daily: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {name: [] for name in _DAILY})
     changes: list[StatusRecord] = field(default_factory=list)
     resent: set[str] = field(default_factory=set)
 
-    def add(self, entry: event_log.LogEntry) -> None:
+    def add(self, entry: event_log.LogEntry, place: event_log.Place) -> None:
         """Add the rows of one record."""
         self.last = entry.number
+        self.place = place
         record = entry.record
         if isinstance(record, StatusRecord):
             self.changes.append(record)
@@ -122,36 +127,23 @@ class TableRows:
         self.daily["answers"].append(row | {"candidates": candidates, "bids": bids, "versions": versions})
 
 
-def compact(log: Path, folder: Path, ads: Iterable[Ad], max_records: int = 1_000_000) -> int:
-    """Add the log's new records to the tables; the number of records. StorageError leaves each file whole.
+def compact(log: Path, folder: Path, ads: Iterable[Ad], max_records: int = MAX_RECORDS) -> int:
+    """Add the next new records of the log to the tables, at most ``max_records``; the number of records.
 
-    ``ads``: the catalogue, with every ad that was ever shown. At most ``max_records`` are in memory at once.
+    ``ads``: the catalogue, with every ad that was ever shown. StorageError leaves each file whole.
     """
-    start = flushed = position(folder)
-    rows = TableRows(start)
-    for entry in event_log.read(log, start):
-        rows.add(entry)
-        if entry.number % max_records == 0:
-            _store(folder, rows, flushed + 1)
-            flushed = entry.number
-            rows = TableRows(flushed)
+    start = table_position.read(folder)
+    rows = TableRows(start, table_position.place(folder))
+    for entry, place in itertools.islice(event_log.read_placed(log, start, rows.place), max_records):
+        rows.add(entry, place)
     _write(folder / "ads.parquet", _catalogue(ads))
-    _store(folder, rows, flushed + 1)
+    _store(folder, rows, start + 1)
     return rows.last - start
-
-
-def position(folder: Path) -> int:
-    """The number of the last record in the tables; 0 before the first run. StorageError if its file is damaged."""
-    path = folder / POSITION
-    try:
-        return int(path.read_text()) if path.exists() else 0
-    except ValueError as error:
-        raise _damaged(path, "it holds no number") from error
 
 
 def recover(folder: Path) -> None:
     """Remove what a killed flush or merge left behind, and rows beyond the position, as in a backup made meanwhile."""
-    end = position(folder)
+    end = table_position.read(folder)
     for name in _DAILY:
         parts = table_parts.parts(folder / name)
         leftover = {*table_parts.redundant(parts), *(part for part in parts if part.first > end)}
@@ -176,26 +168,51 @@ def retain(folder: Path, after: date) -> None:
         _write(path, intervals.filter(pl.col("ends_at").is_null() | (pl.col("ends_at").dt.date() >= after)))
 
 
-def erase(folder: Path, user_id: str) -> int:
-    """Remove a user: rows of events and requests are deleted, answers lose the user_id. The number of rows.
+def users(folder: Path) -> Iterator[str]:
+    """The users whom the tables name; some several times."""
+    for name in _DAILY:
+        for path in (folder / name).glob("*.parquet"):
+            yield from _read(path, ["user_id"])["user_id"].drop_nulls().unique()
 
-    On return the ID is in no file. StorageError leaves each file whole, with its old or its new content.
+
+def erase(folder: Path, users: Collection[str]) -> Counter[str]:
+    """Remove users: rows of events and requests are deleted, answers lose the user_id. User -> number of rows.
+
+    Publishers' names of places that contain the ID are deleted too.
+
+    On return the IDs are in no file. StorageError leaves each file whole, with its old or its new content.
     """
     durable.tidy(folder)
-    changed = 0
+    changed: Counter[str] = Counter()
+    may_be_theirs = _any([pl.col("user_id").is_in(list(users)), *(_ends("user_id", f":{user}") for user in users)])
+    is_place = _any([_contains("placement_id", user) for user in user_texts.long_enough(users)])
     for name in _DAILY:
         for path in sorted((folder / name).glob("*.parquet")):
-            is_theirs = pl.col("user_id") == user_id
-            count = _read(path, ["user_id"]).filter(is_theirs).height
-            if not count:
+            rows = _read(path, ["user_id", "placement_id"])
+            named = [user_id for user_id in rows.filter(may_be_theirs)["user_id"] if covers(users, user_id)]
+            if not named and not rows.select(is_place.any()).item():
                 continue
-            changed += count
-            frame = _read(path)
+            changed.update(covers(users, user_id) for user_id in named)
+            is_theirs = pl.col("user_id").is_in(list(set(named))).fill_null(False)
+            frame = _read(path).with_columns(pl.when(~is_place).then("placement_id").alias("placement_id"))
             if name == "answers":
                 _write(path, frame.with_columns(pl.when(~is_theirs).then("user_id").alias("user_id")))
             else:
-                _write(path, frame.filter(is_theirs.not_()))
+                _write(path, frame.filter(~is_theirs))
     return changed
+
+
+def _any(conditions: Sequence[pl.Expr]) -> pl.Expr:
+    """Whether one of the conditions holds; a null holds not."""
+    return pl.any_horizontal(*conditions).fill_null(False) if conditions else pl.lit(False)
+
+
+def _ends(column: str, text: str) -> pl.Expr:
+    return pl.col(column).str.ends_with(text)
+
+
+def _contains(column: str, text: str) -> pl.Expr:
+    return pl.col(column).str.contains(text, literal=True)
 
 
 def _store(folder: Path, rows: TableRows, first: int) -> None:
@@ -218,7 +235,7 @@ def _store(folder: Path, rows: TableRows, first: int) -> None:
         path = folder / "inventory.parquet"
         old = _read(path) if path.exists() else pl.DataFrame(schema=_INTERVALS)
         _write(path, _live_intervals(old, rows.changes))
-    durable.replace(folder / POSITION, str(rows.last).encode())
+    table_position.write(folder, rows.last, rows.place)
     with table_parts.merging(folder) as may_merge:
         for name, of_day in sorted(days) if may_merge else ():
             _merge(folder / name, table_parts.to_merge(table_parts.parts(folder / name, of_day)), name)
@@ -280,6 +297,8 @@ def _catalogue(ads: Iterable[Ad]) -> pl.DataFrame:
 
 def _read(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     """The rows of a file, of all columns by default. StorageError if it is damaged."""
+    if not checked_parquet.is_intact(path):
+        raise _damaged(path, "its checksum differs")
     try:
         return pl.read_parquet(path, columns=columns)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
@@ -287,7 +306,7 @@ def _read(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
 
 
 def _damaged(path: Path, why: str) -> StorageError:
-    folder = path.parent if path.name in (POSITION, "inventory.parquet") else path.parent.parent
+    folder = path.parent if path.name == "inventory.parquet" else path.parent.parent
     return StorageError(
         f"{path}: damaged ({why.splitlines()[0]}); stop the bidder and delete {folder}: the next start writes"
         " the tables again from the log"
@@ -297,9 +316,7 @@ def _damaged(path: Path, why: str) -> StorageError:
 def _write(path: Path, frame: pl.DataFrame) -> None:
     """Replace the file. A frame without rows has no file, because `leadre data` rejects empty tables."""
     if frame.height:
-        content = io.BytesIO()
-        frame.write_parquet(content)
-        durable.replace(path, content.getvalue())
+        durable.replace(path, checked_parquet.to_bytes(frame))
     elif path.exists():
         path.unlink()
         durable.sync_folder(path.parent)

@@ -3,10 +3,12 @@
 Workers and management send requests to the writer, which replies after its data is durable. Workers send requests to
 the model server, which replies before their deadline. All processes run the same release, so tags need no versions.
 Lists that grow with the catalogue or with time are requested in parts of at most `MAX_ITEMS`, far below the largest
-message (`leadre.serve.ipc.socket.MAX_FRAME_BYTES`).
+message (`leadre.serve.ipc.connection.MAX_FRAME_BYTES`).
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import msgspec
 
@@ -35,13 +37,15 @@ class LedgerRequest(msgspec.Struct, frozen=True, tag="ledger"):
 class EventRequest(msgspec.Struct, frozen=True, tag="event"):
     """Post one event of a bid. The reply is `EventReply`.
 
-    ``price`` and ``value_nanos`` are as the client sent them; ``price`` "" is an event without a price.
+    ``token_kind``: the kind that the token is for, if it differs: a conversion may come with that of an impression.
+    ``event_id`` is set for a conversion that the advertiser's server has sent.
     """
 
     kind: EventKind
     token: str
     at_us: int
-    price: str = ""
+    token_kind: EventKind | None = None
+    price_nanos: int = 0
     event_id: str = ""
     value_nanos: int = 0
 
@@ -76,8 +80,21 @@ class EraseRequest(msgspec.Struct, frozen=True, tag="erase"):
     user_id: str
 
 
+class ConfirmClockRequest(msgspec.Struct, frozen=True, tag="confirm_clock"):
+    """Take the machine's wall time as right. The reply is `ClockReply`. ``by``: who confirms, as stderr names them."""
+
+    by: str
+
+
 WriterRequest = (
-    AppendRequest | LedgerRequest | EventRequest | RecordRequest | CountsRequest | ReportRequest | EraseRequest
+    AppendRequest
+    | LedgerRequest
+    | EventRequest
+    | RecordRequest
+    | CountsRequest
+    | ReportRequest
+    | EraseRequest
+    | ConfirmClockRequest
 )
 
 
@@ -107,13 +124,14 @@ class CountsReply(msgspec.Struct, frozen=True, tag="counts_reply"):
     """Ad ID -> (impressions, clicks, conversions), counted up to record number ``last`` of the event log.
 
     ``next_start``: the start of the next request; 0 after the last ad. ``failing``: the writer's background tasks that
-    keep failing.
+    keep failing. ``is_whole``: no earlier record is missing.
     """
 
     by_ad: dict[str, tuple[int, int, int]]
     last: int
     next_start: int = 0
     failing: list[str] = []
+    is_whole: bool = True
 
 
 class CampaignDay(msgspec.Struct, frozen=True, array_like=True):
@@ -128,10 +146,14 @@ class CampaignDay(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ReportReply(msgspec.Struct, frozen=True, tag="report_reply"):
-    """Days with at least one event, sorted by campaign and day. ``has_more``: further days follow the last one."""
+    """Days with at least one event, sorted by campaign and day. ``has_more``: further days follow the last one.
+
+    ``is_whole``: the totals have all events of the log.
+    """
 
     days: list[CampaignDay]
     has_more: bool = False
+    is_whole: bool = True
 
 
 class EraseReply(msgspec.Struct, frozen=True, tag="erase_reply"):
@@ -144,7 +166,30 @@ class ErrorReply(msgspec.Struct, frozen=True, tag="error_reply"):
     why: str
 
 
-WriterReply = AppendReply | LedgerReply | EventReply | RecordReply | CountsReply | ReportReply | EraseReply | ErrorReply
+class ClockReply(msgspec.Struct, frozen=True, tag="clock_reply"):
+    """The bidder's time, the machine's wall time, and the time by which data may be forgotten.
+
+    ``doubt``: "jump" or "gap", as in `leadre.serve.processes.steady_clock`; "" without one. ``why`` is for people.
+    """
+
+    doubt: Literal["", "jump", "gap"]
+    why: str
+    now_us: int
+    machine_us: int
+    certain_us: int
+
+
+WriterReply = (
+    AppendReply
+    | LedgerReply
+    | EventReply
+    | RecordReply
+    | CountsReply
+    | ReportReply
+    | EraseReply
+    | ClockReply
+    | ErrorReply
+)
 
 
 class ModelInfoRequest(msgspec.Struct, frozen=True, tag="model_info"):
@@ -156,12 +201,14 @@ class ModelInfoRequest(msgspec.Struct, frozen=True, tag="model_info"):
 class ModelInfoReply(msgspec.Struct, frozen=True, tag="model_info_reply"):
     """The objects that the model can generate, and its version. Other messages number objects by this list.
 
-    ``next_start``: the start of the next request; 0 after the last object.
+    ``next_start``: the start of the next request; 0 after the last object. ``instance``: an ID of this start of the
+    server; a list of objects only grows within it.
     """
 
     object_ids: list[str]
     version: str
     next_start: int = 0
+    instance: str = ""
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):

@@ -6,17 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import Depends, HTTPException, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, HTTPException, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
 from leadre import telemetry
-from leadre.auction.budget.sums import SpendToday
+from leadre.auction.budget.sums import SpendToday, UsedBudget
 from leadre.clock import Clock
 from leadre.serve.bidding.explanation import Explanation
+from leadre.serve.catalogue.audit import Author
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.ipc.messages import ClockReply
 from leadre.serve.manage.attempts import RETRY_AFTER_S, AddressLimit
-from leadre.serve.manage.auth import ApiKey, ApiKeys
+from leadre.serve.manage.auth import ApiKey, ApiKeys, missing_scope
 from leadre.serve.manage.history import MetricHistory
 
 if TYPE_CHECKING:
@@ -57,17 +59,24 @@ class Backend:
     catalogue: Callable[[], pl.DataFrame]  # the table of ads that an import reads
     history: Callable[[], MetricHistory]  # metrics of the last hour, up to now
     charged_today: Callable[[], Sequence[SpendToday]]  # highest charge first
+    used_budget: Callable[[str], tuple[UsedBudget, UsedBudget]]  # of a campaign: in all, and today
     counts: Callable[[], Mapping[str, tuple[int, int, int]]]  # ad ID -> impressions, clicks, conversions
     explain: Callable[[str], Explanation | None]  # a recent request by its ID; "" is the newest
     lists: Callable[[], Lists]
+    time_state: Callable[[], ClockReply]  # the bidder's time, and whether the machine's is in doubt
+    confirm_clock: Callable[[str], ClockReply]  # takes the machine's time as right; the text is who confirms
+    reviews_accounts: bool = False  # whether an operator reviews the ads of accounts before they are shown
 
 
-bearer = HTTPBearer(auto_error=False, description="A key of the management API.")
+bearer = HTTPBearer(auto_error=False, description="A key of the management API; its scopes are those of an operation.")
+OPERATOR = "operator"  # beside the scopes of an operation: no account's key may call it
 
 
-def caller(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> ApiKey:
+def presented_key(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+) -> ApiKey:
     """The key of the request. Status 401 without a key in force, 429 after many such requests of one address."""
-    key = api_keys_of(request).find(credentials.credentials) if credentials else None
+    key = database_keys(request).find(credentials.credentials) if credentials else None
     if key is None:
         count_failed_login(request)
         detail = "send a key that is in force as `Authorization: Bearer KEY`"
@@ -75,11 +84,19 @@ def caller(request: Request, credentials: Annotated[HTTPAuthorizationCredentials
     return key
 
 
-def operator(key: Annotated[ApiKey, Depends(caller)]) -> ApiKey:
-    """The operator's key of the request. Status 403 for an advertiser's key."""
-    if not key.is_operator:
+def allowed_key(needed: SecurityScopes, key: Annotated[ApiKey, Depends(presented_key)]) -> ApiKey:
+    """The key of the request. Status 403 for an account's key where an operator's is needed, or without a scope."""
+    if OPERATOR in needed.scopes and not key.is_operator:
         raise HTTPException(403, "this requires an operator's key")
+    missing = [scope for scope in needed.scopes if scope not in (OPERATOR, *key.scopes)]
+    if missing:
+        raise HTTPException(403, missing_scope(key, missing[0]))
     return key
+
+
+def is_own(key: ApiKey, advertiser_id: str) -> bool:
+    """Whether the key may act for the account."""
+    return key.is_operator or advertiser_id in ("", key.advertiser_id)
 
 
 def count_failed_login(request: Request) -> None:
@@ -90,12 +107,26 @@ def count_failed_login(request: Request) -> None:
         raise HTTPException(429, "too many requests without a valid key; wait", headers={"Retry-After": RETRY_AFTER_S})
 
 
-def campaign_store_of(request: Request) -> CampaignStore:
-    store: CampaignStore = request.app.state.campaign_store
-    return store
+def author_of(request: Request, key: Annotated[ApiKey, Depends(presented_key)]) -> Author:
+    """The author of the request's changes in the audit trail."""
+    backend = backend_of(request)
+    is_reviewed = backend.reviews_accounts and not key.is_operator
+    return Author(key_id=key.key_id, account=key.advertiser_id, is_reviewed=is_reviewed, clock=backend.clock)
 
 
-def api_keys_of(request: Request) -> ApiKeys:
+AuthorDep = Annotated[Author, Depends(author_of)]
+
+
+def campaign_store_of(request: Request, author: AuthorDep) -> CampaignStore:
+    return CampaignStore(database_of(request), author)
+
+
+def api_keys_of(request: Request, author: AuthorDep) -> ApiKeys:
+    return ApiKeys(database_of(request), author)
+
+
+def database_keys(request: Request) -> ApiKeys:
+    """The keys for look-ups."""
     keys: ApiKeys = request.app.state.api_keys
     return keys
 
@@ -110,8 +141,12 @@ def backend_of(request: Request) -> Backend:
     return backend
 
 
-Caller = Annotated[ApiKey, Depends(caller)]
-Operator = Depends(operator)
+AnyKey = Annotated[ApiKey, Depends(presented_key)]
+Caller = Annotated[ApiKey, Security(allowed_key, scopes=["campaigns"])]
+KeyHolder = Annotated[ApiKey, Security(allowed_key, scopes=["keys"])]
+CampaignOperator = Security(allowed_key, scopes=[OPERATOR, "campaigns"])
+EraseOperator = Security(allowed_key, scopes=[OPERATOR, "erase"])
+MetricsOperator = Security(allowed_key, scopes=[OPERATOR, "metrics"])
 CampaignStoreDep = Annotated[CampaignStore, Depends(campaign_store_of)]
 ApiKeysDep = Annotated[ApiKeys, Depends(api_keys_of)]
 DatabaseDep = Annotated[ManageDatabase, Depends(database_of)]

@@ -1,10 +1,11 @@
-"""The management API: campaigns, ads, keys, origins, users' rights, import, reports.
+"""The management API: campaigns, ads and reports here, keys and the rest in `leadre.serve.manage.administration`.
 
 The API shares a port of its own with the status page (`leadre.serve.manage.status`).
 
-Every endpoint but `/health` and `/docs` requires a key. An operator's key may do everything. An advertiser's key reads
-and changes its own account; for all other accounts it gets the same 404 as for an ID that does not exist. Such a key
-creates with POST, under a new random ID: a refusal of a chosen ID would reveal that another account uses it.
+Every endpoint but `/health` and `/docs` requires a key with the scope of the endpoint. An operator's key opens all
+accounts. An account's key reads and changes its own account; for all others it gets the same 404 as for an ID that does
+not exist. Such a key creates with POST, under a new random ID: a refusal of a chosen ID would reveal that another
+account uses it.
 """
 
 from __future__ import annotations
@@ -14,82 +15,36 @@ import secrets
 import sqlite3
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from leadre import __version__
-from leadre.errors import ConflictError, InputError, MissingError, PeerError, StoreDown
-from leadre.serve.catalogue import importer
-from leadre.serve.catalogue.campaigns import CampaignStore
+from leadre.errors import ConflictError, InputError, MissingError, PeerError, StorageError, StoreDown
 from leadre.serve.catalogue.database import ManageDatabase
-from leadre.serve.catalogue.validation import MAX_ID_CHARS
-from leadre.serve.manage import auth, forms, reference, status
-from leadre.serve.manage.access import (
-    ApiKeysDep,
-    Backend,
-    BackendDep,
-    Caller,
-    CampaignStoreDep,
-    DatabaseDep,
-    Operator,
-    Spend,
-    caller,
-)
+from leadre.serve.manage import accounts, administration, budgets, forms, objects, reference, status
+from leadre.serve.manage.access import AnyKey, Backend, BackendDep, Caller, CampaignStoreDep, Spend, is_own
 from leadre.serve.manage.attempts import failed_logins
 from leadre.serve.manage.auth import ApiKey, ApiKeys
 from leadre.serve.manage.cookies import SessionCookieOnly
+from leadre.serve.manage.forms import problems
+from leadre.serve.manage.parameters import BODY, After, Filter, Limit, Name, Page, ReviewFilter, StatusFilter
 from leadre.types import Ad, Campaign, Status
 
-T = TypeVar("T")
 Owned = TypeVar("Owned", Ad, Campaign)
 
 BODY_BYTES = 2 << 20
-MAX_USER_CHARS = 512
 AFTER: dict[str, Status] = {"pause": "paused", "resume": "active", "end": "ended"}
-
-
-class Page(BaseModel, Generic[T]):
-    """One page of items. Pass ``next`` as `after` to get the next page; it is null on the last page."""
-
-    items: list[T]
-    next: str | None
-
-
-Name = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS)]
-UserId = Annotated[str, Query(min_length=1, max_length=MAX_USER_CHARS)]  # any text, also text that no path can hold
-Filter = Annotated[str, Query(max_length=MAX_ID_CHARS, description="only this one; empty = all")]
-StatusFilter = Annotated[Literal["", "active", "paused", "ended"], Query(description="empty = all")]
-After = Annotated[str, Query(max_length=MAX_ID_CHARS, description="`next` of the previous page; empty = first page")]
-Limit = Annotated[int, Query(ge=1, le=1000, description="items of a page")]
 Action = Annotated[Literal["pause", "resume", "end"], Path(description="`end` is final")]
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI descriptions of error responses."""
-    texts = {
-        400: "The body cannot be read.",
-        401: "No key, or none in force.",
-        403: "Not with this key.",
-        404: "Nothing has this ID, or it belongs to another account.",
-        409: "Contradicts the stored state.",
-        422: "A field is invalid; `detail` names it.",
-        429: "Too many requests of this address without a key in force.",
-        503: "Writer or store is away; send the request again.",
-    }
-    return {status: {"model": forms.Problem, "description": texts[status]} for status in statuses}
+router = APIRouter(responses=problems(401, 403, 429))
 
 
-router = APIRouter(responses=problems(401, 429))
-TOO_LARGE = {"description": "The body is too large.", "content": {"text/plain": {}}}
-BODY = problems(400, 422) | {413: TOO_LARGE}
-
-
-@router.get("/openapi.json", include_in_schema=False, dependencies=[Depends(caller)])
-def schema(request: Request) -> dict[str, Any]:
+@router.get("/openapi.json", include_in_schema=False)
+def schema(_: AnyKey, request: Request) -> dict[str, Any]:
     """The OpenAPI description of this API, for any key."""
     described: dict[str, Any] = request.app.openapi()
     return described
@@ -105,7 +60,7 @@ def list_campaigns(
     limit: Limit = 100,
 ) -> Page[forms.CampaignResponse]:
     """Sorted by ID."""
-    if not _is_own(key, advertiser_id):
+    if not is_own(key, advertiser_id):
         return Page(items=[], next=None)
     account = key.advertiser_id or advertiser_id
     campaigns = store.campaigns(advertiser_id=account, status=status, after=after, limit=limit + 1)
@@ -113,7 +68,7 @@ def list_campaigns(
     return Page(items=[forms.CampaignResponse.of(campaign) for campaign in campaigns[:limit]], next=next_id)
 
 
-@router.post("/campaigns", status_code=201, responses=BODY | problems(404), tags=["campaigns"])
+@router.post("/campaigns", status_code=201, responses=BODY | problems(404, 409), tags=["campaigns"])
 def create_campaign(
     key: Caller, store: CampaignStoreDep, form: forms.CampaignForm, response: Response
 ) -> forms.CampaignResponse:
@@ -164,23 +119,27 @@ def list_ads(
     advertiser_id: Filter = "",
     campaign_id: Filter = "",
     status: StatusFilter = "",
+    review: ReviewFilter = "",
     after: After = "",
     limit: Limit = 100,
 ) -> Page[forms.AdResponse]:
     """Sorted by ID."""
-    if not _is_own(key, advertiser_id):
+    if not is_own(key, advertiser_id):
         return Page(items=[], next=None)
     account = key.advertiser_id or advertiser_id
-    ads = store.ads(advertiser_id=account, campaign_id=campaign_id, status=status, after=after, limit=limit + 1)
+    filters = {"advertiser_id": account, "campaign_id": campaign_id, "status": status, "review": review}
+    ads = store.ads(**filters, after=after, limit=limit + 1)
     next_id = ads[limit - 1].ad_id if len(ads) > limit else None
     return Page(items=[forms.AdResponse.of(ad) for ad in ads[:limit]], next=next_id)
 
 
-@router.post("/ads", status_code=201, responses=BODY | problems(404), tags=["ads"])
-def create_ad(key: Caller, store: CampaignStoreDep, form: forms.AdForm, response: Response) -> forms.AdResponse:
-    """Create an ad with a new ID. The models know it from the next run of `leadre semid` on."""
+@router.post("/ads", status_code=201, responses=BODY | problems(404, 409), tags=["ads"])
+def create_ad(
+    key: Caller, store: CampaignStoreDep, backend: BackendDep, form: forms.AdForm, response: Response
+) -> forms.AdResponse:
+    """Create an ad with a new ID, for bids within a second; an account's waits for a review. The next lists have it."""
     campaign = _own(key, store.campaign(form.campaign_id))
-    ad = form.ad(secrets.token_hex(8), campaign.advertiser_id)
+    ad = form.ad(secrets.token_hex(8), campaign.advertiser_id, backend.clock.now_us())
     store.put_ad(ad)
     response.headers["Location"] = f"/ads/{ad.ad_id}"
     return forms.AdResponse.of(_own(key, store.ad(ad.ad_id)))
@@ -198,13 +157,15 @@ def get_ad(key: Caller, store: CampaignStoreDep, ad_id: Name) -> forms.AdRespons
     tags=["ads"],
 )
 def put_ad(
-    key: Caller, store: CampaignStoreDep, ad_id: Name, form: forms.AdForm, response: Response
+    key: Caller, store: CampaignStoreDep, backend: BackendDep, ad_id: Name, form: forms.AdForm, response: Response
 ) -> forms.AdResponse:
     """Replace an ad; an operator's key also creates one with this ID. Idempotent."""
     if not key.is_operator:
         _own(key, store.ad(ad_id))
     campaign = _own(key, store.campaign(form.campaign_id))
-    if store.put_ad(form.ad(ad_id, campaign.advertiser_id)):
+    before = store.ad(ad_id)
+    created_at_us = before.created_at_us if before else backend.clock.now_us()
+    if store.put_ad(form.ad(ad_id, campaign.advertiser_id, created_at_us)):
         response.status_code = 201
     return forms.AdResponse.of(_own(key, store.ad(ad_id)))
 
@@ -235,66 +196,6 @@ def report(
     return Page(items=list(rows), next=page.next)
 
 
-@router.get("/keys", responses=problems(403), dependencies=[Operator], tags=["keys"])
-def list_keys(keys: ApiKeysDep) -> list[forms.KeyResponse]:
-    """All keys, revoked ones included, without their secrets."""
-    return [forms.KeyResponse.of(key) for key in keys.all()]
-
-
-@router.post("/keys", status_code=201, responses=BODY | problems(403), dependencies=[Operator], tags=["keys"])
-def create_key(
-    keys: ApiKeysDep, backend: BackendDep, form: forms.KeyForm, response: Response
-) -> forms.CreatedKeyResponse:
-    """Create a key. This response alone contains it."""
-    about, key = keys.create(form.name, backend.clock.now_us(), form.advertiser_id or "")
-    response.headers["Cache-Control"] = "no-store"
-    return forms.CreatedKeyResponse(key=key, about=forms.KeyResponse.of(about))
-
-
-@router.delete("/keys/{key_id}", responses=problems(403, 404, 422), dependencies=[Operator], tags=["keys"])
-def revoke_key(keys: ApiKeysDep, backend: BackendDep, key_id: Name) -> forms.KeyResponse:
-    """Revoke a key at once."""
-    return forms.KeyResponse.of(keys.revoke(key_id, backend.clock.now_us()))
-
-
-@router.get("/origins", responses=problems(403), dependencies=[Operator], tags=["origins"])
-def get_origins(database: DatabaseDep) -> forms.OriginsForm:
-    """The web origins whose pages may request bids."""
-    with database.lock:
-        return forms.OriginsForm(origins=sorted(auth.read_origins(database.connection)))
-
-
-@router.put("/origins", responses=BODY | problems(403), dependencies=[Operator], tags=["origins"])
-def put_origins(database: DatabaseDep, form: forms.OriginsForm) -> forms.OriginsForm:
-    """Replace the registered origins by these. Idempotent."""
-    return forms.OriginsForm(origins=auth.put_origins(database, form.origins))
-
-
-@router.get("/users", responses=problems(403, 422, 503), dependencies=[Operator], tags=["users"])
-def export_user(backend: BackendDep, user_id: UserId) -> dict[str, Any]:
-    """All data about a user, by store."""
-    return dict(backend.export(user_id))
-
-
-@router.delete("/users", responses=problems(403, 422, 503), dependencies=[Operator], tags=["users"])
-def erase_user(backend: BackendDep, user_id: UserId) -> forms.EraseResponse:
-    """Remove a user from every store. A repetition removes data that arrived since."""
-    return forms.EraseResponse(user_id=user_id, removed=dict(backend.erase(user_id)))
-
-
-@router.post("/import", responses=BODY | problems(403), dependencies=[Operator], tags=["import"])
-def import_ads(store: CampaignStoreDep, backend: BackendDep, form: forms.ImportForm) -> forms.ImportResponse:
-    """Add the ads of the server's data artifact, with campaigns for them."""
-    added = store.add(*importer.read(backend.catalogue(), importer.ImportDefaults(**form.model_dump())))
-    return forms.ImportResponse(
-        campaigns=added.campaigns,
-        ads=added.ads,
-        known_ads=added.known_ads,
-        refused_ads=len(added.refused),
-        refused=[forms.RefusedAd(ad_id=ad_id, why=why) for ad_id, why in added.refused[:100]],
-    )
-
-
 async def health() -> dict[str, str]:
     """Whether the API responds. Requires no key."""
     return {"status": "ok", "version": __version__}
@@ -306,7 +207,15 @@ def routes() -> FastAPI:
         title="LEADRE management",
         version=__version__,
         description="Times are ISO 8601 with an offset; money is whole billionths of the currency (`_nanos`).",
-        routes=[*router.routes, *status.router.routes, *reference.router.routes],
+        routes=[
+            *router.routes,
+            *accounts.router.routes,
+            *administration.router.routes,
+            *budgets.router.routes,
+            *objects.router.routes,
+            *status.router.routes,
+            *reference.router.routes,
+        ],
         openapi_url=None,  # `schema` serves it, for callers with a key
         docs_url=None,
         redoc_url=None,
@@ -321,7 +230,6 @@ def manage_app(database: ManageDatabase, backend: Backend) -> FastAPI:
     """The API over an open ``manage.db``. Only sessions of the status page live in memory."""
     app = routes()
     app.state.database = database
-    app.state.campaign_store = CampaignStore(database)
     app.state.api_keys = ApiKeys(database)
     app.state.backend = backend
     app.state.failed_logins = failed_logins(backend.clock)
@@ -335,20 +243,16 @@ def manage_app(database: ManageDatabase, backend: Backend) -> FastAPI:
         (ConflictError, 409),
         (PeerError, 503),
         (StoreDown, 503),
-        (sqlite3.OperationalError, 503),  # manage.db is locked by another program, or its disk is full
+        (StorageError, 503),  # the disk refuses, as to an erasure that replaces files
     ):
         app.add_exception_handler(kind, _refusal(code))
+    app.add_exception_handler(sqlite3.DatabaseError, _no_database)
     return app
-
-
-def _is_own(key: ApiKey, advertiser_id: str) -> bool:
-    """Whether the key may act for the account."""
-    return key.is_operator or advertiser_id in ("", key.advertiser_id)
 
 
 def _own(key: ApiKey, item: Owned | None) -> Owned:
     """The item. MissingError if there is none, or it belongs to another account."""
-    if item is None or not _is_own(key, item.advertiser_id):
+    if item is None or not is_own(key, item.advertiser_id):
         raise MissingError("nothing has this ID")
     return item
 
@@ -357,14 +261,23 @@ def _account(key: ApiKey, advertiser_id: str | None) -> str:
     """The account to act for. InputError if an operator names none, MissingError for another advertiser's."""
     if advertiser_id is None and key.is_operator:
         raise InputError("advertiser_id: is missing; with an operator's key, name the account")
-    if not _is_own(key, advertiser_id or ""):
+    if not is_own(key, advertiser_id or ""):
         raise MissingError("nothing has this ID")
     return advertiser_id or key.advertiser_id
 
 
 def _problem(status: int, detail: str) -> Response:
     # JSON as ASCII: a detail may quote half of a surrogate pair, which UTF-8 cannot encode
-    return Response(json.dumps({"detail": detail}), status, media_type="application/json")
+    headers = {"Retry-After": "1"} if status == 503 else {}
+    return Response(json.dumps({"detail": detail}), status, headers, "application/json")
+
+
+def _no_database(_request: Request, error: Exception) -> Response:
+    """A database that is locked by another program, damaged, or on a full disk. Other errors of SQL are ours."""
+    if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):
+        raise error
+    why = f"database: {error}; close the program that has it open, or free its disk, and send the request again"
+    return _problem(503, why)
 
 
 def _refusal(status: int) -> Callable[[Request, Exception], Response]:

@@ -7,11 +7,10 @@ have 256 random bits, so a limit need not slow down guesses. It spares the proce
 from __future__ import annotations
 
 import ipaddress
-from collections import OrderedDict
 
 from leadre.clock import Clock
+from leadre.serve.callers.rates import RateLimit
 
-MAX_ADDRESSES = 10_000  # the address that was counted least recently is forgotten
 FAILED_LOGINS = 60.0  # requests without a valid key of one address at once
 FAILED_LOGINS_PER_S = 0.2
 RETRY_AFTER_S = "5"  # header Retry-After: the time for one more
@@ -23,28 +22,12 @@ def failed_logins(clock: Clock) -> AddressLimit:
     return AddressLimit(clock, burst=FAILED_LOGINS, per_s=FAILED_LOGINS_PER_S)
 
 
-class AddressLimit:
-    """A token bucket for each address: ``burst`` requests at once, then ``per_s`` in a second."""
-
-    def __init__(self, clock: Clock, *, burst: float, per_s: float) -> None:
-        self._clock = clock
-        self._burst = burst
-        self._per_s = per_s
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address -> (left, at_s)
+class AddressLimit(RateLimit):
+    """A `RateLimit` by address; all addresses of an IPv6 network are one."""
 
     def take(self, address: str) -> bool:
         """Count a request of an address. False if it has exceeded the limit."""
-        address = network_of(address)
-        now_s = self._clock.monotonic_s()
-        left, at_s = self._buckets.pop(address, (self._burst, now_s))
-        left = min(self._burst, left + (now_s - at_s) * self._per_s)
-        self._buckets[address] = (left - 1 if left >= 1 else left, now_s)
-        if len(self._buckets) > MAX_ADDRESSES:
-            self._buckets.popitem(last=False)
-        return left >= 1
-
-    def __len__(self) -> int:
-        return len(self._buckets)
+        return super().take(network_of(address))
 
 
 def network_of(address: str) -> str:

@@ -7,7 +7,7 @@ order).
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -20,8 +20,10 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from leadre.serve.catalogue.reviews import content_hash
 from leadre.serve.catalogue.validation import (
     MAX_BID_NANOS,
+    MAX_CATTAX,
     MAX_ID_CHARS,
     MAX_NAME_CHARS,
     MAX_NANOS,
@@ -29,8 +31,9 @@ from leadre.serve.catalogue.validation import (
     MAX_URL_CHARS,
     MAX_VALUES,
 )
-from leadre.serve.manage.auth import ApiKey
-from leadre.types import Ad, BidType, Campaign, Status, Targeting
+from leadre.serve.ipc.messages import ClockReply
+from leadre.serve.manage.auth import ACCOUNT_SCOPES, SCOPES, ApiKey, Scope
+from leadre.types import DEFAULT_MAX_VALUE_NANOS, Ad, BidType, Campaign, Review, Status, Targeting
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -116,6 +119,9 @@ class CampaignForm(Form):
     cap_per_day: Annotated[StrictInt, Field(ge=0, le=1_000_000)] = Field(
         0, description="impressions of one user in a day; 0 = no cap"
     )
+    max_value_nanos: Nanos = Field(
+        default=DEFAULT_MAX_VALUE_NANOS, description="highest value of one conversion; a higher one counts as this"
+    )
     starts_at: When | None = Field(default=None, description="default: at once")
     ends_at: When | None = Field(default=None, description="default: no end")
     status: Status = "active"
@@ -145,6 +151,7 @@ class CampaignResponse(BaseModel):
     total_nanos: int
     daily_nanos: int
     cap_per_day: int
+    max_value_nanos: int
     starts_at: str | None
     ends_at: str | None
     status: Status
@@ -168,7 +175,9 @@ class AdForm(Form):
     """An ad of a campaign; it belongs to the campaign's account."""
 
     campaign_id: Id = Field(examples=["c1"])
-    object_id: Id | None = Field(default=None, description="the marketing object; default: the ad itself")
+    object_id: Id | None = Field(
+        default=None, description="the marketing object, new or of this account; default: the ad itself"
+    )
     title: str = Field(min_length=1, max_length=512, examples=["Trail running shoes"])
     description: str = Field(default="", max_length=4096)
     brand: str = Field(default="", max_length=MAX_NAME_CHARS)
@@ -177,7 +186,12 @@ class AdForm(Form):
     price_nanos: Nanos = Field(default=0, description="price in the banner; 0 = no price")
     price_currency: str = Field(default="USD", pattern="^[A-Z]{3}$", description="ISO 4217")
     adomain: str = Field(default="", max_length=253, description="default: the host of the landing page")
+    app_bundle: str = Field(default="", max_length=MAX_ID_CHARS, description="the app that the ad promotes, for `bapp`")
     iab_categories: Names = Field(default_factory=list, examples=[["IAB18-3"]])
+    cattax: Annotated[StrictInt, Field(ge=1, le=MAX_CATTAX)] = Field(
+        1, description="AdCOM number of the taxonomy of the categories other than IAB1 to IAB26; 1 = unknown"
+    )
+    language: str = Field(default="", max_length=50, description="BCP 47; empty = unknown", examples=["en"])
     sizes: Annotated[list[tuple[Pixels, Pixels]], Field(max_length=MAX_VALUES)] = Field(
         default_factory=list, description="width and height in pixels; empty = any", examples=[[[300, 250]]]
     )
@@ -186,9 +200,10 @@ class AdForm(Form):
     )
     status: Status = "active"
 
-    def ad(self, ad_id: str, advertiser_id: str) -> Ad:
+    def ad(self, ad_id: str, advertiser_id: str, created_at_us: int) -> Ad:
         return Ad(
             ad_id=ad_id,
+            created_at_us=created_at_us,
             advertiser_id=advertiser_id,
             object_id=self.object_id or ad_id,
             iab_categories=tuple(self.iab_categories),
@@ -213,15 +228,22 @@ class AdResponse(BaseModel):
     price_nanos: int
     price_currency: str
     adomain: str
+    app_bundle: str
     iab_categories: list[str]
+    cattax: int
+    language: str
     sizes: list[tuple[int, int]]
     attributes: list[int]
     status: Status
+    review: Review
+    review_reason: str
+    content_hash: str = Field(description="of what a review covers")
 
     @classmethod
     def of(cls, ad: Ad) -> AdResponse:
-        plain = {name: getattr(ad, name) for name in cls.model_fields}
+        plain = {name: getattr(ad, name) for name in cls.model_fields if hasattr(ad, name)}
         lists = {
+            "content_hash": content_hash(ad),
             "iab_categories": list(ad.iab_categories),
             "sizes": list(ad.sizes),
             "attributes": sorted(ad.attributes),
@@ -236,6 +258,12 @@ class KeyForm(Form):
     advertiser_id: Id | None = Field(
         default=None, description="the only account that it opens; default: all", examples=["acme"]
     )
+    scopes: Annotated[list[Annotated[str, Field(max_length=20)]], Field(max_length=20)] = Field(
+        default_factory=list,
+        description=f"of {', '.join(SCOPES)}; an account's key of {', '.join(ACCOUNT_SCOPES)}."
+        " Default: all, or `campaigns` for an account",
+        examples=[["campaigns"]],
+    )
 
 
 class KeyResponse(BaseModel):
@@ -244,6 +272,7 @@ class KeyResponse(BaseModel):
     key_id: str
     name: str
     scope: Literal["operator", "advertiser"]
+    scopes: list[Scope]
     advertiser_id: str | None
     created_at: str
     revoked_at: str | None
@@ -254,6 +283,7 @@ class KeyResponse(BaseModel):
             key_id=key.key_id,
             name=key.name,
             scope="operator" if key.is_operator else "advertiser",
+            scopes=list(key.scopes),
             advertiser_id=key.advertiser_id or None,
             created_at=time_of(key.created_at_us),
             revoked_at=time_of(key.revoked_at_us) if key.revoked_at_us else None,
@@ -310,7 +340,44 @@ class EraseResponse(BaseModel):
     removed: dict[str, int]
 
 
+class ClockResponse(BaseModel):
+    """The bidder's time. While the machine's is in doubt, data is forgotten only as far as `certain_until`."""
+
+    doubt: Literal["", "jump", "gap"] = Field(
+        description="`jump`: the machine's clock was set while the bidder ran; `gap`: the bidder was off for long"
+    )
+    why: str
+    now: str
+    machine: str = Field(description="wall time of the machine")
+    certain_until: str
+
+    @classmethod
+    def of(cls, reply: ClockReply) -> ClockResponse:
+        return cls(
+            doubt=reply.doubt,
+            why=reply.why,
+            now=time_of(reply.now_us),
+            machine=time_of(reply.machine_us),
+            certain_until=time_of(reply.certain_us),
+        )
+
+
 class Problem(BaseModel):
     """An error: the field, the fault, and the next step."""
 
     detail: str
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI descriptions of error responses."""
+    texts = {
+        400: "The body cannot be read.",
+        401: "No key, or none in force.",
+        403: "Not with this key.",
+        404: "Nothing has this ID, or it belongs to another account.",
+        409: "Contradicts the stored state.",
+        422: "A field is invalid; `detail` names it.",
+        429: "Too many requests of this address without a key in force.",
+        503: "Writer, store or database is away; send the request again.",
+    }
+    return {status: {"model": Problem, "description": texts[status]} for status in statuses}

@@ -13,6 +13,7 @@ import msgspec
 
 from leadre import __version__
 from leadre.creative import banner as creatives
+from leadre.serve.manage.access import OPERATOR
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'",
@@ -31,14 +32,20 @@ class Route(NamedTuple):
 
 
 ROUTES = (
-    Route("POST", "/openrtb2/bid", "OpenRTB 2.5 or 2.6 bid request of an exchange; ?pretty=1 indents the response"),
+    Route(
+        "POST",
+        "/openrtb2/bid",
+        "OpenRTB 2.5 or 2.6 bid request of an exchange; ?pretty=1 indents the response",
+        "a token, once a caller is configured",
+    ),
     Route("POST", "/openrtb2/auction", "the same for a page with Prebid.js", "a registered origin"),
     Route("OPTIONS", "/openrtb2/auction", "CORS preflight of that page", "a registered origin"),
-    Route("POST", "/v1/recommend", "ads as plain JSON for a site's own code", "operator's key"),
-    Route("GET", "/v1/explain/ID", "candidates of a recent request, with prices and verdicts", "operator's key"),
+    Route("POST", "/v1/recommend", "ads as plain JSON for a site's own code", "operator's key, recommend"),
+    Route("GET", "/v1/explain/ID", "candidates of a recent request, with prices and verdicts", "any key, explain"),
+    Route("POST", "/v1/conversions", "a conversion from an advertiser's server", "any key, convert"),
     Route("GET", "/e/KIND", "event of a bid: impression, click, conversion", "the token in the URL"),
     Route("POST", "/e/KIND", "the same", "the token in the URL"),
-    Route("GET", "/metrics", "metrics of all workers, for Prometheus", "operator's key"),
+    Route("GET", "/metrics", "metrics of all workers, for Prometheus", "operator's key, metrics"),
     Route("GET", "/healthz", "200 while the worker lives"),
     Route("GET", "/readyz", "200 once the worker bids; lists the parts that are away"),
     Route("GET", "/", "this page; JSON for Accept: application/json"),
@@ -84,7 +91,9 @@ def reference(openapi: Mapping[str, Any], base_url: str) -> str:
 def _operation(method: str, path: str, about: Mapping[str, Any], openapi: Mapping[str, Any]) -> Operation:
     credential = "none"
     if about.get("security"):
-        credential = "operator's key" if "403" in about["responses"] else "any key"
+        scopes = [scope for scheme in about["security"] for names in scheme.values() for scope in names]
+        holder = "operator's key" if OPERATOR in scopes else "any key"
+        credential = ", ".join([holder, *(scope for scope in scopes if scope != OPERATOR)])
     names = [parameter["name"] for parameter in about.get("parameters", ()) if parameter["in"] == "query"]
     return Operation(
         method.upper(),

@@ -13,10 +13,11 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from leadre.serve.manage.auth import ApiKeys
+from leadre.serve.manage.auth import ApiKeys, Scope
 from leadre.units import US_PER_HOUR
 
 LASTS_US = 12 * US_PER_HOUR
+NEEDED_SCOPES: tuple[Scope, ...] = ("metrics", "explain", "campaigns")  # for what the page shows and changes
 MAX_SESSIONS = 256  # the oldest session is removed
 SECRET_BYTES = 32
 
@@ -39,9 +40,9 @@ class Sessions:
         self._lock = threading.Lock()
 
     def start(self, presented: str, now_us: int) -> str | None:
-        """The ID of a new session; None unless ``presented`` is an operator's key in force."""
+        """The ID of a new session; None unless ``presented`` is an operator's key in force with the `NEEDED_SCOPES`."""
         key = self._keys.find(presented)
-        if key is None or not key.is_operator:
+        if key is None or not key.is_operator or not set(NEEDED_SCOPES) <= set(key.scopes):
             return None
         session_id = secrets.token_urlsafe(SECRET_BYTES)
         csrf = secrets.token_urlsafe(SECRET_BYTES)

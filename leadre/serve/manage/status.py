@@ -20,15 +20,19 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 
 from leadre import __version__
 from leadre.creative import banner as creatives
-from leadre.errors import ConflictError, MissingError
+from leadre.errors import ConflictError, InputError, MissingError
+from leadre.serve.catalogue.audit import Author
+from leadre.serve.catalogue.campaigns import CampaignStore
+from leadre.serve.catalogue.review_store import MAX_REASON_CHARS, ReviewStore
 from leadre.serve.catalogue.validation import MAX_ID_CHARS
 from leadre.serve.manage import views
-from leadre.serve.manage.access import BackendDep, CampaignStoreDep, count_failed_login
+from leadre.serve.manage.access import Backend, BackendDep, count_failed_login, database_of
 from leadre.serve.manage.cookies import SESSION_COOKIE as COOKIE
-from leadre.serve.manage.sessions import LASTS_US, Session, Sessions, is_own_form
-from leadre.types import Status
+from leadre.serve.manage.sessions import LASTS_US, NEEDED_SCOPES, Session, Sessions, is_own_form
+from leadre.types import Review, Status
 from leadre.units import US_PER_S
 
+MAX_FIELDS = 20  # of a form
 STATUS_AFTER: dict[str, Status] = {"pause": "paused", "resume": "active"}
 SOURCES = "script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'"
 HEADERS = {
@@ -60,12 +64,28 @@ def current_session(request: Request, backend: BackendDep) -> Session:
 
 
 async def form_fields(request: Request) -> Form:
-    """The fields of a submitted form."""
-    return dict(parse_qsl((await request.body()).decode("utf-8", "replace"), max_num_fields=20))
+    """The fields of a submitted form. Status 400 for more than `MAX_FIELDS`, as no form of ours has them."""
+    try:
+        return dict(parse_qsl((await request.body()).decode("utf-8", "replace"), max_num_fields=MAX_FIELDS))
+    except ValueError as error:
+        raise HTTPException(400, f"the form has more than {MAX_FIELDS} fields") from error
 
 
 SessionDep = Annotated[Session, Depends(current_session)]
 FormDep = Annotated[Form, Depends(form_fields)]
+
+
+def campaign_store_of(request: Request, session: SessionDep, backend: BackendDep) -> CampaignStore:
+    """The campaigns and ads; the session's key is the author of changes."""
+    return CampaignStore(database_of(request), author_of_session(session, backend))
+
+
+def author_of_session(session: Session, backend: Backend) -> Author:
+    """The author of the changes that the page makes."""
+    return Author(key_id=session.key_id, clock=backend.clock)
+
+
+CampaignStoreDep = Annotated[CampaignStore, Depends(campaign_store_of)]
 
 
 def own_form(session: SessionDep, form: FormDep) -> Form:
@@ -95,6 +115,7 @@ def show(
         "now": views.now(backend),
         "campaigns": views.campaigns(store, backend, campaign.strip()),
         "ads": views.ads(store, backend, ad.strip()),
+        "reviews": views.reviews(store),
         "request": views.request(backend, id.strip()),
     }
     return _page("page", {"csrf": session.csrf, **fragments})
@@ -115,6 +136,11 @@ def show_campaigns(
 @router.get("/status/ads")
 def show_ads(session: SessionDep, store: CampaignStoreDep, backend: BackendDep, ad: IdQuery = "") -> Response:
     return _page("ads", {"csrf": session.csrf, "ads": views.ads(store, backend, ad.strip())})
+
+
+@router.get("/status/reviews")
+def show_reviews(session: SessionDep, store: CampaignStoreDep) -> Response:
+    return _page("reviews", {"csrf": session.csrf, "reviews": views.reviews(store)})
 
 
 @router.get("/status/request")
@@ -141,13 +167,29 @@ def act_on_ad(
     return _changed(request, "ads", session, views.ads(store, backend, form.get("ad", "")), problem)
 
 
+@router.post("/status/reviews")
+def review_ad(
+    request: Request, session: SessionDep, form: OwnFormDep, store: CampaignStoreDep, backend: BackendDep
+) -> Response:
+    """Approve or reject an ad that waits for a review."""
+    problem = "action: expects approved or rejected"
+    if (decision := form.get("action", "")) in ("approved", "rejected"):
+        decide = ReviewStore(database_of(request), author_of_session(session, backend)).review_ad
+        review: Review = "approved" if decision == "approved" else "rejected"
+        reason = form.get("reason", "")[:MAX_REASON_CHARS]
+        seen = form.get("content_hash", "")
+        problem = _problem_of(lambda: decide(form.get("id", ""), review, reason, seen))
+    return _changed(request, "reviews", session, views.reviews(store), problem)
+
+
 @router.post("/status/login")
 def log_in(request: Request, form: FormDep, backend: BackendDep) -> Response:
     """Start a session with an operator's key."""
     session_id = sessions_of(request).start(form.get("key", "").strip(), backend.clock.now_us())
     if session_id is None:
         count_failed_login(request)
-        return _page("login", {"problem": "This is not an operator's key in force."}, 403)
+        problem = f"This is not an operator's key in force with the scopes {', '.join(NEEDED_SCOPES)}."
+        return _page("login", {"problem": problem}, 403)
     response = RedirectResponse("/status", 303)
     response.set_cookie(
         COOKIE,
@@ -188,9 +230,14 @@ def _act(form: Form, change: Callable[[str, Status], object]) -> str:
     status = STATUS_AFTER.get(form.get("action", ""))
     if status is None:
         return "action: expects pause or resume"
+    return _problem_of(lambda: change(form.get("id", ""), status))
+
+
+def _problem_of(change: Callable[[], object]) -> str:
+    """Make a change; returns the reason for a refusal, "" for success."""
     try:
-        change(form.get("id", ""), status)
-    except (ConflictError, MissingError) as error:
+        change()
+    except (ConflictError, InputError, MissingError) as error:
         return str(error)
     return ""
 

@@ -18,6 +18,7 @@ from leadre import telemetry
 from leadre.auction.budget.sums import SpendToday
 from leadre.errors import PeerError, StoreDown
 from leadre.serve.catalogue.campaigns import CampaignStore
+from leadre.serve.catalogue.reviews import content_hash
 from leadre.serve.manage.access import Backend, Spend
 from leadre.serve.manage.figures import NO_VALUE, amount, duration, figure, moment, money, percent, time_range
 from leadre.serve.manage.history import (
@@ -53,6 +54,7 @@ def now(backend: Backend) -> View:
     away = [part for part, is_away in zip(telemetry.PARTS, history.totals("degraded")[-1], strict=True) if is_away]
     return {
         "at": moment(now_us),
+        "clock": backend.time_state().why,
         "away": away,
         "were_away": [f"{part} {duration(away_s)}" for part, away_s in history.seconds_away().items() if away_s],
         "failures": f"{history.failures:,}" if history.failures else "",
@@ -138,6 +140,29 @@ def ads(store: CampaignStore, backend: Backend, ad_id: str) -> View:
     selected = [store.ad(name) for name in ([ad_id] if ad_id else ranked[:MAX_ROWS])]
     rows = [_ad(store, ad, counts.get(ad.ad_id, (0, 0, 0))) for ad in selected if ad is not None]
     return {"query": ad_id, "problem": problem, "rows": rows}
+
+
+def reviews(store: CampaignStore) -> View:
+    """The first ads that wait for a review, with what a reader would see."""
+    waiting = store.ads(review="pending", limit=MAX_ROWS + 1)
+    return {
+        "problem": "",
+        "has_more": len(waiting) > MAX_ROWS,
+        "rows": [
+            {
+                "id": ad.ad_id,
+                "advertiser_id": ad.advertiser_id,
+                "title": ad.title,
+                "description": ad.description,
+                "brand": ad.brand,
+                "price": money(ad.price_nanos, ad.price_currency) if ad.price_nanos else "",
+                "landing_url": ad.landing_url,
+                "image_url": ad.image_url,
+                "content_hash": content_hash(ad),
+            }
+            for ad in waiting[:MAX_ROWS]
+        ],
+    }
 
 
 def request(backend: Backend, request_id: str) -> View:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -27,6 +28,12 @@ class UnsupportedCoding(BadRequest):
 def header(scope: Scope, name: bytes) -> bytes:
     """All values of a header, joined by commas as RFC 9110, section 5.3, permits; b"" if the request has none."""
     return b",".join([value for key, value in scope["headers"] if key == name])
+
+
+def parameter(scope: Scope, name: str) -> str:
+    """The last value of a parameter of the URL; "" without one."""
+    query: dict[str, str] = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+    return query.get(name, "")
 
 
 async def body_of(scope: Scope, receive: Receive) -> bytes:
@@ -57,8 +64,7 @@ def _is_packed(scope: Scope, body: bytes) -> bool:
         raise UnsupportedCoding("body", "has a content coding other than gzip", "coding")
     if codings or b"gzip" not in scope["query_string"]:
         return bool(codings)
-    query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
-    return query.get("gzip", "").lower() in ("1", "true") and body.startswith(GZIP_MAGIC)
+    return parameter(scope, "gzip").lower() in ("1", "true") and body.startswith(GZIP_MAGIC)
 
 
 def unpacked(body: bytes) -> bytes:
@@ -85,8 +91,13 @@ def unpacked(body: bytes) -> bytes:
 
 def accepts_gzip(scope: Scope) -> bool:
     """Whether Accept-Encoding permits gzip (RFC 9110, section 12.5.3): by name or by ``*``, and not with ``q=0``."""
+    return _permits_gzip(header(scope, b"accept-encoding"))
+
+
+@lru_cache(maxsize=64)  # callers are few
+def _permits_gzip(accepted: bytes) -> bool:
     weights = {}
-    for item in header(scope, b"accept-encoding").lower().split(b","):
+    for item in accepted.lower().split(b","):
         name, *parameters = (part.strip() for part in item.split(b";"))
         weights[name] = not any(_is_zero_weight(parameter) for parameter in parameters)
     return next((weights[name] for name in (*GZIP, b"*") if name in weights), False)

@@ -19,7 +19,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from leadre import telemetry
 from leadre.clock import Clock
 
+STATUS_LINE = b"HTTP/1.1 "
+CONTINUE = b"HTTP/1.1 100"  # the client waits for it before it sends the body
 ARRIVED = "leadre.arrived_s"  # key of the ASGI scope
+PEER = "leadre.peer"  # key of the address of the other end of the connection, a proxy or the client
 SWEEP_S = 0.5
 RESERVED_FILES = 128  # descriptors of a process for other uses than connections of clients
 EVICTED_AT_ONCE = 64  # idle connections that are closed together, as the search for them costs a pass over all
@@ -112,6 +115,44 @@ class Connections:
             connection.close(f"{connection.phase.value}_timeout")
 
 
+class ResponseTransport:
+    """The transport of a connection, to which the head of a response leaves in one write with its body.
+
+    uvicorn writes them one after the other, and each write costs a call of the kernel and wakes the client.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes. The head of a response waits for the next call.
+
+        Nothing is sent on a connection that is closed, of which uvicorn may not know yet: uvloop would raise.
+        """
+        if self._transport.is_closing():
+            return
+        if self._head:
+            data = self._head + data
+            self._head = b""
+        elif data.startswith(STATUS_LINE) and not data.startswith(CONTINUE):
+            self._head = data
+            return
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send a head that waits: a response without a body is complete."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with the limits of `Connections`, one of which each subclass by `protocol` has.
 
@@ -123,6 +164,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.transport: Any = ResponseTransport(transport)
         self._enter(Phase.HEAD)
         self._refusal = 0
         self._messages = 0  # requests that have begun
@@ -150,6 +192,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._messages += 1
         self._enter(Phase.HEAD)
         self.scope[ARRIVED] = self.since_s  # type: ignore[literal-required]
+        self.scope[PEER] = self.client[0] if self.client else ""  # type: ignore[literal-required]
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -171,6 +214,10 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._enter(Phase.REPLY)
+
+    def on_response_complete(self) -> None:
+        self.transport.flush()
+        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         """The response to bytes that are no request, and to a head that exceeds a limit."""

@@ -1,28 +1,36 @@
 """State derived from the event log: counters, recent records, logged ad statuses.
 
-A start reads the counters and statuses from a snapshot and adds the log records behind it. Recent records come from the
-newest segments of the log.
+A start reads the counters and statuses from a snapshot and adds the log records behind it. If these are many, as
+without a snapshot, another process counts them (`history_count`), and until then the counters are not whole. Recent
+records come from the newest segments of the log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from leadre.serve.events import event_log
+from leadre.errors import FaultError, StorageError
+from leadre.serve.events import event_log, records
 from leadre.serve.events.log_writer import EventLog
 from leadre.serve.events.records import EventRecord, Record, RequestRecord, StatusRecord
-from leadre.serve.processes import count_snapshot
+from leadre.serve.processes import count_snapshot, log_counting
 from leadre.serve.processes.catalogue_sync import CatalogueSync
 from leadre.serve.processes.count_snapshot import CountSnapshot
 from leadre.serve.processes.event_counts import EventCounts
-from leadre.serve.processes.recent_records import MAX_RECENT, RecentRecords
+from leadre.serve.processes.history_count import HistoryCount
+from leadre.serve.processes.log_counting import LogPart
+from leadre.serve.processes.recent_records import MAX_BYTES, MAX_RECENT, RecentRecords
+
+FOREGROUND_BYTES = 128 << 20  # of the log, which a start counts itself in some seconds
 
 
 class DerivedState:
     """Counters and recent records; the writer adds every record that it appends to the log.
 
-    ``last`` is the number of the last log record that they contain. ``snapshot`` is the path of the counts.
+    ``last`` is the number of the last log record that they contain, except those of ``_missing``, which another process
+    counts. ``snapshot`` is the path of the counts.
     """
 
     def __init__(
@@ -30,32 +38,76 @@ class DerivedState:
         snapshot: Path,
         log: EventLog,
         catalogue_sync: CatalogueSync,
-        without_erased: Callable[[RequestRecord], RequestRecord],
+        as_known: Callable[[RequestRecord], RequestRecord],
     ) -> None:
         self._path = snapshot
         self._folder = log.folder
         self._log = log
-        self._without_erased = without_erased
+        self._as_known = as_known
         self._catalogue_sync = catalogue_sync
         self.counts = EventCounts(catalogue_sync.zone_of)
         self.recent = RecentRecords()
         self.last = 0
         self._saved = 0  # the number of the last record in the snapshot
+        self._missing: LogPart | None = None
+        self._counting: HistoryCount | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the counters contain all records of the log."""
+        return self._missing is None
 
     def load(self) -> None:
-        """Read the snapshot, the recent records, and the log records behind the snapshot: all of them without one."""
+        """Read the snapshot and the recent records, and count the log records behind the snapshot, or have it done."""
         snapshot = count_snapshot.read(self._path, self._log.last)
         if snapshot is not None:
-            self.counts.restore(snapshot.by_ad, snapshot.by_day)
+            self.counts.extend(snapshot.by_ad, snapshot.by_day)
             self._catalogue_sync.restore(snapshot.live)
             self.last = self._saved = snapshot.last
-            for record in _newest_requests(self._folder, snapshot.last):
-                self.add(record)
+        is_behind = self.last < self._log.last
+        if is_behind and log_counting.missing_bytes(self._folder, self.last) > FOREGROUND_BYTES:
+            self._missing = LogPart(
+                folder=str(self._folder),
+                after=self.last,
+                last=self._log.last,
+                zones=self._catalogue_sync.zones(),
+                live=self._catalogue_sync.logged_live(),
+            )
+            self.last = self._log.last
+        for record in _newest_requests(self._folder, self.last) if self.last else ():
+            self.add(record)
         self.catch_up()
 
+    def start_count(self) -> None:
+        """Start the process that counts what is missing, unless it runs."""
+        if self._missing is not None and self._counting is None:
+            self._counting = HistoryCount(self._missing)
+
+    def add_history(self) -> None:
+        """Add the counts of the process when it has ended, and save all. FaultError if it failed."""
+        if self._counting is None:
+            return
+        try:
+            part = self._counting.poll()
+        except FaultError:
+            self._counting = None
+            raise
+        if part is not None:
+            self.counts.extend(part.by_ad, part.by_day)
+            self._catalogue_sync.restore(part.live)
+            self._missing = self._counting = None
+            self.save()
+
+    def close(self) -> None:
+        """Save the counts, unless the disk refuses, and end the process that counts."""
+        with contextlib.suppress(StorageError):
+            self.save()
+        if self._counting is not None:
+            self._counting.stop()
+
     def save(self) -> None:
-        """Write the snapshot, unless it is current. StorageError if the disk refuses."""
-        if self._saved < self.last:
+        """Write the snapshot, unless it is current or some counts are missing. StorageError if the disk refuses."""
+        if self.is_whole and self._saved < self.last:
             live = self._catalogue_sync.logged_live()
             by_ad, by_day = self.counts.totals()
             count_snapshot.write(self._path, CountSnapshot(last=self.last, by_ad=by_ad, by_day=by_day, live=live))
@@ -79,7 +131,7 @@ class DerivedState:
     def add(self, record: Record) -> None:
         """Add one record of the log to the counters, recent records or ad statuses."""
         if isinstance(record, RequestRecord):
-            self.recent.add(self._without_erased(record))  # an erasure may not have reached the log yet
+            self.recent.add(self._as_known(record))  # an erasure may not have reached the log yet
         elif isinstance(record, StatusRecord):
             self._catalogue_sync.add(record)
         elif isinstance(record, EventRecord):
@@ -90,21 +142,31 @@ class DerivedState:
         self.last = self._log.last
 
     def follow_catalogue(self, now_us: int) -> None:
-        """Load changes of the catalogue, and log which ads are newly live or no longer live."""
+        """Load changes of the catalogue, and log which ads are newly live or no longer live.
+
+        While the history is counted, nothing is logged: the ads that were live are not known yet.
+        """
         self._catalogue_sync.refresh(now_us)
+        if not self.is_whole:
+            return
         changes = self._catalogue_sync.status_changes(now_us)
         if changes:
             self.append(changes, now_us)
         self._catalogue_sync.set_logged()
 
 
-def _newest_requests(folder: Path, last: int) -> list[RequestRecord]:
-    """At least the newest `MAX_RECENT` requests up to record ``last``, if there are as many, oldest first."""
-    newest: list[RequestRecord] = []
+def _newest_requests(folder: Path, last: int) -> Iterator[RequestRecord]:
+    """The newest requests up to record ``last``, oldest first: of so many segments that they have enough of them."""
+    newest: list[bytes] = []  # as objects they would take four times the memory
+    size = 0
     for path in reversed(event_log.segments(folder)):
-        if len(newest) >= MAX_RECENT:
+        if len(newest) >= MAX_RECENT or size >= MAX_BYTES:
             break
-        entries = event_log.entries_of(path, is_open=True)
-        numbered = ((entry.number, entry.record) for entry in entries)
-        newest[:0] = [record for number, record in numbered if number <= last and isinstance(record, RequestRecord)]
-    return newest
+        numbered = event_log.bodies_of(path, is_open=True)
+        bodies = [body for number, body in numbered if number <= last and records.is_request(body)]
+        size += sum(map(len, bodies))
+        newest[:0] = bodies
+    for body in newest:
+        record = records.decode(body)
+        assert isinstance(record, RequestRecord)
+        yield record

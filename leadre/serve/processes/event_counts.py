@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 
 from leadre.auction.budget.days import day_of
 from leadre.serve.events.records import EventRecord
 from leadre.serve.ipc.messages import MAX_ITEMS, CampaignDay, ReportReply, ReportRequest
+from leadre.units import US_PER_S
 
+SLOT_US = 15 * 60 * US_PER_S  # the offsets of all zones are multiples of it, so that no day begins within a slot
 COUNT_COLUMNS = {"imp": 0, "click": 1, "conv": 2}  # kind of event -> its column; other kinds are not counted
 
 
@@ -27,7 +30,7 @@ class EventCounts:
             return
         outcome = record.outcome
         column = COUNT_COLUMNS.get(outcome.kind)
-        day = day_of(outcome.at_us, self._zone_of(outcome.campaign_id)).isoformat()
+        day = _day(outcome.at_us // SLOT_US, self._zone_of(outcome.campaign_id))
         day_totals = list(self._by_day[outcome.campaign_id, day])
         day_totals[3] += outcome.charge_nanos
         if column is not None:
@@ -38,18 +41,26 @@ class EventCounts:
         self._by_day[outcome.campaign_id, day] = (day_totals[0], day_totals[1], day_totals[2], day_totals[3])
 
     def totals(self) -> tuple[dict[str, tuple[int, int, int]], list[tuple[str, str, tuple[int, int, int, int]]]]:
-        """All totals by ad, and by campaign and day, for `restore`."""
+        """All totals by ad, and by campaign and day, for `extend`."""
         return dict(self._by_ad), [(*key, totals) for key, totals in self._by_day.items()]
 
-    def restore(
+    def extend(
         self,
         by_ad: Mapping[str, tuple[int, int, int]],
         by_day: Iterable[tuple[str, str, tuple[int, int, int, int]]],
     ) -> None:
-        """Replace all totals by those that `totals` returned."""
-        self._by_ad = dict(by_ad)
-        self._by_day.clear()
-        self._by_day |= {(campaign_id, day): totals for campaign_id, day, totals in by_day}
+        """Add totals of further events, in the form of `totals`."""
+        for ad_id, (impressions, clicks, conversions) in by_ad.items():
+            ad_totals = self._by_ad.get(ad_id, (0, 0, 0))
+            self._by_ad[ad_id] = (ad_totals[0] + impressions, ad_totals[1] + clicks, ad_totals[2] + conversions)
+        for campaign_id, day, sums in by_day:
+            days = self._by_day[campaign_id, day]
+            self._by_day[campaign_id, day] = (
+                days[0] + sums[0],
+                days[1] + sums[1],
+                days[2] + sums[2],
+                days[3] + sums[3],
+            )
 
     def by_ad(self, start: int) -> tuple[dict[str, tuple[int, int, int]], int]:
         """(ad ID -> (impressions, clicks, conversions), next start), as in `CountsReply`; ads in order of arrival."""
@@ -57,15 +68,21 @@ class EventCounts:
         end = start + len(part)
         return part, end if end < len(self._by_ad) else 0
 
-    def days(self, request: ReportRequest) -> ReportReply:
+    def days(self, request: ReportRequest, *, is_whole: bool) -> ReportReply:
         """Days of the requested campaigns that overlap the requested span, sorted by campaign and day."""
         campaigns = set(request.campaigns)
         keys = (key for key in self._by_day if key[0] in campaigns and key > request.after)
         days = sorted(key for key in keys if self._overlaps(*key, request))
         part = [CampaignDay(*key, *self._by_day[key]) for key in days[:MAX_ITEMS]]
-        return ReportReply(part, has_more=len(days) > MAX_ITEMS)
+        return ReportReply(part, has_more=len(days) > MAX_ITEMS, is_whole=is_whole)
 
     def _overlaps(self, campaign_id: str, day: str, request: ReportRequest) -> bool:
         zone = self._zone_of(campaign_id)
         last_us = max(request.from_us, request.to_us - 1)
         return day_of(request.from_us, zone).isoformat() <= day <= day_of(last_us, zone).isoformat()
+
+
+@lru_cache(maxsize=4096)
+def _day(slot: int, zone: str) -> str:
+    """The day of a zone (ISO 8601) on which a slot of `SLOT_US` is."""
+    return day_of(slot * SLOT_US, zone).isoformat()

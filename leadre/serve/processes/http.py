@@ -1,12 +1,13 @@
 """HTTP of a bid worker: raw ASGI, one method per route, deadlines counted from the arrival of a request's bytes.
 
 POST /openrtb2/auction   a page's Prebid.js (CORS for registered origins, macros filled in)
-POST /openrtb2/bid       an exchange
-POST /v1/recommend       plain JSON for a site's own code                        (requires a key)
-GET  /v1/explain/ID      where each candidate came from, and why it was dropped  (requires a key)
+POST /openrtb2/bid       an exchange                                             (configured callers)
+POST /v1/recommend       plain JSON for a site's own code                        (scope recommend)
+POST /v1/conversions     a conversion from an advertiser's server                (scope convert)
+GET  /v1/explain/ID      where each candidate came from, and why it was dropped  (scope explain)
 GET  /                   the index of these routes, for people and as JSON
 GET  /e/KIND             events of a bid; a click is redirected to the landing page
-GET  /metrics            Prometheus, all workers together                        (requires a key)
+GET  /metrics            Prometheus, all workers together                        (scope metrics)
 GET  /healthz, /readyz   alive; able to bid
 """
 
@@ -15,46 +16,44 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, get_args
+import sqlite3
+from typing import get_args
 from urllib.parse import parse_qsl
 
 import msgspec
 
 from leadre import telemetry
 from leadre.errors import BadRequest, PeerError
-from leadre.serve.manage import pages
+from leadre.serve.manage import auth, pages
 from leadre.serve.manage.attempts import RETRY_AFTER_S
+from leadre.serve.plan import Network, Pages
 from leadre.serve.processes.admission import AdmissionQueue
-from leadre.serve.processes.bodies import Receive, Scope, UnsupportedCoding, body_of, header, packed
+from leadre.serve.processes.bid_routes import BidRoutes
+from leadre.serve.processes.bodies import Receive, Scope, body_of, header
 from leadre.serve.processes.client_limits import ClientLimits
 from leadre.serve.processes.connections import ARRIVED
+from leadre.serve.processes.event_reading import Conversion
+from leadre.serve.processes.identification import Identification
 from leadre.serve.processes.recommend import RecommendRequest
-from leadre.serve.processes.refusals import Refusals
+from leadre.serve.processes.responses import JSON, RETRY, TEXT, Handler, Send, indented, reply
 from leadre.serve.processes.worker import Worker
-from leadre.serve.protocol import openrtb
 from leadre.types import EventKind
-
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 
 # Thresholds of the garbage collector: one pass over young objects per few hundred requests.
 GC_THRESHOLDS = (10_000, 20, 20)
-JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
-TEXT: tuple[bytes, bytes] = (b"content-type", b"text/plain")
 NO_STORE: tuple[bytes, bytes] = (b"cache-control", b"no-store")
 PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")  # a transparent GIF, 1 x 1
-NO_KEY = b'{"error": "send a key of an operator as `Authorization: Bearer KEY`; `leadre serve key` prints one"}'
+NO_KEY = b'{"error": "send a key that is in force as `Authorization: Bearer KEY`; `leadre serve key` prints one"}'
+PIXELS = ("imp", "view", "bill")  # kinds that a page reports by an image
+CONVERSION_ERRORS = {
+    403: "the click ID is not one of yours, or is older than 7 days",
+    422: "the writer cannot process this conversion and has set it aside; do not send it again",
+    503: "the writer is away; send the conversion again",
+}
+BAD_BODY = (BadRequest, msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what reading a body raises
 _decode_recommend = msgspec.json.Decoder(RecommendRequest).decode
+_decode_conversion = msgspec.json.Decoder(Conversion).decode
 _encode = msgspec.json.Encoder().encode
-
-
-async def reply(send: Send, status: int, body: bytes = b"", headers: Headers | None = None) -> None:
-    """Send a complete response."""
-    length = [] if status in (204, 304) else [(b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*length, *(headers or [])]})
-    await send({"type": "http.response.body", "body": body})
 
 
 async def health(scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,19 +88,22 @@ class App:
     ``exact`` and ``prefixes`` map (method, path) and (method, beginning of a path) to handlers.
     """
 
-    def __init__(self, worker: Worker, *, max_wait_s: float, management_url: str) -> None:
+    def __init__(
+        self, worker: Worker, *, max_wait_s: float, management_url: str, identification: Identification | None = None
+    ) -> None:
         self.worker = worker
+        identification = identification or Identification(Network(), Pages(), 1, worker.clock)
+        bids = BidRoutes(worker, AdmissionQueue(max_wait_s, worker.clock), identification)
         index = index_route(management_url)
         self._clock = worker.clock
-        self._queue = AdmissionQueue(max_wait_s, worker.clock)
-        self._refusals = Refusals(worker.clock)
         self._limits = ClientLimits(worker.clock)
         self.exact: dict[tuple[str, str], Handler] = {
-            ("POST", "/openrtb2/auction"): self._auction,
-            ("OPTIONS", "/openrtb2/auction"): self._preflight,
-            ("POST", "/openrtb2/bid"): self._exchange,
+            ("POST", "/openrtb2/auction"): bids.auction,
+            ("OPTIONS", "/openrtb2/auction"): bids.preflight,
+            ("POST", "/openrtb2/bid"): bids.exchange,
             ("POST", "/v1/recommend"): self._recommend,
-            ("GET", "/metrics"): self._metrics,
+            ("POST", "/v1/conversions"): conversion_route(worker, self._limits),
+            ("GET", "/metrics"): metrics_route(worker, self._limits),
             ("GET", "/healthz"): health,
             ("GET", "/readyz"): self._ready,
             ("GET", "/"): index,
@@ -134,76 +136,26 @@ class App:
         await self.worker.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _auction(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A page's bid request, refused unless its origin is registered: the page could not read the response."""
-        cors = cors_headers(scope, self.worker.state.origins)
-        if header(scope, b"origin") and not cors:
-            telemetry.ANSWERS.labels("auction", "foreign").inc()
-            why = "this origin is not registered; register it by PUT /origins of the management API"
-            return await reply(send, 403, _encode({"error": why}), [JSON])
-        await self._bid("auction", scope, receive, send, cors)
-
-    async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._bid("bid", scope, receive, send, [])
-
-    async def _bid(self, route: str, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
-        arrived_s = scope.get(ARRIVED, self._clock.monotonic_s())
-        is_pretty = b"pretty" in scope["query_string"] and _is_pretty(scope)
-        outcome = "bad"
-        status = 400
-        body = b""
-        if not await self._queue.admit(arrived_s):
-            outcome, status = "shed", 204
-            if route == "auction":
-                status, body = 200, b"{}"  # Prebid.js expects JSON
-        else:
-            is_page = route == "auction"
-            try:
-                request = openrtb.read(await body_of(scope, receive))
-                self._refusals.left_out(request.left_out)
-                outcome, status, body = await self.worker.bid(
-                    request, arrived_s, fills_macros=is_page, has_no_bid_body=is_page or is_pretty
-                )
-            except BadRequest as error:
-                self._refusals.refused(route, error)
-                body = _encode({"error": str(error)}) if is_pretty else b""
-                if isinstance(error, UnsupportedCoding):
-                    status = 415
-                    headers = [*headers, (b"accept-encoding", b"gzip")]
-        if body:
-            if is_pretty:
-                body = _indented(body)
-            body, coding = packed(body, scope)
-            headers = [*headers, JSON, (b"x-openrtb-version", b"2.6"), *coding]
-        await reply(send, status, body, headers)
-        telemetry.ANSWERS.labels(route, outcome).inc()
-        telemetry.ANSWER_S.labels(route).observe(self._clock.monotonic_s() - arrived_s)
-
-    async def _preflight(self, scope: Scope, receive: Receive, send: Send) -> None:
-        cors = cors_headers(scope, self.worker.state.origins)
-        methods = [(b"access-control-allow-methods", b"POST"), (b"access-control-allow-headers", b"content-type")]
-        await reply(send, 204 if cors else 403, headers=[*cors, *methods] if cors else [])
-
     async def _recommend(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not has_key(self.worker, scope):
-            return await refuse_key(self._limits, scope, send)
+        if not await admits(self.worker, self._limits, scope, send, "recommend"):
+            return
         try:
             request = _decode_recommend(await body_of(scope, receive))
-        except (BadRequest, msgspec.DecodeError) as error:
+        except BAD_BODY as error:
             return await reply(send, 400, _encode({"error": str(error)}), [JSON])
         arrived_s = scope.get(ARRIVED, self._clock.monotonic_s())
-        await reply(send, 200, _indented(_encode(await self.worker.recommend(request, arrived_s))), [JSON])
+        await reply(send, 200, indented(_encode(await self.worker.recommend(request, arrived_s))), [JSON])
 
     async def _explain(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not has_key(self.worker, scope):
-            return await refuse_key(self._limits, scope, send)
+        if (key := await admits(self.worker, self._limits, scope, send, "explain")) is None:
+            return
         try:
-            explanation = await self.worker.explain(scope["path"].removeprefix("/v1/explain/"))
+            explanation = await self.worker.explain(scope["path"].removeprefix("/v1/explain/"), key.advertiser_id)
         except PeerError as error:
-            return await reply(send, 503, _encode({"error": str(error)}), [JSON])
+            return await reply(send, 503, _encode({"error": str(error)}), [JSON, RETRY])
         if explanation is None:
             return await reply(send, 404, _encode({"error": "this ID is not among the recent requests"}), [JSON])
-        await reply(send, 200, _indented(_encode(explanation)), [JSON])
+        await reply(send, 200, indented(_encode(explanation)), [JSON])
 
     async def _event(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An event of a bid, durable before it is acknowledged; a click is redirected even if it cannot be recorded."""
@@ -217,52 +169,79 @@ class App:
         telemetry.EVENTS.labels(kind, str(status)).inc()
         if landing_url:
             return await reply(send, 302, headers=[(b"location", landing_url.encode()), NO_STORE])
-        if kind in ("imp", "view") and status == 204:
+        if kind in PIXELS and status == 204:
             return await reply(send, 200, PIXEL, [(b"content-type", b"image/gif"), NO_STORE])
         await reply(send, status, headers=[NO_STORE])
 
-    async def _metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not has_key(self.worker, scope):
-            return await refuse_key(self._limits, scope, send)
+    async def _ready(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """200 as soon as the worker bids; the body lists the parts that are away, without which bids go on."""
+        failing = await asyncio.to_thread(telemetry.failing_tasks)  # of all processes, also of management
+        await reply(send, 200, _encode(self.worker.state.readiness(failing)), [JSON])
+
+
+def metrics_route(worker: Worker, limits: ClientLimits) -> Handler:
+    """The handler of the metrics of all processes."""
+
+    async def metrics(scope: Scope, receive: Receive, send: Send) -> None:
+        if await admits(worker, limits, scope, send, "metrics") is None:
+            return
         text = await asyncio.to_thread(telemetry.exposition)  # it reads a file of each process, while bids go on
         await reply(send, 200, text, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
 
-    async def _ready(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """200 as soon as the worker bids; the body lists the parts that are away, without which bids go on."""
-        await reply(send, 200, _encode(self.worker.state.readiness()), [JSON])
+    return metrics
+
+
+def conversion_route(worker: Worker, limits: ClientLimits) -> Handler:
+    """The handler of a conversion from an advertiser's server, which has a key of its account."""
+
+    async def convert(scope: Scope, receive: Receive, send: Send) -> None:
+        key = await admits(worker, limits, scope, send, "convert")
+        if key is None:
+            return
+        try:
+            conversion = _decode_conversion(await body_of(scope, receive))
+        except BAD_BODY as error:
+            return await reply(send, 400, _encode({"error": str(error)}), [JSON])
+        status, outcome = await worker.conversion(conversion, key.advertiser_id)
+        telemetry.EVENTS.labels("conv", str(status)).inc()
+        if status == 204:
+            return await reply(send, 200, _encode({"outcome": outcome}), [JSON])
+        headers = [JSON, RETRY] if status == 503 else [JSON]
+        await reply(send, status, _encode({"error": CONVERSION_ERRORS[status]}), headers)
+
+    return convert
+
+
+async def admits(
+    worker: Worker, limits: ClientLimits, scope: Scope, send: Send, needed: auth.Scope
+) -> auth.ApiKey | None:
+    """The key of the request if it has the scope ``needed``; otherwise the refusal is sent.
+
+    503 if the keys cannot be read.
+    """
+    try:
+        key = await presented_key(worker, scope)
+    except sqlite3.DatabaseError as error:  # locked by another program, its disk is full, or damaged
+        why = f"manage.db: {error}; close the program that has it open, or free its disk, and send the request again"
+        await reply(send, 503, _encode({"error": why}), [JSON, RETRY])
+        return None
+    if key is None:
+        await refuse_key(limits, scope, send)
+        return None
+    if needed not in key.scopes:
+        await reply(send, 403, _encode({"error": auth.missing_scope(key, needed)}), [JSON])
+        return None
+    return key
 
 
 async def refuse_key(limits: ClientLimits, scope: Scope, send: Send) -> None:
-    """The response to a request without an operator's key."""
+    """The response to a request without a key in force."""
     if limits.take_failed_login(scope):
         return await reply(send, 401, NO_KEY, [JSON, (b"www-authenticate", b"Bearer")])
     await reply(send, 429, headers=[(b"retry-after", RETRY_AFTER_S.encode())])
 
 
-def has_key(worker: Worker, scope: Scope) -> bool:
-    """Whether the request has an operator's key in force."""
+async def presented_key(worker: Worker, scope: Scope) -> auth.ApiKey | None:
+    """The key of the request, if it is in force."""
     kind, _, presented = header(scope, b"authorization").decode("latin-1").partition(" ")
-    return kind.lower() == "bearer" and worker.state.is_operator(presented.strip())
-
-
-def _indented(body: bytes) -> bytes:
-    """JSON in several lines, for people."""
-    return msgspec.json.format(body, indent=2)
-
-
-def _is_pretty(scope: Scope) -> bool:
-    """Whether the query has ``pretty``, with any value but 0 and false."""
-    query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
-    return query.get("pretty", "0") not in ("0", "false")
-
-
-def cors_headers(scope: Scope, origins: frozenset[str]) -> Headers:
-    """Headers that let a page of a registered origin read the response, with cookies; none for another origin."""
-    origin = header(scope, b"origin")
-    if origin.decode("latin-1") not in origins:
-        return []
-    return [
-        (b"access-control-allow-origin", origin),
-        (b"access-control-allow-credentials", b"true"),
-        (b"vary", b"Origin"),
-    ]
+    return await worker.state.key(presented.strip()) if kind.lower() == "bearer" else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -13,17 +12,19 @@ import msgspec
 from leadre import database
 from leadre.auction.budget import schema, sums
 from leadre.background import Tasks
-from leadre.clock import Clock, ClockWatch
-from leadre.errors import PeerError, RefusedError, StoreDown
+from leadre.clock import Clock, MachineClock
+from leadre.errors import PeerError, RefusedError, StorageError, StoreDown
 from leadre.serve.bidding.explanation import Explanation, explain
 from leadre.serve.bidding.value import expected_nanos
 from leadre.serve.catalogue import eligibility
 from leadre.serve.catalogue.database import MIGRATIONS, ManageDatabase
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
-from leadre.serve.events import event_log
-from leadre.serve.events.records import EventRecord, Record, RequestRecord
+from leadre.serve.events import user_records
+from leadre.serve.events.erased import ErasedUsers
 from leadre.serve.ipc.messages import (
     CampaignDay,
+    ClockReply,
+    ConfirmClockRequest,
     CountsReply,
     CountsRequest,
     EraseReply,
@@ -41,7 +42,9 @@ from leadre.serve.manage import api as manage
 from leadre.serve.manage.access import Backend, Lists, Spend
 from leadre.serve.manage.history import SAMPLE_S, MetricRecorder
 from leadre.serve.paths import StatePaths
-from leadre.store import erased, open_store
+from leadre.serve.processes.erasures import Erasures
+from leadre.serve.processes.steady_clock import SteadyClock
+from leadre.store import open_store
 from leadre.store.contract import EVERYBODY
 from leadre.units import S_PER_HOUR, US_PER_DAY
 
@@ -51,27 +54,32 @@ if TYPE_CHECKING:
 
 ERASE_TIMEOUT_S = 60.0  # of a request that must not fail because the writer is busy
 TIMEOUT_S = 3.0  # of all other requests to the writer
+ERASURES_S = 0.1  # between two passes of erasures
 RETRY_S = 1.0  # after a request without a reply
+FOLLOW_S = 0.5  # between two looks for a new file of the writer's clock
 RETAIN_S = 6.0 * S_PER_HOUR  # between two removals of old lists and profiles
-PROPAGATE_S = 1.0  # within which every bid worker reads the erased users again
 
 
-def app(paths: StatePaths, tables: Path, retain_days: int, clock: Clock) -> FastAPI:
+def app(paths: StatePaths, tables: Path, retain_days: int, machine: MachineClock, *, reviews_accounts: bool) -> FastAPI:
     """The management API over the state in ``paths``; imports read the data artifact ``tables``.
 
     A thread removes lists and profiles older than ``retain_days`` from the store, as the writer does with the log.
+    ``reviews_accounts``: whether ads of accounts wait for an operator's approval.
     """
+    clock = SteadyClock(paths.clock, machine)
     backend = ManagementBackend(paths, tables, clock)
     recorder = MetricRecorder(clock)
-    tasks = Tasks(clock, (StoreDown,))
+    tasks = Tasks(clock, (StoreDown, PeerError, StorageError))
     tasks.start_thread("history", SAMPLE_S, recorder.sample)
-    clock_watch = ClockWatch(clock)
+    tasks.start_thread("clock", FOLLOW_S, clock.follow)
+    tasks.start_thread("retention", RETAIN_S, lambda: backend.retain(retain_days, clock.certain_us()))
+    tasks.start_thread("erasures", ERASURES_S, backend.erasures.run)
 
-    def retain() -> None:
-        clock_watch.check()
-        backend.retain(retain_days, clock.now_us())
+    def confirm_clock(by: str) -> ClockReply:
+        reply = backend.confirm_clock(by)
+        clock.follow()
+        return reply
 
-    tasks.start_thread("retention", RETAIN_S, retain)
     return manage.manage_app(
         ManageDatabase(paths.manage_database),
         Backend(
@@ -82,9 +90,13 @@ def app(paths: StatePaths, tables: Path, retain_days: int, clock: Clock) -> Fast
             catalogue=backend.catalogue,
             history=recorder.read,
             charged_today=backend.charged_today,
+            used_budget=backend.used_budget,
             counts=backend.counts,
             explain=backend.explain,
             lists=backend.lists,
+            time_state=clock.state,
+            confirm_clock=confirm_clock,
+            reviews_accounts=reviews_accounts,
         ),
     )
 
@@ -98,28 +110,33 @@ class ManagementBackend:
         self._tables = tables
         self._clock = clock
         self._snapshot: CatalogueSnapshot | None = None  # of the last explanation; the next one reads what changed
+        self.erasures = Erasures(paths, self.store, self._hide)
         self._retry_at_s = 0.0  # a page sends several requests, and waits for a stalled writer only once
 
     def erase(self, user_id: str) -> Mapping[str, int]:
-        """Remove a user from log and tables, then from the store: a late event would bring a profile back."""
-        from leadre.serve.events import erasure  # polars, which nothing else here needs
+        """Remove a user from log, tables and store; returns when no file names the user."""
+        return self.erasures.erase(user_id)
 
-        with erased.locked(self._paths.erased):
-            reply = self._request(EraseRequest(user_id), ERASE_TIMEOUT_S)
-            assert isinstance(reply, EraseReply), reply
-            removed = erasure.erase(self._paths.events, self._paths.tables, self._paths.replacing, user_id)
-            time.sleep(PROPAGATE_S)
-            stored = (self.store.read_profile(user_id), self.store.read_list(user_id))
-            self.store.erase(user_id)
-        return {"events": removed, "store": sum(item is not None for item in stored)}
+    def _hide(self, user_id: str) -> None:
+        """Let the writer name a user in no further record and reply. PeerError if it is away."""
+        reply = self._request(EraseRequest(user_id), ERASE_TIMEOUT_S)
+        assert isinstance(reply, EraseReply), reply
+
+    def confirm_clock(self, by: str) -> ClockReply:
+        """Let the writer take the machine's wall time as right. PeerError if it cannot."""
+        reply = self._request(ConfirmClockRequest(by))
+        assert isinstance(reply, ClockReply), reply
+        return reply
 
     def retain(self, days: int, now_us: int) -> int:
         """Remove lists and events of profiles older than ``days`` from the store; returns how many entries changed."""
         return self.store.retain(now_us - days * US_PER_DAY, now_us)
 
     def export(self, user_id: str) -> Mapping[str, object]:
-        """All data about a user: profile, stored list, records of the log."""
-        records = [entry.record for entry in event_log.read(self._paths.events) if _is_about(entry.record, user_id)]
+        """All data about a user: profile, stored list, records of the log; none of an erased user."""
+        if user_id in ErasedUsers(self._paths.erased):
+            return {"profile": None, "list": None, "events": []}
+        records = list(user_records.find(self._paths.events, user_id))
         return {
             "profile": msgspec.to_builtins(self.store.read_profile(user_id)),
             "list": msgspec.to_builtins(self.store.read_list(user_id)),
@@ -134,6 +151,7 @@ class ManagementBackend:
             after = (days[-1].campaign_id, days[-1].day) if days else ("", "")
             reply = self._request(ReportRequest(list(campaigns), from_us, to_us, after))
             assert isinstance(reply, ReportReply), reply
+            _refuse_partial(reply)
             days += reply.days
             has_more = reply.has_more
         return [Spend(**msgspec.structs.asdict(day)) for day in days]
@@ -143,9 +161,14 @@ class ManagementBackend:
         with closing(database.connect(self._paths.ledger, schema.MIGRATIONS, read_only=True)) as connection:
             return sums.spend_today(connection, self._clock.now_us())
 
+    def used_budget(self, campaign_id: str) -> tuple[sums.UsedBudget, sums.UsedBudget]:
+        """The charges and reservations of a campaign, in all and today, read from the ledger itself."""
+        with closing(database.connect(self._paths.ledger, schema.MIGRATIONS, read_only=True)) as connection:
+            return sums.used_budget(connection, campaign_id, self._clock.now_us())
+
     def counts(self) -> Mapping[str, tuple[int, int, int]]:
         """Ad ID -> (impressions, clicks, conversions) since the log began."""
-        return self._counts()[0]
+        return self._counts(may_be_partial=False)[0]
 
     def explain(self, request_id: str) -> Explanation | None:
         """A recent request with its candidates and their verdicts; "" is the newest. None if it is unknown."""
@@ -153,7 +176,7 @@ class ManagementBackend:
         assert isinstance(reply, RecordReply), reply
         if reply.record is None:
             return None
-        by_ad, last = self._counts()
+        by_ad, last = self._counts(may_be_partial=True)
         with closing(database.connect(self._paths.manage_database, MIGRATIONS, read_only=True)) as connection:
             known = self._snapshot
             self._snapshot = eligibility.load(connection) if known is None else eligibility.refresh(known, connection)
@@ -172,13 +195,18 @@ class ManagementBackend:
 
         return pl.read_parquet(self._tables / "ads.parquet")
 
-    def _counts(self) -> tuple[dict[str, tuple[int, int, int]], int]:
-        """(counts by ad, number of the last record of the log that they include)."""
+    def _counts(self, *, may_be_partial: bool) -> tuple[dict[str, tuple[int, int, int]], int]:
+        """(counts by ad, number of the last record of the log that they include).
+
+        PeerError if the counts are partial and may not be.
+        """
         by_ad: dict[str, tuple[int, int, int]] = {}
         start = 0
         while True:
             reply = self._request(CountsRequest(start))
             assert isinstance(reply, CountsReply), reply
+            if not may_be_partial:
+                _refuse_partial(reply)
             by_ad |= reply.by_ad
             if not reply.next_start:
                 return by_ad, reply.last
@@ -201,8 +229,7 @@ class ManagementBackend:
         return reply
 
 
-def _is_about(record: Record, user_id: str) -> bool:
-    """Whether a record of the log names the user."""
-    if isinstance(record, RequestRecord):
-        return record.user_id == user_id
-    return isinstance(record, EventRecord) and record.outcome.user_id == user_id
+def _refuse_partial(reply: CountsReply | ReportReply) -> None:
+    """PeerError if the counts of a reply lack a part of the log."""
+    if not reply.is_whole:
+        raise PeerError("the writer still counts the events of its log; try again in some minutes")

@@ -8,7 +8,7 @@ for another source of candidates.
 from __future__ import annotations
 
 import asyncio
-import itertools
+import secrets
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,9 +26,12 @@ from leadre.lm.prefix import PrefixCache
 from leadre.semid import codebook as codebooks
 from leadre.semid.inventory import Inventory
 from leadre.serve.ipc.messages import MAX_ITEMS, GenerateReply, GenerateRequest, ModelInfoReply, ModelInfoRequest
+from leadre.serve.processes.database_reader import DatabaseReader
+from leadre.serve.processes.new_objects import NewAds, NewObjects, ObjectCoder
 from leadre.store.contract import ProfileEvent
 from leadre.tune import model as tuned_model
 from leadre.tune.answers import search_of
+from leadre.types import Ad
 
 PREFIX_MB = 256
 NO_PLACEMENT = -1  # profiles have none
@@ -48,7 +51,9 @@ class ModelServer:
         batch: int = 16,
         clock: Clock | None = None,
     ) -> None:
-        tuned = tuned_model.load(tables, tuned_model.tuned_ids(codebooks.load(codebook), model), model, training=False)
+        ids = tuned_model.tuned_ids(codebooks.load(codebook), model)
+        tuned = tuned_model.load(tables, ids, model, training=False)
+        self.coder = ObjectCoder(ids, codebook.meta["config"]["encoder"])
         moments = tuned.threads.moments
         self.clock = clock or SystemClock()
         self.beam = beam
@@ -57,7 +62,10 @@ class ModelServer:
         self.objects = {object_id: row for row, object_id in enumerate(moments.logs.objects["object_id"].to_list())}
         self.users = {user_id: row for row, user_id in enumerate(moments.logs.users["user_id"].to_list())}
         self.profiles = moments.profiles
-        self.version = f"{model.hash[:12]}-{beam}"  # the number of beams changes the results
+        self._new_ads = NewAds()
+        self.instance = secrets.token_hex(8)
+        self.object_ids = list(self.objects)  # those of the tables, then new ones
+        self._version = f"{model.hash[:12]}-{beam}"  # the number of beams changes the results
         self.inventory = Inventory(self.live.codes_OL, self.live.sizes, self.live.rates_O)
         self.is_bfloat16 = has_bfloat16(tuned.backbone.device)
         searcher = BeamSearcher(tuned.backbone, prefix_cache=PrefixCache(capacity_mb=PREFIX_MB))
@@ -70,16 +78,42 @@ class ModelServer:
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: object) -> None:
         self.engine.__exit__(kind, value, trace)
 
+    @property
+    def version(self) -> str:
+        """Model, number of beams, and number of new objects: all change the results."""
+        added = len(self.object_ids) - len(self.objects)
+        return f"{self._version}+{added}" if added else self._version
+
+    def add(self, new: NewObjects) -> None:
+        """Let the model generate new objects, with the median response rate. No search may run in this thread."""
+        if new.object_ids:
+            rates_O = self.live.rates_O
+            rates_N = None if rates_O is None else np.full(len(new.object_ids), np.median(rates_O))
+            self.inventory.add(new.codes_NL, rates_N)
+            self.object_ids += new.object_ids
+
+    def add_ads(self, ads: Sequence[Ad]) -> None:
+        """`add` the objects of ads made at the management API, in the order of the ads. Takes seconds."""
+        ads = [ad for ad in ads if ad.created_at_us]
+        while (new := self.coder.assign(ads)).object_ids:
+            self.add(new)
+
+    async def follow(self, reader: DatabaseReader) -> None:
+        """`add` the objects of ads that were made or changed since the last call."""
+        ads = await reader.read(self._new_ads.read)
+        while ads and (new := await asyncio.to_thread(self.coder.assign, ads)).object_ids:
+            self.add(new)
+
     async def answer(self, request: ModelInfoRequest | GenerateRequest) -> ModelInfoReply | GenerateReply:
         """Reply with the model's objects and version, or the best eligible objects of the beams at the deadline."""
         if isinstance(request, ModelInfoRequest):
             end = request.start + MAX_ITEMS
-            part = list(itertools.islice(self.objects, request.start, end))
-            return ModelInfoReply(part, self.version, end if end < len(self.objects) else 0)
+            part = self.object_ids[request.start : end]
+            return ModelInfoReply(part, self.version, end if end < len(self.object_ids) else 0, self.instance)
         left_ms = (request.until_s - self.clock.monotonic_s()) * 1000
         if left_ms <= 0:
             return GenerateReply([], [], False)
-        count = len(self.live.codes_OL)
+        count = len(self.object_ids)
         eligible_O = np.unpackbits(np.frombuffer(request.eligible, np.uint8), count=count).astype(np.bool_)
         moment = self.moment(request.user_id, request.recent, request.now_us, eligible_O)
         inventory = self.inventory.restrict(allowed=eligible_O)
@@ -93,7 +127,7 @@ class ModelServer:
         return GenerateReply(result.rows.tolist(), result.log_p.tolist(), result.complete)
 
     def moment(self, user_id: str, recent: Sequence[ProfileEvent], now_us: int, eligible_O: Mask) -> Moment:
-        """A user at ``now_us``. Events of objects that the model's tables lack are left out."""
+        """A user at ``now_us``. Events of objects that the model's tables lack, also of new ones, are left out."""
         events = (
             (
                 self.objects[event.object_id],

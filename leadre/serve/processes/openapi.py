@@ -12,15 +12,18 @@ import msgspec
 
 from leadre import __version__, telemetry
 from leadre.serve.bidding.explanation import Explanation
+from leadre.serve.manage import auth
+from leadre.serve.processes.event_reading import Conversion
 from leadre.serve.processes.recommend import RecommendRequest, RecommendResponse
 from leadre.serve.protocol import openrtb_schema as wire
 from leadre.types import EventKind
 
-TYPES = (wire.Request, wire.Response, RecommendRequest, RecommendResponse, Explanation)
-KEY: list[dict[str, list[str]]] = [{"key": []}]
+TYPES = (wire.Request, wire.Response, RecommendRequest, RecommendResponse, Explanation, Conversion)
 ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
-NO_KEY = {"description": "No operator's key.", "content": {"application/json": {"schema": ERROR}}}
-LIMITED = {"description": "The address has sent too many requests without an operator's key."}
+NO_KEY = {"description": "No key in force.", "content": {"application/json": {"schema": ERROR}}}
+NO_SCOPE = {"description": "The key lacks the scope.", "content": {"application/json": {"schema": ERROR}}}
+NO_KEYS = {"description": "The keys cannot be read.", "content": {"application/json": {"schema": ERROR}}}
+LIMITED = {"description": "The address has sent too many requests without a key in force."}
 BID_REQUEST = {
     "id": "r1",
     "tmax": 200,
@@ -30,6 +33,11 @@ BID_REQUEST = {
 }
 
 Json = dict[str, Any]
+
+
+def _key(scope: auth.Scope) -> list[dict[str, list[str]]]:
+    """The requirement of a key with a scope."""
+    return [{"key": [scope]}]
 
 
 def describe() -> Json:
@@ -49,6 +57,7 @@ def describe() -> Json:
             "/openrtb2/auction": {"post": _auction(), "options": _preflight()},
             "/v1/recommend": {"post": _recommend()},
             "/v1/explain/{request_id}": {"get": _explain()},
+            "/v1/conversions": {"post": _conversion()},
             "/e/{kind}": {"get": _event("getEvent"), "post": _event("postEvent")},
             "/healthz": {"get": _health()},
             "/readyz": {"get": _ready()},
@@ -57,7 +66,7 @@ def describe() -> Json:
         "components": {
             "schemas": schemas,
             "securitySchemes": {
-                "key": {"type": "http", "scheme": "bearer", "description": "An operator's key: `leadre serve key`."}
+                "key": {"type": "http", "scheme": "bearer", "description": "A key with the scope: `leadre serve key`."}
             },
         },
     }
@@ -91,11 +100,15 @@ def _bid_request() -> Json:
 
 # With `pretty` it has a body, which OpenAPI cannot tie to a parameter.
 BAD_REQUEST = {"description": "Not a bid request. No body; with `pretty`, an object whose `error` names the field."}
+RATE = {"description": "The sender has sent too many requests; `Retry-After` has the seconds to wait. No body."}
 BAD_CODING = {"description": "The body has a content coding other than gzip."}
 
 
 def _bid() -> Json:
-    return _bid_request() | {
+    token = "the token of a configured caller that cannot send it as `Authorization: Bearer`"
+    request = _bid_request()
+    return request | {
+        "parameters": [*request["parameters"], _parameter("caller", "query", {"type": "string"}, token)],
         "operationId": "bid",
         "summary": "An exchange's bid request",
         "description": "OpenRTB 2.6, and 2.5 in its `ext`. The schema has the fields that are read; others are skipped."
@@ -106,6 +119,9 @@ def _bid() -> Json:
             "204": {"description": "No bid."},
             "400": BAD_REQUEST,
             "415": BAD_CODING,
+            "401": {"description": "Callers are configured, and the request is of none of them. No body."},
+            "403": {"description": "The token is a caller's, but the address or the certificate is not. No body."},
+            "429": RATE,
         },
     }
 
@@ -115,13 +131,14 @@ def _auction() -> Json:
         "operationId": "auction",
         "summary": "A page's bid request, sent by Prebid.js",
         "description": "As `/openrtb2/bid`, with the auction macros filled in, because a page fills none. A no-bid has"
-        " a body with its reason `nbr`. A request with an `Origin` is answered to registered origins alone.",
+        " a body with its reason `nbr`. The `Origin` must be registered.",
         "responses": {
             "200": {"description": "Bids, the reason for none, or `{}` from an overloaded worker."}
             | _content({"anyOf": [_ref("Response"), {"type": "object", "maxProperties": 0}]}),
             "400": BAD_REQUEST,
             "415": BAD_CODING,
-            "403": {"description": "The page's origin is not registered."} | _content(ERROR),
+            "403": {"description": "The page's origin is not registered, or not stated."} | _content(ERROR),
+            "429": RATE,
         },
     }
 
@@ -142,8 +159,9 @@ def _recommend() -> Json:
         "operationId": "recommend",
         "summary": "Ads for a page of the site itself",
         "description": "Plain JSON without an auction. The site renders the ads and requests their event URLs."
-        " `tmax_ms` 0 is the default of the bidder. `gdpr` and `consent` are those of OpenRTB.",
-        "security": KEY,
+        " `tmax_ms` 0 is the default of the bidder. `gdpr` to `country` are the signals of"
+        ' OpenRTB: of the flags, null and "" are absent, 0, "0", false and "false" are no, all else is yes.',
+        "security": _key("recommend"),
         "requestBody": {"required": True}
         | _content(_ref("RecommendRequest"), example={"user_id": "household-6", "count": 3}),
         "responses": {
@@ -151,7 +169,9 @@ def _recommend() -> Json:
             | _content(_ref("RecommendResponse")),
             "400": {"description": "A field is invalid; `error` names it."} | _content(ERROR),
             "401": NO_KEY,
+            "403": NO_SCOPE,
             "429": LIMITED,
+            "503": NO_KEYS,
         },
     }
 
@@ -161,8 +181,9 @@ def _explain() -> Json:
         "operationId": "explain",
         "summary": "A recent request, explained",
         "description": "Candidates with their values and verdicts, bids with their propensities, versions of all"
-        " artifacts. The last 20,000 requests are known, each a moment after its answer.",
-        "security": KEY,
+        " artifacts; an account gets its own candidates and bids alone."
+        " The last 20,000 requests are known, each a moment after its answer.",
+        "security": _key("explain"),
         "parameters": [
             _parameter("request_id", "path", {"type": "string", "minLength": 1}, "the bidder's ID or the caller's")
         ],
@@ -170,9 +191,42 @@ def _explain() -> Json:
             "200": {"description": "The explanation; `units` has the meaning of its fields."}
             | _content(_ref("Explanation")),
             "401": NO_KEY,
+            "403": NO_SCOPE,
             "429": LIMITED,
             "404": {"description": "No recent request has this ID."} | _content(ERROR),
-            "503": {"description": "The writer is away; send the request again."} | _content(ERROR),
+            "503": {"description": "The writer is away, or the keys cannot be read; send the request again."}
+            | _content(ERROR),
+        },
+    }
+
+
+def _conversion() -> Json:
+    outcome = {
+        "type": "object",
+        "properties": {"outcome": {"enum": ["new", "known"]}},
+        "required": ["outcome"],
+    }
+    return {
+        "operationId": "convert",
+        "summary": "A conversion from an advertiser's server",
+        "description": "Requires a key of the account whose ad was clicked, or an operator's. The landing page has got"
+        " the click ID. An `event_id` counts once in 48 hours; of one click the first conversion is charged, further"
+        " ones are recorded. A value above the campaign's `max_value_nanos` counts as that.",
+        "security": _key("convert"),
+        "requestBody": {"required": True}
+        | _content(
+            _ref("Conversion"), example={"click_id": "1.x", "event_id": "order-1", "value_nanos": 19_990_000_000}
+        ),
+        "responses": {
+            "200": {"description": "On the disk; `known`: the `event_id` had come before."} | _content(outcome),
+            "400": {"description": "A field is invalid; `error` names it."} | _content(ERROR),
+            "401": NO_KEY,
+            "403": {"description": "The key lacks the scope, or the click ID is forged, too old or another account's."}
+            | _content(ERROR),
+            "422": {"description": "The writer cannot process this conversion. Do not send it again."}
+            | _content(ERROR),
+            "429": LIMITED,
+            "503": {"description": "The writer is away, or the keys cannot be read; send it again."} | _content(ERROR),
         },
     }
 
@@ -186,18 +240,18 @@ def _event(name: str) -> Json:
         " disk before it is acknowledged; a repeated event counts once.",
         "parameters": [
             _parameter("kind", "path", {"enum": list(get_args(EventKind))}, "the kind of the event"),
-            _parameter("t", "query", text, "the signed token of the bid"),
+            _parameter("t", "query", text, "the token of the bid for this kind; of `conv` the click ID"),
             _parameter("price", "query", text, "of `win` and `bill`: the CPM paid, from `${AUCTION_PRICE}`"),
             _parameter("reason", "query", text, "of `loss`: the code from `${AUCTION_LOSS}`"),
-            _parameter("event_id", "query", text, "of `conv`: the advertiser's own ID, which counts once in 48 hours"),
             _parameter("value_nanos", "query", text, "of `conv`: its money, in billionths of the currency"),
         ],
         "responses": {
-            "200": {"description": "Counted; a transparent pixel (`imp`, `view`)."}
+            "200": {"description": "Counted; a transparent pixel (`bill`, `imp`, `view`)."}
             | _content({"type": "string", "format": "binary"}, "image/gif"),
             "204": {"description": "Counted."},
-            "302": {"description": "A click: to the landing page of the ad, even if it could not be counted."},
-            "403": {"description": "The token is missing, forged or too old."},
+            "302": {"description": "A click: to the landing page with a click ID, even if it could not be counted."},
+            "400": {"description": "A `bill` without a price that can be billed; the true one still counts."},
+            "403": {"description": "The token is missing, forged, of another kind or too old."},
             "429": {"description": "The address has sent too many such events, or too many with no valid token."},
             "404": {"description": "No such kind."},
             "422": {"description": "Not counted: the writer cannot process this event. Do not send it again."},
@@ -215,15 +269,21 @@ def _ready() -> Json:
     parts = {"type": "array", "items": {"enum": list(telemetry.PARTS)}}
     names = {"type": "array", "items": {"type": "string"}, "description": "Background tasks that keep failing."}
     stopped = {"type": "array", "items": {"type": "string"}, "description": "Campaigns that do not bid meanwhile."}
+    counting = {
+        "type": "boolean",
+        "description": "Whether the writer still counts old events; reports get 503 until then.",
+    }
     body = {
         "type": "object",
         "properties": {
             "status": {"enum": ["ready", "degraded"]},
             "away": parts,
             "failing_tasks": names,
+            "counting": counting,
+            "clock": {"type": "string", "description": "Why the machine's time is in doubt; empty if it is not."},
             "stopped": stopped,
         },
-        "required": ["status", "away", "failing_tasks", "stopped"],
+        "required": ["status", "away", "failing_tasks", "clock", "counting", "stopped"],
     }
     answer = {"description": "The worker bids; `away` lists the parts that it does without."} | _content(body)
     return {"operationId": "ready", "summary": "Whether the worker bids", "responses": {"200": answer}}
@@ -234,6 +294,6 @@ def _metrics() -> Json:
     return {
         "operationId": "metrics",
         "summary": "Metrics of all workers together",
-        "security": KEY,
-        "responses": {"200": answer, "401": NO_KEY, "429": LIMITED},
+        "security": _key("metrics"),
+        "responses": {"200": answer, "401": NO_KEY, "403": NO_SCOPE, "429": LIMITED, "503": NO_KEYS},
     }

@@ -1,7 +1,8 @@
-"""A worker's clients of the writer and of the model server, and its queue of records for the writer."""
+"""A worker's clients of the writer and of the model server, and its queues of records and of clicks for the writer."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from leadre.serve.ipc.messages import (
     CountsReply,
     CountsRequest,
     ErrorReply,
+    EventRequest,
     GenerateReply,
     GenerateRequest,
     LedgerReply,
@@ -37,6 +39,8 @@ MODEL_INFO_TIMEOUT_S = 1.0
 MAX_QUEUED_RECORDS = 10_000  # kept while the writer is away; later records are dropped
 MAX_QUEUED_BYTES = 64 << 20
 RECORDS_PER_REQUEST = 500
+MAX_QUEUED_CLICKS = 10_000
+CLICKS_AT_ONCE = 100
 
 
 class WriterClient:
@@ -44,7 +48,8 @@ class WriterClient:
 
     ``replied_at_s``: monotonic time of its last reply, or of the start of this client.
 
-    ``failing_tasks``: background tasks of the writer that keep failing, as of the last `counts`.
+    As of the last `counts`: ``failing_tasks`` are background tasks of the writer that keep failing; ``has_counts`` is
+    False while its history is counted.
     """
 
     def __init__(self, path: Path, clock: Clock) -> None:
@@ -53,6 +58,7 @@ class WriterClient:
         self._client: Client[WriterRequest, WriterReply] = Client(path, WriterReply)
         self.is_away = True
         self.failing_tasks: Sequence[str] = ()
+        self.has_counts = True
 
     async def request(self, request: WriterRequest) -> WriterReply:
         """The writer's reply. PeerError if the writer is away or its disk refuses the write, RefusedError for good."""
@@ -94,6 +100,7 @@ class WriterClient:
             assert isinstance(reply, CountsReply), reply
             by_ad |= reply.by_ad
             self.failing_tasks = reply.failing
+            self.has_counts = reply.is_whole
             if not reply.next_start:
                 return by_ad, reply.last
             start = reply.next_start
@@ -158,6 +165,41 @@ class RecordQueue:
         return batch
 
 
+class ClickQueue:
+    """Queue of clicks that the writer did not acknowledge: their users are on the landing page, and send none again.
+
+    Bounded in number. A click that is sent twice counts once, so each stays until the writer has taken or refused it.
+    """
+
+    def __init__(self, writer: WriterClient) -> None:
+        self._writer = writer
+        self._clicks: dict[str, EventRequest] = {}  # by token, as a user may click again
+
+    def __len__(self) -> int:
+        return len(self._clicks)
+
+    def add(self, click: EventRequest) -> None:
+        """Queue a click; a full queue drops it."""
+        if len(self._clicks) >= MAX_QUEUED_CLICKS:
+            telemetry.RECORDS_DROPPED.labels("click queue full").inc()
+            return
+        self._clicks.setdefault(click.token, click)
+
+    async def flush(self) -> None:
+        """Send all clicks. PeerError if the writer is away; those that it has not taken stay in the queue."""
+        while self._clicks:
+            batch = list(itertools.islice(self._clicks.values(), CLICKS_AT_ONCE))
+            replies = await asyncio.gather(*map(self._writer.request, batch), return_exceptions=True)
+            away: BaseException | None = None
+            for click, reply in zip(batch, replies, strict=True):
+                if isinstance(reply, BaseException) and not isinstance(reply, RefusedError):
+                    away = reply
+                else:
+                    del self._clicks[click.token]
+            if away is not None:
+                raise away
+
+
 class ModelClient:
     """Client of the model server."""
 
@@ -172,15 +214,19 @@ class ModelClient:
         """Whether the connection that the last request used is still open."""
         return self._client.is_connected
 
-    async def info(self) -> ModelInfoReply:
-        """The objects that the model can generate, and its version. PeerError if the model server is away."""
+    async def info(self, start: int = 0) -> ModelInfoReply:
+        """The objects that the model can generate, from number ``start`` on, and its version.
+
+        PeerError if the model server is away.
+        """
         object_ids: list[str] = []
         while True:
-            reply = await self._client.request(ModelInfoRequest(len(object_ids)), timeout_s=MODEL_INFO_TIMEOUT_S)
+            request = ModelInfoRequest(start + len(object_ids))
+            reply = await self._client.request(request, timeout_s=MODEL_INFO_TIMEOUT_S)
             assert isinstance(reply, ModelInfoReply), reply
             object_ids += reply.object_ids
             if not reply.next_start:
-                return ModelInfoReply(object_ids, reply.version)
+                return ModelInfoReply(object_ids, reply.version, instance=reply.instance)
 
     async def generate(self, request: GenerateRequest) -> GenerateReply:
         """Objects that the model generated before the request's deadline. PeerError if no reply arrives in time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from leadre import telemetry
@@ -13,9 +14,11 @@ from leadre.serve.processes.worker_state import WorkerState
 
 # seconds between two renewals
 CATALOGUE_S = 0.2
+CALLERS_S = 0.5
 POPULAR_LIST_S = 1.0
 BUDGETS_S = 0.05
 RECORDS_S = 0.02
+CLICKS_S = 0.5
 COUNTS_S = 5.0
 MODEL_S = 1.0
 DEGRADED_S = 1.0
@@ -28,15 +31,20 @@ class Renewals:
     def __init__(self, state: WorkerState, writer_away_s: float) -> None:
         self._state = state
         self._writer_away_s = writer_away_s
+        self._model_instance = ""
 
     def start(self) -> None:
         """Run every renewal now, and then again after each interval."""
         for name, interval_s, renew in (
             ("catalogue", CATALOGUE_S, self._refresh_catalogue),
             ("erased users", CATALOGUE_S, self._refresh_erased_users),
+            ("callers", CALLERS_S, self._follow_callers),
+            ("clock", CATALOGUE_S, self._follow_clock),
+            ("token keys", CATALOGUE_S, self._follow_token_keys),
             ("popular list", POPULAR_LIST_S, self._refresh_popular_list),
             ("budgets", BUDGETS_S, self._renew_budgets),
             ("records", RECORDS_S, self._state.records.flush),
+            ("clicks", CLICKS_S, self._state.clicks.flush),
             ("counts", COUNTS_S, self._refresh_counts),
             ("model info", MODEL_S, self._refresh_model_info),
             ("degraded", DEGRADED_S, self._report_degraded),
@@ -50,11 +58,12 @@ class Renewals:
 
     async def _refresh_catalogue(self) -> None:
         state = self._state
-        market = state.bidder.market
-        catalogue = eligibility.refresh(market.catalogue, state.connection)
-        if catalogue is market.catalogue:
+        known = state.bidder.market.catalogue
+        catalogue = await state.database.read(lambda connection: eligibility.refresh(known, connection))
+        if catalogue is known:
             return
-        state.origins = auth.read_origins(state.connection)
+        state.origins = await state.database.read(auth.read_origins)
+        market = state.bidder.market  # other tasks may have replaced it meanwhile
         objects = market.objects
         if catalogue.ads is not market.catalogue.ads:
             objects = ObjectIndex(objects.ids, catalogue.ads, objects.version)
@@ -64,6 +73,15 @@ class Renewals:
 
     async def _refresh_erased_users(self) -> None:
         self._state.erased.follow()
+
+    async def _follow_callers(self) -> None:
+        self._state.callers.follow()
+
+    async def _follow_clock(self) -> None:
+        self._state.clock.follow()
+
+    async def _follow_token_keys(self) -> None:
+        self._state.keys.follow()
 
     async def _refresh_popular_list(self) -> None:
         """Read the list for unknown users though no request needs it: `degraded` then notices a store that is down."""
@@ -81,15 +99,25 @@ class Renewals:
         state.bidder.market = replace(market, expected_nanos_A=expected_nanos_A, log_position=log_position)
 
     async def _refresh_model_info(self) -> None:
-        """Read which objects the model can generate, once for every connection to a model server."""
+        """Read which objects the model can generate: all for a new connection to a model server, else new ones."""
         state = self._state
-        if not state.has_model or (state.bidder.generate is not None and state.model.is_connected):
+        if not state.has_model:
             return
-        state.bidder.generate = None
-        info = await state.model.info()
+        known: Sequence[str] = ()
+        if state.bidder.generate is not None and state.model.is_connected:
+            known = state.bidder.market.objects.ids
+        else:
+            state.bidder.generate = None
+        info = await state.model.info(len(known))
+        if known and info.instance != self._model_instance:  # it was started again since
+            state.bidder.generate = None
+            known = ()
+            info = await state.model.info()
+        self._model_instance = info.instance
         market = state.bidder.market
-        objects = ObjectIndex(info.object_ids, market.catalogue.ads, info.version)
-        state.bidder.market = replace(market, objects=objects)
+        if info.object_ids or not known:
+            objects = ObjectIndex([*known, *info.object_ids], market.catalogue.ads, info.version)
+            state.bidder.market = replace(market, objects=objects)
         state.bidder.generate = state.model.generate
 
     async def _bound_uncapped(self) -> None:
@@ -101,6 +129,10 @@ class Renewals:
         telemetry.UNCAPPED_STOPPED.set(not pays)
 
     async def _report_degraded(self) -> None:
-        away = self._state.degraded()
+        state = self._state
+        now_us = state.clock.now_us()
+        for name in state.callers.by_name:
+            telemetry.OPEN_BIDS.labels(name).set(state.bidder.open_bids.count(name, now_us))
+        away = state.degraded()
         for part in telemetry.PARTS:
             telemetry.DEGRADED.labels(part).set(part in away)

@@ -3,52 +3,64 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import multiprocessing
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadre.clock import Clock, SystemClock
 from leadre.serve.plan import Plan
+from leadre.serve.processes import process_setup
 
 if TYPE_CHECKING:
     from leadre.serve.processes.connections import Limits
 
 GRACE_S = 5  # in which a server finishes the requests that it has begun
 KEEP_ALIVE_S = 60
-METRIC_FILES = ("counter", "histogram", "gauge_livemax")  # names of `prometheus_client`, for the kinds of `telemetry`
-METRIC_BYTES = 256 << 10  # about 2,500 series of a kind; the library doubles the file beyond
-REFUSED = 3  # exit status of a writer that refuses the state folder
+REFUSED = 78  # exit status of a writer that refuses the state folder; uvicorn's own for a failed start is 3
+DATABASE_RETRY_S = 1.0  # between two attempts to read the management database
+SWITCH_S = 0.0005  # between two threads of the writer
+NEW_OBJECTS_S = 0.2  # between two reads of new ads by the model server
 SLOW_REPLY_S = 300.0  # of the management API: an import or an erasure takes a minute
 
 
 def run_worker(plan: Plan, listening: socket.socket) -> None:
     """Run a bid worker until SIGTERM."""
-    _set_up_process()
+    process_setup.set_up()
+    _wait_for_database(plan.paths.manage_database)
     from leadre.serve.processes.connections import Limits
     from leadre.serve.processes.http import App
+    from leadre.serve.processes.identification import Identification
     from leadre.serve.processes.worker import Worker
 
     clock = SystemClock()
     worker = Worker(plan.paths, plan.settings, plan.timing, has_model=plan.model is not None, clock=clock)
-    app = App(worker, max_wait_s=plan.timing.shed_ms / 1000, management_url=plan.management_url)
+    identification = Identification(plan.network, plan.pages, plan.workers, clock, plan.page_key)
+    app = App(
+        worker,
+        max_wait_s=plan.timing.shed_ms / 1000,
+        management_url=plan.management_url,
+        identification=identification,
+    )
     _run_server(app, listening, plan, Limits(connections=plan.network.max_connections), clock)
 
 
 def run_management(plan: Plan, listening: socket.socket) -> None:
     """Run the management API and the status page until SIGTERM."""
-    _set_up_process()
+    process_setup.set_up()
+    _wait_for_database(plan.paths.manage_database)
     from leadre.serve.processes import management
     from leadre.serve.processes.connections import Limits
 
     clock = SystemClock()
-    app = management.app(plan.paths, plan.tables, plan.retain_days, clock)
+    app = management.app(plan.paths, plan.tables, plan.retain_days, clock, reviews_accounts=plan.reviews_accounts)
     limits = Limits(connections=plan.network.max_connections, reply_s=SLOW_REPLY_S)
     _run_server(app, listening, plan, limits, clock)
 
@@ -58,7 +70,10 @@ def run_writer(plan: Plan) -> None:
 
     The process exits with `REFUSED`, and changes no file, if it cannot open the state, as for a damaged event log.
     """
-    _set_up_process()
+    process_setup.set_up()
+    _wait_for_database(plan.paths.manage_database)
+    # The thread of batches passes the interpreter on at each call of disk and database, and waits until it is returned.
+    sys.setswitchinterval(SWITCH_S)
     from leadre import progress
     from leadre.errors import InputError, StorageError
     from leadre.serve.ipc import socket as ipc
@@ -68,7 +83,8 @@ def run_writer(plan: Plan) -> None:
 
     async def main(stopped: asyncio.Event) -> None:
         clock = SystemClock()
-        writer = Writer(lambda: WriterState(plan.paths, retain_days=plan.retain_days, clock=clock), clock)
+        exp_s = plan.settings.exp_s
+        writer = Writer(lambda: WriterState(plan.paths, retain_days=plan.retain_days, exp_s=exp_s, clock=clock), clock)
         running = asyncio.create_task(writer.run())
         server = await ipc.serve(plan.paths.writer_socket, WriterRequest, writer.handle)
         stopping = asyncio.create_task(stopped.wait())
@@ -88,11 +104,22 @@ def run_writer(plan: Plan) -> None:
     _run_until_sigterm(main)
 
 
+def run_table_writer(plan: Plan) -> None:
+    """Run the table writer until SIGTERM; then the tables have all records that the writer has written."""
+    process_setup.set_up()
+    os.nice(process_setup.NICE)
+    from leadre.serve.processes.table_writer import TableWriter
+
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    TableWriter(plan.paths, retain_days=plan.retain_days, clock=SystemClock()).run(stopped)
+
+
 def run_model_server(plan: Plan) -> None:
     """Run the language model until SIGTERM. The process exits with status 1 if an artifact is damaged."""
-    _set_up_process()
+    process_setup.set_up()
     from leadre import artifact, progress
-    from leadre.errors import ArtifactError, ClosedError
+    from leadre.errors import ArtifactError, ClosedError, InputError
     from leadre.serve.ipc import socket as ipc
     from leadre.serve.ipc.messages import GenerateReply, GenerateRequest, ModelInfoReply, ModelInfoRequest
 
@@ -106,7 +133,12 @@ def run_model_server(plan: Plan) -> None:
     except ArtifactError as error:
         progress.say(f"serve: bids go on without the language model: {error}")
         sys.exit(1)
+    from leadre.background import Tasks
+    from leadre.serve.catalogue.database import MIGRATIONS
+    from leadre.serve.processes.database_reader import DatabaseReader
     from leadre.serve.processes.model_server import ModelServer  # torch, which a refusal needs not
+
+    _wait_for_database(plan.paths.manage_database)
 
     async def main(stopped: asyncio.Event) -> None:
         with ModelServer(*artifacts, beam=plan.beam, clock=SystemClock()) as model_server:
@@ -119,57 +151,45 @@ def run_model_server(plan: Plan) -> None:
                     raise
 
             server = await ipc.serve(plan.paths.model_server_socket, ModelInfoRequest | GenerateRequest, handle)
+            reader = DatabaseReader(plan.paths.manage_database, MIGRATIONS)
+            tasks = Tasks(SystemClock(), (InputError, sqlite3.DatabaseError))
+            tasks.start("new objects", NEW_OBJECTS_S, lambda: model_server.follow(reader))
             await stopped.wait()
+            await tasks.stop()
+            reader.close()
             server.close()
 
     _run_until_sigterm(main)
 
 
-def _set_up_process() -> None:
-    """Make the process a group of its own, named for `ps` and `top`, which ends when its supervisor has ended."""
-    os.setpgrp()
-    with contextlib.suppress(OSError):  # systems other than Linux have no /proc
-        Path("/proc/self/comm").write_text(f"leadre {multiprocessing.current_process().name}"[:15])
-    _allocate_metrics()
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with_parent, args=(parent.join,), daemon=True).start()
+def _wait_for_database(path: Path) -> None:
+    """Wait until the management database can be opened. A process that ended would be started again and again."""
+    from leadre import database, progress
+    from leadre.errors import InputError
+    from leadre.serve.catalogue.database import MIGRATIONS
 
-
-def _allocate_metrics() -> None:
-    """Allocate the files that `prometheus_client` maps for this process, before `leadre.telemetry` is imported.
-
-    The library only sets their size: on a full disk, counting would be a SIGBUS, which ends the process. Without room
-    for them the process counts in memory, where `/metrics` does not see it.
-    """
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    if folder is None or not hasattr(os, "posix_fallocate"):  # macOS has none
-        return
-    try:
-        for kind in METRIC_FILES:
-            file = os.open(Path(folder, f"{kind}_{os.getpid()}.db"), os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                os.posix_fallocate(file, 0, METRIC_BYTES)
-            finally:
-                os.close(file)
-    except OSError:
-        del os.environ["PROMETHEUS_MULTIPROC_DIR"]
-
-
-def _end_with_parent(wait_for_parent: Callable[[], None]) -> None:
-    wait_for_parent()
-    os.kill(os.getpid(), signal.SIGTERM)
+    reported = ""
+    while True:
+        try:
+            return database.connect(path, MIGRATIONS, read_only=True).close()
+        except InputError as error:
+            if str(error) != reported:
+                progress.say(f"serve: {multiprocessing.current_process().name} waits: {error}")
+            reported = str(error)
+            time.sleep(DATABASE_RETRY_S)
 
 
 def _run_until_sigterm(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Run ``main`` with an event that SIGTERM sets."""
+    import uvloop
 
     async def run() -> None:
         stopped = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
         await main(stopped)
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
 
 
 def _run_server(app: Any, listening: socket.socket, plan: Plan, limits: Limits, clock: Clock) -> None:
@@ -191,6 +211,6 @@ def _run_server(app: Any, listening: socket.socket, plan: Plan, limits: Limits, 
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=KEEP_ALIVE_S,
         proxy_headers=bool(plan.network.proxies),  # uvicorn would believe any process of this machine
-        forwarded_allow_ips=list(plan.network.proxies),
+        forwarded_allow_ips=plan.network.trusted(),
     )
     uvicorn.Server(config).run(sockets=[listening])

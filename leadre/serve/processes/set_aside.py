@@ -13,9 +13,8 @@ import msgspec
 
 from leadre import telemetry
 from leadre.errors import TokenError
-from leadre.serve.events import durable
-from leadre.serve.events.outcomes import LATE_CONVERSION_US
-from leadre.serve.events.records import without_user
+from leadre.serve.events import durable, user_texts
+from leadre.serve.events.outcomes import CONVERSION_US
 from leadre.serve.events.tokens import TokenKeys
 from leadre.serve.ipc.messages import AppendRequest, EventRequest, WriterRequest
 
@@ -44,15 +43,35 @@ class SetAsideRequests:
             raise durable.failed(self._path, error) from error
         telemetry.SET_ASIDE.labels(kind).inc()
 
+    def erase(self, user_id: str) -> None:
+        """Delete the content of requests that contain the user's ID. StorageError if the disk refuses."""
+        texts = [msgspec.json.encode(user)[1:-1] for user in user_texts.long_enough([user_id])]
+        if texts and self._path.exists():
+            lines = self._path.read_bytes().splitlines(keepends=True)
+            kept = [_emptied(line) if any(text in line for text in texts) else line for line in lines]
+            if kept != lines:
+                durable.replace(self._path, b"".join(kept), mode=0o600, sync=self._sync)
+
     def _without_user(self, request: WriterRequest) -> object:
         """The content of a request as plain values: an event has the terms of its token, without the user."""
         if isinstance(request, AppendRequest):
-            return [without_user(record) for record in request.records]
+            records = map(user_texts.erased, request.records)
+            return [msgspec.structs.replace(record, caller_request_id="") for record in records]
         if not isinstance(request, EventRequest):
             return {}
         try:
-            token = self._token_keys.check(request.token, request.at_us, LATE_CONVERSION_US)
+            token = self._token_keys.check(
+                request.token, request.token_kind or request.kind, request.at_us, CONVERSION_US
+            )
         except TokenError as error:
             return {"kind": request.kind, "token": str(error)}
         terms = msgspec.structs.asdict(msgspec.structs.replace(token, user_id="", cap_id=""))
-        return {"kind": request.kind, "at_us": request.at_us, "price": request.price, "terms": terms}
+        return {"kind": request.kind, "at_us": request.at_us, "price_nanos": request.price_nanos, "terms": terms}
+
+
+def _emptied(line: bytes) -> bytes:
+    """A line of the file with its time and kind alone."""
+    fields = msgspec.json.decode(line)
+    return (
+        msgspec.json.encode({"at_us": fields["at_us"], "kind": fields["kind"], "why": "erased", "request": {}}) + b"\n"
+    )

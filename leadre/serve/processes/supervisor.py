@@ -21,11 +21,11 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from leadre import progress, telemetry
-from leadre.background import TaskHealth
+from leadre.background import TaskHealth, Tasks
 from leadre.clock import Clock, SystemClock
 from leadre.errors import FaultError, InputError
 from leadre.serve.plan import Plan
-from leadre.serve.processes import readiness, roles
+from leadre.serve.processes import readiness, reserve, roles
 
 BACKLOG = 2048  # connections that wait to be accepted
 POLL_S = 0.2
@@ -64,10 +64,12 @@ def run(plan: Plan) -> None:
         others = [
             _Role(f"worker {number}", roles.run_worker, (plan, bid_socket)) for number in range(1, plan.workers + 1)
         ]
+        tables = _Role("tables", roles.run_table_writer, (plan,))
         others.append(_Role("management", roles.run_management, (plan, manage_socket)))
         if plan.model is not None:  # last, as it takes longest and bids do not need it
             others.append(_Role("model", roles.run_model_server, (plan,)))
         health = TaskHealth("supervisor", clock)
+        Tasks(clock).start_thread("reserve of the disk", reserve.FILL_S, lambda: reserve.fill(plan.paths.reserve))
         stopping = [False]
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopping.__setitem__(0, True))
@@ -75,13 +77,13 @@ def run(plan: Plan) -> None:
         try:
             while not stopping[0]:
                 with contextlib.suppress(FaultError):
-                    health.attempt(lambda: _keep_running([writer, *others], clock))
+                    health.attempt(lambda: _keep_running([writer, *others, tables], clock))
                     continue
                 time.sleep(health.delay_s(POLL_S))
             progress.say("serve: stops; requests in progress are answered first")
         finally:
             announcing.set()
-            for role in [*others, writer]:  # the writer takes the last records of all others
+            for role in [*others, writer, tables]:  # the last records of all others are written, then in the tables
                 _end(role)
     progress.say("serve: stopped")
 

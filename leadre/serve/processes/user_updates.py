@@ -8,7 +8,8 @@ from leadre.errors import StoreDown
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.events.erased import ErasedUsers
 from leadre.serve.events.outcomes import CapAction, EventReport
-from leadre.store.contract import Profile, ProfileEvent, Store
+from leadre.serve.events.tokens import Token
+from leadre.store.contract import Cap, Profile, ProfileEvent, Store
 
 
 class UserUpdates:
@@ -17,21 +18,23 @@ class UserUpdates:
     def __init__(self, store: Store, erased: ErasedUsers) -> None:
         self.store = store
         self._erased = erased
-        self._cap_updates: list[tuple[CapAction, str]] = []  # (action, reservation), oldest first
+        self._cap_updates: list[tuple[CapAction, Token]] = []  # oldest first
 
-    def add_cap_update(self, action: CapAction, cap_id: str) -> None:
-        """Queue an update of a reservation under a frequency cap."""
-        self._cap_updates.append((action, cap_id))
+    def add_cap_update(self, action: CapAction, token: Token) -> None:
+        """Queue an update of the token's reservation under a frequency cap."""
+        self._cap_updates.append((action, token))
 
     def flush_cap_updates(self) -> None:
         """Send the queued updates; those that the store does not take stay in the queue."""
         try:
             while self._cap_updates:
-                action, cap_id = self._cap_updates[0]
-                if action == "post":
-                    self.store.post(cap_id)
+                action, token = self._cap_updates[0]
+                if action == "void":
+                    self.store.void(token.cap_id)
+                elif not token.user_id or token.user_id in self._erased:
+                    self.store.post(token.cap_id)
                 else:
-                    self.store.void(cap_id)
+                    self.store.post(token.cap_id, token.user_id, Cap(token.campaign_id, token.cap_day, 0))
                 self._cap_updates.pop(0)
         except StoreDown:
             pass

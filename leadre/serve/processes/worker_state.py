@@ -6,24 +6,31 @@ import itertools
 import os
 import secrets
 import sqlite3
+from collections.abc import Collection
+from contextlib import closing
 
 from leadre import database, telemetry
 from leadre.background import Tasks
-from leadre.clock import Clock
+from leadre.clock import MachineClock
 from leadre.errors import PeerError
 from leadre.serve.bidding.budgets import Budgets
 from leadre.serve.bidding.context import Bidder, Market
 from leadre.serve.bidding.exploration import ExplorationDraws
 from leadre.serve.bidding.user_store import UserStore
 from leadre.serve.bidding.value import Counts, expected_nanos
+from leadre.serve.callers.open_bids import OpenBids
+from leadre.serve.callers.registry import Callers
 from leadre.serve.catalogue import database as records
 from leadre.serve.catalogue import eligibility
 from leadre.serve.catalogue.objects import ObjectIndex
 from leadre.serve.events.erased import ErasedUsers
 from leadre.serve.events.tokens import TokenKeys
 from leadre.serve.manage import auth
+from leadre.serve.manage.auth import ApiKey, Scope
 from leadre.serve.paths import StatePaths
-from leadre.serve.processes.peers import ModelClient, RecordQueue, WriterClient
+from leadre.serve.processes.database_reader import DatabaseReader
+from leadre.serve.processes.peers import ClickQueue, ModelClient, RecordQueue, WriterClient
+from leadre.serve.processes.steady_clock import SteadyClock
 from leadre.serve.settings import Settings
 from leadre.store import open_store
 
@@ -37,42 +44,51 @@ class WorkerState:
     ``has_model``: whether the plan has a model server. InputError if the state folder has no catalogue yet.
     """
 
-    def __init__(self, paths: StatePaths, settings: Settings, *, has_model: bool, clock: Clock) -> None:
-        self.clock = clock
+    def __init__(self, paths: StatePaths, settings: Settings, *, has_model: bool, clock: MachineClock) -> None:
+        self.clock = SteadyClock(paths.clock, clock)
         self.has_model = has_model
         self.tasks = Tasks(clock, (PeerError, sqlite3.OperationalError))
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._numbers = itertools.count()
         self.writer = WriterClient(paths.writer_socket, clock)
         self.records = RecordQueue(self.writer)
+        self.clicks = ClickQueue(self.writer)
         self.model = ModelClient(paths.model_server_socket, clock)
-        self.connection = database.connect(paths.manage_database, records.MIGRATIONS, read_only=True)
-        catalogue = eligibility.load(self.connection, settings.seat)
-        self.connection.execute("PRAGMA busy_timeout=0")  # a refresh that finds a lock is repeated, and blocks no bid
+        with closing(database.connect(paths.manage_database, records.MIGRATIONS, read_only=True)) as connection:
+            catalogue = eligibility.load(connection, settings.seat, settings.ignored_rules)
+            self.origins = auth.read_origins(connection)
+        self.callers = Callers(paths.callers, is_required=settings.require_callers)
+        self.database = DatabaseReader(paths.manage_database, records.MIGRATIONS)
         self.counts: Counts = {}
         self.keys = TokenKeys.open(paths.token_keys)
         self.erased = ErasedUsers(paths.erased)
-        self.origins = auth.read_origins(self.connection)
         self.bidder = Bidder(
             settings=settings,
             market=Market(catalogue, expected_nanos(catalogue, {}), ObjectIndex((), catalogue.ads, "")),
-            user_store=UserStore(open_store(paths.store, lock_ms=LOCK_MS), clock),
-            budgets=Budgets(self._name, self.writer.send_orders),
+            user_store=UserStore(open_store(paths.store, lock_ms=LOCK_MS), self.clock, self.erased.__contains__),
+            budgets=Budgets(self._name, self.writer.send_orders, settings.workers),
             generate=None,
-            sign=self.keys.sign,
+            encrypt=self.keys.encrypt_each,
             new_id=self.new_id,
             draws=ExplorationDraws.open(paths.exploration_key),
-            clock=clock,
+            clock=self.clock,
+            open_bids=OpenBids(settings.workers),
         )
 
     def new_id(self) -> str:
         """A request ID that no other worker creates."""
         return f"{self._name}-{next(self._numbers):x}"
 
-    def is_operator(self, presented: str) -> bool:
-        """Whether ``presented`` is an operator's key in force."""
-        key = auth.find(self.connection, presented)
-        return key is not None and key.is_operator
+    async def key(self, presented: str) -> ApiKey | None:
+        """The key in force whose text is ``presented``. Errors as from `DatabaseReader.read`."""
+        return await self.database.read(lambda connection: auth.find(connection, presented))
+
+    async def is_allowed(self, presented: str, scope: Scope) -> ApiKey | None:
+        """The key whose text is ``presented`` if it is in force and has the scope. Errors as from `key`.
+
+        The caller compares ``advertiser_id`` of an account's key with the account that it acts for.
+        """
+        return await self.database.read(lambda connection: auth.is_allowed(connection, presented, scope))
 
     def degraded(self) -> list[str]:
         """The parts (`telemetry.PARTS`) that are away; bids are made without them."""
@@ -81,6 +97,7 @@ class WorkerState:
             self.writer.is_away,
             self.has_model and self.bidder.generate is None,
             bool(self.failing_tasks()),
+            bool(self.clock.doubt()),
         )
         return [part for part, part_is_away in zip(telemetry.PARTS, is_away, strict=True) if part_is_away]
 
@@ -88,13 +105,18 @@ class WorkerState:
         """Background tasks of this worker and of the writer that keep failing."""
         return [*self.tasks.failing(), *self.writer.failing_tasks]
 
-    def readiness(self) -> dict[str, object]:
-        """The body of `/readyz`."""
+    def readiness(self, failing_elsewhere: Collection[str] = ()) -> dict[str, object]:
+        """The body of `/readyz`. ``failing_elsewhere``: tasks of any process of the bidder that keep failing."""
+        failing = sorted({*self.failing_tasks(), *failing_elsewhere})
         away = self.degraded()
+        if failing and "tasks" not in away:
+            away.append("tasks")
         return {
             "status": "degraded" if away else "ready",
             "away": away,
-            "failing_tasks": self.failing_tasks(),
+            "failing_tasks": failing,
+            "clock": self.clock.doubt(),
+            "counting": not self.writer.has_counts,
             "stopped": [] if self.bidder.budgets.pays_uncapped else ["campaigns without a budget"],
         }
 
@@ -103,4 +125,4 @@ class WorkerState:
         await self.writer.close()
         await self.model.close()
         self.bidder.user_store.store.close()
-        self.connection.close()
+        self.database.close()

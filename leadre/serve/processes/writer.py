@@ -1,6 +1,6 @@
 """The writer: the one process that writes money and events, so that nothing it acknowledges can be lost.
 
-Requests that arrive while the disk is busy form a batch: one ledger commit, one log sync, then all their replies. If
+Requests that arrive while the disk is busy form a batch: one log sync, one ledger commit, then all their replies. If
 the disk refuses, every request of the batch gets an `ErrorReply`, and its sender repeats it. If a batch fails for any
 other reason, its requests are handled one by one: those that fail alone are refused for good and set aside in
 ``refused.jsonl``, and the others are handled.
@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
+import gc
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from leadre import progress
 from leadre.background import TaskHealth
 from leadre.clock import Clock
+from leadre.database import DISK_ERRORS
 from leadre.errors import FaultError, LeadreError, RefusedError, StorageError
 from leadre.serve.ipc.messages import AppendReply, AppendRequest, ErrorReply, WriterReply, WriterRequest
+from leadre.serve.processes.batches import Batches
+from leadre.serve.processes.disk_reports import DiskReports
 from leadre.serve.processes.writer_state import WriterState
 
-MAINTAIN_S = 0.2  # longest time between two calls of `WriterState.maintain`
-DISK_ERRORS = (StorageError, sqlite3.OperationalError)
+MAINTAIN_S = 0.2  # between two calls of `WriterState.maintain`
 Reply = WriterReply | LeadreError  # an error fails the request for good
 
 
@@ -37,20 +38,15 @@ class Writer:
         self._open_state = open_state
         self.has_state = False
         self._clock = clock
-        self._pending: list[tuple[WriterRequest, asyncio.Future[WriterReply]]] = []
-        self._has_requests = asyncio.Event()
-        self._is_idle = asyncio.Event()
-        self._fault = ""  # the last refusal of the disk; "" while it accepts
+        self._maintain_at_s = 0.0  # monotonic time
+        self._queue = Batches()
+        self._disk = DiskReports("the writer", clock)
         self._batches = TaskHealth("batches of the writer", clock, DISK_ERRORS)
         self._loop = TaskHealth("the writer", clock, (StorageError,))
 
-    async def handle(self, request: WriterRequest) -> WriterReply:
+    def handle(self, request: WriterRequest) -> asyncio.Future[WriterReply]:
         """The reply to a request, after its data is durable. RefusedError if the request itself cannot be handled."""
-        future: asyncio.Future[WriterReply] = asyncio.get_running_loop().create_future()
-        self._pending.append((request, future))
-        self._is_idle.clear()
-        self._has_requests.set()
-        return await future
+        return self._queue.add(request)
 
     async def run(self) -> None:
         """Handle batch after batch until cancelled, in a thread, so that requests arrive meanwhile.
@@ -65,6 +61,8 @@ class Writer:
 
             state = await loop.run_in_executor(thread, self._open_state)
             self.has_state = True
+            gc.collect()
+            gc.freeze()  # catalogue and counts stay: a later collection, for which all requests wait, skips them
             try:
                 while True:
                     with contextlib.suppress(FaultError):
@@ -75,27 +73,26 @@ class Writer:
 
     async def drain(self) -> None:
         """Wait until every request has its reply."""
-        await self._is_idle.wait()
+        await self._queue.idle()
 
     async def _run_batch(self, in_thread: Callable[..., Awaitable[Any]], state: WriterState) -> None:
-        """Handle the requests that arrive within `MAINTAIN_S`, if any, then do what is due."""
-        if not self._pending:
-            self._is_idle.set()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._has_requests.wait(), MAINTAIN_S)
-        self._has_requests.clear()
-        batch = self._pending
-        self._pending = []
+        """Handle the next batch, if any arrives within `MAINTAIN_S`, then do what is due."""
+        batch = await self._queue.next_batch(MAINTAIN_S)
         replies: list[Reply] = []
         why = "the writer failed; send the request again"
+        last = state.log.last
         try:
             if batch:
                 await in_thread(self._handle_batch, state, [request for request, _ in batch], replies)
-            await in_thread(state.maintain, self._clock.now_us())
-            self._report_fault("")
+            if self._clock.monotonic_s() >= self._maintain_at_s:
+                self._maintain_at_s = self._clock.monotonic_s() + MAINTAIN_S
+                await in_thread(state.maintain, state.clock.now_us())
         except DISK_ERRORS as error:
             why = str(error)
-            self._report_fault(why)
+            self._disk.refused(why)
+        else:
+            if state.log.last > last:
+                self._disk.accepted()
         finally:
             replies += [ErrorReply(why)] * (len(batch) - len(replies))
             for (_, future), reply in zip(batch, replies, strict=True):
@@ -105,7 +102,7 @@ class Writer:
 
     def _handle_batch(self, state: WriterState, requests: Sequence[WriterRequest], replies: list[Reply]) -> None:
         """Add the replies to ``replies``; after an error of the disk, those to the requests that were handled."""
-        now_us = self._clock.now_us()
+        now_us = state.clock.now_us()
         try:
             replies += self._batches.attempt(lambda: state.handle(requests, now_us))
         except FaultError as error:
@@ -121,15 +118,8 @@ class Writer:
             for record in request.records:
                 self._handle_batch(state, [AppendRequest([record])], [])
             return AppendReply()
-        state.set_aside(request, str(error), self._clock.now_us())
+        state.set_aside(request, str(error), state.clock.now_us())
         return RefusedError(str(error))
-
-    def _report_fault(self, fault: str) -> None:
-        """Report once when the disk starts to refuse, and once when it accepts again."""
-        if bool(fault) != bool(self._fault):
-            with contextlib.suppress(OSError):  # the report itself may be written to the same disk
-                progress.say(f"serve: the writer waits for its disk: {fault}" if fault else "serve: it writes again")
-        self._fault = fault
 
 
 def _reply(future: asyncio.Future[WriterReply], reply: Reply) -> None:

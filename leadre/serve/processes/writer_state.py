@@ -6,25 +6,26 @@ caller passes the time.
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+
+import msgspec
 
 from leadre.auction.budget.ledger import Ledger
 from leadre.auction.budget.messages import Lease
 from leadre.background import Tasks
-from leadre.clock import Clock, ClockWatch
-from leadre.errors import StorageError
-from leadre.serve.events import erasure, training
+from leadre.clock import MachineClock
+from leadre.database import DISK_ERRORS
+from leadre.serve.events import event_log, table_position, user_texts
+from leadre.serve.events.caller_ids import CallerIds, clean_ledger
 from leadre.serve.events.erased import ErasedUsers
 from leadre.serve.events.log_writer import EventLog
 from leadre.serve.events.outcomes import EventProcessor
-from leadre.serve.events.records import RequestRecord, without_user
+from leadre.serve.events.records import RequestRecord
 from leadre.serve.events.tokens import TokenKeys
 from leadre.serve.ipc.messages import (
     AppendReply,
     AppendRequest,
+    ConfirmClockRequest,
     CountsReply,
     CountsRequest,
     EraseReply,
@@ -44,47 +45,50 @@ from leadre.serve.processes.catalogue_sync import CatalogueSync
 from leadre.serve.processes.derived_state import DerivedState
 from leadre.serve.processes.event_posting import EventPosting
 from leadre.serve.processes.set_aside import SetAsideRequests
+from leadre.serve.processes.steady_clock import ClockKeeper
 from leadre.serve.processes.user_updates import UserUpdates
+from leadre.serve.settings import EXP_S
 from leadre.store import open_store
 from leadre.units import US_PER_DAY, US_PER_HOUR, US_PER_S
 
-COMPACT_US = 20 * US_PER_S  # between two compactions of the log into tables
 FORGET_US = US_PER_S // 5  # between two batches of events that the ledger forgets
 SNAPSHOT_US = 60 * US_PER_S  # between two snapshots of the counts; a start after a kill reads the log of this time
+RECOUNT_US = 60 * US_PER_S  # between two starts of the process that counts the history, if it fails
 RETAIN_US = US_PER_HOUR  # between two removals of what is older than ``retain_days``
-RETENTION = "retention"  # the name of that part of `WriterState.maintain`
 
 
 class WriterState:
-    """Ledger, event log and counters of one bidder. The thread that uses it creates it."""
+    """Ledger, event log and counters of one bidder. The thread that uses it creates it.
 
-    def __init__(self, paths: StatePaths, *, retain_days: int, clock: Clock) -> None:
+    Callers of `handle` and `maintain` take the time from ``clock``. ``exp_s``: that of `Settings`.
+    """
+
+    def __init__(self, paths: StatePaths, *, retain_days: int, clock: MachineClock, exp_s: int = EXP_S) -> None:
         self._paths = paths
         self._retain_us = retain_days * US_PER_DAY
         self.token_keys = TokenKeys.open(paths.token_keys)
+        self.caller_ids = CallerIds.open(paths.caller_id_key)
         self.erased = ErasedUsers(paths.erased)
         self.ledger = Ledger(paths.ledger)
-        self.log = EventLog(paths.events, known=max(self.ledger.log_number, training.position(paths.tables)))
+        self.log = EventLog(paths.events, known=max(self.ledger.log_number, table_position.read(paths.tables)))
         self.refused = SetAsideRequests(paths.refused, self.token_keys)
-        self._clock_watch = ClockWatch(clock)
-        self._is_steady = True
-        self._tasks = Tasks(clock, (StorageError, sqlite3.OperationalError))
+        self.clock = ClockKeeper(paths.clock, clock, lambda: event_log.last_written_us(paths.events))
+        self._tasks = Tasks(clock, DISK_ERRORS)
         processor = EventProcessor(self.ledger, self.log, self.erased.__contains__)
+        clean_ledger(self.ledger.connection, self.caller_ids)
         self.users = UserUpdates(open_store(paths.store), self.erased)
-        self._catalogue_sync = CatalogueSync(paths, self.ledger)
-        self._derived = DerivedState(paths.counts, self.log, self._catalogue_sync, self._without_erased)
-        self._posting = EventPosting(self.token_keys, processor, self._derived, self._catalogue_sync, self.users)
+        self._catalogue_sync = CatalogueSync(paths, self.ledger, exp_s, clock)
+        self._derived = DerivedState(paths.counts, self.log, self._catalogue_sync, self._as_known)
+        self._posting = EventPosting(
+            self.token_keys, self.caller_ids, processor, self._derived, self._catalogue_sync, self.users
+        )
         self._due_us: dict[str, int] = {}  # periodic part of `maintain` -> time of its next call
         self._derived.load()
-        with erasure.replacing(paths.replacing, wait=False) as may_replace:
-            if may_replace:
-                training.recover(paths.tables)
 
     def close(self) -> None:
-        """Save counts and compact the log into the tables, unless the disk refuses, and close all files."""
-        for save in (self._derived.save, self._compact):
-            with contextlib.suppress(StorageError):
-                save()
+        """Save the counts, unless the disk refuses, and close all files."""
+        self.clock.keep(at_once=True)
+        self._derived.close()
         self.log.close()
         self.ledger.close()
         self.users.store.close()
@@ -97,7 +101,7 @@ class WriterState:
         """
         self._catalogue_sync.set_budgets(now_us)
         self._append_requests(requests, now_us)
-        outcomes = self._posting.post_batch(requests, now_us)
+        outcomes = self._posting.post_batch(requests, now_us, self.clock.forget_us(now_us))
         return [self._reply(request, outcomes.get(index, ""), now_us) for index, request in enumerate(requests)]
 
     def _reply(self, request: WriterRequest, outcome: str, now_us: int) -> WriterReply:
@@ -111,36 +115,42 @@ class WriterState:
                 results = self.ledger.apply([*releases, *leases], now_us)[len(releases) :]
                 return LedgerReply([result if isinstance(result, Lease) else None for result in results])
             case RecordRequest(request_id=request_id):
-                return RecordReply(self._derived.recent.find(request_id))
+                return RecordReply(self._find(request_id))
             case CountsRequest(start=start):
                 by_ad, next_start = self._derived.counts.by_ad(start)
-                return CountsReply(by_ad, self._derived.last, next_start, self._tasks.failing())
+                is_whole = self._derived.is_whole
+                return CountsReply(by_ad, self._derived.last, next_start, self._tasks.failing(), is_whole)
             case ReportRequest():
-                return self._derived.counts.days(request)
+                return self._derived.counts.days(request, is_whole=self._derived.is_whole)
             case EraseRequest(user_id=user_id):
                 self._hide(user_id)
                 return EraseReply()
+            case ConfirmClockRequest(by=by):
+                confirmed = self.clock.confirm(by)
+                self._due_us.clear()  # all parts run now
+                return confirmed
 
     def maintain(self, now_us: int) -> None:
-        """Do what is due: follow the catalogue, expire leases, flush caps, compact tables, remove old records.
+        """Do what is due: follow the catalogue, expire leases, flush caps, count, save counts, remove old records.
 
         A part that fails is counted, reported and tried again; the other parts follow. StorageError, OperationalError:
         the disk refuses.
         """
         self._tasks.attempt("follow catalogue", lambda: self._derived.follow_catalogue(now_us))
-        self._tasks.attempt("clock", self._check_clock)
-        if self._is_steady:
-            self._tasks.attempt("expire leases", lambda: self.ledger.expire(now_us))
+        self._tasks.attempt("clock", self.clock.keep)
+        self._tasks.attempt("token keys", self.token_keys.follow)
+        certain_us = self.clock.forget_us(now_us)
+        self._tasks.attempt("expire leases", lambda: self.ledger.expire(now_us, self.clock.settled_before_us()))
         self._tasks.attempt("frequency caps", self.users.flush_cap_updates)
-        if self._is_steady:
-            self._every(FORGET_US, "forget events", now_us, lambda: self.ledger.forget(now_us))
-        self._every(COMPACT_US, "compact tables", now_us, self._compact)
+        self._every(FORGET_US, "forget events", now_us, lambda: self.ledger.forget(certain_us))
+        self._every(RECOUNT_US, "start of the history count", now_us, self._derived.start_count)
+        self._tasks.attempt("history count", self._derived.add_history)
         self._every(SNAPSHOT_US, "snapshot of counts", now_us, self._derived.save)
-        if self._is_steady:
-            self._every(RETAIN_US, RETENTION, now_us, lambda: self._retain(now_us))
+        self._every(RETAIN_US, "retention", now_us, lambda: self._retain(certain_us))
 
     def _every(self, interval_us: int, name: str, now_us: int, call: Callable[[], object]) -> None:
-        if now_us >= self._due_us.get(name, 0):
+        due_us = self._due_us.get(name, 0)
+        if not due_us - interval_us <= now_us < due_us:  # a call that is due later was set by a clock that went back
             self._due_us[name] = now_us + interval_us
             self._tasks.attempt(name, call)
 
@@ -153,36 +163,40 @@ class WriterState:
         recent = self._derived.recent
         records = [record for request in requests if isinstance(request, AppendRequest) for record in request.records]
         unknown = {record.request_id: record for record in records if record not in recent}
-        self._derived.append([self._without_erased(record) for record in unknown.values()], now_us)
+        self._derived.append([self._as_logged(record) for record in unknown.values()], now_us)
 
-    def _compact(self) -> None:
-        """Bring the tables for training up to the log, unless an erasure replaces files."""
-        with erasure.replacing(self._paths.replacing, wait=False) as may_replace:
-            if may_replace:
-                training.compact(self._paths.events, self._paths.tables, self._catalogue_sync.catalogue.ads)
-
-    def _check_clock(self) -> None:
-        """ClockError, and leases and records do not grow old, while wall time has jumped."""
-        self._is_steady = False
-        self._clock_watch.check()
-        self._is_steady = True
-
-    def _retain(self, now_us: int) -> None:
-        """Remove records and table rows older than ``retain_days``."""
-        oldest_us = now_us - self._retain_us
+    def _retain(self, certain_us: int) -> None:
+        """Forget records older than ``retain_days``; the table writer deletes them from the disk."""
+        oldest_us = certain_us - self._retain_us
         self._derived.recent.forget_before(oldest_us)
-        with erasure.replacing(self._paths.replacing, wait=False) as may_replace:
-            if may_replace:
-                self.log.retain(oldest_us)
-                training.retain(self._paths.tables, datetime.fromtimestamp(oldest_us / US_PER_S, UTC).date())
-            else:
-                self._due_us[RETENTION] = now_us + COMPACT_US  # an erasure replaces files
+        self.log.rotate_before(oldest_us)
+
+    def _as_logged(self, record: RequestRecord) -> RequestRecord:
+        """The record of a worker without an erased user, and with the hash of the caller's ID."""
+        hashed = self.caller_ids.hash("request", record.caller_request_id)
+        return self._without_erased(msgspec.structs.replace(record, caller_request_id=hashed))
+
+    def _as_known(self, record: RequestRecord) -> RequestRecord:
+        """The same for a record of the log, which an earlier release may have written."""
+        hashed = self.caller_ids.hash_once("request", record.caller_request_id)
+        if hashed != record.caller_request_id:
+            record = msgspec.structs.replace(record, caller_request_id=hashed)
+        return self._without_erased(record)
 
     def _without_erased(self, record: RequestRecord) -> RequestRecord:
-        return without_user(record) if record.user_id and record.user_id in self.erased else record
+        return user_texts.erased(record) if record.user_id and record.user_id in self.erased else record
+
+    def _find(self, request_id: str) -> RequestRecord | None:
+        """A recent record by our request ID, or by the caller's, which it then shows as it was presented."""
+        record = self._derived.recent.find(request_id)
+        if record is None:
+            record = self._derived.recent.find(self.caller_ids.hash("request", request_id))
+            return record and msgspec.structs.replace(record, caller_request_id=request_id)
+        return record
 
     def _hide(self, user_id: str) -> None:
         """Name the user in no further reply and record, not of tokens in circulation either, and close the segment."""
         self.erased.add(user_id)
         self._derived.recent.erase(user_id)
+        self.refused.erase(user_id)
         self.log.rotate()

@@ -2,15 +2,6 @@
 
 Only this file converts money. On the wire a price is a float CPM; inside it is whole nanos of one impression,
 1,000,000 for a CPM of 1. Floors are rounded up and prices down: no rounding undercuts a floor or overbids.
-
-A request may have a privacy signal twice, in its field of 2.6 and under ``ext``. Both copies are read:
-
-- GDPR applies if one copy declares it.
-- Two TC strings that differ are replaced by `CONTRADICTION`, which no decoder accepts.
-- An opt-out of sale wins over any other US privacy string.
-- The first GPP string is used; its sections are those of both copies.
-- GPC is on if one copy sets it.
-- The higher DSA requirement applies.
 """
 
 from __future__ import annotations
@@ -21,28 +12,33 @@ import math
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from fractions import Fraction
-from functools import partial
+from functools import lru_cache
 from types import MappingProxyType
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import msgspec
 
 from leadre.errors import BadRequest
 from leadre.serve.protocol import openrtb_schema as wire
+from leadre.serve.protocol import signals
+from leadre.serve.protocol import user_ids as ids
 from leadre.serve.protocol.consent import DSA_REQUIRED
+from leadre.serve.protocol.countries import alpha_3
 from leadre.serve.protocol.decode import decode
-from leadre.types import Bid, Impression, Request, Signals, Size
+from leadre.serve.protocol.hosts import host_of
+from leadre.types import Bid, Impression, Request, Size
 from leadre.units import NANOS_PER_CPM
 
 MAX_NANOS = 2**63 - 1  # higher prices and floors are clipped to it
 MAX_PIXELS = 10_000  # of a side of a banner; a larger one is an error of the caller
 MAX_ITEMS = 100  # imps, and currencies, of one request that are read; further ones are ignored
-CONTRADICTION = "?"  # in place of a TC string: no decoder accepts it
+ALPHA_2 = 2  # letters of a language in `bid.language`; `bid.langb` has longer tags
+FIRST_PRICE = 1  # `at`; the default is 2, the second price
 XHTML_BANNER = 2  # AdCOM's creative subtype for the banners of this bidder
 
+_EXACT = Context(prec=50)  # digits, more than `paid_nanos` reads
 Rates = Mapping[tuple[str, str], Fraction]  # (from, to) -> units of `to` for one of `from`
 NO_RATES: Rates = MappingProxyType({})
 
@@ -60,26 +56,33 @@ class NoBid(enum.IntEnum):
     BELOW_FLOOR = 504
     NO_CONSENT = 505
     DEGRADED = 506
+    TOO_MANY_OPEN = 507  # the caller has as many bids that were neither shown nor lost as it may have
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rendered:
+class Rendered(msgspec.Struct, frozen=True, kw_only=True):
     """A bid with its creative and URLs. ``dsa``: the object of OpenRTB's Digital Services Act extension."""
 
     bid: Bid
     adm: str
     nurl: str = ""
     burl: str = ""
+    lurl: str = ""
+    exp_s: int = 0
     click_url: str = ""
     impression_url: str = ""
     adomain: tuple[str, ...] = ()
+    app_bundle: str = ""
     iab_categories: tuple[str, ...] = ()
+    cattax: int = 1
+    language: str = ""
     attributes: frozenset[int] = frozenset()
     mtype: int = 1  # 1 banner, 2 video, 3 audio, 4 native
     dsa: Mapping[str, object] | None = None
 
 
 _ENCODER = msgspec.json.Encoder()
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_IPV4 = re.compile(rf"((?:{_OCTET}\.){{3}}){_OCTET}")
 _MACRO = re.compile(r"\$\{(AUCTION_[A-Z_]+)(:B64)?\}")
 
 
@@ -90,6 +93,55 @@ def read(body: bytes) -> Request:
     id, a negative ``tmax``, and a wrong type in a field that restricts bids (`decode`).
     """
     request, left_out = decode(body)
+    _check(request)
+    banners = list(filter(None, map(_banner, request.imp[:MAX_ITEMS])))
+    public = [banner for banner in banners if banner[0].pmp is None or banner[0].pmp.private_auction != 1]
+    places = [place for place in (request.site, request.app) if place is not None]
+    names = tuple(dict.fromkeys(name for place in places for name in _site_names(place)))
+    device = request.device or wire.Device()
+    user = request.user or wire.User()
+    geo = device.geo or wire.Geo()
+    user_ids = ids.user_ids(user, device)
+    return Request(
+        request_id=request.id,
+        imps=tuple(_impression(imp, sizes) for imp, sizes in public),
+        user_id=user_ids[0] if user_ids else "",
+        other_user_ids=user_ids[1:],
+        signals=signals.signals(request),
+        tmax_ms=request.tmax or 0,
+        currencies=tuple(dict.fromkeys(code.upper() for code in (request.cur or ())[:MAX_ITEMS])) or ("USD",),
+        site=next(iter(names), ""),
+        other_site_names=names[1:],
+        page=next((place.page for place in places if place.page), ""),
+        publisher_id=next((place.publisher.id for place in places if place.publisher and place.publisher.id), ""),
+        categories=tuple(dict.fromkeys(code for place in places for code in _categories(place))),
+        segments=tuple(
+            dict.fromkeys(
+                segment.id for data in user.data or () for segment in data.segment or () if segment.id is not None
+            )
+        ),
+        country=alpha_3(geo.country or ""),
+        region=geo.region or "",
+        language=(device.language or "").lower(),
+        device_type=device.devicetype or 0,
+        ip=truncated(device.ip or device.ipv6 or ""),
+        cattax=request.cattax or 1,
+        allowed_categories=frozenset(request.acat or ()),
+        blocked_categories=frozenset(request.bcat or ()),
+        blocked_domains=frozenset(domain.lower() for domain in request.badv or ()),
+        blocked_apps=frozenset(request.bapp or ()),
+        allowed_languages=frozenset(tag.lower() for tags in (request.wlang, request.wlangb) for tag in tags or ()),
+        allowed_seats=frozenset(request.wseat or ()),
+        blocked_seats=frozenset(request.bseat or ()),
+        has_deals_only=bool(banners) and not public,
+        is_test=request.test == 1,
+        bills_signed_price=request.at == FIRST_PRICE or (request.ext is not None and bool(request.ext.prebid)),
+        left_out=left_out,
+    )
+
+
+def _check(request: wire.Request) -> None:
+    """Raise BadRequest for what `read` names, but for types."""
     if not request.id:
         raise BadRequest("id", "is empty", "empty")
     if not request.imp:
@@ -103,67 +155,32 @@ def read(body: bytes) -> Request:
         if imp.id in seen:
             raise BadRequest(f"imp[{number}].id", f"{imp.id!r} is taken by another", "duplicate")
         seen.add(imp.id)
-    banners = [imp for imp in request.imp[:MAX_ITEMS] if imp.banner is not None and _can_be_filled(imp.banner)]
-    public = [imp for imp in banners if imp.pmp is None or imp.pmp.private_auction != 1]
-    inventory = request.site or request.app or wire.Inventory()
-    device = request.device or wire.Device()
-    user = request.user or wire.User()
-    geo = device.geo or wire.Geo()
-    return Request(
-        request_id=request.id,
-        imps=tuple(_impression(imp) for imp in public),
-        user_id=_user_id(user),
-        signals=_signals(request.regs or wire.Regs(), user, device),
-        tmax_ms=request.tmax or 0,
-        currencies=tuple(dict.fromkeys(code.upper() for code in (request.cur or ())[:MAX_ITEMS])) or ("USD",),
-        site=(inventory.domain or "").lower() or inventory.bundle or _host(inventory.page or ""),
-        page=inventory.page or "",
-        publisher_id=(inventory.publisher.id if inventory.publisher else None) or "",
-        categories=tuple(
-            dict.fromkeys([*(inventory.cat or ()), *(inventory.sectioncat or ()), *(inventory.pagecat or ())])
-        ),
-        segments=tuple(
-            dict.fromkeys(
-                segment.id for data in user.data or () for segment in data.segment or () if segment.id is not None
-            )
-        ),
-        country=(geo.country or "").upper(),
-        region=geo.region or "",
-        language=(device.language or "").lower(),
-        device_type=device.devicetype or 0,
-        ip=truncated(device.ip or device.ipv6 or ""),
-        cattax=request.cattax or 1,
-        allowed_categories=frozenset(request.acat or ()),
-        blocked_categories=frozenset(request.bcat or ()),
-        blocked_domains=frozenset(domain.lower() for domain in request.badv or ()),
-        allowed_seats=frozenset(request.wseat or ()),
-        blocked_seats=frozenset(request.bseat or ()),
-        has_deals_only=bool(banners) and not public,
-        is_test=request.test == 1,
-        left_out=left_out,
-    )
 
 
-def _can_be_filled(banner: wire.Banner) -> bool:
-    """Whether the imp takes an HTML banner with an image, in a size in pixels or in any size."""
-    mimes = [mime.strip().lower() for mime in banner.mimes or ()] or ["text/html"]
-    takes_html = XHTML_BANNER not in (banner.btype or ()) and any(
-        mime.startswith(("text/html", "image/")) for mime in mimes
-    )
+def _banner(imp: wire.Imp) -> tuple[wire.Imp, tuple[Size, ...]] | None:
+    """The imp and its sizes, if it takes an HTML banner with an image, in a size in pixels or in any size."""
+    banner = imp.banner
+    if banner is None or XHTML_BANNER in (banner.btype or ()):
+        return None
+    mimes = [mime.strip().lower() for mime in banner.mimes or ()]
+    if mimes and not any(mime.startswith(("text/html", "image/")) for mime in mimes):
+        return None
     states_size = bool(banner.format) or banner.w is not None or banner.h is not None
-    return takes_html and (not states_size or bool(_sizes(banner)))
+    sizes = _sizes(banner)
+    return (imp, sizes) if sizes or not states_size else None
 
 
-def _impression(imp: wire.Imp) -> Impression:
+def _impression(imp: wire.Imp, sizes: tuple[Size, ...]) -> Impression:
     assert imp.banner is not None
     return Impression(
         imp_id=imp.id,
-        sizes=_sizes(imp.banner),
+        sizes=sizes,
         placement_id=imp.tagid or "",
         floor_nanos=nanos(max(imp.bidfloor or 0.0, 0.0), up=True),
         floor_currency=(imp.bidfloorcur or "USD").upper(),
         is_secure=imp.secure == 1,
         blocked_attributes=frozenset(imp.banner.battr or ()),
+        exp_s=max(imp.exp or 0, 0),
     )
 
 
@@ -183,47 +200,21 @@ def _is_side(pixels: int | None) -> bool:
     return pixels is not None and 0 < pixels <= MAX_PIXELS
 
 
-def _user_id(user: wire.User) -> str:
-    """The user's ID: the bidder's own, else the first extended ID as ``source:id``, else the exchange's."""
-    if user.buyeruid:
-        return user.buyeruid
-    for copy in (user, user.ext or wire.UserExt()):
-        for eid in copy.eids or ():
-            for uid in eid.uids or ():
-                if uid.id:
-                    return f"{eid.source or ''}:{uid.id}"
-    return user.id or ""
+def _site_names(place: wire.Inventory) -> Iterator[str]:
+    """The names of a site or app, the most general one first: its domain, its bundle, the host of the page."""
+    names = (host_of(place.domain or ""), (place.bundle or "").strip(), host_of(place.page or ""))
+    yield from filter(None, names)
 
 
-def _signals(regs: wire.Regs, user: wire.User, device: wire.Device) -> Signals:
-    """The privacy signals, each from both of its copies by the rules in the docstring of this file."""
-    copies = (regs, regs.ext or wire.RegsExt())
-    gdpr = {copy.gdpr for copy in copies}
-    consents = {text for text in (user.consent, user.ext.consent if user.ext else None) if text}
-    us_privacy = [copy.us_privacy for copy in copies if copy.us_privacy]
-    return Signals(
-        gdpr=True if 1 in gdpr else False if 0 in gdpr else None,
-        consent=CONTRADICTION if len(consents) > 1 else next(iter(consents), ""),
-        us_privacy=max(us_privacy, key=lambda text: text[2:3] in ("Y", "y"), default=""),
-        gpp=next((copy.gpp for copy in copies if copy.gpp), ""),
-        gpp_sid=tuple(dict.fromkeys(section for copy in copies for section in copy.gpp_sid or ())),
-        gpc=any(copy.gpc in (1, "1") for copy in copies),
-        coppa=regs.coppa == 1,
-        lmt=device.lmt == 1,
-        dnt=device.dnt == 1,
-        dsa_required=max((copy.dsa.dsarequired or 0) if copy.dsa else 0 for copy in copies),
-    )
-
-
-def _host(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:  # an invalid address in brackets
-        return ""
+def _categories(place: wire.Inventory) -> Iterator[str]:
+    for codes in (place.cat, place.sectioncat, place.pagecat):
+        yield from codes or ()
 
 
 def truncated(address: str) -> str:
     """An IPv4 address without its last 8 bits, an IPv6 address without its last 80; "" for anything else."""
+    if usual := _IPV4.fullmatch(address):
+        return f"{usual[1]}0"
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -235,6 +226,7 @@ def truncated(address: str) -> str:
     return str(ipaddress.IPv4Address(int(parsed) >> 8 << 8))
 
 
+@lru_cache(maxsize=1024)  # floors repeat
 def nanos(cpm: float, *, up: bool) -> int:
     """A CPM >= 0 as whole nanos of one impression, exact for the decimal number sent: 2.000001 -> 2000001."""
     if cpm * NANOS_PER_CPM >= MAX_NANOS:
@@ -250,7 +242,7 @@ def paid_nanos(text: str) -> int | None:
     """
     if not re.fullmatch(r"\d{1,12}(\.\d{1,30})?([eE][+-]?\d{1,2})?", text, re.ASCII):
         return None
-    return min(math.floor(Fraction(text) * NANOS_PER_CPM), MAX_NANOS)
+    return min(math.floor(_EXACT.scaleb(Decimal(text), 6)), MAX_NANOS)
 
 
 def convert(amount_nanos: int, source: str, target: str, rates: Rates = NO_RATES, *, up: bool) -> int | None:
@@ -275,8 +267,9 @@ def write(
 
     Bids that the caller would reject are left out: without an ID, an ad or an imp of the request, at a price of 0 (the
     bidder holds no deals), without a rate to the currency, or without a required DSA object. ``fills_macros``: fill the
-    auction macros here, because the caller is a page; it fills none, and its clearing price is the bid price. Its
-    bids name the source of the ad in ``ext.prebid.meta.leadre.source``, which the page shows to its reader.
+    auction macros here, because the caller is a page; it fills none, and its clearing price is the bid price. A page
+    gets no `lurl`: any script there could end the reservations of a bid that is shown. Its bids name the source of the
+    ad in ``ext.prebid.meta.leadre.source``, which the page shows to its reader.
     """
     priced = {cur: list(_priced(request, bids, cur, rates)) for cur in request.currencies}
     currency = max(priced, key=lambda cur: len(priced[cur]))
@@ -327,16 +320,14 @@ def _bid(
     request: Request, rendered: Rendered, price_nanos: int, currency: str, seat: str, fills_macros: bool
 ) -> wire.Bid:
     bid = rendered.bid
-    values = {
-        "AUCTION_ID": request.request_id,
-        "AUCTION_IMP_ID": bid.imp_id,
-        "AUCTION_SEAT_ID": seat,
-        "AUCTION_AD_ID": bid.ad_id,
-        "AUCTION_PRICE": format(Decimal(price_nanos).scaleb(-6), "f"),
-        "AUCTION_CURRENCY": currency,
-    }
-    fill = partial(substitute, values=values if fills_macros else {})
-    source = {"meta": {"leadre": {"source": bid.source}}} if fills_macros else None
+    adm = rendered.adm
+    nurl = rendered.nurl
+    burl = rendered.burl
+    source = None
+    if fills_macros:
+        values = _macro_values(request, bid, price_nanos, currency, seat)
+        adm, nurl, burl = (substitute(text, values) for text in (adm, nurl, burl))
+        source = {"meta": {"leadre": {"source": bid.source}}}
     return wire.Bid(
         id=bid.bid_id,
         impid=bid.imp_id,
@@ -344,14 +335,31 @@ def _bid(
         crid=bid.ad_id,
         adid=bid.ad_id,
         cid=bid.campaign_id,
-        adm=fill(rendered.adm),
-        nurl=fill(rendered.nurl),
-        burl=fill(rendered.burl),
+        adm=adm,
+        nurl=nurl,
+        burl=burl,
+        lurl="" if fills_macros else rendered.lurl,
+        exp=rendered.exp_s,
         adomain=list(rendered.adomain),
+        bundle=rendered.app_bundle,
         cat=list(rendered.iab_categories),
+        cattax=rendered.cattax,
+        language=rendered.language if len(rendered.language) == ALPHA_2 else "",
+        langb=rendered.language if len(rendered.language) != ALPHA_2 else "",
         attr=sorted(rendered.attributes),
         mtype=rendered.mtype,
         w=bid.size[0],
         h=bid.size[1],
         ext=wire.BidExt(dsa=rendered.dsa, prebid=source) if rendered.dsa is not None or source else None,
     )
+
+
+def _macro_values(request: Request, bid: Bid, price_nanos: int, currency: str, seat: str) -> dict[str, str]:
+    return {
+        "AUCTION_ID": request.request_id,
+        "AUCTION_IMP_ID": bid.imp_id,
+        "AUCTION_SEAT_ID": seat,
+        "AUCTION_AD_ID": bid.ad_id,
+        "AUCTION_PRICE": format(Decimal(price_nanos).scaleb(-6), "f"),
+        "AUCTION_CURRENCY": currency,
+    }

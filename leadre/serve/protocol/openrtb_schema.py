@@ -23,6 +23,20 @@ class Object(msgspec.Struct, gc=False):
     pass
 
 
+class Privacy(Object):
+    """The privacy signals that an object may hold, of any type: `signals` reads them, the stricter copy counts."""
+
+    gdpr: Any = None
+    gpc: Any = None
+    coppa: Any = None
+    lmt: Any = None
+    dnt: Any = None
+    consent: Any = None
+    us_privacy: Any = None
+    gpp: Any = None
+    gpp_sid: Any = None
+
+
 class Size(Object):
     w: Int | None = None
     h: Int | None = None
@@ -46,6 +60,7 @@ class Imp(Object):
     bidfloor: float | None = None
     bidfloorcur: str | None = None
     secure: Int | None = None
+    exp: Descriptive[Int] = None
     pmp: Pmp | None = None
 
 
@@ -53,9 +68,10 @@ class Publisher(Object):
     id: Descriptive[str] = None
 
 
-class Inventory(Object):
+class Inventory(Privacy):
     """A site or an app."""
 
+    ext: Descriptive[Privacy] = None
     domain: Descriptive[str] = None
     bundle: Descriptive[str] = None
     page: Descriptive[str] = None
@@ -70,14 +86,14 @@ class Geo(Object):
     region: Descriptive[str] = None
 
 
-class Device(Object):
+class Device(Privacy):
+    ext: Descriptive[Privacy] = None
     geo: Descriptive[Geo] = None
     devicetype: Descriptive[Int] = None
     language: Descriptive[str] = None
     ip: Descriptive[str] = None
     ipv6: Descriptive[str] = None
-    dnt: Int | None = None
-    lmt: Int | None = None
+    ifa: Descriptive[str] = None
 
 
 class Segment(Object):
@@ -97,8 +113,7 @@ class Eid(Object):
     uids: Descriptive[list[Uid]] = None
 
 
-class UserExt(Object):
-    consent: str | None = None
+class UserExt(Privacy):
     eids: Descriptive[list[Eid]] = None
 
 
@@ -106,6 +121,7 @@ class User(UserExt):
     id: Descriptive[str] = None
     buyeruid: Descriptive[str] = None
     data: Descriptive[list[Data]] = None
+    geo: Descriptive[Geo] = None
     ext: UserExt | None = None
 
 
@@ -113,21 +129,19 @@ class Dsa(Object):
     dsarequired: Int | None = None
 
 
-class RegsExt(Object):
-    gdpr: Int | None = None
-    us_privacy: str | None = None
-    gpp: str | None = None
-    gpp_sid: list[Int] | None = None
-    gpc: Int | str | bool | None = None
+class RegsExt(Privacy):
     dsa: Dsa | None = None
 
 
 class Regs(RegsExt):
-    coppa: Int | None = None
     ext: RegsExt | None = None
 
 
-class Request(Object):
+class RequestExt(Privacy):
+    prebid: Any = None  # Prebid Server and Prebid.js describe themselves here
+
+
+class Request(Privacy, kw_only=True):
     id: str
     imp: list[Imp]
     site: Descriptive[Inventory] = None
@@ -141,9 +155,14 @@ class Request(Object):
     acat: list[str] | None = None
     bcat: list[str] | None = None
     badv: list[str] | None = None
+    bapp: list[str] | None = None
+    wlang: list[str] | None = None
+    wlangb: list[str] | None = None
     wseat: list[str] | None = None
     bseat: list[str] | None = None
     test: Int | None = None
+    at: Descriptive[Int] = None
+    ext: Descriptive[RequestExt] = None
 
 
 class BidExt(Object, omit_defaults=True):
@@ -161,8 +180,14 @@ class Bid(Object, omit_defaults=True):
     adm: str = ""
     nurl: str = ""
     burl: str = ""
+    lurl: str = ""
+    exp: int = 0
     adomain: list[str] = []
+    bundle: str = ""
     cat: list[str] = []
+    cattax: int = 1
+    language: str = ""
+    langb: str = ""
     attr: list[int] = []
     mtype: int = 0
     w: int = 0

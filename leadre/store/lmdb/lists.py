@@ -8,9 +8,9 @@ from pathlib import Path
 import lmdb
 import msgspec
 
-from leadre.store.contract import EVERYBODY, ListVersions, StoredList, check_users, is_possible
+from leadre.store.contract import EVERYBODY, ListVersions, StoredList, check_users, has_list
 from leadre.store.lmdb.mapped import MappedFile
-from leadre.store.lmdb.tables import PAGE, delete_prefix, rewrite, scan_prefix
+from leadre.store.lmdb.tables import PAGE, delete_prefix, keys_of, rewrite, scan_prefix
 
 STATE = b"versions"  # the key of that row
 
@@ -27,7 +27,7 @@ class LmdbLists:
         self.file = MappedFile.shared(path, ("state", "lists"))
 
     def put(self, version: str, lists: Mapping[str, StoredList]) -> None:
-        check_users(list(lists))
+        check_users([user for user in lists if user != EVERYBODY])
         with self.file.write() as (txn, (state, table)):
             versions = _read_versions(txn, state)
             if versions.add(version) != versions:
@@ -37,7 +37,7 @@ class LmdbLists:
             txn.cursor(table).putmulti(rows)
 
     def read(self, user: str) -> StoredList | None:
-        if not is_possible(user):
+        if not has_list(user):
             return None
         with self.file.read(self._lock_s) as (txn, (state, table)):
             current = _read_versions(txn, state).current
@@ -45,6 +45,14 @@ class LmdbLists:
                 return None
             value = txn.get(f"{current}\0{user}".encode(), db=table)
             return None if value is None else _lists.decode(value)
+
+    def have(self, users: Sequence[str]) -> list[bool]:
+        """For each user, whether the current version has a list."""
+        with self.file.read(self._lock_s) as (txn, (state, table)):
+            current = _read_versions(txn, state).current
+            return [
+                current is not None and txn.get(f"{current}\0{user}".encode(), db=table) is not None for user in users
+            ]
 
     def scan(self, version: str) -> Iterator[tuple[str, StoredList]]:
         self.versions().check(version)
@@ -84,10 +92,15 @@ class LmdbLists:
 
     def erase(self, users: Sequence[str]) -> None:
         """Delete the users' lists in all versions; their bytes stay on free pages until `compact`."""
-        with self.file.write() as (txn, (state, table)):
-            for version in _read_versions(txn, state).names:
-                for user in users:
-                    txn.delete(f"{version}\0{user}".encode(), db=table)
+        with self.file.write() as (txn, (_, table)):
+            for key in keys_of(txn.cursor(table), users, lambda key: key.partition(b"\0")[2]):
+                txn.delete(key, db=table)
+
+    def users(self) -> list[str]:
+        """The users of all versions, once for each of their lists."""
+        with self.file.read() as (txn, (_, table)):
+            keys = txn.cursor(table).iternext(keys=True, values=False)
+            return [bytes(key).partition(b"\0")[2].decode() for key in keys]
 
     def retain(self, after_us: int) -> int:
         """Delete lists made before ``after_us``, except the list for unknown users; returns how many."""

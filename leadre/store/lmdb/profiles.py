@@ -9,7 +9,7 @@ import msgspec
 
 from leadre.store.contract import Profile, check_users, is_possible
 from leadre.store.lmdb.mapped import MappedFile
-from leadre.store.lmdb.tables import rewrite
+from leadre.store.lmdb.tables import keys_of, rewrite
 
 _profiles = msgspec.msgpack.Decoder(Profile)
 _encode = msgspec.msgpack.Encoder().encode
@@ -29,6 +29,11 @@ class LmdbProfiles:
             value = txn.get(user.encode(), db=table)
             return None if value is None else _profiles.decode(value)
 
+    def have(self, users: Sequence[str]) -> list[bool]:
+        """For each user, whether there is a profile."""
+        with self.file.read(self._lock_s) as (txn, (table,)):
+            return [txn.get(user.encode(), db=table) is not None for user in users]
+
     def write(self, profiles: Sequence[Profile]) -> None:
         check_users([profile.user_id for profile in profiles])
         with self.file.write() as (txn, (table,)):
@@ -38,8 +43,12 @@ class LmdbProfiles:
     def erase(self, users: Sequence[str]) -> None:
         """Delete the users' profiles; their bytes stay on free pages until `compact`."""
         with self.file.write() as (txn, (table,)):
-            for user in users:
-                txn.delete(user.encode(), db=table)
+            for key in keys_of(txn.cursor(table), users, bytes):
+                txn.delete(key, db=table)
+
+    def users(self) -> list[str]:
+        with self.file.read() as (txn, (table,)):
+            return [bytes(key).decode() for key in txn.cursor(table).iternext(keys=True, values=False)]
 
     def retain(self, after_us: int) -> int:
         """Apply `Profile.retained` to every profile; returns how many changed or were deleted."""

@@ -62,16 +62,31 @@ class LmdbStore:
     def read_profile(self, user: str) -> Profile | None:
         return self._profiles.read(user)
 
+    def find_user(self, *users: str) -> str:
+        possible = [user for user in users if is_possible(user)]
+        known = zip(possible, self._lists.have(possible), self._profiles.have(possible), strict=True)
+        return next((user for user, has_list, has_profile in known if has_list or has_profile), "")
+
     def write_profiles(self, *profiles: Profile) -> None:
         self._profiles.write(profiles)
 
     def reserve(
-        self, user: str, caps: Sequence[Cap], *, now_us: int, until_us: int, count: int = 1
+        self,
+        user: str,
+        caps: Sequence[Cap],
+        *,
+        now_us: int,
+        until_us: int,
+        count: int = 1,
+        certain_us: int | None = None,
+        holder: str = "",
     ) -> dict[str, list[str]]:
-        return self._caps.reserve(user, caps, now_us=now_us, until_us=until_us, count=count)
+        return self._caps.reserve(
+            user, caps, now_us=now_us, until_us=until_us, count=count, certain_us=certain_us, holder=holder
+        )
 
-    def post(self, reservation: str) -> bool:
-        return self._caps.post(reservation)
+    def post(self, reservation: str, user: str = "", cap: Cap | None = None) -> bool:
+        return self._caps.post(reservation, user, cap)
 
     def void(self, *reservations: str) -> None:
         self._caps.void(reservations)
@@ -82,6 +97,11 @@ class LmdbStore:
             part.erase(possible)
         for part in (self._lists, self._profiles, self._caps):
             part.file.compact()
+
+    def users(self) -> Iterator[str]:
+        """Yield the users of all lists and profiles; some several times."""
+        yield from self._lists.users()
+        yield from self._profiles.users()
 
     def retain(self, after_us: int, now_us: int) -> int:
         changed_lists = self._lists.retain(after_us)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import lmdb
 
+from leadre.extended_ids import covers
 from leadre.store.lmdb.mapped import MappedFile
 
 PAGE = 1000  # records per transaction, so that other writers wait briefly
@@ -27,6 +28,16 @@ def delete_prefix(cursor: lmdb.Cursor, prefix: bytes) -> list[bytes]:
         values.append(bytes(cursor.value()))
         cursor.delete()
     return values
+
+
+def keys_of(cursor: lmdb.Cursor, users: Sequence[str], user_of: Callable[[bytes], bytes]) -> list[bytes]:
+    """Return the keys of the users whom an erasure of ``users`` covers. ``user_of``: key -> bytes of its user ID."""
+    ends = tuple(user.encode() for user in users)  # also that of an extended ID
+    return [
+        bytes(key)
+        for key in cursor.iternext(keys=True, values=False)
+        if (user := user_of(bytes(key))).endswith(ends) and covers(users, user.decode())
+    ]
 
 
 def rewrite(file: MappedFile, new_value: Callable[[bytes, bytes], bytes | None]) -> int:

@@ -11,14 +11,15 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
-from leadre.store.contract import DAYS_KEPT, Cap, check_caps, first_day
+from leadre.store.contract import DAYS_KEPT, Cap, check_caps, first_day, holder_tag
 from leadre.store.redis.connection import RedisConnection
 from leadre.units import US_PER_DAY, US_PER_S
 
 CAPS_TTL_S = (DAYS_KEPT + 2) * US_PER_DAY // US_PER_S
 
 # KEYS: the user's reservations. ARGV: now_us, until_us, seconds to live, first day that is kept, reservations per cap,
-# prefix of the new IDs, then day-NUL-campaign-NUL and limit of each cap. Returns the new IDs of each cap.
+# prefix of the new IDs, which begins with the tag of their holder, then day-NUL-campaign-NUL and limit of each cap.
+# Returns the new IDs of each cap.
 RESERVE = r"""
 local taken, granted, serial = {}, {}, 0
 local held = redis.call('HGETALL', KEYS[1])
@@ -28,7 +29,7 @@ for i = 1, #held, 2 do
   if day < tonumber(ARGV[4]) or (until_us ~= 0 and until_us <= tonumber(ARGV[1])) then
     redis.call('HDEL', KEYS[1], held[i])
     redis.call('DEL', 'leadre:held\0' .. id)
-  else
+  elseif until_us == 0 or string.sub(id, 1, 8) == string.sub(ARGV[6], 1, 8) then
     taken[group] = (taken[group] or 0) + 1
   end
 end
@@ -47,10 +48,19 @@ if serial > 0 then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
 return granted
 """
 
-# KEYS: the entry of a reservation ID. Returns 1 if the reservation is counted.
+# KEYS: the entry of a reservation ID, and if the reservation may be made again, the user's reservations. ARGV: then its
+# field and its seconds to live. Returns 1 if the reservation is counted.
 POST = r"""
 local entry = redis.call('HMGET', KEYS[1], 'places', 'field')
-if not entry[1] or redis.call('HEXISTS', entry[1], entry[2]) == 0 then return 0 end
+if not entry[1] or redis.call('HEXISTS', entry[1], entry[2]) == 0 then
+  if not KEYS[2] then return 0 end
+  entry = {KEYS[2], ARGV[1]}
+  redis.call('HSET', KEYS[1], 'places', entry[1], 'field', entry[2])
+  redis.call('EXPIRE', KEYS[1], ARGV[2])
+  redis.call('HSET', entry[1], entry[2], 0)
+  redis.call('EXPIRE', entry[1], ARGV[2])
+  return 1
+end
 redis.call('HSET', entry[1], entry[2], 0)
 return 1
 """
@@ -82,18 +92,32 @@ class RedisCaps:
         self._connection = connection
 
     def reserve(
-        self, user: str, caps: Sequence[Cap], *, now_us: int, until_us: int, count: int = 1
+        self,
+        user: str,
+        caps: Sequence[Cap],
+        *,
+        now_us: int,
+        until_us: int,
+        count: int = 1,
+        certain_us: int | None = None,
+        holder: str = "",
     ) -> dict[str, list[str]]:
         check_caps(user, caps, now_us, until_us, count)
-        id_prefix = secrets.token_hex(12)
-        arguments: list[str | int] = [now_us, until_us, CAPS_TTL_S, first_day(now_us), count, id_prefix]
+        id_prefix = holder_tag(holder).hex() + secrets.token_hex(8)
+        day = first_day(now_us if certain_us is None else certain_us)
+        arguments: list[str | int] = [now_us, until_us, CAPS_TTL_S, day, count, id_prefix]
         for cap in caps:
-            arguments += [f"{cap.day}\0{cap.campaign_id}\0", cap.limit]
+            arguments += [_group(cap), cap.limit]
         granted = self._connection.script(RESERVE, [_caps_key(user)], arguments)
         return {cap.campaign_id: [id_.decode() for id_ in ids] for cap, ids in zip(caps, granted, strict=True)}
 
-    def post(self, reservation: str) -> bool:
-        return bool(self._connection.script(POST, [_id_key(reservation)], []))
+    def post(self, reservation: str, user: str = "", cap: Cap | None = None) -> bool:
+        keys = [_id_key(reservation)]
+        arguments: list[str | int] = []
+        if cap is not None:
+            keys.append(_caps_key(user))
+            arguments = [f"{_group(cap)}{reservation}", CAPS_TTL_S]
+        return bool(self._connection.script(POST, keys, arguments))
 
     def void(self, reservations: Sequence[str]) -> None:
         if reservations:
@@ -101,6 +125,10 @@ class RedisCaps:
 
     def erase(self, user: str) -> None:
         self._connection.script(ERASE, [_caps_key(user)], [])
+
+
+def _group(cap: Cap) -> str:
+    return f"{cap.day}\0{cap.campaign_id}\0"
 
 
 def _caps_key(user: str) -> str:

@@ -5,7 +5,6 @@ A call fails after ``timeout_ms``, a bulk call (thousands of lists) after ten se
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from leadre.errors import InputError, StoreDown
+from leadre.redact import redact
+from leadre.store.redis.dialling import dialled
 
 BULK_TIMEOUT_MS = 10_000.0
 PAGE = 1000  # records per bulk command
@@ -32,7 +33,7 @@ class RedisConnection:
             self.client = _connect(url, timeout_ms)
             self.bulk_client = _connect(url, BULK_TIMEOUT_MS)
         except ValueError as error:
-            raise InputError(f"store at {_without_password(url)!r}: {error}; wants redis://HOST:PORT/DB") from error
+            raise InputError(f"store at {redact(url)!r}: {error}; wants redis://HOST:PORT/DB") from error
         self._scripts: dict[str, Any] = {}
 
     def script(self, lua: str, keys: Sequence[bytes | str], arguments: Sequence[bytes | str | int]) -> Any:
@@ -50,13 +51,18 @@ class RedisConnection:
         with self.errors():
             return self.bulk_client.execute_command(*words)  # type: ignore[no-untyped-call]
 
+    def scan(self, pattern: str) -> list[bytes]:
+        """All keys of a pattern; the server looks at every key."""
+        with self.errors():
+            return list(self.bulk_client.scan_iter(match=pattern, count=PAGE))
+
     @contextmanager
     def errors(self) -> Iterator[None]:
         """Raise errors of the client and the network as StoreDown."""
         try:
             yield
         except (redis.RedisError, OSError) as error:
-            raise StoreDown(f"store at {_without_password(self._url)}: {error}; is the server up?") from error
+            raise StoreDown(f"store at {redact(self._url)}: {error}; is the server up?") from error
 
     def close(self) -> None:
         self.client.close()
@@ -66,13 +72,10 @@ class RedisConnection:
 def _connect(url: str, timeout_ms: float) -> redis.Redis:
     """A client without retries: by default it would retry for seconds."""
     timeout_s = timeout_ms / 1000
-    return redis.Redis.from_url(
+    pool = redis.ConnectionPool.from_url(
         url,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),
     )
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"//.*@", "//", url)
+    return redis.Redis(connection_pool=dialled(pool))

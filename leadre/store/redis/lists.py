@@ -7,7 +7,7 @@ from itertools import islice
 
 import msgspec
 
-from leadre.store.contract import EVERYBODY, ListVersions, StoredList, check_users, is_possible
+from leadre.store.contract import EVERYBODY, ListVersions, StoredList, check_users, has_list
 from leadre.store.redis.connection import PAGE, RedisConnection
 
 STATE = b"leadre:versions"  # the list versions, encoded
@@ -40,7 +40,7 @@ class RedisLists:
         self._connection = connection
 
     def put(self, version: str, lists: Mapping[str, StoredList]) -> None:
-        check_users(list(lists))
+        check_users([user for user in lists if user != EVERYBODY])
         if version not in self.versions().names:
             self._change(lambda versions: versions.add(version))
         users = list(lists)
@@ -53,7 +53,7 @@ class RedisLists:
                 pipe.execute()
 
     def read(self, user: str) -> StoredList | None:
-        if not is_possible(user):
+        if not has_list(user):
             return None
         value = self._connection.script(READ, [CURRENT], [user])
         return None if value is None else _lists.decode(value)

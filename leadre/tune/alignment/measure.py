@@ -53,6 +53,8 @@ def _group_figures(
 
     category, category_of_object   share with the exact category path, by depth; the question has codes or object token
     majority                       the same if every answer is the most frequent category path of the known ads
+    lookup_1, lookup_2             the same by a table without a model: the most frequent path of the known ads with the
+                                   same first code, or first two codes (`lookup`); it has the ads of `seen` themselves
     known_category                 share whose full path occurs among the known ads: the upper bound for new ads
     title_f1                       mean token F1 of the generated title
     recall@10                      share of objects among the first ten results of a search by title over all ads
@@ -64,13 +66,11 @@ def _group_figures(
     for name, phrasing in (("category", CATEGORY_OF), ("category_of_object", CATEGORY_OF_OBJECT)):
         answers = _answers(backbone, texts, phrasing, labelled, CATEGORY_TOKENS)
         figures[name] = _by_depth(truth, [_category_path(texts, ids) for ids in answers])
-    known_paths = [
-        _category_path(texts, texts.category_ids(texts.category_paths[o])) for o in known if texts.category_paths[o]
-    ]
-    figures["majority"] = {
-        name: _mean([path[:depth] == _most_frequent(known_paths, depth) for path in truth])
-        for name, depth in DEPTHS.items()
-    }
+    named = known[[bool(texts.category_paths[o]) for o in known]]
+    known_paths = [_category_path(texts, texts.category_ids(texts.category_paths[o])) for o in named]
+    codes_OL = sampler.live.codes_OL
+    for name, codes in (("majority", 0), ("lookup_1", 1), ("lookup_2", 2)):
+        figures[name] = lookup(codes_OL[labelled, :codes], truth, codes_OL[named, :codes], known_paths)
     figures["known_category"] = _mean([path in set(known_paths) for path in truth])
     titled = objects[["title" in texts.fields(o) for o in objects]]
     titles = [texts.fields(o)["title"] for o in titled]
@@ -78,6 +78,31 @@ def _group_figures(
     figures["title_f1"] = _mean([token_f1(answer, title) for answer, title in zip(answers, titles, strict=True)])
     figures[f"recall@{RECALL_AT}"] = _mean(_recall_by_title(backbone, sampler, titled, ads))
     return figures
+
+
+def lookup(
+    codes_NL: NDArray[np.int32],
+    truth: Sequence[CategoryPath],
+    known_codes_ML: NDArray[np.int32],
+    known: Sequence[CategoryPath],
+) -> dict[str, float]:
+    """Share of N objects whose category a table from codes to categories has right, by depth.
+
+    The table holds the most frequent category of the M known objects with the same codes [L]; objects with codes that
+    no known one has get the category of the longest prefix that one has, in the end the most frequent of all.
+    """
+    paths_of: dict[tuple[int, ...], list[CategoryPath]] = {}
+    for codes, path in zip(known_codes_ML.tolist(), known, strict=True):
+        for length in range(len(codes) + 1):
+            paths_of.setdefault(tuple(codes[:length]), []).append(path)
+    alike = []
+    for codes in codes_NL.tolist():
+        prefixes = [tuple(codes[:length]) for length in range(len(codes), -1, -1)]
+        alike.append(next((paths_of[prefix] for prefix in prefixes if prefix in paths_of), []))
+    return {
+        name: _mean([path[:depth] == _most_frequent(paths, depth) for path, paths in zip(truth, alike, strict=True)])
+        for name, depth in DEPTHS.items()
+    }
 
 
 def _by_depth(truth: Sequence[CategoryPath], answers: Sequence[CategoryPath]) -> dict[str, float]:

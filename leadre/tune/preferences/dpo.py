@@ -5,8 +5,8 @@ once however many pairs it is in. The reference is the model before the first st
 are computed then, so no second model is kept. Windows are cut once and hold for the prompts of every epoch.
 
 A preference loss can lower the likelihood of the chosen together with that of the rejected, in favour of all other
-objects. So the loss keeps an SFT term, and a guard watches validation recall: the run ends with the last weights that
-passed it.
+objects. So the loss keeps an SFT term, and a guard watches validation recall in every view. The run ends with the
+weights of the highest validation GMV among those that pass the guard (`KeptWeights`).
 
 Letters: P pairs of a batch, L levels, N objects (targets) of a batch.
 """
@@ -14,9 +14,10 @@ Letters: P pairs of a batch, L levels, N objects (targets) of a batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +27,10 @@ from torch import Tensor
 from leadre import progress
 from leadre.lm.backbone import Backbone
 from leadre.lm.layout import Layout
-from leadre.lm.prior import InventoryPrior
+from leadre.lm.prior import NO_PRICE_EXPONENTS, InventoryPrior
 from leadre.semid.trie import path_priors
 from leadre.tune import losses, sft
+from leadre.tune.answers import Outcomes, figures
 from leadre.tune.batches import Batch, Examples, Targets
 from leadre.tune.checkpoint import Checkpoint, TrainingHistory
 from leadre.tune.optimizer import denormals_as_zero, learning_rate, optimizer_step, trim_heap
@@ -37,7 +39,7 @@ from leadre.tune.preferences.options import PreferenceObjective
 from leadre.tune.preferences.pairs import Pairs
 from leadre.tune.threads import ThreadBuilder, Window
 
-PASSED = "passed"  # folder in the checkpoint: the last weights that passed the guard
+KEPT = "kept"  # folder in the checkpoint: the weights that the run ends with, as far as it has come
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,59 @@ class PreferenceExamples(Examples):
         return PairBatch(self.batch(windows), *columns)
 
 
+class Comparison(NamedTuple):
+    """Validation beside the fine-tuned model's: as text; whether it passes the guard; whether its fall is proven."""
+
+    text: str
+    passes: bool
+    is_proven: bool
+
+
+def compare_outcomes(outcomes: Mapping[str, Outcomes], reference: Mapping[str, Outcomes], guard: float) -> Comparison:
+    """Compare recall in every view, request by request (`PreferenceObjective` has the rule of ``guard``)."""
+    texts = []
+    passes = True
+    is_proven = False
+    for view, now in outcomes.items():
+        before = reference[view]
+        fall_V = before.recall_V - now.recall_V
+        error = float(fall_V.std() / len(fall_V) ** 0.5) if len(fall_V) else 0.0
+        texts.append(f"{view} {now.recall:.4f} (was {before.recall:.4f}, standard error of the fall {error:.4f})")
+        excess = before.recall - now.recall - guard * before.recall
+        passes &= excess <= 0
+        is_proven |= excess > 0 and before.recall - now.recall > 2 * error
+    return Comparison(", ".join(texts), passes, is_proven)
+
+
+@dataclass(frozen=True)
+class KeptWeights:
+    """The weights that the run ends with: of those that pass the guard, the ones of the highest GMV in the view `all`.
+
+    Of equal GMV the later ones are kept. If none pass, the weights before the first step are kept.
+    """
+
+    checkpoint: Checkpoint
+    reference: Mapping[str, Outcomes]  # of the fine-tuned model without prices
+    guard: float
+
+    def offer(self, history: TrainingHistory, outcomes: Mapping[str, Outcomes]) -> Comparison:
+        """Add the outcomes of the current weights to ``history``, and keep the weights if they are the best so far."""
+        comparison = compare_outcomes(outcomes, self.reference, self.guard)
+        gmv = outcomes["all"].gmv
+        if comparison.passes and (history.kept is None or gmv >= history.kept[1]):
+            history.kept = (history.step, gmv)
+            self.checkpoint.save(history)
+        return comparison
+
+    def restore(self, history: TrainingHistory) -> None:
+        """Put the kept weights back into the backbone."""
+        self.checkpoint.resume()
+        if history.kept is None:
+            progress.say("tune-dpo: no weights pass the guard; keeps those before the first step")
+        else:
+            progress.say(f"tune-dpo: keeps the weights of step {history.kept[0]}, GMV@10 {history.kept[1]:.4f}")
+
+
 @denormals_as_zero()
 def train(
     backbone: Backbone,
@@ -114,67 +169,69 @@ def train(
 ) -> TrainingHistory:
     """Train ``backbone`` on the pairs, in place. ``folder`` and ``resume_key`` as in `sft.train`.
 
-    ``validate_reference`` returns the recalls that the guard compares with: those of the fine-tuned model without
+    ``validate_reference`` returns the outcomes that the guard compares with: those of the fine-tuned model without
     prices.
     """
     batches = examples.epoch(schedule.seed, schedule.batch_tokens)
     plan = _plan(len(batches), schedule)
     reference_2PL = reference_log_p(backbone, examples, [batches[b] for b in np.unique(plan)])
     optimizer = sft.schedule_optimizer(backbone, schedule)
-    reference_recalls = validate_reference()
+    reference = validate_reference()
     checkpoint = Checkpoint(folder, resume_key, backbone, optimizer)
-    passed = replace(checkpoint, folder=folder / PASSED)
-    history = checkpoint.resume()
-    if history is None:
-        history = TrainingHistory(valid=[(0, sft.mean_recalls(reference_recalls))])
-        if objective.money:
-            _validate_prices(validate, history, reference_recalls, objective)
-        passed.save(history)
+    kept = KeptWeights(replace(checkpoint, folder=folder / KEPT), reference, objective.guard)
+    history = checkpoint.resume() or _first_history(kept, examples, validate)
     backbone.train()
     saved_s = time.monotonic()
     with progress.track("tune-dpo: steps", len(plan), done=history.step) as advance:
         for step in range(history.step, len(plan)):
             rate = learning_rate(step, len(plan))
             pair_batch = examples.pair_batch(batches[plan[step]])
-            loss, figures = step_loss(backbone, pair_batch, examples.pairs, reference_2PL, objective)
+            loss, row = step_loss(backbone, pair_batch, examples.pairs, reference_2PL, objective)
             optimizer_step(backbone, optimizer, loss, rate)
             history.step = step + 1
             history.tokens += pair_batch.batch.tokens
             history.loss.append((history.step, loss.item(), rate * schedule.learning_rate, history.tokens))
-            history.pairs.append((history.step, figures))
+            history.pairs.append((history.step, row))
             if history.step % sft.TRIM_EVERY == 0:
                 trim_heap()
-            advance(1, f"loss {loss.item():.3f}, margin {figures['margin']:.3f}, accuracy {figures['accuracy']:.2f}")
-            if history.step % schedule.validate_every == 0 or history.step == len(plan):
-                recalls = validate()
-                history.valid.append((history.step, sft.mean_recalls(recalls)))
-                comparison, has_fallen = compare_recalls(recalls, reference_recalls, objective.guard)
-                ending = "; too low, so the run ends with the last weights that passed" * has_fallen
-                progress.say(f"tune-dpo: step {history.step}: {comparison}{ending}")
-                if has_fallen:
-                    passed.resume()
-                    break
-                passed.save(history)
+            advance(1, f"loss {loss.item():.3f}, margin {row['margin']:.3f}, accuracy {row['accuracy']:.2f}")
+            is_last = history.step == len(plan)
+            if (is_last or history.step % schedule.validate_every == 0) and _validate(kept, history, validate):
+                break
             if time.monotonic() - saved_s > schedule.checkpoint_s:
                 history.seconds += time.monotonic() - saved_s
                 saved_s = time.monotonic()
                 checkpoint.save(history)
+    kept.restore(history)
     history.seconds += time.monotonic() - saved_s
     return history
 
 
-def _validate_prices(
-    validate: Callable[[], sft.Recalls],
-    history: TrainingHistory,
-    reference_recalls: sft.Recalls,
-    objective: PreferenceObjective,
-) -> None:
-    """Report the recall of the model with prices, before the first step."""
-    recalls = validate()
-    history.valid.append((0, sft.mean_recalls(recalls)))
-    comparison, has_fallen = compare_recalls(recalls, reference_recalls, objective.guard)
-    advice = "; below the guard: lower --money or --money-prior" * has_fallen
-    progress.say(f"tune-dpo: prices alone: {comparison}{advice}")
+def _first_history(kept: KeptWeights, examples: PreferenceExamples, validate: sft.Validate) -> TrainingHistory:
+    """The history before the first step: the fine-tuned model without prices, and with them if it has any."""
+    history = TrainingHistory(valid=[(0, figures(kept.reference))])
+    kept.checkpoint.save(history)  # even if they fail the guard: there are no others to end with
+    if examples.live.money == NO_PRICE_EXPONENTS:
+        kept.offer(history, kept.reference)
+        return history
+    outcomes = validate()
+    history.valid.append((0, figures(outcomes)))
+    comparison = kept.offer(history, outcomes)
+    advice = "" if comparison.passes else "; below the guard: lower --money or --money-prior"
+    progress.say(f"tune-dpo: prices alone: {comparison.text}, GMV@10 {outcomes['all'].gmv:.4f}{advice}")
+    return history
+
+
+def _validate(kept: KeptWeights, history: TrainingHistory, validate: sft.Validate) -> bool:
+    """Validate the current weights and keep them if they are the best. Whether training ends: the fall is proven."""
+    outcomes = validate()
+    history.valid.append((history.step, figures(outcomes)))
+    comparison = kept.offer(history, outcomes)
+    verdict = "" if comparison.passes else "; below the guard"
+    if comparison.is_proven:
+        verdict += " by more than chance, so training ends"
+    progress.say(f"tune-dpo: step {history.step}: {comparison.text}, GMV@10 {outcomes['all'].gmv:.4f}{verdict}")
+    return comparison.is_proven
 
 
 def step_loss(
@@ -194,7 +251,11 @@ def step_loss(
     if objective.stop_shared:
         chosen_PL = losses.without_shared(chosen_PL, shared_PL)
         rejected_PL = losses.without_shared(rejected_PL, shared_PL)
-    if objective.loss == "dpo":
+    if objective.loss == "simpo":
+        preference, rewards_P = losses.simpo(
+            chosen_PL, rejected_PL, beta=objective.beta, margins_N=margins_P, weights_N=weights_P
+        )
+    else:
         preference, rewards_P = losses.dpo(
             chosen_PL,
             rejected_PL,
@@ -204,20 +265,17 @@ def step_loss(
             margins_N=margins_P,
             weights_N=weights_P,
         )
-    else:
-        preference, rewards_P = losses.simpo(
-            chosen_PL, rejected_PL, beta=objective.beta, margins_N=margins_P, weights_N=weights_P
-        )
-    figures = {
+    row = {
         "preference": preference.item(),
         "margin": rewards_P.mean().item(),
         "accuracy": (rewards_P > 0).float().mean().item(),
     }
     gained_2P = likelihood_2P.detach() - reference.sum(-1)
-    for row, name in enumerate(("chosen", "rejected")):
-        figures |= {f"log_p {name}": likelihood_2P[row].mean().item(), f"gained {name}": gained_2P[row].mean().item()}
+    for side, name in enumerate(("chosen", "rejected")):
+        row |= {f"log_p {name}": likelihood_2P[side].mean().item(), f"gained {name}": gained_2P[side].mean().item()}
     likelihood = losses.sft(likelihood_2P[0], weights_P * value_P**objective.money)
-    return preference + objective.sft_weight * likelihood, figures
+    has_preference = objective.loss != "none"  # without it, its figures are still reported
+    return has_preference * preference + objective.sft_weight * likelihood, row
 
 
 def log_p_of_pairs(backbone: Backbone, pair_batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,16 +303,3 @@ def _plan(batches: int, schedule: TrainingSchedule) -> NDArray[np.int64]:
     orders = [np.random.default_rng((schedule.seed, epoch)).permutation(batches) for epoch in range(schedule.epochs)]
     plan = np.concatenate(orders)
     return plan[: schedule.max_steps or None]
-
-
-def compare_recalls(recalls: sft.Recalls, reference: sft.Recalls, guard: float) -> tuple[str, bool]:
-    """(comparison by view as text, whether a recall has fallen too far, see `PreferenceObjective`)."""
-    before = sft.mean_recalls(reference)
-    comparisons = []
-    has_fallen = False
-    for view, now in sft.mean_recalls(recalls).items():
-        fall_R = reference[view] - recalls[view]
-        error = float(fall_R.std() / len(fall_R) ** 0.5) if len(fall_R) else 0.0
-        comparisons.append(f"{view} {now:.4f} (was {before[view]:.4f}, standard error of the fall {error:.4f})")
-        has_fallen |= before[view] - now > max(guard * before[view], 2 * error)
-    return ", ".join(comparisons), has_fallen

@@ -24,6 +24,9 @@ class PairRules:
     live_unbought: bool = option(True, "pairs: a conversion over live objects that were not acted on")
     higher_value: bool = option(True, "pairs: of two conversions of a request, the one of higher value")
     on_policy: bool = option(False, "pairs: a conversion over objects that the model itself ranked above it")
+    value: Literal["price", "ecpm"] = option(
+        "price", "value of an object: its money in the log; ecpm: its bid x the rate of the event that the bid pays for"
+    )
     negatives: int = option(
         1, "objects not acted on that each conversion is paired with, by live_unbought and by on_policy", at_least=1
     )
@@ -42,11 +45,14 @@ class PreferenceObjective:
     ``stop_shared``: no gradient of the preference at the codes that a pair shares (`losses.without_shared`).
     ``money``: in the SFT term a conversion counts its value to this power, as in the pointer (`InventoryPrior`). An
     unweighted likelihood would undo the weights of the pointer.
-    ``guard``: training stops if a recall falls by more than this share of the fine-tuned model's and by more than two
-    standard errors of the fall: few requests cannot show a smaller one.
+    ``guard``: weights pass if the mean validation recall of each view falls by at most this share of the fine-tuned
+    model's, chance or not. Of the weights that pass, those of the highest validation GMV are kept. Training ends early
+    if a fall is also larger than two standard errors of the paired difference: few requests cannot prove a smaller one.
     """
 
-    loss: Literal["dpo", "simpo"] = option("dpo", "dpo: relative to the fine-tuned model; simpo: without a reference")
+    loss: Literal["dpo", "simpo", "none"] = option(
+        "dpo", "dpo: relative to the fine-tuned model; simpo: without a reference; none: the SFT term alone"
+    )
     beta: float = option(0.1, "reward per nat of log-likelihood", above=0)
     stop_shared: bool = option(True, "no gradient of a preference at the codes that both objects share")
     sft_weight: float = option(
@@ -56,7 +62,5 @@ class PreferenceObjective:
         0.5, "exponent of the price of an object in the pointer, and of the value of a conversion", at_least=0
     )
     guard: float = option(
-        0.02,
-        "stop if validation recall falls by more than this share of fine-tuning's, and by more than chance",
-        at_least=0,
+        0.05, "keep only weights whose validation recall, in each view, falls by at most this share", at_least=0
     )

@@ -1,8 +1,7 @@
 """Preference pairs by business value: two objects that are live in a request, of which one should be generated.
 
-The user acted on the chosen object of a pair; three rules select the rejected one (`RULES`). The value of an object
-acted on is its GMV: its money in the request, as the logs record it. Bids are not used; with bids, the eCPM (bid x
-probability of the action that the bid pays for) would replace the money in `_values` and the typical money.
+The user acted on the chosen object of a pair; three rules select the rejected one (`RULES`). `values.py` defines the
+value of an object in a request: its money, or its eCPM where bids are known.
 
 Letters: P pairs, O objects, D width of an embedding, R requests, N objects acted on in a request, M other live objects.
 """
@@ -21,6 +20,7 @@ from leadre.data.histories import TRAIN, Logs
 from leadre.data.moment import Moment, Moments
 from leadre.lm.prior import InventoryPrior
 from leadre.tune.preferences.options import PairRules
+from leadre.tune.preferences.values import ObjectValues
 
 RULES = ("live_unbought", "higher_value", "on_policy")
 MIN_WEIGHT = 1e-3  # a pair of near-identical objects has almost no weight and is dropped
@@ -50,6 +50,7 @@ class Pairs:
 
 def mine_pairs(
     moments: Moments,
+    values: ObjectValues,
     live: InventoryPrior,
     embeddings_OD: NDArray[np.float32],
     requests_R: Ints,
@@ -60,14 +61,13 @@ def mine_pairs(
     """The pairs of ``requests_R`` (ascending). ``moments`` are those of all requests of the log.
 
     ``embeddings_OD`` has a row per object of the log; ``ranked_by_request`` comes from `ranked_objects`. The total
-    weight of the pairs of one rule and request is the root of their number, as for the targets of a large basket. An
-    object not acted on has no value of its own and counts as a typical conversion.
+    weight of the pairs of one rule and request is the root of their number, as for the targets of a large basket.
     """
     unit_OD = embeddings_OD / np.maximum(np.linalg.norm(embeddings_OD, axis=1, keepdims=True), 1e-9)
-    typical = _typical_nanos(moments.logs)
+    typical = values.typical
     parts = []
     for r in progress.bar(requests_R.tolist(), len(requests_R), "tune-dpo: pairs"):
-        pairs_by_rule = _request_pairs(moments, live, r, rules, seed, ranked_by_request.get(r), typical)
+        pairs_by_rule = _request_pairs(moments, values, live, r, rules, seed, ranked_by_request.get(r))
         for rule, chosen, rejected, chosen_nanos, rejected_nanos in pairs_by_rule:
             weight = np.full(len(chosen), max(len(chosen), 1) ** -0.5)
             if rules.similarity and rule != "higher_value":  # two conversions differ in value, however similar they are
@@ -94,29 +94,28 @@ def ranked_objects(lists: pl.DataFrame, logs: Logs) -> dict[int, Ints]:
 
 
 def _request_pairs(
-    moments: Moments, live: InventoryPrior, r: int, rules: PairRules, seed: int, ranked: Ints | None, typical: float
+    moments: Moments,
+    values: ObjectValues,
+    live: InventoryPrior,
+    r: int,
+    rules: PairRules,
+    seed: int,
+    ranked: Ints | None,
 ) -> Iterator[tuple[str, Ints, Ints, Floats, Floats]]:
     """(rule, chosen, rejected, value of the chosen, value of the rejected) for each rule that is on; in billionths."""
-    objects, nanos_N = _values(moments.logs, r)
+    objects, nanos_N = values.acted_on(r)
     if not len(objects):
         return
     if rules.live_unbought:
         row_P, rejected = _draw(live, moments[r], objects, rules.negatives, np.random.default_rng((seed, r)))
-        yield "live_unbought", objects[row_P], rejected, nanos_N[row_P], np.full(len(row_P), typical)
+        yield "live_unbought", objects[row_P], rejected, nanos_N[row_P], values.not_acted_on(r, rejected)
     if rules.higher_value:
         is_higher_NN = (nanos_N[:, None] >= rules.value_ratio * nanos_N) & (nanos_N > 0)
         row_P, lower_P = np.nonzero(is_higher_NN)
         yield "higher_value", objects[row_P], objects[lower_P], nanos_N[row_P], nanos_N[lower_P]
     if rules.on_policy and ranked is not None:
         row_P, rejected = _ranked_above(ranked, objects, rules.negatives)
-        yield "on_policy", objects[row_P], rejected, nanos_N[row_P], np.full(len(row_P), typical)
-
-
-def _values(logs: Logs, r: int) -> tuple[Ints, Floats]:
-    """(objects acted on in request ``r``, ascending; their money in billionths)."""
-    ads, nanos = logs.relevant(r)
-    objects, row_of_ad = np.unique(logs.ad_object_A[ads], return_inverse=True)
-    return objects.astype(np.int64), np.bincount(row_of_ad, weights=nanos.astype(np.float64)).astype(np.float64)
+        yield "on_policy", objects[row_P], rejected, nanos_N[row_P], values.not_acted_on(r, rejected)
 
 
 def _draw(
@@ -149,10 +148,3 @@ def _log_ratio(numerator_nanos: Floats, denominator_nanos: Floats | float) -> Fl
     numerator = np.where(is_known, numerator_nanos, 1.0)
     denominator = np.where(is_known, denominator_nanos, 1.0)
     return np.asarray(np.log(numerator / denominator), np.float64)
-
-
-def _typical_nanos(logs: Logs) -> float:
-    """Median money of the training conversions that have money; 0 if none has."""
-    split = np.repeat(logs.request_split_R, np.diff(logs.relevant_offsets))
-    nanos = logs.relevant_value_nanos[(split == TRAIN) & (logs.relevant_value_nanos > 0)]
-    return float(np.median(nanos)) if len(nanos) else 0.0

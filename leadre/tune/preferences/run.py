@@ -21,13 +21,17 @@ from leadre.tune.options import TrainingSchedule
 from leadre.tune.preferences.options import PairRules, PreferenceObjective
 
 if TYPE_CHECKING:  # torch is imported in run, so that --help stays quick
+    from collections.abc import Mapping
+
+    from leadre.data.histories import Logs
     from leadre.semid.codebook import Codebook
+    from leadre.tune.answers import Outcomes
     from leadre.tune.model import TunedModel
     from leadre.tune.preferences.dpo import PreferenceExamples
-    from leadre.tune.sft import Recalls
+    from leadre.tune.preferences.values import ObjectValues
 
 # Options of `leadre tune` that readers of this model need as well (`leadre.tune.model.settings`).
-INHERITED = ("seed", "prior", "affinity", "shuffle_ids", "burn_in")
+INHERITED = ("seed", "prior", "affinity", "shuffle_ids", "burn_in", "freeze_body", "zero_codes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,7 @@ class Config(config.Common):
     objective: PreferenceObjective = config.group(PreferenceObjective())
     money_prior: float = config.option(0.1, "exponent of the price of an object in the prior", at_least=0)
     schedule: TrainingSchedule = config.group(
-        TrainingSchedule(epochs=1, learning_rate=1e-4, codes_learning_rate=3e-4, weight_decay=0.0, validate_every=50)
+        TrainingSchedule(epochs=1, learning_rate=2e-5, codes_learning_rate=6e-5, weight_decay=0.0, validate_every=50)
     )
 
 
@@ -51,6 +55,8 @@ def run(config: Config) -> None:
     rules = config.rules
     if not (rules.live_unbought or rules.higher_value or rules.on_policy):
         raise InputError("no rule makes pairs: set one of live_unbought, higher_value, on_policy to true")
+    if config.objective.loss == "none" and not config.objective.sft_weight:
+        raise InputError("--loss none --sft-weight 0: nothing would be trained; set --sft-weight above 0")
     parents = _parents(config)
     tables, ids, model = parents[:3]
     inherited = {name: value for name, value in model.meta["config"].items() if name in INHERITED}
@@ -81,13 +87,13 @@ def run(config: Config) -> None:
         tuned = saved.load(tables, codebook, model, training=True, money=exponents)
         history = dpo.train(
             tuned.backbone,
-            _examples(config, tuned, codebook, parents[3:]),
+            _examples(config, tuned, codebook, _values(config, tables, tuned.threads.logs), parents[3:]),
             dataclasses.replace(config.schedule, seed=config.seed),
             config.objective,
             checkpoint,
             artifact.resume_key(output.config, parents),
             tune.validator(config.seed, tuned.backbone, tuned.threads, tuned.live),
-            partial(_recall_before, config, tables, codebook, model, tuned),
+            partial(_outcomes_before, config, tables, codebook, model, tuned),
         )
         blocks = tuned.threads.prompter.blocks
         tune.write(temporary, tuned.backbone, tuned.live, blocks, model.path / "tokenizer", history)
@@ -96,10 +102,10 @@ def run(config: Config) -> None:
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def _recall_before(
+def _outcomes_before(
     config: Config, tables: artifact.Artifact, codebook: Codebook, model: artifact.Artifact, tuned: TunedModel
-) -> Recalls:
-    """Recall of the fine-tuned model without prices, loaded for this measurement; ``tuned`` is the one to train."""
+) -> Mapping[str, Outcomes]:
+    """Outcomes of the fine-tuned model without prices, loaded for this measurement; ``tuned`` is the one to train."""
     from leadre.tune import model as saved
 
     plain = tuned
@@ -124,8 +130,20 @@ def _parents(config: Config) -> list[artifact.Artifact]:
     return [tables, codebook, model, lists]
 
 
+def _values(config: Config, tables: artifact.Artifact, logs: Logs) -> ObjectValues:
+    """The values that ``config`` selects. Raises InputError for eCPM if the log has no bids."""
+    from leadre.tune.preferences.values import ObjectValues, training_values
+
+    if config.rules.value == "price":
+        return ObjectValues(logs)
+    impression_nanos_A = training_values(tables, logs)
+    known = int((impression_nanos_A > 0).sum())
+    progress.say(f"tune-dpo: eCPM of {known:,} of {len(impression_nanos_A):,} ads; the others count as typical")
+    return ObjectValues(logs, impression_nanos_A)
+
+
 def _examples(
-    config: Config, tuned: TunedModel, codebook: Codebook, lists: list[artifact.Artifact]
+    config: Config, tuned: TunedModel, codebook: Codebook, values: ObjectValues, lists: list[artifact.Artifact]
 ) -> PreferenceExamples:
     """The pairs that the rules find, as training examples. Raises InputError if there are none."""
     import numpy as np
@@ -145,8 +163,9 @@ def _examples(
             f"{lists[0].path} holds no list of these training requests; "
             f"run `leadre generate --split train --step {config.lists}` with the same users and seed"
         )
+    embeddings_OD = codebook.embeddings_OD[live.rows_O]
     mined = pairs.mine_pairs(
-        tuned.threads.moments, live, codebook.embeddings_OD[live.rows_O], requests, config.rules, config.seed, listed
+        tuned.threads.moments, values, live, embeddings_OD, requests, config.rules, config.seed, listed
     )
     if not len(mined):
         raise InputError("the rules find no pair in the training requests; switch on more rules or more users")

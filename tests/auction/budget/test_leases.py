@@ -27,11 +27,25 @@ from leadre.auction.budget.messages import (
     Release,
     Void,
 )
-from leadre.units import US_PER_S
+from leadre.units import US_PER_DAY, US_PER_S
 
 
 def lease(number: int, nanos: int, expires_at_us: int = 10 * US_PER_S) -> Lease:
     return Lease(lease_id=number, campaign_id="c", nanos=nanos, expires_at_us=expires_at_us)
+
+
+def test_lease_of_a_time_to_come_pays_no_bid_though_another_was_accepted_since() -> None:
+    """The clock was set back between the request and the reply of the second lease."""
+    day = US_PER_DAY
+    budget = LeasedBudget("w", "c")
+    assert budget.lease_request(1_000, 20 * day) is not None
+    budget.accept(lease(1, 10_000, 20 * day + 10 * US_PER_S), 20 * day)
+    assert budget.reserve(6_000, 20 * day) == 1
+    assert budget.lease_request(1_000, 20 * day) is not None
+    budget.accept(lease(2, 1_000, 12 * day + 10 * US_PER_S), 12 * day)
+    assert budget.reserve(1_500, 12 * day) == 0
+    assert budget.reserve(1_000, 12 * day) == 2
+    assert [release.lease_id for release in budget.releases(12 * day)] == [1]
 
 
 def test_bids_reserve_from_a_lease_until_it_is_used_up() -> None:
@@ -47,6 +61,19 @@ def test_bids_reserve_from_a_lease_until_it_is_used_up() -> None:
     budget.accept(None, 0)
     assert budget.lease_request(10, RETRY_US - 1) is None
     assert budget.lease_request(10, RETRY_US) is not None
+
+
+def test_clock_that_is_set_back_ends_leases_of_the_future_and_the_wait_for_the_next() -> None:
+    ahead_us = 8 * US_PER_DAY
+    budget = LeasedBudget("w", "c")
+    budget.lease_request(10, ahead_us)
+    budget.accept(lease(1, 40, expires_at_us=ahead_us + 10 * US_PER_S), ahead_us)
+    assert budget.reserve(10, ahead_us - US_PER_S) == 1, "a correction of a second ends no lease"
+    assert budget.reserve(10, 0) == 0
+    assert budget.releases(0) == [Release(lease_id=1, reserved_nanos=10)]
+    budget.lease_request(10, ahead_us)
+    budget.accept(None, ahead_us)
+    assert budget.lease_request(10, 0) is not None
 
 
 def test_remainder_of_an_ended_lease_is_released_once() -> None:

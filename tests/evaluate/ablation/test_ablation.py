@@ -8,6 +8,7 @@ import pytest
 from leadre import artifact, config
 from leadre.__main__ import main
 from leadre.errors import InputError
+from leadre.evaluate import readings
 from leadre.evaluate.ablation import compare as ablation
 from leadre.evaluate.ablation import variants
 from leadre.evaluate.ablation.variants import compose
@@ -23,7 +24,7 @@ DPO = Prefer().changed({"on_policy": True}).flat()
 def test_every_field_of_the_table_is_one_of_its_stage():
     assert set(variants.OFF) <= set(TUNE)
     assert {field for step in variants.STEPS for field in step.on} == set(variants.OFF)
-    for row in variants.TASKS:
+    for row in (*variants.TASKS, *variants.CONTROLS):
         assert set(row.options) <= set(TUNE)
     for row in variants.LEFT_OUT:
         assert set(row.options) <= set(DPO)
@@ -34,20 +35,35 @@ def test_every_field_of_the_table_is_one_of_its_stage():
 def test_rows_build_up_to_the_config_as_given():
     tune = {name: value for name, value in TUNE.items() if not name.startswith("aux_")}
     rows = compose(tune, DPO)
-    assert [row.name for row in rows[:5]] == ["base", "long-term", "content", "words", "dpo"]
+    cumulative = [row for row in rows if not row.left_out]
+    assert [row.name for row in cumulative] == ["base", "long-term", "content", "words", "dpo"]
     assert rows[0].tune == {name: False for name in variants.OFF if not name.startswith("aux_")}
-    assert [len(row.tune) for row in rows[:5]] == [5, 4, 2, 0, 0]
-    assert [row.against for row in rows[:6]] == [None, "base", "long-term", "content", "words", "dpo"]
-    assert all(row.left_out and row.against == "dpo" and not row.tune for row in rows[5:]) and len(rows) == 15
+    assert [len(row.tune) for row in cumulative] == [5, 4, 2, 0, 0]
+    assert [row.against for row in cumulative] == [None, "base", "long-term", "content", "words"]
+    left_out = [row for row in rows if row.left_out and row.dpo is not None]
+    assert all(row.against == "dpo" and not row.tune for row in left_out) and len(left_out) == len(variants.LEFT_OUT)
+
+
+def test_controls_are_compared_with_the_config_itself():
+    rows = compose({**TUNE, "aux_share": 0.2}, DPO)
+    controls = [row for row in rows if row.name in {control.name for control in variants.CONTROLS}]
+    assert [row.name for row in controls] == [control.name for control in variants.CONTROLS]
+    assert all(row.left_out and row.dpo is None and row.against == "aux" for row in controls)
+    for row in controls:
+        Tune().changed(row.tune)  # options that exist, of the right types
+    without_tasks = compose(TUNE, DPO, ("words", "no-pointer", "dpo"))
+    assert [row.against for row in without_tasks] == [None, "words", "words"]
+    assert [row.against for row in compose(TUNE, DPO, ("content", "no-pointer"))] == [None, None]
+    assert "random-body" not in [row.name for row in compose({**TUNE, "random_backbone": True}, DPO)]
 
 
 def test_each_alignment_task_is_left_out_once_beside_all_of_them():
     rows = compose({**TUNE, "aux_share": 0.2, "task_why": 0.0}, DPO)
     names = [row.name for row in rows]
-    assert names[3:5] == ["words", "aux"] and names[11] == "dpo"
+    assert names[3:5] == ["words", "aux"]
     assert names[5:11] == [row.name for row in variants.TASKS[:-1]]  # the last one is off already
     assert rows[6].tune == {"task_text_to_id": 0.0} and rows[6].left_out
-    assert {row.against for row in rows[5:11]} == {"aux"} and rows[11].against == "aux" and rows[12].against == "dpo"
+    assert {row.against for row in rows[5:11]} == {"aux"} and rows[names.index("dpo")].against == "aux"
 
 
 def test_rows_that_would_repeat_another_are_left_out():
@@ -180,6 +196,13 @@ def test_rows_are_written(done):
     page = (done / "steps" / "evaluate-ablation" / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 1 and page.count("<tr") == 5 and "near-duplicates" not in page
     assert (done / "steps" / "evaluate-ablation" / "ablation.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+def test_each_row_is_logged_as_a_reading_of_the_test_set(done):
+    data = artifact.read(done / "steps" / "data", artifact.TABLES)
+    read = readings.of_test_set(done, data.hash)
+    assert readings.count(read) == {"base": 1, "words": 1, "dpo": 1, "no-guard": 1}
 
 
 @pytest.mark.slow

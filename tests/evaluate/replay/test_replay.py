@@ -7,6 +7,7 @@ import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import polars as pl
 import pytest
 
@@ -43,11 +44,24 @@ def test_ten_thousand_requests_replay(work, tmp_path):
     log_and_replay(work, tmp_path, requests=10_000)
 
 
+def every_worker_has_a_model(bidder):
+    """Whether 30 new connections, which any worker may take, find the model connected."""
+    return not any("model" in httpx.get(f"{bidder.url}/readyz").json()["away"] for _ in range(30))
+
+
+def new_ads_have_ids(bidder):
+    """Whether the model server has embedded new ads, and none in the last seconds: each one changes its version."""
+    before = bidder.said().count("embedding, distinct texts")
+    time.sleep(4.0)
+    return 0 < before == bidder.said().count("embedding, distinct texts")
+
+
 def log_and_replay(work, tmp_path, requests):
     """Let a bidder answer and count, and see that each request is answered alike but those that a deadline cut."""
     with Bidder(work, tmp_path / "state", "--workers", "2", "--exploration", "0.3") as bidder:
         prepare(bidder, work)
-        until(lambda: "model" not in bidder.away(), "a language model", within_s=300)
+        until(lambda: every_worker_has_a_model(bidder), "a language model", within_s=300)
+        until(lambda: new_ads_have_ids(bidder), "IDs of the new ads", within_s=300)
         traffic(bidder, requests)
         until(lambda: len(answered(bidder.state)) == requests, "logged")
         report, status = replayed(work, bidder.state, tmp_path)

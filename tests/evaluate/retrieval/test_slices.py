@@ -35,7 +35,7 @@ def test_slices_match_hand_computed_values(logs):
     assert masks["cold"].tolist() == [False] * 5 + [True]
     assert masks["few"].tolist() == [False, True, True, True, True, False]
     everything = retrieval.build_view(logs, logs.requests_of(TEST), "all")
-    cold, few = slices.slice_views(logs, everything)
+    (_, cold), (_, few) = slices.slice_views(logs, [everything])
     assert [ads.tolist() for ads in cold.relevant] == [[5]] and cold.users == 1
     assert [ads.tolist() for ads in few.relevant] == [[1], [4]] and few.user_V.tolist() == [0, 1]
     lists = {"x": np.array([[5, 0], [0, 4]], np.int32)}
@@ -43,6 +43,24 @@ def test_slices_match_hand_computed_values(logs):
     table = retrieval.compare(few, slices.slice_lists(everything, few, lists), ours="x", resamples=10, seed=0)
     assert table["x"]["recall@10"]["mean"] == 0.5
     assert table["x"]["value@10"]["mean"] == pytest.approx(((55 + 20) / 2 + (20 + 55) / 2) / 2)
+
+
+def test_cold_slice_of_new_leaves_out_repeats_since_the_launch(hand):
+    """User 0 buys the hidden object 5 twice after its launch, user 1 once: `cold-new` has the two first purchases."""
+    early = [(user, 3, AD, 0, 0) for user in (0, 1)]
+    late = [(0, 20, AD, 5, 10), (0, 30, AD, 5, 10), (1, 30, AD, 5, 10)]
+    requests = [(0, 3, "train", [0]), (0, 20, "test", [5]), (0, 30, "test", [5]), (1, 30, "test", [5])]
+    logs = hand(early + late, requests, objects=6)
+    logs = replace(logs, objects=logs.objects.with_columns(pl.Series("hidden", [False] * 5 + [True])))
+    views = [retrieval.build_view(logs, logs.requests_of(TEST), name) for name in retrieval.VIEWS]
+    parts = slices.slice_views(logs, views)
+    assert [(view.name, part.name) for view, part in parts] == [("all", "cold"), ("new", "cold-new")]
+    (_, cold), (new, cold_new) = parts
+    assert len(cold.requests_V) == 3 and len(cold_new.requests_V) == 2
+    assert cold.requests_V[1] not in cold_new.requests_V  # the repeat
+    lists = np.array([[5, 0], [0, 1]], np.int32)
+    assert slices.slice_lists(new, cold_new, {"x": lists})["x"].tolist() == lists.tolist()
+    assert {part.name for _, part in parts} < set(slices.SLICES)
 
 
 def test_weight_reorders_lists_and_weight_zero_does_not():

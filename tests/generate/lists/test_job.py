@@ -87,6 +87,15 @@ def test_candidates_were_live_lately_and_are_not_ended(small):
         lists.candidates(logs, int(logs.request_at_us_R.min()), 1)
 
 
+def test_user_named_as_the_popular_list_gets_no_list(logs):
+    names = logs.users["user_id"].to_list()
+    renamed = dataclasses.replace(logs, users=logs.users.with_columns(user_id=pl.Series([EVERYBODY, *names[1:]])))
+    now_us = int(logs.at_us_E.max()) + 1
+    for since_us in (None, 0):
+        users = lists.users_of(logs, now_us, since_us).tolist()
+        assert users[0] == 0 and lists.users_of(renamed, now_us, since_us).tolist() == users[1:]
+
+
 # The verb
 
 

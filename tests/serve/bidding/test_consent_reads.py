@@ -12,7 +12,7 @@ from leadre.serve.ipc.messages import GenerateReply
 
 from ..alone import Alone, banner_request, urls_of
 from ..conftest import make_ad, make_campaign
-from ..protocol.test_consent import OURS, encode
+from ..protocol.consent_strings import OURS, encode
 
 USER = "user-7"
 PURPOSES = [frozenset(some) for n in range(6) for some in itertools.combinations((1, 2, 3, 4, 7), n)]
@@ -20,7 +20,7 @@ LIMITS = {
     "": {},
     "gpp": {"regs": {"gpp": "DBABMA~1"}},
     "gpp_sid": {"regs": {"ext": {"gpp_sid": [7]}}},
-    "us_privacy": {"regs": {"ext": {"us_privacy": "1YNN"}}},
+    "us_privacy": {"regs": {"ext": {"us_privacy": "1YYN"}}},
     "gpc": {"regs": {"ext": {"gpc": 1}}},
     "coppa": {"regs": {"coppa": 1}},
     "lmt": {"device": {"lmt": 1}},

@@ -7,7 +7,7 @@ import math
 import msgspec
 import pytest
 
-from leadre.serve.bidding.explanation import UNITS, explain
+from leadre.serve.bidding.explanation import UNITS, explain, of_account
 from leadre.serve.events.records import without_user
 from leadre.types import Verdict
 
@@ -99,3 +99,14 @@ def test_log_does_not_grow_by_explanations(alone):
     """Titles, prices of losers and campaigns are resolved when a request is explained."""
     encoded = msgspec.msgpack.encode(logged(alone))
     assert not [word for word in (b"Shoes", b"Sell shoes", b"shoes Ltd", b"c-shoes") if word in encoded]
+
+
+def test_account_sees_its_own_candidates_and_bids_alone(alone):
+    explanation = explained(alone, logged(alone))
+    assert explanation.user_id == "known" and explanation.request
+    shown = {name: of_account(explanation, f"{name} Ltd") for name in ("tea", "mug", "none")}
+    assert shown["none"] is None, "to an account without a candidate the request is unknown"
+    assert [candidate.ad_id for candidate in shown["tea"].candidates] == ["tea"]
+    assert [bid.ad_id for bid in shown["tea"].bids] == ["tea"] and shown["mug"].bids == []
+    text = msgspec.json.encode(shown["mug"]).decode().lower()
+    assert not [word for word in ("tea", "shoes", "known") if word in text]

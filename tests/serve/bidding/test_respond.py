@@ -8,9 +8,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from leadre.data.bids import PRIOR_RATES
 from leadre.errors import PeerError
 from leadre.serve.bidding.respond import MIN_GENERATE_S
-from leadre.serve.bidding.value import PRIOR_RATES
 from leadre.serve.ipc.messages import GenerateReply
 from leadre.serve.protocol.openrtb import NoBid
 from leadre.store.contract import Cap
@@ -138,14 +138,16 @@ def test_after_the_deadline_there_is_no_bid_and_no_reservation(three):
         ({"campaign": {"currency": "EUR"}}, {}),
         ({"ad": {"status": "paused"}}, {}),
         ({"ad": {"iab_categories": ("IAB7-39",)}}, {"bcat": ["IAB7"]}),
-        ({"ad": {"adomain": "shop.acme.test"}}, {"badv": ["shop.acme.test"]}),
+        ({"ad": {"adomain": "shop.other.test"}}, {"badv": ["shop.other.test"]}),
+        ({"ad": {"app_bundle": "com.acme"}}, {"bapp": ["com.acme"]}),
+        ({"ad": {"language": "de"}}, {"wlang": ["fr", "en"]}),
         ({"ad": {"sizes": ((728, 90),)}}, {}),
         ({"ad": {"landing_url": "http://acme.test"}}, {"imp": [IMP | {"secure": 1}]}),
         ({"ad": {"attributes": frozenset({6})}}, {"imp": [{"id": "1", "banner": {"w": 300, "h": 250, "battr": [6]}}]}),
     ],
     ids=[
         *("campaign_status", "begins", "ends", "country", "segment", "segment_of_an_unknown_user", "currency"),
-        *("ad_status", "bcat", "badv", "size", "secure", "battr"),
+        *("ad_status", "bcat", "badv", "bapp", "wlang", "size", "secure", "battr"),
     ],
 )
 def test_ineligible_ad_is_never_bid_and_has_its_verdict(alone, change, fields):
@@ -222,7 +224,7 @@ def test_cap_is_reserved_by_a_bid_and_void_when_the_bid_loses(alone):
     first = alone.bid(user=USER)
     assert [chosen(first)[0], *(chosen(alone.bid(user=USER))[0] for _ in range(3))] == ["a", "a", "b", "b"]
     assert verdicts(alone, alone.bid(user=USER)) == {"a": Verdict.FREQUENCY_CAP, "b": Verdict.BID}
-    url = urls_of(first.rendered[0])["win"].replace("/win", "/loss")
+    url = urls_of(first.rendered[0])["loss"]
     alone.post_events(("loss", url))
     assert [chosen(alone.bid(user=USER))[0] for _ in range(2)] == ["a", "b"]
     alone.clock.wall_us += 12 * 3600 * 1_000_000  # past midnight in Auckland, not in UTC

@@ -29,7 +29,7 @@ def test_filter_gives_the_first_reason_that_drops_a_candidate():
         price_K,
         floor_K,
         np.array([1, 1, 1, 1, 1, 1, 0], np.bool_),
-        is_duplicate_K=np.array([0, 0, 0, 0, 0, 1, 1], np.bool_),
+        are_duplicates=[np.array(row, np.bool_) for row in ([0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 1, 0])],
         has_currency_K=np.array([1, 1, 1, 1, 0, 0, 0], np.bool_),
     )
     assert select.verdicts_of(code_K) == (
@@ -43,9 +43,13 @@ def test_filter_gives_the_first_reason_that_drops_a_candidate():
     )
 
 
-def test_filter_of_a_first_imp_checks_neither_duplicates_nor_currency():
-    code_K = select.filter_candidates(np.array([5, 5]), np.array([5, 6]), np.ones(2, np.bool_))
-    assert select.verdicts_of(code_K) == (Verdict.NOT_SELECTED, Verdict.BELOW_FLOOR) and code_K.dtype == np.uint8
+@pytest.mark.parametrize("floor", [6, select.UNKNOWN_FLOOR, 1])
+def test_one_floor_for_all_candidates_is_as_many_equal_floors(floor):
+    price_K = np.array([5, 6, 7])
+    is_eligible_K = np.array([1, 1, 0], np.bool_)
+    code_K = select.filter_candidates(price_K, floor, is_eligible_K)
+    assert code_K.tolist() == select.filter_candidates(price_K, np.full(3, floor), is_eligible_K).tolist()
+    assert code_K.dtype == np.uint8
 
 
 @pytest.mark.parametrize(
@@ -62,7 +66,9 @@ def test_filter_of_a_first_imp_checks_neither_duplicates_nor_currency():
     ],
 )
 def test_candidates_are_considered_up_to_the_20th_payable_one(is_payable, count):
-    considered = select.consider(range(len(is_payable)), lambda k: None if is_payable[k] else Verdict.NO_BUDGET)
+    limited = [True] * len(is_payable)
+    verdict_of = [None if payable else Verdict.NO_BUDGET for payable in is_payable]
+    considered = select.consider(range(len(is_payable)), limited, verdict_of.__getitem__)
     assert considered.all == list(range(count))
     assert considered.payable == [k for k in range(count) if is_payable[k]]
     assert considered.verdicts == {k: Verdict.NO_BUDGET for k in range(count) if not is_payable[k]}
@@ -70,8 +76,14 @@ def test_candidates_are_considered_up_to_the_20th_payable_one(is_payable, count)
 
 def test_candidates_are_considered_in_rank_order():
     verdicts = {3: Verdict.UNKNOWN_USER_CAP, 0: Verdict.NO_BUDGET}
-    considered = select.consider([2, 3, 0, 1], verdicts.get)
+    considered = select.consider([2, 3, 0, 1], [True] * 4, verdicts.get)
     assert considered == ([2, 3, 0, 1], [2, 1], verdicts)
+
+
+def test_candidates_without_a_limit_are_payable_unchecked():
+    verdicts = {0: Verdict.NO_BUDGET, 1: Verdict.NO_BUDGET}
+    considered = select.consider([1, 0, 2], [True, False, False], verdicts.get)
+    assert considered == ([1, 0, 2], [1, 2], {0: Verdict.NO_BUDGET})
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from leadre.serve.bidding.value import PRIOR_IMPRESSIONS, PRIOR_RATES, expected_nanos
+from leadre.data.bids import PRIOR_IMPRESSIONS, PRIOR_RATES
+from leadre.serve.bidding.value import expected_nanos
 
 from ..conftest import make_ad, make_campaign
 
@@ -13,7 +14,8 @@ def catalogue(*terms):
     """One ad a campaign; terms are (bid_type, bid_nanos)."""
     campaigns = [make_campaign(f"c{n}", bid_type=kind, bid_nanos=bid) for n, (kind, bid) in enumerate(terms)]
     ads = [make_ad(f"a{n}", campaign_id=f"c{n}") for n in range(len(terms))]
-    return SimpleNamespace(campaigns=campaigns, ads=ads, campaign_A=np.arange(len(terms)))
+    rows = {ad.ad_id: row for row, ad in enumerate(ads)}
+    return SimpleNamespace(campaigns=campaigns, ads=ads, campaign_A=np.arange(len(terms)), row_of_ad=rows)
 
 
 def test_value_of_a_cpm_ad_is_its_bid():
@@ -27,7 +29,7 @@ def test_prior_rate_counts_before_any_observation():
 
 def test_rate_is_smoothed_towards_that_of_ads_of_the_same_bid_type():
     """1,000 impressions and 10 clicks, and an ad that was never shown; clicks on CPM ads do not count."""
-    counts = {"a0": (1000, 10, 0), "a2": (500, 500, 0)}
+    counts = {"a0": (1000, 10, 0), "a2": (500, 500, 0), "unknown": (9, 9, 9)}
     clicked, unseen, _ = expected_nanos(catalogue(("cpc", 10**9), ("cpc", 10**9), ("cpm", 1)), counts).tolist()
     overall = (10 + PRIOR_IMPRESSIONS * PRIOR_RATES["cpc"]) / (1000 + PRIOR_IMPRESSIONS)
     assert unseen == int(10**9 * overall)

@@ -3,9 +3,10 @@
 import polars as pl
 import pytest
 
-from leadre.serve.events import erasure, event_log, training
+from leadre.serve.events import erasure, event_log, table_position
 from leadre.serve.ipc.messages import AppendRequest, EraseReply, EraseRequest, RecordRequest
-from leadre.serve.processes.writer_state import COMPACT_US, RETAIN_US, WriterState
+from leadre.serve.processes.table_writer import TableWriter
+from leadre.serve.processes.writer_state import WriterState
 
 from ..alone import Alone, banner_request, urls_of
 from ..conftest import make_ad, make_campaign
@@ -49,22 +50,21 @@ def bidder(tmp_path):
 
 def test_bookings_go_on_while_an_erasure_replaces_files(bidder):
     paths = bidder.paths
-    with erasure.replacing(paths.replacing, wait=True):  # as an erasure that takes long
+    tables = TableWriter(paths, retain_days=90, clock=bidder.clock)
+    with erasure.replacing(paths, wait=True):  # as an erasure that takes long
         assert explained_user(bidder, "r-1") == USER and names_user(bidder)
         assert bidder.writer.handle([EraseRequest(USER)], bidder.clock.wall_us) == [EraseReply()]
         assert explained_user(bidder, "r-1") == ""
         assert serve(bidder, "r-3", USER) == serve(bidder, "r-4", "other") == ["new"]
         assert explained_user(bidder, "r-3") == ""
-        position = training.position(paths.tables)
-        bidder.clock.wall_us += COMPACT_US + RETAIN_US
-        bidder.renew()
-        assert training.position(paths.tables) == position, "the tables wait for the erasure"
-    assert erasure.erase(paths.events, paths.tables, paths.replacing, USER) > 0
+        tables.flush()
+        tables.retain(bidder.clock.wall_us)
+        assert table_position.read(paths.tables) == 0, "the tables wait for the erasure"
+    assert erasure.erase(paths, [USER])[USER] > 0
     assert not names_user(bidder)
-    bidder.clock.wall_us += COMPACT_US
-    bidder.renew()
-    assert training.position(paths.tables) == bidder.writer.log.last and not names_user(bidder)
-    assert erasure.erase(paths.events, paths.tables, paths.replacing, USER) == 0
+    tables.flush()
+    assert table_position.read(paths.tables) == bidder.writer.log.last and not names_user(bidder)
+    assert not erasure.erase(paths, [USER])
 
 
 def test_writer_that_starts_before_the_bytes_are_gone_names_no_erased_user(bidder):

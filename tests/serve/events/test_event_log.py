@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from leadre.errors import InputError, StorageError
-from leadre.serve.events import durable, event_log, log_writer
-from leadre.serve.events.log_writer import EventLog
+from leadre.serve.events import durable, event_log, user_records
+from leadre.serve.events.log_writer import EventLog, retain
 from leadre.serve.events.records import EventRecord, Record, RequestRecord, StatusRecord
 from leadre.types import Bid, Candidate, Outcome
 from leadre.units import US_PER_DAY, US_PER_S
@@ -193,7 +193,7 @@ def test_retention_keeps_a_damaged_segment_with_young_records(tmp_path: Path) ->
         log.append([event(3)], 9 * US_PER_DAY)
         path = segments(tmp_path)[0]
         path.write_bytes(flipped(path.read_bytes(), len(event_log.MAGIC) + 1))  # a length
-        assert log.retain(US_PER_DAY) == 0 and path.exists()
+        assert retain(tmp_path, US_PER_DAY) == 0 and path.exists()
 
 
 def flipped(data: bytes, offset: int) -> bytes:
@@ -206,15 +206,19 @@ def test_retention_deletes_old_segments_and_numbers_continue(tmp_path: Path) -> 
     with EventLog(tmp_path, segment_s=1) as log:
         for day in range(4):
             log.append([event(day)], day * US_PER_DAY)
-        assert log.retain(2 * US_PER_DAY) == 2
+        log.rotate_before(2 * US_PER_DAY)
+        assert retain(tmp_path, 2 * US_PER_DAY) == 2
         assert records(tmp_path) == [event(2), event(3)]
-        assert log.retain(9 * US_PER_DAY) == 2 and records(tmp_path) == []
+        assert retain(tmp_path, 9 * US_PER_DAY) == 1, "the newest segment stays"
+        log.rotate_before(9 * US_PER_DAY)
+        assert retain(tmp_path, 9 * US_PER_DAY) == 1 and records(tmp_path) == []
     with EventLog(tmp_path) as log:
         assert log.append([event(4)], 0) == 5
 
 
 def test_erased_user_is_in_no_byte_and_the_records_stay(tmp_path: Path) -> None:
     user = "user-4711"
+    journal = tmp_path / "erasing.journal"
     with EventLog(tmp_path) as log:
         log.append([event(1, user), event(2, "user-47112"), REQUEST], 5)
         log.rotate()
@@ -225,7 +229,7 @@ def test_erased_user_is_in_no_byte_and_the_records_stay(tmp_path: Path) -> None:
         (tmp_path / f".{4:020d}.log.new").write_bytes(b"left over by a kill: user-4711")
     with EventLog(tmp_path) as log:
         log.rotate()
-        assert [sum(log_writer.erase(path, user) for path in segments(tmp_path)[:-1]) for _ in range(2)] == [2, 0]
+        assert [user_records.erase(tmp_path, journal, [user])[user] for _ in range(2)] == [2, 0]
         raw = b"".join(path.read_bytes() for path in tmp_path.iterdir())
         assert raw.count(user.encode()) == raw.count(b"user-47112") == 1
         assert segments(tmp_path)[1].stat().st_mtime_ns == untouched

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leadre import database
 from leadre.auction.budget.ledger import Ledger
 from leadre.auction.budget.messages import Budget, Lease, LeaseRequest
 from leadre.errors import InputError, StorageError
@@ -101,9 +102,7 @@ def test_bill_is_at_most_the_signed_price_and_ignored_without_a_price(processor:
     )
     assert [effect.charged_nanos for effect in effects] == [60, 100, 100, 100]
     assert [record.outcome.price_nanos for record in logged(processor)] == [60, 100, 100, 100]
-    assert processor.process([report("bill", 9, price_nanos=None)], NOW) == [EventEffect()], (
-        "AUDIT, or an unexpanded macro"
-    )
+    assert processor.process([report("bill", 9, price_nanos=0)], NOW) == [EventEffect()], "no price"
     assert processor.process([report("bill", 9)], NOW)[0].charged_nanos == 60, (
         "the bill without a price does not block it"
     )
@@ -195,35 +194,82 @@ def test_token_of_an_erased_user_is_logged_without_the_user(tmp_path: Path) -> N
         ]
 
 
-def test_conversions_are_identified_by_event_id_and_may_be_late(processor: EventProcessor) -> None:
-    def conv(event_id: str, number: int = 0, hours: float = 0, ago: float = 0, **change: Any) -> bool:
-        now_us = NOW + round(hours * US_PER_HOUR)
-        conversion = report("conv", number, at_us=now_us - round(ago * US_PER_HOUR), event_id=event_id, **change)
-        return processor.process([conversion], now_us)[0].is_new
+def conversion(
+    processor: EventProcessor, event_id: str, number: int = 0, hours: float = 0, **change: Any
+) -> EventEffect:
+    """The effect of a conversion of the bid's click; with an ``event_id`` it comes from the advertiser's server."""
+    now_us = NOW + round(hours * US_PER_HOUR)
+    reported = report("conv", number, at_us=now_us, event_id=event_id, **{"charge_type": "cpa"} | change)
+    return processor.process([reported], now_us)[0]
 
-    assert conv("order-1") and conv("order-2") and not conv("order-1")
-    assert not conv("order-1", number=1, hours=47.9), "by another token too"
-    assert conv("order-1", campaign_id="other"), "an event_id belongs to one campaign"
-    assert conv("order-1", hours=48), "after 48 hours the event_id is new again"
-    assert conv("order-3", hours=168, ago=168) and not conv("order-4", hours=168, ago=168.1)
-    assert conv("", number=5) and not conv("", number=5, hours=160), "without an event_id a bid has one conversion"
-    assert all(record.outcome.at_us >= NOW for record in logged(processor)), "not before its request"
-    assert conv("order-9", hours=1, ago=-5) and logged(processor)[-1].outcome.at_us == NOW + US_PER_HOUR, (
-        "not in the future"
+
+def test_conversion_of_a_page_counts_once_a_click(processor: EventProcessor) -> None:
+    assert conversion(processor, "").charged_nanos == 7000
+    assert not conversion(processor, "", hours=160).is_new
+    assert conversion(processor, "", number=1).charged_nanos == 7000
+
+
+def test_conversions_of_a_server_count_once_an_event_id_and_are_charged_once_a_click(processor: EventProcessor) -> None:
+    charges = [conversion(processor, f"order-{number}").charged_nanos for number in range(5)]
+    assert charges == [7000, 0, 0, 0, 0] and processor.ledger.spent("c") == 7000, "further ones are recorded"
+    assert [record.owed_nanos for record in logged(processor)] == [7000, 0, 0, 0, 0]
+    assert not conversion(processor, "order-1", number=1, hours=47.9).is_new, "by another click too"
+    assert conversion(processor, "order-1", campaign_id="other").is_new, "an event_id belongs to one campaign"
+    assert conversion(processor, "order-1", hours=48).is_new, "after 48 hours the event_id is new again"
+    assert not conversion(processor, "").is_new, "the page of a click that a server has reported"
+    assert conversion(processor, "", number=2).charged_nanos == 7000
+    assert conversion(processor, "order-9", number=2).charged_nanos == 0, (
+        "the server of a click that a page has reported"
     )
+
+
+def test_conversion_is_charged_once_though_the_ledger_catches_up(tmp_path: Path) -> None:
+    with opened(tmp_path) as processor:
+        conversion(processor, "order-1")
+        database.backup(processor.ledger.connection, tmp_path / "older.db")
+        conversion(processor, "order-2", number=1)
+    os.replace(tmp_path / "older.db", tmp_path / "ledger.db")
+    with opened(tmp_path) as processor:
+        assert processor.ledger.spent("c") == 14_000
+        assert conversion(processor, "order-3", number=1).charged_nanos == 0, "the click is known to be charged"
+
+
+def test_conversion_without_a_click_needs_an_impression(processor: EventProcessor) -> None:
+    seen = EventReport(kind="conv", token=token(7, charge_type="cpa"), at_us=NOW, needs_impression=True)
+    assert processor.process([seen], NOW) == [EventEffect()]
+    processor.process([report("imp", 7, charge_type="cpa")], NOW)
+    assert processor.process([seen, seen], NOW)[0].charged_nanos == 7000
+    assert processor.ledger.spent("c") == 7000
+
+
+def test_conversion_with_the_click_of_a_test_charges_nothing(processor: EventProcessor) -> None:
+    assert conversion(processor, "order-1", is_test=True).charged_nanos == 0
+    assert conversion(processor, "order-1", number=1).charged_nanos == 7000
+
+
+def test_bill_of_a_lost_bid_takes_no_reservation_of_another(processor: EventProcessor) -> None:
+    processor.ledger.set_budget("c", Budget(total_nanos=400), NOW)
+    (lease,) = processor.ledger.apply([LeaseRequest(worker="w", campaign_id="c", max_nanos=400, min_nanos=400)], NOW)
+    assert isinstance(lease, Lease) and processor.ledger.reserved("c") == 400
+    processor.process([report("loss", 1, lease_id=lease.lease_id)], NOW)
+    assert processor.ledger.reserved("c") == 300
+    for number, charged in ((1, 60), (2, 60), (3, 60), (4, 60)):
+        (effect,) = processor.process([report("bill", number, lease_id=lease.lease_id)], NOW)
+        assert effect.charged_nanos == charged
+    assert processor.ledger.reserved("c") == 300 - 3 * 60, "the lost bid is paid from the free budget"
 
 
 def test_keys_are_known_longer_than_tokens_are_valid(processor: EventProcessor) -> None:
     processor.process([report(kind) for kind in KINDS], NOW)
-    end_us = NOW + US_PER_HOUR + outcomes.CLOCK_ERROR_US - 1
-    for kinds, last_us in ((KINDS, end_us), (("conv",), end_us + outcomes.LATE_CONVERSION_US)):
+    end_us = {kind: token().ends_at_us(kind) + outcomes.CLOCK_ERROR_US - 1 for kind in KINDS}
+    end_us["conv"] += outcomes.CONVERSION_US
+    for last_us in sorted(set(end_us.values())):
         processor.ledger.forget(last_us)
-        effects = processor.process([report(kind, at_us=last_us) for kind in kinds], last_us)
-        assert not any(effect.is_new for effect in effects)
-        for kind in kinds:
-            assert processor.ledger.knows(outcomes._key(token(), kind), last_us)
-    assert not processor.ledger.knows(outcomes._key(token(), "imp"), NOW), "forgotten days before the conversion"
-    processor.ledger.forget(end_us + outcomes.LATE_CONVERSION_US + 1)
+        for kind in KINDS:
+            assert processor.ledger.knows(outcomes._key(token(), kind), NOW) == (end_us[kind] >= last_us)
+            if end_us[kind] == last_us:
+                assert not processor.process([report(kind, at_us=last_us)], last_us)[0].is_new
+    processor.ledger.forget(last_us + 2)
     assert not processor.ledger.knows(outcomes._key(token(), "conv"), NOW)
 
 

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from leadre.errors import PeerError, RefusedError
+from leadre.serve.ipc import connection
 from leadre.serve.ipc import socket as ipc
 from leadre.serve.ipc.socket import Client
 
@@ -71,6 +72,17 @@ def test_late_reply_raises_and_is_not_taken_for_the_next_one(path):
     asyncio.run(main())
 
 
+def test_connection_that_is_open_when_the_process_ends_is_no_error(path, caplog):
+    async def main():
+        server = await ipc.serve(path, WaitRequest, handle)
+        client = Client(path, WaitReply)
+        await client.request(WaitRequest(0.0, "last"), timeout_s=GENEROUS_S)
+        server.close()
+
+    asyncio.run(main())
+    assert caplog.messages == []
+
+
 def test_client_reconnects_to_a_server_that_was_away(path):
     async def main():
         client = Client(path, WaitReply)
@@ -123,7 +135,7 @@ def test_thread_without_event_loop_sends_one_request(path):
 
 def test_message_above_the_limit_is_refused_to_its_producer_alone(path, monkeypatch):
     """Requests and replies alike; requests that share the connection go on."""
-    monkeypatch.setattr(ipc, "MAX_FRAME_BYTES", 1000)
+    monkeypatch.setattr(connection, "MAX_FRAME_BYTES", 1000)
 
     async def main():
         server = await ipc.serve(path, WaitRequest, handle_name)

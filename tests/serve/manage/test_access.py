@@ -20,16 +20,17 @@ from starlette.testclient import TestClient
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.manage import attempts, status
+from leadre.serve.manage.access import OPERATOR
 from leadre.serve.manage.api import manage_app
-from leadre.serve.manage.auth import ApiKeys
+from leadre.serve.manage.auth import ACCOUNT_SCOPES, ApiKeys
 
 from ..conftest import make_ad, make_campaign
 from .test_api import AD, CAMPAIGN, FakeBackend
 
-HOLDERS = {"operator": "", "acme": "acme", "bolt": "bolt", "revoked": ""}
+HOLDERS = {"operator": "", "acme": "acme", "bolt": "bolt", "revoked": "", "acme's other": "acme"}
 ACCOUNTS = ("acme", "bolt", "none")
 SPAN = {"since": "2026-03-01T00:00:00Z", "until": "2026-03-02T00:00:00Z"}
-SHARED_IDS = ("object_id",)
+SHARED_IDS = ("object_id",)  # new ones: no account has them
 DATES = ("starts_at", "ends_at")  # left out: the end must be after the start
 OPEN = ("/health",)
 OPEN_PAGES = {"/docs"}  # the reference, for people without a key
@@ -49,9 +50,11 @@ class TwoAccountApi:
         for account in ("acme", "bolt"):
             campaign_store.put_campaign(make_campaign(f"c-{account}", advertiser_id=account, name=f"{account}'s plan"))
             campaign_store.put_ad(make_ad(f"a-{account}", campaign_id=f"c-{account}", advertiser_id=account))
-        created = {name: keys.create(name, 1, account) for name, account in HOLDERS.items()}
+        scopes = {account: ACCOUNT_SCOPES if account else () for account in HOLDERS.values()}
+        created = {name: keys.create(name, 1, account, scopes[account]) for name, account in HOLDERS.items()}
         keys.revoke(created["revoked"][0].key_id, 2)
         self.key_id = {name: about.key_id for name, (about, _) in created.items()}
+        self.revocable = self.key_id | {"acme": self.key_id["acme's other"]}  # its calls go on after it has revoked one
         shown = {name: key for name, (_, key) in created.items()}
         self.secrets = [shown["bolt"].split(".")[1], self.key_id["bolt"], "c-bolt", "a-bolt", "bolt's plan", "k-user"]
         self.headers = {name: {"Authorization": f"Bearer {key}"} for name, key in shown.items()}
@@ -79,6 +82,7 @@ class TwoAccountApi:
     def rows(self, other_than=""):
         """All rows; or the rows that do not belong to an account."""
         tables = {"campaigns": "advertiser_id", "ads": "advertiser_id", "keys": "advertiser_id", "origins": ""}
+        tables |= {"audit": "advertiser_id", "object_accounts": "advertiser_id"}
         return [
             self.records.connection.execute(
                 f"SELECT * FROM {table}" + (f" WHERE {owner} != '{other_than}'" if other_than and owner else "")
@@ -113,7 +117,12 @@ class Operation:
 
     @property
     def is_operators(self):
-        return "403" in self.about["responses"]
+        return OPERATOR in self.scopes
+
+    @property
+    def scopes(self):
+        """The scopes that a key needs, and `OPERATOR`."""
+        return [scope for scheme in self.about.get("security", ()) for names in scheme.values() for scope in names]
 
     @property
     def ids(self):
@@ -173,7 +182,7 @@ class Operation:
         """The value to send for a field; None omits it."""
         if owner is not None:
             known = {"advertiser_id": owner, "campaign_id": f"c-{owner}", "ad_id": f"a-{owner}"}
-            known |= {"key_id": key_ids.get(owner, "none")}
+            known |= {"key_id": key_ids.get(owner, "none"), "item_id": f"c-{owner}"}
             known["user_id"] = "k-user"
             return known[name]  # KeyError: add an example of the new kind of ID above
         schema = schema | self.resolved(schema)
@@ -233,9 +242,9 @@ def test_generated_calls_are_valid(new_api, api):
     described = operations(api.client, api.headers["operator"])
     assert len(described) >= 20
     for operation in described:
-        for number, _ in enumerate(operation.calls(api.key_id, ("acme",))):
+        for number, _ in enumerate(operation.calls(api.revocable, ("acme",))):
             with new_api() as fresh:
-                call = list(operation.calls(fresh.key_id, ("acme",)))[number]
+                call = list(operation.calls(fresh.revocable, ("acme",)))[number]
                 answer = fresh.send(call, "operator")
             assert answer.status_code in (200, 201), (call, answer.text)
 
@@ -261,7 +270,7 @@ def check_calls_without_a_key_in_force(api, holder):
     calls = [Call("GET", path, {}, None) for path in UNDOCUMENTED]
     for operation in operations(api.client, api.headers["operator"]):
         if operation.path not in OPEN:
-            calls += operation.calls(api.key_id, ("bolt",))
+            calls += operation.calls(api.revocable, ("bolt",))
     for call in calls:
         answer = api.send(call, holder)
         assert (answer.status_code, answer.headers.get("WWW-Authenticate")) == (401, "Bearer"), call
@@ -277,7 +286,7 @@ def test_account_neither_reads_nor_changes_another(new_api, api):
             continue
         with new_api() as fresh:
             before = fresh.rows(other_than="acme")
-            for call in operation.calls(fresh.key_id, ACCOUNTS):
+            for call in operation.calls(fresh.revocable, ACCOUNTS):
                 answer = fresh.send(call, "acme")
                 swept += 1
                 assert not [word for word in fresh.secrets if word in answer.text], (call, answer.text)
@@ -292,7 +301,7 @@ def test_account_neither_reads_nor_changes_another(new_api, api):
                     assert answer.json() == {"items": [], "next": None}, call
                 if owners == {"bolt"} and call.method != "GET":  # an unknown ID gets the very same response
                     absent = dict.fromkeys(call.owners, "none")
-                    twin = next(call for call in operation.calls(fresh.key_id, ACCOUNTS) if call.owners == absent)
+                    twin = next(call for call in operation.calls(fresh.revocable, ACCOUNTS) if call.owners == absent)
                     assert fresh.send(twin, "acme").content == answer.content, call
     assert swept > 70
 
@@ -318,11 +327,16 @@ def test_reference_lists_every_operation_with_its_key_and_no_stored_data(api):
     rows = dict(re.findall(r"<tr><td><code>(.*?)</code></td>.*?<td>([^<]*)</td></tr>", page.text))
     credentials = {name: html.unescape(credential) for name, credential in rows.items()}
     assert credentials == {
-        operation.name: "none" if operation.path in OPEN else "operator's key" if operation.is_operators else "any key"
+        operation.name: "none" if operation.path in OPEN else credential_of(operation)
         for operation in operations(api.client, api.headers["operator"])
     }
     create = page.text.partition("<code>POST /campaigns</code>")[2].partition("</tr>")[0]
     assert "bid_nanos*" in create and "cap_per_day" in create and "cap_per_day*" not in create
+
+
+def credential_of(operation):
+    holder = "operator's key" if operation.is_operators else "any key"
+    return ", ".join([holder, *(scope for scope in operation.scopes if scope != OPERATOR)])
 
 
 def test_unknown_path_leads_to_the_index_and_the_reference(api):

@@ -8,9 +8,11 @@ import polars as pl
 import pytest
 from starlette.testclient import TestClient
 
+from leadre.auction.budget.sums import UsedBudget
 from leadre.clock import ManualClock
 from leadre.data import tables
 from leadre.serve.catalogue import eligibility
+from leadre.serve.ipc.messages import ClockReply
 from leadre.serve.manage.access import Backend, Lists, Spend
 from leadre.serve.manage.api import BODY_BYTES, manage_app
 from leadre.serve.manage.auth import ApiKeys
@@ -25,6 +27,7 @@ class FakeBackend:
 
     def __init__(self):
         self.calls = []
+        self.used = (UsedBudget(charged_nanos=5, reserved_nanos=4), UsedBudget(charged_nanos=2, written_off_nanos=1))
         self.clock = ManualClock(wall_us=1_772_366_400_000_000)
 
     def backend(self):
@@ -37,10 +40,17 @@ class FakeBackend:
             catalogue=lambda: self.calls.append(("import",)) or frame,
             history=MetricRecorder(self.clock, dict).read,
             charged_today=list,
+            used_budget=lambda _: self.used,
             counts=dict,
             explain=lambda _: None,
             lists=lambda: Lists(version="", made_at_us=0),
+            time_state=lambda: self.time("jump"),
+            confirm_clock=lambda by: self.calls.append(("confirm", by)) or self.time(""),
         )
+
+    def time(self, doubt):
+        now_us = self.clock.now_us()
+        return ClockReply(doubt=doubt, why="", now_us=now_us, machine_us=now_us + 1_000_000, certain_us=now_us)
 
     def spend(self, campaigns, from_us, to_us):
         self.calls.append(("spend", *campaigns, from_us, to_us))
@@ -108,6 +118,36 @@ def test_account_creates_pauses_and_ends_a_campaign_and_its_ad(api, headers, fak
     assert not eligibility.refresh(live, reader).live_A[live.row_of_ad[ad_id]]
     assert api.post(f"/campaigns/{name}/pause", headers=acme).json()["status"] == "paused"
     assert api.post(f"/campaigns/{name}/delete", headers=acme).status_code == 422
+
+
+def test_budget_is_shown_beside_the_cap_in_force(api, headers, campaign_store, campaign):
+    campaign_store.put_campaign(campaign("c-acme", total_nanos=7, daily_nanos=3))
+    shown = api.get("/campaigns/c-acme/budget", headers=headers["acme"]).json()
+    names = ("budget_nanos", "cap_in_force_nanos", "charged_nanos", "reserved_nanos", "written_off_nanos")
+    assert [shown["total"][name] for name in names] == [7, 9, 5, 4, 0]
+    assert [shown["today"][name] for name in names] == [3, 3, 2, 0, 1]
+    campaign_store.put_campaign(campaign("c-acme", total_nanos=0, daily_nanos=3))
+    assert api.get("/campaigns/c-acme/budget", headers=headers["acme"]).json()["total"]["cap_in_force_nanos"] == 0
+
+
+def test_account_cannot_join_the_object_of_another_until_the_operator_grants_it(api, headers, market):
+    """Else it would get the impressions of the other account's ads."""
+    acme = headers["acme"]
+    operator = headers["operator"]
+    taken = AD | {"campaign_id": "c-acme", "object_id": market.ad("a-bolt").object_id.upper()}
+    for call in (
+        api.post("/ads", json=taken, headers=acme),
+        api.put("/ads/a-acme", json=taken, headers=acme),
+        api.put("/ads/new", json=taken, headers=operator),
+    ):
+        assert call.status_code == 409 and "an object of another account" in call.json()["detail"]
+    accounts = f"/objects/{taken['object_id']}/accounts"
+    assert api.put(f"{accounts}/acme", headers=acme).status_code == 403
+    granted = api.put(f"{accounts}/acme", headers=operator)
+    assert granted.json() == api.get(accounts, headers=operator).json()
+    assert granted.json()["advertiser_ids"] == ["acme"]
+    assert api.post("/ads", json=taken, headers=acme).status_code == 201
+    assert api.put(f"{accounts}/%20", headers=operator).status_code == 422
 
 
 def test_repeated_put_changes_nothing(api, headers, manage_database):

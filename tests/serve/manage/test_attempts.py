@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from leadre.clock import ManualClock
+from leadre.serve.callers import rates
 from leadre.serve.manage import attempts
 from leadre.serve.manage.attempts import AddressLimit
 from leadre.serve.manage.cookies import SessionCookieOnly
@@ -31,7 +32,7 @@ def test_one_network_of_ipv6_is_one_client():
 
 
 def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(attempts, "MAX_ADDRESSES", 10)
+    monkeypatch.setattr(rates, "MAX_KEYS", 10)
     limit = AddressLimit(ManualClock(), burst=1, per_s=1)
     for number in range(100):
         assert limit.take(f"10.0.0.{number}")

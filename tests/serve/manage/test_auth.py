@@ -22,7 +22,7 @@ def test_key_is_valid_until_revoked(keys):
     assert keys.revoke(created.key_id, 7).revoked_at_us == 7
     assert keys.find(shown) is None
     assert keys.revoke(created.key_id, 9).revoked_at_us == 7
-    with pytest.raises(MissingError, match="'nobody'"):
+    with pytest.raises(MissingError, match="no key has this ID"):
         keys.revoke("nobody", 9)
 
 
@@ -30,6 +30,25 @@ def test_key_of_an_advertiser_has_its_account(keys):
     created, shown = keys.create("Bob", 5, advertiser_id="acme")
     key = keys.find(shown)
     assert key == created and not key.is_operator and key.advertiser_id == "acme"
+
+
+def test_scopes_of_a_key(keys):
+    assert keys.create("Ann", 5)[0].scopes == auth.SCOPES
+    assert keys.create("Bob", 5, "acme")[0].scopes == ("campaigns",)
+    created, shown = keys.create("Cid", 5, scopes=["explain", "metrics", "explain"])
+    assert created.scopes == ("metrics", "explain") and keys.find(shown) == created
+    for account, scope in (("", "all"), ("acme", "metrics"), ("acme", "erase"), ("acme", "recommend")):
+        with pytest.raises(InputError, match=f"cannot have '{scope}'"):
+            keys.create("Dan", 5, account, [scope])
+
+
+def test_is_allowed_finds_keys_in_force_with_the_scope(keys, reader):
+    created, shown = keys.create("Ann", 5, "acme", ["convert"])
+    assert auth.is_allowed(reader, shown, "convert") == created
+    assert auth.is_allowed(reader, shown, "campaigns") is None
+    assert auth.is_allowed(reader, f"{shown}x", "convert") is None
+    keys.revoke(created.key_id, 6)
+    assert auth.is_allowed(reader, shown, "convert") is None
 
 
 def test_malformed_and_foreign_keys_are_invalid(keys):

@@ -83,6 +83,8 @@ def test_page_shows_traffic(bidder, page):
     after = page.get("/status/now")
     for name, increase in (("bid", 20), ("no bid", 1), ("no consent", 1), ("stored", 20)):
         assert counted(after, name) == counted(before, name) + increase, name
+    until(lambda: figure(page.get("/status/now"), "Requests per second")[0].isdigit(), "a second of history")
+    after = page.get("/status/now")
     assert float(figure(after, "Requests per second")) > 0 and "%" in figure(after, "Fill")
     assert float(figure(after, "Latency p99")) > 0
     until(lambda: "all parts available" in page.get("/status/now"), "all parts available")
@@ -103,7 +105,7 @@ def test_page_shows_spend_ads_and_an_explained_request(bidder, page):
     explanation = until_row(page, "/status/request", "explained", id="explained")
     assert ad_id in explanation and "stored" in explanation and '<td class="won">bid</td>' in explanation
     bidder.bids(user={"id": "spends"}, id="the-newest")
-    until_row(page, "/status/request", "the-newest")  # without an ID
+    until_row(page, "/status/request", bidder.logged_id("the-newest"))  # without an ID
     assert "not among the recent requests" in page.get("/status/request", id="unknown")
     assert "No campaign has the ID none" in page.get("/status/campaigns", campaign="none")
 
@@ -201,7 +203,7 @@ def test_page_without_a_session_has_no_data(bidder, browse):
                 assert response.status_code == 401 and "progress" not in response.text, (method, path)
                 assert response.headers["HX-Refresh"] == "true"
                 checked += 1
-    assert checked == 9 * 9, "a route was added or removed"
+    assert checked == 9 * 11, "a route was added or removed"
 
 
 def test_change_requires_the_csrf_token_of_the_session(bidder, browse, page):
@@ -251,3 +253,12 @@ def test_sessions_end_and_are_bounded(manage_database):
     assert open_sessions.find(first, 3) is None and open_sessions.find(later[0], 3) is not None
     assert not is_own_form(SimpleNamespace(csrf="a"), "\ud800")
     assert sessions.SECRET_BYTES >= 16
+
+
+@pytest.mark.parametrize("content", ["&" * 50_000, "key=1&" * 50, "%ff", "key=" + "a." * 50_000, "\0"])
+def test_login_with_an_odd_form_is_refused_and_leaves_no_traceback(bidder, browse, content):
+    answer = browse().http.post(
+        "/status/login", content=content, headers={"content-type": "application/x-www-form-urlencoded"}
+    )
+    assert answer.status_code in (400, 403)
+    assert "Traceback" not in bidder.said()

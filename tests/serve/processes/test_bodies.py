@@ -6,12 +6,15 @@ import asyncio
 import gzip
 import json
 import zlib
+from contextlib import closing
 
 import httpx
 import pytest
 
 from leadre import progress, telemetry
 from leadre.clock import SystemClock
+from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.manage.auth import ApiKeys, put_origins
 from leadre.serve.plan import Timing
 from leadre.serve.processes import bodies, refusals
 from leadre.serve.processes.http import App
@@ -19,6 +22,7 @@ from leadre.serve.processes.worker import Worker
 from leadre.serve.settings import Settings
 
 from ..alone import Alone
+from ..bidder import PAGE
 from ..conftest import make_ad, make_campaign
 
 REQUEST = {"id": "h1", "imp": [{"id": "1", "banner": {"w": 300, "h": 250}}], "cur": ["USD"], "tmax": 60_000}
@@ -34,6 +38,7 @@ def send(tmp_path):
         for name in names:
             alone.campaign_store.put_ad(make_ad(name))
         alone.put_list("*", *names)
+        put_origins(alone.campaign_store._database, [PAGE])
     timing = Timing(network_ms=0.0, shed_ms=60_000.0)
     worker = Worker(alone.paths, Settings(public_url="https://ads.test"), timing, has_model=False, clock=SystemClock())
     app = App(worker, max_wait_s=60.0, management_url="")
@@ -62,8 +67,9 @@ def test_packed_bodies_are_unpacked_by_every_name_of_gzip(send):
     headers = [{"content-encoding": name} for name in ("gzip", "GZIP", "x-gzip", " gzip ", "identity, X-GZip")]
     post = "POST"
     requests = [(post, "/openrtb2/bid", fields, gzip.compress(PLAIN)) for fields in headers]
+    page = {"origin": PAGE}
     requests += [
-        (post, f"/openrtb2/auction?{query}", {}, gzip.compress(PLAIN)) for query in ("gzip=1", "gzip=true&x=y")
+        (post, f"/openrtb2/auction?{query}", page, gzip.compress(PLAIN)) for query in ("gzip=1", "gzip=true&x=y")
     ]
     requests += [(post, "/openrtb2/bid", {"content-encoding": "gzip"}, members(PLAIN, 3))]
     requests += [(post, "/openrtb2/bid?gzip=1", {"content-encoding": "gzip"}, gzip.compress(PLAIN))]
@@ -188,3 +194,25 @@ def test_events_without_a_valid_token_and_requests_without_a_key_are_limited(sen
     statuses = [answer.status_code for answer in send(*[forged] * 120, *[keyless] * 70)]
     assert statuses[:100] == [403] * 100 and 429 in statuses[100:120] and set(statuses[100:120]) <= {403, 429}
     assert statuses[120:180] == [401] * 60 and 429 in statuses[180:] and set(statuses[180:]) <= {401, 429}
+
+
+@pytest.mark.parametrize("route", ["/v1/recommend", "/v1/conversions"])
+def test_body_that_is_no_text_or_is_nested_deeply_is_a_bad_request(send, tmp_path, route):
+    with closing(ManageDatabase(tmp_path / "state" / "manage.db")) as database:
+        _, key = ApiKeys(database).create("the tests", 1)
+    names = ("user_id", "gdpr", "token", "value_nanos", "categories", "event_id")
+    values = (
+        b'"\xff"',
+        b'"\xed\xa0\x80"',
+        b"[" * 50_000,
+        b'{"x":' * 20_000,
+        b"1e400",
+        b"9" * 5_000,
+        b"NaN",
+        b'"\\ud800"',
+    )
+    bodies = [b'{"%s":%s}' % (name.encode(), value) for name in names for value in values]
+    headers = {"authorization": f"Bearer {key}"}
+    answers = send(*[("POST", route, headers, body) for body in (b"\xff", b"", *bodies)])
+    assert {answer.status_code for answer in answers} == {400}
+    assert all(answer.json()["error"] for answer in answers)

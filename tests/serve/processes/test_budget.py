@@ -53,7 +53,7 @@ class Demand:
                     for _ in range(rng.choice((1, 1, 2))):
                         deliver(urls["bill"])
                 elif fate < 0.97:
-                    deliver(urls["win"].replace("/e/win", "/e/loss"))
+                    deliver(urls["loss"])
 
 
 def deliver(url):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import sys
 
 import pytest
 import uvicorn
+import uvloop
 
 from leadre.clock import SystemClock
 from leadre.serve.processes import connections
@@ -30,11 +33,16 @@ async def echo(scope, receive, send):
 
 
 @contextlib.asynccontextmanager
-async def served(**limits):
+async def served(app_of=lambda _guard: echo, **limits):
     """(guard, port) of a server with these limits."""
     guard = Connections(Limits(**limits), SystemClock())
     config = uvicorn.Config(
-        echo, port=0, http=connections.protocol(guard), lifespan="off", log_level="error", timeout_keep_alive=600
+        app_of(guard),
+        port=0,
+        http=connections.protocol(guard),
+        lifespan="off",
+        log_level="error",
+        timeout_keep_alive=600,
     )
     server = uvicorn.Server(config)
     sweeping = asyncio.create_task(guard.run())
@@ -50,7 +58,10 @@ async def served(**limits):
 
 
 def run(test, **limits):
-    """Run ``test(guard, connect)``; ``connect()`` opens a connection, (reader, writer), which is closed at the end."""
+    """Run ``test(guard, connect)`` in an event loop as a bidder has.
+
+    ``connect()`` opens a connection, (reader, writer), which is closed at the end.
+    """
 
     async def main():
         async with asyncio.timeout(PATIENCE_S), served(**limits) as (guard, port):
@@ -70,7 +81,8 @@ def run(test, **limits):
                     with contextlib.suppress(ConnectionError):
                         await writer.wait_closed()
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
 
 
 async def answered(connection, data=REQUEST):
@@ -192,3 +204,75 @@ def test_pipelined_requests_with_long_bodies_are_all_answered():
             assert len(await reader.readexactly(length)) == length
 
     run(test, head=8192)
+
+
+DATA_SEGMENTS_IN = 152  # offset of `tcpi_data_segs_in` in Linux's `struct tcp_info`
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's counter of segments")
+def test_head_and_body_of_a_response_arrive_in_one_segment():
+    async def test(guard, connect):
+        connection = await connect()
+        client = connection[1].get_extra_info("socket")
+        for number in range(1, 4):
+            assert await answered(connection) == 200
+            info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+            assert int.from_bytes(info[DATA_SEGMENTS_IN : DATA_SEGMENTS_IN + 4], sys.byteorder) == number
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("request_", "begin", "end"),
+    [
+        (b"HEAD / HTTP/1.1\r\nhost: x\r\n\r\n", b"HTTP/1.1 200", b"\r\n\r\n"),
+        (b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"HTTP/1.1 200", b"\r\n\r\n"),
+        (REQUEST.replace(b"host: x", b"connection: close"), b"HTTP/1.1 200", b"\r\n\r\nbody"),
+        (b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n", b"HTTP/1.1 200", b"\r\n\r\n"),
+    ],
+)
+def test_response_without_a_body_and_the_last_one_are_sent_whole(request_, begin, end):
+    async def test(guard, connect):
+        reader, writer = await connect()
+        writer.write(request_)
+        received = await reader.readuntil(end)
+        assert received.startswith(begin) and received.endswith(end)
+        if b"close" in request_:
+            assert await reader.read() == b""
+
+    run(test)
+
+
+def test_client_that_expects_100_continue_gets_it_before_its_body():
+    async def test(guard, connect):
+        reader, writer = await connect()
+        writer.write(REQUEST.removesuffix(b"body").replace(b"host: x", b"host: x\r\nexpect: 100-continue"))
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+        writer.write(b"body")
+        assert (await reader.readuntil(b"\r\n\r\nbody")).startswith(b"HTTP/1.1 200")
+
+    run(test)
+
+
+def test_response_to_a_pipelined_request_of_a_closed_connection_is_dropped(capsys):
+    """uvicorn notes the end of a connection at its last request alone."""
+    done = []
+
+    def app_of(guard):
+        async def app(scope, receive, send):
+            for connection in list(guard.all):
+                connection.close("reply_timeout")
+            await asyncio.sleep(0.05)  # the protocol is told
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+            await send({"type": "http.response.body", "body": b"late"})
+            done.append(scope["path"])
+
+        return app
+
+    async def test(guard, connect):
+        assert await answered(await connect(), REQUEST * 3) == 0
+        while not done:
+            await asyncio.sleep(0.01)
+
+    run(test, app_of=app_of)
+    assert "Traceback" not in capsys.readouterr().err

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from leadre.serve.events import event_log
+from leadre.serve.events.log_writer import retain
 from leadre.serve.ipc.messages import AppendRequest, CountsRequest, RecordRequest, ReportRequest
 from leadre.serve.processes import count_snapshot
 from leadre.serve.processes.writer_state import SNAPSHOT_US
@@ -73,7 +74,8 @@ def test_start_needs_no_segment_before_the_snapshot(folder):
     state, expected = folder
     with Alone(state) as bidder:
         first = event_log.segments(bidder.paths.events)[0]
-        bidder.writer.log.retain(NOON_US + 1)  # deletes the segments of the first two requests
+        bidder.writer.log.rotate_before(NOON_US + 1)
+        retain(bidder.paths.events, NOON_US + 1)  # deletes the segments of the first two requests
     assert not first.exists()
     with Alone(state) as bidder:
         assert counts(bidder)[:2] == expected[:2]

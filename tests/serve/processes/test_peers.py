@@ -1,4 +1,4 @@
-"""The queue of records for the writer: batches are cut by bytes, and each record that is lost is counted."""
+"""The queues of records and clicks for the writer: cut by bytes, kept until acknowledged; each loss is counted."""
 
 import asyncio
 
@@ -8,10 +8,10 @@ import pytest
 from leadre import telemetry
 from leadre.errors import PeerError, RefusedError
 from leadre.serve.events.records import RequestRecord
-from leadre.serve.ipc.messages import MAX_BATCH_BYTES, AppendReply, AppendRequest
-from leadre.serve.ipc.socket import MAX_FRAME_BYTES
+from leadre.serve.ipc.connection import MAX_FRAME_BYTES
+from leadre.serve.ipc.messages import MAX_BATCH_BYTES, AppendReply, AppendRequest, EventReply, EventRequest
 from leadre.serve.processes import peers
-from leadre.serve.processes.peers import RecordQueue
+from leadre.serve.processes.peers import ClickQueue, RecordQueue
 
 
 class Receiver:
@@ -80,3 +80,36 @@ def test_record_that_the_writer_refuses_is_dropped_alone_and_counted():
     asyncio.run(queue.flush())
     assert receiver.records == [str(number) for number in range(10) if number != 3]
     assert dropped("refused") - before == 1 and len(queue) == 0
+
+
+class Poster:
+    """A writer that takes clicks unless it is away for them, and refuses those of ``bad`` tokens."""
+
+    def __init__(self, away=(), bad=()):
+        self.away = set(away)
+        self.bad = set(bad)
+        self.tokens = []
+
+    async def request(self, click):
+        if click.token in self.away:
+            raise PeerError("away")
+        if click.token in self.bad:
+            raise RefusedError("bad")
+        self.tokens.append(click.token)
+        return EventReply("new")
+
+
+def test_click_is_queued_until_the_writer_takes_or_refuses_it(monkeypatch):
+    monkeypatch.setattr(peers, "MAX_QUEUED_CLICKS", 4)
+    poster = Poster(away={"2"}, bad={"3"})
+    before = dropped("click queue full")
+    queue = ClickQueue(poster)
+    for token in ("1", "1", "2", "3", "4", "5"):
+        queue.add(EventRequest(kind="click", token=token, at_us=1))
+    assert len(queue) == 4 and dropped("click queue full") - before == 1
+    with pytest.raises(PeerError, match="away"):
+        asyncio.run(queue.flush())
+    assert poster.tokens == ["1", "4"] and len(queue) == 1
+    poster.away.clear()
+    asyncio.run(queue.flush())
+    assert poster.tokens == ["1", "4", "2"] and len(queue) == 0

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 HEAVY = {"torch", "transformers"}
 
@@ -32,6 +34,14 @@ except SystemExit as ended:
     print(ended.code, set({HEAVY}) & set(sys.modules))
 """
 
+METRICS = """
+import os, resource, sys
+from leadre.serve.processes import process_setup
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+process_setup._allocate_metrics()
+print(len(os.listdir(sys.argv[2])), "PROMETHEUS_MULTIPROC_DIR" in os.environ)
+"""
+
 
 def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
@@ -46,3 +56,11 @@ def test_missing_artifact_is_refused_before_torch_is_imported(tmp_path: Path) ->
     done = run(REFUSED, tmp_path)
     assert done.stdout.splitlines() == ["1 set()"]
     assert "bids go on without the language model" in done.stderr
+
+
+def test_metrics_without_room_leave_no_file_that_other_processes_would_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    assert run(METRICS, 1 << 12, tmp_path).stdout.split() == ["0", "False"]
+    assert run(METRICS, 1 << 30, tmp_path).stdout.split() == ["3", "True"]

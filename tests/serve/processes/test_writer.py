@@ -12,15 +12,19 @@ import pytest
 
 from leadre import database, telemetry
 from leadre.auction.budget import schema
-from leadre.clock import SystemClock
+from leadre.background import REPORT_S
+from leadre.clock import ManualClock, SystemClock
 from leadre.errors import RefusedError, StorageError
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.events import event_log
-from leadre.serve.events.records import EventRecord, RequestRecord
+from leadre.serve.events.log_writer import EventLog
+from leadre.serve.events.records import EventRecord, RequestRecord, StatusRecord
 from leadre.serve.events.tokens import TokenKeys
 from leadre.serve.ipc.messages import AppendReply, AppendRequest, ErrorReply, EventReply, EventRequest
 from leadre.serve.paths import StatePaths
+from leadre.serve.processes.disk_reports import DiskReports
+from leadre.serve.processes.table_writer import TableWriter
 from leadre.serve.processes.writer import Writer
 from leadre.serve.processes.writer_state import WriterState
 
@@ -44,7 +48,9 @@ def bill(paths):
     """The bill of a bid, as a worker sends it."""
     now_us = CLOCK.now_us()
     token = make_token(now_us, NANOS, may_profile=False)
-    return EventRequest(kind="bill", token=TokenKeys.open(paths.token_keys).sign(token), at_us=now_us, price="1.5")
+    return EventRequest(
+        kind="bill", token=TokenKeys.open(paths.token_keys).encrypt(token, "bill"), at_us=now_us, price_nanos=1_500_000
+    )
 
 
 def charged_nanos(paths):
@@ -94,7 +100,7 @@ def test_event_is_acknowledged_after_its_record_is_synced_and_its_charge_committ
         os.fsync(file)
 
     async def scenario(writer):
-        reply = asyncio.create_task(writer.handle(bill(paths)))
+        reply = writer.handle(bill(paths))
         assert await asyncio.to_thread(is_syncing.wait, GENEROUS_S)
         await asyncio.sleep(0.2)
         assert not reply.done() and charged_nanos(paths) == 0, "the disk has not confirmed the record yet"
@@ -151,17 +157,17 @@ def test_request_that_fails_alone_is_set_aside_and_the_others_of_its_batch_are_h
             assert not any(record.request_id == "bad" for record in records if isinstance(record, RequestRecord))
             append(records, now_us)
 
-        def post_unless_bad(requests, now_us):
-            if any(isinstance(request, EventRequest) and request.price == "7" for request in requests):
+        def post_unless_bad(requests, now_us, certain_us):
+            if any(isinstance(request, EventRequest) and request.price_nanos == 7 for request in requests):
                 raise sqlite3.IntegrityError("cannot store REAL value in INTEGER column")
-            return post(requests, now_us)
+            return post(requests, now_us, certain_us)
 
         state._derived.append = append_unless_bad
         state._posting.post_batch = post_unless_bad
 
     async def scenario(writer):
         good = bill(paths)
-        bad = msgspec.structs.replace(bill(paths), price="7")
+        bad = msgspec.structs.replace(bill(paths), price_nanos=7)
         records = [RequestRecord(request_id=name, at_us=1, user_id="u1") for name in ("r1", "bad", "r2")]
         requests = [bad, good, AppendRequest(records)]
         return await asyncio.gather(*map(writer.handle, requests), return_exceptions=True)
@@ -195,7 +201,7 @@ def test_maintenance_that_fails_is_reported_and_requests_are_still_handled(paths
     async def main():
         def open_state():
             state = WriterState(paths, retain_days=90, clock=CLOCK)
-            state._compact = lambda: 1 // 0
+            state._derived.save = lambda: 1 // 0
             return state
 
         writer = Writer(open_state, CLOCK)
@@ -205,7 +211,49 @@ def test_maintenance_that_fails_is_reported_and_requests_are_still_handled(paths
         ended = await asyncio.gather(running, return_exceptions=True)
         return reply, ended
 
-    before = telemetry.TASK_FAILURES.labels("compact tables")._value.get()
+    before = telemetry.TASK_FAILURES.labels("snapshot of counts")._value.get()
     reply, _ = asyncio.run(main())
     assert reply == EventReply("new")
-    assert telemetry.TASK_FAILURES.labels("compact tables")._value.get() > before
+    assert telemetry.TASK_FAILURES.labels("snapshot of counts")._value.get() > before
+
+
+def test_disk_that_refuses_is_reported_once_a_minute_until_a_write_succeeds(capsys):
+    clock = ManualClock()
+    disk = DiskReports("the writer", clock)
+    disk.accepted()
+    for _ in range(3):
+        disk.refused("full")
+        clock.advance(1.0)
+    disk.accepted()
+    disk.accepted()
+    disk.refused("full again")  # within the minute
+    disk.accepted()
+    clock.advance(REPORT_S)
+    disk.refused("full for long")
+    lines = [line.removeprefix("serve: the writer ") for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["waits for its disk: full", "goes on", "waits for its disk: full for long"]
+
+
+def test_table_writer_reports_a_damaged_file_once_and_that_it_writes_again(paths, capsys):
+    clock = ManualClock(wall_us=CLOCK.now_us())
+    tables = TableWriter(paths, retain_days=90, clock=clock)
+    stopped = threading.Event()
+    stopped.set()  # a run is the last flush alone
+
+    def flush_change():
+        with closing(EventLog(paths.events)) as log:
+            log.append([StatusRecord(at_us=log.last + 1, ad_id="a1", is_live=log.last % 2 == 0)], clock.wall_us)
+        tables.run(stopped)
+
+    flush_change()
+    path = paths.tables / "inventory.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
+    for _ in range(3):
+        flush_change()
+    path.write_bytes(whole)
+    flush_change()
+    refusal, recovery = capsys.readouterr().err.splitlines()
+    assert f"the table writer waits for its disk: {path}: damaged (its checksum differs)" in refusal
+    assert f"delete {paths.tables}: the next start writes the tables again" in refusal
+    assert "the table writer goes on" in recovery

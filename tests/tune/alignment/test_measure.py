@@ -68,6 +68,29 @@ def test_categories_by_depth_and_the_most_frequent():
     assert alignment._most_frequent([], 1) == ()
 
 
+def test_lookup_names_the_most_frequent_category_of_the_longest_known_prefix():
+    known = [("a", "b"), ("a", "c"), ("a", "c"), ("d", "e")]
+    codes = np.array([[1, 0], [1, 1], [1, 1], [2, 0]], np.int32)
+    truth = [("a", "b"), ("a", "b"), ("d", "f"), ("a", "c")]
+    codes_NL = np.array([[1, 0], [1, 7], [2, 3], [9, 9]], np.int32)  # the last three pairs of codes are unknown
+    by_two = {"1": 1.0, "2": 0.5, "full": 0.5}  # b; then c of first code 1; e of first code 2; c, the most frequent
+    assert alignment.lookup(codes_NL, truth, codes, known) == by_two
+    assert alignment.lookup(codes_NL[:, :1], truth, codes[:, :1], known) == {"1": 1.0, "2": 0.25, "full": 0.25}
+    assert alignment.lookup(codes_NL[:, :0], truth, codes[:, :0], known) == {"1": 0.75, "2": 0.25, "full": 0.25}
+    nothing = np.zeros((0, 2), np.int32)
+    assert alignment.lookup(nothing, [], codes, known)["1"] == 0.0
+    assert alignment.lookup(codes_NL, truth, nothing, [])["1"] == 0.0
+
+
+def test_ids_that_are_categories_are_a_perfect_lookup(meaning):
+    """The first code is the first level, and the first two codes are the whole path."""
+    sampler = AlignmentSampler(meaning.threads(), meaning.live, {"search": 1.0}, rows=1, seed=0)
+    ads = np.arange(24)
+    figures = alignment._group_figures(meaning.backbone(), sampler, ads[16:], ads, ads[:16])
+    assert figures["lookup_1"]["1"] == 1.0 > figures["majority"]["1"] and figures["lookup_1"]["2"] < 1
+    assert figures["lookup_2"]["1"] == 1.0 and figures["lookup_2"]["2"] >= figures["lookup_1"]["2"]
+
+
 GROUPS = ("Tuesday", "Wednesday", "Thursday", "morning", "afternoon", "evening")  # words that are one token
 NAMES = ("once", "twice", "several", "often", "ads")
 

@@ -75,6 +75,8 @@ def test_alignment_reports_are_files_of_the_model(plain, aligned):
             "category",
             "category_of_object",
             "majority",
+            "lookup_1",
+            "lookup_2",
             "known_category",
             "title_f1",
             "recall@10",

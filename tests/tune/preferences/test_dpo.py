@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from leadre.tune import losses, optimizer, plots, sft
+from leadre.lm.prior import PriceExponents
+from leadre.tune import answers, losses, optimizer, plots, sft
 from leadre.tune.preferences import dpo, pairs
+from leadre.tune.preferences.values import ObjectValues
 
 from ..schedules import schedule as short_schedule
 
@@ -37,14 +39,20 @@ def examples(small):
     logs = small.logs
     requests = logs.requests_of(0)[::16]
     embeddings_OD = small.codebook.embeddings_OD[small.live.rows_O]
-    mined = pairs.mine_pairs(small.moments, small.live, embeddings_OD, requests, RULES, 0, {})
+    mined = pairs.mine_pairs(small.moments, ObjectValues(logs), small.live, embeddings_OD, requests, RULES, 0, {})
     return dpo.PreferenceExamples(small.threads(), small.live, small.layout, mined)
 
 
-def train(small, examples, folder, *, settings=None, objective=PLAIN, recall=(), kill_at=0, resume_key="a", shots=None):
+def outcomes(recall, gmv=0.0, requests=9):
+    """Outcomes of one view in which every request has this recall and this share of its money."""
+    ones = np.ones(requests)
+    return answers.Outcomes(recall_V=recall * ones, caught_nanos_V=gmv * ones, total_nanos_V=ones)
+
+
+def train(small, examples, folder, *, settings=None, objective=PLAIN, seen=(), kill_at=0, resume_key="a", shots=None):
     """(backbone, history); with ``kill_at`` the run ends in its validation of that number.
 
-    ``recall``: the recalls that the validations return. ``shots`` receives the weights at each validation.
+    ``seen``: the outcomes by view that the validations return. ``shots`` receives the weights at each validation.
     """
     backbone = small.backbone(seed=3)
     shots = [] if shots is None else shots
@@ -55,10 +63,10 @@ def train(small, examples, folder, *, settings=None, objective=PLAIN, recall=(),
         shots.append(weights(backbone))
         if kill_at and len(shots) - first == kill_at:
             raise Killed
-        return {"all": np.full(9, recall[len(shots) - first - 1] if recall else 0.5)}
+        return seen[len(shots) - first - 1] if seen else {"all": outcomes(0.5)}
 
     def validate_reference():
-        return {"all": np.full(9, 0.5)}
+        return {"all": outcomes(0.5)}
 
     settings = settings or schedule()
     history = dpo.train(backbone, examples, settings, objective, folder, resume_key, validate, validate_reference)
@@ -185,6 +193,23 @@ def test_sft_term_weights_conversions_by_value(small, examples):
     assert abs(sft_term[0.0] - sft_term[1.0]) > 1e-3
 
 
+def test_loss_none_trains_on_the_sft_term_alone(small, examples):
+    """Its gradient does not depend on the rejected objects; the figures of the preference are reported all the same."""
+    windows = all_batches(examples)[0]
+    before = dpo.reference_log_p(small.backbone(seed=3), examples, [windows])
+    grads = {}
+    for loss, sft_weight in (("none", 1.0), ("dpo", 1.0), ("dpo", 0.0)):
+        backbone = small.backbone(seed=3)
+        objective = replace(PLAIN, loss=loss, sft_weight=sft_weight)
+        total, row = dpo.step_loss(backbone, examples.pair_batch(windows), examples.pairs, before, objective)
+        total.backward()
+        grads[loss, sft_weight] = backbone.bias_S.grad
+        assert row["preference"] > 0 and (total.item() > row["preference"]) == (sft_weight > 0)
+    likelihood = grads["dpo", 1.0] - grads["dpo", 0.0]
+    assert float(grads["dpo", 0.0].abs().max()) > 1e-3
+    torch.testing.assert_close(grads["none", 1.0], likelihood, rtol=0, atol=1e-5)
+
+
 def test_gradients_at_shared_codes_cancel(small, examples):
     """Stopping them changes the gradient by rounding errors alone."""
     pair_batch = examples.pair_batch(all_batches(examples)[0])
@@ -214,49 +239,115 @@ def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(small, examples,
     assert len(shots) == 2 + 3 and same(weights(other), weights(expected))
 
 
+def all_views(recall, new=0.1, gmv=0.0):
+    return {"all": outcomes(recall, gmv), "new": outcomes(new)}
+
+
 @pytest.mark.parametrize(("share", "validations", "kept"), [(0.1, 2, 0), (0.3, 3, 2)])
 def test_guard_ends_a_run_whose_recall_falls(small, examples, tmp_path, capsys, share, validations, kept):
     """Recall falls from .5 by a fifth in step 4: more than the first guard allows, less than the second."""
     shots = []
-    recall = (0.46, 0.4, 0.6)
+    seen = [{"all": outcomes(recall)} for recall in (0.46, 0.4, 0.6)]
     objective = replace(PLAIN, guard=share)
-    backbone, history = train(small, examples, tmp_path, objective=objective, recall=recall, shots=shots)
-    assert [row["all"] for _, row in history.valid] == pytest.approx([0.5, *recall[:validations]])
+    backbone, history = train(small, examples, tmp_path, objective=objective, seen=seen, shots=shots)
+    expected = [0.5, 0.46, 0.4, 0.6][: validations + 1]
+    assert [row["recall@10 all"] for _, row in history.valid] == pytest.approx(expected)
     assert history.step == 2 * validations == history.pairs[-1][0]
-    assert ("too low" in capsys.readouterr().err) == (validations < 3)
+    assert ("training ends" in capsys.readouterr().err) == (validations < 3)
     assert [same(weights(backbone), shot) for shot in shots] == [n == kept for n in range(validations)]
 
 
+def test_run_keeps_the_weights_of_the_highest_gmv(small, examples, tmp_path, capsys):
+    """GMV of 0.3, 0.5 and 0.4: the second validation's weights, although the last ones pass the guard too."""
+    shots = []
+    seen = [{"all": outcomes(0.5, gmv)} for gmv in (0.3, 0.5, 0.4)]
+    backbone, history = train(small, examples, tmp_path, seen=seen, shots=shots)
+    assert history.step == 6 and history.kept == (4, pytest.approx(0.5))
+    assert [same(weights(backbone), shot) for shot in shots] == [False, True, False]
+    assert [row.get("gmv@10 all") for _, row in history.valid] == pytest.approx([0, 0.3, 0.5, 0.4])
+    assert "keeps the weights of step 4" in capsys.readouterr().err
+
+
+def test_gmv_buys_no_weights_that_fail_the_guard(small, examples, tmp_path):
+    """A fall of `new` alone, of two hits in nine requests that chance explains, is not kept however much it earns."""
+    shots = []
+    few = np.array([1.0, 1, 1, 0, 0, 0, 0, 0, 0])
+    reference = {"all": outcomes(0.5), "new": replace(outcomes(0), recall_V=few)}
+    fallen = {"all": outcomes(0.6, 0.9), "new": replace(outcomes(0), recall_V=np.roll(few, 2) * (np.arange(9) != 4))}
+    comparison = dpo.compare_outcomes(fallen, reference, 0.1)
+    assert not comparison.passes and not comparison.is_proven
+    passing = {"all": outcomes(0.5, 0.2), "new": reference["new"]}
+    seen = [passing, fallen, fallen]
+    backbone = small.backbone(seed=3)
+    backbone.train()
+    taken = iter(seen)
+
+    def validate():
+        shots.append(weights(backbone))
+        return next(taken)
+
+    history = dpo.train(backbone, examples, schedule(), PLAIN, tmp_path, "a", validate, lambda: reference)
+    assert history.step == 6 and history.kept == (2, pytest.approx(0.2))
+    assert same(weights(backbone), shots[0])
+
+
 def test_guard_at_the_first_validation_returns_the_reference(small, examples, tmp_path):
-    backbone, history = train(small, examples, tmp_path, recall=(0.1,))
+    backbone, history = train(small, examples, tmp_path, seen=({"all": outcomes(0.1)},))
     assert history.step == 2
     assert same(weights(backbone), weights(small.backbone(seed=3)))
 
 
-def test_fall_in_a_single_view_trips_the_guard():
-    before = {"all": np.full(9, 0.5), "new": np.full(9, 0.1)}
-    now = {"all": np.full(9, 0.6), "new": np.full(9, 0.08)}
-    assert dpo.compare_recalls(now, before, 0.1)[1] and not dpo.compare_recalls(now, before, 0.3)[1]
+def test_training_that_loses_gmv_returns_the_reference(small, examples, tmp_path):
+    backbone = small.backbone(seed=3)
+    backbone.train()
+    start = {"all": outcomes(0.5, 0.4)}
+    lower = {"all": outcomes(0.5, 0.3)}
+    history = dpo.train(backbone, examples, schedule(), PLAIN, tmp_path, "a", lambda: lower, lambda: start)
+    assert history.step == 6 and history.kept == (0, pytest.approx(0.4))
+    assert same(weights(backbone), weights(small.backbone(seed=3)))
 
 
-def test_fall_within_two_standard_errors_does_not_count():
+def test_without_money_the_last_weights_that_pass_are_kept(small, examples, tmp_path):
+    free = {"all": replace(outcomes(0.5), total_nanos_V=np.zeros(9))}
+    shots = []
+    backbone, history = train(small, examples, tmp_path, seen=(free,) * 3, shots=shots)
+    assert history.kept == (6, 0.0) and "gmv@10 all" not in history.valid[-1][1]
+    assert [same(weights(backbone), shot) for shot in shots] == [False, False, True]
+
+
+def test_fall_in_a_single_view_fails_the_guard():
+    before = all_views(0.5, new=0.1)
+    now = all_views(0.6, new=0.08)
+    assert not dpo.compare_outcomes(now, before, 0.1).passes and dpo.compare_outcomes(now, before, 0.3).passes
+
+
+def test_fall_within_two_standard_errors_fails_the_guard_but_is_not_proven():
     """Two of 20 hits lost and one gained in 100 requests may be chance; the same fall in 1,600 requests is not."""
     before = np.zeros(100)
     now = np.zeros(100)
     before[:20] = 1
     now[2:21] = 1
-    comparison, has_fallen = dpo.compare_recalls({"new": now}, {"new": before}, 0.02)
-    assert comparison == "new 0.1900 (was 0.2000, standard error of the fall 0.0173)" and not has_fallen
-    many = {"new": np.tile(now, 16)}, {"new": np.tile(before, 16)}
-    assert dpo.compare_recalls(*many, 0.02)[1] and not dpo.compare_recalls(*many, 0.06)[1]  # 2.3 standard errors
+
+    def views(recall_V):
+        return {"new": replace(outcomes(0.0, requests=len(recall_V)), recall_V=recall_V)}
+
+    comparison = dpo.compare_outcomes(views(now), views(before), 0.02)
+    assert comparison.text == "new 0.1900 (was 0.2000, standard error of the fall 0.0173)"
+    assert not comparison.passes and not comparison.is_proven
+    many = views(np.tile(now, 16)), views(np.tile(before, 16))
+    assert dpo.compare_outcomes(*many, 0.02).is_proven  # 2.3 standard errors
+    assert dpo.compare_outcomes(*many, 0.06).passes and not dpo.compare_outcomes(*many, 0.06).is_proven
 
 
-def test_recall_with_prices_alone_is_reported_before_the_first_step(small, examples, tmp_path, capsys):
-    objective = replace(PLAIN, money=0.5)
-    _, history = train(small, examples, tmp_path, objective=objective, recall=(0.4, 0.5, 0.5, 0.5))
-    assert [(step, row["all"]) for step, row in history.valid][:3] == [(0, 0.5), (0, pytest.approx(0.4)), (2, 0.5)]
+def test_recall_with_prices_alone_is_reported_before_the_first_step(small, examples, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(examples.live, "money", PriceExponents(0.0, 0.1))  # in the prior alone
+    seen = [{"all": outcomes(recall, gmv)} for recall, gmv in ((0.4, 0.9), (0.5, 0.2), (0.5, 0.1), (0.5, 0.1))]
+    _, history = train(small, examples, tmp_path, seen=seen)
+    recalls = [(step, row["recall@10 all"]) for step, row in history.valid]
+    assert recalls[:3] == [(0, 0.5), (0, pytest.approx(0.4)), (2, 0.5)]
     assert "prices alone: all 0.4000 (was 0.5000" in (output := capsys.readouterr().err)
-    assert "lower --money or --money-prior" in output and "too low" not in output
+    assert "lower --money or --money-prior" in output and "training ends" not in output
+    assert history.kept == (2, pytest.approx(0.2))  # prices alone earn more and fail the guard
 
 
 def test_resumed_run_falls_back_to_weights_that_passed_before_the_kill(small, examples, tmp_path):
@@ -264,8 +355,8 @@ def test_resumed_run_falls_back_to_weights_that_passed_before_the_kill(small, ex
     shots = []
     with pytest.raises(Killed):
         train(small, examples, tmp_path, kill_at=2, shots=shots)
-    backbone, history = train(small, examples, tmp_path, recall=(0.1,))
-    assert [row["all"] for _, row in history.valid] == pytest.approx([0.5, 0.5, 0.1])
+    backbone, history = train(small, examples, tmp_path, seen=({"all": outcomes(0.1)},))
+    assert [row["recall@10 all"] for _, row in history.valid] == pytest.approx([0.5, 0.5, 0.1])
     assert same(weights(backbone), shots[0])
 
 

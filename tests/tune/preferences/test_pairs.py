@@ -12,6 +12,7 @@ from leadre.data.moment import of_requests
 from leadre.lm.prior import InventoryPrior
 from leadre.tune.preferences import pairs
 from leadre.tune.preferences.pairs import RULES, PairRules
+from leadre.tune.preferences.values import ObjectValues
 
 OFF = {"live_unbought": False, "higher_value": False, "on_policy": False}
 PLAIN = PairRules(**OFF, negatives=1, value_ratio=2.0, margin=0.0, value_margin=0.0, similarity=False)
@@ -32,12 +33,13 @@ def market(small, hand):
     return logs, live
 
 
-def mine_pairs(market, rules, *, requests=(0, 1), embeddings=None, seed=0, lists=None):
+def mine_pairs(market, rules, *, requests=(0, 1), embeddings=None, seed=0, lists=None, impression_nanos_A=None):
     logs, live = market
     if embeddings is None:
         embeddings = np.eye(len(logs.objects), dtype=np.float32)
     ranked = {} if lists is None else pairs.ranked_objects(lists, logs)
-    return pairs.mine_pairs(of_requests(logs), live, embeddings, np.array(requests), rules, seed, ranked)
+    values = ObjectValues(logs, impression_nanos_A)
+    return pairs.mine_pairs(of_requests(logs), values, live, embeddings, np.array(requests), rules, seed, ranked)
 
 
 def lists_frame(*rows):
@@ -156,6 +158,35 @@ def test_margins_grow_with_value(market):
         factors |= {(rule, 1, None): 1, (rule, 2, None): 1, (rule, 3, None): 3}  # a lower value lowers no margin
     factors |= {("live_unbought", 5, None): 1}  # nor does an unknown one
     assert margins == pytest.approx({key: 0.5 + 0.2 * math.log(factor) for key, factor in factors.items()})
+
+
+def test_by_ecpm_margins_compare_the_values_of_impressions(market):
+    """Objects 1, 2 and 3 were bought for 100, 40 and 300, but an impression of 2 is worth most; 6 has no known bid."""
+    logs, _ = market
+    nanos_A = np.zeros(len(logs.ads), np.int64)
+    nanos_A[[0, 1, 2, 3, 5]] = 50, 20, 80, 10, 20
+    rules = replace(PLAIN, higher_value=True, value_margin=1.0)
+    mined = mine_pairs(market, rules, requests=[0], impression_nanos_A=nanos_A)
+    assert triples(mined) == [(0, 1, 3), (0, 2, 1), (0, 2, 3)]
+    assert mined.margin_P.tolist() == pytest.approx([math.log(2), math.log(4), math.log(8)])
+    assert mined.value_P.tolist() == pytest.approx([1, 4, 4])  # the median conversion is worth 20
+    rules = replace(PLAIN, on_policy=True, negatives=2, value_margin=1.0)
+    lists = lists_frame((0, "all", [0, 6]))
+    mined = mine_pairs(market, rules, requests=[0], lists=lists, impression_nanos_A=nanos_A)
+    margin = {pair[1:]: m for pair, m in zip(triples(mined), mined.margin_P.tolist(), strict=True)}
+    # object 2 is worth more than 0; 1 and 3 are worth less, which lowers no margin; 6 is unknown
+    assert margin == pytest.approx({(1, 0): 0, (1, 6): 0, (2, 0): math.log(1.6), (2, 6): 0, (3, 0): 0, (3, 6): 0})
+
+
+def test_ecpm_of_an_object_is_that_of_its_best_live_ad(market):
+    logs, _ = market
+    nanos_A = np.full(len(logs.ads), 10)
+    nanos_A[[1, 4, 6]] = 20, 900, 70  # ad 4 is not live
+    shared = replace(logs, ad_object_A=np.where(np.isin(np.arange(len(logs.ads)), [4, 6]), 1, logs.ad_object_A))
+    values = ObjectValues(shared, nanos_A)
+    objects, nanos_N = values.acted_on(0)
+    assert dict(zip(objects.tolist(), nanos_N.tolist(), strict=True)) == {1: 70, 2: 10, 3: 10}
+    assert values.not_acted_on(0, np.array([0, 1, 4])).tolist() == [10, 70, 0]
 
 
 def test_near_duplicates_weigh_less_and_duplicates_make_no_pair(market):

@@ -22,6 +22,7 @@ from leadre.tune import model as saved
 from leadre.tune import run as tune
 from leadre.tune.latest import latest
 from leadre.tune.preferences import run as run_dpo
+from leadre.tune.preferences.values import ObjectValues
 from leadre.tune.threads import serving_prompt
 
 PARENTS = {"data": artifact.TABLES, "semid": artifact.CODEBOOK}
@@ -199,7 +200,7 @@ def test_pairs_start_after_the_burn_in_of_fine_tuning(aligned):
         is_relevant_R = np.diff(logs.relevant_offsets) > 0
         at_us = logs.request_at_us_R[(logs.request_split_R == 0) & is_relevant_R]
         burn_in_ends_us = at_us.min() + 0.4 * (at_us.max() - at_us.min())
-        examples = run_dpo._examples(run_dpo.Config(), loaded, ids, [])
+        examples = run_dpo._examples(run_dpo.Config(), loaded, ids, ObjectValues(logs), [])
         assert logs.request_at_us_R[examples.requests_R].min() >= burn_in_ends_us > at_us.min()
         assert len(examples.requests_R) == (at_us >= burn_in_ends_us).sum()
 
@@ -266,6 +267,8 @@ def test_dpo_refuses_ids_that_the_model_was_not_tuned_on(aligned, tiny_encoder, 
         ("tune dpo", "--negatives 0", "--negatives: must be at least 1, got 0"),
         ("tune dpo", "--guard -1", "--guard: must be at least 0, got -1.0"),
         ("tune dpo", "--value-ratio 1", "--value-ratio: must be above 1, got 1.0"),
+        ("tune dpo", "--value ecpm", "none of 60 ads has both bid_nanos above 0 and bid_type"),
+        ("tune dpo", "--loss none --sft-weight 0", "nothing would be trained; set --sft-weight above 0"),
         ("tune dpo", "--live-unbought false --higher-value false", "no rule makes pairs"),
         ("tune dpo", "--on-policy true --lists generate", "another model or other logs made these lists"),
         ("tune dpo", "--on-policy true --seed 5 --users 1", "holds no list of these training requests"),

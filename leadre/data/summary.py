@@ -1,0 +1,24 @@
+"""Counts of the tables, for summary.json."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from leadre.data.tables import Tables
+
+
+def summarise(tables: Tables) -> dict[str, dict[str, float]]:
+    """Counts for summary.json: rows of each table, requests of each split, actions, inventory sizes."""
+    frames = tables.named()
+    splits = dict(tables.requests["split"].value_counts().iter_rows())
+    actions = tables.events.group_by("domain", "action").len().sort("domain", "action")
+    sizes = tables.inventories.group_by("inventory_id").len()
+    per_request = tables.requests.join(sizes, on="inventory_id", how="left")["len"]
+    span = tables.events.select(pl.min("at").dt.epoch("us").alias("first"), pl.max("at").dt.epoch("us").alias("last"))
+    return {
+        "rows": {name: frame.height for name, frame in frames.items()},
+        "requests": {name: int(splits.get(name, 0)) for name in ("train", "valid", "test")},
+        "events": {f"{domain} {action}": n for domain, action, n in actions.iter_rows()},
+        "inventory": {"count": sizes.height, "mean_ads_per_request": float(per_request.mean() or 0.0)},  # type: ignore[arg-type]
+        "events_at_us": {"first": span["first"][0] or 0, "last": span["last"][0] or 0},
+    }

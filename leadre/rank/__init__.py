@@ -1,0 +1,1 @@
+"""Candidate ads -> calibrated probabilities of a click or a conversion."""

@@ -1,0 +1,125 @@
+"""Layers as functions of parameters and arrays: tensors of torch in training, arrays of numpy in serving.
+
+One forward pass serves both, so a worker scores without torch, and the two cannot drift apart. No layer reads batch
+statistics or random numbers, so a score depends on its own row alone. Parameters are a flat mapping of names to arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = Any  # NDArray[np.float32] or torch.Tensor
+Params = Mapping[str, Array]
+Initial = dict[str, NDArray[np.float32]]
+
+TABLE_STD = 0.05
+MAX_DEVIATION = 8.0  # standard deviations of a number; beyond them it is clipped
+
+
+def init_dense(initial: Initial, rng: np.random.Generator, name: str, inputs: int, outputs: int) -> None:
+    """Weights with the variance of He et al. (arXiv 1502.01852), biases of zero."""
+    scale = math.sqrt(2.0 / max(inputs, 1))
+    initial[f"{name}.weight"] = rng.normal(0.0, scale, (inputs, outputs)).astype(np.float32)
+    initial[f"{name}.bias"] = np.zeros(outputs, np.float32)
+
+
+def init_table(initial: Initial, rng: np.random.Generator, name: str, rows: int, width: int) -> None:
+    """An embedding table."""
+    initial[f"table.{name}"] = rng.normal(0.0, TABLE_STD, (rows, width)).astype(np.float32)
+
+
+def init_mlp(initial: Initial, rng: np.random.Generator, name: str, sizes: Sequence[int]) -> None:
+    """Dense layers from ``sizes[0]`` inputs to ``sizes[-1]`` outputs; the last one starts small, near log-odds of 0."""
+    for layer, (inputs, outputs) in enumerate(pairwise(sizes)):
+        init_dense(initial, rng, f"{name}.{layer}", inputs, outputs)
+    initial[f"{name}.{len(sizes) - 2}.weight"] *= np.float32(0.1)
+
+
+def dense(params: Params, name: str, x: Array) -> Array:
+    """x W + b over the last axis."""
+    return x @ params[f"{name}.weight"] + params[f"{name}.bias"]
+
+
+def mlp(params: Params, name: str, x: Array) -> Array:
+    """Dense layers with ReLU between them."""
+    layer = 0
+    while f"{name}.{layer + 1}.weight" in params:
+        x = relu(dense(params, f"{name}.{layer}", x))
+        layer += 1
+    return dense(params, f"{name}.{layer}", x)
+
+
+def lookup(params: Params, name: str, row: Array) -> Array:
+    """Rows of a table, one for each entry of ``row``; rows past its end have row 0."""
+    table = params[f"table.{name}"]
+    return table[row * (row < len(table))]
+
+
+def fixed_lookup(params: Params, name: str, row: Array) -> Array:
+    """`lookup` in a table that training does not change."""
+    table = params[f"fixed.{name}"]
+    return table[row * (row < len(table))]
+
+
+def kth_largest(x: Array, k: int) -> Array:
+    """The k-th largest value over the last axis, kept as an axis of 1; the smallest if there are fewer than k."""
+    k = min(k, x.shape[-1])
+    if isinstance(x, np.ndarray):
+        return np.partition(x, x.shape[-1] - k, axis=-1)[..., x.shape[-1] - k : x.shape[-1] - k + 1]
+    return x.topk(k, dim=-1).values[..., -1:]
+
+
+def log1p(x: Array) -> Array:
+    """log(1 + x)."""
+    return np.log1p(x) if isinstance(x, np.ndarray) else x.log1p()
+
+
+def relu(x: Array) -> Array:
+    """max(x, 0)."""
+    return np.maximum(x, 0) if isinstance(x, np.ndarray) else x.relu()
+
+
+def exp(x: Array) -> Array:
+    """e to the power x."""
+    return np.exp(x) if isinstance(x, np.ndarray) else x.exp()
+
+
+def softmax(x: Array, mask: Array) -> Array:
+    """Softmax over the last axis among the entries of ``mask``; zeros where none is."""
+    is_in = as_floats(mask, x)
+    masked = x * is_in - 1e30 * (1 - is_in)
+    largest = masked.max(-1, keepdims=True) if isinstance(x, np.ndarray) else masked.amax(-1, keepdim=True)
+    weight = exp(masked - largest) * is_in
+    total = weight.sum(-1)[..., None]
+    return weight / (total + as_floats(total == 0, total))
+
+
+def as_floats(mask: Array, like: Array) -> Array:
+    """A boolean array as numbers of the type of ``like``."""
+    return mask.astype(like.dtype) if isinstance(like, np.ndarray) else mask.to(like.dtype)
+
+
+def concat(parts: Sequence[Array]) -> Array:
+    """Arrays side by side over the last axis; their other axes are broadcast against each other."""
+    shape = np.broadcast_shapes(*(tuple(part.shape[:-1]) for part in parts))
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate([np.broadcast_to(part, (*shape, part.shape[-1])) for part in parts], axis=-1)
+    import torch
+
+    return torch.cat([part.expand(*shape, part.shape[-1]) for part in parts], dim=-1)
+
+
+def transposed(x: Array) -> Array:
+    """The last two axes swapped."""
+    return x.swapaxes(-1, -2) if isinstance(x, np.ndarray) else x.transpose(-1, -2)
+
+
+def clipped(x: Array, limit: float) -> Array:
+    """Values within -limit and limit."""
+    return x.clip(-limit, limit)

@@ -1,0 +1,13 @@
+"""The rankers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from leadre.rank.models.dcnv2 import DcnV2
+from leadre.rank.models.din import Din
+from leadre.rank.models.muse import Muse
+from leadre.rank.models.shared import Ranker
+from leadre.rank.models.tin import Tin
+
+RANKERS: Mapping[str, Ranker] = {"dcnv2": DcnV2(), "din": Din(), "muse": Muse(), "tin": Tin()}

@@ -1,0 +1,104 @@
+"""The contract of rankers, and the parts that most of them have: embeddings of fields, numbers, the last layers.
+
+A ranker is two functions of parameters and arrays. `user` computes once per request all that no candidate changes;
+`score` adds the candidates. Both run on torch in training and on numpy in serving (`rank/layers.py`).
+
+Letters: R requests, C candidates, T positions, F numbers, K fields of an object, P features of user and context, D
+width of an object, H labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from leadre.rank import layers
+from leadre.rank.inputs import GAP_ROWS, Batch, SequenceBatch
+from leadre.rank.layers import Array, Initial, Params
+from leadre.rank.spec import FeatureSpec
+
+State = Mapping[str, Array]
+
+OBJECT_WIDTH = 16  # of the table of objects
+FIELD_WIDTH = 8  # of the other tables of an object
+USER_WIDTH = 4  # of the tables of user and context
+HEAD = (128, 64)
+CONTENT = "fixed.content"  # content vectors [1 + O, W] of norm 1, for rankers that read them; row 0 is zero
+
+
+class Ranker(Protocol):
+    """A model: initial parameters, the user's part, and log-odds of candidates."""
+
+    def init(self, spec: FeatureSpec, rng: np.random.Generator) -> Initial:
+        """Parameters before training."""
+        ...
+
+    def user(self, params: Params, spec: FeatureSpec, batch: Batch) -> State:
+        """All that depends on user and context alone, each array with R first."""
+        ...
+
+    def score(self, params: Params, spec: FeatureSpec, state: State, batch: Batch) -> Array:
+        """Log-odds [R, C, H] of the labels."""
+        ...
+
+
+def width(spec: FeatureSpec) -> int:
+    """Width D of an embedded object."""
+    return OBJECT_WIDTH + FIELD_WIDTH * (len(spec.fields) - 1)
+
+
+def init_inputs(spec: FeatureSpec, rng: np.random.Generator) -> Initial:
+    """Parameters with which every ranker begins: tables, and mean and standard deviation of each number.
+
+    Candidates and sequences share the tables of the fields. Training sets the two arrays of the numbers.
+    """
+    initial: Initial = {}
+    for name in spec.fields:
+        columns = OBJECT_WIDTH if name == spec.fields[0] else FIELD_WIDTH
+        layers.init_table(initial, rng, name, spec.tables[name], columns)
+    for name in spec.user_tables:
+        layers.init_table(initial, rng, name, spec.tables[name], USER_WIDTH)
+    initial["fixed.centre"] = np.zeros(len(spec.numbers), np.float32)
+    initial["fixed.scale"] = np.ones(len(spec.numbers), np.float32)
+    return initial
+
+
+def embed(params: Params, spec: FeatureSpec, field_K: Array) -> Array:
+    """Objects as the concatenated rows of their fields: [..., K] -> [..., D]."""
+    return layers.concat([layers.lookup(params, name, field_K[..., k]) for k, name in enumerate(spec.fields)])
+
+
+def user_vector(params: Params, spec: FeatureSpec, batch: Batch) -> Array:
+    """User and context as concatenated rows, [R, P x USER_WIDTH]."""
+    return layers.concat([layers.lookup(params, name, batch.user_RP[:, p]) for p, name in enumerate(spec.user_tables)])
+
+
+def numbers(params: Params, batch: Batch) -> Array:
+    """Numbers less their training mean, in standard deviations, clipped: [R, C, F]."""
+    standard = (batch.number_RCF - params["fixed.centre"]) / params["fixed.scale"]
+    return layers.clipped(standard, layers.MAX_DEVIATION)
+
+
+def init_gaps(initial: Initial, rng: np.random.Generator, columns: int) -> None:
+    """The table of the buckets of the time since an event."""
+    layers.init_table(initial, rng, "gap", GAP_ROWS, columns)
+
+
+def mean_pool(x_RTD: Array, sequence: SequenceBatch) -> Array:
+    """Mean over the events of a sequence, [R, D]; zeros for an empty one."""
+    weight_RT = layers.as_floats(sequence.mask_RT, x_RTD)
+    total_R = weight_RT.sum(-1)
+    return (x_RTD * weight_RT[..., None]).sum(1) / (total_R + layers.as_floats(total_R == 0, total_R))[:, None]
+
+
+def init_head(initial: Initial, rng: np.random.Generator, spec: FeatureSpec, inputs: int) -> None:
+    """The last layers, on ``inputs`` of the model beside numbers, user and context."""
+    users = USER_WIDTH * len(spec.user_tables)
+    layers.init_mlp(initial, rng, "head", (inputs + len(spec.numbers) + users, *HEAD, len(spec.labels)))
+
+
+def head(params: Params, state: State, batch: Batch, parts: list[Array]) -> Array:
+    """Log-odds [R, C, H] of ``parts`` [R, C, ...] beside numbers, user and context."""
+    return layers.mlp(params, "head", layers.concat([*parts, numbers(params, batch), state["user"][:, None]]))

@@ -1,0 +1,31 @@
+"""Options of the rows of a ranker, in a module without torch, so that `leadre rank train --help` stays quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from leadre.config import option
+
+STOP_SHARE = 0.5  # of the validation time, its begin: for the early stop; the rest is for calibration
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOptions:
+    """Which requests and ads are rows, and what their features may know."""
+
+    popularity: Literal["frozen", "fresh"] = option(
+        "frozen", "popularity stops at the end of training, or at the last whole week before a request"
+    )
+    rows: Literal["live", "shown"] = option(
+        "live", "rows of a request: all its live ads, or those with an impression (for logs that have impressions)"
+    )
+    row_share: float = option(
+        0.35, "share of training time whose requests are rows; the time before is history", above=0, below=1
+    )
+    requests: int = option(0, "at most this many requests as rows, drawn by the seed; 0 = all", at_least=0)
+    negatives: float = option(
+        0.1, "share of the rows without an action that training keeps; scores are corrected", above=0, at_most=1
+    )
+    empty: bool = option(True, "rows of requests without an action too, so that p is one of any request")
+    ids: bool = option(False, "read the semantic IDs: their prefixes as fields, text vectors for muse")

@@ -1,0 +1,88 @@
+"""Logs -> all that the training of a ranker reads: spec, vocabulary, rows with features, count tables.
+
+Collaborative scores of the training rows come from a fit on the time before them, so they have not seen the answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadre.artifact import Artifact
+from leadre.data import counts, histories
+from leadre.data.counts import CountTables
+from leadre.data.histories import I32, TRAIN, VALID, Logs, train_end_us
+from leadre.generate.channels.counts import collaborative
+from leadre.rank import inputs, rows
+from leadre.rank.inputs import Vocabulary
+from leadre.rank.options import STOP_SHARE, RowOptions
+from leadre.rank.rows import Example
+from leadre.rank.spec import FeatureSpec
+from leadre.semid import codebook as codebooks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """``train`` and ``stop``: rows of training, and of the early stop. ``tables``: those of the end of training.
+
+    ``content_OW``: text vectors of the objects; None without semantic IDs.
+    """
+
+    spec: FeatureSpec
+    known: Vocabulary
+    train: list[Example]
+    stop: list[Example]
+    tables: CountTables
+    content_OW: NDArray[np.float32] | None
+
+
+def prepare(data: Artifact, codebook: Artifact | None, options: RowOptions, *, seed: int, threads: int) -> Prepared:
+    """Read the tables and compute the features of all rows. InputError if a label never happens in them."""
+    logs = histories.load(data, empty=options.empty)
+    codes_OL, content_OW = _ids(logs, codebook)
+    seen_O = counts.exposures(logs, 0, train_end_us(logs)) > 0
+    known, fields, sizes = inputs.vocabulary(logs, seen_O, codes_OL)
+    spec = FeatureSpec(
+        labels=(str(data.meta["config"]["positive"]),),
+        rows=options.rows,
+        negatives=options.negatives,
+        popularity=options.popularity,
+        fields=fields,
+        profile=tuple(known.profile),
+        tables=sizes,
+    )
+    spec.check()
+    ads_of = rows.candidates(data, logs, options.rows, empty=options.empty)
+    requests = rows.period(logs, TRAIN, 1 - options.row_share, 1)
+    if 0 < options.requests < len(requests):
+        requests = np.sort(np.random.default_rng(seed).choice(requests, options.requests, replace=False))
+    periods = (
+        (requests, int(logs.request_at_us_R[requests].min())),
+        (rows.period(logs, VALID, 0, STOP_SHARE), train_end_us(logs)),
+    )
+    parts = []
+    for chosen, before_us in periods:
+        scores = collaborative(logs, before_us, seed, threads)
+        popularity = rows.Popularity(logs, scores, before_us, is_fresh=spec.popularity == "fresh")
+        part = rows.examples(logs, chosen, ads_of, spec, known, popularity, negatives=spec.negatives, seed=seed)
+        parts.append(list(part))
+        rows.check_labels(parts[-1], spec)
+    return Prepared(
+        spec=spec,
+        known=known,
+        train=parts[0],
+        stop=parts[1],
+        tables=counts.fit(logs, train_end_us(logs), scores),
+        content_OW=content_OW,
+    )
+
+
+def _ids(logs: Logs, codebook: Artifact | None) -> tuple[I32, NDArray[np.float32] | None]:
+    """(codes of the objects [O, L], their text vectors [O, W]); no codes and no vectors without a codebook."""
+    if codebook is None:
+        return np.zeros((len(logs.objects), 0), np.int32), None
+    ids = codebooks.load(codebook)
+    rows_O = ids.rows(logs.objects["object_id"].to_list())
+    return ids.codes_OL[rows_O, :-1], ids.embeddings_OD[rows_O, : ids.text_width]

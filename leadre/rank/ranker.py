@@ -1,0 +1,103 @@
+"""A trained ranker on disk and in memory: spec, vocabulary, count tables, weights.
+
+Letters: C candidates of a request, H labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from leadre.data import counts
+from leadre.data.counts import CountTables
+from leadre.errors import InputError
+from leadre.rank import spec as specs
+from leadre.rank.calibrate import unsampled
+from leadre.rank.inputs import RequestInputs, Vocabulary, collate
+from leadre.rank.models import gbdt
+from leadre.rank.models.gbdt import Forests
+from leadre.rank.models.registry import RANKERS
+from leadre.rank.spec import FeatureSpec
+
+GBDT = "gbdt"
+MODELS = (GBDT, *RANKERS)
+WEIGHTS, VOCABULARY = "weights.safetensors", "vocabulary.json"
+
+Floats = NDArray[np.float64]
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    """The parts of a ranker that are no arrays."""
+
+    model: str
+    profile: dict[str, dict[str, int] | tuple[float, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRanker:
+    """``model``: a name of MODELS. ``weights``: the parameters of a neural ranker, or the forests of gbdt.
+
+    ``tables`` are those of the end of training, which scores of later requests read.
+    """
+
+    model: str
+    spec: FeatureSpec
+    known: Vocabulary
+    tables: CountTables
+    weights: Forests | Mapping[str, NDArray[np.float32]]
+
+    def logits(self, request: RequestInputs) -> Floats:
+        """Log-odds [C, H] of the labels, before calibration, without the sampling of negatives."""
+        if isinstance(self.weights, Forests):
+            logit_CH = self.weights.logits(request.number_CF)[:, None]
+        else:
+            batch = collate([request])
+            ranker = RANKERS[self.model]
+            state = ranker.user(self.weights, self.spec, batch)
+            logit_CH = ranker.score(self.weights, self.spec, state, batch)[0]
+        return unsampled(logit_CH[: len(request.is_new_C)], self.spec.negatives)
+
+    def new_scores(self, request: RequestInputs) -> Floats:
+        """Scores [C] that order objects new to the user among each other."""
+        if isinstance(self.weights, Forests):
+            return self.weights.new_logits(request.number_CF)
+        return np.asarray(self.logits(request)[:, 0])
+
+    def save(self, folder: Path) -> None:
+        """Write all parts, as JSON, safetensors and LightGBM's text."""
+        self.spec.save(folder)
+        self.tables.save(folder)
+        facts = _Facts(
+            model=self.model,
+            profile={
+                name: dict(rows) if isinstance(rows, Mapping) else rows for name, rows in self.known.profile.items()
+            },
+        )
+        (folder / VOCABULARY).write_bytes(msgspec.json.encode(facts))
+        arrays: dict[str, NDArray[np.float32] | NDArray[np.int32]] = {"field_OK": self.known.field_OK}
+        if isinstance(self.weights, Forests):
+            self.weights.save(folder)
+        else:
+            arrays |= self.weights
+        save_file(arrays, folder / WEIGHTS)
+
+
+def load(folder: Path) -> TrainedRanker:
+    """The ranker that `TrainedRanker.save` wrote. InputError if it has another model or feature than this version."""
+    facts = msgspec.json.decode((folder / VOCABULARY).read_bytes(), type=_Facts)
+    if facts.model not in MODELS:
+        raise InputError(f"{folder}: its model is {facts.model!r}; this version has {', '.join(MODELS)}")
+    arrays = load_file(folder / WEIGHTS)
+    return TrainedRanker(
+        model=facts.model,
+        spec=specs.load(folder),
+        known=Vocabulary(field_OK=arrays.pop("field_OK"), profile=facts.profile),
+        tables=counts.load(folder),
+        weights=gbdt.load(folder) if facts.model == GBDT else arrays,
+    )

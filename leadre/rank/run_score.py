@@ -1,0 +1,62 @@
+"""Ranker and calibration -> the best live ads of logged requests with their probabilities, and figures of both.
+
+Reads ``work/<run>/rank-train`` and ``rank-calibrate``, and writes ``work/<run>/rank-score``: lists.parquet, a lists
+artifact in both views, so that ``leadre evaluate --extra ranker=work/<run>/rank-score`` compares it; metrics.json: AUC,
+GAUC, NE, calibration by slice; calibration.png.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from leadre import artifact, config, progress
+from leadre.rank.run_calibrate import CALIBRATION
+from leadre.rank.run_train import RANKER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(config.Common):
+    """Options of ``leadre rank score``."""
+
+    split: Literal["valid", "test"] = config.option("test", "split of the requests to score")
+    users: int = config.option(0, "only the requests of this many users, drawn by the seed; 0 = all", at_least=0)
+    top: int = config.option(20, "ads per list", at_least=1)
+    resamples: int = config.option(1000, "bootstrap resamples over users", at_least=1)
+
+
+def run(config: Config) -> None:
+    """Write ``work/<run>/rank-score`` unless it is current."""
+    data = artifact.read(config.folder("data"), artifact.TABLES)
+    trained = artifact.read(config.folder("rank-train"), RANKER)
+    calibrated = artifact.read(config.folder("rank-calibrate"), CALIBRATION)
+    output = artifact.Output(
+        folder=config.folder("rank-score"),
+        kind=artifact.LISTS,
+        config=config.flat(),
+        seed=config.seed,
+        parents=[data, trained, calibrated],
+    )
+    if output.skip("rank score"):
+        return
+    import numpy as np
+
+    from leadre.data import histories
+    from leadre.rank import calibrate, lists, ranker, report, rows, score
+
+    with output.create() as temporary:
+        empty = bool(trained.meta["config"]["empty"])
+        logs = histories.load(data, empty=empty)
+        model = ranker.load(trained.path)
+        requests = histories.choose_requests(logs, split=config.split, users=config.users, seed=config.seed)
+        ads_of = rows.candidates(data, logs, model.spec.rows, empty=empty)
+        scored = score.stacked(score.score(logs, requests, ads_of, model))
+        p_N = calibrate.load(calibrated.path).apply(scored.logit_N, calibrate.slices(scored.is_new_N))
+        figures = report.write(temporary, logs, scored, p_N, resamples=config.resamples, seed=config.seed)
+        number_R = rows.plain_numbers(data) if empty else np.arange(len(logs.request_user_R))
+        frame = lists.best(logs, scored, p_N, number_R, top=config.top, seed=config.seed)
+        frame.write_parquet(temporary / "lists.parquet")
+    auc, gauc = (figures[name]["mean"] for name in ("auc", "gauc_user"))
+    progress.say(
+        f"rank score: AUC {auc:.4f}, GAUC {gauc:.4f}, ECE {figures['ece_rel']:.3f} of the rate -> {output.folder}"
+    )

@@ -1,0 +1,83 @@
+"""Scores of requests by a trained ranker: log-odds of each row, with what slices and measures need.
+
+Letters: N rows, one for each candidate of each request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadre import progress
+from leadre.data.histories import I32, Logs, train_end_us
+from leadre.data.moment import of_requests
+from leadre.rank.inputs import inputs
+from leadre.rank.ranker import TrainedRanker
+from leadre.rank.rows import Popularity
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRequest:
+    """The candidates of one request, [C]. ``new_score_C`` orders those with ``is_new_C`` among each other."""
+
+    request: int
+    ads: I32
+    logit_C: NDArray[np.float64]
+    new_score_C: NDArray[np.float64]
+    label_C: Bools
+    is_new_C: Bools
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRows:
+    """All rows of several requests, [N]; those of one request are adjacent."""
+
+    request_N: NDArray[np.int64]
+    ad_N: I32
+    logit_N: NDArray[np.float64]
+    new_score_N: NDArray[np.float64]
+    label_N: Bools
+    is_new_N: Bools
+
+
+def score(
+    logs: Logs, requests: NDArray[np.int64], ads_of: Callable[[int], I32], ranker: TrainedRanker
+) -> Iterator[ScoredRequest]:
+    """The requests with at least one candidate, in order of time; all must be after training."""
+    moments = of_requests(logs)
+    is_fresh = ranker.spec.popularity == "fresh"
+    popularity = Popularity(logs, ranker.tables.collaborative, train_end_us(logs), is_fresh=is_fresh)
+    in_time = requests[np.argsort(logs.request_at_us_R[requests], kind="stable")]
+    for r in progress.bar(in_time.tolist(), total=len(in_time), label="score requests"):
+        ads = ads_of(r)
+        if len(ads):
+            moment = moments[r]
+            tables = popularity.at(moment.at_us) if is_fresh else ranker.tables
+            request = inputs(moment, ads, ranker.spec, ranker.known, tables)
+            yield ScoredRequest(
+                request=r,
+                ads=ads,
+                logit_C=ranker.logits(request)[:, 0],
+                new_score_C=ranker.new_scores(request),
+                label_C=np.isin(ads, logs.relevant(r)[0]),
+                is_new_C=request.is_new_C,
+            )
+
+
+def stacked(scored: Iterator[ScoredRequest]) -> ScoredRows:
+    """All rows as arrays."""
+    rows = list(scored)
+    assert rows, "no request has a candidate"
+    return ScoredRows(
+        request_N=np.repeat([row.request for row in rows], [len(row.ads) for row in rows]),
+        ad_N=np.concatenate([row.ads for row in rows]),
+        logit_N=np.concatenate([row.logit_C for row in rows]),
+        new_score_N=np.concatenate([row.new_score_C for row in rows]),
+        label_N=np.concatenate([row.label_C for row in rows]),
+        is_new_N=np.concatenate([row.is_new_C for row in rows]),
+    )

@@ -1,0 +1,59 @@
+"""Route of the management API for the budget of a campaign: what the account wants, and the cap in force."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from leadre.auction.budget.sums import UsedBudget
+from leadre.errors import MissingError
+from leadre.serve.manage.access import BackendDep, Caller, CampaignStoreDep, is_own
+from leadre.serve.manage.forms import problems
+from leadre.serve.manage.parameters import Name
+
+router = APIRouter(responses=problems(401, 404, 422, 429), tags=["campaigns"])
+
+
+class BudgetResponse(BaseModel):
+    """A budget, in total or of a day. After a cut, bids that wait for their event hold the cap in force above it."""
+
+    budget_nanos: int = Field(description="the budget of the campaign; 0 = no cap")
+    cap_in_force_nanos: int = Field(
+        description="charges end here: the budget, or what is charged and reserved if that is more; 0 = no cap"
+    )
+    charged_nanos: int
+    reserved_nanos: int = Field(description="for bids that wait for their event, and for bids to come")
+    written_off_nanos: int = Field(description="owed for events that no budget paid; never charged")
+
+    @classmethod
+    def of(cls, budget_nanos: int, used: UsedBudget) -> BudgetResponse:
+        used_nanos = used.charged_nanos + used.reserved_nanos
+        return cls(
+            budget_nanos=budget_nanos,
+            cap_in_force_nanos=max(budget_nanos, used_nanos) if budget_nanos else 0,
+            charged_nanos=used.charged_nanos,
+            reserved_nanos=used.reserved_nanos,
+            written_off_nanos=used.written_off_nanos,
+        )
+
+
+class BudgetsResponse(BaseModel):
+    """The budgets of a campaign, in total and of the present day of its zone."""
+
+    campaign_id: str
+    total: BudgetResponse
+    today: BudgetResponse
+
+
+@router.get("/campaigns/{campaign_id}/budget")
+def get_budget(key: Caller, store: CampaignStoreDep, backend: BackendDep, campaign_id: Name) -> BudgetsResponse:
+    """Budgets and caps in force. A cut ends new bids at once, and its cap falls as bids are charged or expire."""
+    campaign = store.campaign(campaign_id)
+    if campaign is None or not is_own(key, campaign.advertiser_id):
+        raise MissingError("nothing has this ID")
+    total, today = backend.used_budget(campaign_id)
+    return BudgetsResponse(
+        campaign_id=campaign_id,
+        total=BudgetResponse.of(campaign.total_nanos, total),
+        today=BudgetResponse.of(campaign.daily_nanos, today),
+    )

@@ -1,0 +1,109 @@
+"""`leadre rank train`, `calibrate` and `score` on a small market, from the log to calibrated probabilities."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from leadre import artifact
+from leadre.__main__ import main
+from leadre.data import histories
+from leadre.rank import ranker, rows, score
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, tiny_encoder):
+    """A work folder with tables and semantic IDs of the run ``m``."""
+    folder = tmp_path_factory.mktemp("rank")
+    size = ("--world-users", "80", "--world-ads", "40", "--world-contents", "12")
+    assert main(["data", "--work", str(folder), "--run", "m", "--source", "world", *size]) == 0
+    ids = ("--encoder", str(tiny_encoder), "--levels", "8,4", "--collisions", "24", "--collaborative-dim", "6")
+    assert main(["semid", "--work", str(folder), "--run", "m", *ids]) == 0
+    return folder
+
+
+def rank(work, part, *flags):
+    return main(["rank", part, "--work", str(work), "--run", "m", "--threads", "1", *flags])
+
+
+@pytest.mark.parametrize("model", ["gbdt", "tin", "muse"])
+def test_from_logs_to_calibrated_probabilities(work, model):
+    assert rank(work, "train", "--model", model, "--negatives", "0.5", "--ids", "true", "--epochs", "2") == 0
+    assert rank(work, "calibrate") == 0
+    assert rank(work, "score") == 0
+    figures = json.loads((work / "m" / "rank-score" / "metrics.json").read_text())
+    assert figures["auc"]["lo"] < figures["auc"]["mean"] < figures["auc"]["hi"]
+    assert figures["gauc_user"]["mean"] > 0.7, "the market plants preferences and repeats"
+    assert 0.6 < figures["sum_ratio"]["all"]["mean"] < 1.5
+    assert {"seen", "new", "price_low", "popularity_high", "quiet_users"} <= set(figures["sum_ratio"])
+    assert (work / "m" / "rank-score" / "calibration.png").stat().st_size > 10_000
+
+
+def test_lists_can_be_evaluated_and_hold_live_ads_best_first(work):
+    lists = artifact.read(work / "m" / "rank-score", artifact.LISTS)
+    logs = histories.load(artifact.read(work / "m" / "data", artifact.TABLES))
+    frame = pl.read_parquet(lists.path / "lists.parquet")
+    assert set(frame["request"]) == set(logs.requests_of(histories.TEST).tolist())
+    for row in frame.iter_rows(named=True):
+        assert np.isin(row["ads"], logs.inventory(row["request"])).all()
+        assert row["scores"] == sorted(row["scores"], reverse=True)
+        if row["view"] == "new":
+            seen = logs.object_E[logs.history(row["request"])]
+            assert not np.isin(logs.ad_object_A[row["ads"]], seen).any()
+
+
+def test_ranker_survives_the_disk(work, tmp_path):
+    data = artifact.read(work / "m" / "data", artifact.TABLES)
+    logs = histories.load(data, empty=True)
+    first = ranker.load(work / "m" / "rank-train")
+    first.save(tmp_path)
+    requests = logs.requests_of(histories.TEST)[:10]
+    scores = [
+        score.stacked(score.score(logs, requests, rows.candidates(data, logs, "live", empty=True), model))
+        for model in (first, ranker.load(tmp_path))
+    ]
+    np.testing.assert_array_equal(scores[0].logit_N, scores[1].logit_N)
+
+
+def test_an_unchanged_stage_is_skipped(work, capsys):
+    assert rank(work, "score") == 0
+    assert "is current, nothing to do" in capsys.readouterr().err
+
+
+def test_empty_requests_are_between_the_others_in_order_of_time(work):
+    size = ("--world-users", "80", "--world-ads", "40", "--world-contents", "12", "--hide", "0.4")
+    assert main(["data", "--work", str(work), "--run", "hidden", "--source", "world", *size]) == 0
+    data = artifact.read(work / "hidden" / "data", artifact.TABLES)
+    plain, every = (histories.load(data, empty=empty) for empty in (False, True))
+    number_R = rows.plain_numbers(data)
+    assert len(every.request_user_R) > len(plain.request_user_R) == (number_R >= 0).sum()
+    for r in np.flatnonzero(number_R >= 0)[::97]:
+        assert every.relevant(r)[0].tolist() == plain.relevant(number_R[r])[0].tolist()
+        assert every.request_at_us_R[r] == plain.request_at_us_R[number_R[r]]
+
+
+def test_shown_ads_are_the_rows_of_a_log_with_impressions(work):
+    data = artifact.read(work / "m" / "data", artifact.TABLES)
+    logs = histories.load(data, empty=True)
+    events = pl.read_parquet(data.path / "events.parquet")
+    shown = events.filter((pl.col("domain") == "ad") & (pl.col("action") == "impression"))
+    of = rows.candidates(data, logs, "shown", empty=True)
+    requests = pl.read_parquet(data.path / "requests.parquet").sort(histories.REQUEST_ORDER)["request_id"]
+    ads = logs.ads["ad_id"]
+    for r in range(0, len(requests), 37):
+        expected = set(shown.filter(pl.col("request_id") == requests[r])["item_id"])
+        assert expected and {ads[int(ad)] for ad in of(r)} == expected | {ads[int(ad)] for ad in logs.relevant(r)[0]}
+
+
+def test_bad_options_and_logs_are_refused(work, capsys, tmp_path):
+    assert rank(work, "train", "--model", "muse") == 2
+    assert "set --ids true" in capsys.readouterr().err
+    before = artifact.read(work / "m" / "rank-train", artifact.Kind("ranker", 1)).hash
+    assert rank(work, "train", "--requests", "1", "--negatives", "0.001", "--seed", "8") == 2
+    assert "so nothing can be learnt" in capsys.readouterr().err
+    assert artifact.read(work / "m" / "rank-train", artifact.Kind("ranker", 1)).hash == before
+    assert main(["rank", "score", "--work", str(tmp_path), "--run", "m"]) == 2
+    assert "leadre data" in capsys.readouterr().err
