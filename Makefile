@@ -76,9 +76,10 @@ docs: setup
 	@echo 'open site/index.html in a browser'
 
 # A file's tests run in one process, in their order: files share a bidder, a trained model and a market.
+# A process that dies is not replaced: the next one would begin with the same test.
 JOBS ?= 2
 test: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations 12
 
 soak: setup
 	$(BIN)/python -m pytest -m soak

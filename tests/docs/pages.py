@@ -7,19 +7,20 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from ..serve.bidder import free_port
 from .blocks import Block, PageError, matches
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 600.0  # guards against a hang
+PATIENCE_S = 300.0  # guards against a hang
 PORTS = ("8080", "8081", "8090")  # of the pages; each page has ports of its own instead
 COPIED = ("Makefile", "configs")
 LINKED = ("bench", "clients", "constraints.txt", "docs", "leadre", "mkdocs.yml", "pyproject.toml", "runs", "tests")
@@ -42,7 +43,7 @@ class Scratch:
 
     def __init__(self, folder: Path, setups: dict[str, Callable[[Scratch], None]]) -> None:
         self.folder = folder
-        self.ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        self.ports = dict(zip(PORTS, (str(free_port()) for _ in PORTS), strict=True))
         self.output = ""
         self._setups = setups
         self._done: set[str] = set()
@@ -143,7 +144,9 @@ class Scratch:
             output, _ = process.communicate(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired as error:
             os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
+            with suppress(subprocess.TimeoutExpired):  # what left the group may hold the pipe
+                process.communicate(timeout=5.0)
+            output = (error.stdout or b"").decode(errors="replace")
             raise PageError(f"{where}: not done after {PATIENCE_S:.0f} s\n{output}") from error
         if process.returncode:
             raise PageError(f"{where}: exit status {process.returncode}\n{output}")
@@ -186,15 +189,3 @@ def _responds(url: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _free_ports(count: int) -> list[str]:
-    """Free ports of this machine; held until all are known, so that no two are equal."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for held in sockets:
-            held.bind(("127.0.0.1", 0))
-        return [str(held.getsockname()[1]) for held in sockets]
-    finally:
-        for held in sockets:
-            held.close()

@@ -26,7 +26,7 @@ from leadre.store import open_store
 from leadre.store.contract import Store, StoredList
 
 PAGE = "https://page.example"  # the origin that every bidder of the tests registers
-PATIENCE_S = 300.0  # guards against a hang; a quiet machine needs a second, a busy one a minute
+PATIENCE_S = 150.0  # guards against a hang; a quiet machine needs a second, a busy one a minute
 
 
 class BidderProcess:

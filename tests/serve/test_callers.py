@@ -27,7 +27,7 @@ def add_caller(bidder, name, *flags):
     """The output of `leadre serve caller`, after both workers know the file."""
     command = [sys.executable, "-m", "leadre", "serve", "caller", "--name", name, "--state", str(bidder.state), *flags]
     with read_by_both_workers(bidder):
-        done = subprocess.run(command, env=bidder.environment(), capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=bidder.environment(), capture_output=True, text=True, timeout=150)
         assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -134,5 +134,5 @@ def report(bidder, events, number):
 def command(bidder, verb, *flags):
     """Run a command on the bidder's state, as an operator does."""
     words = [sys.executable, "-m", "leadre", "serve", verb, *flags]
-    result = subprocess.run(words, env=bidder.environment(), capture_output=True, text=True, timeout=300)
+    result = subprocess.run(words, env=bidder.environment(), capture_output=True, text=True, timeout=150)
     assert result.returncode == 0, result.stderr

@@ -18,7 +18,7 @@ from leadre.__main__ import main
 
 from .bidder import free_port
 
-PATIENCE_S = 300.0  # guards against a hang
+PATIENCE_S = 150.0  # guards against a hang
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def process(code, *arguments):
 
 def printed_json(child):
     """Wait for the other process; return the JSON that it printed."""
-    out, _ = child.communicate(timeout=300)
+    out, _ = child.communicate(timeout=150)
     assert child.returncode == 0
     return json.loads(out)
 

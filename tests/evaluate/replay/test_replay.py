@@ -60,8 +60,8 @@ def log_and_replay(work, tmp_path, requests):
     """Let a bidder answer and count, and see that each request is answered alike but those that a deadline cut."""
     with Bidder(work, tmp_path / "state", "--workers", "2", "--exploration", "0.3") as bidder:
         prepare(bidder, work)
-        until(lambda: every_worker_has_a_model(bidder), "a language model", within_s=300)
-        until(lambda: new_ads_have_ids(bidder), "IDs of the new ads", within_s=300)
+        until(lambda: every_worker_has_a_model(bidder), "a language model")
+        until(lambda: new_ads_have_ids(bidder), "IDs of the new ads")
         traffic(bidder, requests)
         until(lambda: len(answered(bidder.state)) == requests, "logged")
         report, status = replayed(work, bidder.state, tmp_path)

@@ -303,7 +303,7 @@ def test_full_disk_is_an_error_and_leaves_no_partial_record(tmp_path: Path) -> N
         print(log.append(records, 0), flush=True)
     """
     with run(code, tmp_path) as process:
-        output = process.communicate(timeout=300)[0].splitlines()
+        output = process.communicate(timeout=150)[0].splitlines()
     assert len(output) == 4 and all(
         line.startswith("8 ") and "cannot be written (File too large); free" in line for line in output[:3]
     )
