@@ -1,1 +1,1 @@
-"""Auction: scores -> winner, price, budget. So far the budget: a ledger that no campaign can overdraw."""
+"""Auction: rates and bids -> winners, prices and budgets, as pure functions of arrays, and the ledger of budgets."""
