@@ -90,15 +90,23 @@ def factorise(
     row, column = pairs_OO.coords
     information = np.log(pairs_OO.data * total_O.sum() / (total_O[row] * total_O[column]))
     ppmi_OO = sparse.csr_array((np.maximum(information, 0), (row, column)), shape=pairs_OO.shape)
-    start = np.random.default_rng(seed).normal(size=len(known))
-    left_OD, strength_D, _ = svds(ppmi_OO, k=width, v0=start)
-    factors_OD = (left_OD * np.sqrt(strength_D))[:, ::-1]  # svds returns the weakest first
-    # the sign of a singular vector is free: make the entry of largest magnitude positive
-    factors_OD = factors_OD * np.where(factors_OD[np.abs(factors_OD).argmax(axis=0), np.arange(width)] < 0, -1, 1)
-    length_O = np.linalg.norm(factors_OD, axis=1, keepdims=True)
     result = np.zeros((objects, width), dtype=np.float32)
-    result[known] = np.divide(factors_OD, length_O, out=np.zeros_like(factors_OD), where=length_O > 1e-9)
+    result[known] = reduce(ppmi_OO, width, seed)
     return result
+
+
+def reduce(matrix_NM: sparse.csr_array, width: int, seed: int) -> Floats:
+    """Rows of unit length [N, width] from the strongest singular vectors, scaled by the roots of their values.
+
+    A row of zeros stays one. ``width`` is below both sizes of the matrix.
+    """
+    start = np.random.default_rng(seed).normal(size=min(matrix_NM.shape))
+    left_ND, strength_D, _ = svds(matrix_NM, k=width, v0=start)
+    factors_ND = (left_ND * np.sqrt(strength_D))[:, ::-1]  # svds returns the weakest first
+    # the sign of a singular vector is free: make the entry of largest magnitude positive
+    factors_ND = factors_ND * np.where(factors_ND[np.abs(factors_ND).argmax(axis=0), np.arange(width)] < 0, -1, 1)
+    length_N = np.linalg.norm(factors_ND, axis=1, keepdims=True)
+    return np.divide(factors_ND, length_N, out=np.zeros_like(factors_ND), where=length_N > 1e-9).astype(np.float32)
 
 
 def _latest_pairs(

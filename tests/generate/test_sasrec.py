@@ -3,8 +3,10 @@
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -171,3 +173,22 @@ def test_a_planted_taste_is_recovered(logs):
         lists = retrieval.tabulate(retrieval.rank(logs, method.fit(logs, 0, 1), [view], key_A=key), [view])
         recall.append(retrieval.measure(view, lists["all"])["recall@5"].mean)
     assert recall[1] > 1.3 * recall[0], recall
+
+
+@pytest.mark.parametrize(
+    ("texts", "columns"),
+    [
+        (["Rose soap", "soap rose!", "steel pan", "pan of steel", "thread"], 3),  # words of two texts, "thread" of one
+        (["same", "same", "same"], 0),
+        (["one", "two", "three"], 0),
+        (["", "", ""], 0),
+    ],
+)
+def test_vectors_of_words_tell_objects_apart(texts, columns):
+    logs = SimpleNamespace(objects=pl.DataFrame({"text": texts}))
+    vectors = sasrec_training.word_vectors(logs, 8, seed=0)
+    assert vectors.dtype == np.float32 and vectors.shape == (len(texts), columns)
+    if columns:
+        assert np.allclose(
+            vectors @ vectors.T, [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [0] * 5]
+        )

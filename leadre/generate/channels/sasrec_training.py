@@ -13,6 +13,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
+import scipy.sparse as sparse
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -46,7 +48,7 @@ LONG = Shape(
     length=200, width=128, layers=1, heads=1, dropout=0.2, epochs=3, batch=8, learning_rate=3e-3, live_weight=1.0
 )
 SHORT = Shape(
-    length=50, width=128, layers=1, heads=1, dropout=0.5, epochs=40, batch=256, learning_rate=1e-3, negatives=256
+    length=50, width=128, layers=1, heads=1, dropout=0.5, epochs=40, batch=256, learning_rate=1e-3, negatives=1024
 )
 RIDGE = 1e-4  # pulls these weights to their first values, where few requests fit them
 LATEST = 0.25  # share of the training requests, the last ones, on which they are fitted
@@ -111,13 +113,44 @@ def has_repeats(logs: Logs) -> bool:
 
 
 def start_from_neighbours(network: Network, logs: Logs, seed: int) -> None:
-    """Add vectors of objects that the same users act on to the first embeddings, at their norm: training is shorter."""
-    width = network.item.embedding_dim
-    columns = min(width, len(np.unique(logs.object_E[logs.at_us_E < train_end_us(logs)])) - 1)
-    vectors_OD = torch.from_numpy(collaborative.vectors(logs, columns, seed)) * STD * width**0.5
+    """Add vectors of objects that are near in users and in words to the first embeddings: training is shorter.
+
+    Half of the columns have what the same users act on, the other half the words of the objects. Both have the norm
+    of a random start.
+    """
+    half = network.item.embedding_dim // 2
+    known = len(np.unique(logs.object_E[logs.at_us_E < train_end_us(logs)]))
+    parts = [collaborative.vectors(logs, min(half, known - 1), seed), word_vectors(logs, half, seed)]
     with torch.no_grad():
         network.item.weight.mul_(NOISE)
-        network.item.weight[:, :columns] += vectors_OD.to(network.item.weight.device)
+        for first, part_OD in zip((0, half), parts, strict=True):
+            columns = part_OD.shape[1]
+            vectors_OD = torch.from_numpy(part_OD).to(network.item.weight.device)
+            network.item.weight[:, first : first + columns] += vectors_OD * STD * half**0.5
+
+
+def word_vectors(logs: Logs, width: int, seed: int) -> NDArray[np.float32]:
+    """TF-IDF of the objects' words, reduced to at most ``width`` columns of unit length, float32 [O, D].
+
+    Without two words that tell objects apart there are no columns.
+    """
+    words = logs.objects.select(
+        pl.int_range(pl.len()).alias("object"), pl.col("text").str.to_lowercase().str.extract_all(r"\w+").alias("word")
+    )
+    counts = words.explode("word").drop_nulls().group_by("object", "word").len()
+    counts = counts.with_columns(documents=pl.len().over("word"))
+    counts = counts.filter((pl.col("documents") > 1) & (pl.col("documents") < len(logs.objects)))
+    counts = counts.with_columns(number=pl.col("word").rank("dense") - 1)
+    if counts.is_empty():
+        return np.zeros((len(logs.objects), 0), np.float32)
+    weight = (1 + counts["len"].log()) * (len(logs.objects) / counts["documents"]).log()
+    places = counts["object"].to_numpy(), counts["number"].to_numpy()
+    matrix_OW = sparse.csr_array((weight.to_numpy(), places), shape=(len(logs.objects), int(places[1].max()) + 1))
+    matrix_OW = sparse.diags_array(1 / sparse.linalg.norm(matrix_OW, axis=1).clip(1e-9)) @ matrix_OW
+    columns = min(width, min(matrix_OW.shape) - 1)
+    return (
+        collaborative.reduce(matrix_OW, columns, seed) if columns > 0 else np.zeros((len(logs.objects), 0), np.float32)
+    )
 
 
 @dataclass(frozen=True, eq=False)
