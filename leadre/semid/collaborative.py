@@ -106,7 +106,8 @@ def reduce(matrix_NM: sparse.csr_array, width: int, seed: int) -> Floats:
     # the sign of a singular vector is free: make the entry of largest magnitude positive
     factors_ND = factors_ND * np.where(factors_ND[np.abs(factors_ND).argmax(axis=0), np.arange(width)] < 0, -1, 1)
     length_N = np.linalg.norm(factors_ND, axis=1, keepdims=True)
-    return np.divide(factors_ND, length_N, out=np.zeros_like(factors_ND), where=length_N > 1e-9).astype(np.float32)
+    unit_ND: Floats = np.divide(factors_ND, length_N, out=np.zeros_like(factors_ND), where=length_N > 1e-9)
+    return unit_ND.astype(np.float32)
 
 
 def _latest_pairs(
