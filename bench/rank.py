@@ -83,7 +83,12 @@ def trained(name: str, prepared: Prepared) -> tuple[TrainedRanker, float]:
         passes = len(curve.train)
     seconds = time.perf_counter() - start_s
     ranker = TrainedRanker(
-        model=name, spec=prepared.spec, known=prepared.known, tables=prepared.tables, weights=weights
+        model=name,
+        object_ids=prepared.object_ids,
+        spec=prepared.spec,
+        known=prepared.known,
+        tables=prepared.tables,
+        weights=weights,
     )
     return ranker, count * passes / seconds
 

@@ -12,7 +12,6 @@ P popularity columns, D factors, F features.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
+from leadre.data.collaborative import Collaborative, CollaborativeUser, Spread, standardised
 from leadre.data.histories import AD, I32, Logs
 from leadre.data.moment import History, Moment
 from leadre.data.prices import object_prices, own_log_prices
@@ -43,39 +43,6 @@ COLLABORATIVE = ("als", "item_knn")
 PRICE = ("price", "price_over_usual", "own_price_over_price")
 CONTEXT = ("visits", "visit_size", "live", "days_since_visit")
 NAMES = (*OWN, *GROUPED, *BREADTH, *POPULARITY, *COLLABORATIVE, *PRICE, *CONTEXT)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Collaborative:
-    """Fits of collaborative filtering. An object without events has zero rows, and scores of zero.
-
-    ``factors_OD``: object factors of ALS (Hu, Koren and Volinsky, ICDM 2008), fitted with ``regularisation`` and the
-    confidence ``alpha`` x log(1 + count) of an action. ``similarity_OO``: similarities to the nearest objects.
-    """
-
-    factors_OD: Floats
-    regularisation: float
-    alpha: float
-    similarity_OO: sparse.csr_matrix
-
-    @cached_property
-    def gram_DD(self) -> Floats:
-        """Normal matrix of a user without a history."""
-        width = self.factors_OD.shape[1]
-        return self.factors_OD.T @ self.factors_OD + np.float32(self.regularisation) * np.eye(width, dtype=np.float32)
-
-    def scores(self, history: History, objects: NDArray[np.int64]) -> Floats:
-        """Scores [I, 2] of ``objects`` by ALS, its user factors solved for from the history, and by item-kNN."""
-        acted, count = np.unique(history.object_E, return_counts=True)
-        weight = np.log1p(count).astype(np.float32)
-        own = self.factors_OD[acted]
-        confidence = np.float32(self.alpha) * weight
-        normal_DD = self.gram_DD + (own * (confidence - 1)[:, None]).T @ own
-        user_D = np.linalg.solve(normal_DD, own.T @ confidence)
-        neighbours = self.similarity_OO[acted]
-        weight_N = np.repeat(weight, np.diff(neighbours.indptr)) * neighbours.data
-        near_O = np.bincount(neighbours.indices, weights=weight_N, minlength=len(self.factors_OD))
-        return np.stack([self.factors_OD[objects] @ user_D, near_O[objects].astype(np.float32)], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,19 +188,38 @@ def smoothed(acted_O: NDArray[np.number[Any]], live_O: NDArray[np.number[Any]]) 
     return np.asarray((acted_O + PSEUDO_ACTIONS) / (live_O + PSEUDO_ACTIONS / mean), np.float64)
 
 
-def features(moment: Moment, tables: CountTables) -> Floats:
-    """Features [I, F] of ``moment.inventory.objects`` for the user; columns `NAMES`. Finite for any history."""
+def features(
+    moment: Moment,
+    tables: CountTables,
+    objects: NDArray[np.int64] | None = None,
+    *,
+    user: CollaborativeUser | None = None,
+    spread: Spread | None = None,
+) -> Floats:
+    """Features [I, F] of live ``objects``, ascending, default all, for the user; columns `NAMES`.
+
+    Finite for any history. ``user`` and ``spread`` are parts that several calls share: those of the history and of the
+    live objects. Without ``spread`` all live objects are scored.
+    """
     history = moment.history
-    objects = moment.inventory.objects
+    live = moment.inventory.objects
+    if objects is None:
+        objects = live
     visits = history.visits
     age_E = len(visits) - 1 - np.repeat(np.arange(len(visits)), np.diff(visits.event_offsets))
+    fits = tables.collaborative
+    user = user or fits.user(history)
+    if spread is None:
+        scores = standardised(fits.scores(user, live))[np.searchsorted(live, objects)]
+    else:
+        scores = fits.relative(user, objects, live, spread)
     columns = [
         *_own(history, age_E, objects, moment.at_us),
         *_grouped(history, age_E, objects, moment.at_us, tables.group_GO),
         *tables.popularity_OP[objects].T,
-        *_standardised(tables.collaborative.scores(history, objects)).T,
+        *scores.T,
         *_prices(history, objects, tables),
-        *_context(history, objects, moment.at_us),
+        *_context(history, len(objects), len(live), moment.at_us),
     ]
     return np.stack(columns, axis=1).astype(np.float32)
 
@@ -303,16 +289,6 @@ def _days(history: History, at_us: int) -> float:
     return (at_us - int(history.at_us_E[0])) / US_PER_DAY if len(history) else 0.0
 
 
-def _standardised(scores_IC: Floats) -> Floats:
-    """Each column with mean 0 and standard deviation 1 over the live objects; zeros if it is constant."""
-    if not len(scores_IC):
-        return scores_IC
-    spread_C = scores_IC.std(axis=0)
-    centred_IC = scores_IC - scores_IC.mean(axis=0)
-    scaled_IC: Floats = np.divide(centred_IC, spread_C, out=np.zeros_like(centred_IC), where=spread_C > 1e-9)
-    return scaled_IC
-
-
 def _prices(history: History, objects: NDArray[np.int64], tables: CountTables) -> list[NDArray[np.float64]]:
     """The columns `PRICE`: log-price, the same less the user's mean, and the user's own price less the object's."""
     log_price = tables.log_price_O[objects]
@@ -325,9 +301,9 @@ def _prices(history: History, objects: NDArray[np.int64], tables: CountTables) -
     return [log_price, log_price - own_log_price.mean(), own]
 
 
-def _context(history: History, objects: NDArray[np.int64], at_us: int) -> list[NDArray[np.float64]]:
+def _context(history: History, rows: int, live: int, at_us: int) -> list[NDArray[np.float64]]:
     """The columns `CONTEXT`, the same for all objects of a Moment: they let a network weigh the others."""
     visits = len(history.visits)
     idle = (at_us - int(history.at_us_E[-1])) / US_PER_DAY if len(history) else 0.0
-    values = [visits, len(history) / max(visits, 1), len(objects), idle]
-    return [np.full(len(objects), np.log1p(value)) for value in values]
+    values = [visits, len(history) / max(visits, 1), live, idle]
+    return [np.full(rows, np.log1p(value)) for value in values]

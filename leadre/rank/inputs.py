@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from leadre.data import counts
+from leadre.data.collaborative import CollaborativeUser, Spread
 from leadre.data.counts import CountTables
 from leadre.data.histories import AD, CONTENT, I32, Logs
 from leadre.data.moment import History, Moment
@@ -134,11 +135,30 @@ def _profile_rows(column: pl.Series) -> Mapping[str, int] | tuple[float, ...]:
 def inputs(moment: Moment, ads: I32, spec: FeatureSpec, known: Vocabulary, tables: CountTables) -> RequestInputs:
     """Arrays of one request with candidates ``ads``, which must be live in the Moment."""
     objects_C = moment.inventory.ad_object[np.searchsorted(moment.inventory.ads, ads)].astype(np.int64)
-    number_IF = counts.features(moment, tables)[:, [counts.NAMES.index(name) for name in spec.numbers]]
+    return of_objects(moment, objects_C, spec, known, tables)
+
+
+def of_objects(
+    moment: Moment,
+    objects_C: NDArray[np.int64],
+    spec: FeatureSpec,
+    known: Vocabulary,
+    tables: CountTables,
+    *,
+    user: CollaborativeUser | None = None,
+    spread: Spread | None = None,
+) -> RequestInputs:
+    """Arrays of one request with candidates that show ``objects_C``. ``user`` and ``spread``: as in `counts.features`.
+
+    The objects must be live in the Moment.
+    """
+    objects_I, row_C = np.unique(objects_C, return_inverse=True)
+    number_IF = counts.features(moment, tables, objects_I, user=user, spread=spread)
+    number_IF = number_IF[:, [counts.NAMES.index(name) for name in spec.numbers]]
     assert np.isfinite(number_IF).all(), "a feature is not finite"
     history = moment.history
     return RequestInputs(
-        number_CF=number_IF[np.searchsorted(moment.inventory.objects, objects_C)],
+        number_CF=number_IF[row_C],
         field_CK=known.field_OK[objects_C],
         content_C=(objects_C + 1).astype(np.int32),
         user_P=_user_rows(moment, spec, known),

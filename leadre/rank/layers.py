@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import singledispatch
 from itertools import pairwise
 from typing import Any
 
@@ -107,12 +108,13 @@ def as_floats(mask: Array, like: Array) -> Array:
 
 def concat(parts: Sequence[Array]) -> Array:
     """Arrays side by side over the last axis; their other axes are broadcast against each other."""
-    shape = np.broadcast_shapes(*(tuple(part.shape[:-1]) for part in parts))
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate([np.broadcast_to(part, (*shape, part.shape[-1])) for part in parts], axis=-1)
-    import torch
+    return joined(parts[0], parts, np.broadcast_shapes(*(tuple(part.shape[:-1]) for part in parts)))
 
-    return torch.cat([part.expand(*shape, part.shape[-1]) for part in parts], dim=-1)
+
+@singledispatch
+def joined(first: Array, parts: Sequence[Array], shape: tuple[int, ...]) -> Array:
+    """``parts`` broadcast to ``shape``, side by side. `rank/train.py` adds tensors, so that serving needs no torch."""
+    return np.concatenate([np.broadcast_to(part, (*shape, part.shape[-1])) for part in parts], axis=-1)
 
 
 def transposed(x: Array) -> Array:

@@ -30,6 +30,7 @@ class Prepared:
     ``content_OW``: text vectors of the objects; None without semantic IDs.
     """
 
+    object_ids: list[str]
     spec: FeatureSpec
     known: Vocabulary
     train: list[Example]
@@ -70,6 +71,7 @@ def prepare(data: Artifact, codebook: Artifact | None, options: RowOptions, *, s
         parts.append(list(part))
         rows.check_labels(parts[-1], spec)
     return Prepared(
+        object_ids=logs.objects["object_id"].to_list(),
         spec=spec,
         known=known,
         train=parts[0],

@@ -5,7 +5,7 @@ Letters: C candidates of a request, H labels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +23,12 @@ from leadre.rank.inputs import RequestInputs, Vocabulary, collate
 from leadre.rank.models import gbdt
 from leadre.rank.models.gbdt import Forests
 from leadre.rank.models.registry import RANKERS
+from leadre.rank.models.shared import CONTENT
 from leadre.rank.spec import FeatureSpec
 
 GBDT = "gbdt"
 MODELS = (GBDT, *RANKERS)
-WEIGHTS, VOCABULARY = "weights.safetensors", "vocabulary.json"
+WEIGHTS, VOCABULARY, OBJECTS = "weights.safetensors", "vocabulary.json", "objects.json"
 
 Floats = NDArray[np.float64]
 
@@ -43,10 +44,12 @@ class _Facts(msgspec.Struct, frozen=True):
 class TrainedRanker:
     """``model``: a name of MODELS. ``weights``: the parameters of a neural ranker, or the forests of gbdt.
 
-    ``tables`` are those of the end of training, which scores of later requests read.
+    ``object_ids`` are the objects by number, as all arrays count them. ``tables`` are those of the end of training,
+    which scores of later requests read.
     """
 
     model: str
+    object_ids: Sequence[str]
     spec: FeatureSpec
     known: Vocabulary
     tables: CountTables
@@ -80,6 +83,7 @@ class TrainedRanker:
             },
         )
         (folder / VOCABULARY).write_bytes(msgspec.json.encode(facts))
+        (folder / OBJECTS).write_bytes(msgspec.json.encode(self.object_ids))
         arrays: dict[str, NDArray[np.float32] | NDArray[np.int32]] = {"field_OK": self.known.field_OK}
         if isinstance(self.weights, Forests):
             self.weights.save(folder)
@@ -89,15 +93,45 @@ class TrainedRanker:
 
 
 def load(folder: Path) -> TrainedRanker:
-    """The ranker that `TrainedRanker.save` wrote. InputError if it has another model or feature than this version."""
+    """The ranker that `TrainedRanker.save` wrote.
+
+    InputError if it has another model or feature than this version, or parts of different rankers.
+    """
     facts = msgspec.json.decode((folder / VOCABULARY).read_bytes(), type=_Facts)
     if facts.model not in MODELS:
         raise InputError(f"{folder}: its model is {facts.model!r}; this version has {', '.join(MODELS)}")
     arrays = load_file(folder / WEIGHTS)
-    return TrainedRanker(
+    ranker = TrainedRanker(
         model=facts.model,
+        object_ids=msgspec.json.decode((folder / OBJECTS).read_bytes(), type=list[str]),
         spec=specs.load(folder),
         known=Vocabulary(field_OK=arrays.pop("field_OK"), profile=facts.profile),
         tables=counts.load(folder),
         weights=gbdt.load(folder) if facts.model == GBDT else arrays,
     )
+    _check(folder, ranker)
+    return ranker
+
+
+def _check(folder: Path, ranker: TrainedRanker) -> None:
+    """InputError unless spec, vocabulary, tables and weights belong together."""
+    spec = ranker.spec
+    objects = len(ranker.object_ids)
+    field_OK = ranker.known.field_OK
+    pairs: list[tuple[str, object, object]] = [
+        ("objects and fields", field_OK.shape, (objects, len(spec.fields))),
+        ("count tables", ranker.tables.group_GO.shape[1], objects),
+        ("profile columns", sorted(ranker.known.profile), sorted(spec.profile)),
+    ]
+    if isinstance(ranker.weights, Forests):
+        pairs += [(f"trees of {name}", names, list(spec.numbers)) for name, names in ranker.weights.features()]
+    else:
+        expected = RANKERS[ranker.model].init(spec, np.random.default_rng(0))
+        shapes = {name: array.shape for name, array in ranker.weights.items() if name != CONTENT}
+        pairs.append(("weights", shapes, {name: array.shape for name, array in expected.items() if name != CONTENT}))
+    for part, actual, expected_part in pairs:
+        if actual != expected_part:
+            raise InputError(
+                f"{folder}: its {part} are {actual}, but its spec has {expected_part}: the files are of different rankers;"
+                " run `leadre rank train` again"
+            )

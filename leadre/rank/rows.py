@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from leadre import progress
 from leadre.artifact import Artifact
 from leadre.data import counts
-from leadre.data.counts import Collaborative, CountTables
+from leadre.data.collaborative import Collaborative
+from leadre.data.counts import CountTables
 from leadre.data.histories import I32, I64, REQUEST_ORDER, SPLITS, Logs
 from leadre.data.moment import of_requests
 from leadre.errors import InputError

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # torch and lightgbm are imported in run, so that --help stay
     from leadre.rank.models.gbdt import Forests
     from leadre.rank.prepare import Prepared
 
-RANKER = artifact.Kind("ranker", 1)
+RANKER = artifact.Kind("ranker", 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,7 @@ def run(config: Config) -> None:
         prepared = prepare(data, codebook, config.training_rows, seed=config.seed, threads=config.threads)
         ranker = TrainedRanker(
             model=config.model,
+            object_ids=prepared.object_ids,
             spec=prepared.spec,
             known=prepared.known,
             tables=prepared.tables,

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from leadre import progress
+from leadre.rank import layers
 from leadre.rank.inputs import Batch, SequenceBatch, collate
 from leadre.rank.models.shared import CONTENT, Ranker
 from leadre.rank.rows import Example
@@ -92,6 +93,11 @@ def logits(
     """Log-odds [R, C, H] by numpy, as in serving."""
     state = ranker.user(params, spec, batch)
     return np.asarray(ranker.score(params, spec, state, batch), np.float64)
+
+
+@layers.joined.register(Tensor)
+def _joined(first: Tensor, parts: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
+    return torch.cat([part.expand(*shape, part.shape[-1]) for part in parts], dim=-1)
 
 
 def _set_fixed(initial: Arrays, rows: Sequence[Example], content_OW: NDArray[np.float32] | None) -> None:

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from leadre.data import counts, world
+from leadre.data import collaborative, counts, world
 from leadre.data.histories import AD, CONTENT, of_tables, train_end_us
 from leadre.data.moment import of_requests
 from leadre.units import US_PER_DAY
@@ -16,7 +16,7 @@ DAY = US_PER_DAY
 
 
 def no_collaborative(objects):
-    return counts.Collaborative(
+    return collaborative.Collaborative(
         factors_OD=np.zeros((objects, 2), np.float32),
         regularisation=1.0,
         alpha=1.0,
@@ -109,16 +109,40 @@ def test_an_object_with_two_live_ads_is_exposed_once(hand):
 
 def test_collaborative_scores_are_those_of_the_channels(market):
     from leadre.generate.channels import als, itemknn
-    from leadre.generate.channels.counts import collaborative
+    from leadre.generate.channels.counts import collaborative as fitted
 
-    cf = collaborative(market, train_end_us(market), 0, 1)
+    cf = fitted(market, train_end_us(market), 0, 1)
     moments = list(of_requests(market).at(market.requests_of(2)[:20]))
     by_als = list(als.fit(market, 0, 1).score(moments))
     by_knn = list(itemknn.fit(market, 0, 1).score(moments))
     for m, moment in enumerate(moments):
-        scores = cf.scores(moment.history, moment.inventory.ad_object.astype(np.int64))
+        scores = cf.scores(cf.user(moment.history), moment.inventory.ad_object.astype(np.int64))
         np.testing.assert_allclose(scores[:, 0], by_als[m], atol=1e-4)
         np.testing.assert_allclose(scores[:, 1], by_knn[m], rtol=1e-3, atol=1e-4)
+
+
+def test_rows_of_some_objects_are_those_among_all(market):
+    from leadre.generate.channels.counts import collaborative as fitted
+
+    cf = fitted(market, train_end_us(market), 0, 1)
+    tables = counts.fit(market, train_end_us(market), cf)
+    for moment in of_requests(market).at(market.requests_of(2)[:20]):
+        live = moment.inventory.objects
+        rows = np.arange(len(live))[:: len(live) // 3]
+        every = counts.features(moment, tables)
+        np.testing.assert_array_equal(counts.features(moment, tables, live[rows]), every[rows])
+        shared = {"user": cf.user(moment.history), "spread": collaborative.spread_of(cf.factors_OD, live)}
+        np.testing.assert_allclose(counts.features(moment, tables, live[rows], **shared), every[rows], atol=2e-5)
+
+
+def test_scores_that_are_equal_for_all_objects_are_standardised_to_zero(shop):
+    tables = tables_of(shop, 50 * DAY)
+    moment = of_requests(shop)[0]
+    live = moment.inventory.objects
+    spread = collaborative.spread_of(tables.collaborative.factors_OD, live)
+    x = counts.features(moment, tables, live, spread=spread)
+    assert not x[:, [counts.NAMES.index(name) for name in counts.COLLABORATIVE]].any()
+    assert not collaborative.spread_of(tables.collaborative.factors_OD, live[:0]).mean_D.any()
 
 
 def test_prices_are_relative_to_the_users_own(hand):

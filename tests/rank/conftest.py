@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from leadre.data import counts, histories, world
+from leadre.data import collaborative, histories, world
 from leadre.data.histories import TRAIN, Logs
 from leadre.rank import inputs, rows
 from leadre.rank.inputs import Positions, RequestInputs, Vocabulary
@@ -35,7 +35,7 @@ def market():
     objects = len(logs.objects)
     factors = np.random.default_rng(0).normal(size=(objects, 4)).astype(np.float32)
     nothing = sparse.csr_matrix((objects, objects), dtype=np.float32)
-    scores = counts.Collaborative(factors_OD=factors, regularisation=1.0, alpha=0.1, similarity_OO=nothing)
+    scores = collaborative.Collaborative(factors_OD=factors, regularisation=1.0, alpha=0.1, similarity_OO=nothing)
     codes = np.random.default_rng(1).integers(0, 4, (objects, 2)).astype(np.int32)
     known, fields, sizes = inputs.vocabulary(logs, np.arange(objects) % 5 > 0, codes)
     spec = FeatureSpec(

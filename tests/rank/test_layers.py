@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from leadre.rank import layers
+from leadre.rank import layers, train  # noqa: F401 (it adds tensors to `layers.joined`)
 
 BOTH = pytest.mark.parametrize("of", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
 

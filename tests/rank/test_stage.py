@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from leadre import artifact
 from leadre.__main__ import main
 from leadre.data import histories
+from leadre.errors import InputError
 from leadre.rank import ranker, rows, score
 
 
@@ -68,6 +70,19 @@ def test_ranker_survives_the_disk(work, tmp_path):
     np.testing.assert_array_equal(scores[0].logit_N, scores[1].logit_N)
 
 
+def test_parts_of_different_rankers_are_refused(work, tmp_path):
+    first = ranker.load(work / "m" / "rank-train")
+    first.save(tmp_path)
+    (tmp_path / "objects.json").write_text('["one"]')
+    with pytest.raises(InputError, match="different rankers"):
+        ranker.load(tmp_path)
+    fewer = dataclasses.replace(first.spec, tables={**first.spec.tables, "hour": 7})
+    first.save(tmp_path)
+    fewer.save(tmp_path)
+    with pytest.raises(InputError, match=r"weights are .* different rankers"):
+        ranker.load(tmp_path)
+
+
 def test_an_unchanged_stage_is_skipped(work, capsys):
     assert rank(work, "score") == 0
     assert "is current, nothing to do" in capsys.readouterr().err
@@ -101,9 +116,9 @@ def test_shown_ads_are_the_rows_of_a_log_with_impressions(work):
 def test_bad_options_and_logs_are_refused(work, capsys, tmp_path):
     assert rank(work, "train", "--model", "muse") == 2
     assert "set --ids true" in capsys.readouterr().err
-    before = artifact.read(work / "m" / "rank-train", artifact.Kind("ranker", 1)).hash
+    before = artifact.read(work / "m" / "rank-train", artifact.Kind("ranker", 2)).hash
     assert rank(work, "train", "--requests", "1", "--negatives", "0.001", "--seed", "8") == 2
     assert "so nothing can be learnt" in capsys.readouterr().err
-    assert artifact.read(work / "m" / "rank-train", artifact.Kind("ranker", 1)).hash == before
+    assert artifact.read(work / "m" / "rank-train", artifact.Kind("ranker", 2)).hash == before
     assert main(["rank", "score", "--work", str(tmp_path), "--run", "m"]) == 2
     assert "leadre data" in capsys.readouterr().err

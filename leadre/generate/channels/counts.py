@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from leadre import progress
 from leadre.data import counts as tables
+from leadre.data.collaborative import Collaborative
 from leadre.data.histories import TRAIN, train_end_us
 from leadre.data.moment import of_requests
 from leadre.errors import InputError
@@ -90,10 +91,10 @@ def training_visits(logs: Logs, from_us: int, rng: np.random.Generator) -> NDArr
     return np.sort(rng.choice(requests, size=min(MAX_VISITS, len(requests)), replace=False))
 
 
-def collaborative(logs: Logs, before_us: int, seed: int, threads: int) -> tables.Collaborative:
+def collaborative(logs: Logs, before_us: int, seed: int, threads: int) -> Collaborative:
     """ALS and item-kNN, with the settings of their channels, from the events before ``before_us``."""
     counts_UO = train_counts(logs, before_us)
-    return tables.Collaborative(
+    return Collaborative(
         factors_OD=als.factorise(counts_UO, seed, threads),
         regularisation=als.REGULARISATION,
         alpha=als.ALPHA,

@@ -14,6 +14,7 @@ import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
+from leadre.errors import InputError
 from leadre.rank.rows import Example
 
 Floats = NDArray[np.float64]
@@ -52,6 +53,10 @@ class Forests:
         """Log-odds [N] by the forest of new objects; they order these objects among each other alone."""
         return np.asarray(self.new.predict(number_NF, raw_score=True, num_threads=1), np.float64)
 
+    def features(self) -> list[tuple[str, list[str]]]:
+        """The features of each forest, in the order of its columns."""
+        return [(name, getattr(self, name).feature_name()) for name in FILES]
+
     def save(self, folder: Path) -> None:
         """Write both forests as text."""
         for name, file in FILES.items():
@@ -60,9 +65,14 @@ class Forests:
 
 
 def load(folder: Path) -> Forests:
-    """The forests that `Forests.save` wrote."""
-    texts = {name: (folder / file).read_text(encoding="utf-8") for name, file in FILES.items()}
-    return Forests(**{name: lightgbm.Booster(model_str=text) for name, text in texts.items()})
+    """The forests that `Forests.save` wrote. InputError for a file that LightGBM cannot read."""
+    forests = {}
+    for name, file in FILES.items():
+        try:
+            forests[name] = lightgbm.Booster(model_str=(folder / file).read_text(encoding="utf-8"))
+        except lightgbm.basic.LightGBMError as error:
+            raise InputError(f"{folder / file}: {error}; run `leadre rank train` again") from error
+    return Forests(**forests)
 
 
 def fit(
