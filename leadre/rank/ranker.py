@@ -132,6 +132,6 @@ def _check(folder: Path, ranker: TrainedRanker) -> None:
     for part, actual, expected_part in pairs:
         if actual != expected_part:
             raise InputError(
-                f"{folder}: its {part} are {actual}, but its spec has {expected_part}: the files are of different rankers;"
-                " run `leadre rank train` again"
+                f"{folder}: its {part} are {actual}, but its spec has {expected_part}:"
+                " the files are of different rankers; run `leadre rank train` again"
             )
