@@ -18,14 +18,14 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
-from leadre import artifact, metrics
+from leadre import artifact, metrics, readings
 from leadre.data.histories import Logs
 from leadre.errors import ArtifactError
-from leadre.evaluate import plots, readings
-from leadre.evaluate.readings import Reading
+from leadre.evaluate import plots
 from leadre.evaluate.retrieval import slices
 from leadre.evaluate.retrieval.measure import METRICS, Ads, View
 from leadre.generate.channels.registry import CHANNELS
+from leadre.readings import Reading
 from leadre.semid import codebook
 from leadre.units import NANOS_PER_UNIT
 

@@ -3,7 +3,7 @@
 The stage reads ``work/<run>/data`` and the lists in ``work/<run>/generate``. It fits the baselines on the training time
 and stores them in ``work/<run>/channels``, so that a killed run resumes. Then it ranks the same requests with each of
 them and writes ``work/<run>/evaluate``: metrics.json with confidence intervals, lists.parquet (top 20 of every method),
-report.html, comparison.png, loss.png. Each reading of a test set is logged (``evaluate/readings.py``).
+report.html, comparison.png, loss.png. Each reading of a test set is logged (``leadre/readings.py``).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from leadre.tune.latest import latest
 
 if TYPE_CHECKING:  # numpy and torch are imported in run, so that --help stays quick
     from leadre.data.histories import Logs
-    from leadre.evaluate.readings import Reading
     from leadre.evaluate.retrieval.measure import Ads, Ints, View
+    from leadre.readings import Reading
 
 METRICS = artifact.Kind("metrics", 1)
 OURS, FUSED, RERANKED = "leadre", "leadre+counts", "sft+price"
@@ -111,7 +111,7 @@ def _record(
     config: Config, data: artifact.Artifact, output: artifact.Output, rows: Mapping[str, Ads], requests: int
 ) -> list[Reading]:
     """Log the reading of the test set. Returns all of its readings; none on validation."""
-    from leadre.evaluate import readings
+    from leadre import readings
 
     if config.split != "test":
         return []
@@ -120,7 +120,7 @@ def _record(
 
 def _population(config: Config, views: Sequence[View], read: Sequence[Reading]) -> dict[str, object]:
     """The requests behind the figures: split, seed, numbers of requests and users by view, readings by row."""
-    from leadre.evaluate import readings
+    from leadre import readings
 
     return {
         "split": config.split,

@@ -2,7 +2,7 @@
 
 Reads ``work/<run>/rank-train`` and ``rank-calibrate``, and writes ``work/<run>/rank-score``: lists.parquet, a lists
 artifact in both views, so that ``leadre evaluate --extra ranker=work/<run>/rank-score`` compares it; metrics.json: AUC,
-GAUC, NE, calibration by slice; calibration.png.
+GAUC, NE, calibration by slice; calibration.png. Each reading of a test set is logged (``leadre/readings.py``).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def run(config: Config) -> None:
         return
     import numpy as np
 
+    from leadre import readings
     from leadre.data import histories
     from leadre.rank import calibrate, lists, ranker, report, rows, score
 
@@ -49,6 +50,9 @@ def run(config: Config) -> None:
         logs = histories.load(data, empty=empty)
         model = ranker.load(trained.path)
         requests = histories.choose_requests(logs, split=config.split, users=config.users, seed=config.seed)
+        if config.split == "test":
+            row = f"rank.{model.model}"
+            readings.record(config.work, data, [row], run=config.run, requests=len(requests), config=output.config)
         ads_of = rows.candidates(data, logs, model.spec.rows, empty=empty)
         scored = score.stacked(score.score(logs, requests, ads_of, model))
         p_N = calibrate.load(calibrated.path).apply(scored.logit_N, calibrate.slices(scored.is_new_N))

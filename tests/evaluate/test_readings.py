@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from leadre import artifact
+from leadre import artifact, readings
 from leadre.data import histories
-from leadre.evaluate import readings, run
+from leadre.evaluate import run
 from leadre.evaluate.run import Config
 
 # pytest imports by file here, so the helpers next door have no package to come from

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from leadre import artifact
+from leadre import artifact, readings
 from leadre.__main__ import main
 from leadre.data import histories
 from leadre.errors import InputError
@@ -55,6 +55,16 @@ def test_lists_can_be_evaluated_and_hold_live_ads_best_first(work):
         if row["view"] == "new":
             seen = logs.object_E[logs.history(row["request"])]
             assert not np.isin(logs.ad_object_A[row["ads"]], seen).any()
+
+
+def test_scores_of_test_requests_are_a_reading_and_those_of_validation_are_none(work):
+    data = artifact.read(work / "m" / "data", artifact.TABLES)
+    count = readings.count(readings.of_test_set(work, data.hash))
+    assert count == {"rank.gbdt": 1, "rank.tin": 1, "rank.muse": 1}
+    assert rank(work, "score", "--split", "valid") == 0
+    assert readings.count(readings.of_test_set(work, data.hash)) == count
+    assert rank(work, "score") == 0
+    assert readings.count(readings.of_test_set(work, data.hash)) == count | {"rank.muse": 2}
 
 
 def test_ranker_survives_the_disk(work, tmp_path):

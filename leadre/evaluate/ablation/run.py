@@ -155,8 +155,8 @@ def _write(
     )
     if output.skip("ablation"):
         return
+    from leadre import readings
     from leadre.data import histories
-    from leadre.evaluate import readings
     from leadre.evaluate.ablation import compare as ablation
 
     logs = histories.load(tables)

@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from leadre import artifact, config
+from leadre import artifact, config, readings
 from leadre.__main__ import main
 from leadre.errors import InputError
-from leadre.evaluate import readings
 from leadre.evaluate.ablation import compare as ablation
 from leadre.evaluate.ablation import variants
 from leadre.evaluate.ablation.variants import compose
