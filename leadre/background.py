@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
+import sys
 import threading
 import time
 import traceback
@@ -110,11 +112,16 @@ class Tasks:
         """Repeat a coroutine in the running event loop, now and after each interval, until `stop`."""
         self._running.append(asyncio.create_task(self._repeat(self._health(name), interval_s, call), name=name))
 
-    def start_thread(self, name: str, interval_s: float, call: Callable[[], object]) -> None:
-        """Repeat a function in a daemon thread, now and after each interval, for as long as the process runs."""
+    def start_thread(self, name: str, interval_s: float, call: Callable[[], object], *, nice: int = 0) -> None:
+        """Repeat a function in a daemon thread, now and after each interval, for as long as the process runs.
+
+        ``nice`` is added to the thread's niceness where the system has one for each thread, as Linux.
+        """
         health = self._health(name)
 
         def repeat() -> None:
+            if nice and sys.platform == "linux":
+                os.nice(nice)
             while True:
                 with contextlib.suppress(FaultError, *self._expected):
                     health.attempt(call)

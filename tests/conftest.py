@@ -32,6 +32,15 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in soak]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """Fail a test that lowers this process's priority: all later ones would starve beside the bidders of the others."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    result = yield
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before, "the test has lowered the priority of its process"
+    return result
+
+
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory):
     """A sentence-transformers folder: random weights, real tokenizer."""

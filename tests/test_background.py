@@ -1,7 +1,10 @@
 """Background tasks survive any error, are counted by name, and report a series of failures once a minute."""
 
 import asyncio
+import os
+import sys
 import threading
+from queue import Queue
 
 import pytest
 
@@ -133,3 +136,12 @@ def test_stop_ends_a_task_that_swallows_a_cancellation():
 
     asyncio.run(main())
     assert len(cancelled) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one niceness for all threads of a process")
+def test_thread_has_its_niceness_and_its_process_keeps_another() -> None:
+    seen: Queue[int] = Queue()
+    tasks = Tasks(ManualClock())
+    tasks.start_thread("late", 60.0, lambda: seen.put(os.getpriority(os.PRIO_PROCESS, 0)), nice=3)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    assert seen.get(timeout=GENEROUS_S) == before + 3

@@ -7,12 +7,10 @@ loses them when the pass ends.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
 
 import msgspec
 
@@ -20,7 +18,6 @@ from leadre import telemetry
 from leadre.errors import LeadreError, PeerError, StorageError
 from leadre.serve.events import durable
 from leadre.serve.paths import StatePaths
-from leadre.serve.processes import process_setup
 from leadre.store import erased
 from leadre.store.contract import Store
 
@@ -84,8 +81,6 @@ class Erasures:
         """Remove users from log and tables, then from the store: a late event would bring a profile back."""
         from leadre.serve.events import erasure, suppression  # polars, which nothing else here needs
 
-        with suppress(OSError, AttributeError):  # Linux lowers the priority of one thread
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), process_setup.NICE)
         with erased.locked(self._paths.erased):
             for user in users:
                 self._hide_once(user)

@@ -42,6 +42,7 @@ from leadre.serve.manage import api as manage
 from leadre.serve.manage.access import Backend, Lists, Spend
 from leadre.serve.manage.history import SAMPLE_S, MetricRecorder
 from leadre.serve.paths import StatePaths
+from leadre.serve.processes import process_setup
 from leadre.serve.processes.erasures import Erasures
 from leadre.serve.processes.steady_clock import SteadyClock
 from leadre.store import open_store
@@ -73,7 +74,7 @@ def app(paths: StatePaths, tables: Path, retain_days: int, machine: MachineClock
     tasks.start_thread("history", SAMPLE_S, recorder.sample)
     tasks.start_thread("clock", FOLLOW_S, clock.follow)
     tasks.start_thread("retention", RETAIN_S, lambda: backend.retain(retain_days, clock.certain_us()))
-    tasks.start_thread("erasures", ERASURES_S, backend.erasures.run)
+    tasks.start_thread("erasures", ERASURES_S, backend.erasures.run, nice=process_setup.NICE)
 
     def confirm_clock(by: str) -> ClockReply:
         reply = backend.confirm_clock(by)
