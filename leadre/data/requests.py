@@ -33,6 +33,7 @@ class DerivedRequests:
     bad_rows: pl.DataFrame
     empty_requests: pl.DataFrame
     empty_inventories: pl.DataFrame
+    late: dict[str, int]  # split -> requests without a label, as all their outcomes came after the next split began
 
 
 def derive(
@@ -50,7 +51,7 @@ def derive(
     ``windows``: the inventory table, or ``windows_of(ads)``. ``listed``: the requests table of the user's log; its rows
     replace derived requests of the same ID. Ad events that contradict their request (another user, before the request,
     an ad not live then) are bad rows. Requests without a positive event are apart, unless ``keep_empty``. Raises
-    InputError if no other request is left.
+    InputError if no other request is left, or none of a split.
     """
     events = _with_request_ids(events)
     requests = _from_events(events)
@@ -69,9 +70,7 @@ def derive(
             " windows, and --positive (or pass --keep-empty true)\n" + _examples(bad_rows)
         )
     requests = requests.with_columns(by_time(requests["at"], cut))
-    if not keep_empty:
-        kept = histories.in_time(hits, requests).select("request_id").unique()
-        requests = requests.join(kept, on="request_id", how="semi", maintain_order="left")
+    requests, late = _without_late(requests, hits, positive, keep_empty)
     requests = requests.select(list(tables.REQUESTS))
     empty = all_requests.join(requests, on="request_id", how="anti", maintain_order="left")
     empty = empty.with_columns(split_like(empty["at"], requests)).select(list(tables.REQUESTS))
@@ -83,6 +82,7 @@ def derive(
         bad_rows=bad_rows,
         empty_requests=empty,
         empty_inventories=empty_inventories,
+        late=late,
     )
 
 
@@ -90,6 +90,29 @@ def windows_of(ads: pl.DataFrame) -> pl.DataFrame:
     """The inventory table that follows from the ads' status and dates: each active ad in every placement."""
     active = ads.filter(pl.col("status").fill_null("active") == "active")
     return active.select(pl.lit(None, pl.String).alias("placement_id"), "starts_at", "ends_at", "ad_id")
+
+
+def _without_late(
+    requests: pl.DataFrame, hits: pl.DataFrame, positive: str, keep_empty: bool
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """(the requests, by default only those with an outcome in time; the others with one, by split).
+
+    Raises InputError if a split has no outcome in time, unless ``keep_empty``.
+    """
+    in_time = histories.in_time(hits, requests).select("request_id").unique()
+    labelled = requests.join(in_time, on="request_id", how="semi", maintain_order="left")
+    hit = requests.join(hits.select("request_id").unique(), on="request_id", how="semi")
+    count_of = dict(hit["split"].value_counts().iter_rows())
+    left = dict(labelled["split"].value_counts().iter_rows())
+    late = {split: count_of.get(split, 0) - left.get(split, 0) for split in ("train", "valid", "test")}
+    for split, count in late.items():
+        if count and not left.get(split) and not keep_empty:
+            raise InputError(
+                f"no request of {split} has a label: the {positive}s of all {count:,} came after the next split began,"
+                " so they were unknown then; set --valid-from and --test-from further apart than the delay, or count an"
+                " earlier action as success (--positive)"
+            )
+    return requests if keep_empty else labelled, {split: count for split, count in late.items() if count}
 
 
 def _with_request_ids(events: pl.DataFrame) -> pl.DataFrame:

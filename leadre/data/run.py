@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 from leadre import artifact, config, extras, progress
+from leadre.data.sources.options import FileOptions
 from leadre.errors import InputError
 
 if TYPE_CHECKING:  # polars is imported in run, so that --help stays quick
@@ -31,15 +32,7 @@ class Config(config.Common):
     source: Literal["journey", "files", "amazon", "world"] = config.option("journey", "source of the logs")
     path: Path | None = config.option(None, "folder of the logs; not needed by journey and world")
     positive: Literal["conversion", "click"] = config.option("conversion", "the ad action that counts as success")
-    max_bad_share: float = config.option(
-        0.01, "share of bad rows in a table above which the run stops", at_least=0, at_most=1
-    )
-    max_field_bytes: int = config.option(
-        1 << 20, "longest field of a log file in bytes (of JSON lines: longest line)", at_least=1
-    )
-    unordered: bool = config.option(False, "accept events that are not in order of time, and sort them")
-    earliest: str = config.option("1990-01-01", "events before this date are bad rows")
-    latest: str = config.option("2100-01-01", "events at or after this date are bad rows")
+    files: FileOptions = config.group(FileOptions())
     valid_from: str | None = config.option(None, "first day of validation; none = by valid_share")
     test_from: str | None = config.option(None, "first day of the test; none = by test_share")
     valid_share: float = config.option(
@@ -96,9 +89,11 @@ def run(config: Config) -> None:
         (temporary / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     rows = summary["rows"]
     requests = summary["requests"]
+    empty = rows["empty_requests"]
+    apart = f"; {empty:,} without a {config.positive} are kept apart, for ranking" if empty else ""
     progress.say(
         f"data: {rows['users']:,} users, {rows['ads']:,} ads, {rows['events']:,} events, {rows['bad_rows']:,} bad rows;"
-        f" requests {requests['train']:,} train, {requests['valid']:,} valid, {requests['test']:,} test"
+        f" requests {requests['train']:,} train, {requests['valid']:,} valid, {requests['test']:,} test{apart}"
         f" -> {output.folder}"
     )
 
@@ -138,17 +133,10 @@ def read(config: Config) -> Tables:
     if config.source == "amazon":
         from leadre.data.sources import amazon
 
-        return amazon.read(config.path, config.max_bad_share)
+        return amazon.read(config.path, config.files.max_bad_share)
     from leadre.data.sources import files
 
-    limits = files.InputLimits(
-        max_bad_share=config.max_bad_share,
-        max_field_bytes=config.max_field_bytes,
-        unordered=config.unordered,
-        earliest=config.earliest,
-        latest=config.latest,
-    )
-    return files.read(config.path, limits, cut, config.positive, config.keep_empty)
+    return files.read(config.path, config.files, cut, config.positive, config.keep_empty)
 
 
 def _hide(config: Config, tables: Tables, folder: Path) -> Tables:

@@ -11,7 +11,7 @@ Money is int64 in billionths of the currency (``_nanos``), time is UTC in micros
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -41,6 +41,9 @@ class Schema:
     optional: Mapping[str, pl.DataType] = field(default_factory=dict)
     allowed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     others: bool = False  # further columns are kept as they are (user profiles)
+    money: Mapping[str, str] = field(
+        default_factory=dict
+    )  # column in units of the currency -> its column in billionths
 
     @property
     def columns(self) -> dict[str, pl.DataType]:
@@ -71,6 +74,7 @@ SCHEMAS: dict[str, Schema] = {
             "ends_at": TIME,
         },
         allowed={"bid_type": ("cpm", "cpc", "cpa"), "status": ("active", "paused", "ended")},
+        money={"price": "price_nanos", "bid": "bid_nanos", "daily_budget": "daily_budget_nanos"},
     ),
     "contents": Schema(
         key="content_id",
@@ -83,6 +87,7 @@ SCHEMAS: dict[str, Schema] = {
         required={"user_id": TEXT, "at": TIME, "domain": TEXT, "item_id": TEXT, "action": TEXT},
         optional={"value_nanos": WHOLE, "placement_id": TEXT, "request_id": TEXT},
         allowed={"domain": DOMAINS, "action": ACTIONS},
+        money={"value": "value_nanos"},
     ),
     "inventory": Schema(
         key=None, required={"ad_id": TEXT}, optional={"placement_id": TEXT, "starts_at": TIME, "ends_at": TIME}
@@ -179,6 +184,17 @@ def sanitise(name: str, frame: pl.DataFrame) -> pl.DataFrame:
     return frame
 
 
+def plain_name(column: str) -> str:
+    """The name by which a column of a file is compared with the schema: without blanks around it, in lower case."""
+    return column.strip().lower()
+
+
+def raw_columns(name: str) -> dict[str, pl.DataType]:
+    """The columns that files of a table may have: those of the schema, and money in units of a currency."""
+    schema = SCHEMAS[name]
+    return {**schema.columns, **dict.fromkeys(schema.money, TEXT)}
+
+
 def check_columns(name: str, columns: list[str], file: str) -> None:
     """Raise InputError if a required column is missing; the message names the most similar column."""
     schema = SCHEMAS[name]
@@ -191,38 +207,19 @@ def check_columns(name: str, columns: list[str], file: str) -> None:
         raise InputError(f"{file}: column {column!r} is missing, and {name} needs it; {hint}")
 
 
-def conform(name: str, raw: pl.DataFrame, file: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Convert a raw frame to the types of its schema.
-
-    ``raw`` has the column ROW. Text columns (of CSV and JSON lines) are parsed, and a blank cell is a missing value;
-    the types of other columns (of Parquet) must fit. Returns (good rows with ROW and FILE, bad rows in the form of
-    BAD_ROWS). Raises InputError if a column is missing or a Parquet column has a type that does not fit.
-    """
-    check_columns(name, [column for column in raw.columns if column != ROW], file)
+def unread_columns(name: str, columns: Iterable[str]) -> str | None:
+    """The names of columns that the table does not read, with the nearest known names; None if all are read."""
     schema = SCHEMAS[name]
-    known = {column: kind for column, kind in schema.columns.items() if column in raw.columns}
-    texts = [column for column in known if raw.schema[column] in (pl.String, pl.Categorical, pl.Enum)]
-    cells = pl.col(texts).cast(TEXT).str.strip_chars(" \t\r\n")
-    raw = raw.with_columns(pl.when(cells != "").then(cells))
-    typed = raw.with_columns([_typed(raw, column, kind, file, name) for column, kind in known.items()])
-    bad = []
-    for column, kind in known.items():
-        before = raw[column]
-        after = typed[column]
-        is_missing = after.is_null() & before.is_null() if column in schema.required else after.is_null() & False
-        is_unparsed = after.is_null() & before.is_not_null()
-        bad.append(_bad_rows(name, file, raw, is_missing, column, "is missing"))
-        bad.append(_bad_rows(name, file, raw, is_unparsed, column, f"is not {_type_text(kind)}", before))
-        if column in schema.allowed:
-            is_unknown = after.is_not_null() & ~after.is_in(list(schema.allowed[column]))
-            why = f"is not one of {', '.join(schema.allowed[column])}"
-            bad.append(_bad_rows(name, file, raw, is_unknown, column, why, before))
-        if kind == WHOLE:
-            bad.append(_bad_rows(name, file, raw, (after < 0).fill_null(False), column, "is below zero", before))
-    bad_rows = pl.concat(bad)
-    keep = [*known, *[column for column in raw.columns if schema.others and column not in known and column != ROW]]
-    good = typed.filter(~typed[ROW].is_in(bad_rows["row"].unique().to_list())) if bad_rows.height else typed
-    return good.select([*keep, ROW]).with_columns(pl.lit(file).alias(FILE)), bad_rows
+    known = raw_columns(name)
+    unread = [column for column in columns if plain_name(column) not in known and column not in (ROW, FILE)]
+    if schema.others or not unread:
+        return None
+    free = [column for column in known if column not in {plain_name(column) for column in columns}]
+    near = {c: difflib.get_close_matches(plain_name(c), free, n=1, cutoff=0.75) for c in unread}
+    shown = [f"{c!r} (rename it if it is {near[c][0]!r})" if near[c] else repr(c) for c in unread]
+    more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
+    shown.sort(key=lambda text: "rename" not in text)
+    return f"not read: column{'s' * (len(shown) > 1)} {', '.join(shown[:10])}{more}"
 
 
 def check_unique(name: str, frame: pl.DataFrame) -> None:
@@ -282,87 +279,7 @@ def shorten(value: object, limit: int = 60) -> str:
     return repr(shown if len(shown) <= limit else shown[: limit - 3] + "...")
 
 
-def _bad_rows(
-    name: str, file: str, raw: pl.DataFrame, mask: pl.Series, column: str, why: str, values: pl.Series | None = None
-) -> pl.DataFrame:
-    """The rows of ``raw`` that ``mask`` selects, in the form of BAD_ROWS; the reasons quote ``values``."""
-    if not mask.any():
-        return no_bad_rows()
-    rows = raw[ROW].filter(mask).cast(WHOLE)
-    whys = [why] * rows.len() if values is None else [f"{why}: {shorten(v)}" for v in values.filter(mask).to_list()]
-    return pl.DataFrame(
-        {
-            "table": [name] * rows.len(),
-            "file": [file] * rows.len(),
-            "row": rows,
-            "column": [column] * rows.len(),
-            "why": whys,
-        },
-        schema=BAD_ROWS,
-    )
-
-
 def _cleaned(values: pl.Series, max_chars: int) -> pl.Series:
     """The cleaned values, each distinct value cleaned once; null if no character is left."""
     clean = {value: text.clean(value, max_chars) or None for value in values.drop_nulls().unique().to_list()}
     return pl.Series(values.name, [None if v is None else clean[v] for v in values.to_list()], dtype=TEXT)
-
-
-def _type_text(kind: pl.DataType) -> str:
-    return {WHOLE: "a whole number", TIME: "a time such as 2026-03-01T08:30:00Z", TEXTS: "a list of texts"}.get(
-        kind, "text"
-    )
-
-
-def _typed(raw: pl.DataFrame, column: str, kind: pl.DataType, file: str, name: str) -> pl.Expr:
-    """The expression that converts a raw column to ``kind``; null for a value that does not fit."""
-    raw_kind = raw.schema[column]
-    col = pl.col(column)
-    if raw_kind == pl.Null:
-        return col.cast(kind)
-    if raw_kind == pl.String:
-        return _from_text(col, kind).alias(column)
-    if kind == TEXT and raw_kind.is_integer():
-        return col.cast(TEXT)
-    if kind == WHOLE and raw_kind.is_integer():
-        return col.cast(WHOLE, strict=False)
-    if kind == TIME and isinstance(raw_kind, pl.Datetime):
-        zoned = col.dt.replace_time_zone("UTC") if raw_kind.time_zone is None else col.dt.convert_time_zone("UTC")
-        return zoned.dt.cast_time_unit("us")
-    if kind == TIME and raw_kind == pl.Int64:
-        return pl.from_epoch(col, time_unit="us").dt.replace_time_zone("UTC")
-    if kind == TEXTS and raw_kind == pl.List(pl.String):
-        return col
-    raise InputError(
-        f"{file}: column {column!r} of {name} has the type {raw_kind}; it must be {_type_text(kind)}: {_advice(kind)}"
-    )
-
-
-def _advice(kind: pl.DataType) -> str:
-    types = {WHOLE: "money as int64 in billionths of the currency", TIME: "a timestamp in UTC", TEXTS: "list<string>"}
-    return "write it as " + types.get(kind, "string")
-
-
-def _from_text(cells: pl.Expr, kind: pl.DataType) -> pl.Expr:
-    """The expression that parses text cells as ``kind``; null for a cell that does not parse."""
-    if kind == WHOLE:
-        return cells.cast(WHOLE, strict=False)
-    if kind == TEXTS:
-        is_marked = cells.str.contains(LIST_MARK, literal=True)
-        return pl.when(is_marked).then(cells.str.split(LIST_MARK).list.slice(1)).otherwise(cells.str.split(" > "))
-    if kind == TIME:
-        return _time_from_text(cells)
-    return cells
-
-
-def _time_from_text(cells: pl.Expr) -> pl.Expr:
-    """Parse ISO 8601 with an offset or without one (UTC), a date alone, or 15 to 17 digits: microseconds since 1970.
-
-    Ten digits (seconds) and thirteen (milliseconds) are rejected: as microseconds they would be times in 1970.
-    """
-    micros = pl.when(cells.str.contains(r"^\d{15,17}$")).then(cells).cast(WHOLE, strict=False)
-    iso = cells.str.replace(r"^(\d{4}-\d\d-\d\d) (\d)", "${1}T${2}").str.replace(r"[Zz]$", "+00:00")
-    iso = iso.str.replace(r"^(\d{4}-\d\d-\d\d)$", "${1}T00:00:00").str.replace(r"(T\d\d:\d\d)([+-]|$)", "${1}:00${2}")
-    iso = iso.str.replace(r"(T[\d:.]+)$", "${1}+00:00")
-    parsed = iso.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="us", time_zone="UTC", strict=False)
-    return pl.coalesce(pl.from_epoch(micros, time_unit="us").dt.replace_time_zone("UTC"), parsed)

@@ -11,6 +11,9 @@ from typing import Any
 import polars as pl
 import pytest
 
+from leadre.data import run
+from leadre.data.tables import Tables
+
 Rows = list[dict[str, Any]]
 START = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -52,6 +55,12 @@ def write(folder: Path, name: str, rows: Rows, form: str) -> Path:
     else:
         path.write_text("".join(json.dumps(row, default=lambda at: at.isoformat()) + "\n" for row in rows))
     return path
+
+
+def read_folder(folder: Path, **options: Any) -> Tables:
+    """The tables of a folder of files, read with options of ``leadre data``."""
+    config = run.Config(run="mine", work=folder.parent / "work", source="files", path=folder)
+    return run.read(config.changed(options))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tracemalloc
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,7 +13,9 @@ import pytest
 
 from leadre import artifact
 from leadre.data import histories, run
-from leadre.data.sources import files, raw
+from leadre.data.sources import files, raw, scan, separated
+from leadre.data.sources.folder import Part
+from leadre.data.sources.options import FileOptions
 from leadre.data.split import SplitTimes
 from leadre.data.tables import Tables
 from leadre.errors import InputError
@@ -23,13 +24,13 @@ from tests.data.conftest import START, market, write
 Logs = Callable[..., Path]
 
 
-def read(folder: Path, positive: str = "conversion", keep_empty: bool = False, **limits: Any) -> Tables:
-    return files.read(folder, files.InputLimits(**limits), SplitTimes(), positive, keep_empty)
+def read(folder: Path, positive: str = "conversion", keep_empty: bool = False, **options: Any) -> Tables:
+    return files.read(folder, FileOptions(**options), SplitTimes(), positive, keep_empty)
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv", "jsonl"])
 def test_three_forms_give_the_same_tables(logs: Logs, form: str) -> None:
-    tables = read(logs(form))
+    tables = read(logs(form), profile_numbers=("age",))
     assert tables.bad_rows.height == 0
     assert tables.ads.select("ad_id", "object_id").rows() == [(f"a{n}", f"o{n // 2}") for n in range(4)]
     assert tables.ads["category_path"].to_list()[2] == ["Home", "Kind 1"]
@@ -115,7 +116,7 @@ def test_missing_empty_and_repeated_files_are_rejected(logs: Logs) -> None:
         read(logs(events=None))
     folder = logs()
     (folder / "ads.csv").write_bytes(b"")
-    with pytest.raises(InputError, match=r"ads\.csv: the file is empty"):
+    with pytest.raises(InputError, match=r"ads\.csv: has no rows"):
         read(folder)
     (folder / "ads.csv").write_text("ad_id,title\n")
     with pytest.raises(InputError, match=r"ads\.csv: has no rows"):
@@ -142,6 +143,7 @@ def test_long_field_is_rejected(logs: Logs, form: str, row: int) -> None:
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_huge_field_is_rejected_in_constant_memory(tmp_path: Path, form: str) -> None:
     path = tmp_path / f"ads.{form}"
+    part = Part(path=path, label=path.name, form="separated" if form == "csv" else "json lines", compression=None)
     start = 'ad_id,title\na0,"' if form == "csv" else '{"ad_id": "a0", "title": "'
     with path.open("w") as file:
         file.write(start)
@@ -149,7 +151,7 @@ def test_huge_field_is_rejected_in_constant_memory(tmp_path: Path, form: str) ->
             file.write("x" * (1 << 20))
     tracemalloc.start()
     with pytest.raises(InputError, match="column 'title': longer than 20,000,000 bytes"):
-        raw.read(path, "ads", path.name, 20_000_000)
+        raw.read(part, "ads", FileOptions(max_field_bytes=20_000_000))
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 40 << 20
@@ -185,19 +187,19 @@ def test_invalid_utf8_in_parquet(logs: Logs) -> None:
 def test_scan_reports_the_same_row_and_column_for_any_block_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
-    monkeypatch.setattr(raw, "BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr(raw, "_header", lambda *_: ["id", "title", "brand"])
+    monkeypatch.setattr(scan, "BLOCK_BYTES", block_bytes)
+    names = ["id", "title", "brand"]
     path = tmp_path / "t.csv"
     path.write_text('id,title,brand\n1,"a, \nb",x\n22,é,' + "y" * 20 + "\n3,z,z\n")
-    raw.scan_csv(path, "t.csv", 20)
+    separated.scan_csv(path, names, "t.csv", 20)
     with pytest.raises(InputError, match=r"row 3, column 'brand': longer than 19 bytes"):
-        raw.scan_csv(path, "t.csv", 19)
+        separated.scan_csv(path, names, "t.csv", 19)
     path.write_bytes(b'id,title,brand\n1,"a, \nb",x\n22,\xc3\xa9\xc3,y\n')
     with pytest.raises(InputError, match=r"row 3, column 'title': not valid UTF-8"):
-        raw.scan_csv(path, "t.csv", 100)
+        separated.scan_csv(path, names, "t.csv", 100)
     path.write_bytes(b'id,title,brand\n1,"a, \nb')
     with pytest.raises(InputError, match="row 2: the file ends inside a quoted field"):
-        raw.scan_csv(path, "t.csv", 100)
+        separated.scan_csv(path, names, "t.csv", 100)
 
 
 def test_csv_with_too_many_fields_is_rejected(logs: Logs) -> None:
@@ -327,10 +329,10 @@ def test_failed_run_leaves_the_last_artifact(logs: Logs, tmp_path: Path) -> None
     assert artifact.read(folder, artifact.TABLES).meta == before.meta
     write(tmp_path / "logs", "events", broken(at=START), "csv")
     with pytest.raises(InputError):
-        run.run(dataclasses.replace(good, max_bad_share=0.0))
+        run.run(good.changed({"max_bad_share": 0.0}))
     assert artifact.read(folder, artifact.TABLES).meta == before.meta
     assert [path.name for path in folder.parent.iterdir()] == ["data"]
-    run.run(dataclasses.replace(good, max_bad_share=0.5))  # other logs under the same path are read again
+    run.run(good.changed({"max_bad_share": 0.5}))  # other logs under the same path are read again
     assert pl.read_parquet(folder / "bad_rows.parquet").height > 0
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
-from leadre.data import tables
+from leadre.data import cells, tables
 from leadre.data.tables import ROW
 from leadre.errors import InputError
 
@@ -31,7 +31,7 @@ def raw_events(**columns: object) -> pl.DataFrame:
     ],
 )
 def test_time_formats(text: str) -> None:
-    good, bad = tables.conform("events", raw_events(at=[text]), "e.csv")
+    good, bad = cells.conform("events", raw_events(at=[text]), "e.csv")
     assert bad.height == 0
     assert good["at"].to_list() == [MOMENT]
 
@@ -40,14 +40,14 @@ def test_time_formats(text: str) -> None:
     "text", ["yesterday", "2026-13-01", "1772353800", "1772353800000", "08:30", "2026-03-01T25:00:00"]
 )
 def test_invalid_times_are_bad_rows(text: str) -> None:
-    good, bad = tables.conform("events", raw_events(at=[text]), "e.csv")
+    good, bad = cells.conform("events", raw_events(at=[text]), "e.csv")
     assert good.height == 0
     assert bad.select("file", "row", "column").rows() == [("e.csv", 7, "at")]
     assert text in bad["why"][0]
 
 
 def test_date_alone_is_midnight_utc() -> None:
-    good, _ = tables.conform("events", raw_events(at=["2026-03-01"]), "e.csv")
+    good, _ = cells.conform("events", raw_events(at=["2026-03-01"]), "e.csv")
     assert good["at"].to_list() == [datetime(2026, 3, 1, tzinfo=UTC)]
 
 
@@ -65,7 +65,7 @@ def test_date_alone_is_midnight_utc() -> None:
 )
 def test_bad_cells_are_bad_rows(column: str, value: str | None, why: str) -> None:
     frame = raw_events(**{column: pl.Series([value], dtype=pl.String)})
-    good, bad = tables.conform("events", frame, "e.csv")
+    good, bad = cells.conform("events", frame, "e.csv")
     assert good.height == 0
     assert bad["column"].to_list() == [column]
     assert bad["why"][0].startswith(why)
@@ -76,13 +76,13 @@ def test_bad_cells_are_bad_rows(column: str, value: str | None, why: str) -> Non
 def test_blank_optional_cells_are_missing_values(column: str, kind: pl.DataType) -> None:
     """Many programs that write CSV quote every empty field, which a parser returns as text without characters."""
     for blank in ("", " "):
-        good, bad = tables.conform("events", raw_events(**{column: pl.Series([blank], dtype=kind)}), "e.csv")
+        good, bad = cells.conform("events", raw_events(**{column: pl.Series([blank], dtype=kind)}), "e.csv")
         assert bad.height == 0
         assert good[column].to_list() == [None]
 
 
 def test_table_without_text_columns_is_read() -> None:
-    good, bad = tables.conform("users", pl.DataFrame({ROW: [1], "user_id": [12], "age": [40]}), "u.parquet")
+    good, bad = cells.conform("users", pl.DataFrame({ROW: [1], "user_id": [12], "age": [40]}), "u.parquet")
     assert bad.height == 0
     assert good.select("user_id", "age").rows() == [("12", 40)]
 
@@ -90,7 +90,7 @@ def test_table_without_text_columns_is_read() -> None:
 def test_message_of_a_missing_column_names_the_most_similar() -> None:
     frame = raw_events().rename({"item_id": "itemid"})
     with pytest.raises(InputError, match=r"e\.csv: column 'item_id' is missing.*rename 'itemid'"):
-        tables.conform("events", frame, "e.csv")
+        cells.conform("events", frame, "e.csv")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_message_of_a_missing_column_names_the_most_similar() -> None:
 )
 def test_parquet_type_that_does_not_fit_is_rejected(column: str, values: list[float], advice: str) -> None:
     with pytest.raises(InputError, match=f"column {column!r} of events has the type Float64.*{advice}"):
-        tables.conform("events", raw_events(**{column: values}), "e.parquet")
+        cells.conform("events", raw_events(**{column: values}), "e.parquet")
 
 
 def test_parquet_types_that_fit() -> None:
@@ -110,7 +110,7 @@ def test_parquet_types_that_fit() -> None:
         "value_nanos": pl.Series([3], dtype=pl.UInt32),
         "placement_id": pl.Series([None], dtype=pl.Null),
     }
-    good, bad = tables.conform("events", raw_events(**columns), "e.parquet")
+    good, bad = cells.conform("events", raw_events(**columns), "e.parquet")
     assert bad.height == 0
     row = good.row(0, named=True)
     assert (row["user_id"], row["at"], row["value_nanos"], row["placement_id"]) == ("12", MOMENT, 3, None)

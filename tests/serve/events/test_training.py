@@ -114,7 +114,7 @@ def log(tmp_path: Path) -> Path:
 def read(folder: Path) -> Tables:
     return files.read(
         folder,
-        files.InputLimits(unordered=True, max_bad_share=0.0),
+        files.FileOptions(unordered=True, max_bad_share=0.0),
         SplitTimes(valid_share=0.2, test_share=0.2),
         keep_empty=True,
     )

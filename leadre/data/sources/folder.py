@@ -1,0 +1,125 @@
+"""The files of each table in a folder of logs, and the names of the files that no table reads.
+
+A table is a file (``events.csv``), or a folder (``events``, ``events.parquet``) of such files in any sub-folders, in
+the order of their paths. The endings may be in upper case and have that of a compression after them. A sub-folder
+``key=value`` (Hive, Spark) gives a column to its rows. Names that begin with ``.`` or ``_`` are hidden, as in Spark.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from leadre.data.tables import SCHEMAS, Tables
+from leadre.errors import InputError
+
+FORMS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "separated",
+    ".tsv": "separated",
+    ".tab": "separated",
+    ".psv": "separated",
+    ".jsonl": "json lines",
+    ".ndjson": "json lines",
+    ".json": "json",
+}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+_NULL_KEY = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One file of a table. ``keys``: the columns that the names of its folders give to all rows."""
+
+    path: Path
+    label: str  # path from the folder of the logs, for messages
+    form: str  # a value of FORMS
+    compression: str | None  # a value of COMPRESSIONS
+    keys: tuple[tuple[str, str | None], ...] = ()
+
+
+def find(folder: Path, table: str) -> list[Part]:
+    """The files of a table, in the order of their paths; [] if there are none.
+
+    Raises InputError if the table exists in two forms, or if a file that only it can belong to has an unknown ending.
+    """
+    entries = [entry for entry in _visible(folder) if _table_of(entry) == table]
+    known = [entry for entry in entries if entry.is_dir() or _form(entry)]
+    tables = [(entry, parts) for entry in known or entries if (parts := _parts(entry, folder))]
+    if len(tables) > 1:
+        names = ", ".join(entry.name + "/" * entry.is_dir() for entry, _ in tables)
+        raise InputError(
+            f"{folder}: the table {table} exists {len(tables)} times ({names}); keep one of them, or put the parts of"
+            f" one table into a folder {table}/"
+        )
+    return tables[0][1] if tables else []
+
+
+def unread(folder: Path) -> list[str]:
+    """The names of files and folders that no table reads, with the nearest name of a table."""
+    names = []
+    for entry in _visible(folder):
+        if _table_of(entry) is not None:
+            if not entry.is_dir() and _form(entry) is None:
+                names.append(f"{entry.name} (of this ending)")
+            continue
+        near = difflib.get_close_matches(_stem(entry), SCHEMAS, n=1, cutoff=0.7)
+        is_of_a_run = _stem(entry) in Tables.names()
+        hint = f" (rename it if it is the table {near[0]})" if near and not is_of_a_run else ""
+        names.append(entry.name + "/" * entry.is_dir() + hint)
+    return names
+
+
+def _parts(entry: Path, folder: Path) -> list[Part]:
+    if not entry.is_dir():
+        return [_part(entry, folder)]
+    files = sorted(path for path in entry.rglob("*") if path.is_file())
+    return [
+        _part(path, folder) for path in files if not any(_is_hidden(name) for name in path.relative_to(entry).parts)
+    ]
+
+
+def _part(path: Path, folder: Path) -> Part:
+    label = path.relative_to(folder).as_posix()
+    form = _form(path)
+    if form is None:
+        raise InputError(
+            f"{label}: a file of this ending is not read; write the table as Parquet, CSV or JSON lines"
+            f" ({', '.join(FORMS)}; {', '.join(COMPRESSIONS)} after them), or move the file away"
+        )
+    keys = [name.split("=", 1) for name in path.relative_to(folder).parts[1:-1] if "=" in name]
+    return Part(
+        path=path,
+        label=label,
+        form=form[0],
+        compression=form[1],
+        keys=tuple((unquote(key), None if value == _NULL_KEY else unquote(value)) for key, value in keys),
+    )
+
+
+def _form(path: Path) -> tuple[str, str | None] | None:
+    """(form, compression) by the endings of a name; None for an ending that is not known."""
+    name = path.name.lower()
+    compression = COMPRESSIONS.get(Path(name).suffix)
+    form = FORMS.get(Path(name if compression is None else name.rsplit(".", 1)[0]).suffix)
+    return None if form is None else (form, compression)
+
+
+def _table_of(entry: Path) -> str | None:
+    """The table that a file or folder belongs to by its name, in any case; None if there is none."""
+    return _stem(entry) if _stem(entry) in SCHEMAS else None
+
+
+def _stem(entry: Path) -> str:
+    return entry.name.split(".")[0].lower()
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not _is_hidden(entry.name))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_"))

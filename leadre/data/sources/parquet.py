@@ -1,0 +1,92 @@
+"""Parquet files: the columns that a table reads, checked batch by batch before they are loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from leadre import checked_parquet
+from leadre.data.sources import scan
+from leadre.data.tables import ROW, SCHEMAS, plain_name, raw_columns
+from leadre.errors import InputError
+
+
+def read(path: Path, table: str, label: str, max_field_bytes: int) -> pl.DataFrame:
+    """The rows with the column ROW. Columns that the table does not read are there without values, for their names."""
+    if not checked_parquet.is_intact(path):
+        raise InputError(
+            f"{label}: is damaged, as its checksum differs; if a bidder wrote it, stop the bidder and delete the"
+            " folder of its tables: the next start writes them again from the log"
+        )
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise InputError(
+                    f"{label}: column {repeated[0]!r} occurs {names.count(repeated[0])} times; keep one of them"
+                )
+            known = raw_columns(table)
+            read_names = [name for name in names if SCHEMAS[table].others or plain_name(name) in known]
+            _scan(file, read_names, label, max_field_bytes)
+            rows = file.metadata.num_rows
+        frame = pl.read_parquet(path, columns=read_names, hive_partitioning=False)
+    except (pa.ArrowException, pl.exceptions.PolarsError) as error:
+        raise InputError(
+            f"{label}: not a Parquet file that can be read ({scan.first_line(error)}); write the file again"
+        ) from error
+    unread = [pl.lit(None).alias(name) for name in names if name not in read_names and name != ROW]
+    numbers = pl.int_range(1, rows + 1, dtype=pl.Int64, eager=True).alias(ROW)
+    return frame.drop(ROW, strict=False).with_columns(numbers, *unread)
+
+
+def _scan(file: pq.ParquetFile, names: list[str], label: str, max_field_bytes: int) -> None:
+    """Check length and UTF-8 of every text column, batch by batch."""
+    schema = file.schema_arrow
+    texts_of = [name for name in names if _is_text(schema.field(name).type)]
+    for name in texts_of:
+        _check_chunk_sizes(file, name, label, max_field_bytes)
+        row = 1
+        for batch in file.iter_batches(batch_size=1 << 16, columns=[name]):
+            texts = batch.column(0)
+            as_bytes = texts.cast(pa.large_binary())
+            if len(texts) and (pc.max(pc.binary_length(as_bytes)).as_py() or 0) > max_field_bytes:
+                too_long = pc.index(pc.greater(pc.binary_length(as_bytes), max_field_bytes), True).as_py()
+                scan.too_long(label, row + too_long, name, max_field_bytes)
+            try:
+                texts.validate(full=True)
+            except pa.ArrowInvalid:
+                scan.invalid_utf8(label, row + _first_invalid_utf8(as_bytes), name)
+            row += len(texts)
+
+
+def _check_chunk_sizes(file: pq.ParquetFile, name: str, label: str, max_field_bytes: int) -> None:
+    """Raise InputError, before any read, if by the byte counts of the footer the mean field exceeds the limit."""
+    first = 1
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        for index in range(group.num_columns):
+            chunk = group.column(index)
+            if (
+                chunk.path_in_schema == name
+                and chunk.total_uncompressed_size > (max_field_bytes + 64) * group.num_rows + 4096
+            ):
+                scan.too_long(label, first, name, max_field_bytes)
+        first += group.num_rows
+
+
+def _first_invalid_utf8(values: pa.Array) -> int:
+    for index, value in enumerate(values.to_pylist()):
+        try:
+            (value or b"").decode()
+        except UnicodeDecodeError:
+            return index
+    raise AssertionError("Arrow found invalid UTF-8 that Python does not")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

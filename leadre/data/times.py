@@ -1,0 +1,124 @@
+"""Times of raw tables -> microseconds since 1970 (UTC), with a reason for each time that cannot be used.
+
+Numbers are ambiguous: 1772353800 may be seconds or nonsense. Within a century the ranges of all units are disjoint, so
+a number of another unit than the declared one is recognised and named, never read.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+
+from leadre.data.sources.options import TimeUnit
+from leadre.units import US_PER_DAY
+
+US_PER = {"s": 1_000_000.0, "ms": 1_000.0, "us": 1.0, "ns": 0.001, "days": float(US_PER_DAY)}
+_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+_CALENDAR = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])(?:\d{4}|\d{6}|\d{9})?")
+_NUMBER = r"^[+-]?\d+(\.\d+)?$"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeFormat:
+    """``unit`` of times that are numbers; the range of valid times in microseconds since 1970, the end excluded."""
+
+    unit: TimeUnit = "us"
+    earliest_us: int = int(datetime(1990, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
+    latest_us: int = int(datetime(2100, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
+
+
+def micros(raw: pl.Series, form: TimeFormat, *, open_end: bool = False) -> tuple[pl.Series, pl.Series]:
+    """(microseconds as Int64, null where missing or not usable; reasons as text, null where there is none).
+
+    ``raw`` holds text, whole numbers, timestamps or dates; numbers with a fraction only for seconds and milliseconds.
+    ``open_end``: a time after the range means never, so it is missing and no fault.
+    """
+    kind = raw.dtype
+    if kind == pl.String:
+        is_number = raw.str.contains(_NUMBER).fill_null(False)
+        numbers = raw.set(~is_number, None)
+        in_unit = _scaled(numbers.cast(pl.Int128, strict=False) if form.unit != "calendar" else numbers, form)
+        if form.unit in ("s", "ms"):
+            in_unit = in_unit.zip_with(in_unit.is_not_null(), _scaled(numbers.cast(pl.Float64), form))
+        scaled = in_unit.zip_with(is_number, _from_iso(raw))
+    elif isinstance(kind, pl.Datetime):
+        scaled = _scaled(raw.to_physical(), form, unit=kind.time_unit)
+    elif kind == pl.Date:
+        scaled = _scaled(raw.to_physical(), form, unit="days")
+    else:
+        scaled = _scaled(raw, form)
+    is_inside = scaled.is_between(form.earliest_us, form.latest_us, closed="left").fill_null(False)
+    result = scaled.set(~is_inside, None).cast(pl.Int64)
+    no_reasons = pl.repeat(None, len(raw), dtype=pl.String, eager=True)
+    positions = (raw.is_not_null() & ~is_inside).arg_true()
+    if not len(positions):
+        return result, no_reasons
+    values = raw.gather(positions)
+    shown = values.to_physical().cast(pl.String) if kind.is_temporal() else values.cast(pl.String)
+    whys = [
+        _reason(text, value, kind, form, open_end)
+        for text, value in zip(shown.to_list(), scaled.gather(positions).to_list(), strict=True)
+    ]
+    return result, no_reasons.scatter(positions, pl.Series(whys, dtype=pl.String))
+
+
+def _scaled(numbers: pl.Series, form: TimeFormat, unit: str = "") -> pl.Series:
+    """Microseconds as Float64, exact within 250 years of 1970; fractions of a microsecond are cut off."""
+    unit = unit or form.unit
+    if unit == "calendar":
+        parts = numbers.cast(pl.String).str.extract(rf"^({_CALENDAR.pattern})$").str.pad_end(17, "0")
+        iso = parts.str.replace(r"^(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)(\d{3})$", "${1}-${2}-${3}T${4}:${5}:${6}.${7}")
+        return _from_iso(iso)
+    micros = numbers.cast(pl.Float64) * US_PER[unit]
+    if unit == "ns" and numbers.dtype != pl.Float64:
+        micros = (numbers.cast(pl.Int128) // 1000).cast(pl.Float64)
+    return micros.round() if numbers.dtype == pl.Float64 else micros
+
+
+def _from_iso(cells: pl.Series) -> pl.Series:
+    """Microseconds as Float64 of ISO 8601: with an offset or without one (UTC), or a date alone; null for other text.
+
+    Blanks for the T, a comma before the fraction, the suffix UTC and an offset of hours alone are read as well, since
+    databases write them.
+    """
+    iso = cells.str.replace(r"^(\d{4}-\d\d-\d\d)[ t](\d)", "${1}T${2}").str.replace(r" ?(?:[Zz]|UTC)$", "+00:00")
+    iso = iso.str.replace(r"^(\d{4}-\d\d-\d\d)$", "${1}T00:00:00").str.replace(r"^([^,]+:\d\d),(\d+)", "${1}.${2}")
+    iso = iso.str.replace(r"^([^ ]+T[\d:.]+) ([+-])", "${1}${2}").str.replace(r"(T[\d:.]+[+-]\d\d)$", "${1}:00")
+    iso = iso.str.replace(r"(T\d\d:\d\d)([+-]|$)", "${1}:00${2}").str.replace(r"(T[\d:.]+)$", "${1}+00:00")
+    parsed = iso.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="us", time_zone="UTC", strict=False)
+    return parsed.to_physical().cast(pl.Float64)
+
+
+def _reason(text: str, micros: float | None, kind: pl.DataType, form: TimeFormat, open_end: bool) -> str | None:
+    """The reason for a value that is not inside the range; None if it means never. ``text``: numbers as they are."""
+    if not kind.is_temporal() and (unit := _recognised(text, form)) is not None:
+        name = _NAMES.get(unit, "digits of a calendar date")
+        return f"is in {name} by its range: {text}; read the times with --time-unit {unit}"
+    if micros is None or (kind == pl.String and len(text) < 5):
+        return f"is not a time such as 2026-03-01T08:30:00Z: {text if len(text) <= 60 else text[:57] + '...'!r}"
+    if open_end and micros >= form.latest_us:
+        return None
+    first, last = (f"{datetime.fromtimestamp(us / 1e6, UTC):%Y-%m-%d}" for us in (form.earliest_us, form.latest_us))
+    return f"is outside {first} to {last}: {_printed(text, micros, kind)}"
+
+
+def _printed(text: str, micros: float, kind: pl.DataType) -> str:
+    if kind == pl.String and not re.fullmatch(_NUMBER, text):
+        return text
+    try:
+        return str(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros))
+    except OverflowError:
+        return text
+
+
+def _recognised(text: str, form: TimeFormat) -> str | None:
+    """The unit in which a number is inside the range; None for other text and for a number of no unit."""
+    if not re.fullmatch(_NUMBER, text):
+        return None
+    for unit in _NAMES:
+        if unit != form.unit and form.earliest_us <= float(text) * US_PER[unit] < form.latest_us:
+            return unit
+    return "calendar" if form.unit != "calendar" and _CALENDAR.fullmatch(text) else None

@@ -1,0 +1,240 @@
+"""Values as people write them: times, money, IDs, profiles and late labels are read, or refused with their cure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from leadre.data import run
+from leadre.errors import InputError
+from tests.data.conftest import START, market, read_folder, write
+
+Logs = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
+WHOLE_MARKET = 180
+
+
+UNITS = {
+    "s": lambda at: int(at.timestamp()),
+    "ms": lambda at: int(at.timestamp() * 1_000),
+    "ns": lambda at: int(at.timestamp()) * 1_000_000_000,
+    "calendar": lambda at: int(at.strftime("%Y%m%d%H%M%S") + "000"),
+}
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("unit", UNITS)
+def test_unit_of_times_is_recognised_and_read_by_an_option(logs: Logs, form: str, unit: str) -> None:
+    events = [row | {"at": UNITS[unit](row["at"])} for row in market()["events"]]
+    folder = logs(form, events=events)
+    with pytest.raises(InputError, match=f"read the times with --time-unit {unit}"):
+        read_folder(folder)
+    assert read_folder(folder, time_unit=unit).events.equals(read_folder(logs(form)).events)
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-03-01 08:30:00+00", "2026-03-01 08:30:00 UTC", "2026-03-01t08:30:00z", "2026-03-01T08:30:00,000Z"]
+)
+def test_times_of_databases_are_read(logs: Logs, text: str) -> None:
+    folder = logs(events=[row | {"at": text} for row in market()["events"]])
+    with pytest.raises(InputError, match="the test must begin later"):  # all times are one, so they were read
+        read_folder(folder)
+
+
+def windows(starts_at: object, ends_at: object, kind: pl.DataType) -> pl.DataFrame:
+    rows = {"ad_id": [f"a{n}" for n in range(4)], "starts_at": [starts_at] * 4, "ends_at": [ends_at] * 4}
+    return pl.DataFrame(rows, schema={"ad_id": pl.String(), "starts_at": kind, "ends_at": kind})
+
+
+NEVER = 2**63 - 1
+START_US = int(START.timestamp()) * 1_000_000
+
+
+@pytest.mark.parametrize("table", ["ads", "inventory"])
+@pytest.mark.parametrize(
+    ("starts_at", "why"),
+    [
+        (START_US // 1_000, "is in milliseconds by its range"),
+        (1_000_000, "is outside 1990-01-01 to 2100-01-01: 1970-01-01"),
+        (-NEVER, "is outside 1990-01-01 to 2100-01-01: -9223372036854775807"),
+    ],
+)
+def test_range_of_times_guards_every_table(logs: Logs, table: str, starts_at: int, why: str) -> None:
+    frame = windows(starts_at, None, pl.Int64())
+    if table == "ads":
+        frame = frame.with_columns(title=pl.lit("x"))
+    folder = logs(**{table: None})
+    (folder / f"{table}.csv").unlink(missing_ok=True)
+    frame.write_parquet(folder / f"{table}.parquet")
+    with pytest.raises(InputError, match=f"column 'starts_at' is .*{table}.parquet, row 1: {why}"):
+        read_folder(folder)
+
+
+def test_listed_request_outside_the_range_is_bad(logs: Logs) -> None:
+    visits = [{"request_id": f"x{n}", "user_id": "u0", "at": "1970-01-01T00:00:00Z"} for n in range(3)]
+    with pytest.raises(InputError, match=r"requests\.csv, row 2: is outside"):
+        read_folder(logs(requests=visits))
+
+
+@pytest.mark.parametrize(
+    ("ends_at", "kind"),
+    [(NEVER, pl.Int64()), (NEVER, pl.Datetime("us")), (datetime(9999, 12, 31, tzinfo=UTC), pl.Datetime("us", "UTC"))],
+)
+def test_end_after_the_range_means_never(logs: Logs, ends_at: object, kind: pl.DataType) -> None:
+    folder = logs()
+    frame = windows(None, ends_at, pl.Int64() if kind == pl.Int64() else pl.Datetime("us"))
+    if kind != pl.Int64():
+        value = (
+            NEVER if ends_at == NEVER else int((ends_at - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(microseconds=1))
+        )
+        frame = windows(None, value, pl.Int64()).with_columns(pl.col("ends_at").cast(kind))
+    frame.write_parquet(folder / "inventory.parquet")
+    assert read_folder(folder).events.height == WHOLE_MARKET
+
+
+def test_split_without_a_label_in_time_is_refused(logs: Logs, capsys: Capture) -> None:
+    events = market()["events"]
+    shown = [row for row in events if row["action"] == "impression"]
+
+    def delayed(days: int) -> list[dict[str, Any]]:
+        bought = [row | {"action": "conversion", "at": row["at"] + timedelta(days=days)} for row in shown]
+        return shown + bought
+
+    with pytest.raises(InputError, match="no request of train has a label: the conversions of all 48 came after"):
+        read_folder(logs(events=delayed(20)), unordered=True)
+    tables = read_folder(logs(events=delayed(1)), unordered=True)
+    lost = "lost their label, as their conversion came after the next split began: 3 of train, 3 of valid"
+    assert lost in capsys.readouterr().err
+    assert tables.requests.height + tables.empty_requests.height == 60 and tables.empty_requests.height == 6
+
+
+def test_requests_without_a_label_are_counted_aloud(logs: Logs, capsys: Capture, tmp_path: Path) -> None:
+    events = [row for n, row in enumerate(market()["events"]) if n % 6 != 2]
+    run.run(run.Config(run="mine", work=tmp_path / "work", source="files", path=logs(events=events)))
+    assert "; 30 without a conversion are kept apart, for ranking" in capsys.readouterr().err
+
+
+def test_ids_of_two_tables_that_coincide(logs: Logs, capsys: Capture) -> None:
+    same = market()
+    for n, row in enumerate(same["ads"]):
+        row["ad_id"] = str(n)
+        row["object_id"] = None
+    for n, row in enumerate(same["contents"]):
+        row["content_id"] = str(n)
+    for row in same["events"]:
+        row["item_id"] = "0" if row["domain"] == "content" else row["item_id"][1:]
+    folder = logs(**same)
+    read_folder(folder)
+    assert "2 IDs are an ad's object and a content with another title (first: '0' is" in capsys.readouterr().err
+    tables = read_folder(folder, content_prefix="film ")
+    assert tables.contents["content_id"].to_list() == ["film 0", "film 1"]
+    assert set(tables.events.filter(domain="content")["item_id"]) == {"film 0"}
+    assert "IDs are an ad's object" not in capsys.readouterr().err
+
+
+def test_values_of_a_request_never_wrap(logs: Logs) -> None:
+    events = market()["events"]
+    for row in events[2::3]:
+        row["value_nanos"] = 2**62
+    assert read_folder(logs(events=events)).events["value_nanos"].max() == 2**62
+    with pytest.raises(InputError, match=r"events\.csv, row 6, column 'value_nanos': the values of the request 'r0-0'"):
+        read_folder(logs(events=[row for row in events for _ in range(2)]))
+
+
+PROFILES = [
+    {"user_id": "u0", "postcode": "01000", "code": "12345678901234567", "age": 24, "premium": True, "likes": "nan"},
+    {"user_id": "u1", "postcode": "99000", "code": "12345678901234568", "age": 30, "premium": False, "likes": "7"},
+]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_profile_is_the_same_from_every_form(logs: Logs, form: str) -> None:
+    users = read_folder(logs(form, users=PROFILES)).users.drop("user_id")
+    shown = [[str(value) for value in row] for row in users.head(2).rows()]
+    assert shown[0] == ["01000", "12345678901234567", "24", "true", "nan"]
+    assert shown[1] == ["99000", "12345678901234568", "30", "false", "7"]
+    assert read_folder(logs(form, users=PROFILES), profile_numbers=("age",)).users["age"].dtype == pl.Int64
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_lists_and_nested_profile_columns(logs: Logs, capsys: Capture, form: str) -> None:
+    users = [{"user_id": "u0", "interests": ["garden", "shoes"], "vector": [0.5, 1.0]}]
+    tables = read_folder(logs(form, users=users))
+    assert tables.users["interests"][0] == "garden, shoes"
+    if form == "parquet":
+        assert "neither words nor numbers are left out: vector" in capsys.readouterr().err
+
+
+def test_declared_profile_numbers_are_checked(logs: Logs) -> None:
+    with pytest.raises(InputError, match=r"users has no column 'years'; it has age, town"):
+        read_folder(logs(), profile_numbers=("years",))
+    with pytest.raises(InputError, match=r"column 'town' is not a number; first: users\.csv, row 2: .*'Genoa'"):
+        read_folder(logs(), profile_numbers=("town",))
+
+
+def test_profile_columns_of_two_types_are_refused(logs: Logs) -> None:
+    folder = logs(users=None)
+    write(folder / "users", "1", [{"user_id": "u0", "likes": ["x"]}], "parquet")
+    write(folder / "users", "2", [{"user_id": "u1", "likes": "x"}], "parquet")
+    with pytest.raises(
+        InputError, match=r"users/2\.parquet: column 'likes' has the type String, but List\(String\) in"
+    ):
+        read_folder(folder)
+
+
+def test_ad_that_was_left_out_is_the_reason_for_its_events(logs: Logs) -> None:
+    ads = market()["ads"]
+    ads[1]["title"] = None
+    bad = read_folder(logs(ads=ads), max_bad_share=0.5).bad_rows
+    assert bad["why"][-1] == "is of an item that was left out: a1 (ads.csv, row 3: title is missing)"
+    assert bad.filter(table="events").height == 30
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_decimal_money_is_read_exactly(logs: Logs, form: str) -> None:
+    events = market()["events"]
+    for row in events:
+        del row["value_nanos"]
+        row["value"] = 19.99 if row["action"] == "conversion" else None
+    ads = [
+        row | {"price": 0.1 + n, "bid": 2.5, "bid_type": kind, "daily_budget": 100}
+        for n, (row, kind) in enumerate(zip(market()["ads"], ("cpm", "cpc", "cpa", "cpm"), strict=True))
+    ]
+    tables = read_folder(logs(form, events=events, ads=ads))
+    assert set(tables.events["value_nanos"]) == {None, 19_990_000_000}
+    assert tables.ads["price_nanos"].to_list() == [100_000_000 + n * 1_000_000_000 for n in range(4)]
+    assert tables.ads["bid_nanos"].to_list() == [2_500_000, 2_500_000_000, 2_500_000_000, 2_500_000]
+    assert tables.ads["daily_budget_nanos"].to_list() == [100_000_000_000] * 4
+
+
+def test_decimal_comma_needs_its_option(logs: Logs) -> None:
+    ads = [row | {"price": "2,50"} for row in market()["ads"]]
+    with pytest.raises(
+        InputError, match=r"is not an amount such as 2\.50: '2,50'; for a decimal comma, --decimal-comma"
+    ):
+        read_folder(logs(ads=ads))
+    assert read_folder(logs(ads=ads), decimal_comma=True).ads["price_nanos"].to_list() == [2_500_000_000] * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"price": 1, "price_nanos": 1}, "has both 'price' and 'price_nanos'"),
+        ({"price": "1e3"}, "is not an amount such as 2.50: '1e3'"),
+        ({"price": "-2.5"}, "is below zero: '-2.5'"),
+        (
+            {"price": "10000000000"},
+            "is more than 9,223,372,035: '10000000000'; this column is in units of the currency",
+        ),
+        ({"bid": 2.5}, "needs a bid_type"),
+    ],
+)
+def test_invalid_decimal_money_is_refused(logs: Logs, change: dict[str, object], why: str) -> None:
+    with pytest.raises(InputError, match=re.escape(why)):
+        read_folder(logs(ads=[row | change for row in market()["ads"]]))
