@@ -1,0 +1,124 @@
+"""Claim: budgets are spent to their end, by the plan, on the cheapest value.
+
+    python bench/pacing.py FOLDER [PACER ...]
+
+FOLDER holds the iPinYou log of campaign 2997 (see bench/shading.py). Its 156,063 auctions, in order, are a day of
+second-price auctions: by the hours of a day (``diurnal``), the same with ten times the traffic for 30 minutes
+(``bursty``), and without any auction from 1 to 5 o'clock (``dead night``). The value of an impression is its click rate
+times the training cost of a click. Budgets are shares of what bidding the value spends, and the money of so many wins.
+The forecast is the mean of seven other days with their own noise and level; it has no burst. The plan is by traffic.
+Each kind of traffic has `DRAWS` draws of its minutes, other ones than those by which the step of `mirror` was chosen.
+
+Only budgets that are feasible under their plan count: in each hour bidding the value spends 1.05 times the plan's
+money at least. Figures, the worst over all days:
+
+- ``spent_min``, ``spent_max``: share of the budget spent; .95 to 1;
+- ``off_plan_max``: largest difference of spend and plan in any minute, as a share of the budget; at most .05;
+- ``pctr_ratio_10``, ``pctr_ratio_50``: sum of click rates won, over that without pacing; at least 3 and 1.2;
+- ``jitter_ratio``: standard deviation of the multiplier in the hours 8 to 13, before the burst, if spend is seen five
+  minutes late, over that without delay, at budgets of shares; at most 1.5.
+
+Ends with one line of JSON, for the default pacer alone unless others are named.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from shading import read
+
+from leadre.auction.pacing import plan as plans
+from leadre.auction.pacing.contract import Pacer
+from leadre.auction.pacing.registry import PACERS
+from leadre.auction.simulate import MINUTES, Day, Floats, pace_day
+
+SHARES = (0.02, 0.1, 0.25, 0.5)
+WINS = (37, 183, 725)
+DELAY = 5  # minutes
+DRAWS = 4
+STEADY = slice(8 * 60, 13 * 60)
+
+
+def traffic(kind: str) -> Floats:
+    """[minutes] expected auctions, relative."""
+    minute = np.arange(MINUTES)
+    weight = 1 + 0.8 * np.sin(2 * np.pi * (minute / MINUTES - 0.4))
+    if kind == "bursty":
+        weight[14 * 60 : 14 * 60 + 30] *= 10
+    if kind == "dead night":
+        weight[60:300] = 0
+    return weight / weight.sum()
+
+
+def day_of(value_N: Floats, price_N: Floats, kind: str, generator: np.random.Generator) -> Day:
+    """The log as a day of a kind of traffic, with noise from minute to minute."""
+    weight = traffic(kind) * generator.gamma(20, 1 / 20, MINUTES)
+    minutes = np.sort(generator.choice(MINUTES, len(value_N), p=weight / weight.sum()))
+    positions = (minutes + generator.random(len(value_N))) / MINUTES
+    return Day(np.sort(positions), value_N, price_N)
+
+
+def forecast_of(kind: str, auctions: int, generator: np.random.Generator) -> Floats:
+    """[hours] the forecast from seven other days."""
+    usual = traffic("diurnal" if kind == "bursty" else kind).reshape(24, 60).sum(1)
+    days = [generator.poisson(auctions * level * usual).tolist() for level in generator.uniform(0.8, 1.2, 7)]
+    hours = plans.forecast(days)
+    assert hours is not None
+    return hours
+
+
+def figures(pacer: Pacer, value_N: Floats, price_N: Floats) -> dict[str, float]:
+    rows = []
+    jitter = []
+    for number, kind in enumerate(DRAWS * ("diurnal", "bursty", "dead night")):
+        generator = np.random.default_rng(100 + number)
+        day = day_of(value_N, price_N, kind, generator)
+        hours = forecast_of(kind, len(value_N), generator)
+        plan = plans.by_traffic(hours)
+        won_N = value_N >= price_N
+        demand = price_N[won_N].sum()
+        budgets = {f"{share:.0%}": int(share * demand) for share in SHARES}
+        budgets |= {f"{wins} wins": int(wins * price_N[won_N].mean()) for wins in WINS}
+        for name, budget in budgets.items():
+            result = pace_day(day, plan, budget, pacer, day_auctions=hours.sum())
+            unpaced = pace_day(day, plan, budget, None, day_auctions=None)
+            late = pace_day(day, plan, budget, pacer, day_auctions=hours.sum(), delay=DELAY)
+            ratio = result.value(value_N) / unpaced.value(value_N)
+            if name.endswith("%"):
+                jitter.append(float(late.multiplier_T[STEADY].std() / result.multiplier_T[STEADY].std()))
+            spent = float(result.spent_T[-1] / budget)
+            feasible = day.is_feasible(plan, budget)
+            rows.append((kind, name, feasible, spent, result.off_plan(budget), ratio))
+            print(
+                f"{kind:>10} {name:>8} {'' if feasible else 'not feasible'} spent {spent:.4f} "
+                f"late {late.spent_T[-1] / budget:.4f}, off plan {rows[-1][4]:.4f} late {late.off_plan(budget):.4f}, "
+                f"clicks expected x {ratio:.2f}, multiplier {result.multiplier_T[STEADY].mean():.3f} "
+                f"sd {result.multiplier_T[STEADY].std():.4f} late {late.multiplier_T[STEADY].std():.4f}"
+            )
+    kept = [row for row in rows if row[2]]
+    return {
+        "spent_min": min(row[3] for row in kept),
+        "spent_max": max(row[3] for row in kept),
+        "off_plan_max": max(row[4] for row in kept),
+        "pctr_ratio_10": min(row[5] for row in kept if row[1] == "10%"),
+        "pctr_ratio_50": min((row[5] for row in kept if row[1] == "50%"), default=float("nan")),
+        "jitter_ratio": max(jitter),
+        "budgets": len(rows),
+        "feasible": len(kept),
+    }
+
+
+def main(folder: Path, names: list[str]) -> None:
+    value_N, price_N = read(folder)
+    result = {}
+    for name in names:
+        result[name] = {key: round(number, 4) for key, number in figures(PACERS[name], value_N, price_N).items()}
+        print(f"{name}: {result[name]}")
+    print(json.dumps(result if len(names) > 1 else result[names[0]]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:] or ["mirror"])

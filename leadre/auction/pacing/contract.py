@@ -1,0 +1,148 @@
+"""Contract of the pacers: from a state and the figures of a tick to the next state, and from a state to a rate.
+
+A pacer only chooses bids. The ledger bounds what is spent, so a pacer that is wrong overdraws no budget. States are
+plain values: a replay of the ticks gives the same states. The auctions of a tick are those in which the campaign could
+have bid, whether it did or not: bids depend on the pacer itself. Money of a tick is charged or reserved by bids whose
+event may still come, because charges alone arrive late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadre.auction.pacing.plan import Plan
+
+Floats = NDArray[np.float64]
+
+START_MULTIPLIER = 0.1  # of a campaign without a past: at 1, the first minutes would spend much of a small budget
+MIN_MULTIPLIER = 1e-3
+MIN_AUCTIONS = 100.0  # of a day, so that the first auctions of an unknown campaign do not move it far
+MIN_TARGET = 1e-4  # of the budget: an hour of almost no planned money would divide by almost 0
+BRAKE = 0.04  # of the budget: with more spent ahead of the plan, the campaign waits for the plan
+
+
+class Rate(NamedTuple):
+    """The probability to take part in an auction, and the factor of the value that is bid; both in [0, 1]."""
+
+    participate: float = 1.0
+    multiplier: float = 1.0
+
+
+UNPACED = Rate()
+WAITING = Rate(participate=0.0)
+
+
+@dataclass(frozen=True)
+class PacerState:
+    """State of one campaign: the last tick, and the pacer's own numbers.
+
+    ``position`` of the day, ``spent_nanos`` and ``eligible`` auctions of the day as of the last tick. ``control`` is
+    the pacer's own: a dual, a log-multiplier or a probability. ``error``: the pacer's own memory of the last tick.
+    ``ahead``: spent less planned, as a share of the budget.
+    """
+
+    control: float
+    error: float = 0.0
+    position: float = 0.0
+    spent_nanos: float = 0.0
+    eligible: int = 0
+    ahead: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Figures of a campaign at a moment of its day, which began at position 0.
+
+    ``day_auctions``: eligible auctions that the forecast expects of the whole day; None without a forecast.
+    ``value_N``, ``price_N``: recent auctions as a sample of value and lowest winning bid, for `resolve` alone.
+    """
+
+    position: float
+    spent_nanos: float
+    eligible: int
+    day_auctions: float | None = None
+    value_N: Floats | Sequence[float] = ()
+    price_N: Floats | Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The time between two ticks: money to be spent by plan and money spent, auctions in it and in a day.
+
+    ``ahead``: spent less planned since the day began, as a share of the budget. ``next_nanos``: to be spent in as long
+    a time after it.
+    """
+
+    target_nanos: float
+    spent_nanos: float
+    eligible: int
+    day_auctions: float
+    ahead: float
+    next_nanos: float
+    tick: Tick
+
+
+class Pacer(Protocol):
+    """A rule of pacing; its name is in `registry.PACERS`."""
+
+    def start(self) -> float:
+        """The control of a campaign without a past."""
+        ...
+
+    def step(self, state: PacerState, slot: Slot) -> tuple[float, float]:
+        """(control, error) after a slot."""
+        ...
+
+    def rate(self, state: PacerState) -> Rate:
+        """How to bid until the next tick; use `rate_of`."""
+        ...
+
+
+def start(pacer: Pacer, before: PacerState | None = None) -> PacerState:
+    """The state in which a day begins: the control of the day ``before`` is kept, as markets last longer than days."""
+    return PacerState(pacer.start()) if before is None else PacerState(before.control, before.error)
+
+
+def rate_of(pacer: Pacer, state: PacerState) -> Rate:
+    """How a campaign bids until the next tick: as the pacer has it, or not at all while it is far ahead of its plan."""
+    return WAITING if state.ahead > BRAKE else pacer.rate(state)
+
+
+def advance(pacer: Pacer, state: PacerState, plan: Plan, budget_nanos: int, tick: Tick) -> PacerState:
+    """The state after a tick. The rest of the budget is planned again over the rest of the day.
+
+    A tick that is not later than the last one changes nothing. A campaign that waited has learned nothing.
+    """
+    if tick.position <= state.position or budget_nanos <= 0:
+        return state
+    ahead = tick.spent_nanos / budget_nanos - plan.by(tick.position)
+    if state.ahead > BRAKE:
+        return PacerState(state.control, state.error, tick.position, tick.spent_nanos, tick.eligible, ahead)
+    left_nanos = max(budget_nanos - state.spent_nanos, 0.0)
+    planned = plan.by(state.position)
+    rest = max(1.0 - planned, 1e-9)
+    share = plan.by(tick.position) - planned
+    length = tick.position - state.position
+    next_share = plan.by(tick.position + length) - plan.by(tick.position)
+    least_nanos = MIN_TARGET * budget_nanos * length
+    day_auctions = tick.day_auctions or tick.eligible / tick.position
+    slot = Slot(
+        target_nanos=max(left_nanos * min(share / rest, 1.0), least_nanos),
+        spent_nanos=max(tick.spent_nanos - state.spent_nanos, 0.0),
+        eligible=max(tick.eligible - state.eligible, 0),
+        day_auctions=max(day_auctions, MIN_AUCTIONS),
+        ahead=ahead,
+        next_nanos=max(budget_nanos - tick.spent_nanos, 0.0) * min(next_share / max(1.0 - planned - share, 1e-9), 1.0),
+        tick=tick,
+    )
+    control, error = pacer.step(state, slot)
+    return PacerState(control, error, tick.position, tick.spent_nanos, tick.eligible, ahead)
+
+
+def clip(x: float, low: float, high: float) -> float:
+    return float(np.clip(x, low, high))

@@ -1,0 +1,43 @@
+"""Dual mirror descent (Balseiro, Lu and Mirrokni, arXiv 2011.10124), additive, with the target planned again each tick.
+
+The dual m is the value of one more unit of budget. Each eligible auction moves it against the difference between its
+share of the plan and its cost, in units of that share: ``m <- m - eta (1 - cost / target)``, with ``eta`` one over the
+root of a day's auctions. A tick adds the auctions of its time, as many as `MAX_TRAFFIC` times the mean at most: in a
+burst, and when spend is seen late, a longer step would swing. The bid of a surplus maximiser is value / (1 + m).
+
+The dual of a new campaign starts high. Until its spend first exceeds the plan, it falls by a share of itself as well:
+additive steps are too short to cross orders of magnitude.
+"""
+
+from __future__ import annotations
+
+import math
+
+from leadre.auction.pacing.contract import MIN_MULTIPLIER, START_MULTIPLIER, PacerState, Rate, Slot, clip
+from leadre.auction.value import surplus_under_budget
+
+STEP = 0.5
+MAX_TRAFFIC = 1.5
+LOOSE = 3.0  # below this 1 + m, spend reacts more to the dual than above, so the step is shorter
+SEARCH = 60.0  # fall of the logarithm of the dual over a day of search: by a half in a quarter of an hour
+MAX_DUAL = 1 / MIN_MULTIPLIER - 1
+
+
+class Mirror:
+    """``control`` is the dual of the budget; the error is 1 from the moment on at which spend exceeded the plan."""
+
+    def start(self) -> float:
+        return 1 / START_MULTIPLIER - 1
+
+    def step(self, state: PacerState, slot: Slot) -> tuple[float, float]:
+        error = 1.0 - slot.spent_nanos / slot.target_nanos
+        length = slot.tick.position - state.position
+        usual = slot.day_auctions * length
+        auctions = min(slot.eligible, MAX_TRAFFIC * usual)
+        change = STEP * min(1.0, (1.0 + state.control) / LOOSE) * auctions / math.sqrt(slot.day_auctions) * error
+        if state.error or slot.ahead > 0 or not slot.eligible:
+            return clip(state.control - change, 0.0, MAX_DUAL), float(state.error or slot.ahead > 0)
+        return clip(state.control * math.exp(-SEARCH * length) - change, 0.0, MAX_DUAL), 0.0
+
+    def rate(self, state: PacerState) -> Rate:
+        return Rate(multiplier=surplus_under_budget(state.control))

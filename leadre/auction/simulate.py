@@ -1,0 +1,120 @@
+"""A market of arrays: one campaign's day of second-price auctions, paced by the code that paces in serving.
+
+Letters: N auctions of the day in the order of their time, T ticks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadre.auction.pacing.contract import UNPACED, Pacer, Tick, advance, rate_of, start
+from leadre.auction.pacing.plan import HOURS, Plan
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+MINUTES = 1_440
+SAMPLE = 3_000  # recent auctions, for a pacer that solves on them
+
+
+@dataclass(frozen=True)
+class Day:
+    """Auctions in which a campaign may bid: position in the day [0, 1), value to the campaign, lowest winning bid."""
+
+    position_N: Floats
+    value_N: Floats
+    price_N: Floats
+
+    def demand_H(self) -> Floats:
+        """[H] money that the campaign would spend without pacing and budget, by hour."""
+        hours_N = (self.position_N * HOURS).astype(np.int64)
+        return np.bincount(hours_N, self.price_N * (self.value_N >= self.price_N), HOURS).astype(np.float64)
+
+    def is_feasible(self, plan: Plan, budget_nanos: float, margin: float = 1.05) -> bool:
+        """Whether the demand of each hour is at least ``margin`` times the money that the plan has for it."""
+        by_H = np.array([plan.by(hour / HOURS) for hour in range(HOURS + 1)])
+        return bool((self.demand_H() >= margin * budget_nanos * np.diff(by_H)).all())
+
+
+@dataclass(frozen=True)
+class PacedDay:
+    """The result of a day. Sums are as of the end of each tick; ``multiplier_T`` is the mean factor of the value
+    that the tick bid."""
+
+    spent_T: Floats
+    planned_T: Floats
+    multiplier_T: Floats
+    won_N: Bools
+
+    def value(self, value_N: Floats) -> float:
+        """The sum of values won."""
+        return float(value_N[self.won_N].sum())
+
+    def off_plan(self, budget_nanos: float) -> float:
+        """The largest difference of spend and plan over the day, as a share of the budget."""
+        return float(np.abs(self.spent_T - self.planned_T).max() / budget_nanos)
+
+
+def pace_day(
+    day: Day,
+    plan: Plan,
+    budget_nanos: int,
+    pacer: Pacer | None,
+    *,
+    day_auctions: float | None,
+    delay: int = 0,
+    ticks: int = MINUTES,
+    seed: int = 0,
+) -> PacedDay:
+    """Bid through a day, with a tick of the pacer after each part of it; None bids the value.
+
+    ``day_auctions``: of the forecast. ``delay``: ticks after which the pacer sees what was spent. A budget that cannot
+    pay a price does not win the auction.
+    """
+    tick_N = np.minimum((day.position_N * ticks).astype(np.int64), ticks - 1)
+    bounds = np.searchsorted(tick_N, np.arange(ticks + 1)).tolist()
+    draws_N = np.random.default_rng(seed).random(len(tick_N))
+    won_N = np.zeros(len(tick_N), bool)
+    spent = [0.0]
+    multipliers = []
+    state = None if pacer is None else start(pacer)
+    for tick in range(ticks):
+        part = slice(bounds[tick], bounds[tick + 1])
+        rate = UNPACED if pacer is None or state is None else rate_of(pacer, state)
+        wants_N = (day.value_N[part] * rate.multiplier >= day.price_N[part]) & (draws_N[part] < rate.participate)
+        won_N[part] = wants_N & _payable(day.price_N[part] * wants_N, budget_nanos - spent[-1])
+        spent.append(spent[-1] + float((day.price_N[part] * won_N[part]).sum()))
+        multipliers.append(rate.participate * rate.multiplier)
+        if pacer is not None and state is not None:
+            past = slice(max(0, part.stop - SAMPLE), part.stop)
+            state = advance(
+                pacer,
+                state,
+                plan,
+                budget_nanos,
+                Tick(
+                    position=(tick + 1) / ticks,
+                    spent_nanos=spent[max(tick + 1 - delay, 0)],
+                    eligible=part.stop,
+                    day_auctions=day_auctions,
+                    value_N=day.value_N[past],
+                    price_N=day.price_N[past],
+                ),
+            )
+    planned = [budget_nanos * plan.by((tick + 1) / ticks) for tick in range(ticks)]
+    return PacedDay(np.array(spent[1:]), np.array(planned), np.array(multipliers), won_N)
+
+
+def _payable(cost_N: Floats, left_nanos: float) -> Sequence[bool] | Bools:
+    """[N] whether each auction can be paid after those before it; an unpayable one leaves the money to the next."""
+    if cost_N.sum() <= left_nanos:
+        return np.ones(len(cost_N), bool)
+    payable = []
+    for cost in cost_N.tolist():
+        payable.append(cost <= left_nanos)
+        left_nanos -= cost * payable[-1]
+    return payable

@@ -1,0 +1,79 @@
+"""Each pacer passes the contract; what they are for differs."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from leadre.auction.pacing import plan as plans
+from leadre.auction.pacing.contract import PacerState, Tick, advance
+from leadre.auction.pacing.mirror import LOOSE, MAX_TRAFFIC, SEARCH, STEP
+from leadre.auction.pacing.registry import PACERS
+from leadre.auction.simulate import pace_day
+
+_spec = importlib.util.spec_from_file_location("contract_pacer", Path(__file__).with_name("contract_pacer.py"))
+suite = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(suite)
+
+
+class TestMirror(suite.PacerContract):
+    pacer = PACERS["mirror"]
+
+    @pytest.mark.parametrize("wins", [12, 40])
+    def test_tiny_budget_lasts_the_day(self, wins):
+        day, forecast_H = suite.market("diurnal")
+        plan = plans.by_traffic(forecast_H)
+        budget = wins * 4  # cheap wins cost about 4
+        result = pace_day(day, plan, budget, self.pacer, day_auctions=float(forecast_H.sum()))
+        spent_at = np.flatnonzero(np.diff(result.spent_T))
+        assert len(spent_at) and spent_at[-1] > 18 * 60
+        assert (result.spent_T - result.planned_T).max() <= 0.04 * budget + 16  # the brake, and the wins of a minute
+
+    def test_one_step_by_hand(self):
+        # A hundredth of an even day and of its 10,000 auctions.
+        state = PacerState(control=2.0)
+        searching = advance(self.pacer, state, plans.even(), 1_000, Tick(0.01, 5.0, 100, 10_000))
+        gain = STEP * 3.0 / LOOSE
+        assert searching.control == pytest.approx(2.0 * math.exp(-SEARCH / 100) - gain * 0.5)  # of a target of 10
+        ahead = advance(self.pacer, state, plans.even(), 1_000, Tick(0.01, 25.0, 100, 10_000))
+        assert ahead.control == pytest.approx(2.0 + gain * 1.5)
+        behind = advance(self.pacer, ahead, plans.even(), 1_000, Tick(0.02, 30.0, 200, 10_000))
+        target = 975 / 99
+        assert ahead.control > LOOSE - 1  # where the step has its full length
+        assert behind.control == pytest.approx(ahead.control - STEP * (1 - 5 / target))
+
+    def test_burst_moves_the_dual_no_faster_than_its_bound(self):
+        burst = advance(self.pacer, PacerState(2.0), plans.even(), 1_000, Tick(0.01, 25.0, 5_000, 10_000))
+        assert burst.control == pytest.approx(2.0 + STEP * 3.0 / LOOSE * MAX_TRAFFIC * 1.5)
+
+    def test_buys_more_value_than_throttling(self):
+        budget = int(0.1 * suite.demand("diurnal"))
+        day, result = suite.paced(self.pacer, "diurnal", budget)
+        _, throttled = suite.paced(PACERS["throttle"], "diurnal", budget)
+        assert result.value(day.value_N) > 1.5 * throttled.value(day.value_N)
+
+
+class TestThrottle(suite.PacerContract):
+    pacer = PACERS["throttle"]
+    off_plan_most = 0.08
+
+    def test_fixed_price_is_throttled(self):
+        """At one price for all, a lower bid wins as often until it wins nothing; a throttle still spends by plan."""
+        day, forecast_H = suite.market("diurnal")
+        fixed = suite.Day(day.position_N, np.full(len(day.price_N), 50.0), np.full(len(day.price_N), 5.0))
+        plan = plans.by_traffic(forecast_H)
+        budget = 20_000
+        result = pace_day(fixed, plan, budget, self.pacer, day_auctions=float(forecast_H.sum()))
+        assert result.spent_T[-1] >= 0.95 * budget
+        assert result.off_plan(budget) <= self.off_plan_most
+
+
+class TestPI(suite.PacerContract):
+    pacer = PACERS["pi"]
+    off_plan_most = 0.08
+
+
+class TestResolve(suite.PacerContract):
+    pacer = PACERS["resolve"]
