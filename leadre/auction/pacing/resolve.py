@@ -1,7 +1,7 @@
-"""Re-solving: the dual that would have spent the slot's target on a sample of past auctions, computed again at each tick.
+"""Re-solving: the dual that would have spent the slot's target on a sample of past auctions, computed at each tick.
 
-It needs the lowest winning bid of past auctions. Where a loss reports no price, draw one above the own bid from the law
-of the price (`shading`).
+It needs the lowest winning bid of past auctions. If a loss reports no price, draw one above the own bid from the law of
+the price (`shading`).
 """
 
 from __future__ import annotations
