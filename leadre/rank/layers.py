@@ -125,3 +125,8 @@ def transposed(x: Array) -> Array:
 def clipped(x: Array, limit: float) -> Array:
     """Values within -limit and limit."""
     return x.clip(-limit, limit)
+
+
+def unit(x: Array) -> Array:
+    """Values within 0 and 1."""
+    return x.clip(0, 1)

@@ -1,13 +1,17 @@
 """Logs -> a ranker: the log-odds that a user acts on a live ad.
 
-Writes the artifact ``work/<run>/rank-train``: spec.json, the count tables, weights, curve.csv of a network. Rows are
-the requests of the last part of training time, also those without an action, as a probability counts them. The first
-half of the validation time stops the training early; `leadre rank calibrate` uses the second half.
+Writes the artifact ``work/<run>/rank-train``: spec.json, the count tables, weights, importance.csv, curve.csv of a
+network. Rows are the requests of the last part of training time, also those without an action, as a probability counts
+them. The first half of the validation time stops the training early; `leadre rank calibrate` uses the second half.
+
+A killed training of a network resumes from ``work/<run>/.rank-train.checkpoint`` and ends with the same weights.
+Several processes train one network: ``torchrun --nproc-per-node 2 -m leadre rank train ...``.
 """
 
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -21,8 +25,10 @@ if TYPE_CHECKING:  # torch and lightgbm are imported in run, so that --help stay
     import numpy as np
     from numpy.typing import NDArray
 
+    from leadre.rank.checkpoint import Curve
     from leadre.rank.models.gbdt import Forests
     from leadre.rank.prepare import Prepared
+    from leadre.rank.processes import Processes
 
 RANKER = artifact.Kind("ranker", 2)
 
@@ -37,6 +43,7 @@ class Config(config.Common):
     training_rows: RowOptions = config.group(RowOptions())
     epochs: int = config.option(8, "most epochs of a network", at_least=1)
     rounds: int = config.option(400, "most trees of gbdt", at_least=1)
+    checkpoint_s: float = config.option(60.0, "seconds between checkpoints of a network", at_least=0)
 
 
 def run(config: Config) -> None:
@@ -54,39 +61,80 @@ def run(config: Config) -> None:
     )
     if output.skip("rank train"):
         return
-    from leadre.rank.prepare import prepare
-    from leadre.rank.ranker import TrainedRanker
+    from leadre.rank import processes
 
-    with output.create() as temporary:
-        prepared = prepare(data, codebook, config.training_rows, seed=config.seed, threads=config.threads)
-        ranker = TrainedRanker(
-            model=config.model,
-            object_ids=prepared.object_ids,
-            spec=prepared.spec,
-            known=prepared.known,
-            tables=prepared.tables,
-            weights=_fit(config, prepared, temporary),
-        )
-        ranker.save(temporary)
+    checkpoint = config.folder(".rank-train.checkpoint")
+    with processes.joined() as group:
+        if config.model == "gbdt" and group.count > 1:
+            raise InputError("--model gbdt: trees are trained by one process; run it without torchrun")
+        if group.number > 0:
+            _train(config, data, codebook, group, None)  # process 0 writes the result
+            return
+        with output.create() as temporary:
+            _train(config, data, codebook, group, temporary)
+    shutil.rmtree(checkpoint, ignore_errors=True)
     progress.say(f"rank train: {config.model} -> {output.folder}")
 
 
-def _fit(config: Config, prepared: Prepared, folder: Path) -> Forests | dict[str, NDArray[np.float32]]:
-    """The weights. Writes curve.csv of a network."""
-    from leadre.rank import train
-    from leadre.rank.models import gbdt
-    from leadre.rank.models.registry import RANKERS
-    from leadre.rank.ranker import GBDT
+def _train(
+    config: Config,
+    data: artifact.Artifact,
+    codebook: artifact.Artifact | None,
+    processes: Processes,
+    folder: Path | None,
+) -> None:
+    """Prepare the rows, fit the model, and write the ranker into ``folder``."""
+    from leadre.rank import importance
+    from leadre.rank.prepare import prepare
+    from leadre.rank.ranker import TrainedRanker
 
+    prepared = prepare(data, codebook, config.training_rows, seed=config.seed, threads=config.threads)
+    key = artifact.resume_key(config.flat(), [data, codebook] if codebook else [data])
+    weights, curve = _fit(config, prepared, key, processes)
+    if folder is None:
+        return
+    ranker = TrainedRanker(
+        model=config.model,
+        object_ids=prepared.object_ids,
+        spec=prepared.spec,
+        known=prepared.known,
+        tables=prepared.tables,
+        weights=weights,
+    )
+    ranker.save(folder)
+    importance.write(folder, ranker, prepared.stop, config.seed)
+    if curve:
+        with (folder / "curve.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("epoch", "train_loss", "valid_loss"))
+            writer.writerows((n, *losses) for n, losses in enumerate(zip(curve.train, curve.valid, strict=True), 1))
+
+
+def _fit(
+    config: Config, prepared: Prepared, key: str, processes: Processes
+) -> tuple[Forests | dict[str, NDArray[np.float32]], Curve | None]:
+    """The weights, and the losses by epoch of a network."""
     spec = prepared.spec
-    if config.model == GBDT:
+    if config.model == "gbdt":
+        from leadre.rank.models import gbdt
+
         boosting = gbdt.Boosting(rounds=config.rounds)
-        return gbdt.fit(prepared.train, prepared.stop, spec.numbers, boosting, config.seed, config.threads)
-    ranker = RANKERS[config.model]
-    training = train.Training(epochs=config.epochs)
-    weights, curve = train.fit(ranker, spec, prepared.train, prepared.stop, training, config.seed, prepared.content_OW)
-    with (folder / "curve.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("epoch", "train_loss", "valid_loss"))
-        writer.writerows((n, *losses) for n, losses in enumerate(zip(curve.train, curve.valid, strict=True), 1))
-    return weights
+        return gbdt.fit(prepared.train, prepared.stop, spec.numbers, boosting, config.seed, config.threads), None
+    import torch
+
+    from leadre.rank import train
+    from leadre.rank.checkpoint import Checkpoint
+    from leadre.rank.models.registry import RANKERS
+
+    torch.set_num_threads(config.threads)
+    return train.fit(
+        RANKERS[config.model],
+        spec,
+        prepared.train,
+        prepared.stop,
+        train.Training(epochs=config.epochs, checkpoint_s=config.checkpoint_s),
+        config.seed,
+        prepared.content_OW,
+        checkpoint=Checkpoint(folder=config.folder(".rank-train.checkpoint"), key=key),
+        processes=processes,
+    )

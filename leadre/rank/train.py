@@ -8,8 +8,9 @@ Letters: N rows of a batch, H labels.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from torch.nn import functional
 
 from leadre import progress
 from leadre.rank import layers
+from leadre.rank.checkpoint import Checkpoint, Curve, Reached
 from leadre.rank.inputs import Batch, SequenceBatch, collate
-from leadre.rank.models.shared import CONTENT, Ranker
+from leadre.rank.models.shared import CONTENT, Ranker, fit_numbers
+from leadre.rank.processes import ALONE, Processes
 from leadre.rank.rows import Example
 from leadre.rank.spec import FeatureSpec
 
@@ -37,14 +40,7 @@ class Training:
     table_rate: float = 3e-3
     weight_decay: float = 1e-5
     patience: int = 2
-
-
-@dataclass
-class Curve:
-    """Losses by epoch, in nats a row."""
-
-    train: list[float] = field(default_factory=list)
-    valid: list[float] = field(default_factory=list)
+    checkpoint_s: float = 60.0
 
 
 def fit(
@@ -55,36 +51,39 @@ def fit(
     training: Training,
     seed: int,
     content_OW: NDArray[np.float32] | None = None,
+    *,
+    checkpoint: Checkpoint | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[Arrays, Curve]:
     """(parameters of the epoch with the lowest validation loss, losses).
 
-    ``content_OW``: content vectors of the objects, for a ranker that reads them.
+    ``content_OW``: content vectors of the objects, for a ranker that reads them. A ``checkpoint`` of the same training
+    is resumed. All ``processes`` call this with the same arguments and return the same.
     """
-    rng = np.random.default_rng(seed)
-    initial = ranker.init(spec, rng)
+    initial = ranker.init(spec, np.random.default_rng(seed))
     _set_fixed(initial, rows, content_OW)
     params = {name: torch.from_numpy(values.copy()) for name, values in initial.items()}
     optimizer = _optimizer(params, training)
-    curve = Curve()
-    best: Arrays = initial
+    reached = (checkpoint and checkpoint.resume(params, optimizer)) or Reached(best=initial)
+    curve = reached.curve
     batches = -(-len(rows) // training.batch)
-    with progress.track("train the ranker", training.epochs * batches) as advance:
-        for _ in range(training.epochs):
-            losses = []
-            for part in np.array_split(rng.permutation(len(rows)), batches):
-                loss = _loss(ranker, spec, params, [rows[i] for i in part])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.item())
-                advance(1, f"loss {losses[-1]:.4f}")
-            curve.train.append(float(np.mean(losses)))
-            curve.valid.append(_validate(ranker, spec, params, valid, training.batch))
-            if curve.valid[-1] == min(curve.valid):
-                best = {name: tensor.detach().numpy().copy() for name, tensor in params.items()}
-            if len(curve.valid) - 1 - int(np.argmin(curve.valid)) >= training.patience:
-                break
-    return best, curve
+    done = len(curve.valid) * batches + len(reached.losses)
+    saved_s = time.monotonic()
+    with progress.track("train the ranker", training.epochs * batches, done) as advance:
+        while len(curve.valid) < training.epochs and curve.epochs_since_best() < training.patience:
+            order = np.random.default_rng([seed, len(curve.valid)]).permutation(len(rows))
+            for part in np.array_split(order, batches)[len(reached.losses) :]:
+                reached.losses.append(_step(ranker, spec, params, optimizer, [rows[i] for i in part], processes))
+                advance(1, f"loss {reached.losses[-1]:.4f}")
+                if checkpoint and processes.number == 0 and time.monotonic() - saved_s > training.checkpoint_s:
+                    checkpoint.save(params, optimizer, reached)
+                    saved_s = time.monotonic()
+            curve.train.append(float(np.mean(reached.losses)))
+            curve.valid.append(_validate(ranker, spec, params, valid, training.batch, processes))
+            reached.losses.clear()
+            if curve.epochs_since_best() == 0:
+                reached.best = {name: tensor.detach().numpy().copy() for name, tensor in params.items()}
+    return reached.best, curve
 
 
 def logits(
@@ -103,9 +102,7 @@ def _joined(first: Tensor, parts: Sequence[Tensor], shape: tuple[int, ...]) -> T
 def _set_fixed(initial: Arrays, rows: Sequence[Example], content_OW: NDArray[np.float32] | None) -> None:
     """Set what training does not change: centre and scale of the numbers in the training rows, content vectors."""
     number_NF = np.concatenate([row.inputs.number_CF for row in rows])
-    scale_F = number_NF.std(axis=0)
-    initial["fixed.centre"] = number_NF.mean(axis=0)
-    initial["fixed.scale"] = np.where(scale_F < 1e-6, 1.0, scale_F).astype(np.float32)
+    initial |= fit_numbers(number_NF)
     if CONTENT in initial:
         assert content_OW is not None, "the ranker reads content vectors"
         norm_O = np.linalg.norm(content_OW, axis=1, keepdims=True)
@@ -124,27 +121,63 @@ def _optimizer(params: Mapping[str, Tensor], training: Training) -> torch.optim.
     return torch.optim.AdamW(groups, weight_decay=training.weight_decay)
 
 
+def _step(
+    ranker: Ranker,
+    spec: FeatureSpec,
+    params: Mapping[str, Tensor],
+    optimizer: torch.optim.AdamW,
+    rows: Sequence[Example],
+    processes: Processes,
+) -> float:
+    """One step of the optimizer on a batch. Returns the mean log loss of its rows before the step."""
+    optimizer.zero_grad(set_to_none=processes.count == 1)
+    part = processes.part(rows)
+    loss = torch.zeros(())
+    if part:
+        loss = _loss(ranker, spec, params, part) / _size(rows, spec)
+        loss.backward()
+    loss = loss.detach()
+    trained = [tensor for tensor in params.values() if tensor.requires_grad]
+    if processes.count > 1:
+        for tensor in trained:
+            tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        processes.add([loss, *(tensor.grad for tensor in trained if tensor.grad is not None)])
+    optimizer.step()
+    return float(loss)
+
+
+def _size(rows: Sequence[Example], spec: FeatureSpec) -> int:
+    """The number of labels of the rows."""
+    return sum(len(row.ads) for row in rows) * len(spec.labels)
+
+
 def _loss(ranker: Ranker, spec: FeatureSpec, params: Mapping[str, Tensor], rows: Sequence[Example]) -> Tensor:
-    """Mean log loss of the rows' labels."""
+    """Sum of the log losses of the rows' labels."""
     batch = as_tensors(collate([row.inputs for row in rows]))
     label_RCH = torch.zeros((*batch.mask_RC.shape, len(spec.labels)))
     for target, row in zip(label_RCH, rows, strict=True):
         target[: len(row.label_CH)] = torch.from_numpy(row.label_CH)
     logit_RCH: Tensor = ranker.score(params, spec, ranker.user(params, spec, batch), batch)
-    return functional.binary_cross_entropy_with_logits(logit_RCH[batch.mask_RC], label_RCH[batch.mask_RC])
+    is_row_RC = batch.mask_RC
+    return functional.binary_cross_entropy_with_logits(logit_RCH[is_row_RC], label_RCH[is_row_RC], reduction="sum")
 
 
 @torch.no_grad()
 def _validate(
-    ranker: Ranker, spec: FeatureSpec, params: Mapping[str, Tensor], rows: Sequence[Example], size: int
+    ranker: Ranker,
+    spec: FeatureSpec,
+    params: Mapping[str, Tensor],
+    rows: Sequence[Example],
+    batch: int,
+    processes: Processes,
 ) -> float:
-    total = count = 0.0
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        candidates = sum(len(row.ads) for row in part)
-        total += float(_loss(ranker, spec, params, part)) * candidates
-        count += candidates
-    return total / count
+    """Mean log loss of the rows' labels."""
+    own = processes.part(rows)
+    total = torch.zeros((), dtype=torch.float64)
+    for start in range(0, len(own), batch):
+        total += _loss(ranker, spec, params, own[start : start + batch])
+    processes.add([total])
+    return float(total) / _size(rows, spec)
 
 
 def as_tensors(batch: Batch) -> Batch:

@@ -30,7 +30,7 @@ class DcnV2:
         """Parameters before training."""
         initial = shared.init_inputs(spec, rng)
         users = shared.USER_WIDTH * len(spec.user_tables)
-        width = shared.width(spec) * (1 + len(spec.sequences)) + len(spec.numbers) + users
+        width = shared.width(spec) * (1 + len(spec.sequences)) + shared.number_width(spec) + users
         for layer in range(self.depth):
             initial[f"cross.{layer}.down"] = rng.normal(0, width**-0.5, (width, self.rank)).astype(np.float32)
             layers.init_dense(initial, rng, f"cross.{layer}.up", self.rank, width)

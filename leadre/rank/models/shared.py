@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from leadre.rank import layers
 from leadre.rank.inputs import GAP_ROWS, Batch, SequenceBatch
@@ -25,6 +26,9 @@ OBJECT_WIDTH = 16  # of the table of objects
 FIELD_WIDTH = 8  # of the other tables of an object
 USER_WIDTH = 4  # of the tables of user and context
 HEAD = (128, 64)
+BINS = 10  # of a number
+MIN_WIDTH = 1e-6  # of a bin; a narrow one is a step
+MAX_BIN_ROWS = 200_000  # rows that decide the bounds of the bins
 CONTENT = "fixed.content"  # content vectors [1 + O, W] of norm 1, for rankers that read them; row 0 is zero
 
 
@@ -60,9 +64,33 @@ def init_inputs(spec: FeatureSpec, rng: np.random.Generator) -> Initial:
         layers.init_table(initial, rng, name, spec.tables[name], columns)
     for name in spec.user_tables:
         layers.init_table(initial, rng, name, spec.tables[name], USER_WIDTH)
-    initial["fixed.centre"] = np.zeros(len(spec.numbers), np.float32)
-    initial["fixed.scale"] = np.ones(len(spec.numbers), np.float32)
+    initial |= fit_numbers(np.zeros((1, len(spec.numbers)), np.float32))
     return initial
+
+
+def fit_numbers(number_NF: NDArray[np.float32]) -> Initial:
+    """Mean, standard deviation and bounds of bins of each number in the training rows, which `numbers` reads."""
+    scale_F = number_NF.std(axis=0)
+    bound_FB = np.stack([_bounds(values_N) for values_N in number_NF[:: 1 + len(number_NF) // MAX_BIN_ROWS].T])
+    return {
+        "fixed.centre": number_NF.mean(axis=0),
+        "fixed.scale": np.where(scale_F < 1e-6, 1.0, scale_F).astype(np.float32),
+        "fixed.low": bound_FB[:, :-1].copy(),
+        "fixed.width": np.maximum(np.diff(bound_FB, axis=1), MIN_WIDTH),
+    }
+
+
+def _bounds(values_N: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The smallest value, then quantiles of all but the most common one, [BINS + 1]: most counts are 0."""
+    distinct, count = np.unique(values_N, return_counts=True)
+    others_N = values_N[values_N != distinct[count.argmax()]]
+    quantiles = np.quantile(others_N if len(others_N) else distinct, np.linspace(0, 1, BINS))
+    return np.concatenate([distinct[:1], quantiles]).astype(np.float32)
+
+
+def number_width(spec: FeatureSpec) -> int:
+    """Columns of `numbers`."""
+    return len(spec.numbers) * (1 + BINS)
 
 
 def embed(params: Params, spec: FeatureSpec, field_K: Array) -> Array:
@@ -76,9 +104,16 @@ def user_vector(params: Params, spec: FeatureSpec, batch: Batch) -> Array:
 
 
 def numbers(params: Params, batch: Batch) -> Array:
-    """Numbers less their training mean, in standard deviations, clipped: [R, C, F]."""
-    standard = (batch.number_RCF - params["fixed.centre"]) / params["fixed.scale"]
-    return layers.clipped(standard, layers.MAX_DEVIATION)
+    """Numbers in two forms, [R, C, F x (1 + BINS)]: in standard deviations, and piecewise linear.
+
+    The first is less the training mean and clipped. The second is the share of each bin that lies below the number: 1
+    for bins below, 0 for bins above (Gorishniy et al., NeurIPS 2022, arXiv 2203.05556). It lets one layer bend at each
+    bound, as a tree splits.
+    """
+    number_RCF = batch.number_RCF
+    standard = layers.clipped((number_RCF - params["fixed.centre"]) / params["fixed.scale"], layers.MAX_DEVIATION)
+    share_RCFB = layers.unit((number_RCF[..., None] - params["fixed.low"]) / params["fixed.width"])
+    return layers.concat([standard, share_RCFB.reshape(*standard.shape[:-1], -1)])
 
 
 def init_gaps(initial: Initial, rng: np.random.Generator, columns: int) -> None:
@@ -96,7 +131,7 @@ def mean_pool(x_RTD: Array, sequence: SequenceBatch) -> Array:
 def init_head(initial: Initial, rng: np.random.Generator, spec: FeatureSpec, inputs: int) -> None:
     """The last layers, on ``inputs`` of the model beside numbers, user and context."""
     users = USER_WIDTH * len(spec.user_tables)
-    layers.init_mlp(initial, rng, "head", (inputs + len(spec.numbers) + users, *HEAD, len(spec.labels)))
+    layers.init_mlp(initial, rng, "head", (inputs + number_width(spec) + users, *HEAD, len(spec.labels)))
 
 
 def head(params: Params, state: State, batch: Batch, parts: list[Array]) -> Array:
