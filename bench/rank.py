@@ -1,7 +1,8 @@
 """Rankers on the logs of the demo: order, calibration, speed. Claims are in bench/RESULTS.md.
 
 All models get the same rows and one feature pass. Choose on the default, the second half of the validation weeks;
-`--split test` reads the test weeks. `--users 300 --popularity fresh` are the visits and counts of a known sketch.
+`--split test` reads the test weeks, and logs the reading. `--users 300 --popularity fresh` are the visits and counts of
+a known sketch, and ``gbdt-large`` are its trees.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from leadre import artifact
+from leadre import artifact, metrics, readings
 from leadre.__main__ import main as leadre
 from leadre.data import histories
 from leadre.data.histories import SPLITS, VALID
@@ -31,6 +32,8 @@ from leadre.rank.ranker import GBDT, MODELS, TrainedRanker
 
 CONFIG = Path(__file__).parents[1] / "configs" / "rank.toml"
 CANDIDATES = 1000
+LARGE = gbdt.Boosting(rounds=400, learning_rate=0.06, num_leaves=63)
+FORESTS = {GBDT: gbdt.Boosting(), "gbdt-large": LARGE}
 
 
 def main() -> None:
@@ -46,13 +49,18 @@ def main() -> None:
     late = rows.period(logs, VALID, STOP_SHARE, 1)
     if options.split == SPLITS[VALID]:
         requests = np.intersect1d(requests, late)
+    names = options.models.split(",")
+    if options.split != SPLITS[VALID]:
+        read = [f"rank.{name}" for name in names]
+        readings.record(Path("work"), data, read, run="rank", requests=len(requests), config=vars(options))
     models: dict[str, Any] = {}
-    for name in options.models.split(","):
+    gaucs: list[metrics.Ratio] = []
+    for name in names:
         ranker, rows_per_s = trained(name, prepared)
-        models[name] = figures(logs, ranker, late, requests, data, options) | {
-            "train_rows_per_s": round(rows_per_s),
-            "ms_1000": round(milliseconds(ranker, prepared), 2),
-        }
+        models[name], gauc = figures(logs, ranker, late, requests, data, options)
+        gaucs.append(gauc)
+        models[name] |= {"train_rows_per_s": round(rows_per_s)} | milliseconds(ranker, prepared)
+        models[name][f"gauc_less_{names[0]}"] = less_first(gaucs)
         sys.stdout.write(f"{name:8} {models[name]}\n")
     claim = {"bench": "rank", "split": options.split, "popularity": options.popularity, "models": models}
     sys.stdout.write(json.dumps(claim) + "\n")
@@ -60,7 +68,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--models", default=",".join(("gbdt-large", *MODELS)), help="the first is compared with")
     parser.add_argument("--requests", type=int, default=0, help="training requests; 0 = all")
     parser.add_argument("--split", choices=("valid", "test"), default="valid")
     parser.add_argument("--users", type=int, default=0, help="users of the split; 0 = all")
@@ -73,8 +81,8 @@ def trained(name: str, prepared: Prepared) -> tuple[TrainedRanker, float]:
     """(the ranker, rows a second of all its epochs or trees)."""
     count = sum(len(row.ads) for row in prepared.train)
     start_s = time.perf_counter()
-    if name == GBDT:
-        weights = gbdt.fit(prepared.train, prepared.stop, prepared.spec.numbers, gbdt.Boosting(), 0, 1)
+    if name in FORESTS:
+        weights = gbdt.fit(prepared.train, prepared.stop, prepared.spec.numbers, FORESTS[name], 0, 1)
         passes = 1
     else:
         weights, curve = train.fit(
@@ -83,7 +91,7 @@ def trained(name: str, prepared: Prepared) -> tuple[TrainedRanker, float]:
         passes = len(curve.train)
     seconds = time.perf_counter() - start_s
     ranker = TrainedRanker(
-        model=name,
+        model=GBDT if name in FORESTS else name,
         object_ids=prepared.object_ids,
         spec=prepared.spec,
         known=prepared.known,
@@ -100,8 +108,8 @@ def figures(
     requests: np.ndarray,
     data: artifact.Artifact,
     options: argparse.Namespace,
-) -> dict[str, float]:
-    """Figures on the requests, calibrated on the second half of the validation weeks."""
+) -> tuple[dict[str, float], metrics.Ratio]:
+    """(figures on the requests, calibrated on the second half of the validation weeks; GAUC by household)."""
     ads_of = rows.candidates(data, logs, ranker.spec.rows, empty=options.empty)
     fitted_on = score.stacked(score.score(logs, late, ads_of, ranker))
     scored = fitted_on if np.array_equal(late, requests) else score.stacked(score.score(logs, requests, ads_of, ranker))
@@ -110,15 +118,19 @@ def figures(
     )
     p_N = calibration.apply(scored.logit_N, calibrate.slices(scored.is_new_N))
     user_N = logs.request_user_R[scored.request_N].astype(np.int64)
+    users, which_N = np.unique(user_N, return_inverse=True)
+    by_user = measure.group_auc(scored.label_N, p_N, which_N)
     loss = measure.log_losses(scored.label_N, p_N).mean()
     new = scored.is_new_N
     result = {
         "auc": measure.auc(scored.label_N, p_N),
         "auc_new": measure.auc(scored.label_N[new], p_N[new]),
-        "gauc": measure.group_auc(scored.label_N, p_N, user_N).mean,
+        "gauc": by_user.mean,
         "gauc_visit": measure.group_auc(scored.label_N, p_N, scored.request_N).mean,
         "ne": float(measure.normalised_entropy(loss, scored.label_N.mean())),
         "ece_rel": measure.calibration_error(scored.label_N, p_N),
+        "ece_rel_of_draws": measure.drawn_calibration_error(p_N),
+        "sum_ratio_seen": float(p_N[~new].sum() / scored.label_N[~new].sum()),
         "sum_ratio_new": float(p_N[new].sum() / scored.label_N[new].sum()),
     }
     frame = lists.best(logs, scored, p_N, np.arange(len(logs.request_user_R)), top=20, seed=0)
@@ -130,18 +142,27 @@ def figures(
         measures = retrieval.measure(view, tables[view.name])
         result[f"{view.name}_r10"] = measures["recall@10"].mean
         result[f"{view.name}_gmv10"] = measures["gmv@10"].mean
-    return {name: round(value, 4) for name, value in result.items()}
+    figures = {name: round(value, 4) for name, value in result.items()}
+    return figures, by_user.by_user(by_user.group_G, len(users))
 
 
-def milliseconds(ranker: TrainedRanker, prepared: Prepared) -> float:
-    """Median time of scoring `CANDIDATES` ads of one request, features given, over requests of the early stop."""
+def less_first(gaucs: list[metrics.Ratio]) -> list[float]:
+    """GAUC of the last model less that of the first, with its paired interval over households: lo, mean, hi."""
+    values_BM = metrics.bootstrap([gaucs[0], gaucs[-1]], resamples=1000, seed=0)
+    interval = metrics.interval(gaucs[-1].mean - gaucs[0].mean, values_BM[:, 1] - values_BM[:, 0])
+    return [round(interval[name], 5) for name in ("lo", "mean", "hi")]
+
+
+def milliseconds(ranker: TrainedRanker, prepared: Prepared) -> dict[str, float]:
+    """Median and 99th percentile of the processor time of scoring `CANDIDATES` ads of one request, features given."""
     times = []
-    for row in prepared.stop[:: max(1, len(prepared.stop) // 50)]:
+    for row in prepared.stop[:: max(1, len(prepared.stop) // 300)]:
         request = repeated(row.inputs, CANDIDATES)
-        start_s = time.perf_counter()
+        start_s = time.thread_time()
         ranker.logits(request)
-        times.append(time.perf_counter() - start_s)
-    return 1000 * float(np.median(times))
+        times.append(time.thread_time() - start_s)
+    median, late = 1000 * np.quantile(times, [0.5, 0.99])
+    return {"ms_1000": round(float(median), 2), "ms_1000_p99": round(float(late), 2)}
 
 
 def repeated(request: RequestInputs, candidates: int) -> RequestInputs:

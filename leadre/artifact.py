@@ -178,6 +178,14 @@ def current(folder: Path, *, kind: Kind, config: Mapping[str, object], seed: int
     return recorded == (_identity(_plain(config)), seed, {parent.path.name: parent.hash for parent in parents})
 
 
+def check_parent(child: Artifact, parent: Artifact, command: str) -> None:
+    """ArtifactError, which names the command that makes ``child``, if it was made from another ``parent``."""
+    if child.meta["parents"].get(parent.path.name) != parent.hash:
+        raise ArtifactError(
+            f"{child.path}: was made from another {parent.path.name} than {parent.path}; run `{command}`"
+        )
+
+
 def children(root: Path, hashes: Mapping[str, object]) -> list[Artifact]:
     """The artifacts below a folder that have one of the hashes as a parent."""
     artifacts = []

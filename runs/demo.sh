@@ -34,6 +34,13 @@ leadre generate --config configs/demo.toml
 leadre generate --config configs/demo.toml --model dpo --step generate-dpo
 leadre generate --config configs/demo.toml --split valid --step generate-valid
 
-# 6. All methods rank the whole live inventory of the same test visits, with bootstrap intervals over households. Open
+# 6. A ranker predicts how likely a household is to buy each live line: boosted trees on counts of the past. Retrieval needs
+#    an order alone; a bid needs a probability, so the ranker is calibrated on weeks after its training.
+leadre rank train --config configs/demo.toml
+leadre rank calibrate --config configs/demo.toml
+leadre rank score --config configs/demo.toml
+
+# 7. All methods rank the whole live inventory of the same test visits, with bootstrap intervals over households. Open
 #    work/demo/evaluate/report.html.
-leadre evaluate --config configs/demo.toml --extra dpo=work/demo/generate-dpo --rerank work/demo/generate-valid
+leadre evaluate --config configs/demo.toml --rerank work/demo/generate-valid \
+    --extra dpo=work/demo/generate-dpo,ranker=work/demo/rank-score

@@ -56,7 +56,7 @@ class ReportInputs:
     tables: Mapping[str, Table]
     lists: Mapping[str, Mapping[str, Ads]]
     tuned: Path  # the last model; the page shows the curves of its preference tuning, if there are any
-    root: Path  # work/<run>; the page shows its codebook, loss curve and prompts, if they exist
+    root: Path  # work/<run>; the page shows its codebook, loss curve, prompts and calibration, if they exist
     readings: Sequence[Reading]  # all of this test set, these included; empty for another split
     split: str
     seed: int
@@ -84,6 +84,7 @@ def write(folder: Path, inputs: ReportInputs) -> None:
         loss=loss_svg,
         alignment=_alignment(inputs.root / "tune-sft" / "alignment.json"),
         preferences=_image_base64(inputs.tuned / "pairs.png"),
+        calibration=_image_base64(inputs.root / "rank-score" / "calibration.png"),
         codebook=_codebook(inputs.root / "semid"),
         readings=[
             {"title": title(row), "count": n, "dates": sorted({r.date[:10] for r in inputs.readings if r.row == row})}

@@ -185,6 +185,7 @@ def _fingerprint(config: Config, tuned: Path) -> dict[str, str]:
         "valid": config.folder("tune-sft") / "valid.csv",
         "meaning": config.folder("tune-sft") / "alignment.json",
         "preferences": tuned / "pairs.png",
+        "calibration": config.folder("rank-score") / "calibration.png",
     }
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.is_file()}
 

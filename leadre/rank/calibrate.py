@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from leadre.errors import InputError
+from leadre.units import US_PER_DAY
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -91,6 +92,22 @@ def fit(logit_N: Floats, label_N: Bools, slice_N: Ints, slices: int) -> Calibrat
         own = _intercept(offset_N, float(label_N[rows].sum()))
         intercepts.append(common + own * expected / (expected + SHRINKAGE))
     return Calibration(slope=slope, intercept_S=tuple(intercepts))
+
+
+def refitted(logit_N: Floats, label_N: Bools, slice_N: Ints, at_us_N: Ints, from_us: int, days: int) -> Floats:
+    """Probabilities [N] of the rows from ``from_us`` on, NaN before: every ``days`` the calibration is fitted again.
+
+    Each fit has the rows of the ``days`` before it, so that no row is calibrated on its own outcome or on a later one.
+    Rates drift by season and offer, and the last days know most of the next. Errors: those of `fit`.
+    """
+    period_N = (at_us_N - from_us) // (days * US_PER_DAY)
+    p_N = np.full(len(logit_N), np.nan)
+    for period in range(int(period_N.max(initial=-1)) + 1):
+        before = period_N == period - 1
+        rows = period_N == period
+        fitted = fit(logit_N[before], label_N[before], slice_N[before], len(SLICES))
+        p_N[rows] = fitted.apply(logit_N[rows], slice_N[rows])
+    return p_N
 
 
 def _platt(logit_N: Floats, label_N: Bools) -> tuple[float, float]:

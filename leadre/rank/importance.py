@@ -1,7 +1,7 @@
 """Importance of features: the rise of the log loss when a feature's values come from other rows (Breiman, 2001).
 
 The values of one feature are permuted over all rows, or requests, of a sample that training has not seen. A feature
-that the ranker does not read has an importance of 0, and so has one that says no more than others do.
+that the ranker does not read has an importance of 0; one that repeats others has nearly 0.
 
 Letters: N rows.
 """

@@ -9,6 +9,8 @@ from leadre.config import option
 
 STOP_SHARE = 0.5  # of the validation time, its begin: for the early stop; the rest is for calibration
 
+STOP_PART = 4  # requests of the early stop are at most one for so many of training, if these are limited
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowOptions:
@@ -23,7 +25,11 @@ class RowOptions:
     row_share: float = option(
         0.35, "share of training time whose requests are rows; the time before is history", above=0, below=1
     )
-    requests: int = option(0, "at most this many requests as rows, drawn by the seed; 0 = all", at_least=0)
+    requests: int = option(
+        0,
+        "at most this many requests as rows, and a quarter of it for the early stop, drawn by the seed; 0 = all",
+        at_least=0,
+    )
     negatives: float = option(
         0.1, "share of the rows without an action that training keeps; scores are corrected", above=0, at_most=1
     )

@@ -17,7 +17,7 @@ from leadre.data.histories import I32, TRAIN, VALID, Logs, train_end_us
 from leadre.generate.channels.counts import collaborative
 from leadre.rank import inputs, rows
 from leadre.rank.inputs import Vocabulary
-from leadre.rank.options import STOP_SHARE, RowOptions
+from leadre.rank.options import STOP_PART, STOP_SHARE, RowOptions
 from leadre.rank.rows import Example
 from leadre.rank.spec import FeatureSpec
 from leadre.semid import codebook as codebooks
@@ -56,13 +56,9 @@ def prepare(data: Artifact, codebook: Artifact | None, options: RowOptions, *, s
     )
     spec.check()
     ads_of = rows.candidates(data, logs, options.rows, empty=options.empty)
-    requests = rows.period(logs, TRAIN, 1 - options.row_share, 1)
-    if 0 < options.requests < len(requests):
-        requests = np.sort(np.random.default_rng(seed).choice(requests, options.requests, replace=False))
-    periods = (
-        (requests, int(logs.request_at_us_R[requests].min())),
-        (rows.period(logs, VALID, 0, STOP_SHARE), train_end_us(logs)),
-    )
+    requests = rows.drawn(rows.period(logs, TRAIN, 1 - options.row_share, 1), options.requests, seed)
+    stop = rows.drawn(rows.period(logs, VALID, 0, STOP_SHARE), -(-options.requests // STOP_PART), seed)
+    periods = ((requests, int(logs.request_at_us_R[requests].min())), (stop, train_end_us(logs)))
     parts = []
     for chosen, before_us in periods:
         scores = collaborative(logs, before_us, seed, threads)

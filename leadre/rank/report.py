@@ -17,6 +17,7 @@ from scipy.special import expit
 from leadre import metrics
 from leadre.data.histories import Logs
 from leadre.data.prices import training_prices
+from leadre.errors import InputError
 from leadre.generate.channels.contract import train_counts
 from leadre.rank import measure
 from leadre.rank.score import ScoredRows
@@ -34,7 +35,15 @@ def write(folder: Path, logs: Logs, rows: ScoredRows, p_N: NDArray[np.float64], 
 
 
 def figures(logs: Logs, rows: ScoredRows, p_N: NDArray[np.float64], *, resamples: int, seed: int) -> Json:
-    """AUC, GAUC by user and by request, NE, ECE over the base rate, sum of p over sum of labels by slice."""
+    """AUC, GAUC by user and by request, NE, ECE over the base rate, sum of p over sum of labels by slice.
+
+    InputError if all rows have an action, or none has.
+    """
+    if not 0 < rows.label_N.sum() < len(p_N):
+        raise InputError(
+            f"rank: {rows.label_N.sum():,} of {len(p_N):,} scored rows have an action, so nothing can be measured;"
+            " score more requests"
+        )
     user_N = logs.request_user_R[rows.request_N]
     users, which_N = np.unique(user_N, return_inverse=True)
     auc_B = measure.bootstrap_auc(rows.label_N, p_N[:, None], which_N, len(users), resamples=resamples, seed=seed)
@@ -91,6 +100,8 @@ def slices(logs: Logs, rows: ScoredRows) -> dict[str, Bools]:
 def _sum_ratio(
     label_N: Bools, p_N: NDArray[np.float64], user_N: NDArray[np.int64], users: int, resamples: int, seed: int
 ) -> Json:
+    if not label_N.any():
+        return {"mean": None, "lo": None, "hi": None, "positives": 0, "expected": float(p_N.sum())}
     ratio = metrics.ratio(p_N, label_N.astype(np.float64), user_N, users)
     values_B = metrics.bootstrap([ratio], resamples=resamples, seed=seed)[:, 0]
     return metrics.interval(ratio.mean, values_B) | {"positives": int(label_N.sum())}

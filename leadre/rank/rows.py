@@ -159,3 +159,10 @@ def period(logs: Logs, split: int, begin: float, end: float) -> NDArray[np.int64
     after = int(at_us.max()) + 1
     bounds = [first + round(share * (after - first)) for share in (begin, end)]
     return requests[(at_us >= bounds[0]) & (at_us < bounds[1])]
+
+
+def drawn(requests: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
+    """At most so many of the requests, drawn by the seed, ascending; all of them for 0."""
+    if not 0 < most < len(requests):
+        return requests
+    return np.sort(np.random.default_rng(seed).choice(requests, most, replace=False))

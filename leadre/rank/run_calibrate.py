@@ -19,6 +19,7 @@ CALIBRATION = artifact.Kind("calibration", 1)
 class Config(config.Common):
     """Options of ``leadre rank calibrate``."""
 
+    requests: int = config.option(0, "at most this many requests, drawn by the seed; 0 = all", at_least=0)
     resamples: int = config.option(300, "bootstrap resamples over users", at_least=1)
 
 
@@ -26,6 +27,7 @@ def run(config: Config) -> None:
     """Write ``work/<run>/rank-calibrate`` unless it is current. InputError for rows that cannot be calibrated."""
     data = artifact.read(config.folder("data"), artifact.TABLES)
     trained = artifact.read(config.folder("rank-train"), RANKER)
+    artifact.check_parent(trained, data, "leadre rank train")
     output = artifact.Output(
         folder=config.folder("rank-calibrate"),
         kind=CALIBRATION,
@@ -42,7 +44,8 @@ def run(config: Config) -> None:
         empty = bool(trained.meta["config"]["empty"])
         logs = histories.load(data, empty=empty)
         model = ranker.load(trained.path)
-        requests = rows.period(logs, histories.VALID, STOP_SHARE, 1)
+        late = rows.period(logs, histories.VALID, STOP_SHARE, 1)
+        requests = rows.drawn(late, config.requests, config.seed)
         ads_of = rows.candidates(data, logs, model.spec.rows, empty=empty)
         scored = score.stacked(score.score(logs, requests, ads_of, model))
         slice_N = calibrate.slices(scored.is_new_N)

@@ -8,11 +8,23 @@ GAUC, NE, calibration by slice; calibration.png. Each reading of a test set is l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from leadre import artifact, config, progress
+from leadre.errors import InputError
 from leadre.rank.run_calibrate import CALIBRATION
 from leadre.rank.run_train import RANKER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from leadre.data.histories import I32, Logs
+    from leadre.rank.calibrate import Calibration
+    from leadre.rank.ranker import TrainedRanker
+    from leadre.rank.score import ScoredRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +33,11 @@ class Config(config.Common):
 
     split: Literal["valid", "test"] = config.option("test", "split of the requests to score")
     users: int = config.option(0, "only the requests of this many users, drawn by the seed; 0 = all", at_least=0)
+    refit_days: int = config.option(
+        0,
+        "calibrate again every so many days, on as many days before, as a bidder that is kept up to date; 0 = never",
+        at_least=0,
+    )
     top: int = config.option(20, "ads per list", at_least=1)
     resamples: int = config.option(1000, "bootstrap resamples over users", at_least=1)
 
@@ -30,6 +47,8 @@ def run(config: Config) -> None:
     data = artifact.read(config.folder("data"), artifact.TABLES)
     trained = artifact.read(config.folder("rank-train"), RANKER)
     calibrated = artifact.read(config.folder("rank-calibrate"), CALIBRATION)
+    artifact.check_parent(trained, data, "leadre rank train")
+    artifact.check_parent(calibrated, trained, "leadre rank calibrate")
     output = artifact.Output(
         folder=config.folder("rank-score"),
         kind=artifact.LISTS,
@@ -43,7 +62,7 @@ def run(config: Config) -> None:
 
     from leadre import readings
     from leadre.data import histories
-    from leadre.rank import calibrate, lists, ranker, report, rows, score
+    from leadre.rank import calibrate, lists, ranker, report, rows
 
     with output.create() as temporary:
         empty = bool(trained.meta["config"]["empty"])
@@ -54,8 +73,7 @@ def run(config: Config) -> None:
             row = f"rank.{model.model}"
             readings.record(config.work, data, [row], run=config.run, requests=len(requests), config=output.config)
         ads_of = rows.candidates(data, logs, model.spec.rows, empty=empty)
-        scored = score.stacked(score.score(logs, requests, ads_of, model))
-        p_N = calibrate.load(calibrated.path).apply(scored.logit_N, calibrate.slices(scored.is_new_N))
+        scored, p_N = _calibrated(config, logs, model, requests, ads_of, calibrate.load(calibrated.path))
         figures = report.write(temporary, logs, scored, p_N, resamples=config.resamples, seed=config.seed)
         number_R = rows.plain_numbers(data) if empty else np.arange(len(logs.request_user_R))
         frame = lists.best(logs, scored, p_N, number_R, top=config.top, seed=config.seed)
@@ -64,3 +82,35 @@ def run(config: Config) -> None:
     progress.say(
         f"rank score: AUC {auc:.4f}, GAUC {gauc:.4f}, ECE {figures['ece_rel']:.3f} of the rate -> {output.folder}"
     )
+
+
+def _calibrated(
+    config: Config,
+    logs: Logs,
+    model: TrainedRanker,
+    requests: NDArray[np.int64],
+    ads_of: Callable[[int], I32],
+    calibration: Calibration,
+) -> tuple[ScoredRows, NDArray[np.float64]]:
+    """(rows of the requests, their probabilities), by one calibration or by one that is fitted again and again."""
+    import numpy as np
+
+    from leadre.data import histories
+    from leadre.rank import calibrate, score
+    from leadre.units import US_PER_DAY
+
+    if not config.refit_days:
+        scored = score.stacked(score.score(logs, requests, ads_of, model))
+        return scored, calibration.apply(scored.logit_N, calibrate.slices(scored.is_new_N))
+    at_us_R = logs.request_at_us_R
+    from_us = int(at_us_R[requests].min())
+    first_us = from_us - config.refit_days * US_PER_DAY
+    if first_us < histories.train_end_us(logs):
+        raise InputError(f"--refit-days {config.refit_days}: the days before the scored requests are training time")
+    before = np.flatnonzero((at_us_R >= first_us) & (at_us_R < from_us))
+    scored = score.stacked(score.score(logs, np.concatenate([before, requests]), ads_of, model))
+    slice_N = calibrate.slices(scored.is_new_N)
+    at_us_N = at_us_R[scored.request_N]
+    p_N = calibrate.refitted(scored.logit_N, scored.label_N, slice_N, at_us_N, from_us, config.refit_days)
+    after_N = ~np.isnan(p_N)
+    return scored.rows(after_N), p_N[after_N]

@@ -41,8 +41,8 @@ class Config(config.Common):
         "gbdt", "the ranker: boosted trees or a network"
     )
     training_rows: RowOptions = config.group(RowOptions())
-    epochs: int = config.option(8, "most epochs of a network", at_least=1)
-    rounds: int = config.option(400, "most trees of gbdt", at_least=1)
+    epochs: int = config.option(3, "epochs of a network, over which its rates fall to zero", at_least=1)
+    rounds: int = config.option(110, "most trees of gbdt: the time of a score grows with them", at_least=1)
     checkpoint_s: float = config.option(60.0, "seconds between checkpoints of a network", at_least=0)
 
 

@@ -6,7 +6,7 @@ Letters: N rows, one for each candidate of each request.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,10 @@ class ScoredRows:
     new_score_N: NDArray[np.float64]
     label_N: Bools
     is_new_N: Bools
+
+    def rows(self, chosen_N: Bools) -> ScoredRows:
+        """Some of the rows."""
+        return ScoredRows(**{part.name: getattr(self, part.name)[chosen_N] for part in fields(self)})
 
 
 def score(

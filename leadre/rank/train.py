@@ -32,9 +32,12 @@ Arrays = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Options of the training loop. ``patience``: epochs without a lower validation loss before the end."""
+    """Options of the training loop. ``patience``: epochs without a lower validation loss before the end.
 
-    epochs: int = 8
+    The rates fall linearly from those given to zero over all ``epochs``.
+    """
+
+    epochs: int = 3
     batch: int = 64  # requests
     learning_rate: float = 1e-3
     table_rate: float = 3e-3
@@ -73,6 +76,8 @@ def fit(
         while len(curve.valid) < training.epochs and curve.epochs_since_best() < training.patience:
             order = np.random.default_rng([seed, len(curve.valid)]).permutation(len(rows))
             for part in np.array_split(order, batches)[len(reached.losses) :]:
+                _set_rates(optimizer, training, done / (training.epochs * batches))
+                done += 1
                 reached.losses.append(_step(ranker, spec, params, optimizer, [rows[i] for i in part], processes))
                 advance(1, f"loss {reached.losses[-1]:.4f}")
                 if checkpoint and processes.number == 0 and time.monotonic() - saved_s > training.checkpoint_s:
@@ -119,6 +124,12 @@ def _optimizer(params: Mapping[str, Tensor], training: Training) -> torch.optim.
             (tables if name.startswith("table.") else others).append(tensor.requires_grad_())
     groups = [{"params": tables, "lr": training.table_rate}, {"params": others, "lr": training.learning_rate}]
     return torch.optim.AdamW(groups, weight_decay=training.weight_decay)
+
+
+def _set_rates(optimizer: torch.optim.AdamW, training: Training, share: float) -> None:
+    """Rates after a share of all steps."""
+    for group, rate in zip(optimizer.param_groups, (training.table_rate, training.learning_rate), strict=True):
+        group["lr"] = rate * (1 - share)
 
 
 def _step(

@@ -54,6 +54,8 @@ def done(market, tmp_path_factory):
     (root / "tune-sft" / "alignment.json").write_text(json.dumps({"seen": group, "new": group | {"objects": 3}}))
     (root / "tune-dpo").mkdir()
     (root / "tune-dpo" / "pairs.png").write_bytes(PIXEL)
+    (root / "rank-score").mkdir()
+    (root / "rank-score" / "calibration.png").write_bytes(PIXEL[::-1])
     run.run(helpers.config(Config, work, extra=(f"control={control}",)))
     return root / "evaluate", market[1]
 
@@ -110,7 +112,8 @@ def test_the_page_loads_nothing_and_escapes_everything(done):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "&lt;b&gt;&amp; what" in page
     assert page.count("<article") == 6 and page.count("<svg") == 3
     assert "<th>7 seen</th><th>3 new</th>" in page and "<td>.750</td>" in page
-    assert f"data:image/png;base64,{base64.b64encode(PIXEL).decode()}" in page
+    for picture in (PIXEL, PIXEL[::-1]):
+        assert f"data:image/png;base64,{base64.b64encode(picture).decode()}" in page
     for name in ("comparison.png", "loss.png"):
         assert (folder / name).read_bytes()[:4] == b"\x89PNG"
 

@@ -8,6 +8,7 @@ from scipy.special import expit
 
 from leadre.errors import InputError
 from leadre.rank import calibrate
+from leadre.units import US_PER_DAY
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +86,19 @@ def test_separable_rows_end_with_finite_numbers():
     true = np.repeat([-5.0, 5.0], 50)
     fitted = calibrate.fit(true, true > 0, np.zeros(100, np.int64), 1)
     assert np.isfinite([fitted.slope, *fitted.intercept_S]).all()
+
+
+def test_refits_follow_a_rate_that_drifts_and_read_no_later_outcome(rows):
+    true, _, slice_N = rows
+    day_N = np.sort(np.random.default_rng(0).integers(0, 35, len(true)))
+    label = np.random.default_rng(1).random(len(true)) < expit(true + 0.03 * day_N)
+    at_us = day_N * US_PER_DAY
+    p = calibrate.refitted(true, label, slice_N, at_us, 7 * US_PER_DAY, 7)
+    assert np.isnan(p[day_N < 7]).all()
+    late = day_N >= 28
+    once = calibrate.fit(true[day_N < 7], label[day_N < 7], slice_N[day_N < 7], 2).apply(true, slice_N)
+    assert once[late].sum() / label[late].sum() < 0.7
+    assert p[late].sum() / label[late].sum() == pytest.approx(0.82, abs=0.06), "a week behind the drift"
+    changed = label & (day_N < 28)
+    again = calibrate.refitted(true, changed, slice_N, at_us, 7 * US_PER_DAY, 7)
+    np.testing.assert_array_equal(again, p)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -13,7 +15,8 @@ from leadre import artifact, readings
 from leadre.__main__ import main
 from leadre.data import histories
 from leadre.errors import InputError
-from leadre.rank import ranker, rows, score
+from leadre.rank import ranker, report, rows, score
+from leadre.rank.score import ScoredRows
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +124,44 @@ def test_shown_ads_are_the_rows_of_a_log_with_impressions(work):
     for r in range(0, len(requests), 37):
         expected = set(shown.filter(pl.col("request_id") == requests[r])["item_id"])
         assert expected and {ads[int(ad)] for ad in of(r)} == expected | {ads[int(ad)] for ad in logs.relevant(r)[0]}
+
+
+def test_parts_of_different_trainings_are_refused(work, capsys):
+    assert rank(work, "train", "--seed", "3", "--rounds", "5") == 0
+    before = artifact.read(work / "m" / "rank-score", artifact.LISTS).hash
+    capsys.readouterr()
+    assert rank(work, "score") == 2
+    assert "was made from another rank-train" in capsys.readouterr().err
+    assert rank(work, "calibrate", "--requests", "60") == 0
+    assert rank(work, "score", "--refit-days", "99") == 2
+    assert "are training time" in capsys.readouterr().err
+    assert artifact.read(work / "m" / "rank-score", artifact.LISTS).hash == before
+    assert rank(work, "score", "--refit-days", "3") == 0
+
+
+def test_importance_names_every_feature_and_finds_the_own_counts(work):
+    with (work / "m" / "rank-train" / "importance.csv").open() as file:
+        rise = {row["feature"]: float(row["loss_rise"]) for row in csv.DictReader(file)}
+    spec = ranker.load(work / "m" / "rank-train").spec
+    assert set(rise) == {*spec.numbers, *spec.fields, *spec.user_tables, *(part.name for part in spec.sequences)}
+    assert max(rise.values()) > 0.001
+    assert all(rise[part.name] == 0 for part in spec.sequences), "trees read no sequence"
+
+
+def test_slices_and_samples_without_an_action_have_no_ratio():
+    nothing = np.zeros(4, np.bool_)
+    ratio = report._sum_ratio(nothing, np.full(4, 0.25), np.arange(4), 4, 10, 0)
+    assert ratio == {"mean": None, "lo": None, "hi": None, "positives": 0, "expected": 1.0}
+    rows = ScoredRows(
+        request_N=np.arange(4),
+        ad_N=np.arange(4, dtype=np.int32),
+        logit_N=np.zeros(4),
+        new_score_N=np.zeros(4),
+        label_N=nothing,
+        is_new_N=nothing,
+    )
+    with pytest.raises(InputError, match="0 of 4 scored rows have an action"):
+        report.figures(SimpleNamespace(request_user_R=np.arange(4)), rows, np.zeros(4), resamples=10, seed=0)
 
 
 def test_bad_options_and_logs_are_refused(work, capsys, tmp_path):
