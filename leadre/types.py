@@ -214,6 +214,7 @@ class Request:
     blocked_seats: frozenset[str] = frozenset()
     has_deals_only: bool = False  # a private auction: deals are not supported
     is_test: bool = False
+    is_own_auction: bool = False  # the bidder is the seller: its mechanism sets the price
     bills_signed_price: bool = False  # a first-price auction, or a caller that fills in no clearing price
     left_out: tuple[str, ...] = ()  # fields of which values of a wrong type were read as absent
 

@@ -16,7 +16,7 @@ from leadre.clock import SystemClock
 from leadre.errors import InputError
 from leadre.serve.paths import StatePaths
 from leadre.serve.plan import Network, Pages, Plan, Timing
-from leadre.serve.settings import EXP_S, Settings
+from leadre.serve.settings import EXP_S, MechanismName, Settings
 from leadre.tune.latest import latest
 
 
@@ -54,6 +54,15 @@ class Config(config.Common):
     pass_unknown_language: bool = config.option(True, "show ads of unknown language where a request allows languages")
     exploration: float = config.option(
         0.02, "share of imps whose ad is drawn uniformly among the best, and logged so", at_least=0, below=1
+    )
+    mechanism: MechanismName = config.option(
+        "first_price", "rule by which /v1/recommend charges an ad: its bid, or by the ads that it outranks"
+    )
+    slot_effects: tuple[float, ...] = config.option(
+        (1.0,),
+        "how often the ad of each slot of /v1/recommend is seen, relative to the first; descending",
+        above=0,
+        at_most=1,
     )
     exp_s: int = config.option(
         EXP_S, "seconds after a bid in which it may be shown: budget and frequency cap are reserved as long", at_least=1
@@ -139,7 +148,12 @@ def paths_for(command: config.Common, stages: Path | None, state: str) -> StateP
 
 
 def settings_of(config: Config) -> Settings:
-    """The settings of workers. Raises InputError for a public URL that browsers must not be sent to."""
+    """The settings of workers. Raises InputError for a public URL that browsers must not be sent to, and slot effects
+    that rise.
+    """
+    effects = config.slot_effects
+    if not effects or list(effects) != sorted(effects, reverse=True):
+        raise InputError(f"--slot-effects {list(effects)}: name at least one, none above the one before it")
     return Settings(
         public_url=config.public_url or f"http://127.0.0.1:{config.port}",
         seat=config.seat,
@@ -149,6 +163,8 @@ def settings_of(config: Config) -> Settings:
         pass_unknown_category=config.pass_unknown_category,
         pass_unknown_language=config.pass_unknown_language,
         exploration=config.exploration,
+        mechanism=config.mechanism,
+        slot_effects=config.slot_effects,
         exp_s=config.exp_s,
         post_view=config.post_view,
         workers=config.workers,

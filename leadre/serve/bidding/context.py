@@ -102,7 +102,8 @@ class ImpState:
 
     ``verdict_K``: `Verdict.code` of each candidate.
     ``considered``: positions of the candidates whose budgets and caps were checked. ``lease_id`` and ``cap_id`` are
-    the reservations of the bid; 0 and "" if it needs none. ``cap_day``: day of the cap, since 1970.
+    the reservations of the bid; 0 and "" if it needs none. ``cap_day``: day of the cap, since 1970. ``action_nanos``:
+    price of the paid event, if a mechanism of the bidder sets it.
     """
 
     imp: Impression
@@ -112,6 +113,7 @@ class ImpState:
     lease_id: int = 0
     cap_id: str = ""
     cap_day: int = 0
+    action_nanos: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import numpy as np
 from leadre.auction.budget.days import day_of
 from leadre.serve.bidding import select
 from leadre.serve.bidding.budgets import has_budget
+from leadre.serve.bidding.charge import charge
 from leadre.serve.bidding.context import Candidates, ImpState, RequestContext
 from leadre.serve.bidding.select import Bools, Codes
 from leadre.serve.protocol import openrtb
@@ -22,12 +23,16 @@ from leadre.units import EPOCH_ORDINAL
 
 
 class _Offer(NamedTuple):
-    """A candidate that may be bid: its position in K, its ad and campaign, and the price of one impression."""
+    """A candidate that may be bid: its position in K, its ad and campaign, and the price of one impression.
+
+    ``action_nanos``: price of the paid event, if a mechanism of the bidder sets it; 0 = the campaign's bid.
+    """
 
     position: int
     ad: Ad
     campaign: Campaign
     price_nanos: int
+    action_nanos: int = 0
 
 
 class Ranking:
@@ -45,6 +50,7 @@ class Ranking:
         score_K = candidates.log_p_K  # score
         value_K = context.market.expected_nanos_A[candidates.rows_K]  # value
         self.candidates = candidates
+        self.score_K = score_K
         self.rows_K = candidates.rows_K
         self.price_K = value_K  # pace
         campaign_K = catalogue.campaign_A[self.rows_K]
@@ -142,7 +148,7 @@ def fill_imp(
     first_api_ad = ranking.candidates.first_api_ad if ranking.candidates.api_ads else None
     considered = select.consider(ranked, ranking.limited, offers.limit, first_api_ad)
     state.considered = considered.all
-    winner = _select_and_reserve(context, state, considered, offers, ranking.candidates)
+    winner = _select_and_reserve(context, state, considered, offers, ranking, slot=len(earlier_bids))
     if winner is not None:
         state.verdict_K[ranked_R[ranked.index(winner) + 1 :]] = Verdict.OUTRANKED.code
     if considered.verdicts:
@@ -185,7 +191,9 @@ def _select_and_reserve(
     state: ImpState,
     considered: select.Considered,
     offers: _Offers,
-    candidates: Candidates,
+    ranking: Ranking,
+    *,
+    slot: int,
 ) -> int | None:
     """Select among the candidates that can be paid; reserve cap and budget of the selected one. Returns its position.
 
@@ -193,6 +201,7 @@ def _select_and_reserve(
     exploration selects another candidate. If the cap of that one has no room, the imp gets no bid: the propensity of a
     second draw would be unknown. The propensity is exact for the budgets and caps at the time of the bid.
     """
+    candidates = ranking.candidates
     epsilon = context.bidder.settings.exploration
     explore_draw, choice_draw = context.bidder.draws.pair(context.request_id, state.imp.imp_id)
     _request_leases(context, considered, offers, explores=explore_draw < epsilon)
@@ -211,9 +220,42 @@ def _select_and_reserve(
         _void_cap(context, state, offers[choices[0]])
         if not _reserve_cap(context, state, offer):
             return None
+    offer = _priced(context, state.imp, ranking, offer, offers, considered.payable, slot)
+    state.action_nanos = offer.action_nanos
     _reserve_budget(context, state, offer)
     state.bid = _bid(context, state.imp, offer, candidates.source_of(offer.position), propensity)
     return offer.position
+
+
+def _priced(
+    context: RequestContext,
+    imp: Impression,
+    ranking: Ranking,
+    offer: _Offer,
+    offers: _Offers,
+    payable: Sequence[int],
+    slot: int,
+) -> _Offer:
+    """The offer at the price of the bidder's mechanism, if the bidder is the seller of the imp.
+
+    Candidates of its currency compete that passed the filter and have budget; a frequency cap that has no room is known
+    of those alone that were tried before it. ``slot``: ads of the response above this one.
+    """
+    settings = context.bidder.settings
+    if not context.request.is_own_auction or settings.mechanism == "first_price":
+        return offer
+    currency = offer.campaign.currency
+    lower = [k for k in payable[payable.index(offer.position) + 1 :] if offers[k].campaign.currency == currency]
+    competitors = [offer.position, *lower]
+    price = charge(
+        settings.mechanism,
+        settings.effects_from(slot, len(context.request.imps)),
+        np.array([offers[k].campaign.bid_nanos for k in competitors], np.int64),
+        ranking.price_K[competitors],
+        ranking.score_K[competitors],
+        _floor_nanos(imp, currency),
+    )
+    return offer._replace(price_nanos=price.impression_nanos, action_nanos=price.action_nanos)
 
 
 def _request_leases(context: RequestContext, considered: select.Considered, offers: _Offers, *, explores: bool) -> None:

@@ -101,7 +101,7 @@ def request_of(logged: RequestRecord) -> Request:
 
 def digest(settings: Settings) -> str:
     """A short hash of the options that decide bids: a replay with other options compares nothing."""
-    deciding = (
+    deciding: tuple[object, ...] = (
         settings.seat,
         settings.vendor_id,
         settings.gdpr_when_absent,
@@ -110,6 +110,8 @@ def digest(settings: Settings) -> str:
         settings.pass_unknown_category,
         settings.pass_unknown_language,
     )
+    if settings.mechanism != "first_price":  # the digests of logs before the option stay
+        deciding += (settings.mechanism, settings.slot_effects)
     return hashlib.blake2b(repr(deciding).encode(), digest_size=4).hexdigest()
 
 

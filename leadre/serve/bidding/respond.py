@@ -223,7 +223,7 @@ def _token(context: RequestContext, state: ImpState, bid: Bid) -> Token:
         user_id=context.user_id if permissions.add_to_profile or permissions.measure or state.cap_id else "",
         charge_type=campaign.bid_type,
         price_cap_nanos=bid.price_nanos,
-        charge_nanos=campaign.bid_nanos,
+        charge_nanos=state.action_nanos or campaign.bid_nanos,
         currency=bid.currency,
         lease_id=state.lease_id,
         reserved_nanos=bid.price_nanos if state.lease_id else 0,

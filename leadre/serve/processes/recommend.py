@@ -63,6 +63,7 @@ class RecommendRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             site=self.site.strip().lower(),
             categories=tuple(self.categories),
             country=country,
+            is_own_auction=True,
             bills_signed_price=True,
         )
 
