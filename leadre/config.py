@@ -308,6 +308,8 @@ def _type_name(hint: Any) -> str:
         return " | ".join(_type_name(arg) for arg in args)
     if origin is tuple:
         return f"list of {_type_name(args[0])}"
+    if origin is dict:
+        return "table of the TOML file"
     return "none" if hint is types.NoneType else str(hint.__name__)
 
 
@@ -332,6 +334,8 @@ def _convert(value: object, hint: Any, where: str, *, is_text: bool) -> object:
         for arg in args:
             if value == (show(arg) if is_text else arg) and (is_text or type(value) is type(arg)):
                 return arg
+    elif origin is dict and not is_text and isinstance(value, dict):
+        return value
     elif origin is tuple and (is_text or isinstance(value, list)):
         entries = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         return tuple(_convert(entry, args[0], where, is_text=is_text) for entry in typing.cast(list[object], entries))

@@ -195,6 +195,36 @@ def raw_columns(name: str) -> dict[str, pl.DataType]:
     return {**schema.columns, **dict.fromkeys(schema.money, TEXT)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class FileColumns:
+    """The columns that are read from the files of a table: plain names (`plain_name`) and types.
+
+    ``others``: all further columns are read as well. ``header``: the names of the columns of files without a header.
+    """
+
+    table: str
+    known: Mapping[str, pl.DataType]
+    others: bool = False
+    header: tuple[str, ...] = ()
+    quoted: bool = True  # in separated files, quotes around a field are no text
+
+    def reads(self, column: str) -> bool:
+        """Whether values of the column are loaded."""
+        return self.others or plain_name(column) in self.known
+
+
+def file_columns(name: str) -> FileColumns:
+    """The columns of files that have the schema of a table."""
+    return FileColumns(table=name, known=raw_columns(name), others=SCHEMAS[name].others)
+
+
+def check_reserved(columns: Iterable[str], file: str) -> None:
+    """Raise InputError for a column with a name under which rows carry their place."""
+    for column in columns:
+        if column in (ROW, FILE):
+            raise InputError(f"{file}: column {column!r} has a name that is reserved for the place of a row; rename it")
+
+
 def check_columns(name: str, columns: list[str], file: str) -> None:
     """Raise InputError if a required column is missing; the message names the most similar column."""
     schema = SCHEMAS[name]
@@ -207,14 +237,12 @@ def check_columns(name: str, columns: list[str], file: str) -> None:
         raise InputError(f"{file}: column {column!r} is missing, and {name} needs it; {hint}")
 
 
-def unread_columns(name: str, columns: Iterable[str]) -> str | None:
-    """The names of columns that the table does not read, with the nearest known names; None if all are read."""
-    schema = SCHEMAS[name]
-    known = raw_columns(name)
-    unread = [column for column in columns if plain_name(column) not in known and column not in (ROW, FILE)]
-    if schema.others or not unread:
+def unread_columns(read: FileColumns, columns: Iterable[str], expected: Iterable[str]) -> str | None:
+    """The names of columns that are not read, with the nearest of the ``expected`` names; None if all are read."""
+    unread = [column for column in columns if not read.reads(column) and column not in (ROW, FILE)]
+    if not unread:
         return None
-    free = [column for column in known if column not in {plain_name(column) for column in columns}]
+    free = [column for column in expected if column not in {plain_name(column) for column in columns}]
     near = {c: difflib.get_close_matches(plain_name(c), free, n=1, cutoff=0.75) for c in unread}
     shown = [f"{c!r} (rename it if it is {near[c][0]!r})" if near[c] else repr(c) for c in unread]
     more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""

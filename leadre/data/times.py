@@ -23,9 +23,14 @@ _NUMBER = r"^[+-]?\d+(\.\d+)?$"
 
 @dataclass(frozen=True, kw_only=True)
 class TimeFormat:
-    """``unit`` of times that are numbers; the range of valid times in microseconds since 1970, the end excluded."""
+    """``unit`` and ``origin_us`` of times that are numbers; ``zone`` of times without an offset.
+
+    Valid times are from ``earliest_us`` until before ``latest_us``, in microseconds since 1970.
+    """
 
     unit: TimeUnit = "us"
+    origin_us: int = 0
+    zone: str = "UTC"
     earliest_us: int = int(datetime(1990, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
     latest_us: int = int(datetime(2100, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
 
@@ -43,11 +48,12 @@ def micros(raw: pl.Series, form: TimeFormat, *, open_end: bool = False) -> tuple
         in_unit = _scaled(numbers.cast(pl.Int128, strict=False) if form.unit != "calendar" else numbers, form)
         if form.unit in ("s", "ms"):
             in_unit = in_unit.zip_with(in_unit.is_not_null(), _scaled(numbers.cast(pl.Float64), form))
-        scaled = in_unit.zip_with(is_number, _from_iso(raw))
+        scaled = in_unit.zip_with(is_number, _from_iso(raw, form.zone))
     elif isinstance(kind, pl.Datetime):
         scaled = _scaled(raw.to_physical(), form, unit=kind.time_unit)
+        scaled = scaled if kind.time_zone else _to_utc(scaled, form.zone)
     elif kind == pl.Date:
-        scaled = _scaled(raw.to_physical(), form, unit="days")
+        scaled = _to_utc(_scaled(raw.to_physical(), form, unit="days"), form.zone)
     else:
         scaled = _scaled(raw, form)
     is_inside = scaled.is_between(form.earliest_us, form.latest_us, closed="left").fill_null(False)
@@ -67,19 +73,20 @@ def micros(raw: pl.Series, form: TimeFormat, *, open_end: bool = False) -> tuple
 
 def _scaled(numbers: pl.Series, form: TimeFormat, unit: str = "") -> pl.Series:
     """Microseconds as Float64, exact within 250 years of 1970; fractions of a microsecond are cut off."""
+    origin_us = 0 if unit else form.origin_us
     unit = unit or form.unit
     if unit == "calendar":
         parts = numbers.cast(pl.String).str.extract(rf"^({_CALENDAR.pattern})$").str.pad_end(17, "0")
         iso = parts.str.replace(r"^(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)(\d{3})$", "${1}-${2}-${3}T${4}:${5}:${6}.${7}")
-        return _from_iso(iso)
+        return _from_iso(iso, form.zone)
     micros = numbers.cast(pl.Float64) * US_PER[unit]
     if unit == "ns" and numbers.dtype != pl.Float64:
         micros = (numbers.cast(pl.Int128) // 1000).cast(pl.Float64)
-    return micros.round() if numbers.dtype == pl.Float64 else micros
+    return (micros.round() if numbers.dtype == pl.Float64 else micros) + origin_us
 
 
-def _from_iso(cells: pl.Series) -> pl.Series:
-    """Microseconds as Float64 of ISO 8601: with an offset or without one (UTC), or a date alone; null for other text.
+def _from_iso(cells: pl.Series, zone: str) -> pl.Series:
+    """Microseconds as Float64 of ISO 8601: with an offset, in ``zone`` without one, or a date; null for other text.
 
     Blanks for the T, a comma before the fraction, the suffix UTC and an offset of hours alone are read as well, since
     databases write them.
@@ -87,14 +94,28 @@ def _from_iso(cells: pl.Series) -> pl.Series:
     iso = cells.str.replace(r"^(\d{4}-\d\d-\d\d)[ t](\d)", "${1}T${2}").str.replace(r" ?(?:[Zz]|UTC)$", "+00:00")
     iso = iso.str.replace(r"^(\d{4}-\d\d-\d\d)$", "${1}T00:00:00").str.replace(r"^([^,]+:\d\d),(\d+)", "${1}.${2}")
     iso = iso.str.replace(r"^([^ ]+T[\d:.]+) ([+-])", "${1}${2}").str.replace(r"(T[\d:.]+[+-]\d\d)$", "${1}:00")
-    iso = iso.str.replace(r"(T\d\d:\d\d)([+-]|$)", "${1}:00${2}").str.replace(r"(T[\d:.]+)$", "${1}+00:00")
-    parsed = iso.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="us", time_zone="UTC", strict=False)
-    return parsed.to_physical().cast(pl.Float64)
+    iso = iso.str.replace(r"(T\d\d:\d\d)([+-]|$)", "${1}:00${2}")
+    as_utc = iso.str.replace(r"(T[\d:.]+)$", "${1}+00:00")
+    parsed = as_utc.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="us", time_zone="UTC", strict=False)
+    micros = parsed.to_physical().cast(pl.Float64)
+    if zone == "UTC":
+        return micros
+    return _to_utc(micros, zone).zip_with((iso == as_utc).fill_null(False) ^ True, micros)
+
+
+def _to_utc(local: pl.Series, zone: str) -> pl.Series:
+    """Microseconds of wall time in ``zone`` -> UTC, Float64. The hour that a clock repeats is its first one."""
+    if zone == "UTC":
+        return local
+    is_printable = (local.abs() < 200 * 366 * US_PER_DAY).fill_null(False)
+    wall = local.set(~is_printable, None).cast(pl.Int64).cast(pl.Datetime("us"))
+    utc = wall.dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null").dt.convert_time_zone("UTC")
+    return utc.to_physical().cast(pl.Float64).zip_with(is_printable, local)
 
 
 def _reason(text: str, micros: float | None, kind: pl.DataType, form: TimeFormat, open_end: bool) -> str | None:
     """The reason for a value that is not inside the range; None if it means never. ``text``: numbers as they are."""
-    if not kind.is_temporal() and (unit := _recognised(text, form)) is not None:
+    if not kind.is_temporal() and not form.origin_us and (unit := _recognised(text, form)) is not None:
         name = _NAMES.get(unit, "digits of a calendar date")
         return f"is in {name} by its range: {text}; read the times with --time-unit {unit}"
     if micros is None or (kind == pl.String and len(text) < 5):

@@ -17,7 +17,7 @@ from leadre.data.sources import files, raw, scan, separated
 from leadre.data.sources.folder import Part
 from leadre.data.sources.options import FileOptions
 from leadre.data.split import SplitTimes
-from leadre.data.tables import Tables
+from leadre.data.tables import Tables, file_columns
 from leadre.errors import InputError
 from tests.data.conftest import START, market, write
 
@@ -151,7 +151,7 @@ def test_huge_field_is_rejected_in_constant_memory(tmp_path: Path, form: str) ->
             file.write("x" * (1 << 20))
     tracemalloc.start()
     with pytest.raises(InputError, match="column 'title': longer than 20,000,000 bytes"):
-        raw.read(part, "ads", FileOptions(max_field_bytes=20_000_000))
+        raw.read(part, file_columns("ads"), FileOptions(max_field_bytes=20_000_000))
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < 40 << 20

@@ -25,25 +25,20 @@ files and columns that no table reads are named. Rows are counted as an editor c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+import dataclasses
 from pathlib import Path
 
 import polars as pl
 
 from leadre import progress
-from leadre.data import cells, profiles, requests, tables
-from leadre.data.cells import CellFormat
-from leadre.data.sources import folder as folders
+from leadre.data import profiles, requests, tables
 from leadre.data.sources import raw
-from leadre.data.sources.folder import Part
 from leadre.data.sources.options import FileOptions
-from leadre.data.split import SplitTimes, date
+from leadre.data.sources.raw_log import REQUIRED, RawLog
+from leadre.data.split import SplitTimes
 from leadre.data.tables import FILE, ROW, SCHEMAS, Tables
-from leadre.data.times import TimeFormat
 from leadre.errors import InputError
 
-REQUIRED = ("ads", "events")
 MAX_NANOS = 2**63 - 1
 
 
@@ -56,7 +51,8 @@ def read(
             f"{folder}: not a folder; --path is a folder with {' and '.join(REQUIRED)} as Parquet, CSV or JSON lines"
         )
     with raw.reading(folder):
-        log = _RawLog.read(folder, options)
+        log = RawLog.read(folder, options)
+    options = dataclasses.replace(options, unordered=options.unordered or log.is_unordered)
     for name in ("ads", "inventory"):
         if name in log.frames:
             log.drop(name, "ends_at", *_ENDS_BEFORE_START)
@@ -97,121 +93,10 @@ def read(
     )
 
 
-@dataclass(kw_only=True)
-class _RawLog:
-    """The tables as they are read and checked. ``left_out`` names the ads and contents whose rows are bad."""
-
-    frames: dict[str, pl.DataFrame] = field(default_factory=dict)  # with ROW and FILE
-    bad: list[pl.DataFrame] = field(default_factory=lambda: [tables.no_bad_rows()])
-    rows: dict[str, int] = field(default_factory=dict)  # read, by table
-    left_out: dict[str, list[pl.DataFrame]] = field(default_factory=dict)  # table -> its key, ROW, FILE
-
-    @classmethod
-    def read(cls, folder: Path, options: FileOptions) -> _RawLog:
-        log = cls()
-        form = _cell_format(options)
-        unread = folders.unread(folder)
-        if unread:
-            progress.say(f"data: not read, as no table has these names: {', '.join(unread)}")
-        for name, schema in SCHEMAS.items():
-            parts = folders.find(folder, name)
-            if not parts and name in REQUIRED:
-                raise InputError(
-                    f"{folder}: no {name}.parquet, {name}.csv, {name}.jsonl and no folder {name} with such files; this"
-                    f" table is required. Beside the tables there is {', '.join(unread) or 'nothing'}"
-                )
-            log.rows[name] = 0
-            if parts:
-                log.frames[name] = log._read_parts(parts, name, options, form)
-                if schema.key is not None:
-                    tables.check_unique(name, log.frames[name])
-        return log
-
-    def _read_parts(self, parts: list[Part], name: str, options: FileOptions, form: CellFormat) -> pl.DataFrame:
-        schema = SCHEMAS[name]
-        good = []
-        notes: dict[str, list[str]] = {}
-        for part in progress.bar(parts, len(parts), f"{name} files") if len(parts) > 1 else parts:
-            read = raw.read(part, name, options)
-            if not read.frame.height and not read.bad.height:
-                notes.setdefault("has no rows", []).append(part.label)
-                continue
-            self.bad.append(read.bad)
-            self.rows[name] += read.frame.height + read.bad.height
-            if not read.frame.height:
-                continue
-            typed, bad_rows = cells.conform(name, read.frame, part.label, form)
-            good.append(typed)
-            self.bad.append(bad_rows)
-            if bad_rows.height and schema.key is not None:
-                key = next(column for column in read.frame.columns if tables.plain_name(column) == schema.key)
-                rows = read.frame.filter(pl.col(ROW).is_in(bad_rows["row"].implode()))
-                self._leave_out(name, rows.select(pl.col(key).cast(pl.String).alias(schema.key), ROW), part.label)
-            for note in filter(None, (*read.notes, tables.unread_columns(name, read.frame.columns))):
-                notes.setdefault(note, []).append(part.label)
-        if not good:
-            self.check_share(0.0)
-            raise InputError(f"{parts[0].label}: has no rows; write the table {name} into it, or delete the file")
-        for note, labels in notes.items():
-            progress.say(f"data: {labels[0]}" + f" and {len(labels) - 1:,} more" * (len(labels) > 1) + f": {note}")
-        if schema.others:
-            profiles.check_types(good, schema.key or "")
-        table = pl.concat(good, how="diagonal_relaxed" if schema.others else "diagonal")
-        extra = {ROW: table[ROW], FILE: table[FILE]}
-        return tables.complete(name, table.drop(ROW, FILE)).with_columns(**extra)
-
-    def drop(self, name: str, column: str, rule: pl.Expr, why: pl.Expr) -> None:
-        """Make the rows for which ``rule`` is true bad rows."""
-        frame = self.frames[name]
-        rule = rule.fill_null(False)
-        dropped = frame.filter(rule)
-        self.bad.append(tables.as_bad_rows(name, dropped, column, why))
-        self.frames[name] = frame.filter(~rule)
-        key = SCHEMAS[name].key
-        if key is not None and dropped.height:
-            self.left_out.setdefault(name, []).append(dropped.select(key, ROW, FILE))
-
-    def check_share(self, max_share: float) -> None:
-        """Raise InputError if too many rows of a table are bad."""
-        tables.check_share(pl.concat(self.bad), self.rows, max_share)
-
-    def reasons(self) -> pl.DataFrame:
-        """domain, item_id, __left_out: the place and reason of each ad and content that was left out."""
-        whys = pl.concat(self.bad).unique(["table", "file", "row"], keep="first", maintain_order=True)
-        reasons = [pl.DataFrame(schema={"domain": pl.String, "item_id": pl.String, "__left_out": pl.String})]
-        for table, domain in (("ads", "ad"), ("contents", "content")):
-            for rows in self.left_out.get(table, ()):
-                key = SCHEMAS[table].key or ""
-                joined = rows.rename({ROW: "row", FILE: "file"}).join(
-                    whys.filter(pl.col("table") == table), on=["file", "row"], how="inner"
-                )
-                place = pl.format("{}, row {}: {} {}", "file", "row", "column", "why")
-                reasons.append(
-                    joined.select(
-                        pl.lit(domain).alias("domain"), pl.col(key).alias("item_id"), place.alias("__left_out")
-                    )
-                )
-        return pl.concat(reasons).drop_nulls().unique(["domain", "item_id"], keep="first", maintain_order=True)
-
-    def _leave_out(self, name: str, rows: pl.DataFrame, file: str) -> None:
-        self.left_out.setdefault(name, []).append(rows.with_columns(pl.lit(file).alias(FILE)))
-
-
 _ENDS_BEFORE_START = (pl.col("ends_at") <= pl.col("starts_at"), pl.format("is not after starts_at: {}", "ends_at"))
 
 
-def _cell_format(options: FileOptions) -> CellFormat:
-    earliest = date(options.earliest, "earliest")
-    latest = date(options.latest, "latest")
-    if not earliest < latest:
-        raise InputError(f"--earliest {options.earliest} is not before --latest {options.latest}; swap them")
-    epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    range_us = [int((moment - epoch).total_seconds()) * 1_000_000 for moment in (earliest, latest)]
-    time = TimeFormat(unit=options.time_unit, earliest_us=range_us[0], latest_us=range_us[1])
-    return CellFormat(time=time, decimal_comma=options.decimal_comma, numbers=options.profile_numbers)
-
-
-def _keep_apart(log: _RawLog, ads: pl.DataFrame, prefix: str) -> pl.DataFrame:
+def _keep_apart(log: RawLog, ads: pl.DataFrame, prefix: str) -> pl.DataFrame:
     """The contents, with ``prefix`` before their IDs there and in the events.
 
     Without a prefix, IDs that an object and a content share mean one thing; other titles make that doubtful, so their
@@ -238,7 +123,7 @@ def _keep_apart(log: _RawLog, ads: pl.DataFrame, prefix: str) -> pl.DataFrame:
     return contents
 
 
-def _check_events(log: _RawLog, ads: pl.DataFrame, contents: pl.DataFrame, options: FileOptions) -> None:
+def _check_events(log: RawLog, ads: pl.DataFrame, contents: pl.DataFrame, options: FileOptions) -> None:
     """Drop events that are not in time order for their user, and events of unknown items."""
     content_ids = pl.concat([ads["object_id"], contents["content_id"]]).unique()
     is_ad = pl.col("domain") == "ad"
@@ -275,7 +160,7 @@ def _check_money(events: pl.DataFrame) -> None:
         )
 
 
-def _windows(log: _RawLog, ads: pl.DataFrame) -> pl.DataFrame:
+def _windows(log: RawLog, ads: pl.DataFrame) -> pl.DataFrame:
     if "inventory" not in log.frames:
         return requests.windows_of(ads)
     unknown = ~pl.col("ad_id").is_in(ads["ad_id"].implode())

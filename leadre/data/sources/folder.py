@@ -8,6 +8,7 @@ the order of their paths. The endings may be in upper case and have that of a co
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -58,10 +59,29 @@ def find(folder: Path, table: str) -> list[Part]:
     return tables[0][1] if tables else []
 
 
-def unread(folder: Path) -> list[str]:
-    """The names of files and folders that no table reads, with the nearest name of a table."""
+def matching(folder: Path, pattern: str) -> list[Part]:
+    """The files of a path or pattern below the folder. An ending that is not known means separated fields.
+
+    Raises InputError if there is none, and for a path that leads out of the folder.
+    """
+    if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+        raise InputError(f"file = {pattern!r}: must be below {folder}; write it relative to --path")
+    parts: list[Part] = []
+    for entry in sorted(folder.glob(pattern)):
+        parts += _parts(entry, folder) if entry.is_dir() else [_part(entry, folder, other="separated")]
+    if not parts:
+        names = ", ".join(entry.name for entry in _visible(folder)[:30])
+        raise InputError(f"file = {pattern!r}: no such file in {folder}; it has {names or 'no files'}")
+    return parts
+
+
+def unread(folder: Path, read: Sequence[Part]) -> list[str]:
+    """The names of files and folders that no table reads, with the nearest name of a table; ``read``: those that do."""
     names = []
+    in_use = {part.label.split("/")[0] for part in read}
     for entry in _visible(folder):
+        if entry.name in in_use:
+            continue
         if _table_of(entry) is not None:
             if not entry.is_dir() and _form(entry) is None:
                 names.append(f"{entry.name} (of this ending)")
@@ -82,9 +102,12 @@ def _parts(entry: Path, folder: Path) -> list[Part]:
     ]
 
 
-def _part(path: Path, folder: Path) -> Part:
+def _part(path: Path, folder: Path, other: str | None = None) -> Part:
+    """``other``: the form of a file whose ending is not known."""
     label = path.relative_to(folder).as_posix()
     form = _form(path)
+    if form is None and other is not None:
+        form = (other, COMPRESSIONS.get(path.suffix.lower()))
     if form is None:
         raise InputError(
             f"{label}: a file of this ending is not read; write the table as Parquet, CSV or JSON lines"

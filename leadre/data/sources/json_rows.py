@@ -17,7 +17,7 @@ import polars as pl
 
 from leadre.data import tables
 from leadre.data.sources import scan
-from leadre.data.tables import LIST_MARK, ROW, plain_name
+from leadre.data.tables import FILE, LIST_MARK, ROW, FileColumns, plain_name
 from leadre.errors import InputError
 
 _CHUNK_ROWS = 50_000
@@ -25,7 +25,7 @@ _BETWEEN = re.compile(r"[\s,]*")  # elements of an array
 
 
 def read(
-    path: Path, table: str, label: str, max_field_bytes: int, *, may_be_array: bool
+    path: Path, columns: FileColumns, label: str, max_field_bytes: int, *, may_be_array: bool
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(rows with the column ROW, rows that do not parse in the form of BAD_ROWS).
 
@@ -33,7 +33,7 @@ def read(
     invalid UTF-8 and for an object (in lines: a line) longer than ``max_field_bytes``.
     """
     scan.check_encoding(path, label)
-    rows = _Rows(table, label)
+    rows = _Rows(columns, label)
     is_array = _first_character(path) == "["
     if is_array and not may_be_array:
         raise InputError(f"{label}: is one JSON array and not an object on each line; give it the ending .json")
@@ -52,11 +52,9 @@ def read(
 class _Rows:
     """Collects rows, chunk by chunk."""
 
-    def __init__(self, table: str, label: str) -> None:
-        self.table = table
+    def __init__(self, columns: FileColumns, label: str) -> None:
+        self.columns = columns
         self.label = label
-        self._schema = tables.SCHEMAS[table]
-        self._known = tables.raw_columns(table)
         self._frames: list[pl.DataFrame] = []
         self._bad: list[tuple[str, str, int, str, str]] = []
         self._rows: list[dict[str, Any]] = []
@@ -80,17 +78,18 @@ class _Rows:
                 raise ValueError(f"is not an object but {type(row).__name__}")
             cells = {}
             for column, value in row.items():
-                kind = self._known.get(plain_name(column))
+                if column in (ROW, FILE):
+                    raise ValueError("is a name that is reserved for the place of a row; rename it")
+                kind = self.columns.known.get(plain_name(column))
                 if kind is not None:
                     cells[column] = _as_text(plain_name(column), value, kind)
-                elif self._schema.others:
+                elif self.columns.others:
                     cells[column] = _checked_text(value) if isinstance(value, str) else value
                 else:
                     self._unread[column] = None
         except ValueError as error:
             self._refuse(number, column, error)
             return
-        cells.pop(ROW, None)
         self._rows.append(cells)
         self._numbers.append(number)
         if len(self._rows) == _CHUNK_ROWS:
@@ -100,11 +99,13 @@ class _Rows:
         """(rows, bad rows). A column that is not read is there without values, for its name."""
         self._flush()
         frame = pl.concat(self._frames, how="diagonal_relaxed")
-        unread = [pl.lit(None).alias(name) for name in self._unread if name not in frame.columns and name != ROW]
+        unread = [pl.lit(None).alias(name) for name in self._unread if name not in frame.columns]
         return frame.with_columns(unread), pl.DataFrame(self._bad, schema=tables.BAD_ROWS, orient="row")
 
     def _refuse(self, number: int, column: str, error: Exception) -> None:
-        self._bad.append((self.table, self.label, number, column, f"cannot be read: {tables.shorten(error, 100)}"))
+        self._bad.append(
+            (self.columns.table, self.label, number, column, f"cannot be read: {tables.shorten(error, 100)}")
+        )
 
     def _flush(self) -> None:
         keys = list(dict.fromkeys(key for row in self._rows for key in row))
@@ -116,7 +117,7 @@ class _Rows:
     def _series(self, key: str, values: list[Any]) -> pl.Series:
         """Text for a column of the schema; a profile column keeps the one type of its values, or is JSON text."""
         types = {type(value) for value in values if value is not None}
-        if plain_name(key) in self._known or not types or types == {str}:
+        if plain_name(key) in self.columns.known or not types or types == {str}:
             return pl.Series(key, values, dtype=pl.String)
         if len(types) == 1 and types <= {bool, int, float}:
             try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from leadre.config import option
 
 TimeUnit = Literal["us", "s", "ms", "ns", "calendar"]
+TIME_UNITS: tuple[str, ...] = get_args(TimeUnit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,13 @@ class FileOptions:
     time_unit: TimeUnit = option(
         "us", "times that are numbers: since 1970 in this unit, or digits from yyyyMMdd to yyyyMMddHHmmssSSS (calendar)"
     )
+    time_zone: str = option("UTC", "zone of times without an offset, such as Asia/Shanghai")
+    time_origin: str = option("1970-01-01", "time from which times that are numbers count")
     decimal_comma: bool = option(False, "amounts of money are written 2,50")
     profile_numbers: tuple[str, ...] = option((), "columns of users that are numbers and not codes, such as age")
     content_prefix: str = option("", "text before the IDs of contents, if they coincide with IDs of ads")
+    layout: str = option("", "name of the layout of a public log that this package maps; ? lists them")
+    columns: dict[str, Any] | None = option(
+        None, "the section [data.columns]: files and columns of logs of any layout (docs/logs.md)"
+    )
+    events: dict[str, Any] | None = option(None, "the section [data.events]: the events of logs of any layout")

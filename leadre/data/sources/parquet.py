@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 
 from leadre import checked_parquet
 from leadre.data.sources import scan
-from leadre.data.tables import ROW, SCHEMAS, plain_name, raw_columns
+from leadre.data.tables import ROW, FileColumns, check_reserved
 from leadre.errors import InputError
 
 
-def read(path: Path, table: str, label: str, max_field_bytes: int) -> pl.DataFrame:
+def read(path: Path, columns: FileColumns, label: str, max_field_bytes: int) -> pl.DataFrame:
     """The rows with the column ROW. Columns that the table does not read are there without values, for their names."""
     if not checked_parquet.is_intact(path):
         raise InputError(
@@ -25,23 +25,23 @@ def read(path: Path, table: str, label: str, max_field_bytes: int) -> pl.DataFra
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
+            check_reserved(names, label)
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
                 raise InputError(
                     f"{label}: column {repeated[0]!r} occurs {names.count(repeated[0])} times; keep one of them"
                 )
-            known = raw_columns(table)
-            read_names = [name for name in names if SCHEMAS[table].others or plain_name(name) in known]
+            read_names = [name for name in names if columns.reads(name)]
             _scan(file, read_names, label, max_field_bytes)
             rows = file.metadata.num_rows
-        frame = pl.read_parquet(path, columns=read_names, hive_partitioning=False)
-    except (pa.ArrowException, pl.exceptions.PolarsError) as error:
+        frame = pl.read_parquet(path, columns=read_names, hive_partitioning=False) if read_names else pl.DataFrame()
+    except (pa.ArrowException, pl.exceptions.PolarsError, UnicodeDecodeError) as error:  # the last: of a column's name
         raise InputError(
             f"{label}: not a Parquet file that can be read ({scan.first_line(error)}); write the file again"
         ) from error
-    unread = [pl.lit(None).alias(name) for name in names if name not in read_names and name != ROW]
+    unread = [pl.lit(None).alias(name) for name in names if name not in read_names]
     numbers = pl.int_range(1, rows + 1, dtype=pl.Int64, eager=True).alias(ROW)
-    return frame.drop(ROW, strict=False).with_columns(numbers, *unread)
+    return pl.DataFrame([numbers, *frame.get_columns()]).with_columns(unread)
 
 
 def _scan(file: pq.ParquetFile, names: list[str], label: str, max_field_bytes: int) -> None:

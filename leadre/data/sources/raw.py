@@ -17,6 +17,7 @@ from leadre.data import tables
 from leadre.data.sources import json_rows, parquet, separated, unpacked
 from leadre.data.sources.folder import Part
 from leadre.data.sources.options import FileOptions
+from leadre.data.tables import FileColumns
 from leadre.errors import InputError
 
 LOCK = ".lock"  # file in a folder of tables; a process that replaces several files by one holds it exclusively
@@ -40,7 +41,7 @@ def reading(folder: Path) -> Iterator[None]:
         yield
 
 
-def read(part: Part, table: str, options: FileOptions) -> RawRows:
+def read(part: Part, columns: FileColumns, options: FileOptions) -> RawRows:
     """The rows of one file of a table, with the columns that the names of its folders give.
 
     Raises InputError if the file is not of the format of its ending, has invalid UTF-8, or a field longer than
@@ -48,7 +49,7 @@ def read(part: Part, table: str, options: FileOptions) -> RawRows:
     """
     try:
         with unpacked.plain(part, options.max_unpacked_bytes) as path:
-            rows = _read(path, part, table, options.max_field_bytes)
+            rows = _read(path, part, columns, options.max_field_bytes)
     except OSError as error:
         raise InputError(
             f"{part.label}: cannot be read ({error.strerror or error}); check the file and its permissions"
@@ -57,13 +58,13 @@ def read(part: Part, table: str, options: FileOptions) -> RawRows:
     return RawRows(frame=rows.frame.with_columns(keys), bad=rows.bad, notes=rows.notes)
 
 
-def _read(path: Path, part: Part, table: str, max_field_bytes: int) -> RawRows:
+def _read(path: Path, part: Part, columns: FileColumns, max_field_bytes: int) -> RawRows:
     if path.stat().st_size == 0:
         return RawRows(frame=pl.DataFrame(schema={tables.ROW: pl.Int64}))
     if part.form == "parquet":
-        return RawRows(frame=parquet.read(path, table, part.label, max_field_bytes))
+        return RawRows(frame=parquet.read(path, columns, part.label, max_field_bytes))
     if part.form == "separated":
-        frame, notes = separated.read(path, table, part.label, max_field_bytes)
+        frame, notes = separated.read(path, columns, part.label, max_field_bytes)
         return RawRows(frame=frame, notes=notes)
-    frame, bad = json_rows.read(path, table, part.label, max_field_bytes, may_be_array=part.form == "json")
+    frame, bad = json_rows.read(path, columns, part.label, max_field_bytes, may_be_array=part.form == "json")
     return RawRows(frame=frame, bad=bad)

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
 
 from leadre.data.sources import scan
-from leadre.data.tables import ROW, SCHEMAS, TEXT, plain_name
+from leadre.data.tables import ROW, TEXT, FileColumns, check_reserved, plain_name
 from leadre.errors import InputError
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "pipes"}
 _CHUNK_ROWS = 50_000
 
 
-def read(path: Path, table: str, label: str, max_field_bytes: int) -> tuple[pl.DataFrame, list[str]]:
+def read(path: Path, columns: FileColumns, label: str, max_field_bytes: int) -> tuple[pl.DataFrame, list[str]]:
     """(all cells as text, with the column ROW; notes for the user).
 
     A row without any value is left out, as a blank line is; so is a column without a name. Raises InputError for a
@@ -29,11 +31,12 @@ def read(path: Path, table: str, label: str, max_field_bytes: int) -> tuple[pl.D
     the header, and a quoted field that does not end at a separator.
     """
     scan.check_encoding(path, label)
-    names, separator = _header(path, table, label, max_field_bytes)
-    keeps_to_rfc = scan_csv(path, names, label, max_field_bytes, separator)
-    frame = _by_polars(path, separator) if keeps_to_rfc else None
+    names, separator = _header(path, columns, label, max_field_bytes)
+    dialect = _Dialect(separator=separator, quoted=columns.quoted, first=1 if columns.header else 2)
+    keeps_to_rfc = scan_csv(path, names, label, max_field_bytes, separator, quoted=columns.quoted)
+    frame = _by_polars(path, dialect) if keeps_to_rfc else None
     if frame is None:
-        frame = _by_standard_library(path, names, label, max_field_bytes, separator)
+        frame = _by_standard_library(path, names, label, max_field_bytes, dialect)
     frame = frame.filter(pl.any_horizontal(pl.exclude(ROW).is_not_null()))
     notes = [] if separator == "," else [f"fields are separated by {SEPARATORS[separator]}"]
     unnamed = [column for column, name in zip(frame.columns[1:], names, strict=True) if not name.strip()]
@@ -47,12 +50,23 @@ def read(path: Path, table: str, label: str, max_field_bytes: int) -> tuple[pl.D
     return frame.drop(unnamed), notes
 
 
-def scan_csv(path: Path, names: list[str], label: str, max_field_bytes: int, separator: str = ",") -> bool:
+@dataclass(frozen=True, kw_only=True)
+class _Dialect:
+    """``first``: row of the first record, 2 after a header. ``quoted``: fields may be in double quotes."""
+
+    separator: str
+    quoted: bool
+    first: int
+
+
+def scan_csv(
+    path: Path, names: list[str], label: str, max_field_bytes: int, separator: str = ",", *, quoted: bool = True
+) -> bool:
     """Whether the quotes keep to RFC 4180; constant memory.
 
     Raises InputError for invalid UTF-8 or a field over the limit, in a file that keeps to it.
     """
-    scanner = _Scanner(names, separator)
+    scanner = _Scanner(names, separator, has_quotes=quoted)
     utf8 = scan.Utf8Checker()
     for block in scan.blocks(path):
         scanner.next_block(block)
@@ -75,8 +89,9 @@ def scan_csv(path: Path, names: list[str], label: str, max_field_bytes: int, sep
 class _Scanner:
     """Row and column of the fields of a CSV, block by block."""
 
-    def __init__(self, columns: list[str], separator: str = ",") -> None:
+    def __init__(self, columns: list[str], separator: str, *, has_quotes: bool) -> None:
         self.columns = columns
+        self.has_quotes = has_quotes
         self.separator = ord(separator)
         # row, column and quoting at the start of the block
         self.row = 1
@@ -99,7 +114,7 @@ class _Scanner:
         self.column += int(after.sum())
         self._open_bytes = self._size - int(self._ends[-1]) - 1 if len(self._ends) else self._open_bytes + self._size
         data = np.frombuffer(block, np.uint8)
-        is_quote = data == ord('"')
+        is_quote = (data == ord('"')) & self.has_quotes
         inside = (np.cumsum(is_quote) + self.quoted) % 2 == 1
         self._line_ends = np.flatnonzero((data == ord("\n")) & ~inside)
         self._ends = np.flatnonzero(((data == ord("\n")) | (data == self.separator)) & ~inside)
@@ -144,7 +159,7 @@ class _Scanner:
         self._is_closed = bool(data[-1] == ord('"') and not inside[-1])
 
 
-def _header(path: Path, table: str, label: str, max_field_bytes: int) -> tuple[list[str], str]:
+def _header(path: Path, columns: FileColumns, label: str, max_field_bytes: int) -> tuple[list[str], str]:
     """(the names of the columns, the separator). Raises InputError if the first row names no column of the table."""
     with path.open("rb") as file:
         line = file.readline(min(max_field_bytes, scan.BLOCK_BYTES) + 1)
@@ -156,18 +171,20 @@ def _header(path: Path, table: str, label: str, max_field_bytes: int) -> tuple[l
         scan.invalid_utf8(label, 1, "the header")
     if "\r" in text:
         raise InputError(f"{label}, row 1: lines end with CR alone; write the file with LF (tr '\\r' '\\n')")
-    known = SCHEMAS[table].columns
-    split = {separator: _split(text, separator, label) for separator in SEPARATORS}
-    separator = max(SEPARATORS, key=lambda mark: sum(plain_name(name) in known for name in split[mark]))
+    split = {separator: _split(text, separator, label, columns.quoted) for separator in SEPARATORS}
+    separator = max(SEPARATORS, key=lambda mark: _fit(split[mark], columns))
     names = split[separator]
-    if not any(plain_name(name) in known for name in names):
+    if columns.header:
+        return _declared_header(names, separator, columns.header, label)
+    if not any(plain_name(name) in columns.known for name in names):
         widest = max(split.values(), key=len)
         if any(not name.strip() or name.strip().lstrip("-")[:1].isdigit() for name in widest):
             first = ", ".join(repr(name) for name in widest[:4])
             raise InputError(
-                f"{label}, row 1: has no name of a column of {table} but {first}, which looks like data; write the"
-                " names of the columns above it"
+                f"{label}, row 1: has no name of a column of {columns.table} but {first}, which looks like data; write"
+                " the names of the columns above it"
             )
+    check_reserved(names, label)
     repeated = sorted({name for name in names if name.strip() and names.count(name) > 1})
     if repeated:
         raise InputError(
@@ -176,25 +193,52 @@ def _header(path: Path, table: str, label: str, max_field_bytes: int) -> tuple[l
     return names, separator
 
 
-def _split(line: str, separator: str, label: str) -> list[str]:
+def _fit(names: list[str], columns: FileColumns) -> int:
+    """How well the fields of the first row fit: known names or, in a file without a header, the number of fields."""
+    if columns.header:
+        return len(names) == len(columns.header)
+    return sum(plain_name(name) in columns.known for name in names)
+
+
+def _declared_header(
+    first_row: list[str], separator: str, header: tuple[str, ...], label: str
+) -> tuple[list[str], str]:
+    if len(first_row) != len(header):
+        raise InputError(f"{label}, row 1: {len(first_row)} fields, but the mapping's header has {len(header)} names")
+    return list(header), separator
+
+
+def _split(line: str, separator: str, label: str, quoted: bool) -> list[str]:
     try:
-        return next(csv.reader([line], delimiter=separator), [])
+        return next(csv.reader([line], delimiter=separator, quoting=_quoting(quoted)), [])
     except csv.Error as error:
         raise InputError(
             f"{label}, row 1: the header is not valid CSV ({error}); write the column names, separated by commas"
         ) from error
 
 
-def _by_polars(path: Path, separator: str) -> pl.DataFrame | None:
+def _quoting(quoted: bool) -> Literal[0, 3]:
+    return csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+
+
+def _by_polars(path: Path, dialect: _Dialect) -> pl.DataFrame | None:
     """None if Polars cannot parse the file; the standard library then finds the place."""
     try:
-        return pl.read_csv(path, infer_schema=False, separator=separator, row_index_name=ROW, row_index_offset=2)
+        return pl.read_csv(
+            path,
+            has_header=dialect.first == 2,
+            infer_schema=False,
+            separator=dialect.separator,
+            quote_char='"' if dialect.quoted else None,
+            row_index_name=ROW,
+            row_index_offset=dialect.first,
+        )
     except pl.exceptions.PolarsError:
         return None
 
 
 def _by_standard_library(
-    path: Path, names: list[str], label: str, max_field_bytes: int, separator: str
+    path: Path, names: list[str], label: str, max_field_bytes: int, dialect: _Dialect
 ) -> pl.DataFrame:
     """The frame of a file with quotes inside unquoted fields. Raises InputError for a row that cannot be read."""
     frames: list[pl.DataFrame] = []
@@ -210,16 +254,18 @@ def _by_standard_library(
         rows.clear()
         numbers.clear()
 
-    number = 1
+    number = dialect.first - 1
+    quoting = _quoting(dialect.quoted)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=separator, strict=True)
-            next(reader, None)
-            for number, row in enumerate(reader, start=2):
+            reader = csv.reader(file, delimiter=dialect.separator, strict=True, quoting=quoting)
+            if dialect.first == 2:
+                next(reader, None)
+            for number, row in enumerate(reader, start=dialect.first):
                 if len(row) > len(names):
                     raise InputError(
                         f"{label}, row {number}: {len(row)} fields, but the header has {len(names)}; put fields that"
-                        f" contain the separator {separator!r} in double quotes"
+                        f" contain the separator {dialect.separator!r} in double quotes"
                     )
                 rows.append([cell or None for cell in row] + [None] * (len(names) - len(row)))
                 numbers.append(number)
@@ -228,7 +274,7 @@ def _by_standard_library(
     except UnicodeDecodeError:
         scan.invalid_utf8(label, number + 1, "unknown")
     except csv.Error as error:
-        column = _column_of_fault(path, number, names, separator)
+        column = _column_of_fault(path, number, names, dialect.separator)
         raise InputError(
             f"{label}, row {number + 1}, column {column!r}: a quote inside a quoted field is not doubled, or the field"
             f' is not closed ({error}); write "27"" screen" for 27" screen'

@@ -1,0 +1,191 @@
+"""Mappings of own logs: files, expressions, joins, lists and conditions; a wrong mapping is refused with its place."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from leadre import config
+from leadre.data import run
+from leadre.data.tables import Tables
+from leadre.errors import InputError
+from tests.data.conftest import read_folder
+
+ADS: dict[str, Any] = {"file": "feed.csv", "ad_id": "creative", "title": "name", "price": "usd"}
+EVENTS: dict[str, Any] = {
+    "file": "log*.csv",
+    "time_unit": "ms",
+    "user_id": "'k' || cookie",
+    "at": "ts_ms",
+    "domain": "'ad'",
+    "item_id": "creative",
+    "value": "usd",
+    "actions": [
+        {"action": "'impression'", "where": "kind = 'imp'"},
+        {"action": "'click'", "where": "kind = 'click'"},
+        {"action": "'conversion'", "where": "kind = 'order'"},
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An ad server's log of two files and a product feed; a row of another kind in each file."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    feed = "creative;name;sku;usd\n" + "".join(f"b{n};Boot {n};s{n // 2};{n}.5\n" for n in range(4))
+    (folder / "feed.csv").write_text(feed)
+    for part in range(2):
+        lines = ["ts_ms,cookie,kind,creative,usd"]
+        for n in range(part * 30, part * 30 + 30):
+            start_ms = 1772352000000 + n * 3_600_000
+            lines.append(f"{start_ms},{n % 5},imp,b{n % 4},")
+            lines.append(f"{start_ms},{n % 5},click,b{n % 4},")
+            lines.append(f"{start_ms},{n % 5},order,b{n % 4},19.99")
+        lines.append("1772352000000,1,heartbeat,,")
+        (folder / f"log-{part}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def mapped(folder: Path, ads: Any = ADS, events: Any = EVENTS, **tables: Any) -> Tables:
+    return read_folder(folder, columns={"ads": ads, **tables}, events=events, max_bad_share=0.0)
+
+
+def test_log_is_mapped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tables = mapped(folder)
+    assert tables.ads["price_nanos"].to_list() == [500_000_000 + n * 1_000_000_000 for n in range(4)]
+    assert tables.events["action"].value_counts().sort("action")["count"].to_list() == [60, 60, 60]
+    assert tables.events["at"][0] == datetime(2026, 3, 1, 8, tzinfo=UTC)
+    assert tables.events.filter(action="conversion")["value_nanos"].unique().to_list() == [19_990_000_000]
+    assert set(tables.users["user_id"]) == {f"k{n}" for n in range(5)}
+    text = capsys.readouterr().err
+    assert "events: 2 of 182 rows meet no condition of the mapping" in text
+    assert "feed.csv: not read: column 'sku'" in text
+
+
+def test_one_row_gives_events_with_own_times_and_values(folder: Path) -> None:
+    rows = [
+        {"u": f"u{n % 5}", "a": f"b{n % 4}", "t": n * 100, "bought": n % 2, "later": n * 100 + 7} for n in range(60)
+    ]
+    (folder / "wide.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    actions = [
+        {"action": "'click'"},
+        {"action": "'conversion'", "where": "bought = '1'", "at": "later", "value": "'2.5'"},
+    ]
+    events = {"file": "wide.jsonl", "time_unit": "s", "time_origin": "2026-01-01", "user_id": "u", "at": "t"}
+    events |= {
+        "domain": "'ad'",
+        "item_id": "a",
+        "request_id": "concat(u, '-', t)",
+        "unordered": True,
+        "actions": actions,
+    }
+    tables = mapped(folder, events=events)
+    bought = tables.events.filter(action="conversion")
+    assert bought.height == 30 and bought["at"].min() == datetime(2026, 1, 1, 0, 1, 47, tzinfo=UTC)
+    assert bought["value_nanos"].unique().to_list() == [2_500_000_000]
+    assert tables.requests.height == 30
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_entries_of_a_list_become_rows(folder: Path, form: str) -> None:
+    shown = [[f"b{k}" for k in range(4) if k <= n % 4] for n in range(60)]
+    rows: list[dict[str, Any]] = [{"u": f"u{n % 5}", "t": n, "ads": shown[n]} for n in range(60)]
+    if form == "csv":
+        rows = [row | {"ads": " ".join(row["ads"])} for row in rows]
+        pl.DataFrame(rows).write_csv(folder / "lists.csv")
+    elif form == "parquet":
+        pl.DataFrame(rows).write_parquet(folder / "lists.parquet")
+    else:
+        (folder / "lists.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    events = {"file": f"lists.{form}", "explode": "ads", "user_id": "u", "at": "t", "time_unit": "s"}
+    events |= {"domain": "'ad'", "item_id": "ads", "action": "'conversion'", "time_origin": "2026-01-01"}
+    assert mapped(folder, events=events).events.height == sum(map(len, shown))
+
+
+def test_joined_file_gives_columns(folder: Path) -> None:
+    events = EVENTS | {"join": {"file": "feed.csv", "on": "creative"}, "placement_id": "concat('shelf ', sku)"}
+    del events["value"]  # a column of both files
+    placements = mapped(folder, events=events).events.select("item_id", "placement_id").unique()
+    assert dict(placements.iter_rows()) == {f"b{n}": f"shelf s{n // 2}" for n in range(4)}
+    with (folder / "feed.csv").open("a") as file:
+        file.write("b0;again;s0;1\n")
+    with pytest.raises(InputError, match=r"join of events with feed\.csv: creative 'b0' is there twice"):
+        mapped(folder, ads=ADS | {"distinct": True}, events=events)
+
+
+def test_bad_rows_of_a_mapped_table_name_the_row_of_the_file(folder: Path) -> None:
+    path = folder / "log-1.csv"
+    path.write_text(path.read_text().replace("b3,19.99", "b9,19.99", 1))
+    with pytest.raises(InputError, match=r"log-1\.csv, row 7: is unknown: no ad has the ID b9"):
+        mapped(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"user": "cookie"}, r"\[data\.events\]: unknown key 'user'; the nearest is 'user_id'"),
+        ({"user_id": "cookies"}, r"\[data\.events\]: log-0\.csv has no column 'cookies'; the nearest is 'cookie'"),
+        ({"user_id": "cookie ||"}, r"\[data\.events\] user_id = 'cookie \|\|': is no expression of SQL"),
+        ({"user_id": "read_csv('/etc/passwd')"}, r"is no expression of SQL"),
+        ({"user_id": "(SELECT 1)"}, r"\[data\.events\] user_id = '\(SELECT 1\)'"),
+        ({"user_id": 5}, r"\[data\.events\] user_id: must be an expression in quotes"),
+        ({"where": "cookie"}, r"\[data\.events\] where = 'cookie': is no condition"),
+        ({"where": "CAST(kind AS DOUBLE) > 4"}, r"cannot be computed for log-0\.csv .*TRY_CAST"),
+        ({"file": "../logs/log-0.csv"}, r"must be below"),
+        ({"file": "nothing*.csv"}, r"no such file in .*; it has feed\.csv, log-0\.csv, log-1\.csv"),
+        ({"time_unit": "minutes"}, r"time_unit = 'minutes': must be one of us, s, ms, ns, calendar"),
+        ({"time_zone": "Mars"}, r"--time-zone 'Mars': no such zone"),
+        ({"unordered": "yes"}, r"unordered: must be true or false"),
+        ({"actions": [{"act": "'click'"}]}, r"actions: unknown key 'act'; the nearest is 'at'"),
+        ({"join": {"file": "feed.csv"}}, r"join: must be a table with file and on"),
+    ],
+)
+def test_wrong_mapping_is_refused(folder: Path, change: dict[str, Any], why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        mapped(folder, events=EVENTS | change)
+
+
+def test_unknown_table_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"\[data\.columns\.add\]: no such table; the nearest is 'ads'"):
+        mapped(folder, add={})
+
+
+def test_times_without_an_offset_are_in_the_zone(folder: Path) -> None:
+    (folder / "log-1.csv").unlink()
+    rows = "".join(f"2026-07-{n + 1:02} 02:00:00,{n % 5},order,b{n % 4},1\n" for n in range(20))
+    (folder / "log-0.csv").write_text("ts_ms,cookie,kind,creative,usd\n" + rows)
+    tables = mapped(folder, events=EVENTS | {"time_zone": "Europe/Rome"})
+    assert tables.events["at"][0] == datetime(2026, 7, 1, tzinfo=UTC)
+
+
+def test_mapping_is_read_from_the_config(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        f"""
+        [data]
+        source = "files"
+        path = "{folder}"
+        [data.columns.ads]
+        file = "feed.csv"
+        ad_id = "creative"
+        title = "name"
+        [data.events]
+        file = "log*.csv"
+        time_unit = "ms"
+        user_id = "cookie"
+        at = "ts_ms"
+        domain = "'ad'"
+        item_id = "creative"
+        actions = [{{ action = "'click'", where = "kind = 'click'" }}]
+        """
+    )
+    options = config.load(run.Config, section="data", path=tmp_path / "mine.toml", flags={"positive": "click"})
+    run.run(options.changed({"work": tmp_path / "work", "run": "mine"}))
+    assert pl.read_parquet(tmp_path / "work" / "mine" / "data" / "events.parquet").height == 60
+    with pytest.raises(InputError, match="--events: must be table of the TOML file"):
+        config.load(run.Config, section="data", path=None, flags={"events": "x"})
