@@ -1,4 +1,4 @@
-"""A market of arrays: one campaign's day of second-price auctions, paced by the code that paces in serving.
+"""A market of arrays: one campaign's day of second-price auctions with real prices, on which pacers are tried.
 
 Letters: N auctions of the day in the order of their time, T ticks.
 """

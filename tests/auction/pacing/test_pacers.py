@@ -44,6 +44,10 @@ class TestMirror(suite.PacerContract):
         assert ahead.control > LOOSE - 1  # where the step has its full length
         assert behind.control == pytest.approx(ahead.control - STEP * (1 - 5 / target))
 
+    def test_step_of_a_loose_budget_is_shorter(self):
+        ahead = advance(self.pacer, PacerState(0.2), plans.even(), 1_000, Tick(0.01, 25.0, 100, 10_000))
+        assert ahead.control == pytest.approx(0.2 + STEP * 1.2 / LOOSE * 1.5)
+
     def test_burst_moves_the_dual_no_faster_than_its_bound(self):
         burst = advance(self.pacer, PacerState(2.0), plans.even(), 1_000, Tick(0.01, 25.0, 5_000, 10_000))
         assert burst.control == pytest.approx(2.0 + STEP * 3.0 / LOOSE * MAX_TRAFFIC * 1.5)
