@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # numpy and torch are imported in run, so that --help stays q
 
 METRICS = artifact.Kind("metrics", 1)
 OURS, FUSED, RERANKED = "leadre", "leadre+counts", "sft+price"
+FEW_USERS = 30  # below it, a bootstrap over users gives intervals that are clearly too narrow
 RIVALS = (
     *("popularity", "popularity_buyers", "rate_when_live", "own_frequency", "own_frequency_decayed"),
     *("item_knn", "als", "tifu_knn", "up_cf", "sasrec", "counts_network"),
@@ -333,14 +334,18 @@ def _write_lists(path: Path, methods: Mapping[str, Mapping[str, Ads]], views: Se
 def _summary(
     tables: Mapping[str, Mapping[str, Mapping[str, Mapping[str, object]]]], views: Sequence[View]
 ) -> list[str]:
-    """The comparison as text lines for the terminal."""
+    """The comparison as text lines for the terminal; without GMV where there is no money."""
     lines = []
     for v in views:
-        lines.append(f"view {v.name}: {len(v.requests_V):,} requests, {v.users:,} users   R@10   nDCG@10  GMV@10")
+        has_money = any(_mean(row, "gmv@10") for row in tables[v.name].values())
+        shown = {"recall@10": "R@10", "ndcg@10": "nDCG@10"} | ({"gmv@10": "GMV@10"} if has_money else {})
+        lines.append(f"view {v.name}: {len(v.requests_V):,} requests, {v.users:,} users   {'   '.join(shown.values())}")
         ordered = sorted(tables[v.name].items(), key=lambda item: -_mean(item[1], "recall@10"))
         for name, row in ordered:
-            figures = "   ".join(f"{_mean(row, metric):.4f}" for metric in ("recall@10", "ndcg@10", "gmv@10"))
+            figures = "   ".join(f"{_mean(row, metric):.4f}" for metric in shown)
             lines.append(f"  {name:<24} {figures}")
+        if v.users < FEW_USERS:
+            lines.append(f"  intervals over {v.users} users are too narrow: no difference in this table is proven")
     return lines
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -201,11 +202,23 @@ def assign(vectors_ND: Floats, quantiser: Quantiser, slots: int, *, taken_OL: Co
         residual_1Z = quantiser.residuals(vectors_ND[row : row + 1], prefixes_NQ[row : row + 1, :0])
         room = _nearest_with_room((), residual_1Z, quantiser, slots, count)
         if room is None:
-            size = " x ".join(map(str, (*quantiser.sizes, slots)))
-            raise InputError(f"all {size} IDs are taken; give --collisions more than {slots}, or larger --levels")
+            raise InputError(_no_room(vectors_ND, quantiser.sizes, slots, len(taken_OL)))
         codes[row] = (*room, count.get(room, 0))
         count[room] = count.get(room, 0) + 1
     return codes, len(displaced)
+
+
+def _no_room(vectors_ND: Floats, sizes: Sequence[int], slots: int, taken: int) -> str:
+    """The message for IDs that are all taken: larger levels are no cure for objects that nothing distinguishes."""
+    size = " x ".join(map(str, (*sizes, slots)))
+    distinct = len(np.unique(vectors_ND, axis=0))
+    if sizes[0] < distinct:
+        return f"all {size} IDs are taken; give --collisions more than {slots}, or larger --levels"
+    needed = -(-(taken + len(vectors_ND)) // math.prod(sizes))
+    return (
+        f"all {size} IDs are taken: {len(vectors_ND):,} objects have {distinct:,} different texts, so larger levels do"
+        f" not separate them; give them titles that differ (features are words as well), or --collisions {needed}"
+    )
 
 
 def _nearest_with_room(

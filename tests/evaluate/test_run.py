@@ -205,6 +205,18 @@ def test_users_are_drawn_by_the_seed(run_folder, said):
     assert "leadre+counts" not in set(lists["method"])
 
 
+def test_few_users_and_missing_money_show_on_the_console(run_folder, said):
+    work, logs = run_folder
+    helpers.write_lists(work / "tiny", logs)
+    run.run(helpers.config(Config, work, users=7, fusion=False))
+    text = "\n".join(said)
+    assert "GMV@10" in text and "intervals over 7 users are too narrow" in text
+    row = {metric: {"mean": 0.5} for metric in ("recall@10", "ndcg@10")} | {"gmv@10": {"mean": 0.0}}
+    view = retrieval.build_view(logs, logs.requests_of(histories.TEST), "all")
+    lines = run._summary({"all": {"leadre": row}}, [view])
+    assert "GMV@10" not in "\n".join(lines) and lines[1].split() == ["leadre", "0.5000", "0.5000"]
+
+
 def test_re_ranked_lists_are_a_row_with_the_weights_that_validation_chose(run_folder, said):
     work, logs = run_folder
     price_A = prices.training_prices(logs)

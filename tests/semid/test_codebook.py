@@ -68,6 +68,11 @@ def test_a_full_branch_overflows_into_the_one_beside_it():
 
 def test_no_room_anywhere_teaches():
     with pytest.raises(InputError, match="all 3 x 3 x 1 IDs are taken; give --collisions more than 1"):
+        line_book([10.0 + n / 1000 for n in range(10)], list("abcdefghij"), slots=1)
+
+
+def test_equal_texts_need_collisions_and_no_larger_levels():
+    with pytest.raises(InputError, match=r"10 objects have 1 different texts, .* or --collisions 2"):
         line_book([10.0] * 10, list("abcdefghij"), slots=1)
 
 
