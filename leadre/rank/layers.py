@@ -91,6 +91,11 @@ def exp(x: Array) -> Array:
     return np.exp(x) if isinstance(x, np.ndarray) else x.exp()
 
 
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e^-x), without overflow."""
+    return 0.5 * (1 + np.tanh(0.5 * x)) if isinstance(x, np.ndarray) else x.sigmoid()
+
+
 def softmax(x: Array, mask: Array) -> Array:
     """Softmax over the last axis among the entries of ``mask``; zeros where none is."""
     is_in = as_floats(mask, x)

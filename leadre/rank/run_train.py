@@ -37,7 +37,7 @@ RANKER = artifact.Kind("ranker", 2)
 class Config(config.Common):
     """Options of ``leadre rank train``."""
 
-    model: Literal["gbdt", "dcnv2", "din", "muse", "tin"] = config.option(
+    model: Literal["gbdt", "dcnv2", "din", "din_paper", "muse", "tin"] = config.option(
         "gbdt", "the ranker: boosted trees or a network"
     )
     training_rows: RowOptions = config.group(RowOptions())

@@ -11,7 +11,7 @@ def _suite(name):
     return type(f"Test_{name}", (RankerContract,), {"ranker": RANKERS[name]})
 
 
-Test_dcnv2, Test_din, Test_muse, Test_tin = map(_suite, ("dcnv2", "din", "muse", "tin"))
+Test_dcnv2, Test_din, Test_din_paper, Test_muse, Test_tin = map(_suite, ("dcnv2", "din", "din_paper", "muse", "tin"))
 
 
 def test_every_ranker_is_under_contract():

@@ -4,7 +4,7 @@ A behaviour e and a candidate v get the weight a = MLP([v, e, v - e, v * e]), an
 no softmax, so a hundred matching behaviours say more than one. Deviations from the paper:
 
 - One hidden layer in the attention, so that it can be factored: W [v, e, v - e, v * e] = (W1 + W3) v + (W2 - W3) e +
-  W4 (v * e). The part of e is computed once per user. The paper's two layers (`din_paper`) cost some ten times more.
+  W4 (v * e). The part of e is computed once per user. The paper's two layers are `din_paper`.
 - ReLU in place of Dice, which reads batch statistics. A behaviour is an object with its gap and count as well.
 - Four sequences, long and short in both domains, each with an attention of its own; sums are divided by the square
   root of the length limit, for a stable start.

@@ -6,8 +6,15 @@ from collections.abc import Mapping
 
 from leadre.rank.models.dcnv2 import DcnV2
 from leadre.rank.models.din import Din
+from leadre.rank.models.din_paper import DinPaper
 from leadre.rank.models.muse import Muse
 from leadre.rank.models.shared import Ranker
 from leadre.rank.models.tin import Tin
 
-RANKERS: Mapping[str, Ranker] = {"dcnv2": DcnV2(), "din": Din(), "muse": Muse(), "tin": Tin()}
+RANKERS: Mapping[str, Ranker] = {
+    "dcnv2": DcnV2(),
+    "din": Din(),
+    "din_paper": DinPaper(),
+    "muse": Muse(),
+    "tin": Tin(),
+}
