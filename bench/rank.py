@@ -56,7 +56,7 @@ def main() -> None:
     models: dict[str, Any] = {}
     gaucs: list[metrics.Ratio] = []
     for name in names:
-        ranker, rows_per_s = trained(name, prepared)
+        ranker, rows_per_s = trained(name, prepared, options.epochs)
         models[name], gauc = figures(logs, ranker, late, requests, data, options)
         gaucs.append(gauc)
         models[name] |= {"train_rows_per_s": round(rows_per_s)} | milliseconds(ranker, prepared)
@@ -73,11 +73,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--split", choices=("valid", "test"), default="valid")
     parser.add_argument("--users", type=int, default=0, help="users of the split; 0 = all")
     parser.add_argument("--popularity", choices=("frozen", "fresh"), default="frozen")
+    parser.add_argument("--epochs", type=int, default=train.Training().epochs, help="of a network")
     parser.add_argument("--empty", action="store_true", help="visits without a conversion are rows too")
     return parser.parse_args()
 
 
-def trained(name: str, prepared: Prepared) -> tuple[TrainedRanker, float]:
+def trained(name: str, prepared: Prepared, epochs: int) -> tuple[TrainedRanker, float]:
     """(the ranker, rows a second of all its epochs or trees)."""
     count = sum(len(row.ads) for row in prepared.train)
     start_s = time.perf_counter()
@@ -86,7 +87,13 @@ def trained(name: str, prepared: Prepared) -> tuple[TrainedRanker, float]:
         passes = 1
     else:
         weights, curve = train.fit(
-            RANKERS[name], prepared.spec, prepared.train, prepared.stop, train.Training(), 0, prepared.content_OW
+            RANKERS[name],
+            prepared.spec,
+            prepared.train,
+            prepared.stop,
+            train.Training(epochs=epochs),
+            0,
+            prepared.content_OW,
         )
         passes = len(curve.train)
     seconds = time.perf_counter() - start_s
