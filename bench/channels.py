@@ -14,9 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from leadre import artifact
+from leadre import artifact, readings
 from leadre.data import histories
-from leadre.evaluate import readings
 from leadre.evaluate.retrieval import measure as retrieval
 from leadre.generate.channels import fitted
 from leadre.generate.channels.registry import CHANNELS

@@ -1,0 +1,15 @@
+"""The scripts of bench/ and runs/ import what the package has: no type checker reads them, and they run seldom."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted([*ROOT.glob("bench/**/*.py"), *ROOT.glob("runs/*.py")])
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=[path.relative_to(ROOT).as_posix() for path in SCRIPTS])
+def test_script_imports(path, monkeypatch):
+    monkeypatch.syspath_prepend(str(path.parent))
+    runpy.run_path(str(path), run_name="imported")
