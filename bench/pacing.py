@@ -23,8 +23,8 @@ Ends with one line of JSON, for the default pacer alone unless others are named.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,4 +121,8 @@ def main(folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:] or ["mirror"])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("folder", type=Path, help="folder of ipinyou_2997.theta.txt.gz and its info.json")
+    parser.add_argument("pacers", nargs="*", default=["mirror"], choices=list(PACERS))
+    arguments = parser.parse_args()
+    main(arguments.folder, arguments.pacers)

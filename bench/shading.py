@@ -19,9 +19,9 @@ Intervals are percentiles of 1,000 bootstrap samples of blocks of 1,000 auctions
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,4 +125,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("folder", type=Path, help="folder of ipinyou_2997.theta.txt.gz and its info.json")
+    main(parser.parse_args().folder)
