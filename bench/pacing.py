@@ -1,6 +1,6 @@
 """Claim: budgets are spent to their end, by the plan, on the cheapest value.
 
-    python bench/pacing.py FOLDER [PACER ...]
+    python bench/pacing.py FOLDER [--pacers PACER ...]
 
 FOLDER holds the iPinYou log of campaign 2997 (see bench/shading.py). Its 156,063 auctions, in order, are a day of
 second-price auctions: by the hours of a day (``diurnal``), the same with ten times the traffic for 30 minutes
@@ -123,6 +123,6 @@ def main(folder: Path, names: list[str]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("folder", type=Path, help="folder of ipinyou_2997.theta.txt.gz and its info.json")
-    parser.add_argument("pacers", nargs="*", default=["mirror"], choices=list(PACERS))
+    parser.add_argument("--pacers", nargs="+", default=["mirror"], choices=list(PACERS))
     arguments = parser.parse_args()
     main(arguments.folder, arguments.pacers)
