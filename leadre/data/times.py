@@ -43,12 +43,7 @@ def micros(raw: pl.Series, form: TimeFormat, *, open_end: bool = False) -> tuple
     """
     kind = raw.dtype
     if kind == pl.String:
-        is_number = raw.str.contains(_NUMBER).fill_null(False)
-        numbers = raw.set(~is_number, None)
-        in_unit = _scaled(numbers.cast(pl.Int128, strict=False) if form.unit != "calendar" else numbers, form)
-        if form.unit in ("s", "ms"):
-            in_unit = in_unit.zip_with(in_unit.is_not_null(), _scaled(numbers.cast(pl.Float64), form))
-        scaled = in_unit.zip_with(is_number, _from_iso(raw, form.zone))
+        scaled = _from_text(raw, form)
     elif isinstance(kind, pl.Datetime):
         scaled = _scaled(raw.to_physical(), form, unit=kind.time_unit)
         scaled = scaled if kind.time_zone else _to_utc(scaled, form.zone)
@@ -69,6 +64,22 @@ def micros(raw: pl.Series, form: TimeFormat, *, open_end: bool = False) -> tuple
         for text, value in zip(shown.to_list(), scaled.gather(positions).to_list(), strict=True)
     ]
     return result, no_reasons.scatter(positions, pl.Series(whys, dtype=pl.String))
+
+
+def _from_text(cells: pl.Series, form: TimeFormat) -> pl.Series:
+    """Microseconds as Float64; null for text that is no time. The form of most logs is parsed without rewriting."""
+    parsed = cells.str.to_datetime("%Y-%m-%dT%H:%M:%S%.fZ", time_unit="us", strict=False)
+    scaled = parsed.to_physical().cast(pl.Float64)
+    others = (parsed.is_null() & cells.is_not_null()).arg_true()
+    if not len(others):
+        return scaled
+    cells = cells.gather(others)
+    is_number = cells.str.contains(_NUMBER).fill_null(False)
+    numbers = cells.set(~is_number, None)
+    in_unit = _scaled(numbers.cast(pl.Int128, strict=False) if form.unit != "calendar" else numbers, form)
+    if form.unit in ("s", "ms"):
+        in_unit = in_unit.zip_with(in_unit.is_not_null(), _scaled(numbers.cast(pl.Float64), form))
+    return scaled.scatter(others, in_unit.zip_with(is_number, _from_iso(cells, form.zone)))
 
 
 def _scaled(numbers: pl.Series, form: TimeFormat, unit: str = "") -> pl.Series:
