@@ -36,7 +36,7 @@ def rank(work, part, *flags):
 
 @pytest.mark.parametrize("model", ["gbdt", "tin", "muse"])
 def test_from_logs_to_calibrated_probabilities(work, model):
-    assert rank(work, "train", "--model", model, "--negatives", "0.5", "--ids", "true", "--epochs", "2") == 0
+    assert rank(work, "train", "--model", model, "--negatives", "0.5", "--ids", "true", "--requests", "240") == 0
     assert rank(work, "calibrate") == 0
     assert rank(work, "score") == 0
     figures = json.loads((work / "m" / "rank-score" / "metrics.json").read_text())
