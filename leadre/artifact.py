@@ -49,6 +49,8 @@ TABLES = Kind("tables", 2)  # written by data
 CODEBOOK = Kind("codebook", 1)  # written by semid
 MODEL = Kind("model", 3)  # written by tune and tune dpo
 LISTS = Kind("lists", 1)  # written by generate
+RANKER = Kind("ranker", 2)  # written by rank train
+CALIBRATION = Kind("calibration", 1)  # written by rank calibrate
 
 
 @dataclass(frozen=True)

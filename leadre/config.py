@@ -50,6 +50,7 @@ VERBS = {
     "serve-restore": "leadre.serve.run_restore",
     "serve-repair": "leadre.serve.run_repair",
     "serve-clock": "leadre.serve.run_clock",
+    "serve-ranker": "leadre.serve.run_ranker",
     "serve-rotate": "leadre.serve.run_rotate",
     "evaluate": "leadre.evaluate.run",
     "evaluate-ablation": "leadre.evaluate.ablation.run",

@@ -45,6 +45,19 @@ EVENTS = Counter("leadre_events", "Events that came back", ["kind", "outcome"])
 REFUSED_EVENTS = Counter(
     "leadre_refused_events", "Events without an effect", ["kind", "reason"]
 )  # forged, late, price, audit, foreign
+RANKINGS = Counter("leadre_rankings", "Requests to the ranker", ["outcome"])  # ranked, unknown, late, failed
+EXPECTED_EVENTS = Counter(
+    "leadre_expected_events", "Sum of the probabilities that bids assumed, of their impressions", ["bid_type", "slice"]
+)
+OBSERVED_EVENTS = Counter(
+    "leadre_observed_events", "Clicks or conversions of the bids in leadre_expected_events", ["bid_type", "slice"]
+)
+MISCALIBRATED = Gauge(
+    "leadre_miscalibrated",
+    "1 while expected over observed events is outside 0.8 to 1.25",
+    ["bid_type", "slice"],
+    multiprocess_mode="livemax",
+)
 CHARGED_NANOS = Counter("leadre_charged_nanos", "Charged to advertisers", ["currency"])
 WRITTEN_OFF_NANOS = Counter("leadre_written_off_nanos", "Charges beyond the budget, not billed", ["currency"])
 RECORDS_DROPPED = Counter("leadre_records_dropped", "Records of requests that no log has", ["reason"])
@@ -63,7 +76,7 @@ USERS_TO_ERASE = Gauge(
     "leadre_users_to_erase", "Users whose erasure was requested and is not finished", multiprocess_mode="livemax"
 )
 # Bids continue without them. tasks: a background task keeps failing; clock: the machine's time is in doubt.
-PARTS = ("store", "writer", "model", "tasks", "clock")
+PARTS = ("store", "writer", "model", "tasks", "clock", "ranker")
 DEGRADED = Gauge(
     "leadre_degraded", "1 while store, writer or model server is down", ["part"], multiprocess_mode="livemax"
 )

@@ -17,7 +17,7 @@ STAGES = ("data", "semid", "lm", "tune", "generate", "rank", "auction", "creativ
 # The parts of leadre/serve; each imports from itself and from those before it. Verbs (run*.py) and backup come last.
 SERVE_PARTS = (
     *("settings", "paths", "private", "plan", "protocol", "catalogue"),
-    *("events", "ipc", "callers", "bidding", "manage", "processes"),
+    *("events", "ipc", "callers", "rankers", "bidding", "manage", "processes"),
 )
 PACKAGE = sorted((ROOT / "leadre").rglob("*.py"))
 OURS = sorted(path for folder in ("leadre", "tests", "bench", "docs") for path in (ROOT / folder).rglob("*.py"))

@@ -32,5 +32,10 @@ def expected_nanos(
         overall = (total_E[event] + PRIOR_IMPRESSIONS * prior) / (total_E[0] + PRIOR_IMPRESSIONS)
         events = counts_AE[has_type_A, event] + PRIOR_IMPRESSIONS * overall
         rate = events / (counts_AE[has_type_A, 0] + PRIOR_IMPRESSIONS)
-        result_A[has_type_A] = np.floor(bid_nanos_A[has_type_A] * np.minimum(rate, 1.0)).astype(np.int64)
+        result_A[has_type_A] = nanos(bid_nanos_A[has_type_A], rate)
     return result_A
+
+
+def nanos(bid_nanos_N: NDArray[np.int64], rate_N: NDArray[np.float64]) -> NDArray[np.int64]:
+    """[N] billionths for one impression, from bids and the rates of the events that they pay for."""
+    return np.floor(bid_nanos_N * np.minimum(rate_N, 1.0)).astype(np.int64)

@@ -84,11 +84,12 @@ class Vocabulary:
     """Rows of categorical values, as training saw them.
 
     ``field_OK``: rows of the objects' fields, columns as in ``FeatureSpec.fields``. ``profile``: by column, the row of
-    each value, or the bounds of bins.
+    each value, or the bounds of bins. ``placements``: those of the log, as `Moment.placement` numbers them.
     """
 
     field_OK: I32
     profile: Mapping[str, Mapping[str, int] | tuple[float, ...]]
+    placements: Sequence[str] = ()
 
     def user_row(self, name: str, value: object) -> int:
         """Row of a profile value; 0 if it is missing or was not seen."""
@@ -120,7 +121,8 @@ def vocabulary(logs: Logs, seen_O: Bools, codes_OL: I32) -> tuple[Vocabulary, tu
         profile[name] = _profile_rows(logs.users[name])
         sizes[PROFILE + name] = 1 + len(profile[name]) + (not isinstance(profile[name], Mapping))
     sizes |= {"placement": len(logs.placements) + 1, "weekday": 8, "hour": 25}
-    return Vocabulary(field_OK=field_OK, profile=profile), tuple(columns), sizes
+    known = Vocabulary(field_OK=field_OK, profile=profile, placements=logs.placements)
+    return known, tuple(columns), sizes
 
 
 def _profile_rows(column: pl.Series) -> Mapping[str, int] | tuple[float, ...]:

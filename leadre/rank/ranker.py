@@ -6,7 +6,7 @@ Letters: C candidates of a request, H labels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -38,6 +38,7 @@ class _Facts(msgspec.Struct, frozen=True):
 
     model: str
     profile: dict[str, dict[str, int] | tuple[float, ...]]
+    placements: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,11 @@ class TrainedRanker:
     known: Vocabulary
     tables: CountTables
     weights: Forests | Mapping[str, NDArray[np.float32]]
+
+    @property
+    def input_spec(self) -> FeatureSpec:
+        """The spec of the inputs that `logits` reads: trees read no sequence."""
+        return replace(self.spec, sequences=()) if isinstance(self.weights, Forests) else self.spec
 
     def logits(self, request: RequestInputs) -> Floats:
         """Log-odds [C, H] of the labels, before calibration, without the sampling of negatives."""
@@ -81,6 +87,7 @@ class TrainedRanker:
             profile={
                 name: dict(rows) if isinstance(rows, Mapping) else rows for name, rows in self.known.profile.items()
             },
+            placements=tuple(self.known.placements),
         )
         (folder / VOCABULARY).write_bytes(msgspec.json.encode(facts))
         (folder / OBJECTS).write_bytes(msgspec.json.encode(self.object_ids))
@@ -105,7 +112,7 @@ def load(folder: Path) -> TrainedRanker:
         model=facts.model,
         object_ids=msgspec.json.decode((folder / OBJECTS).read_bytes(), type=list[str]),
         spec=specs.load(folder),
-        known=Vocabulary(field_OK=arrays.pop("field_OK"), profile=facts.profile),
+        known=Vocabulary(field_OK=arrays.pop("field_OK"), profile=facts.profile, placements=facts.placements),
         tables=counts.load(folder),
         weights=gbdt.load(folder) if facts.model == GBDT else arrays,
     )

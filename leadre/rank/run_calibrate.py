@@ -10,9 +10,6 @@ from dataclasses import dataclass
 
 from leadre import artifact, config, progress
 from leadre.rank.options import STOP_SHARE
-from leadre.rank.run_train import RANKER
-
-CALIBRATION = artifact.Kind("calibration", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +23,11 @@ class Config(config.Common):
 def run(config: Config) -> None:
     """Write ``work/<run>/rank-calibrate`` unless it is current. InputError for rows that cannot be calibrated."""
     data = artifact.read(config.folder("data"), artifact.TABLES)
-    trained = artifact.read(config.folder("rank-train"), RANKER)
+    trained = artifact.read(config.folder("rank-train"), artifact.RANKER)
     artifact.check_parent(trained, data, "leadre rank train")
     output = artifact.Output(
         folder=config.folder("rank-calibrate"),
-        kind=CALIBRATION,
+        kind=artifact.CALIBRATION,
         config=config.flat(),
         seed=config.seed,
         parents=[data, trained],

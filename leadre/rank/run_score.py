@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Literal
 
 from leadre import artifact, config, progress
 from leadre.errors import InputError
-from leadre.rank.run_calibrate import CALIBRATION
-from leadre.rank.run_train import RANKER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,8 +43,8 @@ class Config(config.Common):
 def run(config: Config) -> None:
     """Write ``work/<run>/rank-score`` unless it is current."""
     data = artifact.read(config.folder("data"), artifact.TABLES)
-    trained = artifact.read(config.folder("rank-train"), RANKER)
-    calibrated = artifact.read(config.folder("rank-calibrate"), CALIBRATION)
+    trained = artifact.read(config.folder("rank-train"), artifact.RANKER)
+    calibrated = artifact.read(config.folder("rank-calibrate"), artifact.CALIBRATION)
     artifact.check_parent(trained, data, "leadre rank train")
     artifact.check_parent(calibrated, trained, "leadre rank calibrate")
     output = artifact.Output(

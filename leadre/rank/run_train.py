@@ -30,8 +30,6 @@ if TYPE_CHECKING:  # torch and lightgbm are imported in run, so that --help stay
     from leadre.rank.prepare import Prepared
     from leadre.rank.processes import Processes
 
-RANKER = artifact.Kind("ranker", 2)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config(config.Common):
@@ -54,7 +52,7 @@ def run(config: Config) -> None:
     codebook = artifact.read(config.folder("semid"), artifact.CODEBOOK) if config.training_rows.ids else None
     output = artifact.Output(
         folder=config.folder("rank-train"),
-        kind=RANKER,
+        kind=artifact.RANKER,
         config=config.flat(),
         seed=config.seed,
         parents=[data, codebook] if codebook else [data],

@@ -7,6 +7,7 @@ Files are copied in an order that keeps them consistent: a later copy may contai
     counts      up to a record that is in the log, which is copied later
     tables      their position before their rows: rows beyond it are in the log too; the next start removes them
     log         its last record may be cut off; the backup truncates it
+    rankers     complete versions
     manage.db   last; it has every campaign and ad that the others name, as none is ever deleted
 """
 
@@ -58,6 +59,7 @@ def write(paths: StatePaths, folder: Path) -> artifact.Artifact:
             _copy_files([paths.tables / table_position.POSITION], paths.tables, copy.tables)
             _copy_files(_visible(paths.tables), paths.tables, copy.tables)
         _copy_files(event_log.segments(paths.events), paths.events, copy.events)
+        _copy_files(_visible(paths.rankers), paths.rankers, copy.rankers)
         _copy_database(paths.manage_database, records.MIGRATIONS, copy.manage_database)
         keys = [paths.token_keys, paths.exploration_key, paths.caller_id_key]
         _copy_files([*keys, paths.erased, paths.callers], paths.folder, copy.folder)

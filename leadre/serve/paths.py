@@ -104,6 +104,11 @@ class StatePaths:
         return self.folder / "backups.json"
 
     @property
+    def rankers(self) -> Path:
+        """Folder of the published rankers; written by the start of a bidder and by `leadre serve ranker`."""
+        return self.folder / "rankers"
+
+    @property
     def clock(self) -> Path:
         """The last time that the bidder has seen, and its doubts; written by the writer."""
         return self.folder / "clock"

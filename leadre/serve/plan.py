@@ -88,6 +88,7 @@ class Plan:
     model: Path | None
     beam: int
     retain_days: int
+    ranks: bool = False  # whether the published ranker prices ads
     network: Network = Network()
     reviews_accounts: bool = True
     pages: Pages = Pages()

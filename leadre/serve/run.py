@@ -40,6 +40,7 @@ class Config(config.Common):
     )
     generate: bool = config.option(True, "generate online for users without a stored list")
     beam: int = config.option(24, "beams of an online generation", at_least=1)
+    rank: bool = config.option(True, "price ads by the published ranker, at first that of the run if it has one")
     seat: str = config.option("leadre", "our seat in the auction")
     vendor_id: int = config.option(
         0, "our number on the Global Vendor List; 0 = none, so no TC string grants anything", at_least=0
@@ -88,12 +89,14 @@ def run(config: Config) -> None:
         extras.require(f"online generation with {model}", "generate", otherwise="set --generate false")
     paths = paths_of(config)
     tables = artifact.read(config.folder("data"), artifact.TABLES)
-    from leadre.serve.processes import bootstrap, supervisor
+    from leadre.serve.processes import bootstrap, ranker_bootstrap, supervisor
 
     with bootstrap.owned(paths):
         stderr.decouple()
         with bootstrap.errors(paths):
             bootstrap.fill(paths, tables)
+            if config.rank:
+                ranker_bootstrap.publish(paths, config.folder("rank-train"), config.folder("rank-calibrate"))
             origins = bootstrap.register_origins(paths, config.origins)
             bootstrap.check_exposure(paths, (config.host,))
             callers = bootstrap.describe_callers(paths, settings_of(config), config.host)
@@ -118,6 +121,7 @@ def _plan(config: Config, paths: StatePaths, model: Path | None) -> Plan:
         model=model,
         beam=config.beam,
         retain_days=config.retain_days,
+        ranks=config.rank,
         network=config.network,
         reviews_accounts=config.review,
         pages=config.pages,

@@ -50,7 +50,8 @@ class ProfileEvent(msgspec.Struct, frozen=True, array_like=True):
 class Profile(msgspec.Struct, frozen=True, array_like=True):
     """Recent events of a user, oldest first, and the user's segments. Stores write the `bounded` copy.
 
-    Events before ``log_until_us`` come from an imported log, which was read at ``log_read_at_us``.
+    Events before ``log_until_us`` come from an imported log, which was read at ``log_read_at_us``, and so do the
+    ``attributes``: the user's row of the users table, without empty columns.
     """
 
     user_id: str
@@ -59,6 +60,7 @@ class Profile(msgspec.Struct, frozen=True, array_like=True):
     updated_at_us: int = 0
     log_until_us: int = 0
     log_read_at_us: int = 0
+    attributes: dict[str, str | float] = {}
 
     def bounded(self) -> Profile:
         """Return a copy with the last `MAX_RECENT` events and the first `MAX_SEGMENTS` segments."""

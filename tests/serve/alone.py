@@ -17,6 +17,7 @@ from leadre.serve.bidding import context as bidder
 from leadre.serve.bidding import record, respond
 from leadre.serve.bidding.budgets import Budgets
 from leadre.serve.bidding.exploration import ExplorationDraws
+from leadre.serve.bidding.ranking import RankingGuard
 from leadre.serve.bidding.select import verdicts_of
 from leadre.serve.bidding.user_store import POPULAR_LIST_S, UserStore
 from leadre.serve.bidding.value import expected_nanos
@@ -90,6 +91,7 @@ class Alone:
             new_id=lambda: f"id-{next(self._numbers)}",
             draws=ExplorationDraws(seed.to_bytes(32)),
             clock=self.clock,
+            ranking=RankingGuard(self.clock),
         )
 
     def __enter__(self) -> Alone:

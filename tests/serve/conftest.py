@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from leadre import database
+from leadre.__main__ import main
 from leadre.serve.catalogue import database as records
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
@@ -71,6 +72,18 @@ def reader(manage_database, manage_db):
     connection = database.connect(manage_db, records.MIGRATIONS, read_only=True)
     yield connection
     connection.close()
+
+
+@pytest.fixture(scope="session")
+def ranked_work(tmp_path_factory):
+    """A work folder with the run `served`: the synthetic market, and a ranker of conversions per impression."""
+    work = tmp_path_factory.mktemp("ranked")
+    shared = ["--work", str(work), "--run", "served", "--threads", "1"]
+    size = ["--world-users", "80", "--world-ads", "60", "--world-contents", "12"]
+    assert main(["data", *shared, "--source", "world", *size]) == 0
+    assert main(["rank", "train", *shared, "--rows", "shown", "--negatives", "1", "--rounds", "20"]) == 0
+    assert main(["rank", "calibrate", *shared, "--resamples", "2"]) == 0
+    return work
 
 
 @pytest.fixture(scope="session")

@@ -11,21 +11,25 @@ counts the others by reason (`SKIPPED`).
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from leadre.clock import ManualClock
-from leadre.errors import PeerError
+from leadre.errors import ArtifactError, InputError, PeerError
 from leadre.serve.bidding import record
 from leadre.serve.bidding.budgets import Budgets
 from leadre.serve.bidding.context import LIMITS, Bidder, Market
 from leadre.serve.bidding.exploration import ExplorationDraws
+from leadre.serve.bidding.ranking import RankingGuard
 from leadre.serve.bidding.respond import respond
 from leadre.serve.bidding.user_store import UserStore
 from leadre.serve.bidding.value import expected_nanos
@@ -37,9 +41,13 @@ from leadre.serve.ipc.messages import GenerateReply, GenerateRequest
 from leadre.serve.processes.event_counts import COUNT_COLUMNS
 from leadre.serve.processes.model_server import ModelServer
 from leadre.serve.protocol.openrtb import NoBid
+from leadre.serve.rankers.published import PublishedRankers
 from leadre.serve.settings import Settings
-from leadre.store.contract import Profile, Store
+from leadre.store.contract import Profile, ProfileEvent, Store
 from leadre.types import Verdict
+
+if TYPE_CHECKING:
+    from leadre.serve.rankers.served import CatalogueRanker
 
 MAX_GAP = 1e-5  # allowed difference between logged and replayed log-probability
 MAX_GAP_BFLOAT16 = 1e-2  # the same for a model that computes in bfloat16: its rounding depends on the batch
@@ -56,6 +64,7 @@ SKIPPED = {  # reason -> its explanation
     "everybody": "the popular list was of another version",
     "model": "the language model was another, or is missing",
     "history": "the user's history of that time is no longer kept",
+    "ranker": "the ranker was another and is no longer kept",
 }
 VERSIONED = ("options", "book", "lists", "everybody", "model")  # keys of `RequestRecord.versions` that must agree
 
@@ -72,6 +81,7 @@ class ReplayWorld:
     store: Store
     draws: ExplorationDraws
     model: ModelServer | None
+    rankers: PublishedRankers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,18 +112,45 @@ class ReplayReport:
 
 
 class _PastUserStore(UserStore):
-    """The current user store, but profiles end with the newest event that the replayed request used."""
+    """The current user store, but profiles end with the newest event that the replayed request used.
+
+    ``history_us``: time of this event; None for a request that used no history.
+    """
 
     def __init__(self, store: Store) -> None:
         super().__init__(store, ManualClock())
-        self.history_us = 0
+        self.history_us: int | None = None
 
     def read_profile(self, user_id: str) -> Profile | None:
         profile = super().read_profile(user_id)
-        if profile is None or not self.history_us:
+        if profile is None or self.history_us is None:
             return profile
-        recent = tuple(event for event in profile.recent if event.at_us <= self.history_us)
-        return Profile(user_id, recent, profile.segments)
+        return msgspec.structs.replace(profile, recent=_until(profile, self.history_us))
+
+
+def _until(profile: Profile, history_us: int) -> tuple[ProfileEvent, ...]:
+    return tuple(event for event in profile.recent if event.at_us <= history_us)
+
+
+class _Rankers:
+    """The kept rankers over the catalogue, each loaded once."""
+
+    def __init__(self, rankers: PublishedRankers, catalogue: CatalogueSnapshot) -> None:
+        self._rankers = rankers
+        self._catalogue = catalogue
+        self._loaded: dict[str, CatalogueRanker | None] = {}
+
+    def get(self, version: str) -> CatalogueRanker | None:
+        """A version; None if it is no longer kept, or damaged."""
+        if version not in self._loaded:
+            from leadre.serve.rankers.served import CatalogueRanker, ServedRanker  # LightGBM
+
+            try:
+                served = ServedRanker(version, *self._rankers.load(version))
+                self._loaded[version] = CatalogueRanker(served, self._catalogue)
+            except (ArtifactError, InputError):
+                self._loaded[version] = None
+        return self._loaded[version]
 
 
 async def replay(world: ReplayWorld, last: int) -> ReplayReport:
@@ -125,15 +162,17 @@ async def replay(world: ReplayWorld, last: int) -> ReplayReport:
     objects = ObjectIndex(model.object_ids if model else (), world.catalogue.ads, model.version if model else "")
     is_bfloat16 = model is not None and model.is_bfloat16
     user_store = _PastUserStore(world.store)
+    rankers = _Rankers(world.rankers, world.catalogue)
     bidder = _bidder(world, objects, user_store)
     for logged, market in _with_markets(world, objects, last):
         report.logged += 1
-        skip_reason = _skip_reason(logged, world)
+        ranker = rankers.get(logged.versions["ranker"]) if "ranker" in logged.versions else None
+        skip_reason = _skip_reason(logged, world, has_ranker=ranker is not None)
         if skip_reason:
             report.skipped[skip_reason] += 1
             continue
-        bidder.market = market
-        user_store.history_us = int(logged.versions.get("history", 0))
+        bidder.market = dataclasses.replace(market, ranker=ranker)
+        user_store.history_us = int(logged.versions["history"]) if "history" in logged.versions else None
         _compare(logged, await _decide_again(logged, bidder, world), report, is_bfloat16)
     return report
 
@@ -150,6 +189,7 @@ def _bidder(world: ReplayWorld, objects: ObjectIndex, user_store: UserStore) -> 
         new_id=lambda: "",
         draws=world.draws,
         clock=ManualClock(),
+        ranking=RankingGuard(ManualClock()),
     )
 
 
@@ -182,7 +222,7 @@ def _count(log_record: Record, counts: Counts) -> None:
         counts[outcome.ad_id] = ad_counts[0], ad_counts[1], ad_counts[2]
 
 
-def _skip_reason(logged: RequestRecord, world: ReplayWorld) -> str:
+def _skip_reason(logged: RequestRecord, world: ReplayWorld, *, has_ranker: bool) -> str:
     """Why a request cannot be compared, as a key of `SKIPPED`; "" if nothing speaks against it before its replay."""
     if "options" not in logged.versions:
         return "release"
@@ -196,12 +236,21 @@ def _skip_reason(logged: RequestRecord, world: ReplayWorld) -> str:
         return "store"
     if "model" in logged.versions and world.model is None:
         return "model"
-    if "history" in logged.versions:
-        profile = world.store.read_profile(logged.user_id)
-        history_us = int(logged.versions["history"])
-        if profile is None or not any(event.at_us == history_us for event in profile.recent):
-            return "history"
-    return ""
+    if "ranker" in logged.versions and not has_ranker:
+        return "ranker"
+    return "" if _has_history(logged, world.store) else "history"
+
+
+def _has_history(logged: RequestRecord, store: Store) -> bool:
+    """Whether the store still has the history that the request used, complete up to its last event."""
+    if "history" not in logged.versions:
+        return True
+    history_us = int(logged.versions["history"])
+    profile = store.read_profile(logged.user_id) if logged.user_id else None
+    recent = _until(profile, history_us) if profile is not None else ()
+    if "events" in logged.versions:
+        return len(recent) == int(logged.versions["events"])
+    return any(event.at_us == history_us for event in recent)
 
 
 async def _decide_again(logged: RequestRecord, bidder: Bidder, world: ReplayWorld) -> RequestRecord:
@@ -244,6 +293,11 @@ def _compare(logged: RequestRecord, replayed: RequestRecord, report: ReplayRepor
     source = logged.candidates[0].source if logged.candidates else "none"
     report.gaps[source] = max(report.gaps.get(source, 0.0), gap)
     pairs = [pair for pair in _aspects(logged, replayed) if pair[1] != pair[2]]
+    rates_gap = _rates_gap(logged, replayed)
+    if logged.ranked is not None:
+        report.gaps["ranker"] = max(report.gaps.get("ranker", 0.0), rates_gap)
+    if rates_gap > MAX_GAP:
+        pairs.append(("rates", logged.scores, replayed.scores))
     if gap > (MAX_GAP_BFLOAT16 if is_bfloat16 and source == "generated" else MAX_GAP):
         pairs.append(("scores", logged_scores, scores))
     report.differences += [
@@ -254,6 +308,14 @@ def _compare(logged: RequestRecord, replayed: RequestRecord, report: ReplayRepor
         report.alike += 1
         report.bids += len(logged.bids)
         report.sources[source] += 1
+
+
+def _rates_gap(logged: RequestRecord, replayed: RequestRecord) -> float:
+    """The largest difference between logged and replayed rates; infinite if one of them lacks a rate of the other."""
+    if len(logged.scores) != len(replayed.scores):
+        return math.inf
+    pairs = [pair for pair in zip(logged.scores, replayed.scores, strict=True) if pair != (None, None)]
+    return max((math.inf if a is None or b is None else abs(a - b) for a, b in pairs), default=0.0)
 
 
 def _aspects(logged: RequestRecord, replayed: RequestRecord) -> Iterator[tuple[str, object, object]]:

@@ -79,6 +79,7 @@ def _replay(settings: Config, bidder: serve.Config) -> ReplayReport:
     from leadre.serve.bidding.exploration import ExplorationDraws
     from leadre.serve.catalogue import database as records
     from leadre.serve.catalogue import eligibility
+    from leadre.serve.rankers.published import PublishedRankers
     from leadre.store import open_store
 
     paths = serve.paths_of(bidder)
@@ -95,6 +96,7 @@ def _replay(settings: Config, bidder: serve.Config) -> ReplayReport:
             store=store,
             draws=ExplorationDraws.open(paths.exploration_key),
             model=model,
+            rankers=PublishedRankers(paths.rankers),
         )
         return asyncio.run(replay.replay(world, settings.last))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,11 @@ def popular(
 
 
 def profiles(logs: Logs, now_us: int, users: NDArray[np.int64]) -> Iterator[Profile]:
-    """The last events of each of ``users`` before ``now_us``, as a profile that serving extends; no segments."""
+    """The last events of each of ``users`` before ``now_us``, as a profile that serving extends; no segments.
+
+    The columns of the users table are its attributes, numbers as they are and other values as text.
+    """
+    facts = logs.users.drop("user_id")
     user_ids = logs.users["user_id"].to_list()
     object_ids = logs.objects["object_id"].to_list()
     ends = logs.ends_before(users.astype(np.int32), np.full(len(users), now_us, np.int64))
@@ -51,7 +55,15 @@ def profiles(logs: Logs, now_us: int, users: NDArray[np.int64]) -> Iterator[Prof
             ProfileEvent(object_ids[o], at_us, "ad" if domain == AD else "content", value_nanos)
             for o, at_us, domain, value_nanos in events
         )
-        yield Profile(user_ids[user], recent, (), now_us)
+        named = facts.row(user, named=True) if facts.width else {}
+        attributes = {name: _plain(value) for name, value in named.items() if value is not None}
+        yield Profile(user_ids[user], recent, (), now_us, attributes=attributes)
+
+
+def _plain(value: object) -> str | float:
+    """A number, or the text of anything else, as a ranker's vocabulary has it."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return cast(float, value) if is_number else str(value)
 
 
 def remember(
@@ -77,5 +89,7 @@ def _remember(store: Store, page: Sequence[Profile], erased_file: Path, clock: C
             added = tuple(event for event in old.recent if event.at_us >= new.updated_at_us)
             updated_at_us = max(new.updated_at_us, old.updated_at_us)
             recent = (*new.recent, *added)
-            merged.append(Profile(new.user_id, recent, old.segments, updated_at_us, new.updated_at_us, read_at_us))
+            merged.append(
+                Profile(new.user_id, recent, old.segments, updated_at_us, new.updated_at_us, read_at_us, new.attributes)
+            )
         store.write_profiles(*merged)

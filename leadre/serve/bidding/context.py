@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from leadre.clock import Clock
 from leadre.serve.bidding.budgets import Budgets
 from leadre.serve.bidding.exploration import ExplorationDraws
+from leadre.serve.bidding.ranking import RankingGuard
 from leadre.serve.bidding.user_store import UserStore
+from leadre.serve.bidding.value import BidRate, Values
 from leadre.serve.callers.open_bids import OpenBids
 from leadre.serve.callers.party import Party
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
@@ -19,14 +22,20 @@ from leadre.serve.catalogue.objects import ObjectIndex
 from leadre.serve.events.tokens import Token
 from leadre.serve.ipc.messages import GenerateReply, GenerateRequest
 from leadre.serve.protocol.openrtb import NoBid, Rendered
+from leadre.serve.rankers.rates import Rates
 from leadre.serve.settings import Settings
 from leadre.types import Bid, EventKind, Impression, Permissions, Request, Source, Verdict
 from leadre.units import US_PER_S
+
+if TYPE_CHECKING:  # LightGBM, which a bidder without a ranker does not load
+    from leadre.serve.rankers.served import CatalogueRanker
 
 
 @dataclass(frozen=True)
 class Market:
     """All that can be bought at one moment; a request keeps the market that it started with.
+
+    ``ranker`` gives candidates rates of their own; None without one.
 
     ``expected_nanos_A`` is the expected value of one impression of each ad to its advertiser, and so the price of a
     bid: the campaign's bid times the observed rate of the event that it pays for. ``objects`` are the objects that the
@@ -37,6 +46,7 @@ class Market:
     expected_nanos_A: NDArray[np.int64]
     objects: ObjectIndex
     log_position: int = 0
+    ranker: CatalogueRanker | None = None
 
 
 # Verdicts that depend on the other requests of the moment.
@@ -62,6 +72,7 @@ class Bidder:
     new_id: Callable[[], str]
     draws: ExplorationDraws
     clock: Clock
+    ranking: RankingGuard
     logged_verdict: Callable[[str, str], Verdict] | None = None
     open_bids: OpenBids = field(default_factory=OpenBids)
 
@@ -103,7 +114,8 @@ class ImpState:
     ``verdict_K``: `Verdict.code` of each candidate.
     ``considered``: positions of the candidates whose budgets and caps were checked. ``lease_id`` and ``cap_id`` are
     the reservations of the bid; 0 and "" if it needs none. ``cap_day``: day of the cap, since 1970. ``action_nanos``:
-    price of the paid event, if a mechanism of the bidder sets it.
+    price of the paid event, if a mechanism of the bidder sets it. ``rate``: that of the bid, for
+    `leadre.serve.events.calibration`; None if its outcome is no event of one.
     """
 
     imp: Impression
@@ -114,6 +126,7 @@ class ImpState:
     cap_id: str = ""
     cap_day: int = 0
     action_nanos: int = 0
+    rate: BidRate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +144,8 @@ class BidDecision:
     user_id: str = ""
     imps: Sequence[ImpState] = ()
     candidates: Candidates | None = None
+    rates: Rates | None = None
+    values: Values | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
 

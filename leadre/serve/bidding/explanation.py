@@ -18,16 +18,25 @@ from numpy.typing import NDArray
 
 from leadre.errors import InputError
 from leadre.serve.bidding.record import request_of
+from leadre.serve.catalogue.columns import PAYS_FOR
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.events.records import RequestRecord
 from leadre.types import Bid, Candidate, Request, Verdict
 from leadre.units import NANOS_PER_CPM, US_PER_S
 
+MAX_EXPONENT = 700.0  # a float holds its exponential
+RANKER, COUNTS = "ranker", "counts"  # sources of rates
 UNITS = {
     "p": "probability of the ad by its source",
     "price_nanos": "price of one impression, in billionths of the currency: the expected value to the advertiser",
     "price_cpm": "the same price for 1,000 impressions, in the currency, as in a bid",
-    "value_nanos": "p x price_nanos, by which candidates are ranked",
+    "fit": "how well the ad fits the user: p, or with a ranker its rate over the mean rate of the candidates;"
+    " 1 where the price contains the rate",
+    "value_nanos": "fit x price_nanos, by which candidates are ranked",
+    "rate": "probability of rate_event: that of the ranker for the user, calibrated, or the observed one of the ad",
+    "rate_uncalibrated": "the ranker's probability before its calibration",
+    "rate_source": "`ranker`, or `counts`: the ad has no rate of the ranker",
+    "slice": "`seen` or `new`: whether the object was in the user's history, as the calibration distinguishes",
     "undecided_rules": "rules that the ad passes only because it has no category or language that could be compared",
     "failed_rules": "rules that an ineligible ad fails by campaigns and ads of now, at the time of the request",
     "verdicts": "imp -> `bid`, or the reason against a bid",
@@ -38,7 +47,10 @@ UNITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainedCandidate:
-    """A candidate. Names are "" and prices None for an ad that the catalogue lacks."""
+    """A candidate. Names are "" and prices None for an ad that the catalogue lacks.
+
+    An account gets None for all that depends on a known user (`of_account`).
+    """
 
     ad_id: str
     title: str
@@ -46,7 +58,13 @@ class ExplainedCandidate:
     campaign: str
     advertiser_id: str
     source: str
-    p: float
+    p: float | None
+    fit: float | None
+    rate: float | None
+    rate_uncalibrated: float | None
+    rate_event: str
+    rate_source: str
+    slice: str
     price_nanos: int | None
     price_cpm: float | None
     currency: str
@@ -66,8 +84,8 @@ class ExplainedBid:
     title: str
     campaign_id: str
     advertiser_id: str
-    price_nanos: int
-    price_cpm: float
+    price_nanos: int | None
+    price_cpm: float | None
     currency: str
     size: tuple[int, int]
     source: str
@@ -79,7 +97,8 @@ class Explanation:
     """A request, its bids or the reason for none, and its logged candidates by descending value.
 
     ``request_id`` is the bidder's own, ``caller_request_id`` the caller's. ``user_id`` is "" if it is unknown, may not
-    be stored, or was erased. ``placements``: imp -> the publisher's name for it. ``request``: the fields that decided.
+    be stored, or was erased; ``has_user``: a list or profile of the user was looked up. ``placements``: imp -> the
+    publisher's name for it. ``request``: the fields that decided.
     """
 
     request_id: str
@@ -87,6 +106,7 @@ class Explanation:
     at_us: int
     at: str  # the same, ISO 8601
     user_id: str
+    has_user: bool
     is_test: bool
     no_bid_reason: str
     bids: list[ExplainedBid]
@@ -115,8 +135,9 @@ def explain(
         verdicts = {imp_id: row_K[position] for imp_id, row_K in record.verdicts.items()}
         passed = [] if request is None else catalogue.undecided_rules(request, candidate.ad_id)
         failed = [] if request is None else _failed_rules(request, candidate.ad_id, verdicts, catalogue, record.at_us)
-        price = paid.get(candidate.ad_id, price_nanos)
-        candidates.append(_candidate(candidate, catalogue, price, verdicts, passed, failed))
+        rate = _rate(record, position, row, catalogue, price_nanos)
+        price = paid.get(candidate.ad_id, price_nanos if rate.price_nanos is None else rate.price_nanos)
+        candidates.append(_candidate(candidate, catalogue, price, rate, verdicts, passed, failed))
     candidates.sort(key=lambda candidate: -(candidate.value_nanos or 0.0))  # stable: ties in the order of the source
     return Explanation(
         request_id=record.request_id,
@@ -124,6 +145,7 @@ def explain(
         at_us=record.at_us,
         at=datetime.fromtimestamp(record.at_us / US_PER_S, UTC).isoformat(timespec="milliseconds"),
         user_id=record.user_id,
+        has_user=record.is_known,
         is_test=record.is_test,
         no_bid_reason=record.reason,
         bids=bids,
@@ -140,17 +162,33 @@ def explain(
 def of_account(explanation: Explanation, advertiser_id: str) -> Explanation | None:
     """The part of an explanation that an account may see: its own candidates and bids, and nothing of user and request.
 
-    None if no candidate is the account's: to it the request is unknown.
+    None if no candidate is the account's: to it the request is unknown. Probabilities of a known user are left out, and
+    prices that contain one: an account that knows the caller's request would learn what the user has bought.
     """
     candidates = [candidate for candidate in explanation.candidates if candidate.advertiser_id == advertiser_id]
     if not candidates:
         return None
+    bids = [bid for bid in explanation.bids if bid.advertiser_id == advertiser_id]
+    if explanation.has_user:
+        priced = {candidate.ad_id for candidate in candidates if candidate.rate_source == RANKER}
+        candidates = [_impersonal(candidate) for candidate in candidates]
+        bids = [replace(bid, price_nanos=None, price_cpm=None) if bid.ad_id in priced else bid for bid in bids]
+    return replace(explanation, user_id="", candidates=candidates, bids=bids, request={})
+
+
+def _impersonal(candidate: ExplainedCandidate) -> ExplainedCandidate:
+    """The candidate without probabilities of the user, and without a price that contains one."""
+    is_priced = candidate.rate_source == RANKER
     return replace(
-        explanation,
-        user_id="",
-        candidates=candidates,
-        bids=[bid for bid in explanation.bids if bid.advertiser_id == advertiser_id],
-        request={},
+        candidate,
+        p=None,
+        fit=None,
+        value_nanos=None,
+        rate=None if is_priced else candidate.rate,
+        rate_uncalibrated=None,
+        slice="",
+        price_nanos=None if is_priced else candidate.price_nanos,
+        price_cpm=None if is_priced else candidate.price_cpm,
     )
 
 
@@ -192,10 +230,50 @@ def _bid(bid: Bid, catalogue: CatalogueSnapshot) -> ExplainedBid:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Rate:
+    """The rate of a candidate. ``price_nanos``: from the ranker's rate; None if counts price the ad."""
+
+    fit: float
+    rate: float | None = None
+    uncalibrated: float | None = None
+    event: str = ""
+    source: str = ""
+    slice: str = ""
+    price_nanos: int | None = None
+
+
+def _rate(
+    record: RequestRecord, position: int, row: int | None, catalogue: CatalogueSnapshot, counted_nanos: int | None
+) -> _Rate:
+    """The rate of a candidate, from the record if the ranker has scored it, else from the price of its counts."""
+    ranked = record.ranked
+    fit = math.exp(record.candidates[position].log_p if ranked is None else ranked.log_fit[position])
+    campaign = None if row is None else catalogue.campaigns[catalogue.campaign_A[row]]
+    pays_for = "" if campaign is None else PAYS_FOR[campaign.bid_type]
+    p = record.scores[position] if record.scores else None
+    if ranked is not None and p is not None:
+        is_priced = ranked.is_price and campaign is not None and pays_for == ranked.event
+        log_odds = ranked.log_odds[position]
+        return _Rate(
+            fit=fit,
+            rate=p,
+            uncalibrated=None if log_odds is None else 1 / (1 + math.exp(min(-log_odds, MAX_EXPONENT))),
+            event=ranked.event,
+            source=RANKER,
+            slice="new" if ranked.is_new[position] else "seen",
+            price_nanos=math.floor(campaign.bid_nanos * p) if is_priced and campaign is not None else None,
+        )
+    if campaign is None or counted_nanos is None or pays_for == "impression":
+        return _Rate(fit=fit)
+    return _Rate(fit=fit, rate=counted_nanos / max(campaign.bid_nanos, 1), event=pays_for, source=COUNTS)
+
+
 def _candidate(
     candidate: Candidate,
     catalogue: CatalogueSnapshot,
     price_nanos: int | None,
+    rate: _Rate,
     verdicts: dict[str, Verdict],
     undecided_rules: list[str],
     failed_rules: list[str],
@@ -203,7 +281,6 @@ def _candidate(
     row = catalogue.row_of_ad.get(candidate.ad_id)
     ad = None if row is None else catalogue.ads[row]
     campaign = None if row is None else catalogue.campaigns[catalogue.campaign_A[row]]
-    p = math.exp(candidate.log_p)
     return ExplainedCandidate(
         ad_id=candidate.ad_id,
         title=ad.title if ad else "",
@@ -211,11 +288,17 @@ def _candidate(
         campaign=campaign.name if campaign else "",
         advertiser_id=ad.advertiser_id if ad else "",
         source=candidate.source,
-        p=p,
+        p=math.exp(candidate.log_p),
+        fit=rate.fit,
+        rate=rate.rate,
+        rate_uncalibrated=rate.uncalibrated,
+        rate_event=rate.event,
+        rate_source=rate.source,
+        slice=rate.slice,
         price_nanos=price_nanos,
         price_cpm=None if price_nanos is None else price_nanos / NANOS_PER_CPM,
         currency=campaign.currency if campaign else "",
-        value_nanos=None if price_nanos is None else p * price_nanos,
+        value_nanos=None if price_nanos is None else rate.fit * price_nanos,
         verdicts=verdicts,
         undecided_rules=undecided_rules,
         failed_rules=failed_rules,

@@ -16,7 +16,9 @@ from leadre.serve.bidding.budgets import has_budget
 from leadre.serve.bidding.charge import charge
 from leadre.serve.bidding.context import Candidates, ImpState, RequestContext
 from leadre.serve.bidding.select import Bools, Codes
+from leadre.serve.bidding.value import bid_rate, values
 from leadre.serve.protocol import openrtb
+from leadre.serve.rankers.rates import Rates
 from leadre.store.contract import Cap
 from leadre.types import Ad, Bid, Campaign, Impression, Source, Verdict
 from leadre.units import EPOCH_ORDINAL
@@ -38,24 +40,25 @@ class _Offer(NamedTuple):
 class Ranking:
     """The candidates of a request with all that is the same for each of its imps.
 
-    score: log-probabilities from the candidates' source. A ranker would replace them.
-    value: expected nanos of one impression, the campaign's bid x its smoothed rate (`value.expected_nanos`).
+    value: expected nanos of one impression, the campaign's bid x the rate of the event it pays for, and the fit of the
+    ad to the user (`value.values`). Both read the ranker's ``rates``, if there are any.
     pace: the price is the value. A pacer would multiply it.
 
     ``limited``: for each candidate, whether budget, cap, log or open bids may forbid a bid (`_Offers.limit`).
     """
 
-    def __init__(self, context: RequestContext, candidates: Candidates) -> None:
+    def __init__(self, context: RequestContext, candidates: Candidates, rates: Rates | None = None) -> None:
         catalogue = context.market.catalogue
-        score_K = candidates.log_p_K  # score
-        value_K = context.market.expected_nanos_A[candidates.rows_K]  # value
+        counted_K = context.market.expected_nanos_A[candidates.rows_K]
+        self.values = values(catalogue, candidates.rows_K, candidates.log_p_K, counted_K, rates)  # value
         self.candidates = candidates
-        self.score_K = score_K
+        self.score_K = self.values.log_fit_K
+        self.rates = rates
         self.rows_K = candidates.rows_K
-        self.price_K = value_K  # pace
+        self.price_K = self.values.price_nanos_K  # pace
         campaign_K = catalogue.campaign_A[self.rows_K]
         self.currency_K = catalogue.columns.currency_C[campaign_K]
-        self.order_K = select.rank(score_K, value_K)
+        self.order_K = select.rank(self.score_K, self.price_K)
         self.rows = self.rows_K.tolist()
         self.campaign_rows: list[int] = campaign_K.tolist()
         self.prices = self.price_K.tolist()
@@ -151,6 +154,8 @@ def fill_imp(
     winner = _select_and_reserve(context, state, considered, offers, ranking, slot=len(earlier_bids))
     if winner is not None:
         state.verdict_K[ranked_R[ranked.index(winner) + 1 :]] = Verdict.OUTRANKED.code
+        campaign_row = ranking.campaign_rows[winner]
+        state.rate = bid_rate(context.market.catalogue.columns, campaign_row, winner, ranking.values, ranking.rates)
     if considered.verdicts:
         state.verdict_K[list(considered.verdicts)] = [verdict.code for verdict in considered.verdicts.values()]
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from leadre.serve.bidding.context import BidDecision, Candidates
 from leadre.serve.bidding.select import MAX_CONSIDERED, verdicts_of
-from leadre.serve.events.records import RequestRecord
+from leadre.serve.events.records import RankedCandidates, RequestRecord
 from leadre.serve.settings import Settings
 from leadre.types import Candidate, Impression, Request, Signals
 
@@ -90,6 +90,8 @@ def record(
         is_degraded=is_degraded,
         is_cut=candidates is not None and candidates.is_cut,
         is_test=request.is_test,
+        scores=() if decision.rates is None else _numbers(decision.rates.p_K[position_L]),
+        ranked=_ranked(decision, position_L),
     )
 
 
@@ -128,6 +130,24 @@ def _logged_candidates(candidates: Candidates, position_L: NDArray[np.int64]) ->
     ad_ids = map(candidates.ad_ids.__getitem__, positions)
     sources = map(candidates.source_of, positions) if candidates.api_ads else repeat(candidates.source)
     return tuple(map(Candidate, ad_ids, sources, candidates.log_p_K[position_L].tolist()))
+
+
+def _ranked(decision: BidDecision, position_L: NDArray[np.int64]) -> RankedCandidates | None:
+    rates = decision.rates
+    if rates is None or decision.values is None:
+        return None
+    return RankedCandidates(
+        event=rates.event,
+        is_price=rates.is_price,
+        log_odds=_numbers(rates.log_odds_K[position_L]),
+        is_new=tuple(rates.is_new_K[position_L].tolist()),
+        log_fit=tuple(decision.values.log_fit_K[position_L].tolist()),
+    )
+
+
+def _numbers(value_L: NDArray[np.float64]) -> tuple[float | None, ...]:
+    """The numbers, and None in place of NaN."""
+    return tuple(None if value != value else value for value in value_L.tolist())
 
 
 def _request_fields(request: Request, *, has_user: bool) -> dict[str, Any]:

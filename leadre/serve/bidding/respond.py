@@ -24,10 +24,11 @@ from leadre.serve.callers.party import ANYBODY, Party
 from leadre.serve.catalogue import categories
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.catalogue.shared_masks import Eligibility
-from leadre.serve.events.tokens import GRACE_US, Token, event_url, nonce
+from leadre.serve.events.tokens import GRACE_US, MICRO, Token, event_url, nonce
 from leadre.serve.ipc.messages import GenerateRequest
 from leadre.serve.protocol import consent
 from leadre.serve.protocol.openrtb import NoBid, Rendered
+from leadre.serve.rankers.rates import Rates
 from leadre.store.contract import StoredList, is_possible
 from leadre.types import Bid, EventKind, Permissions, Request, Source, Verdict
 
@@ -69,7 +70,8 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float,
         eligible_IK = eligibility.at(candidates.rows_K)
     if bidder.clock.monotonic_s() > until_s:
         return BidDecision(request_id=request_id, permissions=permissions, reason=NoBid.INSUFFICIENT_TIME)
-    ranking = Ranking(context, candidates)
+    rates = _rates(context, candidates, eligible_IK, until_s)  # no ranker, no time or an error: counts price the ads
+    ranking = Ranking(context, candidates, rates)
     imps = [ImpState(imp) for imp in request.imps]
     for imp, eligible_K in zip(imps, eligible_IK, strict=True):
         earlier_bids = [other.bid for other in imps if other.bid]
@@ -83,7 +85,9 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float,
         user_id=user_id,
         imps=imps,
         candidates=candidates,
-        versions=_versions(context.market, stored, candidates),
+        rates=rates,
+        values=ranking.values,
+        versions=_versions(context.market, stored, candidates, rates),
     )
 
 
@@ -175,6 +179,26 @@ async def _generated_candidates(context: RequestContext, eligibility: Eligibilit
     )
 
 
+def _rates(
+    context: RequestContext, candidates: Candidates, eligible_IK: Sequence[Bools], until_s: float
+) -> Rates | None:
+    """The ranker's rates of the candidates that an imp may show, for all imps at once; those of API ads have none."""
+    ranker = context.market.ranker
+    if ranker is None or not _any_eligible(eligible_IK):
+        return None
+    is_open_K = np.logical_or.reduce(eligible_IK)
+    is_open_K[candidates.first_api_ad :] = False  # they are explored, in no order
+    placement = next((imp.placement_id for imp in context.request.imps if imp.placement_id), "")
+    profile = context.bidder.user_store.read_profile(context.user_id)  # None for an unknown user
+
+    def score(now_s: float) -> Rates:
+        return ranker.rates(
+            profile, candidates.rows_K, is_open_K, placement=placement, now_us=context.now_us, now_s=now_s
+        )
+
+    return context.bidder.ranking.attempt(score, until_s)
+
+
 def _no_candidates(source: Source) -> Candidates:
     return Candidates(source, (), np.zeros(0, np.int64), np.zeros(0))
 
@@ -237,6 +261,9 @@ def _token(context: RequestContext, state: ImpState, bid: Bid) -> Token:
         may_measure=permissions.measure,
         may_profile=permissions.add_to_profile,
         sender="" if context.request.is_test else context.party.sender,
+        rate_micro=round(state.rate.p * MICRO) if state.rate else 0,
+        rate_event=state.rate.event if state.rate else "",
+        rate_slice=state.rate.slice if state.rate else "",
     )
 
 
@@ -249,8 +276,10 @@ def _no_bid_reason(imps: Sequence[ImpState], user_store: UserStore) -> NoBid:
     return NoBid.DEGRADED if user_store.is_down else NoBid.NO_CANDIDATE
 
 
-def _versions(market: Market, stored: Candidates, candidates: Candidates) -> dict[str, str]:
-    """Artifact -> version, for a replay: catalogue, event counts of the prices, user's list, source of candidates."""
+def _versions(market: Market, stored: Candidates, candidates: Candidates, rates: Rates | None) -> dict[str, str]:
+    """Artifact -> version, for a replay: catalogue, event counts of the prices, user's list, source of candidates,
+    ranker. ``history`` is the time of the last event of the profile that was read, ``events`` their number.
+    """
     versions = {"book": str(market.catalogue.version), "counts": str(market.log_position)}
     if stored.version:
         versions["lists"] = stored.version
@@ -258,4 +287,7 @@ def _versions(market: Market, stored: Candidates, candidates: Candidates) -> dic
         versions["everybody"] = candidates.version
     if candidates.source == "generated" and candidates.first_api_ad:
         versions |= {"model": candidates.version, "history": str(candidates.history_us)}
+    if rates is not None:
+        events, history_us = rates.history
+        versions |= {"ranker": rates.version, "history": str(history_us), "events": str(events)}
     return versions

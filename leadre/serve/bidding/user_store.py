@@ -43,8 +43,10 @@ class UserStore:
         return self._call(lambda: self.store.read_list(user_id), None) if user_id else None
 
     def read_profile(self, user_id: str) -> Profile | None:
-        """The user's profile; None for an unknown user ("")."""
-        return self._call(lambda: self.store.read_profile(user_id), None) if user_id else None
+        """The user's profile; None for an unknown user (""), and for one erased while the request waited."""
+        if not user_id or self._is_erased(user_id):
+            return None
+        return self._call(lambda: self.store.read_profile(user_id), None)
 
     def find_user(self, user_ids: Sequence[str]) -> str:
         """The first of the IDs under which the store has a list or a profile; "" if there is none."""

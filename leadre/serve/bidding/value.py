@@ -1,19 +1,30 @@
 """Expected value of one impression of an ad to its advertiser: the campaign's bid x the rate of the event it pays for.
 
-`leadre.data.bids` has the smoothing of rates. Scores of the generator rank ads; they are no probabilities of an event
-and have no part in it. Letters: A ads, C campaigns, E kinds of event.
+The rate is a ranker's, for the user of the request, or else the ad's observed one; `leadre.data.bids` has its
+smoothing. Scores of the generator rank ads; they are no probabilities of an event and have no part in it.
+
+Letters: A ads, C campaigns, E kinds of event, K candidates.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leadre.data import bids
+from leadre.serve.catalogue.columns import Bools, CatalogueColumns, Ints
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
+from leadre.serve.rankers.rates import Rates
 
+Floats = NDArray[np.float64]
+EVENTS: Mapping[str, Literal["click", "conv"]] = {"click": "click", "conversion": "conv"}  # by action
+NO_LOG_P = -1e5  # below it, a source has no probability: `api_ads` ranks its ads last
+MIN_P = 1e-9  # of a rate, so that its logarithm is finite
 Counts = Mapping[str, tuple[int, int, int]]  # ad -> impressions, clicks, conversions
 
 
@@ -27,3 +38,71 @@ def expected_nanos(catalogue: CatalogueSnapshot, counts: Counts) -> NDArray[np.i
     bid_type_C = np.array([campaign.bid_type for campaign in catalogue.campaigns])
     bid_C = np.array([campaign.bid_nanos for campaign in catalogue.campaigns], np.int64)
     return bids.expected_nanos(bid_type_C[catalogue.campaign_A], bid_C[catalogue.campaign_A], counts_AE)
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """Price and fit of each candidate, [K]; their product ranks the candidates.
+
+    ``log_fit_K``: logarithm of how well an ad fits the user: the log-probability of the source, or with a ranker the
+    rate over the mean rate of the candidates. 0 where the price contains the user's rate already (``is_ranked_K``).
+    """
+
+    price_nanos_K: Ints
+    log_fit_K: Floats
+    is_ranked_K: Bools
+
+
+def values(
+    catalogue: CatalogueSnapshot, rows_K: Ints, log_p_K: Floats, counted_nanos_K: Ints, rates: Rates | None
+) -> Values:
+    """Values of candidates from the log-probabilities of their source, the prices of their counts, and a ranker.
+
+    A rate prices the bids that pay for its event, and is the fit of the others. The fit of an ad without a rate is the
+    probability of its source. Each fit is relative to the mean of its kind, so that all ads compete on one scale.
+    """
+    is_ranked_K = np.zeros(len(rows_K), np.bool_)
+    if rates is None or not (has_rate_K := np.isfinite(rates.p_K)).any():
+        return Values(counted_nanos_K, log_p_K, is_ranked_K)
+    log_fit_K = log_p_K - _log_mean(log_p_K[log_p_K > NO_LOG_P])
+    log_fit_K[has_rate_K] = np.log(np.maximum(rates.p_K[has_rate_K], MIN_P))
+    log_fit_K[has_rate_K] -= _log_mean(log_fit_K[has_rate_K])
+    if not rates.is_price:
+        return Values(counted_nanos_K, log_fit_K, is_ranked_K)
+    columns = catalogue.columns
+    campaign_K = catalogue.campaign_A[rows_K]
+    is_ranked_K = has_rate_K & (columns.pays_for_C[campaign_K] == rates.event)
+    ranked_nanos_K = bids.nanos(columns.bid_nanos_C[campaign_K], np.where(is_ranked_K, rates.p_K, 0.0))
+    log_fit_K[is_ranked_K] = 0.0
+    return Values(np.where(is_ranked_K, ranked_nanos_K, counted_nanos_K), log_fit_K, is_ranked_K)
+
+
+class BidRate(NamedTuple):
+    """The probability of an event for one impression, as a bid assumes it, and the slice that it is compared in."""
+
+    p: float
+    event: Literal["click", "conv"]
+    slice: str
+
+
+def bid_rate(
+    columns: CatalogueColumns, campaign_row: int, k: int, values: Values, rates: Rates | None
+) -> BidRate | None:
+    """The rate of candidate ``k``: the ranker's if it is one of an impression, else that of its counts.
+
+    None if neither is: a bid for impressions without a ranker.
+    """
+    pays_for = str(columns.pays_for_C[campaign_row])
+    has_rate = rates is not None and rates.is_price and math.isfinite(rates.p_K[k])
+    if rates is not None and has_rate and (values.is_ranked_K[k] or pays_for not in EVENTS) and rates.event in EVENTS:
+        return BidRate(float(rates.p_K[k]), EVENTS[rates.event], "new" if rates.is_new_K[k] else "seen")
+    if pays_for not in EVENTS:
+        return None
+    p = int(values.price_nanos_K[k]) / max(int(columns.bid_nanos_C[campaign_row]), 1)
+    return BidRate(p, EVENTS[pays_for], "counts")
+
+
+def _log_mean(log_N: Floats) -> float:
+    """Logarithm of the mean of exp(log_N)."""
+    largest = float(log_N.max())
+    return largest + math.log(float(np.exp(log_N - largest).mean()))

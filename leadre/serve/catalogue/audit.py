@@ -13,7 +13,7 @@ from typing import Literal
 
 from leadre.clock import Clock, SystemClock
 
-Kind = Literal["campaign", "ad", "import", "key", "origins", "limits", "page", "token keys", "object"]
+Kind = Literal["campaign", "ad", "import", "key", "origins", "limits", "page", "token keys", "object", "ranker"]
 COLUMNS = "number, at_us, key_id, by_account, kind, item_id, advertiser_id, before, after"
 
 

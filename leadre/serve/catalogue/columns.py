@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from leadre.serve.catalogue import categories
 from leadre.serve.protocol.hosts import host_of, registrable, with_parents
-from leadre.types import Ad, Campaign
+from leadre.types import Ad, BidType, Campaign
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
+PAYS_FOR: Mapping[BidType, str] = {"cpm": "impression", "cpc": "click", "cpa": "conversion"}
 ANY_HOUR = (1 << 24) - 1  # a bit for each hour of the day
 
 
@@ -143,6 +144,8 @@ class CatalogueColumns:
         self.changes_us = sorted(dates)  # between two of them, the same campaigns have begun and not ended
         limited = [bool(campaign.total_nanos or campaign.daily_nanos or campaign.cap_per_day) for campaign in campaigns]
         self.limited_C: Bools = np.array(limited, np.bool_)  # whether it has a budget or a frequency cap
+        self.pays_for_C = np.array([PAYS_FOR[campaign.bid_type] for campaign in campaigns], np.str_)  # action
+        self.bid_nanos_C = np.array([campaign.bid_nanos for campaign in campaigns], np.int64)
         self.currencies = ValueIndex([(campaign.currency,) for campaign in campaigns])
         self.currency_codes = tuple({campaign.currency for campaign in campaigns})
         self.currency_C = np.array([self.currency_codes.index(campaign.currency) for campaign in campaigns], np.int64)

@@ -26,13 +26,15 @@ class ErasedUsers:
         self._version = (0, 0)  # inode and modification time of the file that was read last
         self.follow()
 
-    def follow(self) -> None:
-        """Read the file if another process replaced it. InputError if it is damaged."""
+    def follow(self) -> bool:
+        """Read the file if another process replaced it; whether one has. InputError if it is damaged."""
         stat = self._path.stat()
         version = (stat.st_ino, stat.st_mtime_ns)
-        if version != self._version:
-            self._key, self._hashes = erased.read(self._path)
-            self._version = version
+        if version == self._version:
+            return False
+        self._key, self._hashes = erased.read(self._path)
+        self._version = version
+        return True
 
     def add(self, user_id: str) -> None:
         """Add a user; on return the file with the hash is on the disk."""

@@ -14,6 +14,21 @@ import msgspec
 from leadre.types import Bid, Candidate, Outcome, Verdict
 
 
+class RankedCandidates(msgspec.Struct, frozen=True, array_like=True):
+    """The ranker's part of a request; the tuples are in the order of the candidates.
+
+    ``event``: the action whose probability `RequestRecord.scores` has. ``is_price``: it prices the bids that pay for
+    the event. ``log_odds``: before calibration; None for a candidate that was not scored. ``log_fit``: that of
+    `leadre.serve.bidding.value.Values`.
+    """
+
+    event: str
+    is_price: bool
+    log_odds: tuple[float | None, ...]
+    is_new: tuple[bool, ...]
+    log_fit: tuple[float, ...]
+
+
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
     """A request and the bids for it. ``request_id`` is the bidder's own; an exchange may use its own ID twice."""
 
@@ -22,7 +37,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
     user_id: str = ""  # "" if it is unknown or may not be stored
     placements: dict[str, str] = {}  # imp -> the publisher's name for it
     candidates: tuple[Candidate, ...] = ()
-    scores: tuple[float, ...] = ()  # of the candidates, by which they were ranked; empty without a ranker
+    scores: tuple[float | None, ...] = ()  # calibrated probabilities of the candidates; empty without a ranker
     verdicts: dict[str, tuple[Verdict, ...]] = {}  # imp -> the verdict on each candidate
     bids: tuple[Bid, ...] = ()  # the selected ads, with propensity and price
     reason: str = ""  # of a no-bid
@@ -34,6 +49,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
     is_cut: bool = False  # the deadline ended the generation
     versions: dict[str, str] = {}  # artifact -> version
     is_test: bool = False
+    ranked: RankedCandidates | None = None
 
 
 class EventRecord(msgspec.Struct, frozen=True, kw_only=True, tag="happened"):

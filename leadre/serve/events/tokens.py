@@ -21,7 +21,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -37,6 +37,7 @@ KEY_BYTES = 32
 NONCE_BYTES = 12
 MAX_CHARS = 4096  # of a token; a longer one is rejected unread
 GRACE_US = 600 * US_PER_S  # from the end of a bid's ``exp`` to the end of its token: a refused notice is sent again
+MICRO = 10**6  # rates of tokens are in millionths
 CLICK_US = US_PER_HOUR  # from the end of the other events of a bid to the end of its clicks: a page stays open
 # From the replacement of a key to its removal. Events of its tokens are accepted for a shorter time: a click is
 # redirected for a week after its bid, and the conversions of an impression may take as long.
@@ -78,6 +79,9 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     cap_day: int = 0  # of ``cap_id``: days since 1970
     bills_signed_price: bool = False  # a bill without a price costs ``price_cap_nanos``
     sender: str = ""  # keys under which the bid is open (`Party.sender`)
+    rate_micro: int = 0  # millionths: the probability of ``rate_event`` for one impression, as the bid assumed
+    rate_event: Literal["", "click", "conv"] = ""
+    rate_slice: str = ""  # `leadre.serve.events.calibration.SLICES`
 
     @property
     def shown_until_us(self) -> int:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from leadre import telemetry
 from leadre.auction.budget.sums import SpendToday
 from leadre.errors import PeerError, StoreDown
+from leadre.serve.bidding.explanation import ExplainedCandidate
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.reviews import content_hash
 from leadre.serve.manage.access import Backend, Spend
@@ -165,6 +166,16 @@ def reviews(store: CampaignStore) -> View:
     }
 
 
+def _rate_note(candidate: ExplainedCandidate) -> str:
+    """The event of a candidate's rate, its source, and the ranker's probability before its calibration."""
+    if candidate.rate is None:
+        return ""
+    parts = [candidate.rate_event, candidate.rate_source, candidate.slice]
+    if candidate.rate_uncalibrated is not None:
+        parts.append(f"{figure(candidate.rate_uncalibrated)} uncalibrated")
+    return " · ".join(part for part in parts if part)
+
+
 def request(backend: Backend, request_id: str) -> View:
     """One recent request, the newest by default: each candidate, its source, value, and verdict for each imp."""
     try:
@@ -180,7 +191,10 @@ def request(backend: Backend, request_id: str) -> View:
             "title": candidate.title,
             "campaign": candidate.campaign,
             "source": candidate.source,
-            "p": figure(candidate.p),
+            "p": NO_VALUE if candidate.p is None else figure(candidate.p),
+            "rate": NO_VALUE if candidate.rate is None else figure(candidate.rate),
+            "rate_note": _rate_note(candidate),
+            "fit": NO_VALUE if candidate.fit is None else figure(candidate.fit),
             "cpm": NO_VALUE
             if candidate.price_nanos is None
             else money(1000 * candidate.price_nanos, candidate.currency),
@@ -196,7 +210,7 @@ def request(backend: Backend, request_id: str) -> View:
             "imp_id": bid.imp_id,
             "ad_id": bid.ad_id,
             "size": "{} x {}".format(*bid.size),
-            "cpm": money(1000 * bid.price_nanos, bid.currency),
+            "cpm": NO_VALUE if bid.price_nanos is None else money(1000 * bid.price_nanos, bid.currency),
             "propensity": figure(bid.propensity),
         }
         for bid in explanation.bids

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from leadre import telemetry
 from leadre.errors import TokenError
+from leadre.serve.events.calibration import CalibrationWatch
 from leadre.serve.events.caller_ids import CallerIds
 from leadre.serve.events.outcomes import CONVERSION_US, EventProcessor, EventReport
 from leadre.serve.events.tokens import TokenKeys
@@ -34,6 +35,7 @@ class EventPosting:
         self._derived = derived
         self._catalogue_sync = catalogue_sync
         self._users = users
+        self._calibration = CalibrationWatch()
 
     def post_batch(self, requests: Sequence[WriterRequest], now_us: int, certain_us: int) -> dict[int, str]:
         """Post the `EventRequest`s of a batch. Returns index of the request -> outcome, as in `EventReply`.
@@ -88,6 +90,8 @@ class EventPosting:
                 self._derived.add(effect.record)
                 charged_nanos[report.token.currency] += effect.charged_nanos
                 unpaid_nanos[report.token.currency] += effect.record.owed_nanos - effect.charged_nanos
+            if effect.is_new:
+                self._calibration.add(report.kind, report.token)
             if effect.cap:
                 self._users.add_cap_update(effect.cap, report.token)
             if effect.is_new and report.kind in ("click", "conv"):

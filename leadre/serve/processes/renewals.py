@@ -14,6 +14,7 @@ from leadre.serve.processes.worker_state import WorkerState
 
 # seconds between two renewals
 CATALOGUE_S = 0.2
+RANKER_S = 1.0
 CALLERS_S = 0.5
 POPULAR_LIST_S = 1.0
 BUDGETS_S = 0.05
@@ -38,6 +39,7 @@ class Renewals:
         for name, interval_s, renew in (
             ("catalogue", CATALOGUE_S, self._refresh_catalogue),
             ("erased users", CATALOGUE_S, self._refresh_erased_users),
+            ("ranker", RANKER_S, self.follow_ranker),
             ("callers", CALLERS_S, self._follow_callers),
             ("clock", CATALOGUE_S, self._follow_clock),
             ("token keys", CATALOGUE_S, self._follow_token_keys),
@@ -67,12 +69,28 @@ class Renewals:
         objects = market.objects
         if catalogue.ads is not market.catalogue.ads:
             objects = ObjectIndex(objects.ids, catalogue.ads, objects.version)
+        ranker = state.ranker.over(catalogue, market.ranker) if state.ranker is not None else None
         state.bidder.market = replace(
-            market, catalogue=catalogue, expected_nanos_A=expected_nanos(catalogue, state.counts), objects=objects
+            market,
+            catalogue=catalogue,
+            expected_nanos_A=expected_nanos(catalogue, state.counts),
+            objects=objects,
+            ranker=ranker,
         )
 
+    async def follow_ranker(self) -> None:
+        """Load another current version of the published rankers."""
+        state = self._state
+        if state.ranker is None:
+            return
+        if await state.ranker.follow():
+            market = state.bidder.market
+            state.bidder.market = replace(market, ranker=state.ranker.over(market.catalogue, market.ranker))
+        state.ranker.drop_unused(state.clock.monotonic_s())
+
     async def _refresh_erased_users(self) -> None:
-        self._state.erased.follow()
+        if self._state.erased.follow() and self._state.ranker is not None:
+            self._state.ranker.forget()
 
     async def _follow_callers(self) -> None:
         self._state.callers.follow()

@@ -41,7 +41,14 @@ def run_worker(plan: Plan, listening: socket.socket) -> None:
     from leadre.serve.processes.worker import Worker
 
     clock = SystemClock()
-    worker = Worker(plan.paths, plan.settings, plan.timing, has_model=plan.model is not None, clock=clock)
+    worker = Worker(
+        plan.paths,
+        plan.settings,
+        plan.timing,
+        has_model=plan.model is not None,
+        clock=clock,
+        ranks=plan.ranks,
+    )
     identification = Identification(plan.network, plan.pages, plan.workers, clock, plan.page_key)
     app = App(
         worker,

@@ -44,19 +44,30 @@ class Worker:
     """One bid worker. `start` opens its state; `stop` releases its budgets and sends its records to the writer."""
 
     def __init__(
-        self, paths: StatePaths, settings: Settings, timing: Timing, *, has_model: bool, clock: MachineClock
+        self,
+        paths: StatePaths,
+        settings: Settings,
+        timing: Timing,
+        *,
+        has_model: bool,
+        clock: MachineClock,
+        ranks: bool = False,
     ) -> None:
         self._paths = paths
         self._settings = settings
         self._timing = timing
         self._has_model = has_model
+        self._ranks = ranks
         self._options = digest(settings)
         self.clock = clock
 
     async def start(self) -> None:
         """Open the state and start its renewals. InputError if the state folder has no catalogue yet."""
-        self.state = WorkerState(self._paths, self._settings, has_model=self._has_model, clock=self.clock)
+        self.state = WorkerState(
+            self._paths, self._settings, has_model=self._has_model, clock=self.clock, ranks=self._ranks
+        )
         self._renewals = Renewals(self.state, self._timing.writer_away_s)
+        await self._renewals.follow_ranker()  # before the first request, which would be priced without it
         self._renewals.start()
 
     async def stop(self) -> None:

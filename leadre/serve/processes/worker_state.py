@@ -16,6 +16,7 @@ from leadre.errors import PeerError
 from leadre.serve.bidding.budgets import Budgets
 from leadre.serve.bidding.context import Bidder, Market
 from leadre.serve.bidding.exploration import ExplorationDraws
+from leadre.serve.bidding.ranking import RankingGuard
 from leadre.serve.bidding.user_store import UserStore
 from leadre.serve.bidding.value import Counts, expected_nanos
 from leadre.serve.callers.open_bids import OpenBids
@@ -30,6 +31,7 @@ from leadre.serve.manage.auth import ApiKey, Scope
 from leadre.serve.paths import StatePaths
 from leadre.serve.processes.database_reader import DatabaseReader
 from leadre.serve.processes.peers import ClickQueue, ModelClient, RecordQueue, WriterClient
+from leadre.serve.processes.ranker_follower import RankerFollower
 from leadre.serve.processes.steady_clock import SteadyClock
 from leadre.serve.settings import Settings
 from leadre.store import open_store
@@ -41,12 +43,16 @@ LOCK_MS = 5.0
 class WorkerState:
     """The catalogue, users, budgets and peers of one worker; `Renewals` replaces what changes.
 
-    ``has_model``: whether the plan has a model server. InputError if the state folder has no catalogue yet.
+    ``has_model``: whether the plan has a model server, ``ranks``: whether the published ranker prices ads. InputError
+    if the state folder has no catalogue yet.
     """
 
-    def __init__(self, paths: StatePaths, settings: Settings, *, has_model: bool, clock: MachineClock) -> None:
+    def __init__(
+        self, paths: StatePaths, settings: Settings, *, has_model: bool, clock: MachineClock, ranks: bool = False
+    ) -> None:
         self.clock = SteadyClock(paths.clock, clock)
         self.has_model = has_model
+        self.ranker = RankerFollower(paths.rankers) if ranks else None
         self.tasks = Tasks(clock, (PeerError, sqlite3.OperationalError))
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._numbers = itertools.count()
@@ -72,6 +78,7 @@ class WorkerState:
             new_id=self.new_id,
             draws=ExplorationDraws.open(paths.exploration_key),
             clock=self.clock,
+            ranking=RankingGuard(self.clock),
             open_bids=OpenBids(settings.workers),
         )
 
@@ -98,6 +105,7 @@ class WorkerState:
             self.has_model and self.bidder.generate is None,
             bool(self.failing_tasks()),
             bool(self.clock.doubt()),
+            self.bidder.ranking.is_failing or (self.ranker is not None and self.ranker.is_behind),
         )
         return [part for part, part_is_away in zip(telemetry.PARTS, is_away, strict=True) if part_is_away]
 

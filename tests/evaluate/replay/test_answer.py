@@ -12,6 +12,7 @@ from leadre.serve.bidding.record import digest
 from leadre.serve.callers.party import RECOMMEND
 from leadre.serve.ipc.messages import AppendRequest
 from leadre.serve.processes.recommend import RecommendRequest
+from leadre.serve.rankers.published import PublishedRankers
 from leadre.types import Verdict
 
 from ...serve.alone import Alone, banner_request
@@ -31,6 +32,7 @@ def replayed(alone, *records):
         store=alone.store,
         draws=alone.bidder.draws,
         model=None,
+        rankers=PublishedRankers(alone.paths.rankers),
     )
     return asyncio.run(replay(world, len(records)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import msgspec
@@ -108,5 +109,9 @@ def test_account_sees_its_own_candidates_and_bids_alone(alone):
     assert shown["none"] is None, "to an account without a candidate the request is unknown"
     assert [candidate.ad_id for candidate in shown["tea"].candidates] == ["tea"]
     assert [bid.ad_id for bid in shown["tea"].bids] == ["tea"] and shown["mug"].bids == []
+    (tea,) = shown["tea"].candidates
+    assert (tea.p, tea.fit, tea.value_nanos, tea.price_nanos) == (None, None, None, 2_000_000)
+    unknown = of_account(dataclasses.replace(explanation, has_user=False), "tea Ltd")
+    assert unknown.candidates[0].p == pytest.approx(0.5), "of nobody in particular"
     text = msgspec.json.encode(shown["mug"]).decode().lower()
     assert not [word for word in ("tea", "shoes", "known") if word in text]
