@@ -6,6 +6,8 @@ three imps, one worker, arrivals at a fixed rate (bench/load/load.mjs), deadline
 - ``stored_*``: medians of five rounds at 300 requests a second, tmax 100 ms: ``stored_inside_tmax`` is the share that
   was answered in time, ``stored_answered`` the share with bids; ``worker_ms``, ``writer_ms`` and ``client_ms`` are
   processor time a request. The client shares the cores with the bidder.
+- ``ranked_*``, ``ranked_knee_rps``: the same rounds and the knee with a ranker that knows the objects of the ads. Users
+  have histories of 60 events, and an imp may show about 50 of the 100 candidates. The others are with ``--rank false``.
 - ``knee_rps``: the highest rate with p99 <= 80 ms and bids for 90 %. ``overload_bids``: bids a second at twice the knee
   over those at the knee; ``overload_inside_tmax``; ``overload_5xx``; ``recovered_s``: seconds at half the knee until
   one has p99 <= 80 ms again.
@@ -82,34 +84,28 @@ def main() -> None:
 
 
 def from_lists(folder: Path, users: int, *, quick: bool) -> dict[str, float]:
-    """Fixed rate, knee, overload and recovery."""
-    leadre("data", "--source", "world", "--work", str(folder), "--run", "bench")
-    market.write(folder / "state", users, ads=20_000)
+    """Fixed rate and knee without and with a ranker; overload and recovery without."""
+    run = ("--work", str(folder), "--run", "bench")
+    ads = 2_000 if quick else 20_000
+    leadre("data", "--source", "world", "--world-ads", str(ads), "--world-users", "1000", *run)
+    leadre("rank", "train", "--rows", "shown", "--negatives", "1", "--threads", "1", *run)
+    leadre("rank", "calibrate", "--resamples", "2", *run)
+    objects = histories.load(artifact.read(folder / "bench" / "data", artifact.TABLES)).objects["object_id"].to_list()
+    market.write(folder / "state", users, ads, objects)
     seconds = 3 if quick else 10
     template = market.request("@NUMBER@", "@USER@")
+
+    def at(rate: float, seconds: int) -> dict[str, Any]:
+        result = load(server, template, rate, seconds, users=users)
+        say({name: value for name, value in result.items() if name != "seconds"})
+        return result
+
     with serving(folder, "bench", folder / "state", ["--generate", "false"]) as server:
-        time.sleep(SETTLE_S)  # until the writer has the catalogue and the worker has leased budgets
-
-        def at(rate: float, seconds: int) -> dict[str, Any]:
-            result = load(server, template, rate, seconds, users=users)
-            say({name: value for name, value in result.items() if name != "seconds"})
-            return result
-
-        at(TARGET_RPS, 1)
-        rounds = [at(TARGET_RPS, seconds) for _ in range(1 if quick else 5)]
-        stored = {
-            "stored_rps": "sent_rps",
-            "stored_p50_ms": "p50_ms",
-            "stored_p99_ms": "p99_ms",
-            "stored_inside_tmax": "inside",
-            "stored_answered": "answered",
-            "worker_ms": "worker_ms",
-            "writer_ms": "writer_ms",
-            "client_ms": "client_ms",
-        }
-        figures = {name: statistics.median(round_[key] for round_ in rounds) for name, key in stored.items()}
-        figures["stored_5xx"] = sum(round_["status_5xx"] + round_["errors"] for round_ in rounds)
-        knee, knee_bids_rps = knee_of(at, 2 if quick else 5, within=0.15 if quick else 0.05)
+        ranked, ranked_knee, _ = rounds_and_knee(at, seconds, quick=quick)
+        assert server.count('leadre_rankings_total{outcome="ranked"}'), "no request was ranked"
+    with serving(folder, "bench", folder / "state", ["--generate", "false", "--rank", "false"]) as server:
+        figures, knee, knee_bids_rps = rounds_and_knee(at, seconds, quick=quick)
+        figures |= {f"ranked_{name}": value for name, value in ranked.items()} | {"ranked_knee_rps": ranked_knee}
         over = at(OVERLOAD * knee, seconds)
         after = at(knee / 2, 5)["seconds"]
         good = [second for second, row in enumerate(after, start=1) if (row["p99_ms"] or np.inf) <= KNEE_P99_MS]
@@ -121,6 +117,28 @@ def from_lists(folder: Path, users: int, *, quick: bool) -> dict[str, float]:
         "overload_5xx": over["status_5xx"] + over["errors"],
         "recovered_s": min(good, default=np.inf),
     }
+
+
+def rounds_and_knee(
+    at: Callable[[float, int], dict[str, Any]], seconds: int, *, quick: bool
+) -> tuple[dict[str, float], float, float]:
+    """(medians of the rounds at the fixed rate, the knee, bids a second at the knee)."""
+    time.sleep(SETTLE_S)  # until the writer has the catalogue and the worker has leased budgets
+    at(TARGET_RPS, 1)
+    rounds = [at(TARGET_RPS, seconds) for _ in range(1 if quick else 5)]
+    stored = {
+        "stored_rps": "sent_rps",
+        "stored_p50_ms": "p50_ms",
+        "stored_p99_ms": "p99_ms",
+        "stored_inside_tmax": "inside",
+        "stored_answered": "answered",
+        "worker_ms": "worker_ms",
+        "writer_ms": "writer_ms",
+        "client_ms": "client_ms",
+    }
+    figures = {name: statistics.median(round_[key] for round_ in rounds) for name, key in stored.items()}
+    figures["stored_5xx"] = sum(round_["status_5xx"] + round_["errors"] for round_ in rounds)
+    return figures, *knee_of(at, 2 if quick else 5, within=0.15 if quick else 0.05)
 
 
 def knee_of(at: Callable[[float, int], dict[str, Any]], seconds: int, *, within: float) -> tuple[float, float]:

@@ -7,7 +7,7 @@ banners have one to three sizes. A request has three imps of one page and blocks
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.paths import StatePaths
 from leadre.store import open_store
-from leadre.store.contract import StoredList
+from leadre.store.contract import Profile, ProfileEvent, StoredList
 from leadre.types import Ad, Campaign, Size, Targeting
+from leadre.units import US_PER_DAY
 
 VERSION = "bench"
 LISTED = 100  # ads of a user's list
 ADS_A_CAMPAIGN = 10
+EVENTS = 60  # of a user's history
 PAGE = 5_000  # users written at once
 SIZES: tuple[Size, ...] = ((300, 250), (728, 90), (320, 50), (160, 600), (970, 250))
 IMP_SIZES: tuple[tuple[Size, ...], ...] = (((300, 250), (160, 600)), ((728, 90), (970, 250)), ((320, 50),))
@@ -31,14 +33,17 @@ COUNTRIES = ("DEU", "FRA", "USA")
 PHONE = 4  # OpenRTB device type
 
 
-def write(folder: Path, users: int, ads: int, seed: int = 0) -> None:
-    """Fill a state folder with ``ads`` ads and lists of ``users`` users, ``user_id`` by number."""
+def write(folder: Path, users: int, ads: int, objects: Sequence[str] = (), seed: int = 0) -> None:
+    """Fill a state folder with ``ads`` ads and lists of ``users`` users, ``user_id`` by number.
+
+    ``objects``: those of the ads, in turn; users then have histories of `EVENTS` events on them.
+    """
     paths = StatePaths(folder=folder, store=f"lmdb:{folder / 'lists'}")
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     database = ManageDatabase(paths.manage_database)
     campaigns = [_campaign(number, rng) for number in range(ads // ADS_A_CAMPAIGN)]
-    added = CampaignStore(database).add(campaigns, [_ad(number, rng) for number in range(ads)])
+    added = CampaignStore(database).add(campaigns, [_ad(number, rng, objects) for number in range(ads)])
     database.close()
     assert added.ads == ads, added
     store = open_store(paths.store)
@@ -46,6 +51,8 @@ def write(folder: Path, users: int, ads: int, seed: int = 0) -> None:
     ad_ids = [ad_id(number) for number in range(ads)]
     for page in _pages(users):
         store.put_lists(VERSION, {user: _list(ad_ids, log_p, rng) for user in page})
+        if objects:
+            store.write_profiles(*(_profile(user, objects, rng) for user in page if user != EVERYBODY))
     store.switch(VERSION)
     store.close()
 
@@ -96,6 +103,17 @@ def _list(ad_ids: list[str], log_p: np.ndarray[Any, Any], rng: np.random.Generat
     return StoredList(VERSION, time.time_ns() // 1000, tuple(ad_ids[ad] for ad in best), tuple(log_p.tolist()))
 
 
+def _profile(user: str, objects: Sequence[str], rng: np.random.Generator) -> Profile:
+    now_us = time.time_ns() // 1000
+    days_ago = np.sort(rng.integers(1, 90, EVENTS))[::-1]
+    chosen = rng.integers(0, len(objects), EVENTS)
+    recent = tuple(
+        ProfileEvent(objects[number], now_us - day * US_PER_DAY, "ad")
+        for number, day in zip(chosen.tolist(), days_ago.tolist(), strict=True)
+    )
+    return Profile(user, recent, updated_at_us=now_us)
+
+
 def _campaign(number: int, rng: np.random.Generator) -> Campaign:
     draw = rng.random(5)
     return Campaign(
@@ -114,12 +132,12 @@ def _campaign(number: int, rng: np.random.Generator) -> Campaign:
     )
 
 
-def _ad(number: int, rng: np.random.Generator) -> Ad:
+def _ad(number: int, rng: np.random.Generator, objects: Sequence[str]) -> Ad:
     campaign = number // ADS_A_CAMPAIGN
     sizes = rng.choice(len(SIZES), int(rng.integers(1, 4)), replace=False).tolist()
     return Ad(
         ad_id=ad_id(number),
-        object_id=f"object-{number}",
+        object_id=objects[number % len(objects)] if objects else f"object-{number}",
         campaign_id=f"campaign-{campaign}",
         advertiser_id=f"advertiser-{campaign % 300}",
         title=f"Offer number {number} of this season",
