@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+ROUNDING = 1e-12  # relative; the product of a bid and value / bid may be below the value by a rounding
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -126,7 +128,7 @@ class _Ranked:
         )
         assert (bids.rate_K > 0).all() and (bids.weight_K > 0).all() and (bids.bid_nanos_K >= 0).all(), bids
         score_K = bids.bid_nanos_K * bids.weight_K
-        meets_reserve_K = bids.bid_nanos_K * bids.rate_K >= bids.reserve_nanos_K
+        meets_reserve_K = bids.bid_nanos_K * bids.rate_K >= bids.reserve_nanos_K * (1 - ROUNDING)
         order_K = np.lexsort((bids.tie_K, -score_K))
         order_R = order_K[meets_reserve_K[order_K]]
         slots = min(len(effects), len(order_R))

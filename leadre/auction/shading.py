@@ -180,7 +180,11 @@ def fit_histogram(
 
 
 def fit_log_normal(feedback: Feedback, bid_G: Floats) -> WinCurve:
-    """Log-normal law of the price, by EM over the intervals."""
+    """Log-normal law of the price, by EM over the intervals.
+
+    An auction lost without a bid (0) and without a price permits any price: it takes no part.
+    """
+    feedback = feedback.of((feedback.low_N > 0) | np.isfinite(feedback.high_N))
     is_known_N = feedback.low_N == feedback.high_N
     least = bid_G[0] if is_known_N.any() else 1e-300  # a price below all bids of the grid counts as the lowest of them
     low_N = np.log(np.maximum(feedback.low_N, least))
@@ -208,7 +212,11 @@ def fit_log_normal(feedback: Feedback, bid_G: Floats) -> WinCurve:
 
 
 def fit_logistic(feedback: Feedback, bid_G: Floats, ridge: float = 1e-3) -> WinCurve:
-    """Win rate ``sigmoid(a + c log bid)``, c > 0, by Newton steps on wins and losses; prices are not read."""
+    """Win rate ``sigmoid(a + c log bid)``, c > 0, by Newton steps on wins and losses; prices are not read.
+
+    Auctions without a bid (0) take no part.
+    """
+    feedback = feedback.of(feedback.bid_N > 0)
     log_bid_N = np.log(feedback.bid_N)
     center = float(log_bid_N.mean())
     x_ND = np.column_stack([np.ones_like(log_bid_N), log_bid_N - center])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from leadre.data import money, times
+from leadre.data.money import MAX_UNITS
 from leadre.data.tables import (
     BAD_ROWS,
     FILE,
@@ -32,10 +33,14 @@ OPEN_ENDS = ("ends_at",)  # columns in which a time after the valid range means 
 
 @dataclass(frozen=True, kw_only=True)
 class CellFormat:
-    """How cells of files are written. ``numbers``: the profile columns that are numbers."""
+    """How cells of files are written. ``numbers``: the profile columns that are numbers.
+
+    ``max_median_amount``: a column of money in units of the currency with a larger median is refused.
+    """
 
     time: TimeFormat = field(default_factory=TimeFormat)
     decimal_comma: bool = False
+    max_median_amount: float = MAX_UNITS
     numbers: tuple[str, ...] = ()
 
 
@@ -47,7 +52,7 @@ def conform(
     ``raw`` has the column ROW. Text columns (of CSV and JSON) are parsed, and a blank cell is a missing value; the
     types of other columns (of Parquet) must fit. Money in units of a currency is converted to billionths. Returns (good
     rows with ROW and FILE, bad rows in the form of BAD_ROWS). Raises InputError if a column is missing or occurs in two
-    forms, or if a Parquet column has a type that does not fit.
+    forms, if a Parquet column has a type that does not fit, or if a column of units seems to hold billionths.
     """
     form = form or CellFormat()
     raw = _with_plain_names(name, raw, file)
@@ -59,11 +64,14 @@ def conform(
     typed = raw.select(ROW)
     bad = []
     for column, kind in known.items():
-        values, why = _typed(raw[column], kind, f"{file}: column {column!r} of {name}", form, column in schema.money)
+        place = f"{file}: column {column!r} of {name}"
+        values, why = _typed(raw[column], kind, place, form, column in schema.money)
         target = schema.money.get(column, column)
+        if column in schema.money:
+            _check_unit(values, target, place, form.max_median_amount)
         typed = typed.with_columns(values.alias(target))
         if column in schema.required:
-            bad.append(_bad_rows(name, file, raw, raw[column].is_null(), column, "is missing"))
+            bad.append(_bad_rows(name, file, raw, values.is_null() & why.is_null(), column, "is missing"))
         bad.append(_bad_rows(name, file, raw, why.is_not_null(), column, why))
         if column in schema.allowed:
             is_unknown = values.is_not_null() & ~values.is_in(list(schema.allowed[column]))
@@ -114,6 +122,8 @@ def _typed(
         return raw.cast(WHOLE if is_money else kind), no_reason
     if is_money and (raw_kind == TEXT or raw_kind.is_numeric()):
         return money.nanos(raw, decimal_comma=form.decimal_comma)
+    if is_money:
+        raise InputError(f"{place} has the type {raw_kind}; it must be an amount: write it as a decimal or a number")
     is_number = raw_kind.is_integer() or (raw_kind.is_float() and form.time.unit in ("s", "ms"))
     if kind == TIME and (raw_kind in (TEXT, pl.Date) or isinstance(raw_kind, pl.Datetime) or is_number):
         micros, why = times.micros(raw, form.time, open_end=raw.name in OPEN_ENDS)
@@ -131,6 +141,20 @@ def _typed(
         return values, no_reason
     reasons = [f"is not {_type_text(kind)}: {shorten(value)}" for value in raw.filter(is_faulty).to_list()]
     return values, no_reason.scatter(is_faulty.arg_true(), pl.Series(reasons))
+
+
+def _check_unit(nanos: pl.Series, target: str, place: str, max_median_amount: float) -> None:
+    """Raise InputError if the usual amount is too large for units of a currency, as billionths and millionths are.
+
+    The median decides: one expensive thing is no fault of the column.
+    """
+    median_nanos = nanos.filter(nanos > 0).median()
+    if isinstance(median_nanos, float) and median_nanos > max_median_amount * NANOS_PER_UNIT:
+        raise InputError(
+            f"{place}: half of the amounts are {median_nanos / NANOS_PER_UNIT:,.0f} or more, and this column is in"
+            f" units of the currency. Write billionths into {target!r}; if the amounts are right, raise"
+            f" --max-median-amount {max_median_amount:.0f}"
+        )
 
 
 def _bid_of_an_impression(typed: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:

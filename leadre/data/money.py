@@ -17,16 +17,18 @@ def nanos(raw: pl.Series, *, decimal_comma: bool) -> tuple[pl.Series, pl.Series]
     ``raw`` holds text, numbers or decimals; NaN is a missing value. Digits after the ninth are dropped.
     """
     if raw.dtype.is_float():
-        raw = raw.cast(pl.Float64).fill_nan(None)
+        # As text, a Float32 of 19.99 is 19.99; cast at once it would be 19.989999771.
+        raw = (raw if raw.dtype == pl.Float64 else raw.cast(pl.String).cast(pl.Float64)).fill_nan(None)
         is_usable = (raw.abs() <= MAX_UNITS).fill_null(False)
         result = (raw.set(~is_usable, None) * NANOS_PER_UNIT).round().cast(pl.Int64)
     else:
+        decimal_comma &= raw.dtype == pl.String  # a decimal of Parquet has a point as text
         mark = "," if decimal_comma else r"\."
         text = raw.cast(pl.String)
-        amount = text.str.extract(rf"^([+-]?(?:\d{{1,10}}(?:{mark}\d*)?|{mark}\d+))$")
-        units = amount.str.extract(r"^[+-]?(\d*)").replace("", "0").cast(pl.Int64)
+        amount = text.str.extract(rf"^([+-]?(?:[0-9]{{1,10}}(?:{mark}[0-9]*)?|{mark}[0-9]+))$")
+        units = amount.str.extract(r"^[+-]?([0-9]*)").replace("", "0").cast(pl.Int64)
         is_usable = (units <= MAX_UNITS).fill_null(False)
-        fraction = amount.str.extract(rf"{mark}(\d{{0,9}})").fill_null("").str.pad_end(9, "0").cast(pl.Int64)
+        fraction = amount.str.extract(rf"{mark}([0-9]{{0,9}})").fill_null("").str.pad_end(9, "0").cast(pl.Int64)
         sign = 1 - 2 * amount.str.starts_with("-").fill_null(False).cast(pl.Int64)
         result = (units.set(~is_usable, None) * NANOS_PER_UNIT + fraction) * sign
     is_faulty = raw.is_not_null() & ~is_usable

@@ -18,7 +18,7 @@ from leadre.units import US_PER_DAY
 US_PER = {"s": 1_000_000.0, "ms": 1_000.0, "us": 1.0, "ns": 0.001, "days": float(US_PER_DAY)}
 _NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _CALENDAR = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])(?:\d{4}|\d{6}|\d{9})?")
-_NUMBER = r"^[+-]?\d+(\.\d+)?$"
+_NUMBER = r"^[+-]?[0-9]+(\.[0-9]+)?$"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,13 @@ class TimeFormat:
 def micros(raw: pl.Series, form: TimeFormat, *, open_end: bool = False) -> tuple[pl.Series, pl.Series]:
     """(microseconds as Int64, null where missing or not usable; reasons as text, null where there is none).
 
-    ``raw`` holds text, whole numbers, timestamps or dates; numbers with a fraction only for seconds and milliseconds.
+    ``raw`` holds text, whole numbers, timestamps or dates; numbers with a fraction only for seconds and milliseconds,
+    among which NaN is a missing value.
     ``open_end``: a time after the range means never, so it is missing and no fault.
     """
     kind = raw.dtype
+    if kind.is_float():
+        raw = raw.fill_nan(None)
     if kind == pl.String:
         scaled = _from_text(raw, form)
     elif isinstance(kind, pl.Datetime):

@@ -140,3 +140,16 @@ def test_exploration_has_the_propensity_of_its_law():
     assert propensity_K[~is_drawn_K] == pytest.approx(0.98)
     # The density integrates to the share: the mean of its inverse over drawn bids is the length of their range / share.
     assert np.mean(1 / propensity_K[is_drawn_K]) * 0.02 == pytest.approx(8 * (1 - SHADED_BY_AT_MOST), rel=0.02)
+
+
+@pytest.mark.parametrize("fit", [fit_histogram, fit_log_normal, fit_logistic])
+@pytest.mark.parametrize("kind", ["price of wins", "win or loss"])
+def test_auctions_without_a_bid_change_no_law(fit, kind):
+    """`shade` returns 0 where no bid is worth it; such an auction is lost at any price."""
+    random = np.random.default_rng(7)
+    bid_N = random.uniform(0.3, 3.0, 400)
+    price_N = random.lognormal(0.0, 0.5, 400)
+    bids = grid(0.1, 5.0, 16)
+    law = fit(feedback_kinds(bid_N, price_N)[kind], bids)
+    with_zeros = feedback_kinds(np.append(bid_N, np.zeros(40)), np.append(price_N, np.ones(40)))[kind]
+    assert fit(with_zeros, bids).win_G == pytest.approx(law.win_G, abs=1e-3)  # steps of EM

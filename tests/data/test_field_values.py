@@ -238,3 +238,55 @@ def test_decimal_comma_needs_its_option(logs: Logs) -> None:
 def test_invalid_decimal_money_is_refused(logs: Logs, change: dict[str, object], why: str) -> None:
     with pytest.raises(InputError, match=re.escape(why)):
         read_folder(logs(ads=[row | change for row in market()["ads"]]))
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(("column", "amount"), [("price", 2_500_000_000), ("bid", 2_500_000), ("daily_budget", 10**9)])
+def test_billionths_in_a_column_of_units_are_refused(logs: Logs, form: str, column: str, amount: int) -> None:
+    ads = [row | {column: amount, "bid_type": "cpm"} for row in market()["ads"]]
+    with pytest.raises(InputError, match=rf"column '{column}' of ads: half .* into '{column}_nanos'"):
+        read_folder(logs(form, ads=ads))
+    read = read_folder(logs(form, ads=ads), max_median_amount=1e10).ads
+    assert set(read[f"{column}_nanos"]) == {amount * (10**6 if column == "bid" else 10**9)}
+
+
+def test_large_amount_among_usual_ones_is_read(logs: Logs) -> None:
+    """Zeros and missing amounts do not count as usual ones."""
+    amounts = (0, 20, None, 5_000_000)
+    ads = [row | {"price": amount} for row, amount in zip(market()["ads"], amounts, strict=True)]
+    with pytest.raises(InputError, match="--max-median-amount"):
+        read_folder(logs(ads=[row | {"price": row["price"] and 5_000_000} for row in ads]))
+    assert read_folder(logs(ads=ads), max_median_amount=3_000_000).ads["price_nanos"][3] == 5_000_000 * 10**9
+
+
+@pytest.mark.parametrize("kind", [pl.Float32(), pl.Decimal(10, 2), pl.Float64()])
+def test_numbers_of_parquet_are_read_as_written(logs: Logs, kind: pl.DataType) -> None:
+    folder = logs("parquet")
+    ads = pl.read_parquet(folder / "ads.parquet").with_columns(price=pl.lit(19.99).cast(kind))
+    ads.write_parquet(folder / "ads.parquet")
+    for decimal_comma in (False, True):
+        tables = read_folder(folder, decimal_comma=decimal_comma)
+        assert set(tables.ads["price_nanos"]) == {19_990_000_000}
+
+
+def test_truth_values_are_no_money(logs: Logs) -> None:
+    with pytest.raises(InputError, match="it must be an amount: write it as a decimal or a number"):
+        read_folder(logs("parquet", ads=[row | {"price": True} for row in market()["ads"]]))
+
+
+@pytest.mark.parametrize("unit", ["us", "s"])
+def test_digits_of_other_scripts_are_refused(logs: Logs, unit: str) -> None:
+    """The parser reads ASCII digits alone."""
+    with pytest.raises(InputError, match="is not an amount such as"):
+        read_folder(logs(ads=[row | {"price": "٣"} for row in market()["ads"]]))
+    with pytest.raises(InputError, match="is not a time such as"):
+        read_folder(logs(events=[row | {"at": "١٧٧٢٣٥٢٠٠٠"} for row in market()["events"]]), time_unit=unit)
+
+
+def test_time_that_is_no_number_is_missing(logs: Logs) -> None:
+    folder = logs("parquet", inventory=[{"ad_id": f"a{n}", "ends_at": float("nan")} for n in range(4)])
+    assert read_folder(folder, time_unit="s", unordered=True).bad_rows.height == 0
+    events = pl.read_parquet(folder / "events.parquet").with_columns(at=pl.lit(float("nan")))
+    events.write_parquet(folder / "events.parquet")
+    with pytest.raises(InputError, match="column 'at' is missing"):
+        read_folder(folder, time_unit="s")

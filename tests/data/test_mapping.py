@@ -189,3 +189,11 @@ def test_mapping_is_read_from_the_config(folder: Path, tmp_path: Path) -> None:
     assert pl.read_parquet(tmp_path / "work" / "mine" / "data" / "events.parquet").height == 60
     with pytest.raises(InputError, match="--events: must be table of the TOML file"):
         config.load(run.Config, section="data", path=None, flags={"events": "x"})
+
+
+def test_join_of_numbers_with_text(folder: Path) -> None:
+    """Keys are compared as text: Parquet has numbers where a CSV has digits."""
+    pl.DataFrame({"cookie": [0, 1, 2, 3, 4], "town": ["A", "B", "C", "D", "E"]}).write_parquet(folder / "towns.parquet")
+    join = {"file": "towns.parquet", "on": "cookie"}
+    events = mapped(folder, events=EVENTS | {"join": join, "placement_id": "town"}).events
+    assert set(events["placement_id"]) == set("ABCDE")

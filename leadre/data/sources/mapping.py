@@ -85,7 +85,8 @@ class TableMapping:
             frame = frame.with_columns((pl.int_range(pl.len()) + rows_before + 1).alias(ROW_NUMBER))
         if self.join is not None and joined is not None:
             self._check_names([self.join.on], frame.columns, file)
-            frame = frame.join(joined, on=self.join.on, how="left", maintain_order="left")
+            key = pl.col(self.join.on).cast(pl.String)  # Parquet has numbers where a CSV has digits
+            frame = frame.with_columns(key).join(joined, on=self.join.on, how="left", maintain_order="left")
         if self.explode:
             self._check_names([self.explode], frame.columns, file)
             frame = self._exploded(frame)

@@ -27,6 +27,9 @@ class FileOptions:
     time_zone: str = option("UTC", "zone of times without an offset, such as Asia/Shanghai")
     time_origin: str = option("1970-01-01", "time from which times that are numbers count")
     decimal_comma: bool = option(False, "amounts of money are written 2,50")
+    max_median_amount: float = option(
+        1_000_000, "median of a column of money in units above which the run stops: it seems billionths", at_least=0
+    )
     profile_numbers: tuple[str, ...] = option((), "columns of users that are numbers and not codes, such as age")
     content_prefix: str = option("", "text before the IDs of contents, if they coincide with IDs of ads")
     layout: str = option("", "name of the layout of a public log that this package maps; ? lists them")

@@ -174,6 +174,7 @@ class _TableReader:
         frame = pl.concat([rows.frame for rows in read], how="diagonal_relaxed").drop(ROW)
         if join.on not in frame.columns:
             raise InputError(f"{place}: has no column {join.on!r}; it has {', '.join(frame.columns[:30])}")
+        frame = frame.with_columns(pl.col(join.on).cast(pl.String))
         if any(rows.bad.height for rows in read):
             bad = next(rows.bad for rows in read if rows.bad.height).row(0, named=True)
             raise InputError(f"{place}: {bad['file']}, row {bad['row']}: {bad['why']}")
@@ -211,4 +212,9 @@ def _cell_format(options: FileOptions, mapping: TableMapping | None) -> CellForm
         for moment in (earliest, latest, date(origin, "time-origin"))
     )
     time = TimeFormat(unit=unit, zone=zone, origin_us=origin_us, earliest_us=earliest_us, latest_us=latest_us)
-    return CellFormat(time=time, decimal_comma=options.decimal_comma, numbers=options.profile_numbers)
+    return CellFormat(
+        time=time,
+        decimal_comma=options.decimal_comma,
+        max_median_amount=options.max_median_amount,
+        numbers=options.profile_numbers,
+    )

@@ -44,6 +44,15 @@ def test_ad_that_outranks_none_pays_the_floor_and_no_ad_more_than_its_bid():
     assert charged("gsp", bids=(5, 5_000), fits=(0.5, 0.5)).action_nanos == 5  # an order by rounding alone
 
 
+@pytest.mark.parametrize("mechanism", ["gsp", "vcg"])
+def test_winner_whose_value_is_the_floor_pays_its_bid(mechanism):
+    # In floating point, 49 x (1 / 49) is below 1: a reserve of 1 would drop the winner.
+    bids = np.array([49, 500])
+    values = np.array([1, 1])
+    assert charge(mechanism, (1.0,), bids[:1], values[:1], np.zeros(1), 1) == (49, 1)
+    assert charge(mechanism, (1.0,), bids, values, np.zeros(2), 1) == (49, 1)
+
+
 def test_api_ads_without_a_probability_set_no_price():
     bids = np.array([9_000, 9_000])
     assert charge("gsp", (1.0,), bids, bids, np.array([log(0.5), -1e6]), 1).action_nanos == 1
