@@ -290,3 +290,10 @@ def test_time_that_is_no_number_is_missing(logs: Logs) -> None:
     events.write_parquet(folder / "events.parquet")
     with pytest.raises(InputError, match="column 'at' is missing"):
         read_folder(folder, time_unit="s")
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_small_numbers_are_read_from_every_form(logs: Logs, form: str) -> None:
+    """Writers of JSON shorten 0.00005 to 5e-05."""
+    ads = [row | {"price": 0.00005} for row in market()["ads"]]
+    assert set(read_folder(logs(form, ads=ads)).ads["price_nanos"]) == {50_000}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -223,6 +224,8 @@ def _as_text(column: str, value: object, kind: pl.DataType) -> str | None:
         raise ValueError(f"{json.dumps(value)} is a JSON {type(value).__name__}, which does not fit")
     elif isinstance(value, float) and column.endswith("_id"):
         raise ValueError(f"{value!r} is a number with a fraction and no ID; write IDs as text")
+    elif isinstance(value, float) and "e" in repr(value):
+        value = format(Decimal(repr(value)), "f")  # 0.00005, for which writers of JSON have 5e-05
     return None if value is None else _checked_text(str(value))
 
 
