@@ -197,3 +197,12 @@ def test_join_of_numbers_with_text(folder: Path) -> None:
     join = {"file": "towns.parquet", "on": "cookie"}
     events = mapped(folder, events=EVENTS | {"join": join, "placement_id": "town"}).events
     assert set(events["placement_id"]) == set("ABCDE")
+
+
+def test_share_of_bad_rows_is_one_of_rows_and_not_of_events(folder: Path) -> None:
+    """A row that gives two events counts once, so that 1 of 60 is above 1 %."""
+    both = [{"action": f"'{action}'", "where": "kind = 'imp'"} for action in ("impression", "conversion")]
+    path = folder / "log-0.csv"
+    path.write_text(path.read_text().replace("1772352000000,0,imp", "soon,0,imp"))
+    with pytest.raises(InputError, match="events: 1 of 60 rows are bad"):
+        read_folder(folder, columns={"ads": ADS}, events=EVENTS | {"actions": both})

@@ -152,7 +152,7 @@ class _TableReader:
             frame = self.mapping.rows(frame, self._joined, part.label, self._rows_read)
             self._rows_read += read
             self._rows_without += read - frame[ROW].n_unique()
-        self.log.rows[name] += frame.height + rows.bad.height
+        self.log.rows[name] += frame[ROW].n_unique() + rows.bad.height  # a row may give several events
         if not frame.height:
             return None
         typed, bad_rows = cells.conform(name, frame, part.label, self._form)
