@@ -103,6 +103,8 @@ def bid_rate(
 
 
 def _log_mean(log_N: Floats) -> float:
-    """Logarithm of the mean of exp(log_N)."""
+    """Logarithm of the mean of exp(log_N), 0 without any."""
+    if not len(log_N):
+        return 0.0
     largest = float(log_N.max())
     return largest + math.log(float(np.exp(log_N - largest).mean()))

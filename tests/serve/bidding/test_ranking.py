@@ -10,6 +10,7 @@ import pytest
 
 from leadre import telemetry
 from leadre.data import bids
+from leadre.serve.bidding.api_ads import LOWEST_LOG_P
 from leadre.serve.bidding.explanation import explain, of_account
 from leadre.serve.bidding.ranking import FORGET
 from leadre.serve.bidding.select import rank
@@ -115,6 +116,8 @@ def test_value_is_on_one_scale_for_all_kinds_of_bids(alone):
     assert plain.log_fit_K is log_p and plain.price_nanos_K is counted
     unknown = values(catalogue, rows, log_p, counted, rates_of([math.nan] * 3))
     assert unknown.log_fit_K is log_p and not unknown.is_ranked_K.any()
+    api_ads_alone = values(catalogue, rows, np.full(3, LOWEST_LOG_P), counted, rates_of([0.02, math.nan, math.nan]))
+    assert np.isfinite(api_ads_alone.log_fit_K).all()
 
 
 def test_a_rate_of_zero_is_bid_last_and_one_of_one_at_most_the_bid(alone):
