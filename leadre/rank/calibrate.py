@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -97,13 +98,14 @@ def fit(logit_N: Floats, label_N: Bools, slice_N: Ints, slices: int) -> Calibrat
 def refitted(logit_N: Floats, label_N: Bools, slice_N: Ints, at_us_N: Ints, from_us: int, days: int) -> Floats:
     """Probabilities [N] of the rows from ``from_us`` on, NaN before: every ``days`` the calibration is fitted again.
 
-    Each fit has the rows of the ``days`` before it, so that no row is calibrated on its own outcome or on a later one.
+    Each fit has the rows of the last ``days`` with any before it, so that no row is calibrated on its own outcome or on
+    a later one.
     Rates drift by season and offer, and the last days know most of the next. Errors: those of `fit`.
     """
     period_N = (at_us_N - from_us) // (days * US_PER_DAY)
     p_N = np.full(len(logit_N), np.nan)
-    for period in range(int(period_N.max(initial=-1)) + 1):
-        before = period_N == period - 1
+    for previous, period in pairwise(np.unique([-1, *period_N[period_N >= 0]])):
+        before = period_N == previous
         rows = period_N == period
         fitted = fit(logit_N[before], label_N[before], slice_N[before], len(SLICES))
         p_N[rows] = fitted.apply(logit_N[rows], slice_N[rows])

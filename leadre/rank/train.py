@@ -8,6 +8,7 @@ Letters: N rows of a batch, H labels.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from leadre import progress
+from leadre.errors import InputError
 from leadre.rank import layers
 from leadre.rank.checkpoint import Checkpoint, Curve, Reached
 from leadre.rank.inputs import Batch, SequenceBatch, collate
@@ -61,7 +63,7 @@ def fit(
     """(parameters of the epoch with the lowest validation loss, losses).
 
     ``content_OW``: content vectors of the objects, for a ranker that reads them. A ``checkpoint`` of the same training
-    is resumed. All ``processes`` call this with the same arguments and return the same.
+    is resumed. All ``processes`` call this with the same arguments and return the same. InputError if it diverges.
     """
     initial = ranker.init(spec, np.random.default_rng(seed))
     _set_fixed(initial, rows, content_OW)
@@ -78,7 +80,12 @@ def fit(
             for part in np.array_split(order, batches)[len(reached.losses) :]:
                 _set_rates(optimizer, training, done / (training.epochs * batches))
                 done += 1
-                reached.losses.append(_step(ranker, spec, params, optimizer, [rows[i] for i in part], processes))
+                loss = _step(ranker, spec, params, optimizer, [rows[i] for i in part], processes)
+                if not math.isfinite(loss):
+                    raise InputError(
+                        f"the training diverges: its loss is {loss} in step {done}; look for absurd numbers"
+                    )
+                reached.losses.append(loss)
                 advance(1, f"loss {reached.losses[-1]:.4f}")
                 if checkpoint and processes.number == 0 and time.monotonic() - saved_s > training.checkpoint_s:
                     checkpoint.save(params, optimizer, reached)

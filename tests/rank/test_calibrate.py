@@ -102,3 +102,13 @@ def test_refits_follow_a_rate_that_drifts_and_read_no_later_outcome(rows):
     changed = label & (day_N < 28)
     again = calibrate.refitted(true, changed, slice_N, at_us, 7 * US_PER_DAY, 7)
     np.testing.assert_array_equal(again, p)
+
+
+def test_a_period_without_rows_leaves_the_fit_before_it(rows):
+    true, label, slice_N = rows
+    day_N = np.sort(np.random.default_rng(0).integers(0, 14, len(true)))
+    at_us = np.where(day_N < 7, day_N, day_N + 14) * US_PER_DAY  # two weeks are missing
+    p = calibrate.refitted(true, label, slice_N, at_us, 7 * US_PER_DAY, 7)
+    first = day_N < 7
+    expected = calibrate.fit(true[first], label[first], slice_N[first], 2).apply(true[~first], slice_N[~first])
+    np.testing.assert_array_equal(p[~first], expected)
