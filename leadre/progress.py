@@ -39,6 +39,17 @@ def say(text: str) -> None:
     console.print(redact(text), markup=False, highlight=False, soft_wrap=True)
 
 
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Print nothing meanwhile: for a trial whose messages concern no result."""
+    before = console.quiet
+    console.quiet = True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
 def bar(iterable: Iterable[T], total: int, label: str) -> Iterator[T]:
     """Yield the items of ``iterable`` and show the progress; ``total`` is its length."""
     with track(label, total) as advance:

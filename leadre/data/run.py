@@ -20,6 +20,7 @@ from leadre.data.sources.options import FileOptions
 from leadre.errors import InputError
 
 if TYPE_CHECKING:  # polars is imported in run, so that --help stays quick
+    from leadre.data.split import SplitTimes
     from leadre.data.tables import Tables
 
 ORDER_ONLY = ("amazon",)  # sources whose times are made up, to express an order
@@ -48,6 +49,10 @@ class Config(config.Common):
     erase: str = config.option(
         "", "remove these users from the run; IDs separated by commas, or a file with one a line"
     )
+    inspect: Path | None = config.option(None, "write a config for the logs in this folder, whatever their layout")
+    inspect_to: Path | None = config.option(
+        None, "file that --inspect writes; none = the folder's name with .toml, here"
+    )
     journey_min_buyers: int = config.option(
         20, "households that bought a line in training; lines with fewer are left out of the source journey", at_least=1
     )
@@ -59,14 +64,17 @@ class Config(config.Common):
     world_contents: int = config.option(30, "contents of the synthetic market", at_least=0)
 
 
-def run(config: Config) -> None:
+def run(config: Config) -> str | None:
     """Write ``work/<run>/data`` unless it is current. Raises InputError for logs that cannot be used.
 
-    With ``erase``, remove users from what the run holds already.
+    With ``erase``, remove users from what the run holds already. With ``inspect``, write a config for unknown logs and
+    return a report.
     """
+    if config.inspect is not None:
+        return _inspect(config, config.inspect)
     if config.erase:
         _erase(config)
-        return
+        return None
     output = artifact.Output(
         folder=config.folder("data"),
         kind=artifact.TABLES,
@@ -75,7 +83,7 @@ def run(config: Config) -> None:
         parents=[],
     )
     if output.skip("data"):
-        return
+        return None
     from leadre.data.summary import summarise
 
     with output.create() as temporary:
@@ -96,6 +104,36 @@ def run(config: Config) -> None:
         f" requests {requests['train']:,} train, {requests['valid']:,} valid, {requests['test']:,} test{apart}"
         f" -> {output.folder}"
     )
+    return None
+
+
+def _inspect(config: Config, folder: Path) -> str:
+    """Write a config for the logs in ``folder``; the report on them."""
+    target = config.inspect_to or Path(f"{folder.resolve().name or 'logs'}.toml")
+    if target.exists():
+        raise InputError(f"{target}: exists already; move it away, or name another file with --inspect-to")
+    from leadre.data.inspection import inspect
+
+    inspection = inspect.inspect(folder, config.files, _cut(config))
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(inspection.config)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror}); name another with --inspect-to") from error
+    needed = "read its guesses, then" if inspection.is_complete else "add the missing parts, then"
+    progress.say(f"data: wrote {target}; {needed}: leadre data --config {target}")
+    return inspection.report
+
+
+def _cut(config: Config) -> SplitTimes:
+    from leadre.data import split
+
+    return split.SplitTimes(
+        valid_from=config.valid_from,
+        test_from=config.test_from,
+        valid_share=config.valid_share,
+        test_share=config.test_share,
+    )
 
 
 def _erase(config: Config) -> None:
@@ -111,19 +149,12 @@ def _erase(config: Config) -> None:
 
 def read(config: Config) -> Tables:
     """The validated tables of the source."""
-    from leadre.data import split
-
     if config.source == "journey":
         journey = _journey()
         buyers = journey.Buyers(at_least=config.journey_min_buyers, at_most=config.journey_max_buyers or None)
         tables: Tables = journey.read(config.path, config.threads, buyers)
         return tables
-    cut = split.SplitTimes(
-        valid_from=config.valid_from,
-        test_from=config.test_from,
-        valid_share=config.valid_share,
-        test_share=config.test_share,
-    )
+    cut = _cut(config)
     if config.source == "world":
         from leadre.data import world
 

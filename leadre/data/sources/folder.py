@@ -68,7 +68,7 @@ def matching(folder: Path, pattern: str) -> list[Part]:
         raise InputError(f"file = {pattern!r}: must be below {folder}; write it relative to --path")
     parts: list[Part] = []
     for entry in sorted(folder.glob(pattern)):
-        parts += _parts(entry, folder) if entry.is_dir() else [_part(entry, folder, other="separated")]
+        parts += _parts(entry, folder) if entry.is_dir() else [part(entry, folder, other="separated")]
     if not parts:
         names = ", ".join(entry.name for entry in _visible(folder)[:30])
         raise InputError(f"file = {pattern!r}: no such file in {folder}; it has {names or 'no files'}")
@@ -95,14 +95,12 @@ def unread(folder: Path, read: Sequence[Part]) -> list[str]:
 
 def _parts(entry: Path, folder: Path) -> list[Part]:
     if not entry.is_dir():
-        return [_part(entry, folder)]
+        return [part(entry, folder)]
     files = sorted(path for path in entry.rglob("*") if path.is_file())
-    return [
-        _part(path, folder) for path in files if not any(_is_hidden(name) for name in path.relative_to(entry).parts)
-    ]
+    return [part(path, folder) for path in files if not any(_is_hidden(name) for name in path.relative_to(entry).parts)]
 
 
-def _part(path: Path, folder: Path, other: str | None = None) -> Part:
+def part(path: Path, folder: Path, other: str | None = None) -> Part:
     """``other``: the form of a file whose ending is not known."""
     label = path.relative_to(folder).as_posix()
     form = _form(path)
