@@ -345,3 +345,10 @@ def test_folder_without_tables_writes_nothing(
     assert main(["data", "--inspect", folder]) == 2
     assert reason in capsys.readouterr().err
     assert not list(tmp_path.glob("*.toml"))
+
+
+def test_error_of_a_missing_table_names_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "logs").mkdir()
+    order_without_times(tmp_path)
+    assert main(["data", "--source", "files", "--path", str(tmp_path / "logs"), "--work", str(tmp_path / "work")]) == 2
+    assert f"leadre data --inspect {tmp_path / 'logs'} writes a config" in capsys.readouterr().err

@@ -5,8 +5,9 @@ from __future__ import annotations
 import polars as pl
 
 from leadre.data.inspection import roles
-from leadre.data.inspection.excerpts import Excerpt, shown
+from leadre.data.inspection.excerpts import Excerpt
 from leadre.data.inspection.sections import Draft, Section, amount, sql, toml
+from leadre.data.tables import shorten
 
 
 def add(draft: Draft, section: Section, taken: list[str]) -> None:
@@ -27,9 +28,9 @@ def add(draft: Draft, section: Section, taken: list[str]) -> None:
     if rating is None and table.header:
         rating = next((c for c in rest if roles.rating_limit(frame, c)), None)
     limit = roles.rating_limit(frame, rating) if rating else None
-    found: set[str] = set()
+    actions: set[str] = set()
     if by_word is not None:
-        found = _by_words(draft, section, *by_word, money)
+        actions = _by_words(draft, section, *by_word, money)
     elif flags:
         section.add("domain", "'ad'")
         section.actions.append(("{ action = \"'impression'\" }", "each row is one"))
@@ -38,14 +39,14 @@ def add(draft: Draft, section: Section, taken: list[str]) -> None:
             condition = _is_true(table, column)
             section.actions.append((f"{{ action = \"'{role}'\", where = {toml(condition)}{extra} }}", "by name"))
             if frame.height and roles.cells(frame, column).str.to_lowercase().is_in(["1", "true", "1.0"]).any():
-                found.add(role)
+                actions.add(role)
     elif rating is not None and limit is not None:
         number = sql(rating) if table.form == "parquet" else f"TRY_CAST({sql(rating)} AS DOUBLE)"
         section.add("domain", "'ad'")
         section.actions.append(("{ action = \"'click'\" }", "each row is one"))
         where = toml(f"{number} >= {limit:g}")
         section.actions.append((f"{{ action = \"'conversion'\", where = {where} }}", "four fifths of the best rating"))
-        found = {"click", "conversion"}
+        actions = {"click", "conversion"}
     else:
         words = {
             "impression": ("impression", "view", "shown"),
@@ -56,14 +57,13 @@ def add(draft: Draft, section: Section, taken: list[str]) -> None:
         section.add("action", f"'{action}'", "no column shows actions, so each row is one of this kind")
         if money and action == "conversion":
             section.add("value", worth_sql, "by name; units of a currency")
-        found = {action}
-    _positive(draft, found)
+        actions = {action}
+    _positive(draft, actions)
 
 
 def _by_words(draft: Draft, section: Section, column: str, words: dict[str, tuple[str, str]], money: str) -> set[str]:
     if not any(action in ("click", "conversion") for _, action in words.values()):
         words = {word: ("ad", "click") if action == "view" else (d, action) for word, (d, action) in words.items()}
-    section.actions = []
     is_number = section.table.form == "parquet" and section.table.frame.schema[column].is_numeric()
     for word, (domain, action) in sorted(words.items(), key=lambda entry: entry[1]):
         literal = word if is_number else "'" + word.replace("'", "''") + "'"
@@ -74,7 +74,8 @@ def _by_words(draft: Draft, section: Section, column: str, words: dict[str, tupl
     others = [w for w in roles.cells(section.table.frame, column).unique().sort().to_list() if w not in words]
     if others:
         draft.absent.append(
-            f"events: rows with {shown(column)} = {', '.join(map(shown, others[:8]))} are not read; add them to actions"
+            f"events: rows with {shorten(column)} = {', '.join(map(shorten, others[:8]))} are not read; add them to"
+            " actions"
         )
     return {action for domain, action in words.values() if domain == "ad"}
 
@@ -90,10 +91,10 @@ def _is_true(table: Excerpt, column: str) -> str:
     return f"{sql(column)} = {true[0] if true else '1'!r}"
 
 
-def _positive(draft: Draft, found: set[str]) -> None:
-    if "conversion" in found:
+def _positive(draft: Draft, actions: set[str]) -> None:
+    if "conversion" in actions:
         draft.options.append(("positive", '"conversion"', "the rows have conversions"))
-    elif "click" in found:
+    elif "click" in actions:
         draft.options.append(("positive", '"click"', "the rows have clicks and no conversions"))
     else:
         draft.missing.append("events: no clicks and no conversions were found; name the success in actions")

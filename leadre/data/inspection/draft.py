@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 import polars as pl
 
 from leadre.data.inspection import actions, roles
-from leadre.data.inspection.excerpts import Excerpt, shown
+from leadre.data.inspection.excerpts import Excerpt
 from leadre.data.inspection.sections import Draft, Section, amount, sql
 from leadre.data.sources.mapping import TableMapping
-from leadre.data.tables import SCHEMAS, plain_name
+from leadre.data.tables import SCHEMAS, plain_name, shorten
 
 MAX_PROFILE_COLUMNS = 20
 _SETTINGS = {f.name for f in fields(TableMapping)}
@@ -41,7 +41,7 @@ def make(tables: list[Excerpt]) -> Draft:
     log = logs[0]
     others = [table for table in tables if table is not log.table]
     for other in logs[1:]:
-        draft.absent.append(f"{shown(other.table.file)} looks like events, too; {shown(log.table.file)} is read")
+        draft.absent.append(f"{shorten(other.table.file)} looks like events, too; {shorten(log.table.file)} is read")
     ads = _find_ads(others, log)
     if ads is not None:
         log = Log(table=log.table, user=log.user, item=ads[2], time=log.time, by_content=log.by_content)
@@ -68,8 +68,8 @@ def _usable(table: Excerpt, draft: Draft) -> Excerpt:
         bad += [c for c, kind in frame.schema.items() if kind == pl.Boolean]
     if bad:
         draft.absent.append(
-            f"{shown(table.file)}: columns {', '.join(map(shown, bad[:5]))} cannot be mapped (quotes in the name, or"
-            " truth values of JSON: write 0 and 1)"
+            f"{shorten(table.file)}: columns {', '.join(map(shorten, bad[:5]))} cannot be mapped (quotes in the name,"
+            " or truth values of JSON: write 0 and 1)"
         )
     return Excerpt(**{f.name: getattr(table, f.name) for f in fields(Excerpt)} | {"frame": frame.drop(bad)})
 
@@ -177,7 +177,7 @@ def _ads_section(draft: Draft, log: Log, ads: tuple[Excerpt, str, str] | None) -
         why = "the items of the events, as no table of ads was found"
     else:
         share = roles.overlap(log.table.frame[ads[2]], frame[key])
-        why = f"{share:.0%} of the values of {shown(ads[2])} in the events are there"
+        why = f"{share:.0%} of the values of {shorten(ads[2])} in the events are there"
     section.add("ad_id", _id(table, key), why)
     taken = [key, *([log.user, log.time.column if log.time else None] if ads is None else [])]
     _title(draft, section, key, [column for column in taken if column])
@@ -192,7 +192,7 @@ def _ads_section(draft: Draft, log: Log, ads: tuple[Excerpt, str, str] | None) -
         section.add("category_path", sql(category), "by name")
         mark = roles.list_separator(roles.cells(frame, category))
         if mark and mark != " > ":
-            section.add("list_separator", mark, f"cells of {shown(category)} have it")
+            section.add("list_separator", mark, f"cells of {shorten(category)} have it")
     price = roles.by_name("price", frame.columns, [key])
     if price is not None and (expression := amount(table, price)):
         section.add("price", expression, "by name; units of a currency")
@@ -210,8 +210,8 @@ def _title(draft: Draft, section: Section, key: str, taken: list[str]) -> None:
         section.add("title", expression, "by name")
         return
     roles_of_features = ("category_path", "brand", "advertiser_id")
-    found = [roles.by_name(role, frame.columns, taken) for role in roles_of_features]
-    features = [c for c in found if c is not None and not frame.schema[c].is_nested()]
+    named = [roles.by_name(role, frame.columns, taken) for role in roles_of_features]
+    features = [c for c in named if c is not None and not frame.schema[c].is_nested()]
     parts = [f"'item ', {sql(key)}", *(f"' {roles.plain(c)} ', COALESCE({sql(c)}, '')" for c in features)]
     if table.form == "parquet":
         parts = [parts[0], *(f"' {roles.plain(c)} ', {sql(c)}" for c in features)]
@@ -239,7 +239,7 @@ def _events_section(draft: Draft, log: Log) -> Section:
     by = "by content: IDs that occur again; look at this" if log.by_content else "by name"
     if log.user is None:
         draft.missing.append(
-            f"events: {shown(table.file)} has no column of users ({_names(frame)}); add user_id to [data.events]"
+            f"events: {shorten(table.file)} has no column of users ({_names(frame)}); add user_id to [data.events]"
         )
     else:
         section.add("user_id", _id(table, log.user), by)
@@ -277,7 +277,7 @@ def _events_section(draft: Draft, log: Log) -> Section:
 
 
 def _names(frame: pl.DataFrame) -> str:
-    return ", ".join(shown(column) for column in frame.columns[:12])
+    return ", ".join(shorten(column) for column in frame.columns[:12])
 
 
 def _has_one_user(frame: pl.DataFrame, request: str, user: str) -> bool:

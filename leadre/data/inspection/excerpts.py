@@ -26,7 +26,7 @@ from leadre.data.sources import raw, scan
 from leadre.data.sources.folder import Part
 from leadre.data.sources.options import FileOptions
 from leadre.data.sources.separated import SEPARATORS
-from leadre.data.tables import ROW, SCHEMAS, TEXT, FileColumns, plain_name, shorten
+from leadre.data.tables import ROW, SCHEMAS, TEXT, FileColumns, plain_name
 from leadre.errors import InputError
 
 MAX_FILES = 2_000  # that are listed; a folder with more is inspected up to there
@@ -289,8 +289,3 @@ def _has_header(rows: list[list[str]]) -> tuple[bool, bool]:
         return is_index and len(first) > 1, False
     columns = list(zip(*[row for row in rows[1:] if len(row) == len(first)], strict=True))
     return True, not any(all(_NUMBER.fullmatch(cell.strip()) for cell in column) for column in columns)
-
-
-def shown(text: object) -> str:
-    """A name of the logs in a message or comment."""
-    return shorten("".join(c if c.isprintable() else "?" for c in str(text)))

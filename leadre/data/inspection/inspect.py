@@ -16,13 +16,13 @@ from leadre import progress
 from leadre.data import text
 from leadre.data.inspection import draft as drafts
 from leadre.data.inspection import excerpts
-from leadre.data.inspection.excerpts import Excerpts, shown
+from leadre.data.inspection.excerpts import Excerpts
 from leadre.data.inspection.sections import Draft, toml
 from leadre.data.sources import files, mapping
 from leadre.data.sources.options import TIME_UNITS, FileOptions
 from leadre.data.sources.raw_log import RawLog
 from leadre.data.split import SplitTimes
-from leadre.data.tables import SCHEMAS
+from leadre.data.tables import SCHEMAS, shorten
 from leadre.errors import InputError
 
 ROWS = 10  # that are shown
@@ -45,21 +45,21 @@ def inspect(folder: Path, options: FileOptions, cut: SplitTimes) -> Inspection:
     """
     with tempfile.TemporaryDirectory(prefix="leadre-") as place:
         copy = Path(place)
-        found = excerpts.take(folder, copy, options)
-        if not found.tables:
-            unread = "; ".join(found.unread[:10]) or "it is empty"
+        sample = excerpts.take(folder, copy, options)
+        if not sample.tables:
+            unread = "; ".join(sample.unread[:10]) or "it is empty"
             raise InputError(f"{folder}: has no table that can be read: {unread}")
         with progress.silenced():
             draft = _known(copy, options)
         if draft is None:
-            draft = drafts.make(found.tables)
-            draft.missing[:0] = [reason for reason in found.unread if reason.split(".")[0].lower() in SCHEMAS]
+            draft = drafts.make(sample.tables)
+            draft.missing[:0] = [reason for reason in sample.unread if reason.split(".")[0].lower() in SCHEMAS]
         body = _body(folder, options, cut, draft)
-        is_whole = all(table.is_whole for table in found.tables)
+        is_whole = all(table.is_whole for table in sample.tables)
         rows = []
         if not draft.missing:
             rows = _proof(folder, copy, body, options, cut, draft, is_whole=is_whole)
-    about = _about(found, draft, is_whole=is_whole)
+    about = _about(sample, draft, is_whole=is_whole)
     comments = "".join(f"# {line}\n" for line in [*about, *rows[:1]])
     config = f"# Written by leadre data --inspect. Each guess is marked: look at it.\n#\n{comments}\n{body}"
     return Inspection(config=config, report="\n".join([*about, *rows]), is_complete=not draft.missing)
@@ -99,9 +99,9 @@ def _body(folder: Path, options: FileOptions, cut: SplitTimes, draft: Draft) -> 
     """The config without its comments above."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name).lstrip(".-") or "logs"
     lines = [f"run = {toml(name)}", "", "[data]", 'source = "files"', f"path = {toml(str(folder))}"]
-    given = {f.name: (getattr(options, f.name), f.default) for f in dataclasses.fields(FileOptions)}
+    values = {f.name: (getattr(options, f.name), f.default) for f in dataclasses.fields(FileOptions)}
     drafted = [key for key, _, _ in draft.options]
-    for key, (value, default) in given.items():
+    for key, (value, default) in values.items():
         if value != default and key not in (*drafted, "columns", "events", "layout"):
             lines.append(f"{key} = {toml(list(value) if isinstance(value, tuple) else value)}")
     lines += [
@@ -161,19 +161,19 @@ def _cell(value: object) -> str:
     return text.clean(shown_value.removesuffix("+00:00"), _MAX_CELL) or "-"
 
 
-def _about(found: Excerpts, draft: Draft, *, is_whole: bool) -> list[str]:
+def _about(sample: Excerpts, draft: Draft, *, is_whole: bool) -> list[str]:
     """Tables, missing parts and notes, a line each."""
     lines = ["found:"]
-    for table in found.tables:
+    for table in sample.tables:
         rows = f"{table.frame.height:,} rows" if table.is_whole else f"the first {table.frame.height:,} rows"
         parts = f" in {table.parts:,} files" if table.parts > 1 else ""
         header = ", no header" if table.header else ", the first row is taken as header" * table.is_header_guessed
         columns = ", ".join(text.clean(column, _MAX_CELL) for column in table.frame.columns[:12])
         more = f" and {table.frame.width - 12:,} more" if table.frame.width > 12 else ""
-        lines.append(f"  {shown(table.file)}: {rows}{parts}{header}; columns {columns}{more}")
-    lines += [f"  not read: {_line(reason)}" for reason in found.unread[:20]]
-    if len(found.unread) > 20:
-        lines.append(f"  not read: {len(found.unread) - 20:,} more")
+        lines.append(f"  {shorten(table.file)}: {rows}{parts}{header}; columns {columns}{more}")
+    lines += [f"  not read: {_line(reason)}" for reason in sample.unread[:20]]
+    if len(sample.unread) > 20:
+        lines.append(f"  not read: {len(sample.unread) - 20:,} more")
     if not is_whole:
         lines.append("  rows beyond these were not checked")
     lines.append("missing, and needed:" if draft.missing else "missing: nothing that is needed")

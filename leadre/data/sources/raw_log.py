@@ -52,7 +52,8 @@ class RawLog:
             if not parts and name in REQUIRED:
                 raise InputError(
                     f"{folder}: no {name}.parquet, {name}.csv, {name}.jsonl and no folder {name} with such files; this"
-                    f" table is required. Beside the tables there is {', '.join(unread) or 'nothing'}"
+                    f" table is required. Beside the tables there is {', '.join(unread) or 'nothing'}. For another"
+                    f" layout, leadre data --inspect {folder} writes a config"
                 )
             log.rows[name] = 0
             if not parts:
