@@ -14,7 +14,7 @@ from leadre import __version__
 
 ROOT = Path(__file__).parents[1]
 # Suffixes of files of the package; a wheel with any other has data by mistake.
-SUFFIXES = {".py", ".html", ".j2", ".js", ".css", ".LICENSE"}
+SUFFIXES = {".py", ".html", ".j2", ".js", ".css", ".toml", ".LICENSE"}
 
 
 def build(target: str, source: Path, folder: Path) -> Path:

@@ -203,7 +203,13 @@ def erase(paths, *users):
     writer_state = open_writer_state(paths)
     store = open_store(paths.store)
 
-    erasures = Erasures(paths, store, writer_state._hide)
+    one_at_a_time = threading.Lock()  # as the writer, which has one thread
+
+    def hide(user):
+        with one_at_a_time:
+            writer_state._hide(user)
+
+    erasures = Erasures(paths, store, hide)
     with ThreadPoolExecutor(len(users)) as threads:
         requests = [threads.submit(erasures.erase, user) for user in users]
         until(lambda: len(erasures._results) == len(users), "waiting")

@@ -103,7 +103,9 @@ def test_time_away_of_a_part_is_summed(recording):
     for is_away in (0, 1, 1, 0):
         totals["leadre_degraded", "part", "model"] = is_away
         record(recorder, clock, totals, 0)
-    assert recorder.read().seconds_away() == {"store": 0, "writer": 0, "model": 2 * SAMPLE_S, "tasks": 0, "clock": 0}
+    away_s = recorder.read().seconds_away()
+    assert away_s.pop("model") == 2 * SAMPLE_S
+    assert set(away_s) >= {"store", "writer", "tasks", "clock", "ranker"} and not any(away_s.values())
 
 
 @pytest.mark.parametrize("fault", [KeyError("leadre"), ValueError("the file is cut"), RuntimeError("x"), MemoryError()])
