@@ -121,9 +121,13 @@ class Logs:
 
 
 def choose_requests(logs: Logs, *, split: str, users: int, seed: int) -> I64:
-    """The requests of a split, or those of ``users`` of its users drawn by ``seed``."""
+    """The requests of a split, or those of ``users`` of its users drawn by ``seed``.
+
+    The draw is among users with an action in the split: it is the same with and without the requests that have none.
+    """
     requests = logs.requests_of(SPLITS.index(split))
-    all_users = np.unique(logs.request_user_R[requests])
+    has_action = np.diff(logs.relevant_offsets)[requests] > 0
+    all_users = np.unique(logs.request_user_R[requests[has_action]])
     if 0 < users < len(all_users):
         drawn = np.random.default_rng(seed).choice(all_users, size=users, replace=False)
         requests = requests[np.isin(logs.request_user_R[requests], drawn)]

@@ -47,6 +47,15 @@ def test_from_logs_to_calibrated_probabilities(work, model):
     assert (work / "m" / "rank-score" / "calibration.png").stat().st_size > 10_000
 
 
+def test_the_same_users_are_drawn_with_and_without_empty_requests(work):
+    """So that the lists of `generate --users` and of `rank score --users` are of the same requests."""
+    data = artifact.read(work / "m" / "data", artifact.TABLES)
+    without, with_empty = (histories.load(data, empty=empty) for empty in (False, True))
+    for seed in range(20):
+        few = histories.choose_requests(without, split="test", users=3, seed=seed)
+        assert set(few) <= set(histories.choose_requests(with_empty, split="test", users=3, seed=seed))
+
+
 def test_lists_can_be_evaluated_and_hold_live_ads_best_first(work):
     lists = artifact.read(work / "m" / "rank-score", artifact.LISTS)
     logs = histories.load(artifact.read(work / "m" / "data", artifact.TABLES))
