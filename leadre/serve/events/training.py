@@ -178,25 +178,31 @@ def users(folder: Path) -> Iterator[str]:
 def erase(folder: Path, users: Collection[str]) -> Counter[str]:
     """Remove users: rows of events and requests are deleted, answers lose the user_id. User -> number of rows.
 
-    Publishers' names of places that contain the ID are deleted too.
+    Publishers' names of places and IDs of imps that contain the ID are deleted too.
 
     On return the IDs are in no file. StorageError leaves each file whole, with its old or its new content.
     """
     durable.tidy(folder)
     changed: Counter[str] = Counter()
     may_be_theirs = _any([pl.col("user_id").is_in(list(users)), *(_ends("user_id", f":{user}") for user in users)])
-    is_place = _any([_contains("placement_id", user) for user in user_texts.long_enough(users)])
+    texts = user_texts.long_enough(users)
+    is_place = _any([_contains(pl.col("placement_id"), user) for user in texts])
+    is_imp = _any([_contains(pl.element().struct.field("imp_id"), user) for user in texts])
+    imp_ids = pl.when(~is_imp).then(pl.element().struct.field("imp_id"))
+    has_imp = pl.col("bids").list.eval(is_imp).list.any().fill_null(False)
     for name in _DAILY:
         for path in sorted((folder / name).glob("*.parquet")):
-            rows = _read(path, ["user_id", "placement_id"])
+            has_bids = name == "answers"
+            rows = _read(path, ["user_id", "placement_id", *(["bids"] if has_bids else [])])
             named = [user_id for user_id in rows.filter(may_be_theirs)["user_id"] if covers(users, user_id)]
-            if not named and not rows.select(is_place.any()).item():
+            if not named and not rows.select((is_place | has_imp if has_bids else is_place).any()).item():
                 continue
             changed.update(covers(users, user_id) for user_id in named)
             is_theirs = pl.col("user_id").is_in(list(set(named))).fill_null(False)
             frame = _read(path).with_columns(pl.when(~is_place).then("placement_id").alias("placement_id"))
-            if name == "answers":
-                _write(path, frame.with_columns(pl.when(~is_theirs).then("user_id").alias("user_id")))
+            if has_bids:
+                bids = pl.col("bids").list.eval(pl.element().struct.with_fields(imp_ids.alias("imp_id")))
+                _write(path, frame.with_columns(pl.when(~is_theirs).then("user_id").alias("user_id"), bids))
             else:
                 _write(path, frame.filter(~is_theirs))
     return changed
@@ -211,8 +217,8 @@ def _ends(column: str, text: str) -> pl.Expr:
     return pl.col(column).str.ends_with(text)
 
 
-def _contains(column: str, text: str) -> pl.Expr:
-    return pl.col(column).str.contains(text, literal=True)
+def _contains(value: pl.Expr, text: str) -> pl.Expr:
+    return value.str.contains(text, literal=True)
 
 
 def _store(folder: Path, rows: TableRows, first: int) -> None:

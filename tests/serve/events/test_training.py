@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import polars as pl
 import pytest
 
@@ -369,3 +370,22 @@ def test_request_sent_again_much_later_is_in_the_tables_once(tmp_path):
             for name in pl.read_parquet(path)["request_id"]
         ]
         assert sorted(names) == ["first", "other", "slow"]
+
+
+def test_erased_user_is_in_no_text_of_a_caller_in_the_tables(tmp_path: Path) -> None:
+    """Tables may have been written before the erasure, with requests of the user, of others and of nobody."""
+    user = "find-me-4711"
+    log, folder = tmp_path / "log", tmp_path / "tables"
+    with EventLog(log) as writer:
+        for number, user_id in enumerate((user, f"id5-sync.com:{user}", "somebody-else", "")):
+            record = request(f"r{number}", START + number, user_id, placements={"1": f"place-{user}"})
+            bids = (*record.bids, msgspec.structs.replace(record.bids[0], imp_id=f"imp-{user}"))
+            writer.append([msgspec.structs.replace(record, bids=bids)], START + number)
+    training.compact(log, folder, ADS)
+    training.erase(folder, [user])
+    frames = [pl.read_parquet(path) for path in sorted(folder.rglob("*.parquet"))]
+    assert [line for frame in frames for line in frame.write_ndjson().splitlines() if user in line] == []
+    answers = pl.read_parquet(folder / "answers" / "*.parquet").sort("at")
+    assert answers["user_id"].to_list() == [None, None, "somebody-else", None]
+    assert [[bid["imp_id"] for bid in row] for row in answers["bids"]] == [["1", None]] * 4
+    assert answers["bids"][2][1]["price_nanos"] == 1_000_000
