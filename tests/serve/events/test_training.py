@@ -373,9 +373,10 @@ def test_request_sent_again_much_later_is_in_the_tables_once(tmp_path):
 
 
 def test_erased_user_is_in_no_text_of_a_caller_in_the_tables(tmp_path: Path) -> None:
-    """Tables may have been written before the erasure, with requests of the user, of others and of nobody."""
+    """Tables may have been written before the erasure, with requests of the user, of others and of unknown users."""
     user = "find-me-4711"
-    log, folder = tmp_path / "log", tmp_path / "tables"
+    log = tmp_path / "log"
+    folder = tmp_path / "tables"
     with EventLog(log) as writer:
         for number, user_id in enumerate((user, f"id5-sync.com:{user}", "somebody-else", "")):
             record = request(f"r{number}", START + number, user_id, placements={"1": f"place-{user}"})
