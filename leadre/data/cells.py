@@ -167,9 +167,11 @@ def _bid_of_an_impression(typed: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]
 
 
 def _profile(raw: pl.Series, is_number: bool) -> tuple[pl.Series, pl.Series]:
-    """(a profile column, mask of its cells that are no numbers although the column is declared as numbers)."""
+    """(a profile column, mask of its cells that are infinite, or are text in a column that is declared as numbers)."""
     if raw.dtype in (pl.String, pl.Categorical, pl.Enum):
         raw = raw.cast(TEXT).str.strip_chars(" \t\r\n").replace("", None)
+    if raw.dtype.is_float():
+        return raw, raw.is_infinite().fill_null(False)
     if not is_number or raw.dtype != TEXT:
         return raw, raw.is_null() & False
     is_whole = raw.drop_nulls().str.contains(r"^[+-]?\d{1,18}$").all()

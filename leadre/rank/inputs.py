@@ -127,7 +127,8 @@ def vocabulary(logs: Logs, seen_O: Bools, codes_OL: I32) -> tuple[Vocabulary, tu
 
 def _profile_rows(column: pl.Series) -> Mapping[str, int] | tuple[float, ...]:
     if column.dtype.is_numeric():
-        known = column.drop_nulls().cast(pl.Float64)
+        known = column.cast(pl.Float64)
+        known = known.filter(known.is_finite())
         quantiles = [known.quantile(share) for share in np.linspace(0, 1, PROFILE_BINS + 1)[1:-1]] if len(known) else []
         return tuple(sorted({float(value) for value in quantiles if value is not None}))
     values = sorted({str(value) for value in column.drop_nulls()})
@@ -157,7 +158,8 @@ def of_objects(
     objects_I, row_C = np.unique(objects_C, return_inverse=True)
     number_IF = counts.features(moment, tables, objects_I, user=user, spread=spread)
     number_IF = number_IF[:, [counts.NAMES.index(name) for name in spec.numbers]]
-    assert np.isfinite(number_IF).all(), "a feature is not finite"
+    faulty_F = ~np.isfinite(number_IF).all(axis=0)
+    assert not faulty_F.any(), f"features that are not finite: {np.array(spec.numbers)[faulty_F]}, at {moment.at_us}"
     history = moment.history
     return RequestInputs(
         number_CF=number_IF[row_C],

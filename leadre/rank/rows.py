@@ -150,7 +150,7 @@ def check_labels(rows: Sequence[Example], spec: FeatureSpec) -> None:
 
 
 def period(logs: Logs, split: int, begin: float, end: float) -> NDArray[np.int64]:
-    """The requests of a split between two shares of its time, 0 to 1. InputError if the split has no request."""
+    """The requests of a split between two shares of its time, 0 to 1. InputError if there is none."""
     requests = logs.requests_of(split)
     if not len(requests):
         raise InputError(f"rank: the log has no {SPLITS[split]} requests; run `leadre data` with other split times")
@@ -158,7 +158,13 @@ def period(logs: Logs, split: int, begin: float, end: float) -> NDArray[np.int64
     first = int(at_us.min())
     after = int(at_us.max()) + 1
     bounds = [first + round(share * (after - first)) for share in (begin, end)]
-    return requests[(at_us >= bounds[0]) & (at_us < bounds[1])]
+    chosen = requests[(at_us >= bounds[0]) & (at_us < bounds[1])]
+    if not len(chosen):
+        raise InputError(
+            f"rank: no {SPLITS[split]} request is between {begin:.0%} and {end:.0%} of their time; take a longer part"
+            " (--row-share), or run `leadre data` with other split times"
+        )
+    return chosen
 
 
 def drawn(requests: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:

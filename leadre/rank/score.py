@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from leadre import progress
 from leadre.data.histories import I32, Logs, train_end_us
 from leadre.data.moment import of_requests
+from leadre.errors import InputError
 from leadre.rank.inputs import inputs
 from leadre.rank.ranker import TrainedRanker
 from leadre.rank.rows import Popularity
@@ -74,9 +75,12 @@ def score(
 
 
 def stacked(scored: Iterator[ScoredRequest]) -> ScoredRows:
-    """All rows as arrays."""
+    """All rows as arrays. InputError if there is none."""
     rows = list(scored)
-    assert rows, "no request has a candidate"
+    if not rows:
+        raise InputError(
+            "rank: no request to be scored has a candidate; score more requests, or train with --rows live"
+        )
     return ScoredRows(
         request_N=np.repeat([row.request for row in rows], [len(row.ads) for row in rows]),
         ad_N=np.concatenate([row.ads for row in rows]),

@@ -81,7 +81,10 @@ class FeatureSpec:
         for name in (*self.fields, *self.user_tables):
             rows = self.tables.get(name, 0)
             if not 1 <= rows <= MAX_ROWS:
-                raise InputError(f"spec: the table of {name!r} has {rows:,} rows; it can have 1 to {MAX_ROWS:,}")
+                raise InputError(
+                    f"spec: the table of {name!r} has {rows:,} rows; it can have 1 to {MAX_ROWS:,}. Leave"
+                    " a column out of the tables that has another value in nearly every row"
+                )
 
     def save(self, folder: Path) -> None:
         """Write ``spec.json``."""

@@ -91,6 +91,12 @@ def embed(texts: Sequence[str], encoder: str = PACKAGED) -> Floats:
             hidden_BTD = model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"])[0]
             vectors[batch] = _pool(hidden_BTD.float(), padded["attention_mask"], recipe.pooling).cpu().numpy()
             advance(len(batch))
+    faulty = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(faulty):
+        raise InputError(
+            f"{recipe.folder}: {len(faulty):,} of {len(vectors):,} texts have a vector that is not finite, the first is"
+            f" {distinct[faulty[0]][:60]!r}; its weights are damaged: use another encoder"
+        )
     return vectors[index_N.reshape(-1)]
 
 

@@ -178,6 +178,14 @@ def test_declared_profile_numbers_are_checked(logs: Logs) -> None:
         read_folder(logs(), profile_numbers=("town",))
 
 
+def test_infinite_profile_number_is_a_bad_row_and_nan_is_missing(logs: Logs) -> None:
+    users = [{"user_id": f"u{n}", "income": value} for n, value in enumerate([1.5, float("inf"), float("nan"), 2.5])]
+    read = read_folder(logs("parquet", users=users), max_bad_share=0.5)
+    assert read.users.sort("user_id")["income"].drop_nulls().to_list() == [1.5, 2.5]
+    (bad,) = read.bad_rows.rows(named=True)
+    assert (bad["row"], bad["column"], bad["why"]) == (2, "income", "is not a number: 'inf'")
+
+
 def test_profile_columns_of_two_types_are_refused(logs: Logs) -> None:
     folder = logs(users=None)
     write(folder / "users", "1", [{"user_id": "u0", "likes": ["x"]}], "parquet")

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 from leadre.data import counts
-from leadre.data.histories import AD, VALID, train_end_us
+from leadre.data.histories import AD, TRAIN, VALID, train_end_us
 from leadre.data.moment import history_of, of_requests
 from leadre.errors import InputError
-from leadre.rank import inputs, rows
+from leadre.rank import inputs, rows, score
 from leadre.rank import spec as specs
 from leadre.rank.models.registry import RANKERS
 from leadre.rank.spec import SequenceSpec
@@ -164,3 +164,26 @@ def test_spec_survives_the_disk_and_refuses_what_it_does_not_know(market, tmp_pa
             dataclasses.replace(market.spec, tables=tables).check()
     with pytest.raises(InputError, match="a share above 0"):
         dataclasses.replace(market.spec, negatives=0.0).check()
+
+
+def test_numbers_of_profiles_that_are_not_finite_are_missing(market):
+    half = len(market.logs.users) // 2
+    income = pl.Series([float("nan"), None, -float("inf"), *[float("inf")] * (half - 3), *range(half)])
+    assert half == 20
+    logs = dataclasses.replace(market.logs, users=market.logs.users.with_columns(income=income))
+    known, _, tables = inputs.vocabulary(
+        logs, np.ones(len(logs.objects), np.bool_), np.zeros((len(logs.objects), 0), np.int32)
+    )
+    assert np.isfinite(known.profile["income"]).all() and len(known.profile["income"]) == inputs.PROFILE_BINS - 1
+    assert [known.user_row("income", value) for value in (*income[:4], 0.0)] == [0, 0, 0, 0, 1]
+    assert tables["profile.income"] == 1 + inputs.PROFILE_BINS
+
+
+def test_period_without_a_request_is_refused(market):
+    with pytest.raises(InputError, match="no train request is between 100% and 100% of their time; take a longer part"):
+        rows.period(market.logs, TRAIN, 1 - 1e-15, 1)
+
+
+def test_scores_of_requests_without_a_candidate_are_refused():
+    with pytest.raises(InputError, match="no request to be scored has a candidate"):
+        score.stacked(iter([]))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 
+from leadre.data import counts
 from leadre.errors import InputError
 from leadre.rank import train
+from leadre.rank.models import gbdt
 from leadre.rank.models.registry import RANKERS
 from leadre.rank.train import Training
 
@@ -27,3 +32,21 @@ def test_a_training_that_diverges_is_an_error(market, examples):
     absurd = Training(epochs=2, batch=16, learning_rate=1e30, table_rate=1e30)
     with pytest.raises(InputError, match="diverges: its loss is nan in step"):
         train.fit(RANKERS["dcnv2"], market.spec, examples, examples, absurd, 0)
+
+
+@pytest.mark.parametrize("part", ["training", "stop"])
+def test_one_forest_serves_both_where_no_object_is_new(examples, part):
+    """As in the logs of an advertiser with few ads, all of which every user has seen."""
+    seen = [
+        dataclasses.replace(
+            row, inputs=dataclasses.replace(row.inputs, is_new_C=np.zeros_like(row.inputs.is_new_C, np.bool_))
+        )
+        for row in examples
+    ]
+    rows, stop = (seen, examples) if part == "training" else (examples, seen)
+    forests = gbdt.fit(rows, stop, counts.NAMES, gbdt.Boosting(rounds=3, min_data_in_leaf=5), 0, 1)
+    number_CF = examples[0].inputs.number_CF
+    np.testing.assert_array_equal(forests.new_logits(number_CF), forests.logits(number_CF))
+    assert len(set(forests.logits(number_CF).tolist())) > 1
+    both = gbdt.fit(examples, examples, counts.NAMES, gbdt.Boosting(rounds=3, min_data_in_leaf=5), 0, 1)
+    assert (both.new_logits(number_CF) != both.logits(number_CF)).any()

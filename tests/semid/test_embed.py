@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from leadre.errors import InputError
 from leadre.semid import embed
@@ -105,6 +106,14 @@ def test_pickled_weights_are_never_read(encoder):
     (encoder / "model.safetensors").rename(encoder / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"holds no \*.safetensors"):
         embed.embed(["a"], str(encoder))
+
+
+def test_damaged_weights_are_named_by_the_first_text(encoder):
+    weights = load_file(encoder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("LayerNorm.bias"))
+    save_file(weights | {name: torch.full_like(weights[name], float("nan"))}, encoder / "model.safetensors")
+    with pytest.raises(InputError, match=r"encoder: 2 of 2 texts have a vector that is not finite, the first is 'a';"):
+        embed.embed(["b", "a", "b"], str(encoder))
 
 
 def test_no_such_folder_teaches(tmp_path):

@@ -81,16 +81,20 @@ def load(folder: Path) -> Forests:
 def fit(
     rows: Sequence[Example], valid: Sequence[Example], names: Sequence[str], boosting: Boosting, seed: int, threads: int
 ) -> Forests:
-    """Both forests, each stopped early on its validation rows. ``names``: of the numbers; the first label counts."""
+    """Both forests, each stopped early on its validation rows. ``names``: of the numbers; the first label counts.
+
+    Without new objects of both labels to train on, and some to stop on, one forest serves both.
+    """
     x_NF, label_N, is_new_N = _stacked(rows)
     valid_x_NF, valid_label_N, valid_is_new_N = _stacked(valid)
     options = {"objective": "binary", "seed": seed, "num_threads": threads, "deterministic": True, "verbosity": -1}
     options |= {key: value for key, value in asdict(boosting).items() if key not in ("rounds", "patience")}
-    both = (slice(None), slice(None)), (is_new_N, valid_is_new_N)
-    forests = [
-        _forest((x_NF[a], label_N[a]), (valid_x_NF[b], valid_label_N[b]), names, options, boosting) for a, b in both
-    ]
-    return Forests(all=forests[0], new=forests[1])
+    every = _forest((x_NF, label_N), (valid_x_NF, valid_label_N), names, options, boosting)
+    if not (0 < label_N[is_new_N].sum() < is_new_N.sum() and valid_is_new_N.any()):
+        return Forests(all=every, new=every)
+    new = (x_NF[is_new_N], label_N[is_new_N])
+    valid_new = (valid_x_NF[valid_is_new_N], valid_label_N[valid_is_new_N])
+    return Forests(all=every, new=_forest(new, valid_new, names, options, boosting))
 
 
 def _forest(
