@@ -18,11 +18,12 @@ from leadre.clock import ManualClock
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.ipc.messages import ClockReply
-from leadre.serve.manage.access import Backend, Lists, Spend
+from leadre.serve.manage.access import Backend, Lists, Ranker, Spend
 from leadre.serve.manage.api import manage_app
 from leadre.serve.manage.auth import ApiKeys
 from leadre.serve.manage.history import COLUMNS, SAMPLE_S, MetricHistory
 from leadre.types import Ad, Campaign
+from leadre.units import US_PER_DAY
 
 from ..serve.bidder import until
 
@@ -40,6 +41,9 @@ def history():
     """One request in an interval between two idle ones, and idle minutes with a gap of missing samples."""
     kept = [number for number in range(SAMPLES) if number not in MISSING]
     totals_TC = np.zeros((len(kept), len(COLUMNS)))
+    totals_TC[1:, COLUMNS.index(("leadre_expected_events_total", "slice", "new"))] = 450
+    totals_TC[1:, COLUMNS.index(("leadre_observed_events_total", "slice", "new"))] = 300
+    totals_TC[:, COLUMNS.index(("leadre_miscalibrated", "slice", "new"))] = 1
     slow = [("leadre_answer_seconds_bucket", "le", edge) for edge in ("0.5", "1.0", "2.0", "+Inf")]
     for column in (("leadre_answers_total", "outcome", "bid"), *slow):
         totals_TC[[number >= BUSY for number in kept], COLUMNS.index(column)] = 1
@@ -64,6 +68,7 @@ def backend():
         counts=lambda: {"a0": (123_456_789, 1, 0), "a1": (3, 1, 0)},
         explain=lambda _: None,
         lists=lambda: Lists(version="", made_at_us=0),
+        ranker=lambda: Ranker(version="a3f", published_at_us=NOW_US - 3 * US_PER_DAY),
         time_state=lambda: ClockReply(doubt="", why="", now_us=NOW_US, machine_us=NOW_US, certain_us=NOW_US),
         confirm_clock=lambda _by: None,
         used_budget=lambda _: None,
@@ -142,3 +147,9 @@ def test_page_without_javascript_has_the_figures(seen):
         assert text in seen.plain, text
     assert "Latency, ms" not in seen.plain, "empty charts are hidden"
     assert "Ads to review" in seen.plain and seen.plain.count("Approve") == seen.plain.count("Reject") == 2
+
+
+def test_ranker_has_version_age_and_alarm(seen):
+    words = " ".join(seen.plain.split())
+    assert "current version a3f published 3 d ago" in words
+    assert "new 450 300 1.50 alarm" in words

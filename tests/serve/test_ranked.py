@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -37,6 +38,13 @@ def ranker_of(bidder):
     bidder.ask(user={"id": "u"}, id=f"v{before}", tmax=5000)
     until(lambda: len(records(bidder)) > before, "logged")
     return records(bidder)[-1].versions.get("ranker", "none")
+
+
+def status_page(bidder):
+    """The part of the status page with the figures of now."""
+    with httpx.Client(base_url=f"http://127.0.0.1:{bidder.manage_port}", timeout=30.0) as http:
+        http.post("/status/login", data={"key": bidder.operator})
+        return http.get("/status/now").text
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +92,9 @@ def test_another_ranker_is_published_and_rolled_back_without_a_restart(ranked, r
     second = said.split("serve: ranker ")[1].split()[0]
     assert second != first
     until(lambda: ranker_of(ranked) == second, "the new ranker")
+    assert re.search(
+        rf"<td>{second}</td></tr>\s*<tr><th scope=\"row\">published</th><td>[\w< ]+ ago", status_page(ranked)
+    )
     assert f"before it {second}" in command(ranked, "serve", "ranker", "--state", str(ranked.state), "--to", "none")
     until(lambda: ranker_of(ranked) == "none", "no ranker")
     command(ranked, "serve", "ranker", "--state", str(ranked.state), "--rollback", "true")
@@ -104,6 +115,7 @@ def test_a_damaged_version_leaves_the_old_one_in_service(ranked):
     state = ranked.state / "rankers"
     (state / "current.json").write_text(json.dumps([first, "missing"]))
     until(lambda: "ranker" in httpx.get(f"{ranked.url}/readyz").json()["away"], "away")
+    assert "is missing; publish a ranker or roll back" in status_page(ranked)
     assert ranker_of(ranked) == first
     assert f"bids go on with ranker {first}" in ranked.said() and "missing" in ranked.said()
     command(ranked, "serve", "ranker", "--state", str(ranked.state), "--to", first)

@@ -46,6 +46,14 @@ class Lists:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ranker:
+    """The current version of the published rankers, and when it was published; "" and 0 without one."""
+
+    version: str
+    published_at_us: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Backend:
     """Dependencies of the server beyond ``manage.db``. Each function is thread-safe.
 
@@ -63,6 +71,7 @@ class Backend:
     counts: Callable[[], Mapping[str, tuple[int, int, int]]]  # ad ID -> impressions, clicks, conversions
     explain: Callable[[str], Explanation | None]  # a recent request by its ID; "" is the newest
     lists: Callable[[], Lists]
+    ranker: Callable[[], Ranker]  # InputError if its files are damaged
     time_state: Callable[[], ClockReply]  # the bidder's time, and whether the machine's is in doubt
     confirm_clock: Callable[[str], ClockReply]  # takes the machine's time as right; the text is who confirms
     reviews_accounts: bool = False  # whether an operator reviews the ads of accounts before they are shown

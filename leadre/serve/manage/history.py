@@ -22,6 +22,7 @@ from leadre import telemetry
 from leadre.background import TaskHealth
 from leadre.clock import Clock
 from leadre.errors import FaultError
+from leadre.serve.events.calibration import SLICES
 from leadre.serve.protocol.openrtb import NoBid
 from leadre.units import US_PER_S
 
@@ -35,16 +36,22 @@ INVALID = ("bad", "foreign")  # requests that no bid could answer
 SOURCES = ("stored", "generated", "contextual")
 REASONS = tuple(reason.name.lower() for reason in NoBid)
 GENERATIONS = ("complete", "cut", "late", "gone")
+RANKINGS = ("ranked", "unknown", "late", "failed")
 COLUMNS = (  # (metric, label, value of the label)
     *(("leadre_answers_total", "outcome", name) for name in OUTCOMES),
     *(("leadre_bids_total", "source", name) for name in SOURCES),
     *(("leadre_no_bids_total", "reason", name) for name in REASONS),
     *(("leadre_generations_total", "outcome", name) for name in GENERATIONS),
+    *(("leadre_rankings_total", "outcome", name) for name in RANKINGS),
+    *(("leadre_expected_events_total", "slice", name) for name in SLICES),
+    *(("leadre_observed_events_total", "slice", name) for name in SLICES),
+    *(("leadre_miscalibrated", "slice", name) for name in SLICES),
     *(("leadre_degraded", "part", name) for name in telemetry.PARTS),
     *(("leadre_answer_seconds_bucket", "le", telemetry.edge(edge)) for edge in (*telemetry.LATENCY_S, np.inf)),
     *(("leadre_list_age_seconds_bucket", "le", telemetry.edge(edge)) for edge in (*telemetry.AGE_S, np.inf)),
 )
-IS_COUNTER_C = np.array([metric != "leadre_degraded" for metric, _, _ in COLUMNS])
+GAUGES = ("leadre_degraded", "leadre_miscalibrated")
+IS_COUNTER_C = np.array([metric not in GAUGES for metric, _, _ in COLUMNS])
 
 
 @dataclass(frozen=True)

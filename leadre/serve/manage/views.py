@@ -16,16 +16,18 @@ from numpy.typing import NDArray
 
 from leadre import telemetry
 from leadre.auction.budget.sums import SpendToday
-from leadre.errors import PeerError, StoreDown
+from leadre.errors import InputError, PeerError, StoreDown
 from leadre.serve.bidding.explanation import ExplainedCandidate
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.reviews import content_hash
+from leadre.serve.events.calibration import SLICES
 from leadre.serve.manage.access import Backend, Spend
 from leadre.serve.manage.figures import NO_VALUE, amount, duration, figure, moment, money, percent, time_range
 from leadre.serve.manage.history import (
     GENERATIONS,
     INVALID,
     OUTCOMES,
+    RANKINGS,
     REASONS,
     SAMPLE_S,
     SOURCES,
@@ -73,6 +75,7 @@ def now(backend: Backend) -> View:
         "reasons": _shares(REASONS, history.increase("no_bids_total"), skip_zero=True),
         "generations": _shares(GENERATIONS, history.increase("generations_total"), skip_zero=True),
         "lists": _lists(backend, history, now_us),
+        "ranker": _ranker(backend, history, now_us),
         "series": charts,
         "empty": [chart for chart, (_, *lines) in charts.items() if not any(value for line in lines for value in line)],
     }
@@ -244,6 +247,35 @@ def _lists(backend: Backend, history: MetricHistory, now_us: int) -> View:
         return view | {"problem": str(error)}
     age = duration((now_us - lists.made_at_us) / US_PER_S) if lists.made_at_us else ""
     return view | {"version": lists.version, "age": age}
+
+
+def _ranker(backend: Backend, history: MetricHistory, now_us: int) -> View:
+    """Version and age of the ranker, its outcomes, and expected over observed events by slice, of the last hour."""
+    counts = [history.increase(f"{name}_events_total").tolist() for name in ("expected", "observed")]
+    alarms = (history.totals("miscalibrated")[-1] > 0).tolist()
+    view: View = {
+        "version": "",
+        "age": "",
+        "problem": "",
+        "rankings": _shares(RANKINGS, history.increase("rankings_total"), skip_zero=True),
+        "slices": [
+            {
+                "name": name,
+                "expected": figure(expected),
+                "observed": f"{observed:,.0f}",
+                "ratio": figure(expected / observed) if observed else NO_VALUE,
+                "is_alarming": is_alarming,
+            }
+            for name, expected, observed, is_alarming in zip(SLICES, *counts, alarms, strict=True)
+            if expected or observed or is_alarming
+        ],
+    }
+    try:
+        ranker = backend.ranker()
+    except InputError as error:
+        return view | {"problem": str(error)}
+    age = duration((now_us - ranker.published_at_us) / US_PER_S) if ranker.version else ""
+    return view | {"version": ranker.version, "age": age}
 
 
 def _days(backend: Backend, shown: Sequence[Campaign]) -> tuple[dict[str, Spend], str]:

@@ -39,7 +39,7 @@ from leadre.serve.ipc.messages import (
 )
 from leadre.serve.ipc.socket import request_once
 from leadre.serve.manage import api as manage
-from leadre.serve.manage.access import Backend, Lists, Spend
+from leadre.serve.manage.access import Backend, Lists, Ranker, Spend
 from leadre.serve.manage.history import SAMPLE_S, MetricRecorder
 from leadre.serve.paths import StatePaths
 from leadre.serve.processes import process_setup
@@ -95,6 +95,7 @@ def app(paths: StatePaths, tables: Path, retain_days: int, machine: MachineClock
             counts=backend.counts,
             explain=backend.explain,
             lists=backend.lists,
+            ranker=backend.ranker,
             time_state=clock.state,
             confirm_clock=confirm_clock,
             reviews_accounts=reviews_accounts,
@@ -189,6 +190,16 @@ class ManagementBackend:
         version = self.store.versions().current
         popular = self.store.read_list(EVERYBODY)
         return Lists(version=version or "", made_at_us=popular.made_at_us if popular else 0)
+
+    def ranker(self) -> Ranker:
+        """The current version of the published rankers. InputError if their files are damaged."""
+        from leadre.serve.rankers.published import NONE, PublishedRankers  # SciPy, which no other part here loads
+
+        rankers = PublishedRankers(self._paths.rankers)
+        version = rankers.current()
+        if version == NONE:
+            return Ranker(version="", published_at_us=0)
+        return Ranker(version=version, published_at_us=rankers.published_at_us(version))
 
     def catalogue(self) -> pl.DataFrame:
         """The run's table of ads."""

@@ -53,6 +53,13 @@ class PublishedRankers:
         """The current version, or `NONE`."""
         return next(reversed(self.history()), NONE)
 
+    def published_at_us(self, version: str) -> int:
+        """When a version was published, which the time of its files keeps. InputError if it is missing."""
+        try:
+            return (self.folder / version / artifact.META).stat().st_mtime_ns // 1000
+        except FileNotFoundError as error:
+            raise InputError(f"{self.folder / version}: is missing; publish a ranker or roll back") from error
+
     def publish(self, trained: Artifact, calibrated: Artifact, objects: Collection[str]) -> str:
         """Copy ranker and calibration, and make them current; returns the version.
 

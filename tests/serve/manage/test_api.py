@@ -13,7 +13,7 @@ from leadre.clock import ManualClock
 from leadre.data import tables
 from leadre.serve.catalogue import eligibility
 from leadre.serve.ipc.messages import ClockReply
-from leadre.serve.manage.access import Backend, Lists, Spend
+from leadre.serve.manage.access import Backend, Lists, Ranker, Spend
 from leadre.serve.manage.api import BODY_BYTES, manage_app
 from leadre.serve.manage.auth import ApiKeys
 from leadre.serve.manage.history import MetricRecorder
@@ -44,6 +44,7 @@ class FakeBackend:
             counts=dict,
             explain=lambda _: None,
             lists=lambda: Lists(version="", made_at_us=0),
+            ranker=lambda: Ranker(version="", published_at_us=0),
             time_state=lambda: self.time("jump"),
             confirm_clock=lambda by: self.calls.append(("confirm", by)) or self.time(""),
         )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from leadre.clock import ManualClock
+from leadre.errors import InputError
 from leadre.serve.manage import history, views
+from leadre.serve.manage.access import Ranker
 from leadre.serve.manage.history import MAX_SAMPLES, SAMPLE_S, MetricRecorder, bucket, quantile
+from leadre.units import US_PER_S
 
 EDGES = (0.01, 0.02, 0.05)
 
@@ -163,3 +168,32 @@ def test_columns_match_names_of_exported_metrics():
     expected |= {"leadre_generations_total": "late", "leadre_degraded": "model", "leadre_answer_seconds_bucket": "0.08"}
     expected |= {"leadre_list_age_seconds_bucket": "2.592e+06"}
     assert set(expected.items()) <= {(name, value) for name, _, value in counted}
+
+
+def test_ranker_shows_events_of_the_last_hour_by_slice_and_alarms(recording):
+    recorder, clock, totals = recording
+    totals |= {("leadre_expected_events_total", "slice", name): 1_000 for name in ("seen", "new")}
+    totals |= {("leadre_observed_events_total", "slice", name): 1_000 for name in ("seen", "new")}
+    recorder.sample()  # from here on: earlier events are of another hour
+    clock.advance(SAMPLE_S)
+    totals[("leadre_expected_events_total", "slice", "new")] += 30
+    totals[("leadre_observed_events_total", "slice", "new")] += 20
+    totals[("leadre_miscalibrated", "slice", "new")] = 1
+    totals[("leadre_rankings_total", "outcome", "late")] = 3
+    metrics = recorder.read()
+    metrics = metrics.since(SAMPLE_S)
+    backend = SimpleNamespace(ranker=lambda: Ranker(version="v", published_at_us=clock.now_us() - 90 * US_PER_S))
+    view = views._ranker(backend, metrics, clock.now_us())
+    assert (view["version"], view["age"], view["problem"]) == ("v", "1 min 30 s", "")
+    (row,) = view["slices"]
+    assert row == {"name": "new", "expected": "30.0", "observed": "20", "ratio": "1.50", "is_alarming": True}
+    assert [(row["name"], row["count"]) for row in view["rankings"]] == [("late", "3")]
+
+    def damaged():
+        raise InputError("current.json: damaged")
+
+    view = views._ranker(SimpleNamespace(ranker=damaged), metrics, clock.now_us())
+    assert view["problem"] == "current.json: damaged" and view["slices"]
+    totals[("leadre_miscalibrated", "slice", "new")] = 0
+    (row,) = views._ranker(backend, recorder.read().since(SAMPLE_S), clock.now_us())["slices"]
+    assert not row["is_alarming"]
