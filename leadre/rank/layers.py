@@ -86,6 +86,11 @@ def relu(x: Array) -> Array:
     return np.maximum(x, 0) if isinstance(x, np.ndarray) else x.relu()
 
 
+def relu_in_place(x: Array) -> Array:
+    """`relu` that overwrites x: an array of all pairs of events and candidates is too large to copy."""
+    return np.maximum(x, 0, out=x) if isinstance(x, np.ndarray) else x.relu_()
+
+
 def exp(x: Array) -> Array:
     """e to the power x."""
     return np.exp(x) if isinstance(x, np.ndarray) else x.exp()

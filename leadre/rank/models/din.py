@@ -4,7 +4,8 @@ A behaviour e and a candidate v get the weight a = MLP([v, e, v - e, v * e]), an
 no softmax, so a hundred matching behaviours say more than one. Deviations from the paper:
 
 - One hidden layer in the attention, so that it can be factored: W [v, e, v - e, v * e] = (W1 + W3) v + (W2 - W3) e +
-  W4 (v * e). The part of e is computed once per user. The paper's two layers are `din_paper`.
+  W4 (v * e). The part of e is computed once per user, and v meets one matrix, W1 + W3 + W4 diag(e), for each e. The
+  paper's two layers are `din_paper`.
 - ReLU in place of Dice, which reads batch statistics. A behaviour is an object with its gap and count as well.
 - Four sequences, long and short in both domains, each with an attention of its own; sums are divided by the square
   root of the length limit, for a stable start.
@@ -70,10 +71,11 @@ class Din:
         """Behaviours weighed by each candidate and summed, [R, C, D]."""
         event_RTD = state[f"{name}.event"]
         requests, length, width = event_RTD.shape
-        keyed = (event_RTD[:, :, None, :] * params[f"{name}.product"]).reshape(requests, length * self.units, width)
-        hidden = (v_RCD @ layers.transposed(keyed)).reshape(requests, v_RCD.shape[1], length, self.units)
-        hidden = (
-            hidden + state[f"{name}.hidden"][:, None] + layers.dense(params, f"{name}.candidate", v_RCD)[:, :, None]
+        keyed = event_RTD[:, :, None, :] * params[f"{name}.product"] + layers.transposed(
+            params[f"{name}.candidate.weight"]
         )
-        weight_RCT = layers.dense(params, f"{name}.weight", layers.relu(hidden))[..., 0]
+        keyed = keyed.reshape(requests, length * self.units, width)
+        hidden = (v_RCD @ layers.transposed(keyed)).reshape(requests, v_RCD.shape[1], length, self.units)
+        hidden += (state[f"{name}.hidden"] + params[f"{name}.candidate.bias"])[:, None]
+        weight_RCT = layers.dense(params, f"{name}.weight", layers.relu_in_place(hidden))[..., 0]
         return weight_RCT @ event_RTD
