@@ -20,6 +20,8 @@ Size = tuple[int, int]  # width, height in pixels
 BidType = Literal["cpm", "cpc", "cpa"]
 Status = Literal["active", "paused", "ended"]
 Review = Literal["pending", "approved", "rejected"]
+PlanName = Literal["asap", "even", "traffic", "front_loaded", "hours"]
+PacerName = Literal["mirror", "throttle", "off"]
 Source = Literal["stored", "generated", "contextual"]
 EventKind = Literal["win", "bill", "loss", "imp", "view", "click", "conv"]
 
@@ -35,6 +37,7 @@ class Verdict(StrEnum):
     RESPONSE_CURRENCY = "not the response currency"  # a response has one currency for all its bids
     FLOOR_CURRENCY = "floor currency cannot be converted"
     BELOW_FLOOR = "below floor"
+    PACED = "paced"  # without pacing it would be above the floor, or outrank the winner
     UNKNOWN_USER_CAP = "frequency cap of an unknown user"  # impressions of an unknown user cannot be counted
     FREQUENCY_CAP = "frequency cap"
     NO_BUDGET = "no budget"  # used up, or the worker has no lease yet
@@ -112,6 +115,11 @@ class Campaign:
     ``bid_nanos`` is for one impression (cpm), one click (cpc) or one conversion (cpa).
     ``total_nanos`` and ``daily_nanos`` cap what is charged, ``cap_per_day`` the impressions of one user; 0 = no cap.
     ``zone`` is the account's IANA time zone: its days are the budget's.
+
+    ``plan``: when the budget of a day is to be spent; "asap" is no plan, "hours" spends in proportion to
+    ``hour_shares`` of the hours 0 to 23. ``pacer``: the rule of `leadre.auction.pacing` that follows the plan; with
+    "off" the plan is shown and does not change bids. ``shading``: whether first-price bids are below the value. The
+    defaults are those of campaigns stored before the fields: their bids do not change.
     """
 
     campaign_id: str
@@ -129,6 +137,10 @@ class Campaign:
     ends_at_us: int = 0  # 0 = open end
     status: Status = "active"
     targeting: Targeting = field(default_factory=Targeting)
+    plan: PlanName = "asap"
+    pacer: PacerName = "mirror"
+    hour_shares: tuple[int, ...] = ()
+    shading: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -231,7 +243,11 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class Bid(msgspec.Struct, frozen=True, kw_only=True):
-    """An offer for one impression. ``propensity`` is the probability with which the policy chose this ad."""
+    """An offer for one impression. ``propensity`` is the probability with which the policy chose this ad.
+
+    ``worth_nanos``: expected value of the impression to the advertiser, before pacing and shading. ``reserved_nanos``:
+    of the budget, for what the bid may be charged. Both are 0 in logs up to November 2026.
+    """
 
     bid_id: str
     imp_id: str
@@ -243,6 +259,8 @@ class Bid(msgspec.Struct, frozen=True, kw_only=True):
     size: Size
     source: Source
     propensity: float
+    worth_nanos: int = 0
+    reserved_nanos: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,11 +12,13 @@ from typing import Any
 
 from leadre import database
 from leadre.auction.budget.messages import Lease, LeaseRequest, LedgerOrder, Release
+from leadre.auction.pacing.contract import Rate
 from leadre.clock import ManualClock
 from leadre.serve.bidding import context as bidder
 from leadre.serve.bidding import record, respond
 from leadre.serve.bidding.budgets import Budgets
 from leadre.serve.bidding.exploration import ExplorationDraws
+from leadre.serve.bidding.pace import campaign_rates
 from leadre.serve.bidding.ranking import RankingGuard
 from leadre.serve.bidding.select import verdicts_of
 from leadre.serve.bidding.user_store import POPULAR_LIST_S, UserStore
@@ -27,7 +29,7 @@ from leadre.serve.catalogue import eligibility
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.catalogue.objects import ObjectIndex
-from leadre.serve.ipc.messages import EventRequest, LedgerReply, LedgerRequest
+from leadre.serve.ipc.messages import EventRequest, LedgerReply, LedgerRequest, PacingReply, PacingRequest
 from leadre.serve.paths import StatePaths
 from leadre.serve.processes.writer_state import WriterState
 from leadre.serve.protocol import openrtb
@@ -143,8 +145,14 @@ class Alone:
 
     def _market(self, counts, object_ids=()) -> bidder.Market:
         catalogue = eligibility.load(self._reader)
+        (reply,) = self.writer.handle([PacingRequest()], self.clock.wall_us)
+        assert isinstance(reply, PacingReply)
+        rates = {paced.campaign_id: Rate(paced.participate, paced.multiplier) for paced in reply.campaigns}
         return bidder.Market(
-            catalogue, expected_nanos(catalogue, counts), ObjectIndex(object_ids, catalogue.ads, "model-1")
+            catalogue,
+            expected_nanos(catalogue, counts),
+            ObjectIndex(object_ids, catalogue.ads, "model-1"),
+            pacing=campaign_rates(catalogue, rates),
         )
 
     async def _send(self, orders: list[LedgerOrder]) -> list[Lease | None]:

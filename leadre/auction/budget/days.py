@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import zoneinfo
 from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
 
 from leadre.errors import InputError
+from leadre.units import US_PER_S
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SLOT_US = 15 * 60 * US_PER_S  # the offsets of all zones are multiples of it, so that no day begins within a slot
 
 
 def day_of(at_us: int, zone: str) -> date:
@@ -19,6 +22,13 @@ def day_ends_us(day: date, zone: str) -> int:
     """The first instant after a day of a zone."""
     midnight = datetime.combine(day + timedelta(days=1), time(), _zone(zone))
     return (midnight - EPOCH) // timedelta(microseconds=1)
+
+
+@lru_cache(maxsize=4096)
+def day_of_slot(slot: int, zone: str) -> tuple[date, int, int]:
+    """The day of a zone in which the instants of a slot of `SLOT_US` are: (day, its first instant, its end)."""
+    day = day_of(slot * SLOT_US, zone)
+    return day, day_ends_us(day - timedelta(days=1), zone), day_ends_us(day, zone)
 
 
 def _zone(name: str) -> zoneinfo.ZoneInfo:

@@ -1,9 +1,9 @@
 """Replay: decide logged requests again with `respond`, which served them, and report every difference.
 
-From the log come the request, its time, the event counts that its prices used, and the verdicts that depended on other
-requests: budgets and frequency caps. The replay repeats the rest: consent, targeting, the user's list or the language
-model, prices, selection and exploration. It compares candidates, scores, verdicts, winner, price and propensity, or the
-reason for no bid.
+From the log come the request, its time, the event counts that its prices used, how campaigns were paced, and the
+verdicts that depended on other requests: budgets and frequency caps. The replay repeats the rest: consent, targeting,
+the user's list or the language model, prices, selection and exploration. It compares candidates, scores, verdicts,
+winner, price and propensity, or the reason for no bid.
 
 A request is compared only if the catalogue, lists, model and options that decided it are still in use. The report
 counts the others by reason (`SKIPPED`).
@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from leadre.auction.pacing.contract import Rate
 from leadre.clock import ManualClock
 from leadre.errors import ArtifactError, InputError, PeerError
 from leadre.serve.bidding import record
 from leadre.serve.bidding.budgets import Budgets
 from leadre.serve.bidding.context import LIMITS, Bidder, Market
 from leadre.serve.bidding.exploration import ExplorationDraws
+from leadre.serve.bidding.pace import campaign_rates
 from leadre.serve.bidding.ranking import RankingGuard
 from leadre.serve.bidding.respond import respond
 from leadre.serve.bidding.user_store import UserStore
@@ -171,7 +173,8 @@ async def replay(world: ReplayWorld, last: int) -> ReplayReport:
         if skip_reason:
             report.skipped[skip_reason] += 1
             continue
-        bidder.market = dataclasses.replace(market, ranker=ranker)
+        rates = {paced.campaign_id: Rate(paced.participate, paced.multiplier) for paced in logged.paced}
+        bidder.market = dataclasses.replace(market, ranker=ranker, pacing=campaign_rates(world.catalogue, rates))
         user_store.history_us = int(logged.versions["history"]) if "history" in logged.versions else None
         _compare(logged, await _decide_again(logged, bidder, world), report, is_bfloat16)
     return report

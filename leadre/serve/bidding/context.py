@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from leadre.clock import Clock
 from leadre.serve.bidding.budgets import Budgets
 from leadre.serve.bidding.exploration import ExplorationDraws
+from leadre.serve.bidding.pace import CampaignRates
 from leadre.serve.bidding.ranking import RankingGuard
 from leadre.serve.bidding.user_store import UserStore
 from leadre.serve.bidding.value import BidRate, Values
@@ -19,6 +20,7 @@ from leadre.serve.callers.open_bids import OpenBids
 from leadre.serve.callers.party import Party
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.catalogue.objects import ObjectIndex
+from leadre.serve.events.records import PacedCampaign
 from leadre.serve.events.tokens import Token
 from leadre.serve.ipc.messages import GenerateReply, GenerateRequest
 from leadre.serve.protocol.openrtb import NoBid, Rendered
@@ -35,7 +37,8 @@ if TYPE_CHECKING:  # LightGBM, which a bidder without a ranker does not load
 class Market:
     """All that can be bought at one moment; a request keeps the market that it started with.
 
-    ``ranker`` gives candidates rates of their own; None without one.
+    ``ranker`` gives candidates rates of their own; None without one. ``pacing``: how campaigns bid; None if none has a
+    plan.
 
     ``expected_nanos_A`` is the expected value of one impression of each ad to its advertiser, and so the price of a
     bid: the campaign's bid times the observed rate of the event that it pays for. ``objects`` are the objects that the
@@ -47,6 +50,7 @@ class Market:
     objects: ObjectIndex
     log_position: int = 0
     ranker: CatalogueRanker | None = None
+    pacing: CampaignRates | None = None
 
 
 # Verdicts that depend on the other requests of the moment.
@@ -113,9 +117,9 @@ class ImpState:
 
     ``verdict_K``: `Verdict.code` of each candidate.
     ``considered``: positions of the candidates whose budgets and caps were checked. ``lease_id`` and ``cap_id`` are
-    the reservations of the bid; 0 and "" if it needs none. ``cap_day``: day of the cap, since 1970. ``action_nanos``:
-    price of the paid event, if a mechanism of the bidder sets it. ``rate``: that of the bid, for
-    `leadre.serve.events.calibration`; None if its outcome is no event of one.
+    the reservations of the bid; 0 and "" if it needs none. ``reserved_nanos``: of the lease. ``cap_day``: day of the
+    cap, since 1970. ``action_nanos``: price of the paid event, if the bidder's own auction sets it. ``rate``: that of
+    the bid, for `leadre.serve.events.calibration`; None if its outcome is no event of one.
     """
 
     imp: Impression
@@ -123,6 +127,7 @@ class ImpState:
     considered: Sequence[int] = ()
     bid: Bid | None = None
     lease_id: int = 0
+    reserved_nanos: int = 0
     cap_id: str = ""
     cap_day: int = 0
     action_nanos: int = 0
@@ -146,6 +151,7 @@ class BidDecision:
     candidates: Candidates | None = None
     rates: Rates | None = None
     values: Values | None = None
+    paced: tuple[PacedCampaign, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,7 +20,7 @@ from leadre.errors import InputError
 from leadre.serve.bidding.record import request_of
 from leadre.serve.catalogue.columns import PAYS_FOR
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
-from leadre.serve.events.records import RequestRecord
+from leadre.serve.events.records import PacedCampaign, RequestRecord
 from leadre.types import Bid, Candidate, Request, Verdict
 from leadre.units import NANOS_PER_CPM, US_PER_S
 
@@ -28,7 +28,10 @@ MAX_EXPONENT = 700.0  # a float holds its exponential
 RANKER, COUNTS = "ranker", "counts"  # sources of rates
 UNITS = {
     "p": "probability of the ad by its source",
-    "price_nanos": "price of one impression, in billionths of the currency: the expected value to the advertiser",
+    "worth_nanos": "expected value of one impression to the advertiser, in billionths of the currency",
+    "multiplier": "of pacing: worth x multiplier is the bid; 1 without a plan",
+    "participate": "of pacing: probability with which the campaign took part in the request; 1 without a plan",
+    "price_nanos": "price of one impression, in billionths of the currency: worth x multiplier, or what a bid offered",
     "price_cpm": "the same price for 1,000 impressions, in the currency, as in a bid",
     "fit": "how well the ad fits the user: p, or with a ranker its rate over the mean rate of the candidates;"
     " 1 where the price contains the rate",
@@ -65,6 +68,9 @@ class ExplainedCandidate:
     rate_event: str
     rate_source: str
     slice: str
+    worth_nanos: int | None
+    multiplier: float
+    participate: float
     price_nanos: int | None
     price_cpm: float | None
     currency: str
@@ -126,7 +132,8 @@ def explain(
     """Explain a record. ``expected_nanos_A``: the price of each ad from the event counts up to ``log_position``."""
     then = (record.versions.get("book"), record.versions.get("counts"))
     bids = [_bid(bid, catalogue) for bid in record.bids]
-    paid = {bid.ad_id: bid.price_nanos for bid in record.bids}
+    bid_of = {bid.ad_id: bid for bid in record.bids}
+    paced = {campaign.campaign_id: campaign for campaign in record.paced}
     candidates = []
     request = _request(record)
     for position, candidate in enumerate(record.candidates):
@@ -136,7 +143,8 @@ def explain(
         passed = [] if request is None else catalogue.undecided_rules(request, candidate.ad_id)
         failed = [] if request is None else _failed_rules(request, candidate.ad_id, verdicts, catalogue, record.at_us)
         rate = _rate(record, position, row, catalogue, price_nanos)
-        price = paid.get(candidate.ad_id, price_nanos if rate.price_nanos is None else rate.price_nanos)
+        worth_nanos = price_nanos if rate.price_nanos is None else rate.price_nanos
+        price = _Price.of(worth_nanos, bid_of.get(candidate.ad_id), paced.get(_campaign_id(row, catalogue)))
         candidates.append(_candidate(candidate, catalogue, price, rate, verdicts, passed, failed))
     candidates.sort(key=lambda candidate: -(candidate.value_nanos or 0.0))  # stable: ties in the order of the source
     return Explanation(
@@ -187,6 +195,7 @@ def _impersonal(candidate: ExplainedCandidate) -> ExplainedCandidate:
         rate=None if is_priced else candidate.rate,
         rate_uncalibrated=None,
         slice="",
+        worth_nanos=None if is_priced else candidate.worth_nanos,
         price_nanos=None if is_priced else candidate.price_nanos,
         price_cpm=None if is_priced else candidate.price_cpm,
     )
@@ -243,6 +252,27 @@ class _Rate:
     price_nanos: int | None = None
 
 
+class _Price(NamedTuple):
+    """What a candidate was worth, how its campaign was paced, and its price; None for an ad that is unknown."""
+
+    worth_nanos: int | None
+    multiplier: float
+    participate: float
+    nanos: int | None
+
+    @classmethod
+    def of(cls, worth_nanos: int | None, bid: Bid | None, paced: PacedCampaign | None) -> _Price:
+        multiplier, participate = (1.0, 1.0) if paced is None else (paced.multiplier, paced.participate)
+        if bid is not None:
+            return cls(bid.worth_nanos or bid.price_nanos, multiplier, participate, bid.price_nanos)
+        nanos = worth_nanos if worth_nanos is None or multiplier == 1.0 else math.floor(worth_nanos * multiplier)
+        return cls(worth_nanos, multiplier, participate, nanos)
+
+
+def _campaign_id(row: int | None, catalogue: CatalogueSnapshot) -> str:
+    return "" if row is None else catalogue.ads[row].campaign_id
+
+
 def _rate(
     record: RequestRecord, position: int, row: int | None, catalogue: CatalogueSnapshot, counted_nanos: int | None
 ) -> _Rate:
@@ -272,7 +302,7 @@ def _rate(
 def _candidate(
     candidate: Candidate,
     catalogue: CatalogueSnapshot,
-    price_nanos: int | None,
+    price: _Price,
     rate: _Rate,
     verdicts: dict[str, Verdict],
     undecided_rules: list[str],
@@ -295,10 +325,13 @@ def _candidate(
         rate_event=rate.event,
         rate_source=rate.source,
         slice=rate.slice,
-        price_nanos=price_nanos,
-        price_cpm=None if price_nanos is None else price_nanos / NANOS_PER_CPM,
+        worth_nanos=price.worth_nanos,
+        multiplier=price.multiplier,
+        participate=price.participate,
+        price_nanos=price.nanos,
+        price_cpm=None if price.nanos is None else price.nanos / NANOS_PER_CPM,
         currency=campaign.currency if campaign else "",
-        value_nanos=None if price_nanos is None else rate.fit * price_nanos,
+        value_nanos=None if price.nanos is None else rate.fit * price.nanos,
         verdicts=verdicts,
         undecided_rules=undecided_rules,
         failed_rules=failed_rules,

@@ -13,10 +13,11 @@ from leadre.serve.events.key_file import open_key
 
 
 class ExplorationDraws:
-    """Uniform draws in [0, 1) that depend on the key, the request and the imp alone."""
+    """Uniform draws in [0, 1) that depend on the key, the request, and the imp or campaign alone."""
 
     def __init__(self, key: bytes) -> None:
         self._keyed = hashlib.blake2b(key=key, digest_size=16)
+        self._participation = hashlib.blake2b(key=key, digest_size=8, person=b"participation")
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -32,3 +33,9 @@ class ExplorationDraws:
         first = int.from_bytes(digest[:8]) >> 11  # 53 bits: exact as a float
         second = int.from_bytes(digest[8:]) >> 11
         return first * 2.0**-53, second * 2.0**-53
+
+    def participation(self, request_id: str, campaign_id: str) -> float:
+        """A draw for a campaign in a request, independent of those of `pair`."""
+        hasher = self._participation.copy()
+        hasher.update(f"{request_id}\0{campaign_id}".encode(errors="surrogatepass"))
+        return (int.from_bytes(hasher.digest()) >> 11) * 2.0**-53

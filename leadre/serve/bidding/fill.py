@@ -15,6 +15,7 @@ from leadre.serve.bidding import select
 from leadre.serve.bidding.budgets import has_budget
 from leadre.serve.bidding.charge import charge
 from leadre.serve.bidding.context import Candidates, ImpState, RequestContext
+from leadre.serve.bidding.pace import RequestPacing, paced_nanos
 from leadre.serve.bidding.select import Bools, Codes
 from leadre.serve.bidding.value import bid_rate, values
 from leadre.serve.protocol import openrtb
@@ -27,13 +28,15 @@ from leadre.units import EPOCH_ORDINAL
 class _Offer(NamedTuple):
     """A candidate that may be bid: its position in K, its ad and campaign, and the price of one impression.
 
-    ``action_nanos``: price of the paid event, if a mechanism of the bidder sets it; 0 = the campaign's bid.
+    ``reserved_nanos``: expected charge of one impression. ``action_nanos``: price of the paid event, if the bidder's
+    own auction sets it; 0 = the campaign's bid.
     """
 
     position: int
     ad: Ad
     campaign: Campaign
     price_nanos: int
+    reserved_nanos: int
     action_nanos: int = 0
 
 
@@ -42,9 +45,11 @@ class Ranking:
 
     value: expected nanos of one impression, the campaign's bid x the rate of the event it pays for, and the fit of the
     ad to the user (`value.values`). Both read the ranker's ``rates``, if there are any.
-    pace: the price is the value. A pacer would multiply it.
+    pace: the price is the value times the multiplier of the campaign (`pace.RequestPacing`).
 
-    ``limited``: for each candidate, whether budget, cap, log or open bids may forbid a bid (`_Offers.limit`).
+    ``worth_K``: prices before pacing. ``reserved``: expected charge of each: the price of an impression, or the value
+    of the event that the campaign pays for, which a caller's auction does not price. ``limited``: for each candidate,
+    whether budget, cap, log or open bids may forbid a bid (`_Offers.limit`).
     """
 
     def __init__(self, context: RequestContext, candidates: Candidates, rates: Rates | None = None) -> None:
@@ -55,13 +60,20 @@ class Ranking:
         self.score_K = self.values.log_fit_K
         self.rates = rates
         self.rows_K = candidates.rows_K
-        self.price_K = self.values.price_nanos_K  # pace
         campaign_K = catalogue.campaign_A[self.rows_K]
+        self.worth_K = self.price_K = self.values.price_nanos_K
+        self.pacing = _pacing(context, campaign_K)
+        if self.pacing is not None:
+            self.price_K = paced_nanos(self.worth_K, self.pacing.multiplier_K)  # pace
         self.currency_K = catalogue.columns.currency_C[campaign_K]
         self.order_K = select.rank(self.score_K, self.price_K)
         self.rows = self.rows_K.tolist()
         self.campaign_rows: list[int] = campaign_K.tolist()
         self.prices = self.price_K.tolist()
+        self.reserved = self.prices
+        if self.pacing is not None and not context.request.is_own_auction:
+            pays_for_K = catalogue.columns.pays_for_C[campaign_K]
+            self.reserved = np.where(pays_for_K == "impression", self.price_K, self.worth_K).tolist()
         if context.request.is_test:  # a test is neither charged nor counted
             self.limited = [False] * len(self.rows)
         elif (
@@ -72,6 +84,21 @@ class Ranking:
             self.limited = [True] * len(self.rows)
         else:
             self.limited = catalogue.columns.limited_C[campaign_K].tolist()
+
+    def loses_by_pacing(self, ranked_R: select.Ints, winner: int) -> Bools | None:
+        """[R] whether a candidate would outrank the winner without pacing; None if no campaign has a plan."""
+        if self.pacing is None:
+            return None
+        of_winner = select.log_values(self.score_K[[winner]], self.price_K[[winner]])
+        unpaced_R = select.log_values(self.score_K[ranked_R], self.worth_K[ranked_R])
+        return (unpaced_R > of_winner) & (self.price_K[ranked_R] < self.worth_K[ranked_R])
+
+
+def _pacing(context: RequestContext, campaign_K: select.Ints) -> RequestPacing | None:
+    rates = context.market.pacing
+    if rates is None or not rates.has_plan_C[campaign_K].any():
+        return None
+    return RequestPacing(context.market.catalogue, rates, campaign_K, context.bidder.draws, context.request_id)
 
 
 class _Offers:
@@ -84,6 +111,7 @@ class _Offers:
         self._rows = ranking.rows
         self._campaign_rows = ranking.campaign_rows
         self._prices = ranking.prices
+        self._reserved = ranking.reserved
         self._budgets = bidder.budgets
         self._logged_verdict = bidder.logged_verdict
         self._imp_id = imp.imp_id
@@ -94,11 +122,12 @@ class _Offers:
         self._room_nanos: dict[str, int] = {}  # by currency, for a bid of the sender
 
     def __getitem__(self, k: int) -> _Offer:
-        return _Offer(k, self._ads[self._rows[k]], self._campaigns[self._campaign_rows[k]], self._prices[k])
+        ad = self._ads[self._rows[k]]
+        return _Offer(k, ad, self._campaigns[self._campaign_rows[k]], self._prices[k], self._reserved[k])
 
     def request_lease(self, k: int) -> None:
         """Have the worker request a lease for the campaign, so that its next bid can be paid."""
-        self._budgets.request_lease(self[k].campaign.campaign_id, self._prices[k])
+        self._budgets.request_lease(self[k].campaign.campaign_id, self._reserved[k])
 
     def want(self, k: int) -> None:
         """Note that the sender could have a bid for the campaign, if its budget permitted one."""
@@ -112,7 +141,7 @@ class _Offers:
         if self._logged_verdict is not None:
             verdict = self._logged_verdict(self._imp_id, self[k].ad.ad_id)
             return verdict if verdict in (Verdict.NO_BUDGET, Verdict.OPEN_BIDS) else None
-        nanos = self._prices[k]
+        nanos = self._reserved[k]
         if not self._budgets.can_pay(campaign, nanos, self._now_us):
             return Verdict.NO_BUDGET
         return None if self._may_be_open(campaign, nanos) else Verdict.OPEN_BIDS
@@ -153,7 +182,10 @@ def fill_imp(
     state.considered = considered.all
     winner = _select_and_reserve(context, state, considered, offers, ranking, slot=len(earlier_bids))
     if winner is not None:
-        state.verdict_K[ranked_R[ranked.index(winner) + 1 :]] = Verdict.OUTRANKED.code
+        lower_R = ranked_R[ranked.index(winner) + 1 :]
+        state.verdict_K[lower_R] = Verdict.OUTRANKED.code
+        if (is_paced_R := ranking.loses_by_pacing(lower_R, winner)) is not None:
+            state.verdict_K[lower_R[is_paced_R]] = Verdict.PACED.code
         campaign_row = ranking.campaign_rows[winner]
         state.rate = bid_rate(context.market.catalogue.columns, campaign_row, winner, ranking.values, ranking.rates)
     if considered.verdicts:
@@ -175,6 +207,7 @@ def _filter(
         ranking.price_K,
         floors[0] if one_currency else np.array(floors, np.int64)[ranking.currency_K],
         eligible_K,
+        worth_nanos_K=None if ranking.pacing is None else ranking.worth_K,
         # all earlier bids share one currency
         has_currency_K=None
         if one_currency or not earlier_bids
@@ -228,7 +261,8 @@ def _select_and_reserve(
     offer = _priced(context, state.imp, ranking, offer, offers, considered.payable, slot)
     state.action_nanos = offer.action_nanos
     _reserve_budget(context, state, offer)
-    state.bid = _bid(context, state.imp, offer, candidates.source_of(offer.position), propensity)
+    worth_nanos = int(ranking.worth_K[offer.position])
+    state.bid = _bid(context, state, offer, candidates.source_of(offer.position), propensity, worth_nanos)
     return offer.position
 
 
@@ -241,26 +275,40 @@ def _priced(
     payable: Sequence[int],
     slot: int,
 ) -> _Offer:
-    """The offer at the price of the bidder's mechanism, if the bidder is the seller of the imp.
+    """The offer at the price of the bidder's mechanism, if the bidder is the seller of the imp. The first price is the
+    paced bid.
 
     Candidates of its currency compete that passed the filter and have budget; a frequency cap that has no room is known
     of those alone that were tried before it. ``slot``: ads of the response above this one.
     """
     settings = context.bidder.settings
-    if not context.request.is_own_auction or settings.mechanism == "first_price":
+    if not context.request.is_own_auction:
         return offer
+    if settings.mechanism == "first_price":
+        is_paced = offer.price_nanos != ranking.worth_K[offer.position]
+        return offer._replace(action_nanos=int(_bids(ranking, [offer], [offer.position])[0])) if is_paced else offer
     currency = offer.campaign.currency
     lower = [k for k in payable[payable.index(offer.position) + 1 :] if offers[k].campaign.currency == currency]
     competitors = [offer.position, *lower]
     price = charge(
         settings.mechanism,
         settings.effects_from(slot, len(context.request.imps)),
-        np.array([offers[k].campaign.bid_nanos for k in competitors], np.int64),
+        _bids(ranking, [offers[k] for k in competitors], competitors),
         ranking.price_K[competitors],
         ranking.score_K[competitors],
         _floor_nanos(imp, currency),
     )
-    return offer._replace(price_nanos=price.impression_nanos, action_nanos=price.action_nanos)
+    return offer._replace(
+        price_nanos=price.impression_nanos, reserved_nanos=price.impression_nanos, action_nanos=price.action_nanos
+    )
+
+
+def _bids(ranking: Ranking, offers: Sequence[_Offer], positions: Sequence[int]) -> select.Ints:
+    """The bids of offers for an event: those of their campaigns, paced, at least 1."""
+    bid_nanos_K = np.array([offer.campaign.bid_nanos for offer in offers], np.int64)
+    if ranking.pacing is None:
+        return bid_nanos_K
+    return np.maximum(paced_nanos(bid_nanos_K, ranking.pacing.multiplier_K[positions]), 1)
 
 
 def _request_leases(context: RequestContext, considered: select.Considered, offers: _Offers, *, explores: bool) -> None:
@@ -314,25 +362,28 @@ def _reserve_budget(context: RequestContext, state: ImpState, offer: _Offer) -> 
     bidder = context.bidder
     if context.request.is_test or bidder.logged_verdict is not None:
         return
-    lease_id = bidder.budgets.reserve(offer.campaign, offer.price_nanos, context.now_us)
-    assert lease_id is not None, f"{offer.campaign.campaign_id}: can_pay found a lease for {offer.price_nanos} nanos"
+    lease_id = bidder.budgets.reserve(offer.campaign, offer.reserved_nanos, context.now_us)
+    assert lease_id is not None, f"{offer.campaign.campaign_id}: can_pay found a lease for {offer.reserved_nanos} nanos"
     state.lease_id = lease_id
+    state.reserved_nanos = offer.reserved_nanos if lease_id else 0
     bidder.open_bids.add(
         context.party,
         offer.campaign.campaign_id if lease_id else "",
         offer.campaign.currency,
-        offer.price_nanos,
+        offer.reserved_nanos,
         context.until_us(state.imp),
         context.now_us,
     )
 
 
-def _bid(context: RequestContext, imp: Impression, offer: _Offer, source: Source, propensity: float) -> Bid:
+def _bid(
+    context: RequestContext, state: ImpState, offer: _Offer, source: Source, propensity: float, worth_nanos: int
+) -> Bid:
     ad = offer.ad
-    sizes = [size for size in imp.sizes if not ad.sizes or size in ad.sizes]
+    sizes = [size for size in state.imp.sizes if not ad.sizes or size in ad.sizes]
     return Bid(
         bid_id=context.bidder.new_id(),
-        imp_id=imp.imp_id,
+        imp_id=state.imp.imp_id,
         ad_id=ad.ad_id,
         campaign_id=ad.campaign_id,
         advertiser_id=ad.advertiser_id,
@@ -341,4 +392,6 @@ def _bid(context: RequestContext, imp: Impression, offer: _Offer, source: Source
         size=sizes[0] if sizes else (300, 250),
         source=source,
         propensity=propensity,
+        worth_nanos=worth_nanos,
+        reserved_nanos=state.reserved_nanos,
     )

@@ -92,6 +92,7 @@ def record(
         is_test=request.is_test,
         scores=() if decision.rates is None else _numbers(decision.rates.p_K[position_L]),
         ranked=_ranked(decision, position_L),
+        paced=decision.paced,
     )
 
 

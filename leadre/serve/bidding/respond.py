@@ -41,6 +41,7 @@ NO_BID_REASONS = {
     Verdict.FREQUENCY_CAP: NoBid.DAILY_USER_CAP,
     Verdict.NO_BUDGET: NoBid.BUDGET_EXHAUSTED,
     Verdict.OPEN_BIDS: NoBid.TOO_MANY_OPEN,
+    Verdict.PACED: NoBid.PACED,
     Verdict.BELOW_FLOOR: NoBid.BELOW_FLOOR,
 }
 
@@ -87,6 +88,7 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float,
         candidates=candidates,
         rates=rates,
         values=ranking.values,
+        paced=ranking.pacing.logged([state.verdict_K for state in imps]) if ranking.pacing is not None else (),
         versions=_versions(context.market, stored, candidates, rates),
     )
 
@@ -250,7 +252,7 @@ def _token(context: RequestContext, state: ImpState, bid: Bid) -> Token:
         charge_nanos=state.action_nanos or campaign.bid_nanos,
         currency=bid.currency,
         lease_id=state.lease_id,
-        reserved_nanos=bid.price_nanos if state.lease_id else 0,
+        reserved_nanos=state.reserved_nanos,
         cap_id=state.cap_id,
         cap_day=state.cap_day,
         bills_signed_price=context.request.bills_signed_price or context.party.sends_no_price,

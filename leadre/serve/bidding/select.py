@@ -20,6 +20,7 @@ Codes = NDArray[np.uint8]  # `Verdict.code`
 VERDICTS = tuple(Verdict)  # by `Verdict.code`
 MAX_CONSIDERED = 20  # payable candidates of an imp, among which exploration draws
 _BELOW_FLOOR = np.uint8(Verdict.BELOW_FLOOR.code)
+_PACED = np.uint8(Verdict.PACED.code)
 _NOT_SELECTED = np.uint8(Verdict.NOT_SELECTED.code)
 _FLOOR_CURRENCY = np.uint8(Verdict.FLOOR_CURRENCY.code)
 _RESPONSE_CURRENCY = np.uint8(Verdict.RESPONSE_CURRENCY.code)
@@ -28,9 +29,15 @@ _INELIGIBLE = np.uint8(Verdict.INELIGIBLE.code)
 UNKNOWN_FLOOR = -1  # the floor is in a currency that cannot be converted
 
 
-def rank(score_K: NDArray[np.float64], value_nanos_K: Ints) -> Ints:
-    """Positions [K] in descending order of exp(score) x value; ties keep the order of the source."""
-    return (-(score_K + np.log(np.maximum(value_nanos_K, 1)))).argsort(kind="stable")
+def log_values(score_K: NDArray[np.float64], price_nanos_K: Ints) -> NDArray[np.float64]:
+    """[K] logarithm of exp(score) x price."""
+    values_K: NDArray[np.float64] = score_K + np.log(np.maximum(price_nanos_K, 1))
+    return values_K
+
+
+def rank(score_K: NDArray[np.float64], price_nanos_K: Ints) -> Ints:
+    """Positions [K] in descending order of exp(score) x price; ties keep the order of the source."""
+    return (-log_values(score_K, price_nanos_K)).argsort(kind="stable")
 
 
 def filter_candidates(
@@ -38,16 +45,21 @@ def filter_candidates(
     floor_nanos_K: Ints | int,
     is_eligible_K: Bools,
     *,
+    worth_nanos_K: Ints | None = None,
     has_currency_K: Bools | None = None,
     are_duplicates: Sequence[Bools] = (),
 ) -> Codes:
-    """[K] the code of the first rule that drops a candidate (eligibility, duplicate, currency, floor), or NOT_SELECTED.
+    """[K] the code of the first rule that drops a candidate (eligibility, duplicate, currency, floor, pacing), or
+    NOT_SELECTED.
 
-    ``floor_nanos_K``: one number if all candidates have one currency. ``has_currency_K``: whether the campaign has the
+    ``floor_nanos_K``: one number if all candidates have one currency. ``worth_nanos_K``: the prices before pacing; None
+    if they are the same. ``has_currency_K``: whether the campaign has the
     currency of the earlier bids; None if all have it. ``are_duplicates``: for each earlier bid of the response [K]
     whether it has the ad.
     """
     code_K = np.where(price_nanos_K < floor_nanos_K, _BELOW_FLOOR, _NOT_SELECTED)
+    if worth_nanos_K is not None:
+        code_K[(code_K == _BELOW_FLOOR) & (worth_nanos_K >= floor_nanos_K)] = _PACED
     if isinstance(floor_nanos_K, int):
         if floor_nanos_K == UNKNOWN_FLOOR:
             code_K[:] = _FLOOR_CURRENCY

@@ -14,11 +14,15 @@ from leadre.config import nearest
 from leadre.data import text
 from leadre.errors import ConflictError, InputError
 from leadre.store.contract import MAX_CAMPAIGN_BYTES
-from leadre.types import Ad, BidType, Campaign, Status, Targeting
+from leadre.types import Ad, BidType, Campaign, PacerName, PlanName, Status, Targeting
 
 ENDED: Status = "ended"
 STATUSES: tuple[Status, ...] = typing.get_args(Status)
 BID_TYPES: tuple[BidType, ...] = typing.get_args(BidType)
+PLANS: tuple[PlanName, ...] = typing.get_args(PlanName)
+PACERS: tuple[PacerName, ...] = typing.get_args(PacerName)
+HOURS = 24
+MAX_HOUR_SHARE = 1_000_000
 MAX_NANOS = 10**18  # of a budget or a shown price: a billion of the currency
 MAX_BID_NANOS = 10**16  # for one event: ten million of the currency, enough for the smallest unit of any currency
 LATEST_US = 253_402_300_799_999_999  # the end of the year 9999
@@ -53,7 +57,9 @@ def checked_campaign(campaign: Campaign) -> Campaign:
     if 0 < campaign.ends_at_us <= campaign.starts_at_us:
         raise fault(where, "ends_at_us", campaign.ends_at_us, f"after starts_at_us = {campaign.starts_at_us}, or 0")
     name = _clean(where, "name", campaign.name, MAX_NAME_CHARS)
-    return dataclasses.replace(campaign, name=name, targeting=_checked_targeting(where, campaign.targeting))
+    campaign = dataclasses.replace(campaign, name=name, targeting=_checked_targeting(where, campaign.targeting))
+    _check_plan(where, campaign)
+    return campaign
 
 
 def checked_ad(ad: Ad) -> Ad:
@@ -88,6 +94,28 @@ def checked_ad(ad: Ad) -> Ad:
         adomain=domain,
         language=ad.language.lower(),
     )
+
+
+def _check_plan(where: str, campaign: Campaign) -> None:
+    """InputError unless the plan has money to spend by it, and hours in which the campaign bids."""
+    _check_one_of(where, "plan", campaign.plan, PLANS)
+    _check_one_of(where, "pacer", campaign.pacer, PACERS)
+    has_day = campaign.daily_nanos or (campaign.total_nanos and campaign.ends_at_us)
+    if campaign.plan != "asap" and not has_day:
+        rule = "'asap' for a campaign with neither daily_nanos, nor total_nanos with an end: no money belongs to a day"
+        raise fault(where, "plan", campaign.plan, rule)
+    shares = campaign.hour_shares
+    if campaign.plan != "hours":
+        if shares:
+            raise fault(
+                where, "hour_shares", shares, f"empty for the plan {campaign.plan!r}; the plan 'hours' has them"
+            )
+        return
+    if len(shares) != HOURS or any(not 0 <= share <= MAX_HOUR_SHARE for share in shares):
+        rule = f"{HOURS} whole numbers from 0 to {MAX_HOUR_SHARE:,}, of the hours 0 to {HOURS - 1}"
+        raise fault(where, "hour_shares", shares, rule)
+    if not any(shares[hour] for hour in campaign.targeting.hours or range(HOURS)):
+        raise fault(where, "hour_shares", shares, "above 0 in an hour that targeting.hours allows")
 
 
 def _checked_targeting(where: str, targeting: Targeting) -> Targeting:

@@ -29,6 +29,18 @@ class RankedCandidates(msgspec.Struct, frozen=True, array_like=True):
     log_fit: tuple[float, ...]
 
 
+class PacedCampaign(msgspec.Struct, frozen=True, array_like=True):
+    """How a campaign with a plan bid in a request: the probability to take part, and the factor of its value.
+
+    ``eligible``: imps in which it could have bid.
+    """
+
+    campaign_id: str
+    participate: float
+    multiplier: float
+    eligible: int
+
+
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
     """A request and the bids for it. ``request_id`` is the bidder's own; an exchange may use its own ID twice."""
 
@@ -50,6 +62,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
     versions: dict[str, str] = {}  # artifact -> version
     is_test: bool = False
     ranked: RankedCandidates | None = None
+    paced: tuple[PacedCampaign, ...] = ()
 
 
 class EventRecord(msgspec.Struct, frozen=True, kw_only=True, tag="happened"):

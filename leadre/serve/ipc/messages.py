@@ -62,6 +62,12 @@ class CountsRequest(msgspec.Struct, frozen=True, tag="counts"):
     start: int = 0
 
 
+class PacingRequest(msgspec.Struct, frozen=True, tag="pacing"):
+    """Read the pacing of the campaigns with a plan, from number ``start`` on. The reply is `PacingReply`."""
+
+    start: int = 0
+
+
 class ReportRequest(msgspec.Struct, frozen=True, tag="report"):
     """Read the days of campaigns that overlap [``from_us``, ``to_us``). The reply is `ReportReply`.
 
@@ -92,6 +98,7 @@ WriterRequest = (
     | EventRequest
     | RecordRequest
     | CountsRequest
+    | PacingRequest
     | ReportRequest
     | EraseRequest
     | ConfirmClockRequest
@@ -132,6 +139,29 @@ class CountsReply(msgspec.Struct, frozen=True, tag="counts_reply"):
     next_start: int = 0
     failing: list[str] = []
     is_whole: bool = True
+
+
+class CampaignPacing(msgspec.Struct, frozen=True, kw_only=True):
+    """Pacing of one campaign as of its last tick: how it bids, and the money of its day.
+
+    ``participate``, ``multiplier``: as in `leadre.auction.pacing.contract.Rate`. ``spent_nanos``: charged, or expected
+    of bids that wait for their event. ``has_forecast``: whether the traffic of earlier days is known.
+    """
+
+    campaign_id: str
+    participate: float
+    multiplier: float
+    budget_nanos: int
+    spent_nanos: int
+    planned_nanos: int
+    has_forecast: bool
+
+
+class PacingReply(msgspec.Struct, frozen=True, tag="pacing_reply"):
+    """The campaigns by ID. ``next_start``: the start of the next request; 0 after the last one."""
+
+    campaigns: list[CampaignPacing]
+    next_start: int = 0
 
 
 class CampaignDay(msgspec.Struct, frozen=True, array_like=True):
@@ -185,6 +215,7 @@ WriterReply = (
     | EventReply
     | RecordReply
     | CountsReply
+    | PacingReply
     | ReportReply
     | EraseReply
     | ClockReply

@@ -22,8 +22,10 @@ from pydantic import (
 
 from leadre.serve.catalogue.reviews import content_hash
 from leadre.serve.catalogue.validation import (
+    HOURS,
     MAX_BID_NANOS,
     MAX_CATTAX,
+    MAX_HOUR_SHARE,
     MAX_ID_CHARS,
     MAX_NAME_CHARS,
     MAX_NANOS,
@@ -33,7 +35,17 @@ from leadre.serve.catalogue.validation import (
 )
 from leadre.serve.ipc.messages import ClockReply
 from leadre.serve.manage.auth import ACCOUNT_SCOPES, SCOPES, ApiKey, Scope
-from leadre.types import DEFAULT_MAX_VALUE_NANOS, Ad, BidType, Campaign, Review, Status, Targeting
+from leadre.types import (
+    DEFAULT_MAX_VALUE_NANOS,
+    Ad,
+    BidType,
+    Campaign,
+    PacerName,
+    PlanName,
+    Review,
+    Status,
+    Targeting,
+)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -126,6 +138,19 @@ class CampaignForm(Form):
     ends_at: When | None = Field(default=None, description="default: no end")
     status: Status = "active"
     targeting: TargetingForm = TargetingForm()
+    plan: PlanName = Field(
+        default="asap",
+        description="when the budget of a day is spent: as soon as possible, evenly by the clock, in proportion to"
+        " traffic, most in the morning, or by `hour_shares`. All but `asap` need a daily budget, or a total and an end",
+    )
+    pacer: PacerName = Field(
+        default="mirror",
+        description="follows the plan: `mirror` lowers the bid, `throttle` skips auctions, `off` only shows the plan",
+    )
+    hour_shares: Annotated[list[Annotated[StrictInt, Field(ge=0, le=MAX_HOUR_SHARE)]], Field(max_length=HOURS)] = Field(
+        default_factory=list, description=f"of the plan `hours`: {HOURS} shares of any sum, for the hours of the zone"
+    )
+    shading: bool = Field(default=False, description="bid below the value in first-price auctions of exchanges")
 
     def campaign(self, campaign_id: str, advertiser_id: str) -> Campaign:
         return Campaign(
@@ -134,7 +159,8 @@ class CampaignForm(Form):
             starts_at_us=micros_of(self.starts_at) if self.starts_at else 0,
             ends_at_us=micros_of(self.ends_at) if self.ends_at else 0,
             targeting=self.targeting.targeting(),
-            **self.model_dump(exclude={"advertiser_id", "starts_at", "ends_at", "targeting"}),
+            hour_shares=tuple(self.hour_shares),
+            **self.model_dump(exclude={"advertiser_id", "starts_at", "ends_at", "targeting", "hour_shares"}),
         )
 
 
@@ -156,6 +182,10 @@ class CampaignResponse(BaseModel):
     ends_at: str | None
     status: Status
     targeting: dict[str, list[str] | list[int]]
+    plan: PlanName
+    pacer: PacerName
+    hour_shares: list[int]
+    shading: bool
 
     @classmethod
     def of(cls, campaign: Campaign) -> CampaignResponse:
@@ -167,6 +197,7 @@ class CampaignResponse(BaseModel):
                 "starts_at": time_of(campaign.starts_at_us) if campaign.starts_at_us else None,
                 "ends_at": time_of(campaign.ends_at_us) if campaign.ends_at_us else None,
                 "targeting": {name: sorted(getattr(targeting, name)) for name in TargetingForm.model_fields},
+                "hour_shares": list(campaign.hour_shares),
             }
         )
 

@@ -24,6 +24,7 @@ class CountSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     by_ad: dict[str, tuple[int, int, int]]  # ad ID -> (impressions, clicks, conversions)
     by_day: list[tuple[str, str, tuple[int, int, int, int]]]  # campaign ID, day, the three and nanos charged
     live: list[str]  # ads that are live according to the log
+    pacing: bytes = b""  # `PacingState.snapshot`
 
 
 def write(path: Path, snapshot: CountSnapshot) -> None:

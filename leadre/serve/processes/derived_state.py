@@ -1,4 +1,4 @@
-"""State derived from the event log: counters, recent records, logged ad statuses.
+"""State derived from the event log: counters, pacing, recent records, logged ad statuses.
 
 A start reads the counters and statuses from a snapshot and adds the log records behind it. If these are many, as
 without a snapshot, another process counts them (`history_count`), and until then the counters are not whole. Recent
@@ -21,6 +21,7 @@ from leadre.serve.processes.count_snapshot import CountSnapshot
 from leadre.serve.processes.event_counts import EventCounts
 from leadre.serve.processes.history_count import HistoryCount
 from leadre.serve.processes.log_counting import LogPart
+from leadre.serve.processes.pacing_state import PacingState
 from leadre.serve.processes.recent_records import MAX_BYTES, MAX_RECENT, RecentRecords
 
 FOREGROUND_BYTES = 128 << 20  # of the log, which a start counts itself in some seconds
@@ -39,12 +40,14 @@ class DerivedState:
         log: EventLog,
         catalogue_sync: CatalogueSync,
         as_known: Callable[[RequestRecord], RequestRecord],
+        pacing: PacingState,
     ) -> None:
         self._path = snapshot
         self._folder = log.folder
         self._log = log
         self._as_known = as_known
         self._catalogue_sync = catalogue_sync
+        self.pacing = pacing
         self.counts = EventCounts(catalogue_sync.zone_of)
         self.recent = RecentRecords()
         self.last = 0
@@ -63,6 +66,7 @@ class DerivedState:
         if snapshot is not None:
             self.counts.extend(snapshot.by_ad, snapshot.by_day)
             self._catalogue_sync.restore(snapshot.live)
+            self.pacing.restore(snapshot.pacing)
             self.last = self._saved = snapshot.last
         is_behind = self.last < self._log.last
         if is_behind and log_counting.missing_bytes(self._folder, self.last) > FOREGROUND_BYTES:
@@ -75,7 +79,7 @@ class DerivedState:
             )
             self.last = self._log.last
         for record in _newest_requests(self._folder, self.last) if self.last else ():
-            self.add(record)
+            self.recent.add(self._as_known(record))
         self.catch_up()
 
     def start_count(self) -> None:
@@ -110,7 +114,9 @@ class DerivedState:
         if self.is_whole and self._saved < self.last:
             live = self._catalogue_sync.logged_live()
             by_ad, by_day = self.counts.totals()
-            count_snapshot.write(self._path, CountSnapshot(last=self.last, by_ad=by_ad, by_day=by_day, live=live))
+            pacing = self.pacing.snapshot()
+            snapshot = CountSnapshot(last=self.last, by_ad=by_ad, by_day=by_day, live=live, pacing=pacing)
+            count_snapshot.write(self._path, snapshot)
             self._saved = self.last
 
     def append(self, records: Sequence[Record], now_us: int) -> None:
@@ -129,13 +135,15 @@ class DerivedState:
             self.set_current()
 
     def add(self, record: Record) -> None:
-        """Add one record of the log to the counters, recent records or ad statuses."""
+        """Add one record of the log to counters, pacing, recent records or ad statuses."""
         if isinstance(record, RequestRecord):
             self.recent.add(self._as_known(record))  # an erasure may not have reached the log yet
+            self.pacing.add(record)
         elif isinstance(record, StatusRecord):
             self._catalogue_sync.add(record)
         elif isinstance(record, EventRecord):
             self.counts.add(record)
+            self.pacing.add(record)
 
     def set_current(self) -> None:
         """Set ``last`` to the end of the log. The caller has added all of its records."""

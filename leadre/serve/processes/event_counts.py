@@ -5,14 +5,11 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 
-from leadre.auction.budget.days import day_of
+from leadre.auction.budget.days import SLOT_US, day_of, day_of_slot
 from leadre.serve.events.records import EventRecord
 from leadre.serve.ipc.messages import MAX_ITEMS, CampaignDay, ReportReply, ReportRequest
-from leadre.units import US_PER_S
 
-SLOT_US = 15 * 60 * US_PER_S  # the offsets of all zones are multiples of it, so that no day begins within a slot
 COUNT_COLUMNS = {"imp": 0, "click": 1, "conv": 2}  # kind of event -> its column; other kinds are not counted
 
 
@@ -30,7 +27,7 @@ class EventCounts:
             return
         outcome = record.outcome
         column = COUNT_COLUMNS.get(outcome.kind)
-        day = _day(outcome.at_us // SLOT_US, self._zone_of(outcome.campaign_id))
+        day = day_of_slot(outcome.at_us // SLOT_US, self._zone_of(outcome.campaign_id))[0].isoformat()
         day_totals = list(self._by_day[outcome.campaign_id, day])
         day_totals[3] += outcome.charge_nanos
         if column is not None:
@@ -80,9 +77,3 @@ class EventCounts:
         zone = self._zone_of(campaign_id)
         last_us = max(request.from_us, request.to_us - 1)
         return day_of(request.from_us, zone).isoformat() <= day <= day_of(last_us, zone).isoformat()
-
-
-@lru_cache(maxsize=4096)
-def _day(slot: int, zone: str) -> str:
-    """The day of a zone (ISO 8601) on which a slot of `SLOT_US` is."""
-    return day_of(slot * SLOT_US, zone).isoformat()

@@ -12,6 +12,7 @@ import msgspec
 
 from leadre import telemetry
 from leadre.auction.budget.messages import Lease, LeaseRequest, LedgerOrder, Release
+from leadre.auction.pacing.contract import Rate
 from leadre.clock import Clock
 from leadre.errors import PeerError, RefusedError
 from leadre.serve.events.records import RequestRecord
@@ -29,6 +30,8 @@ from leadre.serve.ipc.messages import (
     LedgerRequest,
     ModelInfoReply,
     ModelInfoRequest,
+    PacingReply,
+    PacingRequest,
     WriterReply,
     WriterRequest,
 )
@@ -103,6 +106,18 @@ class WriterClient:
             self.has_counts = reply.is_whole
             if not reply.next_start:
                 return by_ad, reply.last
+            start = reply.next_start
+
+    async def pacing(self) -> Mapping[str, Rate]:
+        """How each campaign with a plan bids."""
+        rates: dict[str, Rate] = {}
+        start = 0
+        while True:
+            reply = await self.request(PacingRequest(start))
+            assert isinstance(reply, PacingReply), reply
+            rates |= {paced.campaign_id: Rate(paced.participate, paced.multiplier) for paced in reply.campaigns}
+            if not reply.next_start:
+                return rates
             start = reply.next_start
 
     async def close(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from leadre import telemetry
+from leadre.serve.bidding.pace import campaign_rates
 from leadre.serve.bidding.value import expected_nanos
 from leadre.serve.catalogue import eligibility
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
@@ -27,6 +28,7 @@ BUDGETS_S = 0.05
 RECORDS_S = 0.02
 CLICKS_S = 0.5
 COUNTS_S = 5.0
+PACING_S = 1.0
 MODEL_S = 1.0
 DEGRADED_S = 1.0
 UNCAPPED_S = 0.5
@@ -55,6 +57,7 @@ class Renewals:
             ("records", RECORDS_S, self._state.records.flush),
             ("clicks", CLICKS_S, self._state.clicks.flush),
             ("counts", COUNTS_S, self._refresh_counts),
+            ("pacing", PACING_S, self._refresh_pacing),
             ("model info", MODEL_S, self._refresh_model_info),
             ("degraded", DEGRADED_S, self._report_degraded),
             ("campaigns without a budget", UNCAPPED_S, self._bound_uncapped),
@@ -87,6 +90,7 @@ class Renewals:
             expected_nanos_A=expected_nanos(catalogue, state.counts),
             objects=objects,
             ranker=ranker,
+            pacing=campaign_rates(catalogue, state.rates),
         )
 
     async def follow_ranker(self) -> None:
@@ -134,6 +138,14 @@ class Renewals:
         market = state.bidder.market
         expected_nanos_A = expected_nanos(market.catalogue, state.counts)
         state.bidder.market = replace(market, expected_nanos_A=expected_nanos_A, log_position=log_position)
+
+    async def _refresh_pacing(self) -> None:
+        """Read how campaigns with a plan bid. While the writer is away they bid as last read, within their leases."""
+        state = self._state
+        if state.bidder.market.catalogue.columns.has_plan_C.any():
+            state.rates = await state.writer.pacing()
+            market = state.bidder.market
+            state.bidder.market = replace(market, pacing=campaign_rates(market.catalogue, state.rates))
 
     async def _refresh_model_info(self) -> None:
         """Read which objects the model can generate: all for a new connection to a model server, else new ones."""

@@ -204,7 +204,7 @@ def close_open_bid(open_bids: OpenBids, kind: EventKind, token: Token) -> None:
     if (is_shown or kind == "loss") and not token.is_test:
         campaign_id = token.campaign_id if token.lease_id else ""
         until_us = token.shown_until_us
-        nanos = token.price_cap_nanos
+        nanos = token.reserved_nanos or token.price_cap_nanos
         open_bids.close(token.sender, campaign_id, token.currency, nanos, until_us, is_shown=is_shown)
 
 

@@ -6,16 +6,18 @@ import itertools
 import os
 import secrets
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import closing
 
 from leadre import database, telemetry
+from leadre.auction.pacing.contract import Rate
 from leadre.background import Tasks
 from leadre.clock import MachineClock
 from leadre.errors import PeerError
 from leadre.serve.bidding.budgets import Budgets
 from leadre.serve.bidding.context import Bidder, Market
 from leadre.serve.bidding.exploration import ExplorationDraws
+from leadre.serve.bidding.pace import campaign_rates
 from leadre.serve.bidding.ranking import RankingGuard
 from leadre.serve.bidding.user_store import UserStore
 from leadre.serve.bidding.value import Counts, expected_nanos
@@ -66,11 +68,17 @@ class WorkerState:
         self.callers = Callers(paths.callers, is_required=settings.require_callers)
         self.database = DatabaseReader(paths.manage_database, records.MIGRATIONS)
         self.counts: Counts = {}
+        self.rates: Mapping[str, Rate] = {}  # campaign -> how it bids, if it has a plan
         self.keys = TokenKeys.open(paths.token_keys)
         self.erased = ErasedUsers(paths.erased)
         self.bidder = Bidder(
             settings=settings,
-            market=Market(catalogue, expected_nanos(catalogue, {}), ObjectIndex((), catalogue.ads, "")),
+            market=Market(
+                catalogue,
+                expected_nanos(catalogue, {}),
+                ObjectIndex((), catalogue.ads, ""),
+                pacing=campaign_rates(catalogue, {}),
+            ),
             user_store=UserStore(open_store(paths.store, lock_ms=LOCK_MS), self.clock, self.erased.__contains__),
             budgets=Budgets(self._name, self.writer.send_orders, settings.workers),
             generate=None,

@@ -23,6 +23,7 @@ from leadre.serve.events.outcomes import EventProcessor
 from leadre.serve.events.records import RequestRecord
 from leadre.serve.events.tokens import TokenKeys
 from leadre.serve.ipc.messages import (
+    MAX_ITEMS,
     AppendReply,
     AppendRequest,
     ConfirmClockRequest,
@@ -34,6 +35,8 @@ from leadre.serve.ipc.messages import (
     EventRequest,
     LedgerReply,
     LedgerRequest,
+    PacingReply,
+    PacingRequest,
     RecordReply,
     RecordRequest,
     ReportRequest,
@@ -44,6 +47,7 @@ from leadre.serve.paths import StatePaths
 from leadre.serve.processes.catalogue_sync import CatalogueSync
 from leadre.serve.processes.derived_state import DerivedState
 from leadre.serve.processes.event_posting import EventPosting
+from leadre.serve.processes.pacing_state import PacingState
 from leadre.serve.processes.set_aside import SetAsideRequests
 from leadre.serve.processes.steady_clock import ClockKeeper
 from leadre.serve.processes.user_updates import UserUpdates
@@ -53,6 +57,7 @@ from leadre.units import US_PER_DAY, US_PER_HOUR, US_PER_S
 
 FORGET_US = US_PER_S // 5  # between two batches of events that the ledger forgets
 SNAPSHOT_US = 60 * US_PER_S  # between two snapshots of the counts; a start after a kill reads the log of this time
+PACING_US = US_PER_S  # between two searches for campaigns whose tick is due
 RECOUNT_US = 60 * US_PER_S  # between two starts of the process that counts the history, if it fails
 RETAIN_US = US_PER_HOUR  # between two removals of what is older than ``retain_days``
 
@@ -78,7 +83,8 @@ class WriterState:
         clean_ledger(self.ledger.connection, self.caller_ids)
         self.users = UserUpdates(open_store(paths.store), self.erased)
         self._catalogue_sync = CatalogueSync(paths, self.ledger, exp_s, clock)
-        self._derived = DerivedState(paths.counts, self.log, self._catalogue_sync, self._as_known)
+        pacing = PacingState(self._catalogue_sync, exp_s)
+        self._derived = DerivedState(paths.counts, self.log, self._catalogue_sync, self._as_known, pacing)
         self._posting = EventPosting(
             self.token_keys, self.caller_ids, processor, self._derived, self._catalogue_sync, self.users
         )
@@ -120,6 +126,8 @@ class WriterState:
                 by_ad, next_start = self._derived.counts.by_ad(start)
                 is_whole = self._derived.is_whole
                 return CountsReply(by_ad, self._derived.last, next_start, self._tasks.failing(), is_whole)
+            case PacingRequest(start=start):
+                return PacingReply(*self._derived.pacing.rates(start, MAX_ITEMS))
             case ReportRequest():
                 return self._derived.counts.days(request, is_whole=self._derived.is_whole)
             case EraseRequest(user_id=user_id):
@@ -131,7 +139,7 @@ class WriterState:
                 return confirmed
 
     def maintain(self, now_us: int) -> None:
-        """Do what is due: follow the catalogue, expire leases, flush caps, count, save counts, remove old records.
+        """Do what is due: follow the catalogue, expire leases, flush caps, count, pace, save counts, remove old.
 
         A part that fails is counted, reported and tried again; the other parts follow. StorageError, OperationalError:
         the disk refuses.
@@ -145,6 +153,8 @@ class WriterState:
         self._every(FORGET_US, "forget events", now_us, lambda: self.ledger.forget(certain_us))
         self._every(RECOUNT_US, "start of the history count", now_us, self._derived.start_count)
         self._tasks.attempt("history count", self._derived.add_history)
+        pacing = self._derived.pacing
+        self._every(PACING_US, "pacing", now_us, lambda: pacing.tick(self.ledger.connection, now_us))
         self._every(SNAPSHOT_US, "snapshot of counts", now_us, self._derived.save)
         self._every(RETAIN_US, "retention", now_us, lambda: self._retain(certain_us))
 

@@ -98,7 +98,7 @@ def test_old_verdicts_in_a_log_are_read_and_written_in_the_new_words():
     request_record = records.decode(msgspec.msgpack.encode(old))
     assert isinstance(request_record, RequestRecord)
     assert request_record.verdicts == {"1": tuple(OLD_WORDS.values())}
-    assert set(OLD_WORDS.values()) == set(Verdict) - {Verdict.OUTRANKED, Verdict.OPEN_BIDS}, (
+    assert set(OLD_WORDS.values()) == set(Verdict) - {Verdict.OUTRANKED, Verdict.OPEN_BIDS, Verdict.PACED}, (
         "an old log has no other verdict"
     )
     assert records.decode(records.encode(request_record)) == request_record

@@ -30,6 +30,30 @@ def test_stored_items_are_read_back(campaign_store, campaign, ad):
     assert campaign_store.campaign("c2") is None and campaign_store.ad("a2") is None
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"plan": "traffic", "daily_nanos": 5, "pacer": "throttle", "shading": True},
+        {"plan": "even", "total_nanos": 5, "ends_at_us": 9},
+        {"plan": "hours", "daily_nanos": 5, "hour_shares": (0,) * 23 + (7,), "pacer": "off"},
+    ],
+)
+def test_pacing_of_a_campaign_is_read_back(campaign_store, campaign, fields):
+    campaign_store.put_campaign(campaign(**fields))
+    assert campaign_store.campaign("c1") == campaign(**fields)
+
+
+def test_campaign_stored_before_pacing_is_neither_paced_nor_shaded(campaign_store, manage_database, campaign):
+    campaign_store.put_campaign(campaign(daily_nanos=5))
+    rows = manage_database.connection.execute(
+        "UPDATE campaigns SET body = json_remove(body, '$.plan', '$.pacer', '$.hour_shares', '$.shading')"
+        " RETURNING body"
+    ).fetchall()
+    assert "plan" not in rows[0][0]
+    read = campaign_store.campaign("c1")
+    assert (read.plan, read.shading) == ("asap", False) and read == campaign(daily_nanos=5)
+
+
 def test_equal_item_is_not_written_again(campaign_store, manage_database, campaign, ad):
     for put, item in ((campaign_store.put_campaign, campaign()), (campaign_store.put_ad, ad())):
         assert put(item)
@@ -78,6 +102,24 @@ def test_texts_are_cleaned_and_domains_derived(campaign_store, campaign, ad):
         ({"targeting": Targeting(hours=frozenset({24}))}, "targeting.hours"),
         ({"targeting": Targeting(device_types=frozenset({9}))}, "targeting.device_types"),
         ({"targeting": Targeting(segments=frozenset({""}))}, "targeting.segments"),
+        ({"plan": "soon"}, "plan = 'soon'; it must be one of asap, even, traffic, front_loaded, hours"),
+        ({"pacer": "pid"}, "one of mirror, throttle, off"),
+        ({"plan": "even"}, "plan = 'even'; it must be 'asap' for a campaign with neither daily_nanos"),
+        ({"plan": "even", "total_nanos": 5}, "plan"),
+        ({"plan": "even", "daily_nanos": 5, "hour_shares": (1,) * 24}, "hour_shares = .* the plan 'hours' has them"),
+        ({"plan": "hours", "daily_nanos": 5}, "hour_shares = .*24 whole numbers"),
+        ({"plan": "hours", "daily_nanos": 5, "hour_shares": (1,) * 23}, "hour_shares"),
+        ({"plan": "hours", "daily_nanos": 5, "hour_shares": (-1, *(1,) * 23)}, "hour_shares"),
+        ({"plan": "hours", "daily_nanos": 5, "hour_shares": (0,) * 24}, "above 0 in an hour"),
+        (
+            {
+                "plan": "hours",
+                "daily_nanos": 5,
+                "hour_shares": (1, *(0,) * 23),
+                "targeting": Targeting(hours=frozenset({8})),
+            },
+            "above 0 in an hour that targeting.hours allows",
+        ),
     ],
 )
 def test_bad_campaign_is_refused_with_the_field(campaign_store, manage_database, campaign, fields, message):

@@ -93,6 +93,11 @@ def test_account_creates_pauses_and_ends_a_campaign_and_its_ad(api, headers, fak
     form = CAMPAIGN | {
         "starts_at": "2026-03-01T01:30:00.5+01:00",
         "targeting": {"countries": ["FRA", "DEU"], "hours": [9]},
+        "daily_nanos": 10**9,
+        "plan": "hours",
+        "hour_shares": [0] * 9 + [2] + [1] * 14,
+        "pacer": "throttle",
+        "shading": True,
     }
     created = api.post("/campaigns", json=form, headers=acme)
     assert created.status_code == 201
@@ -104,6 +109,9 @@ def test_account_creates_pauses_and_ends_a_campaign_and_its_ad(api, headers, fak
         None,
     )
     assert shown["targeting"]["countries"] == ["DEU", "FRA"]
+    assert {name: shown[name] for name in ("plan", "hour_shares", "pacer", "shading")} == {
+        name: form[name] for name in ("plan", "hour_shares", "pacer", "shading")
+    }
     name = shown["campaign_id"]
 
     created = api.post("/ads", json=AD | {"campaign_id": name, "sizes": [[300, 250]]}, headers=acme)
@@ -188,6 +196,11 @@ def test_repeated_put_changes_nothing(api, headers, manage_database):
         ({"ends_at": "9999-12-31T23:59:59-12:00"}, "ends_at"),
         ({"starts_at": "2026-03-01T00:00:00Z", "ends_at": "2026-03-01T00:00:00Z"}, "ends_at"),
         ({"targeting": {"hours": [24]}}, "body.targeting.hours.0"),
+        ({"plan": "soon"}, "body.plan"),
+        ({"plan": "even"}, "plan = 'even'; it must be 'asap' for a campaign with neither"),
+        ({"hour_shares": [1] * 25}, "body.hour_shares"),
+        ({"pacer": "fast"}, "body.pacer"),
+        ({"shading": "maybe"}, "body.shading"),
     ],
 )
 def test_error_names_the_invalid_field(api, headers, market, change, message):

@@ -1,0 +1,124 @@
+"""The pacing step of a bid decision: the multiplier of each campaign, and the price that follows from a value.
+
+The writer computes how each campaign bids (`leadre.auction.pacing`); a worker reads it and applies it here.
+
+Letters: C campaigns, K candidates, P candidates of campaigns with a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadre.auction.pacing.contract import UNPACED, WAITING, Rate
+from leadre.serve.bidding.exploration import ExplorationDraws
+from leadre.serve.catalogue.columns import Bools, Ints
+from leadre.serve.catalogue.eligibility import CatalogueSnapshot
+from leadre.serve.events.records import PacedCampaign
+from leadre.types import Verdict
+
+Floats = NDArray[np.float64]
+
+
+def _codes(verdicts: Collection[Verdict]) -> Bools:
+    """[codes] whether a `Verdict.code` is that of one of the verdicts."""
+    return np.array([verdict in verdicts for verdict in Verdict], np.bool_)
+
+
+# A campaign could have bid in an auction with one of these verdicts, if it had wanted to.
+ELIGIBLE = (Verdict.BID, Verdict.NOT_SELECTED, Verdict.OUTRANKED, Verdict.PACED, Verdict.NO_BUDGET)
+_IS_ELIGIBLE = _codes(ELIGIBLE)
+_IS_RANKED = _codes((*ELIGIBLE, Verdict.UNKNOWN_USER_CAP, Verdict.FREQUENCY_CAP, Verdict.OPEN_BIDS))
+
+
+@dataclass(frozen=True, eq=False)
+class CampaignRates:
+    """How each campaign bids, [C]: the probability to take part in an auction, and the factor of the value."""
+
+    has_plan_C: Bools
+    participate_C: Floats
+    multiplier_C: Floats
+
+
+def campaign_rates(catalogue: CatalogueSnapshot, rates: Mapping[str, Rate]) -> CampaignRates | None:
+    """The rates of a catalogue's campaigns; None if none has a plan.
+
+    A campaign with a pacer waits while its rate is unknown: unpaced it might spend the budget in the first minutes.
+    """
+    has_plan_C = catalogue.columns.has_plan_C
+    if not has_plan_C.any():
+        return None
+    participate_C = np.ones(len(has_plan_C))
+    multiplier_C = np.ones(len(has_plan_C))
+    for row in np.flatnonzero(has_plan_C).tolist():
+        campaign = catalogue.campaigns[row]
+        unknown = UNPACED if campaign.pacer == "off" else WAITING
+        participate_C[row], multiplier_C[row] = rates.get(campaign.campaign_id, unknown)
+    return CampaignRates(has_plan_C, participate_C, multiplier_C)
+
+
+def paced_nanos(worth_nanos_K: Ints, multiplier_K: Floats) -> Ints:
+    """[K] price of each candidate: its value times the multiplier, in whole nanos; the value itself if that is 1."""
+    return np.where(multiplier_K == 1.0, worth_nanos_K, np.floor(worth_nanos_K * multiplier_K).astype(np.int64))
+
+
+class RequestPacing:
+    """The pacing of a request's candidates. A campaign takes part in all imps of a request, or in none."""
+
+    def __init__(
+        self,
+        catalogue: CatalogueSnapshot,
+        rates: CampaignRates,
+        campaign_K: Ints,
+        draws: ExplorationDraws,
+        request_id: str,
+    ) -> None:
+        self._catalogue = catalogue
+        self._rates = rates
+        self._campaign_K = campaign_K
+        self.multiplier_K = rates.multiplier_C[campaign_K]
+        for row in self._rows:
+            share = rates.participate_C[row]
+            if share < 1.0:
+                campaign_id = catalogue.campaigns[row].campaign_id
+                if share <= 0.0 or draws.participation(request_id, campaign_id) >= share:
+                    self.multiplier_K[campaign_K == row] = 0.0
+
+    @cached_property
+    def _planned_P(self) -> NDArray[np.intp]:
+        return np.flatnonzero(self._rates.has_plan_C[self._campaign_K])
+
+    @cached_property
+    def _rows(self) -> list[int]:
+        """The campaigns with a plan among the candidates."""
+        return sorted(set(self._campaign_K[self._planned_P].tolist()))
+
+    def logged(self, verdict_IK: Sequence[NDArray[np.uint8]]) -> tuple[PacedCampaign, ...]:
+        """The campaigns with a plan that passed the filter of an imp, or would have without pacing.
+
+        ``verdict_IK``: `Verdict.code` of each candidate, by imp.
+        """
+        if not self._rows:
+            return ()
+        campaign_P = self._campaign_K[self._planned_P]
+        eligible: dict[int, int] = {}
+        for verdict_K in verdict_IK:
+            verdict_P = verdict_K[self._planned_P]
+            for row in set(campaign_P[_IS_RANKED[verdict_P]].tolist()):
+                eligible.setdefault(row, 0)
+            for row in set(campaign_P[_IS_ELIGIBLE[verdict_P]].tolist()):
+                eligible[row] += 1
+        rates = self._rates
+        return tuple(
+            PacedCampaign(
+                self._catalogue.campaigns[row].campaign_id,
+                float(rates.participate_C[row]),
+                float(rates.multiplier_C[row]),
+                auctions,
+            )
+            for row, auctions in sorted(eligible.items())
+        )

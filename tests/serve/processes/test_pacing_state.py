@@ -1,0 +1,222 @@
+"""Pacing in the writer: what it counts, how a day runs through a real ledger, kills, and attacks on a multiplier."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+
+from leadre.serve.ipc.messages import AppendRequest, EventRequest, PacingRequest
+from leadre.serve.paths import StatePaths
+from leadre.serve.processes.pacing_state import TICK_US
+from leadre.serve.processes.writer_state import WriterState
+from leadre.units import US_PER_HOUR, US_PER_S
+
+from ..alone import NOON_US, Alone, banner_request, urls_of
+from ..bidding.test_respond import offer
+
+MIDNIGHT_US = NOON_US - 12 * US_PER_HOUR
+PLAN = {"plan": "even", "bid_nanos": 2_000_000}  # a CPM of 2
+
+
+class Day:
+    """Requests of a day to one bidder whose writer paces the campaign of ad ``a``."""
+
+    def __init__(self, folder, **terms):
+        self.alone = Alone(folder)
+        self.alone.clock.wall_us = MIDNIGHT_US
+        offer(self.alone, "a", **PLAN | terms)
+        self.alone.put_list("*", "a")
+        self.renew()
+
+    def renew(self):
+        self.alone.renew()
+
+    def wait(self, seconds):
+        self.alone.clock.wall_us += seconds * US_PER_S
+        self.alone.clock.elapsed_s += seconds
+        self.renew()
+
+    def request(self, **fields):
+        """Send a request; the rendered bid, or None."""
+        request = banner_request(**fields)
+        decision = self.alone.respond(request)
+        record = self.alone.record(request, decision)
+        self.alone.writer.handle([AppendRequest([record])], self.alone.clock.wall_us)
+        return next(iter(decision.rendered), None)
+
+    @property
+    def pacing(self):
+        (reply,) = self.alone.writer.handle([PacingRequest()], self.alone.clock.wall_us)
+        (campaign,) = reply.campaigns
+        return campaign
+
+
+@pytest.fixture
+def day(tmp_path):
+    days = []
+
+    def open_day(**terms):
+        days.append(Day(tmp_path / f"state{len(days)}", **terms))
+        return days[-1]
+
+    yield open_day
+    for opened in days:
+        opened.alone.__exit__()
+
+
+def post_bill(day, rendered, nanos):
+    token = re.search(r"[?&]t=([^&]+)", urls_of(rendered)["bill"])[1]
+    now_us = day.alone.clock.wall_us
+    request = EventRequest(kind="bill", token=token, at_us=now_us, price_nanos=nanos)
+    return day.alone.writer.handle([request], now_us)[0].outcome
+
+
+def test_spend_is_charges_and_open_bids_and_closes_with_their_event(day):
+    day = day(daily_nanos=10**9)
+    day.request()
+    day.renew()
+    first, second = day.request(), day.request()
+    day.wait(70)
+    open_nanos = first.bid.price_nanos + second.bid.price_nanos
+    assert day.pacing.spent_nanos == open_nanos == 2 * 200_000
+    assert post_bill(day, first, 150_000) == "new"
+    day.alone.post_events(("loss", second.lurl))
+    day.wait(70)
+    assert day.pacing.spent_nanos == 150_000
+
+
+def test_bid_without_an_event_is_expected_less_and_less(day):
+    day = day(daily_nanos=10**9)
+    day.request()
+    day.renew()
+    for _ in range(40):
+        assert day.request()
+        day.wait(10)
+    shown = day.pacing.spent_nanos
+    open_bids = 15  # of the last 150 seconds
+    assert 0 < shown < 0.45 * open_bids * 200_000, "none was ever billed"
+    day.wait(300)
+    assert day.pacing.spent_nanos == 0
+
+
+@pytest.mark.parametrize("pacer", ["mirror", "throttle"])
+def test_money_of_a_day_is_spent_by_the_plan(day, pacer):
+    """An auction in 40 seconds for three hours, of which each bid wins: unpaced demand is 2.7 times the budget."""
+    budget = 100 * 2_000_000
+    day = day(total_nanos=budget, ends_at_us=MIDNIGHT_US + 3 * US_PER_HOUR, pacer=pacer)
+    planned_off = []
+    charged = 0
+    for second in range(0, 3 * 3_600, 40):
+        day.wait(40)
+        rendered = day.request()
+        if rendered:
+            charged += rendered.bid.price_nanos
+            assert post_bill(day, rendered, rendered.bid.price_nanos) == "new"
+        if second > 3_600:
+            planned_off.append(abs(charged / budget - (second + 40) / (3 * 3_600)))
+    assert 0.95 <= charged / budget <= 1.0
+    assert max(planned_off) < 0.08
+
+
+def test_state_survives_a_kill_of_the_writer(day, tmp_path):
+    """The last snapshot of the counts and the log records behind it give the same counts and spend."""
+    day = day(daily_nanos=10**9)
+    day.request()
+    day.renew()
+    for _ in range(20):
+        rendered = day.request()
+        post_bill(day, rendered, 100_000)
+        day.wait(30)
+    rendered = day.request()  # open, and behind the snapshot
+    post_bill(day, day.request(), 100_000)
+    writer = day.alone.writer
+    before = writer._derived.pacing._traffic, day.pacing
+    folder = shutil.copytree(day.alone.paths.folder, tmp_path / "killed")  # nothing was closed
+    paths = StatePaths(folder=folder, store=f"lmdb:{folder / 'lists'}")
+    again = WriterState(paths, retain_days=90, clock=day.alone.clock)
+    try:
+        assert again._derived.pacing._traffic == before[0]
+        day.alone.clock.wall_us += 61 * US_PER_S
+        again.maintain(day.alone.clock.wall_us)
+        (reply,) = again.handle([PacingRequest()], day.alone.clock.wall_us)
+        writer.maintain(day.alone.clock.wall_us)
+        (campaign,) = reply.campaigns
+        assert campaign.spent_nanos == pytest.approx(day.pacing.spent_nanos, abs=20_000)
+        assert campaign.multiplier == pytest.approx(day.pacing.multiplier, rel=0.05)
+    finally:
+        again.close()
+
+
+def test_snapshot_of_another_release_begins_anew(day, monkeypatch):
+    day = day(daily_nanos=10**9)
+    state = day.alone.writer._derived.pacing
+    state.restore(b"\x93something else")
+    assert state.rates(0, 10)[0][0].campaign_id == "c-a"
+
+
+def test_requests_that_show_nothing_do_not_stop_a_campaign(day):
+    """A sender gets a bid every 10 seconds and shows none. The campaign waits while the bids are believed."""
+    day = day(daily_nanos=20_000_000)
+    day.request()
+    day.renew()
+    bids = []
+    for _ in range(120):
+        bids.append(day.request() is not None)
+        day.wait(10)
+    assert sum(bids[:30]) < 20, "six bids in a row wait for their event: more than the plan has by then"
+    assert sum(bids[-30:]) >= 29, "the money that they are expected to cost has fallen"
+
+
+def test_repeated_notice_changes_nothing(day):
+    day = day(daily_nanos=10**9)
+    day.request()
+    day.renew()
+    rendered = day.request()
+    assert post_bill(day, rendered, 150_000) == "new"
+    day.wait(61)
+    before = day.pacing
+    assert post_bill(day, rendered, 150_000) == "known"
+    assert day.alone.post_events(("loss", rendered.lurl), ("loss", rendered.lurl)) == ["new", "known"]
+    day.wait(61)
+    assert day.pacing.spent_nanos == before.spent_nanos == 150_000
+
+
+def test_clock_that_jumps_ahead_and_back_keeps_spend_and_control(day):
+    day = day(daily_nanos=10**9)
+    day.request()
+    day.renew()
+    post_bill(day, day.request(), 150_000)
+    day.wait(61)
+    state = day.alone.writer._derived.pacing
+    ledger = day.alone.writer.ledger.connection
+    control = state._days["c-a"].pacer.control
+    now_us = day.alone.clock.wall_us
+    state.tick(ledger, now_us + 40 * 24 * US_PER_HOUR)
+    assert state._days["c-a"].spent_nanos == 0, "of a day of another month"
+    state.tick(ledger, now_us + TICK_US)
+    assert state._days["c-a"].spent_nanos == 150_000
+    assert state._days["c-a"].pacer.control == pytest.approx(control, rel=0.01)
+    state.tick(ledger, now_us + 3 * TICK_US)
+    assert state._days["c-a"].pacer.position > 3 * TICK_US / (24 * US_PER_HOUR), "it goes on"
+
+
+def test_campaign_without_a_plan_is_forgotten(day):
+    day = day(daily_nanos=10**9)
+    offer(day.alone, "a", plan="asap", daily_nanos=10**9)
+    day.wait(1)
+    (reply,) = day.alone.writer.handle([PacingRequest()], day.alone.clock.wall_us)
+    assert reply.campaigns == [] and day.alone.bidder.market.pacing is None
+
+
+def test_days_are_those_of_the_campaign(day):
+    """At midnight in UTC it is nine in Tokyo: an even plan has spent 9/24 of the day's money."""
+    day = day(daily_nanos=24_000_000_000, zone="Asia/Tokyo", pacer="off")
+    day.wait(61)
+    planned = day.pacing.planned_nanos
+    assert planned == pytest.approx(0, abs=2 * 61 * 24e9 / 86_400), "the plan began with the campaign"
+    for _ in range(15):
+        day.wait(3_600)
+    day.wait(120)
+    assert day.pacing.planned_nanos < 0.01 * 24e9, "a day has ended in Tokyo"
