@@ -17,7 +17,7 @@ from leadre.auction.budget.sums import SpendToday
 from leadre.clock import ManualClock
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
-from leadre.serve.ipc.messages import ClockReply
+from leadre.serve.ipc.messages import CampaignPacing, ClockReply
 from leadre.serve.manage.access import Backend, Lists, Ranker, Spend
 from leadre.serve.manage.api import manage_app
 from leadre.serve.manage.auth import ApiKeys
@@ -65,6 +65,17 @@ def backend():
             SpendToday(campaign_id=f"c{number}", charged_nanos=charged, total_charged_nanos=charged)
             for number, charged in enumerate([1_234_567_890_120_000_000, 6_000])
         ],
+        pacing=lambda: {
+            "c1": CampaignPacing(
+                campaign_id="c1",
+                participate=0.25,
+                multiplier=0.4,
+                budget_nanos=1_000_000,
+                spent_nanos=400_000,
+                planned_nanos=500_000,
+                has_forecast=True,
+            )
+        },
         counts=lambda: {"a0": (123_456_789, 1, 0), "a1": (3, 1, 0)},
         explain=lambda _: None,
         lists=lambda: Lists(version="", made_at_us=0),
@@ -82,7 +93,8 @@ def seen(client, tmp_path_factory):
     store = CampaignStore(database)
     for number, title in enumerate((LONG, ARABIC)):
         of = {"campaign_id": f"c{number}", "advertiser_id": "acme"}
-        store.put_campaign(Campaign(**of, name=title[:200], bid_type="cpm", bid_nanos=2_000))
+        paced = {"plan": "front_loaded", "daily_nanos": 1_000_000} if number else {}
+        store.put_campaign(Campaign(**of, name=title[:200], bid_type="cpm", bid_nanos=2_000, **paced))
         store.put_ad(Ad(**of, ad_id=f"a{number}", object_id="o", title=title, landing_url="https://acme.test/"))
         waits = {
             "landing_url": f"https://acme.test/{'x' * 300}",

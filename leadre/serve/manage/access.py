@@ -16,7 +16,7 @@ from leadre.serve.bidding.explanation import Explanation
 from leadre.serve.catalogue.audit import Author
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
-from leadre.serve.ipc.messages import ClockReply
+from leadre.serve.ipc.messages import CampaignPacing, ClockReply
 from leadre.serve.manage.attempts import RETRY_AFTER_S, AddressLimit
 from leadre.serve.manage.auth import ApiKey, ApiKeys, missing_scope
 from leadre.serve.manage.history import MetricHistory
@@ -68,6 +68,7 @@ class Backend:
     history: Callable[[], MetricHistory]  # metrics of the last hour, up to now
     charged_today: Callable[[], Sequence[SpendToday]]  # highest charge first
     used_budget: Callable[[str], tuple[UsedBudget, UsedBudget]]  # of a campaign: in all, and today
+    pacing: Callable[[], Mapping[str, CampaignPacing]]  # of the campaigns with a plan
     counts: Callable[[], Mapping[str, tuple[int, int, int]]]  # ad ID -> impressions, clicks, conversions
     explain: Callable[[str], Explanation | None]  # a recent request by its ID; "" is the newest
     lists: Callable[[], Lists]

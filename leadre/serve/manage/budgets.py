@@ -1,7 +1,8 @@
-"""Route of the management API for the budget of a campaign: what the account wants, and the cap in force."""
+"""Routes of the management API for the money of a campaign: budget, cap in force, and spend against its plan."""
 
 from __future__ import annotations
 
+import msgspec
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
@@ -10,6 +11,7 @@ from leadre.errors import MissingError
 from leadre.serve.manage.access import BackendDep, Caller, CampaignStoreDep, is_own
 from leadre.serve.manage.forms import problems
 from leadre.serve.manage.parameters import Name
+from leadre.types import PacerName, PlanName
 
 router = APIRouter(responses=problems(401, 404, 422, 429), tags=["campaigns"])
 
@@ -43,6 +45,32 @@ class BudgetsResponse(BaseModel):
     campaign_id: str
     total: BudgetResponse
     today: BudgetResponse
+
+
+class PacingResponse(BaseModel):
+    """The pacing of a campaign as of its last tick, at most a minute ago; money is that of the day of its zone."""
+
+    campaign_id: str
+    plan: PlanName
+    pacer: PacerName
+    multiplier: float = Field(description="bids are the value times this")
+    participate: float = Field(description="probability to take part in an auction; 0 = the campaign waits")
+    budget_nanos: int
+    planned_nanos: int = Field(description="to be spent by now")
+    spent_nanos: int = Field(description="charged, or expected of bids that wait for their event")
+    has_forecast: bool = Field(description="whether the traffic of a day is known, by which `traffic` plans")
+
+
+@router.get("/campaigns/{campaign_id}/pacing", responses=problems(503))
+def get_pacing(key: Caller, store: CampaignStoreDep, backend: BackendDep, campaign_id: Name) -> PacingResponse:
+    """Spend against the plan of a campaign. 404 also for a campaign without a plan, or whose plan begins now."""
+    campaign = store.campaign(campaign_id)
+    if campaign is None or not is_own(key, campaign.advertiser_id):
+        raise MissingError("nothing has this ID")
+    pacing = backend.pacing().get(campaign_id)
+    if pacing is None or campaign.plan == "asap":
+        raise MissingError("the campaign has no plan, or begins to follow it now: its `plan` is " + repr(campaign.plan))
+    return PacingResponse(plan=campaign.plan, pacer=campaign.pacer, **msgspec.structs.asdict(pacing))
 
 
 @router.get("/campaigns/{campaign_id}/budget")

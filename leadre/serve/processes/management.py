@@ -23,6 +23,7 @@ from leadre.serve.events import user_records
 from leadre.serve.events.erased import ErasedUsers
 from leadre.serve.ipc.messages import (
     CampaignDay,
+    CampaignPacing,
     ClockReply,
     ConfirmClockRequest,
     CountsReply,
@@ -30,6 +31,8 @@ from leadre.serve.ipc.messages import (
     EraseReply,
     EraseRequest,
     ErrorReply,
+    PacingReply,
+    PacingRequest,
     RecordReply,
     RecordRequest,
     ReportReply,
@@ -92,6 +95,7 @@ def app(paths: StatePaths, tables: Path, retain_days: int, machine: MachineClock
             history=recorder.read,
             charged_today=backend.charged_today,
             used_budget=backend.used_budget,
+            pacing=backend.pacing,
             counts=backend.counts,
             explain=backend.explain,
             lists=backend.lists,
@@ -167,6 +171,18 @@ class ManagementBackend:
         """The charges and reservations of a campaign, in all and today, read from the ledger itself."""
         with closing(database.connect(self._paths.ledger, schema.MIGRATIONS, read_only=True)) as connection:
             return sums.used_budget(connection, campaign_id, self._clock.now_us())
+
+    def pacing(self) -> Mapping[str, CampaignPacing]:
+        """Campaign ID -> its pacing as of its last tick, of the campaigns with a plan."""
+        campaigns: list[CampaignPacing] = []
+        start = 0
+        while True:
+            reply = self._request(PacingRequest(start))
+            assert isinstance(reply, PacingReply), reply
+            campaigns += reply.campaigns
+            if not reply.next_start:
+                return {campaign.campaign_id: campaign for campaign in campaigns}
+            start = reply.next_start
 
     def counts(self) -> Mapping[str, tuple[int, int, int]]:
         """Ad ID -> (impressions, clicks, conversions) since the log began."""

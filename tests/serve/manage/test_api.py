@@ -12,7 +12,7 @@ from leadre.auction.budget.sums import UsedBudget
 from leadre.clock import ManualClock
 from leadre.data import tables
 from leadre.serve.catalogue import eligibility
-from leadre.serve.ipc.messages import ClockReply
+from leadre.serve.ipc.messages import CampaignPacing, ClockReply
 from leadre.serve.manage.access import Backend, Lists, Ranker, Spend
 from leadre.serve.manage.api import BODY_BYTES, manage_app
 from leadre.serve.manage.auth import ApiKeys
@@ -29,6 +29,7 @@ class FakeBackend:
         self.calls = []
         self.used = (UsedBudget(charged_nanos=5, reserved_nanos=4), UsedBudget(charged_nanos=2, written_off_nanos=1))
         self.clock = ManualClock(wall_us=1_772_366_400_000_000)
+        self.paced = {}
 
     def backend(self):
         frame = tables.complete("ads", pl.DataFrame({"ad_id": ["t1", "t2"], "title": ["Tea", ""]}))
@@ -41,6 +42,7 @@ class FakeBackend:
             history=MetricRecorder(self.clock, dict).read,
             charged_today=list,
             used_budget=lambda _: self.used,
+            pacing=lambda: self.paced,
             counts=dict,
             explain=lambda _: None,
             lists=lambda: Lists(version="", made_at_us=0),
@@ -127,6 +129,31 @@ def test_account_creates_pauses_and_ends_a_campaign_and_its_ad(api, headers, fak
     assert not eligibility.refresh(live, reader).live_A[live.row_of_ad[ad_id]]
     assert api.post(f"/campaigns/{name}/pause", headers=acme).json()["status"] == "paused"
     assert api.post(f"/campaigns/{name}/delete", headers=acme).status_code == 422
+
+
+def test_pacing_is_shown_to_the_account(api, headers, fake, campaign_store, campaign):
+    campaign_store.put_campaign(campaign("c-acme", daily_nanos=100, plan="even"))
+    assert api.get("/campaigns/c-acme/pacing", headers=headers["acme"]).status_code == 404
+    money = {"budget_nanos": 100, "spent_nanos": 40, "planned_nanos": 50}
+    fake.paced = {
+        "c-acme": CampaignPacing(campaign_id="c-acme", participate=1.0, multiplier=0.4, has_forecast=False, **money)
+    }
+    shown = api.get("/campaigns/c-acme/pacing", headers=headers["acme"]).json()
+    assert (
+        shown
+        == {
+            "campaign_id": "c-acme",
+            "plan": "even",
+            "pacer": "mirror",
+            "multiplier": 0.4,
+            "participate": 1.0,
+            "has_forecast": False,
+        }
+        | money
+    )
+    campaign_store.put_campaign(campaign("c-bolt", advertiser_id="bolt", daily_nanos=100, plan="even"))
+    fake.paced |= {"c-bolt": fake.paced["c-acme"]}
+    assert api.get("/campaigns/c-bolt/pacing", headers=headers["acme"]).status_code == 404
 
 
 def test_budget_is_shown_beside_the_cap_in_force(api, headers, campaign_store, campaign):
