@@ -118,8 +118,8 @@ class Campaign:
 
     ``plan``: when the budget of a day is to be spent; "asap" is no plan, "hours" spends in proportion to
     ``hour_shares`` of the hours 0 to 23. ``pacer``: the rule of `leadre.auction.pacing` that follows the plan; with
-    "off" the plan is shown and does not change bids. ``shading``: whether first-price bids are below the value. The
-    defaults are those of campaigns stored before the fields: their bids do not change.
+    "off" the plan is shown and does not change bids. The defaults are those of campaigns stored before the fields:
+    their bids do not change.
     """
 
     campaign_id: str
@@ -140,7 +140,6 @@ class Campaign:
     plan: PlanName = "asap"
     pacer: PacerName = "mirror"
     hour_shares: tuple[int, ...] = ()
-    shading: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,7 +244,7 @@ class Candidate(msgspec.Struct, frozen=True):
 class Bid(msgspec.Struct, frozen=True, kw_only=True):
     """An offer for one impression. ``propensity`` is the probability with which the policy chose this ad.
 
-    ``worth_nanos``: expected value of the impression to the advertiser, before pacing and shading. ``reserved_nanos``:
+    ``worth_nanos``: expected value of the impression to the advertiser, before pacing. ``reserved_nanos``:
     of the budget, for what the bid may be charged. Both are 0 in logs up to November 2026.
     """
 
