@@ -118,8 +118,8 @@ class Campaign:
 
     ``plan``: when the budget of a day is to be spent; "asap" is no plan, "hours" spends in proportion to
     ``hour_shares`` of the hours 0 to 23. ``pacer``: the rule of `leadre.auction.pacing` that follows the plan; with
-    "off" the plan is shown and does not change bids. The defaults are those of campaigns stored before the fields:
-    their bids do not change.
+    "off" the plan is shown and does not change bids. ``shading``: whether bids of first-price auctions are below the
+    value. The defaults are those of campaigns stored before the fields: their bids do not change.
     """
 
     campaign_id: str
@@ -140,6 +140,7 @@ class Campaign:
     plan: PlanName = "asap"
     pacer: PacerName = "mirror"
     hour_shares: tuple[int, ...] = ()
+    shading: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,6 +226,7 @@ class Request:
     blocked_seats: frozenset[str] = frozenset()
     has_deals_only: bool = False  # a private auction: deals are not supported
     is_test: bool = False
+    is_first_price: bool = False  # of an exchange that charges the bid
     is_own_auction: bool = False  # the bidder is the seller: its mechanism sets the price
     bills_signed_price: bool = False  # a first-price auction, or a caller that fills in no clearing price
     left_out: tuple[str, ...] = ()  # fields of which values of a wrong type were read as absent
@@ -245,7 +247,9 @@ class Bid(msgspec.Struct, frozen=True, kw_only=True):
     """An offer for one impression. ``propensity`` is the probability with which the policy chose this ad.
 
     ``worth_nanos``: expected value of the impression to the advertiser, before pacing. ``reserved_nanos``:
-    of the budget, for what the bid may be charged. Both are 0 in logs up to November 2026.
+    of the budget, for what the bid may be charged. Both are 0 in logs up to November 2026. ``unshaded_nanos``: the
+    price before shading; 0 if the price was not shaded. ``price_propensity``: then the probability of this price, or
+    the density of one that exploration drew (``explores_price``).
     """
 
     bid_id: str
@@ -260,6 +264,9 @@ class Bid(msgspec.Struct, frozen=True, kw_only=True):
     propensity: float
     worth_nanos: int = 0
     reserved_nanos: int = 0
+    unshaded_nanos: int = 0
+    price_propensity: float = 0.0
+    explores_price: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

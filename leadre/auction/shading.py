@@ -78,11 +78,11 @@ class WinCurve:
 
     def shade(self, value_K: Floats) -> Floats:
         """[K] the bid of the grid with the highest expected surplus, never above the value; 0 if each bid is."""
-        breaks_H, bids_H = self._hull
+        breaks_H, bids_H = self.hull
         return bids_H[np.searchsorted(breaks_H, value_K, side="right")]
 
     @cached_property
-    def _hull(self) -> tuple[Floats, Floats]:
+    def hull(self) -> tuple[Floats, Floats]:
         """(values above which the next bid is best, the best bids): the upper hull of lines ``W v - b W`` in v."""
         slopes = [0.0]
         bids = [0.0]

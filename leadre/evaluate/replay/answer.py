@@ -1,9 +1,9 @@
 """Replay: decide logged requests again with `respond`, which served them, and report every difference.
 
-From the log come the request, its time, the event counts that its prices used, how campaigns were paced, and the
-verdicts that depended on other requests: budgets and frequency caps. The replay repeats the rest: consent, targeting,
-the user's list or the language model, prices, selection and exploration. It compares candidates, scores, verdicts,
-winner, price and propensity, or the reason for no bid.
+From the log come the request, its time, the event counts that its prices used, how campaigns were paced, shaded prices,
+and the verdicts that depended on other requests: budgets and frequency caps. The replay repeats the rest: consent,
+targeting, the user's list or the language model, prices, selection and exploration. It compares candidates, scores,
+verdicts, winner, price and propensity, or the reason for no bid.
 
 A request is compared only if the catalogue, lists, model and options that decided it are still in use. The report
 counts the others by reason (`SKIPPED`).
@@ -272,6 +272,8 @@ async def _decide_again(logged: RequestRecord, bidder: Bidder, world: ReplayWorl
         verdict = verdicts.get((imp_id, ad_id))
         return verdict if verdict in LIMITS else Verdict.BID
 
+    bids = {(bid.imp_id, bid.ad_id): bid for bid in logged.bids}
+    bidder.logged_bid = lambda imp_id, ad_id: bids.get((imp_id, ad_id))
     bidder.generate = generate
     bidder.logged_verdict = logged_verdict
     bidder.new_id = lambda: logged.request_id

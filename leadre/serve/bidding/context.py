@@ -14,6 +14,7 @@ from leadre.serve.bidding.budgets import Budgets
 from leadre.serve.bidding.exploration import ExplorationDraws
 from leadre.serve.bidding.pace import CampaignRates
 from leadre.serve.bidding.ranking import RankingGuard
+from leadre.serve.bidding.shade import NO_SHADING, Shading
 from leadre.serve.bidding.user_store import UserStore
 from leadre.serve.bidding.value import BidRate, Values
 from leadre.serve.callers.open_bids import OpenBids
@@ -51,6 +52,7 @@ class Market:
     log_position: int = 0
     ranker: CatalogueRanker | None = None
     pacing: CampaignRates | None = None
+    shading: Shading = NO_SHADING
 
 
 # Verdicts that depend on the other requests of the moment.
@@ -64,7 +66,7 @@ class Bidder:
     ``market`` is replaced when the catalogue, the rates or the model change. ``generate`` is None without a language
     model. ``logged_verdict`` is set in a replay: (imp ID, ad ID) -> `Verdict.BID` or the verdict of `LIMITS`
     as logged. Budgets and caps depended on all other requests of that moment, so a replay reads their
-    outcome from the log.
+    outcome from the log. So does ``logged_bid`` with the shaded price of a bid.
     """
 
     settings: Settings
@@ -78,6 +80,7 @@ class Bidder:
     clock: Clock
     ranking: RankingGuard
     logged_verdict: Callable[[str, str], Verdict] | None = None
+    logged_bid: Callable[[str, str], Bid | None] = lambda imp_id, ad_id: None
     open_bids: OpenBids = field(default_factory=OpenBids)
 
 

@@ -32,6 +32,8 @@ UNITS = {
     "multiplier": "of pacing: worth x multiplier is the bid; 1 without a plan",
     "participate": "of pacing: probability with which the campaign took part in the request; 1 without a plan",
     "price_nanos": "price of one impression, in billionths of the currency: worth x multiplier, or what a bid offered",
+    "unshaded_nanos": "the price of a bid before shading; None if it was not shaded",
+    "price_propensity": "of a shaded price: its probability, or the density of a price that exploration drew",
     "price_cpm": "the same price for 1,000 impressions, in the currency, as in a bid",
     "fit": "how well the ad fits the user: p, or with a ranker its rate over the mean rate of the candidates;"
     " 1 where the price contains the rate",
@@ -93,6 +95,8 @@ class ExplainedBid:
     price_nanos: int | None
     price_cpm: float | None
     currency: str
+    unshaded_nanos: int | None
+    price_propensity: float | None
     size: tuple[int, int]
     source: str
     propensity: float
@@ -180,7 +184,10 @@ def of_account(explanation: Explanation, advertiser_id: str) -> Explanation | No
     if explanation.has_user:
         priced = {candidate.ad_id for candidate in candidates if candidate.rate_source == RANKER}
         candidates = [_impersonal(candidate) for candidate in candidates]
-        bids = [replace(bid, price_nanos=None, price_cpm=None) if bid.ad_id in priced else bid for bid in bids]
+        bids = [
+            replace(bid, price_nanos=None, price_cpm=None, unshaded_nanos=None) if bid.ad_id in priced else bid
+            for bid in bids
+        ]
     return replace(explanation, user_id="", candidates=candidates, bids=bids, request={})
 
 
@@ -233,6 +240,8 @@ def _bid(bid: Bid, catalogue: CatalogueSnapshot) -> ExplainedBid:
         price_nanos=bid.price_nanos,
         price_cpm=bid.price_nanos / NANOS_PER_CPM,
         currency=bid.currency,
+        unshaded_nanos=bid.unshaded_nanos or None,
+        price_propensity=bid.price_propensity or None,
         size=bid.size,
         source=bid.source,
         propensity=bid.propensity,

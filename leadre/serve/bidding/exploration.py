@@ -17,6 +17,7 @@ class ExplorationDraws:
 
     def __init__(self, key: bytes) -> None:
         self._keyed = hashlib.blake2b(key=key, digest_size=16)
+        self._price = hashlib.blake2b(key=key, digest_size=16, person=b"price")
         self._participation = hashlib.blake2b(key=key, digest_size=8, person=b"participation")
 
     @classmethod
@@ -26,16 +27,24 @@ class ExplorationDraws:
 
     def pair(self, request_id: str, imp_id: str) -> tuple[float, float]:
         """Two independent draws for an imp of a request."""
-        text = f"{request_id}\0{imp_id}".encode(errors="surrogatepass")
-        hasher = self._keyed.copy()
-        hasher.update(text)
-        digest = hasher.digest()
-        first = int.from_bytes(digest[:8]) >> 11  # 53 bits: exact as a float
-        second = int.from_bytes(digest[8:]) >> 11
-        return first * 2.0**-53, second * 2.0**-53
+        return _pair(self._keyed, request_id, imp_id)
+
+    def price(self, request_id: str, imp_id: str) -> tuple[float, float]:
+        """Two independent draws for the price of a bid, independent of those of `pair`."""
+        return _pair(self._price, request_id, imp_id)
 
     def participation(self, request_id: str, campaign_id: str) -> float:
         """A draw for a campaign in a request, independent of those of `pair`."""
         hasher = self._participation.copy()
         hasher.update(f"{request_id}\0{campaign_id}".encode(errors="surrogatepass"))
         return (int.from_bytes(hasher.digest()) >> 11) * 2.0**-53
+
+
+def _pair(keyed: hashlib.blake2b, request_id: str, imp_id: str) -> tuple[float, float]:
+    text = f"{request_id}\0{imp_id}".encode(errors="surrogatepass")
+    hasher = keyed.copy()
+    hasher.update(text)
+    digest = hasher.digest()
+    first = int.from_bytes(digest[:8]) >> 11  # 53 bits: exact as a float
+    second = int.from_bytes(digest[8:]) >> 11
+    return first * 2.0**-53, second * 2.0**-53

@@ -17,11 +17,12 @@ from leadre.serve.bidding.charge import charge
 from leadre.serve.bidding.context import Candidates, ImpState, RequestContext
 from leadre.serve.bidding.pace import RequestPacing, paced_nanos
 from leadre.serve.bidding.select import Bools, Codes
+from leadre.serve.bidding.shade import ShadedPrice
 from leadre.serve.bidding.value import bid_rate, values
 from leadre.serve.protocol import openrtb
 from leadre.serve.rankers.rates import Rates
 from leadre.store.contract import Cap
-from leadre.types import Ad, Bid, Campaign, Impression, Source, Verdict
+from leadre.types import Ad, Bid, Campaign, Impression, Verdict
 from leadre.units import EPOCH_ORDINAL
 
 
@@ -38,6 +39,7 @@ class _Offer(NamedTuple):
     price_nanos: int
     reserved_nanos: int
     action_nanos: int = 0
+    shaded: ShadedPrice | None = None
 
 
 class Ranking:
@@ -261,8 +263,7 @@ def _select_and_reserve(
     offer = _priced(context, state.imp, ranking, offer, offers, considered.payable, slot)
     state.action_nanos = offer.action_nanos
     _reserve_budget(context, state, offer)
-    worth_nanos = int(ranking.worth_K[offer.position])
-    state.bid = _bid(context, state, offer, candidates.source_of(offer.position), propensity, worth_nanos)
+    state.bid = _bid(context, state, offer, ranking, propensity)
     return offer.position
 
 
@@ -275,13 +276,15 @@ def _priced(
     payable: Sequence[int],
     slot: int,
 ) -> _Offer:
-    """The offer at the price of the bidder's mechanism, if the bidder is the seller of the imp. The first price is the
-    paced bid.
+    """The offer at the price of the bidder's mechanism, if the bidder is the seller of the imp, or shaded for a
+    caller's first price. The bidder's own first price is the paced bid.
 
     Candidates of its currency compete that passed the filter and have budget; a frequency cap that has no room is known
     of those alone that were tried before it. ``slot``: ads of the response above this one.
     """
     settings = context.bidder.settings
+    if context.request.is_first_price and offer.campaign.shading:
+        return _shaded(context, imp, ranking, offer)
     if not context.request.is_own_auction:
         return offer
     if settings.mechanism == "first_price":
@@ -301,6 +304,26 @@ def _priced(
     return offer._replace(
         price_nanos=price.impression_nanos, reserved_nanos=price.impression_nanos, action_nanos=price.action_nanos
     )
+
+
+def _shaded(context: RequestContext, imp: Impression, ranking: Ranking, offer: _Offer) -> _Offer:
+    """The offer at the shaded price; a bid for impressions reserves no more."""
+    bidder = context.bidder
+    currency = offer.campaign.currency
+    logged = bidder.logged_bid(imp.imp_id, offer.ad.ad_id)
+    if logged is not None and logged.unshaded_nanos == offer.price_nanos:
+        price = ShadedPrice(logged.price_nanos, logged.price_propensity, logged.explores_price)
+    else:
+        price = context.market.shading.price(
+            context.party.name,
+            currency,
+            worth_nanos=int(ranking.worth_K[offer.position]),
+            paced_nanos=offer.price_nanos,
+            floor_nanos=_floor_nanos(imp, currency),
+            draws=bidder.draws.price(context.request_id, imp.imp_id),
+        )
+    reserved_nanos = price.nanos if offer.campaign.bid_type == "cpm" else offer.reserved_nanos
+    return offer._replace(price_nanos=price.nanos, reserved_nanos=reserved_nanos, shaded=price)
 
 
 def _bids(ranking: Ranking, offers: Sequence[_Offer], positions: Sequence[int]) -> select.Ints:
@@ -376,10 +399,9 @@ def _reserve_budget(context: RequestContext, state: ImpState, offer: _Offer) -> 
     )
 
 
-def _bid(
-    context: RequestContext, state: ImpState, offer: _Offer, source: Source, propensity: float, worth_nanos: int
-) -> Bid:
+def _bid(context: RequestContext, state: ImpState, offer: _Offer, ranking: Ranking, propensity: float) -> Bid:
     ad = offer.ad
+    shaded = offer.shaded
     sizes = [size for size in state.imp.sizes if not ad.sizes or size in ad.sizes]
     return Bid(
         bid_id=context.bidder.new_id(),
@@ -390,8 +412,11 @@ def _bid(
         price_nanos=offer.price_nanos,
         currency=offer.campaign.currency,
         size=sizes[0] if sizes else (300, 250),
-        source=source,
+        source=ranking.candidates.source_of(offer.position),
         propensity=propensity,
-        worth_nanos=worth_nanos,
+        worth_nanos=int(ranking.worth_K[offer.position]),
         reserved_nanos=state.reserved_nanos,
+        unshaded_nanos=ranking.prices[offer.position] if shaded else 0,
+        price_propensity=shaded.propensity if shaded else 0.0,
+        explores_price=shaded.is_drawn if shaded else False,
     )

@@ -65,10 +65,11 @@ def record(
     options: str,
     *,
     is_degraded: bool,
+    caller: str = "",
 ) -> RequestRecord:
     """The log record of a request. It names the user only if measuring or profiling is permitted.
 
-    ``options``: the result of `digest`. ``is_degraded``: the store was down.
+    ``options``: the result of `digest`. ``is_degraded``: the store was down. ``caller``: name of the exchange.
     """
     candidates = decision.candidates
     is_kept = decision.permissions.measure or decision.permissions.add_to_profile
@@ -93,6 +94,7 @@ def record(
         scores=() if decision.rates is None else _numbers(decision.rates.p_K[position_L]),
         ranked=_ranked(decision, position_L),
         paced=decision.paced,
+        caller=caller if request.is_first_price else "",
     )
 
 

@@ -145,6 +145,7 @@ class CatalogueColumns:
         limited = [bool(campaign.total_nanos or campaign.daily_nanos or campaign.cap_per_day) for campaign in campaigns]
         self.limited_C: Bools = np.array(limited, np.bool_)  # whether it has a budget or a frequency cap
         self.has_plan_C: Bools = np.array([campaign.plan != "asap" for campaign in campaigns], np.bool_)
+        self.any_shading = any(campaign.shading for campaign in campaigns)
         self.pays_for_C = np.array([PAYS_FOR[campaign.bid_type] for campaign in campaigns], np.str_)  # action
         self.bid_nanos_C = np.array([campaign.bid_nanos for campaign in campaigns], np.int64)
         self.currencies = ValueIndex([(campaign.currency,) for campaign in campaigns])

@@ -71,6 +71,8 @@ class EventReport:
     price_nanos: int = 0  # paid, for win and bill
     value_nanos: int = 0  # of a conversion
     event_id: str = ""
+    min_to_win_nanos: int = 0
+    loss_reason: int = 0
     needs_impression: bool = False  # a conversion without a click: it counts if the ad was shown
 
 
@@ -134,6 +136,8 @@ def decide(report: EventReport, now_us: int, earlier: EarlierEvents) -> tuple[Ev
         void_nanos=token.reserved_nanos if kind == "loss" and not (earlier.was_shown or token.is_test) else 0,
         known_until_us=known_until_us,
         is_test=token.is_test,
+        min_to_win_nanos=report.min_to_win_nanos,
+        loss_reason=report.loss_reason,
         is_training=is_known_user and kind in ("imp", "click", "conv") and not token.is_test,
         click_key=_key(token, "conv") if report.event_id and not earlier.has_converted else "",
     )

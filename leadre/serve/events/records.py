@@ -63,6 +63,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
     is_test: bool = False
     ranked: RankedCandidates | None = None
     paced: tuple[PacedCampaign, ...] = ()
+    caller: str = ""  # the exchange of a first-price auction
 
 
 class EventRecord(msgspec.Struct, frozen=True, kw_only=True, tag="happened"):
@@ -76,6 +77,8 @@ class EventRecord(msgspec.Struct, frozen=True, kw_only=True, tag="happened"):
     known_until_us: int = 0
     is_test: bool = False
     is_training: bool = False  # may be written to the tables for training
+    min_to_win_nanos: int = 0  # the lowest price that would have won, if a win or loss reports it
+    loss_reason: int = 0  # OpenRTB's; 0 = none is named
     click_key: str = ""  # of a conversion from a server: the click whose one charge is used up from then on
 
 

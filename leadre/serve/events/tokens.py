@@ -45,9 +45,9 @@ KEPT_US = 30 * US_PER_DAY
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # Macros that the exchange expands, by kind of event. OpenRTB 2.6, section 4.4.
 MACROS: Mapping[str, str] = {
-    "win": "&price=${AUCTION_PRICE}",
+    "win": "&price=${AUCTION_PRICE}&min=${AUCTION_MIN_TO_WIN}",
     "bill": "&price=${AUCTION_PRICE}",
-    "loss": "&reason=${AUCTION_LOSS}",
+    "loss": "&reason=${AUCTION_LOSS}&min=${AUCTION_MIN_TO_WIN}",
 }
 
 

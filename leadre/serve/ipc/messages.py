@@ -38,7 +38,8 @@ class EventRequest(msgspec.Struct, frozen=True, tag="event"):
     """Post one event of a bid. The reply is `EventReply`.
 
     ``token_kind``: the kind that the token is for, if it differs: a conversion may come with that of an impression.
-    ``event_id`` is set for a conversion that the advertiser's server has sent.
+    ``event_id`` is set for a conversion that the advertiser's server has sent. ``min_to_win_nanos``: the lowest price
+    that would have won, of a win or loss that reports it. ``loss_reason``: that of OpenRTB; 0 = none is named.
     """
 
     kind: EventKind
@@ -48,6 +49,8 @@ class EventRequest(msgspec.Struct, frozen=True, tag="event"):
     price_nanos: int = 0
     event_id: str = ""
     value_nanos: int = 0
+    min_to_win_nanos: int = 0
+    loss_reason: int = 0
 
 
 class RecordRequest(msgspec.Struct, frozen=True, tag="record"):
@@ -66,6 +69,10 @@ class PacingRequest(msgspec.Struct, frozen=True, tag="pacing"):
     """Read the pacing of the campaigns with a plan, from number ``start`` on. The reply is `PacingReply`."""
 
     start: int = 0
+
+
+class ShadingRequest(msgspec.Struct, frozen=True, tag="shading"):
+    """Read the shading of all markets. The reply is `ShadingReply`."""
 
 
 class ReportRequest(msgspec.Struct, frozen=True, tag="report"):
@@ -99,6 +106,7 @@ WriterRequest = (
     | RecordRequest
     | CountsRequest
     | PacingRequest
+    | ShadingRequest
     | ReportRequest
     | EraseRequest
     | ConfirmClockRequest
@@ -164,6 +172,26 @@ class PacingReply(msgspec.Struct, frozen=True, tag="pacing_reply"):
     next_start: int = 0
 
 
+class MarketShading(msgspec.Struct, frozen=True, kw_only=True):
+    """The best bids in the first-price auctions of one caller and currency, in nanos.
+
+    ``edges``: values between groups of impressions. For each group ``breaks``: paced values above which the next of its
+    ``bids`` is the best.
+    """
+
+    caller: str
+    currency: str
+    edges: list[float]
+    breaks: list[list[float]]
+    bids: list[list[float]]
+
+
+class ShadingReply(msgspec.Struct, frozen=True, tag="shading_reply"):
+    """The markets in which enough auctions were seen."""
+
+    markets: list[MarketShading]
+
+
 class CampaignDay(msgspec.Struct, frozen=True, array_like=True):
     """Totals of one campaign on one day (ISO 8601) of its own time zone."""
 
@@ -216,6 +244,7 @@ WriterReply = (
     | RecordReply
     | CountsReply
     | PacingReply
+    | ShadingReply
     | ReportReply
     | EraseReply
     | ClockReply

@@ -150,6 +150,7 @@ class CampaignForm(Form):
     hour_shares: Annotated[list[Annotated[StrictInt, Field(ge=0, le=MAX_HOUR_SHARE)]], Field(max_length=HOURS)] = Field(
         default_factory=list, description=f"of the plan `hours`: {HOURS} shares of any sum, for the hours of the zone"
     )
+    shading: bool = Field(default=False, description="bid below the value in first-price auctions of exchanges")
 
     def campaign(self, campaign_id: str, advertiser_id: str) -> Campaign:
         return Campaign(
@@ -184,6 +185,7 @@ class CampaignResponse(BaseModel):
     plan: PlanName
     pacer: PacerName
     hour_shares: list[int]
+    shading: bool
 
     @classmethod
     def of(cls, campaign: Campaign) -> CampaignResponse:

@@ -25,6 +25,7 @@ class CountSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     by_day: list[tuple[str, str, tuple[int, int, int, int]]]  # campaign ID, day, the three and nanos charged
     live: list[str]  # ads that are live according to the log
     pacing: bytes = b""  # `PacingState.snapshot`
+    shading: bytes = b""  # `ShadingState.snapshot`
 
 
 def write(path: Path, snapshot: CountSnapshot) -> None:

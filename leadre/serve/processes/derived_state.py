@@ -1,4 +1,4 @@
-"""State derived from the event log: counters, pacing, recent records, logged ad statuses.
+"""State derived from the event log: counters, pacing, shading, recent records, logged ad statuses.
 
 A start reads the counters and statuses from a snapshot and adds the log records behind it. If these are many, as
 without a snapshot, another process counts them (`history_count`), and until then the counters are not whole. Recent
@@ -23,6 +23,7 @@ from leadre.serve.processes.history_count import HistoryCount
 from leadre.serve.processes.log_counting import LogPart
 from leadre.serve.processes.pacing_state import PacingState
 from leadre.serve.processes.recent_records import MAX_BYTES, MAX_RECENT, RecentRecords
+from leadre.serve.processes.shading_state import ShadingState
 
 FOREGROUND_BYTES = 128 << 20  # of the log, which a start counts itself in some seconds
 
@@ -41,6 +42,7 @@ class DerivedState:
         catalogue_sync: CatalogueSync,
         as_known: Callable[[RequestRecord], RequestRecord],
         pacing: PacingState,
+        shading: ShadingState,
     ) -> None:
         self._path = snapshot
         self._folder = log.folder
@@ -48,6 +50,7 @@ class DerivedState:
         self._as_known = as_known
         self._catalogue_sync = catalogue_sync
         self.pacing = pacing
+        self.shading = shading
         self.counts = EventCounts(catalogue_sync.zone_of)
         self.recent = RecentRecords()
         self.last = 0
@@ -67,6 +70,7 @@ class DerivedState:
             self.counts.extend(snapshot.by_ad, snapshot.by_day)
             self._catalogue_sync.restore(snapshot.live)
             self.pacing.restore(snapshot.pacing)
+            self.shading.restore(snapshot.shading)
             self.last = self._saved = snapshot.last
         is_behind = self.last < self._log.last
         if is_behind and log_counting.missing_bytes(self._folder, self.last) > FOREGROUND_BYTES:
@@ -114,8 +118,14 @@ class DerivedState:
         if self.is_whole and self._saved < self.last:
             live = self._catalogue_sync.logged_live()
             by_ad, by_day = self.counts.totals()
-            pacing = self.pacing.snapshot()
-            snapshot = CountSnapshot(last=self.last, by_ad=by_ad, by_day=by_day, live=live, pacing=pacing)
+            snapshot = CountSnapshot(
+                last=self.last,
+                by_ad=by_ad,
+                by_day=by_day,
+                live=live,
+                pacing=self.pacing.snapshot(),
+                shading=self.shading.snapshot(),
+            )
             count_snapshot.write(self._path, snapshot)
             self._saved = self.last
 
@@ -135,15 +145,17 @@ class DerivedState:
             self.set_current()
 
     def add(self, record: Record) -> None:
-        """Add one record of the log to counters, pacing, recent records or ad statuses."""
+        """Add one record of the log to counters, pacing, shading, recent records or ad statuses."""
         if isinstance(record, RequestRecord):
             self.recent.add(self._as_known(record))  # an erasure may not have reached the log yet
             self.pacing.add(record)
+            self.shading.add(record)
         elif isinstance(record, StatusRecord):
             self._catalogue_sync.add(record)
         elif isinstance(record, EventRecord):
             self.counts.add(record)
             self.pacing.add(record)
+            self.shading.add(record)
 
     def set_current(self) -> None:
         """Set ``last`` to the end of the log. The caller has added all of its records."""

@@ -73,6 +73,8 @@ class EventPosting:
             at_us=request.at_us,
             price_nanos=request.price_nanos,
             value_nanos=request.value_nanos,
+            min_to_win_nanos=request.min_to_win_nanos,
+            loss_reason=request.loss_reason,
             event_id=self._caller_ids.hash("event", request.event_id),
             needs_impression=needs_impression,
         )

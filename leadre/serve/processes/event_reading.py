@@ -22,6 +22,7 @@ from leadre.serve.protocol import openrtb
 from leadre.types import EventKind
 
 REDIRECT_US = CONVERSION_US  # from the end of a click's token to the last redirect to its landing page
+MAX_REASON = 9_999  # loss reasons of OpenRTB are below 500; an exchange may have its own above
 MAX_DIGITS = 18  # of a value in nanos
 AUDIT = "AUDIT"  # OpenRTB 2.6, section 4.4: in place of a price, it marks a notice for verification
 _MACRO = re.compile(r"(\$|%24)(\{|%7B)AUCTION_PRICE(:B64)?(\}|%7D)", re.IGNORECASE)
@@ -79,6 +80,8 @@ def read(
         if kind == "bill" and isinstance(price, Refusal):
             return token, price
         price_nanos = 0 if isinstance(price, Refusal) else price
+    is_notice = kind in ("win", "loss")
+    reason = query.get("reason", "") if kind == "loss" else ""
     value = query.get("value_nanos", "") if kind == "conv" else ""
     return token, EventRequest(
         kind=kind,
@@ -86,6 +89,8 @@ def read(
         token_kind=token_kind,
         at_us=now_us,
         price_nanos=price_nanos,
+        min_to_win_nanos=(openrtb.paid_nanos(query.get("min", "")) or 0) if is_notice else 0,
+        loss_reason=int(reason) if _is_count(reason) and int(reason) <= MAX_REASON else 0,
         value_nanos=bounded_value_nanos(token, int(value) if _is_count(value) else 0, catalogue),
     )
 

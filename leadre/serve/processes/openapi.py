@@ -243,6 +243,7 @@ def _event(name: str) -> Json:
             _parameter("t", "query", text, "the token of the bid for this kind; of `conv` the click ID"),
             _parameter("price", "query", text, "of `win` and `bill`: the CPM paid, from `${AUCTION_PRICE}`"),
             _parameter("reason", "query", text, "of `loss`: the code from `${AUCTION_LOSS}`"),
+            _parameter("min", "query", text, "of `win` and `loss`: the CPM to win, from `${AUCTION_MIN_TO_WIN}`"),
             _parameter("value_nanos", "query", text, "of `conv`: its money, in billionths of the currency"),
         ],
         "responses": {

@@ -28,10 +28,13 @@ from leadre.serve.ipc.messages import (
     GenerateRequest,
     LedgerReply,
     LedgerRequest,
+    MarketShading,
     ModelInfoReply,
     ModelInfoRequest,
     PacingReply,
     PacingRequest,
+    ShadingReply,
+    ShadingRequest,
     WriterReply,
     WriterRequest,
 )
@@ -119,6 +122,12 @@ class WriterClient:
             if not reply.next_start:
                 return rates
             start = reply.next_start
+
+    async def shading(self) -> Sequence[MarketShading]:
+        """The best bids of all markets."""
+        reply = await self.request(ShadingRequest())
+        assert isinstance(reply, ShadingReply), reply
+        return reply.markets
 
     async def close(self) -> None:
         await self._client.close()

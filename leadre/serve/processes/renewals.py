@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from leadre import telemetry
 from leadre.serve.bidding.pace import campaign_rates
+from leadre.serve.bidding.shade import Shading
 from leadre.serve.bidding.value import expected_nanos
 from leadre.serve.catalogue import eligibility
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
@@ -29,6 +30,7 @@ RECORDS_S = 0.02
 CLICKS_S = 0.5
 COUNTS_S = 5.0
 PACING_S = 1.0
+SHADING_S = 10.0
 MODEL_S = 1.0
 DEGRADED_S = 1.0
 UNCAPPED_S = 0.5
@@ -58,6 +60,7 @@ class Renewals:
             ("clicks", CLICKS_S, self._state.clicks.flush),
             ("counts", COUNTS_S, self._refresh_counts),
             ("pacing", PACING_S, self._refresh_pacing),
+            ("shading", SHADING_S, self._refresh_shading),
             ("model info", MODEL_S, self._refresh_model_info),
             ("degraded", DEGRADED_S, self._report_degraded),
             ("campaigns without a budget", UNCAPPED_S, self._bound_uncapped),
@@ -146,6 +149,13 @@ class Renewals:
             state.rates = await state.writer.pacing()
             market = state.bidder.market
             state.bidder.market = replace(market, pacing=campaign_rates(market.catalogue, state.rates))
+
+    async def _refresh_shading(self) -> None:
+        """Read the best bids of first-price auctions, if a campaign shades."""
+        state = self._state
+        if state.bidder.market.catalogue.columns.any_shading:
+            shading = Shading.of(await state.writer.shading())
+            state.bidder.market = replace(state.bidder.market, shading=shading)
 
     async def _refresh_model_info(self) -> None:
         """Read which objects the model can generate: all for a new connection to a model server, else new ones."""

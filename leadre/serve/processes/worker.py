@@ -181,7 +181,7 @@ class Worker:
         decision = await respond(request, self.state.bidder, now_us, arrived_s + budget_ms / 1000, party)
         _count(decision, now_us)
         is_degraded = self.state.bidder.user_store.is_down
-        logged = record(request, decision, now_us, self._options, is_degraded=is_degraded)
+        logged = record(request, decision, now_us, self._options, is_degraded=is_degraded, caller=party.name)
         self.state.records.add(user_texts.anonymous(logged, user_ids))
         return decision
 

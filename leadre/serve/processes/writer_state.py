@@ -40,6 +40,8 @@ from leadre.serve.ipc.messages import (
     RecordReply,
     RecordRequest,
     ReportRequest,
+    ShadingReply,
+    ShadingRequest,
     WriterReply,
     WriterRequest,
 )
@@ -49,6 +51,7 @@ from leadre.serve.processes.derived_state import DerivedState
 from leadre.serve.processes.event_posting import EventPosting
 from leadre.serve.processes.pacing_state import PacingState
 from leadre.serve.processes.set_aside import SetAsideRequests
+from leadre.serve.processes.shading_state import ShadingState
 from leadre.serve.processes.steady_clock import ClockKeeper
 from leadre.serve.processes.user_updates import UserUpdates
 from leadre.serve.settings import EXP_S
@@ -58,6 +61,7 @@ from leadre.units import US_PER_DAY, US_PER_HOUR, US_PER_S
 FORGET_US = US_PER_S // 5  # between two batches of events that the ledger forgets
 SNAPSHOT_US = 60 * US_PER_S  # between two snapshots of the counts; a start after a kill reads the log of this time
 PACING_US = US_PER_S  # between two searches for campaigns whose tick is due
+SHADING_US = 10 * US_PER_S  # between two fits, of one market each: bookings wait for some hundredths of a second
 RECOUNT_US = 60 * US_PER_S  # between two starts of the process that counts the history, if it fails
 RETAIN_US = US_PER_HOUR  # between two removals of what is older than ``retain_days``
 
@@ -83,8 +87,14 @@ class WriterState:
         clean_ledger(self.ledger.connection, self.caller_ids)
         self.users = UserUpdates(open_store(paths.store), self.erased)
         self._catalogue_sync = CatalogueSync(paths, self.ledger, exp_s, clock)
-        pacing = PacingState(self._catalogue_sync, exp_s)
-        self._derived = DerivedState(paths.counts, self.log, self._catalogue_sync, self._as_known, pacing)
+        self._derived = DerivedState(
+            paths.counts,
+            self.log,
+            self._catalogue_sync,
+            self._as_known,
+            PacingState(self._catalogue_sync, exp_s),
+            ShadingState(self._catalogue_sync, exp_s),
+        )
         self._posting = EventPosting(
             self.token_keys, self.caller_ids, processor, self._derived, self._catalogue_sync, self.users
         )
@@ -128,6 +138,8 @@ class WriterState:
                 return CountsReply(by_ad, self._derived.last, next_start, self._tasks.failing(), is_whole)
             case PacingRequest(start=start):
                 return PacingReply(*self._derived.pacing.rates(start, MAX_ITEMS))
+            case ShadingRequest():
+                return ShadingReply(self._derived.shading.markets())
             case ReportRequest():
                 return self._derived.counts.days(request, is_whole=self._derived.is_whole)
             case EraseRequest(user_id=user_id):
@@ -155,6 +167,7 @@ class WriterState:
         self._tasks.attempt("history count", self._derived.add_history)
         pacing = self._derived.pacing
         self._every(PACING_US, "pacing", now_us, lambda: pacing.tick(self.ledger.connection, now_us))
+        self._every(SHADING_US, "shading", now_us, lambda: self._derived.shading.tick(now_us))
         self._every(SNAPSHOT_US, "snapshot of counts", now_us, self._derived.save)
         self._every(RETAIN_US, "retention", now_us, lambda: self._retain(certain_us))
 

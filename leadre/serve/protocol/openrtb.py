@@ -98,6 +98,7 @@ def read(body: bytes) -> Request:
     public = [banner for banner in banners if banner[0].pmp is None or banner[0].pmp.private_auction != 1]
     places = [place for place in (request.site, request.app) if place is not None]
     names = tuple(dict.fromkeys(name for place in places for name in _site_names(place)))
+    is_prebid = request.ext is not None and bool(request.ext.prebid)
     device = request.device or wire.Device()
     user = request.user or wire.User()
     geo = device.geo or wire.Geo()
@@ -135,7 +136,8 @@ def read(body: bytes) -> Request:
         blocked_seats=frozenset(request.bseat or ()),
         has_deals_only=bool(banners) and not public,
         is_test=request.test == 1,
-        bills_signed_price=request.at == FIRST_PRICE or (request.ext is not None and bool(request.ext.prebid)),
+        is_first_price=request.at == FIRST_PRICE and not is_prebid,
+        bills_signed_price=request.at == FIRST_PRICE or is_prebid,
         left_out=left_out,
     )
 

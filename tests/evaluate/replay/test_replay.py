@@ -82,16 +82,17 @@ def log_and_replay(work, tmp_path, requests):
         Verdict.FREQUENCY_CAP,
         Verdict.DUPLICATE,
     }
+    assert any(bid.unshaded_nanos for record in answered(bidder.state) for bid in record.bids)
     assert expected <= verdicts, "the traffic must meet every way in which a bid fails"
 
 
 def prepare(bidder, work):
     """Campaigns of every kind beside those of the market, lists, histories."""
-    rich = bidder.campaign(bid_nanos=9_000_000, cap_per_day=2)[1]
+    rich = bidder.campaign(bid_nanos=9_000_000, cap_per_day=2, shading=True)[1]
     poor = bidder.campaign(bid_nanos=8_000_000, total_nanos=40_000_000)[1]
     click = bidder.campaign(bid_type="cpc", bid_nanos=900_000_000)[1]
     sale = bidder.campaign(bid_type="cpa", bid_nanos=9_000_000_000)[1]
-    paced = bidder.campaign(bid_nanos=8_500_000, daily_nanos=10**9, plan="even")[1]
+    paced = bidder.campaign(bid_nanos=8_500_000, daily_nanos=10**9, plan="even", shading=True)[1]
     thrown = bidder.campaign(bid_nanos=8_600_000, daily_nanos=10**9, plan="even", pacer="throttle")[1]
     local = bidder.campaign(bid_nanos=7_000_000, targeting={"sites": ["local.example"]})[1]
     usual = pl.read_parquet(work / "served" / "data" / "ads.parquet")["ad_id"].to_list()
@@ -139,6 +140,7 @@ def ask(rng, number):
         for n in range(rng.choice([1, 1, 2, 3]))
     ]
     fields = {"id": f"asked-{number}", "imp": places, "user": {"id": f"u{rng.randrange(USERS)}"}, "tmax": 5000}
+    fields["at"] = number % 2 + 1
     fields |= {
         "cur": rng.choice([["USD"], ["EUR", "USD"]]),
         "site": {"domain": rng.choice(["a.example", "local.example"])},

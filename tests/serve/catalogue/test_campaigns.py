@@ -33,7 +33,7 @@ def test_stored_items_are_read_back(campaign_store, campaign, ad):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"plan": "traffic", "daily_nanos": 5, "pacer": "throttle"},
+        {"plan": "traffic", "daily_nanos": 5, "pacer": "throttle", "shading": True},
         {"plan": "even", "total_nanos": 5, "ends_at_us": 9},
         {"plan": "hours", "daily_nanos": 5, "hour_shares": (0,) * 23 + (7,), "pacer": "off"},
     ],
@@ -43,14 +43,15 @@ def test_pacing_of_a_campaign_is_read_back(campaign_store, campaign, fields):
     assert campaign_store.campaign("c1") == campaign(**fields)
 
 
-def test_campaign_stored_before_pacing_is_not_paced(campaign_store, manage_database, campaign):
+def test_campaign_stored_before_pacing_is_neither_paced_nor_shaded(campaign_store, manage_database, campaign):
     campaign_store.put_campaign(campaign(daily_nanos=5))
     rows = manage_database.connection.execute(
-        "UPDATE campaigns SET body = json_remove(body, '$.plan', '$.pacer', '$.hour_shares') RETURNING body"
+        "UPDATE campaigns SET body = json_remove(body, '$.plan', '$.pacer', '$.hour_shares', '$.shading')"
+        " RETURNING body"
     ).fetchall()
     assert "plan" not in rows[0][0]
     read = campaign_store.campaign("c1")
-    assert read.plan == "asap" and read == campaign(daily_nanos=5)
+    assert (read.plan, read.shading) == ("asap", False) and read == campaign(daily_nanos=5)
 
 
 def test_equal_item_is_not_written_again(campaign_store, manage_database, campaign, ad):

@@ -203,7 +203,9 @@ def test_event_urls() -> None:
     assert tokens.event_url("http://localhost:8080", "bill", "T") == (
         "http://localhost:8080/e/bill?t=T&price=${AUCTION_PRICE}"
     )
-    assert tokens.event_url("https://a.b/x", "loss", "T") == "https://a.b/x/e/loss?t=T&reason=${AUCTION_LOSS}"
+    assert tokens.event_url("https://a.b/x", "loss", "T") == (
+        "https://a.b/x/e/loss?t=T&reason=${AUCTION_LOSS}&min=${AUCTION_MIN_TO_WIN}"
+    )
     for url in ("http://ads.example.com", "ads.example.com", "https://", "https://a.b/?x=1", "javascript:alert(1)"):
         with pytest.raises(InputError, match="give an https address"):
             tokens.event_url(url, "imp", "T")

@@ -99,6 +99,7 @@ def test_account_creates_pauses_and_ends_a_campaign_and_its_ad(api, headers, fak
         "plan": "hours",
         "hour_shares": [0] * 9 + [2] + [1] * 14,
         "pacer": "throttle",
+        "shading": True,
     }
     created = api.post("/campaigns", json=form, headers=acme)
     assert created.status_code == 201
@@ -110,8 +111,8 @@ def test_account_creates_pauses_and_ends_a_campaign_and_its_ad(api, headers, fak
         None,
     )
     assert shown["targeting"]["countries"] == ["DEU", "FRA"]
-    assert {name: shown[name] for name in ("plan", "hour_shares", "pacer")} == {
-        name: form[name] for name in ("plan", "hour_shares", "pacer")
+    assert {name: shown[name] for name in ("plan", "hour_shares", "pacer", "shading")} == {
+        name: form[name] for name in ("plan", "hour_shares", "pacer", "shading")
     }
     name = shown["campaign_id"]
 
@@ -226,6 +227,7 @@ def test_repeated_put_changes_nothing(api, headers, manage_database):
         ({"plan": "even"}, "plan = 'even'; it must be 'asap' for a campaign with neither"),
         ({"hour_shares": [1] * 25}, "body.hour_shares"),
         ({"pacer": "fast"}, "body.pacer"),
+        ({"shading": "maybe"}, "body.shading"),
     ],
 )
 def test_error_names_the_invalid_field(api, headers, market, change, message):
