@@ -16,9 +16,11 @@ Letters: N observed auctions, G grid of bids, K candidates, H bids of the upper 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,8 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 SHADED_BY_AT_MOST = 0.5  # exploring bids are at least this share of the value
+_LOG_RANGE = -math.log(SHADED_BY_AT_MOST)
+Number = TypeVar("Number", float, Floats)
 MIN_SIGMA = 1e-3  # of a log-normal price
 ITERATIONS = 200
 TOLERANCE = 1e-6  # of the largest change of a probability in one iteration
@@ -243,10 +247,14 @@ def explore(
     """
     assert 0 <= share < 1, share
     is_drawn_K = draws_K < share
-    drawn_K = value_K * SHADED_BY_AT_MOST ** (1.0 - places_K)
-    bid_K = np.where(is_drawn_K, drawn_K, shaded_K)
-    density_K = share / (np.maximum(drawn_K, 1e-300) * -np.log(SHADED_BY_AT_MOST))
-    return bid_K, np.where(is_drawn_K, density_K, 1.0 - share)
+    drawn_K, density_K = drawn(value_K, share, places_K)
+    return np.where(is_drawn_K, drawn_K, shaded_K), np.where(is_drawn_K, density_K, 1.0 - share)
+
+
+def drawn(value: Number, share: float, place: Number) -> tuple[Number, Number]:
+    """(bid, density) at a uniform ``place`` in [0, 1), where a ``share`` of the bids is drawn."""
+    bid = value * SHADED_BY_AT_MOST ** (1.0 - place)
+    return bid, share / (bid * _LOG_RANGE)
 
 
 def _density(z: Floats) -> Floats:

@@ -6,9 +6,11 @@ Letters: C campaigns, K candidates in the order of their source, R candidates th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from leadre.auction.budget.days import day_of
 from leadre.serve.bidding import select
@@ -68,14 +70,15 @@ class Ranking:
         if self.pacing is not None:
             self.price_K = paced_nanos(self.worth_K, self.pacing.multiplier_K)  # pace
         self.currency_K = catalogue.columns.currency_C[campaign_K]
-        self.order_K = select.rank(self.score_K, self.price_K)
+        self._log_value_K = select.log_values(self.score_K, self.price_K)
+        self.order_K = select.rank(self._log_value_K)
         self.rows = self.rows_K.tolist()
         self.campaign_rows: list[int] = campaign_K.tolist()
         self.prices = self.price_K.tolist()
         self.reserved = self.prices
         if self.pacing is not None and not context.request.is_own_auction:
-            pays_for_K = catalogue.columns.pays_for_C[campaign_K]
-            self.reserved = np.where(pays_for_K == "impression", self.price_K, self.worth_K).tolist()
+            pays_for_impression_K = catalogue.columns.pays_for_impression_C[campaign_K]
+            self.reserved = np.where(pays_for_impression_K, self.price_K, self.worth_K).tolist()
         if context.request.is_test:  # a test is neither charged nor counted
             self.limited = [False] * len(self.rows)
         elif (
@@ -91,16 +94,19 @@ class Ranking:
         """[R] whether a candidate would outrank the winner without pacing; None if no campaign has a plan."""
         if self.pacing is None:
             return None
-        of_winner = select.log_values(self.score_K[[winner]], self.price_K[[winner]])
-        unpaced_R = select.log_values(self.score_K[ranked_R], self.worth_K[ranked_R])
-        return (unpaced_R > of_winner) & (self.price_K[ranked_R] < self.worth_K[ranked_R])
+        is_paced_R: Bools = self._log_worth_K[ranked_R] > self._log_value_K[winner]
+        return is_paced_R
+
+    @cached_property
+    def _log_worth_K(self) -> NDArray[np.float64]:
+        return select.log_values(self.score_K, self.worth_K)
 
 
 def _pacing(context: RequestContext, campaign_K: select.Ints) -> RequestPacing | None:
     rates = context.market.pacing
     if rates is None or not rates.has_plan_C[campaign_K].any():
         return None
-    return RequestPacing(context.market.catalogue, rates, campaign_K, context.bidder.draws, context.request_id)
+    return RequestPacing(rates, campaign_K, context.bidder.draws, context.request_id)
 
 
 class _Offers:

@@ -7,9 +7,9 @@ Letters: C campaigns, K candidates, P candidates of campaigns with a plan.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,8 @@ class CampaignRates:
     has_plan_C: Bools
     participate_C: Floats
     multiplier_C: Floats
+    skips_C: Bools  # whether it may skip an auction
+    logged: Mapping[int, PacedCampaign]  # row -> its part of a record, without auctions
 
 
 def campaign_rates(catalogue: CatalogueSnapshot, rates: Mapping[str, Rate]) -> CampaignRates | None:
@@ -54,11 +56,13 @@ def campaign_rates(catalogue: CatalogueSnapshot, rates: Mapping[str, Rate]) -> C
         return None
     participate_C = np.ones(len(has_plan_C))
     multiplier_C = np.ones(len(has_plan_C))
+    logged = {}
     for row in np.flatnonzero(has_plan_C).tolist():
         campaign = catalogue.campaigns[row]
-        unknown = UNPACED if campaign.pacer == "off" else WAITING
-        participate_C[row], multiplier_C[row] = rates.get(campaign.campaign_id, unknown)
-    return CampaignRates(has_plan_C, participate_C, multiplier_C)
+        rate = rates.get(campaign.campaign_id, UNPACED if campaign.pacer == "off" else WAITING)
+        participate_C[row], multiplier_C[row] = rate
+        logged[row] = PacedCampaign(campaign.campaign_id, rate.participate, rate.multiplier, 0)
+    return CampaignRates(has_plan_C, participate_C, multiplier_C, participate_C < 1.0, logged)
 
 
 def paced_nanos(worth_nanos_K: Ints, multiplier_K: Floats) -> Ints:
@@ -69,56 +73,31 @@ def paced_nanos(worth_nanos_K: Ints, multiplier_K: Floats) -> Ints:
 class RequestPacing:
     """The pacing of a request's candidates. A campaign takes part in all imps of a request, or in none."""
 
-    def __init__(
-        self,
-        catalogue: CatalogueSnapshot,
-        rates: CampaignRates,
-        campaign_K: Ints,
-        draws: ExplorationDraws,
-        request_id: str,
-    ) -> None:
-        self._catalogue = catalogue
+    def __init__(self, rates: CampaignRates, campaign_K: Ints, draws: ExplorationDraws, request_id: str) -> None:
         self._rates = rates
-        self._campaign_K = campaign_K
         self.multiplier_K = rates.multiplier_C[campaign_K]
-        for row in self._rows:
+        self._planned_P = np.flatnonzero(rates.has_plan_C[campaign_K])
+        self._campaign_P = campaign_K[self._planned_P]
+        skips_P = rates.skips_C[self._campaign_P]
+        for row in set(self._campaign_P[skips_P].tolist()) if skips_P.any() else ():
             share = rates.participate_C[row]
-            if share < 1.0:
-                campaign_id = catalogue.campaigns[row].campaign_id
-                if share <= 0.0 or draws.participation(request_id, campaign_id) >= share:
-                    self.multiplier_K[campaign_K == row] = 0.0
-
-    @cached_property
-    def _planned_P(self) -> NDArray[np.intp]:
-        return np.flatnonzero(self._rates.has_plan_C[self._campaign_K])
-
-    @cached_property
-    def _rows(self) -> list[int]:
-        """The campaigns with a plan among the candidates."""
-        return sorted(set(self._campaign_K[self._planned_P].tolist()))
+            if share <= 0.0 or draws.participation(request_id, rates.logged[row].campaign_id) >= share:
+                self.multiplier_K[campaign_K == row] = 0.0
 
     def logged(self, verdict_IK: Sequence[NDArray[np.uint8]]) -> tuple[PacedCampaign, ...]:
         """The campaigns with a plan that passed the filter of an imp, or would have without pacing.
 
         ``verdict_IK``: `Verdict.code` of each candidate, by imp.
         """
-        if not self._rows:
-            return ()
-        campaign_P = self._campaign_K[self._planned_P]
-        eligible: dict[int, int] = {}
+        ranked: set[int] = set()
+        auctions: Counter[int] = Counter()
         for verdict_K in verdict_IK:
             verdict_P = verdict_K[self._planned_P]
-            for row in set(campaign_P[_IS_RANKED[verdict_P]].tolist()):
-                eligible.setdefault(row, 0)
-            for row in set(campaign_P[_IS_ELIGIBLE[verdict_P]].tolist()):
-                eligible[row] += 1
-        rates = self._rates
-        return tuple(
-            PacedCampaign(
-                self._catalogue.campaigns[row].campaign_id,
-                float(rates.participate_C[row]),
-                float(rates.multiplier_C[row]),
-                auctions,
-            )
-            for row, auctions in sorted(eligible.items())
-        )
+            ranked |= set(self._campaign_P[_IS_RANKED[verdict_P]].tolist())
+            auctions.update(set(self._campaign_P[_IS_ELIGIBLE[verdict_P]].tolist()))
+        logged = self._rates.logged
+        return tuple(_with_auctions(logged[row], auctions[row]) for row in sorted(ranked))
+
+
+def _with_auctions(paced: PacedCampaign, eligible: int) -> PacedCampaign:
+    return PacedCampaign(paced.campaign_id, paced.participate, paced.multiplier, eligible)

@@ -35,9 +35,9 @@ def log_values(score_K: NDArray[np.float64], price_nanos_K: Ints) -> NDArray[np.
     return values_K
 
 
-def rank(score_K: NDArray[np.float64], price_nanos_K: Ints) -> Ints:
-    """Positions [K] in descending order of exp(score) x price; ties keep the order of the source."""
-    return (-log_values(score_K, price_nanos_K)).argsort(kind="stable")
+def rank(log_value_K: NDArray[np.float64]) -> Ints:
+    """Positions [K] in descending order of `log_values`; ties keep the order of the source."""
+    return (-log_value_K).argsort(kind="stable")
 
 
 def filter_candidates(

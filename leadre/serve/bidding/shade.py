@@ -12,9 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
-from leadre.auction.shading import explore
+from leadre.auction.shading import drawn
 from leadre.serve.ipc.messages import MarketShading
 
 EXPLORATION = 0.02  # share of bids that are drawn
@@ -51,13 +49,14 @@ class Shading:
     ) -> ShadedPrice:
         """The price of a bid of ``paced_nanos``, at least the floor. ``draws``: whether to explore, and where."""
         market = self.markets.get((caller, currency))
-        best = float(paced_nanos) if market is None else _best(market, worth_nanos, paced_nanos)
         share = COLD_EXPLORATION if market is None else EXPLORATION
-        bid, propensity = explore(
-            np.array([float(paced_nanos)]), np.array([best]), share, np.array([draws[0]]), np.array([draws[1]])
-        )
-        nanos = min(max(round(float(bid[0])), floor_nanos, 1), paced_nanos)
-        return ShadedPrice(nanos, float(propensity[0]), draws[0] < share)
+        is_drawn = draws[0] < share
+        if is_drawn:
+            bid, propensity = drawn(paced_nanos, share, draws[1])
+        else:
+            bid = float(paced_nanos) if market is None else _best(market, worth_nanos, paced_nanos)
+            propensity = 1.0 - share
+        return ShadedPrice(min(max(round(bid), floor_nanos, 1), paced_nanos), propensity, is_drawn)
 
 
 NO_SHADING = Shading({})

@@ -147,6 +147,7 @@ class CatalogueColumns:
         self.has_plan_C: Bools = np.array([campaign.plan != "asap" for campaign in campaigns], np.bool_)
         self.any_shading = any(campaign.shading for campaign in campaigns)
         self.pays_for_C = np.array([PAYS_FOR[campaign.bid_type] for campaign in campaigns], np.str_)  # action
+        self.pays_for_impression_C: Bools = self.pays_for_C == "impression"
         self.bid_nanos_C = np.array([campaign.bid_nanos for campaign in campaigns], np.int64)
         self.currencies = ValueIndex([(campaign.currency,) for campaign in campaigns])
         self.currency_codes = tuple({campaign.currency for campaign in campaigns})

@@ -13,7 +13,7 @@ from leadre.data import bids
 from leadre.serve.bidding.api_ads import LOWEST_LOG_P
 from leadre.serve.bidding.explanation import explain, of_account
 from leadre.serve.bidding.ranking import FORGET
-from leadre.serve.bidding.select import rank
+from leadre.serve.bidding.select import log_values, rank
 from leadre.serve.bidding.value import bid_rate, values
 from leadre.serve.rankers.rates import Rates
 from leadre.types import Verdict
@@ -111,7 +111,7 @@ def test_value_is_on_one_scale_for_all_kinds_of_bids(alone):
     assert result.price_nanos_K.tolist() == [2_000_000, 4_000_000, 2_000_000]
     assert np.exp(result.log_fit_K) == pytest.approx([0.02 / 0.015, 1.0, 0.2 / (1 / 3)])
     assert result.is_ranked_K.tolist() == [False, True, False]
-    assert rank(result.log_fit_K, result.price_nanos_K).tolist() == [1, 0, 2]
+    assert rank(log_values(result.log_fit_K, result.price_nanos_K)).tolist() == [1, 0, 2]
     plain = values(catalogue, rows, log_p, counted, None)
     assert plain.log_fit_K is log_p and plain.price_nanos_K is counted
     unknown = values(catalogue, rows, log_p, counted, rates_of([math.nan] * 3))
@@ -126,7 +126,7 @@ def test_a_rate_of_zero_is_bid_last_and_one_of_one_at_most_the_bid(alone):
     counted = alone.bidder.market.expected_nanos_A[rows]
     result = values(catalogue, rows, np.zeros(3), counted, rates_of([0.0, 1.0, 0.5]))
     assert result.price_nanos_K[1] == catalogue.columns.bid_nanos_C[1]
-    assert np.isfinite(result.log_fit_K).all() and rank(result.log_fit_K, result.price_nanos_K)[-1] == 0
+    assert np.isfinite(result.log_fit_K).all() and rank(log_values(result.log_fit_K, result.price_nanos_K))[-1] == 0
 
 
 def test_candidates_are_scored_once_for_all_imps(alone):
