@@ -6,23 +6,21 @@ Letters: C campaigns, K candidates in the order of their source, R candidates th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leadre.auction.budget.days import day_of
 from leadre.serve.bidding import select
 from leadre.serve.bidding.budgets import has_budget
 from leadre.serve.bidding.charge import charge
-from leadre.serve.bidding.context import Candidates, ImpState, RequestContext
-from leadre.serve.bidding.pace import RequestPacing, paced_nanos
+from leadre.serve.bidding.context import ImpState, RequestContext
+from leadre.serve.bidding.pace import paced_nanos
+from leadre.serve.bidding.ranked_candidates import Ranking
 from leadre.serve.bidding.select import Bools, Codes
 from leadre.serve.bidding.shade import ShadedPrice
-from leadre.serve.bidding.value import bid_rate, values
+from leadre.serve.bidding.value import bid_rate
 from leadre.serve.protocol import openrtb
-from leadre.serve.rankers.rates import Rates
 from leadre.store.contract import Cap
 from leadre.types import Ad, Bid, Campaign, Impression, Verdict
 from leadre.units import EPOCH_ORDINAL
@@ -42,71 +40,6 @@ class _Offer(NamedTuple):
     reserved_nanos: int
     action_nanos: int = 0
     shaded: ShadedPrice | None = None
-
-
-class Ranking:
-    """The candidates of a request with all that is the same for each of its imps.
-
-    value: expected nanos of one impression, the campaign's bid x the rate of the event it pays for, and the fit of the
-    ad to the user (`value.values`). Both read the ranker's ``rates``, if there are any.
-    pace: the price is the value times the multiplier of the campaign (`pace.RequestPacing`).
-
-    ``worth_K``: prices before pacing. ``reserved``: expected charge of each: the price of an impression, or the value
-    of the event that the campaign pays for, which a caller's auction does not price. ``limited``: for each candidate,
-    whether budget, cap, log or open bids may forbid a bid (`_Offers.limit`).
-    """
-
-    def __init__(self, context: RequestContext, candidates: Candidates, rates: Rates | None = None) -> None:
-        catalogue = context.market.catalogue
-        counted_K = context.market.expected_nanos_A[candidates.rows_K]
-        self.values = values(catalogue, candidates.rows_K, candidates.log_p_K, counted_K, rates)  # value
-        self.candidates = candidates
-        self.score_K = self.values.log_fit_K
-        self.rates = rates
-        self.rows_K = candidates.rows_K
-        campaign_K = catalogue.campaign_A[self.rows_K]
-        self.worth_K = self.price_K = self.values.price_nanos_K
-        self.pacing = _pacing(context, campaign_K)
-        if self.pacing is not None:
-            self.price_K = paced_nanos(self.worth_K, self.pacing.multiplier_K)  # pace
-        self.currency_K = catalogue.columns.currency_C[campaign_K]
-        self._log_value_K = select.log_values(self.score_K, self.price_K)
-        self.order_K = select.rank(self._log_value_K)
-        self.rows = self.rows_K.tolist()
-        self.campaign_rows: list[int] = campaign_K.tolist()
-        self.prices = self.price_K.tolist()
-        self.reserved = self.prices
-        if self.pacing is not None and not context.request.is_own_auction:
-            pays_for_impression_K = catalogue.columns.pays_for_impression_C[campaign_K]
-            self.reserved = np.where(pays_for_impression_K, self.price_K, self.worth_K).tolist()
-        if context.request.is_test:  # a test is neither charged nor counted
-            self.limited = [False] * len(self.rows)
-        elif (
-            context.party.bounds
-            or context.bidder.logged_verdict is not None
-            or not context.bidder.budgets.pays_uncapped
-        ):
-            self.limited = [True] * len(self.rows)
-        else:
-            self.limited = catalogue.columns.limited_C[campaign_K].tolist()
-
-    def loses_by_pacing(self, ranked_R: select.Ints, winner: int) -> Bools | None:
-        """[R] whether a candidate would outrank the winner without pacing; None if no campaign has a plan."""
-        if self.pacing is None:
-            return None
-        is_paced_R: Bools = self._log_worth_K[ranked_R] > self._log_value_K[winner]
-        return is_paced_R
-
-    @cached_property
-    def _log_worth_K(self) -> NDArray[np.float64]:
-        return select.log_values(self.score_K, self.worth_K)
-
-
-def _pacing(context: RequestContext, campaign_K: select.Ints) -> RequestPacing | None:
-    rates = context.market.pacing
-    if rates is None or not rates.has_plan_C[campaign_K].any():
-        return None
-    return RequestPacing(rates, campaign_K, context.bidder.draws, context.request_id)
 
 
 class _Offers:

@@ -17,7 +17,8 @@ from leadre.creative import banner as creatives
 from leadre.errors import PeerError
 from leadre.serve.bidding.api_ads import with_api_ads
 from leadre.serve.bidding.context import BidDecision, Bidder, Candidates, ImpState, Market, RequestContext
-from leadre.serve.bidding.fill import Ranking, fill_imp
+from leadre.serve.bidding.fill import fill_imp
+from leadre.serve.bidding.ranked_candidates import Ranking
 from leadre.serve.bidding.select import VERDICTS, Bools
 from leadre.serve.bidding.user_store import UserStore
 from leadre.serve.callers.party import ANYBODY, Party
