@@ -48,6 +48,7 @@ from leadre.serve.callers.party import Party
 from leadre.serve.catalogue import eligibility
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
+from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.catalogue.objects import ObjectIndex
 from leadre.serve.events.tokens import TokenKeys
 from leadre.serve.ipc.messages import MarketShading
@@ -110,25 +111,21 @@ def market(value_N: np.ndarray, curves: WinCurves) -> MarketShading:
     )
 
 
-def decisions(folder: Path, terms: dict[str, object], shading: Shading) -> Callable[[], object]:
-    """Bid decisions of a bidder whose campaigns have these terms, and their records."""
-    clock = ManualClock(1_772_366_400_000_000)
+def catalogue_of(folder: Path, terms: dict[str, object]) -> CatalogueSnapshot:
+    """A campaign with a budget and these terms for each of the ads."""
     database = ManageDatabase(folder / "manage.db")
     campaigns = CampaignStore(database)
     for number in range(CANDIDATES):
         names = {"campaign_id": f"c{number}", "advertiser_id": "acme"}
-        bid_nanos = 2_000_000 + 10_000 * number
-        campaigns.put_campaign(
-            Campaign(**names, name="c", bid_type="cpm", bid_nanos=bid_nanos, daily_nanos=10**15, **terms)
-        )
-        campaigns.put_ad(
-            Ad(**names, ad_id=f"a{number}", object_id=f"o{number}", title="Ad", landing_url="https://acme.test/")
-        )
-    catalogue = eligibility.load(database.connection)
-    store = open_store(f"lmdb:{folder / 'lists'}")
-    ads = tuple(f"a{number}" for number in range(CANDIDATES))
-    store.put_lists("v", {"u": StoredList("v", 1, ads, tuple(-0.1 * number for number in range(CANDIDATES)))})
-    store.switch("v")
+        money = {"bid_nanos": 2_000_000 + 10_000 * number, "daily_nanos": 10**15}
+        campaigns.put_campaign(Campaign(**names, **money, name="c", bid_type="cpm", **terms))
+        page = "https://acme.test/"
+        campaigns.put_ad(Ad(**names, ad_id=f"a{number}", object_id=f"o{number}", title="Ad", landing_url=page))
+    return eligibility.load(database.connection)
+
+
+def leased(clock: ManualClock, loop: asyncio.AbstractEventLoop) -> Budgets:
+    """Leases that pay for all bids."""
     leases = itertools.count(1)
 
     async def lend(orders: Sequence[LedgerOrder]) -> Sequence[Lease | None]:
@@ -141,24 +138,30 @@ def decisions(folder: Path, terms: dict[str, object], shading: Shading) -> Calla
     budgets = Budgets("bench", lend)
     for number in range(CANDIDATES):
         budgets.request_lease(f"c{number}", 3_000_000)
-    loop = asyncio.new_event_loop()
     loop.run_until_complete(budgets.renew(clock.wall_us))
-    keys = TokenKeys({1: bytes(32)})
+    return budgets
+
+
+def decisions(folder: Path, terms: dict[str, object], shading: Shading) -> Callable[[], object]:
+    """Bid decisions of a bidder whose campaigns have these terms, and their records."""
+    clock = ManualClock(1_772_366_400_000_000)
+    loop = asyncio.new_event_loop()
+    catalogue = catalogue_of(folder, terms)
+    store = open_store(f"lmdb:{folder / 'lists'}")
+    ads = tuple(f"a{number}" for number in range(CANDIDATES))
+    store.put_lists("v", {"u": StoredList("v", 1, ads, tuple(-0.1 * number for number in range(CANDIDATES)))})
+    store.switch("v")
     rates = {f"c{number}": Rate(multiplier=0.5 + 0.02 * number) for number in range(CANDIDATES)}
+    prices_A = expected_nanos(catalogue, {})
+    objects = ObjectIndex((), catalogue.ads, "")
     numbers = itertools.count()
     bidder = Bidder(
         settings=Settings(public_url="https://ads.test"),
-        market=Market(
-            catalogue,
-            expected_nanos(catalogue, {}),
-            ObjectIndex((), catalogue.ads, ""),
-            pacing=campaign_rates(catalogue, rates),
-            shading=shading,
-        ),
+        market=Market(catalogue, prices_A, objects, pacing=campaign_rates(catalogue, rates), shading=shading),
         user_store=UserStore(store, clock),
-        budgets=budgets,
+        budgets=leased(clock, loop),
         generate=None,
-        encrypt=keys.encrypt_each,
+        encrypt=TokenKeys({1: bytes(32)}).encrypt_each,
         new_id=lambda: f"id-{next(numbers)}",
         draws=ExplorationDraws(bytes(32)),
         clock=clock,

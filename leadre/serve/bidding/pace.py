@@ -7,7 +7,6 @@ Letters: C campaigns, K candidates, P candidates of campaigns with a plan.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,7 +42,7 @@ class CampaignRates:
     participate_C: Floats
     multiplier_C: Floats
     skips_C: Bools  # whether it may skip an auction
-    logged: Mapping[int, PacedCampaign]  # row -> its part of a record, without auctions
+    logged: Mapping[tuple[int, int], PacedCampaign]  # (row, 0 or 1 auctions) -> its part of a record
 
 
 def campaign_rates(catalogue: CatalogueSnapshot, rates: Mapping[str, Rate]) -> CampaignRates | None:
@@ -61,7 +60,8 @@ def campaign_rates(catalogue: CatalogueSnapshot, rates: Mapping[str, Rate]) -> C
         campaign = catalogue.campaigns[row]
         rate = rates.get(campaign.campaign_id, UNPACED if campaign.pacer == "off" else WAITING)
         participate_C[row], multiplier_C[row] = rate
-        logged[row] = PacedCampaign(campaign.campaign_id, rate.participate, rate.multiplier, 0)
+        for auctions in (0, 1):
+            logged[row, auctions] = PacedCampaign(campaign.campaign_id, rate.participate, rate.multiplier, auctions)
     return CampaignRates(has_plan_C, participate_C, multiplier_C, participate_C < 1.0, logged)
 
 
@@ -81,7 +81,7 @@ class RequestPacing:
         skips_P = rates.skips_C[self._campaign_P]
         for row in set(self._campaign_P[skips_P].tolist()) if skips_P.any() else ():
             share = rates.participate_C[row]
-            if share <= 0.0 or draws.participation(request_id, rates.logged[row].campaign_id) >= share:
+            if share <= 0.0 or draws.participation(request_id, rates.logged[row, 0].campaign_id) >= share:
                 self.multiplier_K[campaign_K == row] = 0.0
 
     def logged(self, verdict_IK: Sequence[NDArray[np.uint8]]) -> tuple[PacedCampaign, ...]:
@@ -89,15 +89,18 @@ class RequestPacing:
 
         ``verdict_IK``: `Verdict.code` of each candidate, by imp.
         """
-        ranked: set[int] = set()
-        auctions: Counter[int] = Counter()
+        auctions: dict[int, int] = {}
         for verdict_K in verdict_IK:
             verdict_P = verdict_K[self._planned_P]
-            ranked |= set(self._campaign_P[_IS_RANKED[verdict_P]].tolist())
-            auctions.update(set(self._campaign_P[_IS_ELIGIBLE[verdict_P]].tolist()))
+            for row in self._campaign_P[_IS_RANKED[verdict_P]].tolist():
+                auctions.setdefault(row, 0)
+            for row in set(self._campaign_P[_IS_ELIGIBLE[verdict_P]].tolist()):
+                auctions[row] += 1
         logged = self._rates.logged
-        return tuple(_with_auctions(logged[row], auctions[row]) for row in sorted(ranked))
+        return tuple(
+            logged[row, count] if count < 2 else _with(logged[row, 1], count) for row, count in auctions.items()
+        )
 
 
-def _with_auctions(paced: PacedCampaign, eligible: int) -> PacedCampaign:
+def _with(paced: PacedCampaign, eligible: int) -> PacedCampaign:
     return PacedCampaign(paced.campaign_id, paced.participate, paced.multiplier, eligible)

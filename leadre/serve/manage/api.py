@@ -24,10 +24,11 @@ from starlette.exceptions import HTTPException
 from leadre import __version__
 from leadre.errors import ConflictError, InputError, MissingError, PeerError, StorageError, StoreDown
 from leadre.serve.catalogue.database import ManageDatabase
-from leadre.serve.manage import accounts, administration, budgets, campaign_forms, forms, objects, reference, status
+from leadre.serve.manage import accounts, administration, budgets, forms, objects, reference, status
 from leadre.serve.manage.access import AnyKey, Backend, BackendDep, Caller, CampaignStoreDep, Spend, is_own
 from leadre.serve.manage.attempts import failed_logins
 from leadre.serve.manage.auth import ApiKey, ApiKeys
+from leadre.serve.manage.campaign_forms import CampaignForm, CampaignResponse
 from leadre.serve.manage.cookies import SessionCookieOnly
 from leadre.serve.manage.forms import problems
 from leadre.serve.manage.parameters import BODY, After, Filter, Limit, Name, Page, ReviewFilter, StatusFilter
@@ -58,43 +59,39 @@ def list_campaigns(
     status: StatusFilter = "",
     after: After = "",
     limit: Limit = 100,
-) -> Page[campaign_forms.CampaignResponse]:
+) -> Page[CampaignResponse]:
     """Sorted by ID."""
     if not is_own(key, advertiser_id):
         return Page(items=[], next=None)
     account = key.advertiser_id or advertiser_id
     campaigns = store.campaigns(advertiser_id=account, status=status, after=after, limit=limit + 1)
     next_id = campaigns[limit - 1].campaign_id if len(campaigns) > limit else None
-    return Page(items=[campaign_forms.CampaignResponse.of(campaign) for campaign in campaigns[:limit]], next=next_id)
+    return Page(items=[CampaignResponse.of(campaign) for campaign in campaigns[:limit]], next=next_id)
 
 
 @router.post("/campaigns", status_code=201, responses=BODY | problems(404, 409), tags=["campaigns"])
-def create_campaign(
-    key: Caller, store: CampaignStoreDep, form: campaign_forms.CampaignForm, response: Response
-) -> campaign_forms.CampaignResponse:
+def create_campaign(key: Caller, store: CampaignStoreDep, form: CampaignForm, response: Response) -> CampaignResponse:
     """Create a campaign with a new ID. Bids include it within a second."""
     campaign = form.campaign(secrets.token_hex(8), _account(key, form.advertiser_id))
     store.put_campaign(campaign)
     response.headers["Location"] = f"/campaigns/{campaign.campaign_id}"
-    return campaign_forms.CampaignResponse.of(_own(key, store.campaign(campaign.campaign_id)))
+    return CampaignResponse.of(_own(key, store.campaign(campaign.campaign_id)))
 
 
 @router.get("/campaigns/{campaign_id}", responses=problems(404, 422), tags=["campaigns"])
-def get_campaign(key: Caller, store: CampaignStoreDep, campaign_id: Name) -> campaign_forms.CampaignResponse:
+def get_campaign(key: Caller, store: CampaignStoreDep, campaign_id: Name) -> CampaignResponse:
     """One campaign."""
-    return campaign_forms.CampaignResponse.of(_own(key, store.campaign(campaign_id)))
+    return CampaignResponse.of(_own(key, store.campaign(campaign_id)))
 
 
 @router.put(
     "/campaigns/{campaign_id}",
-    responses=BODY
-    | problems(404, 409)
-    | {201: {"model": campaign_forms.CampaignResponse, "description": "Created (operators)."}},
+    responses=BODY | problems(404, 409) | {201: {"model": CampaignResponse, "description": "Created (operators)."}},
     tags=["campaigns"],
 )
 def put_campaign(
-    key: Caller, store: CampaignStoreDep, campaign_id: Name, form: campaign_forms.CampaignForm, response: Response
-) -> campaign_forms.CampaignResponse:
+    key: Caller, store: CampaignStoreDep, campaign_id: Name, form: CampaignForm, response: Response
+) -> CampaignResponse:
     """Replace a campaign; an operator's key also creates one with this ID. Idempotent."""
     before = store.campaign(campaign_id)
     if before is not None or not key.is_operator:
@@ -102,16 +99,14 @@ def put_campaign(
     account = form.advertiser_id or (before.advertiser_id if before else None)
     if store.put_campaign(form.campaign(campaign_id, _account(key, account))):
         response.status_code = 201
-    return campaign_forms.CampaignResponse.of(_own(key, store.campaign(campaign_id)))
+    return CampaignResponse.of(_own(key, store.campaign(campaign_id)))
 
 
 @router.post("/campaigns/{campaign_id}/{action}", responses=problems(404, 409, 422), tags=["campaigns"])
-def act_on_campaign(
-    key: Caller, store: CampaignStoreDep, campaign_id: Name, action: Action
-) -> campaign_forms.CampaignResponse:
+def act_on_campaign(key: Caller, store: CampaignStoreDep, campaign_id: Name, action: Action) -> CampaignResponse:
     """Pause, resume or end; bids follow within a second. Idempotent."""
     _own(key, store.campaign(campaign_id))
-    return campaign_forms.CampaignResponse.of(store.set_campaign_status(campaign_id, AFTER[action]))
+    return CampaignResponse.of(store.set_campaign_status(campaign_id, AFTER[action]))
 
 
 @router.get("/ads", responses=problems(422), tags=["ads"])

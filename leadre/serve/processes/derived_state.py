@@ -32,7 +32,7 @@ class DerivedState:
     """Counters and recent records; the writer adds every record that it appends to the log.
 
     ``last`` is the number of the last log record that they contain, except those of ``_missing``, which another process
-    counts. ``snapshot`` is the path of the counts.
+    counts. ``snapshot`` is the path of the counts, ``exp_s`` that of `Settings`.
     """
 
     def __init__(
@@ -41,16 +41,15 @@ class DerivedState:
         log: EventLog,
         catalogue_sync: CatalogueSync,
         as_known: Callable[[RequestRecord], RequestRecord],
-        pacing: PacingState,
-        shading: ShadingState,
+        exp_s: int,
     ) -> None:
         self._path = snapshot
         self._folder = log.folder
         self._log = log
         self._as_known = as_known
         self._catalogue_sync = catalogue_sync
-        self.pacing = pacing
-        self.shading = shading
+        self.pacing = PacingState(catalogue_sync, exp_s)
+        self.shading = ShadingState(catalogue_sync, exp_s)
         self.counts = EventCounts(catalogue_sync.zone_of)
         self.recent = RecentRecords()
         self.last = 0

@@ -59,8 +59,8 @@ class Renewals:
             ("records", RECORDS_S, self._state.records.flush),
             ("clicks", CLICKS_S, self._state.clicks.flush),
             ("counts", COUNTS_S, self._refresh_counts),
-            ("pacing", PACING_S, self._refresh_pacing),
-            ("shading", SHADING_S, self._refresh_shading),
+            ("pacing", PACING_S, lambda: refresh_pacing(self._state)),
+            ("shading", SHADING_S, lambda: refresh_shading(self._state)),
             ("model info", MODEL_S, self._refresh_model_info),
             ("degraded", DEGRADED_S, self._report_degraded),
             ("campaigns without a budget", UNCAPPED_S, self._bound_uncapped),
@@ -142,21 +142,6 @@ class Renewals:
         expected_nanos_A = expected_nanos(market.catalogue, state.counts)
         state.bidder.market = replace(market, expected_nanos_A=expected_nanos_A, log_position=log_position)
 
-    async def _refresh_pacing(self) -> None:
-        """Read how campaigns with a plan bid. While the writer is away they bid as last read, within their leases."""
-        state = self._state
-        if state.bidder.market.catalogue.columns.has_plan_C.any():
-            state.rates = await state.writer.pacing()
-            market = state.bidder.market
-            state.bidder.market = replace(market, pacing=campaign_rates(market.catalogue, state.rates))
-
-    async def _refresh_shading(self) -> None:
-        """Read the best bids of first-price auctions, if a campaign shades."""
-        state = self._state
-        if state.bidder.market.catalogue.columns.any_shading:
-            shading = Shading.of(await state.writer.shading())
-            state.bidder.market = replace(state.bidder.market, shading=shading)
-
     async def _refresh_model_info(self) -> None:
         """Read which objects the model can generate: all for a new connection to a model server, else new ones."""
         state = self._state
@@ -195,3 +180,18 @@ class Renewals:
         away = state.degraded()
         for part in telemetry.PARTS:
             telemetry.DEGRADED.labels(part).set(part in away)
+
+
+async def refresh_pacing(state: WorkerState) -> None:
+    """Read how campaigns with a plan bid. While the writer is away they bid as last read, within their leases."""
+    if state.bidder.market.catalogue.columns.has_plan_C.any():
+        state.rates = await state.writer.pacing()
+        market = state.bidder.market
+        state.bidder.market = replace(market, pacing=campaign_rates(market.catalogue, state.rates))
+
+
+async def refresh_shading(state: WorkerState) -> None:
+    """Read the best bids of first-price auctions, if a campaign shades."""
+    if state.bidder.market.catalogue.columns.any_shading:
+        shading = Shading.of(await state.writer.shading())
+        state.bidder.market = replace(state.bidder.market, shading=shading)

@@ -49,9 +49,7 @@ from leadre.serve.paths import StatePaths
 from leadre.serve.processes.catalogue_sync import CatalogueSync
 from leadre.serve.processes.derived_state import DerivedState
 from leadre.serve.processes.event_posting import EventPosting
-from leadre.serve.processes.pacing_state import PacingState
 from leadre.serve.processes.set_aside import SetAsideRequests
-from leadre.serve.processes.shading_state import ShadingState
 from leadre.serve.processes.steady_clock import ClockKeeper
 from leadre.serve.processes.user_updates import UserUpdates
 from leadre.serve.settings import EXP_S
@@ -87,14 +85,7 @@ class WriterState:
         clean_ledger(self.ledger.connection, self.caller_ids)
         self.users = UserUpdates(open_store(paths.store), self.erased)
         self._catalogue_sync = CatalogueSync(paths, self.ledger, exp_s, clock)
-        self._derived = DerivedState(
-            paths.counts,
-            self.log,
-            self._catalogue_sync,
-            self._as_known,
-            PacingState(self._catalogue_sync, exp_s),
-            ShadingState(self._catalogue_sync, exp_s),
-        )
+        self._derived = DerivedState(paths.counts, self.log, self._catalogue_sync, self._as_known, exp_s)
         self._posting = EventPosting(
             self.token_keys, self.caller_ids, processor, self._derived, self._catalogue_sync, self.users
         )
@@ -165,9 +156,9 @@ class WriterState:
         self._every(FORGET_US, "forget events", now_us, lambda: self.ledger.forget(certain_us))
         self._every(RECOUNT_US, "start of the history count", now_us, self._derived.start_count)
         self._tasks.attempt("history count", self._derived.add_history)
-        pacing = self._derived.pacing
-        self._every(PACING_US, "pacing", now_us, lambda: pacing.tick(self.ledger.connection, now_us))
-        self._every(SHADING_US, "shading", now_us, lambda: self._derived.shading.tick(now_us))
+        derived = self._derived
+        self._every(PACING_US, "pacing", now_us, lambda: derived.pacing.tick(self.ledger.connection, now_us))
+        self._every(SHADING_US, "shading", now_us, lambda: derived.shading.tick(now_us))
         self._every(SNAPSHOT_US, "snapshot of counts", now_us, self._derived.save)
         self._every(RETAIN_US, "retention", now_us, lambda: self._retain(certain_us))
 
