@@ -262,7 +262,7 @@ class _Rate:
 
 
 class _Price(NamedTuple):
-    """What a candidate was worth, how its campaign was paced, and its price; None for an ad that is unknown."""
+    """Value of a candidate, pacing of its campaign, and price; None for an ad that is unknown."""
 
     worth_nanos: int | None
     multiplier: float

@@ -103,7 +103,7 @@ class PacingState:
         return msgspec.msgpack.encode((self._last_us, campaigns))
 
     def restore(self, packed: bytes) -> None:
-        """Take over the states of a snapshot. Those of another release are forgotten: all campaigns begin anew."""
+        """Take over the states of a snapshot. Those of another release are forgotten."""
         self._follow()
         with contextlib.suppress(msgspec.DecodeError):
             self._last_us, campaigns = msgspec.msgpack.decode(packed, type=tuple[int, list[PacedSnapshot]])

@@ -1,9 +1,9 @@
 """Learning of first-price shading, in the writer: one state for all workers.
 
 A bid in a first-price auction of an exchange teaches where the lowest price lay that would have won: below a bid that
-won, above one that lost, or exactly where a notice reports it. An impression, a bill or a win notice tells of a win. A
-loss notice with a reason other than the price teaches nothing, and a bid without an event by its end is lost. Each
-caller and currency is a market with a law of its own, of its last `MAX_AUCTIONS`.
+won, above one that lost, or exactly where a notice reports it. An impression, a bill or a win notice is a win. A loss
+notice with a reason other than the price teaches nothing, and a bid without an event by its end is lost. Each caller
+and currency is a market with a law of its own, of its last `MAX_AUCTIONS`.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def test_campaign_begins_with_a_low_multiplier_and_the_rest_of_its_day():
     assert day.planned_nanos == pytest.approx(300_000 + 700_000 / 2, abs=1_000), "of what was left at noon"
 
 
-def test_campaign_ahead_of_its_plan_waits_and_then_goes_on():
+def test_campaign_ahead_of_its_plan_waits_for_it():
     day = run(EVEN, figures(0.0), figures(0.1, 150_000.0))
     assert day.rate == WAITING
     day = run(EVEN, figures(0.14, 150_000.0), before=day)

@@ -77,7 +77,8 @@ def test_spend_is_charges_and_open_bids_and_closes_with_their_event(day):
     day = day(daily_nanos=10**9)
     day.request()
     day.renew()
-    first, second = day.request(), day.request()
+    first = day.request()
+    second = day.request()
     day.wait(70)
     open_nanos = first.bid.price_nanos + second.bid.price_nanos
     assert day.pacing.spent_nanos == open_nanos == 2 * 200_000
