@@ -51,6 +51,7 @@ MODEL = Kind("model", 3)  # written by tune and tune dpo
 LISTS = Kind("lists", 1)  # written by generate
 RANKER = Kind("ranker", 2)  # written by rank train
 CALIBRATION = Kind("calibration", 1)  # written by rank calibrate
+CHANNEL = Kind("channel", 1)  # written by whichever stage needs it first
 
 
 @dataclass(frozen=True)

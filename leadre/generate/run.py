@@ -50,6 +50,8 @@ def run(config: Config) -> None:
         requests = histories.choose_requests(
             engine.threads.logs, split=config.split, users=config.users, seed=config.seed
         )
+        if config.split == "train":  # a learnt prior has counts of the time before that
+            requests = requests[engine.threads.moments.at_us_M[requests] >= engine.live.from_us]
         parts = batch.ResumableParts(config.folder(f".{config.step}.parts"), artifact.resume_key(effective, parents))
         lists = batch.generate(engine, requests, parts, beam=config.beam, top=config.top, seed=config.seed)
         lists.write_parquet(temporary / "lists.parquet")

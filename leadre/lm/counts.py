@@ -59,6 +59,18 @@ class Examples:
     new_N: NDArray[np.bool_]  # not in the user's history
     log_share_N: Floats
 
+    def of(self, kept_V: NDArray[np.bool_]) -> Examples:
+        """The examples of some visits."""
+        size_V = np.diff(self.offsets)
+        kept_N = np.repeat(kept_V, size_V)
+        return Examples(
+            x_NF=self.x_NF[kept_N],
+            offsets=np.cumsum([0, *size_V[kept_V]]),
+            acted_N=self.acted_N[kept_N],
+            new_N=self.new_N[kept_N],
+            log_share_N=self.log_share_N[kept_N],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class CountsNetwork:
@@ -69,9 +81,9 @@ class CountsNetwork:
     scale_F: Floats
     layers: tuple[tuple[Floats, Floats], ...]
 
-    def scores(self, moment: Moment) -> Floats:
-        """Unnormalised log-probability of each of ``moment.inventory.objects``, [I]."""
-        x_IH = standardise(counts.features(moment, self.tables), self.centre_F, self.scale_F)
+    def scores(self, moment: Moment, objects: NDArray[np.int64] | None = None) -> Floats:
+        """Unnormalised log-probability of live ``objects``, ascending, default all of the moment's inventory: [I]."""
+        x_IH = standardise(counts.features(moment, self.tables, objects), self.centre_F, self.scale_F)
         for weight, bias in self.layers[:-1]:
             x_IH = np.maximum(x_IH @ weight.T + bias, 0)
         weight, bias = self.layers[-1]

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 WIDTH = 64
 COUNT_WORDS = 8  # at most this many frequency words
 NO_WORD = -2
+GATE = 1.0  # log-odds of the pointer's share in the mixture before training
+GATE_BESIDE_LEARNT = -2.0  # the same beside a learnt prior, which counts the user's own actions already
 FADE_POSITIONS = 256.0  # unit of distance; the learnt fade starts at a factor of e over four units
 
 
@@ -61,7 +63,7 @@ class Pointer(nn.Module):
         nn.init.normal_(self.query.weight, std=0.02)
         nn.init.normal_(self.key.weight, std=0.02)
         nn.init.zeros_(self.gate.weight)
-        nn.init.constant_(self.gate.bias, 1.0)
+        self.start_gate(GATE)
 
     @torch.no_grad()
     def start_counts(self, counts: Mapping[int, float]) -> None:
@@ -69,6 +71,10 @@ class Pointer(nn.Module):
         words = list(counts)
         self.count_words_W[: len(words)] = torch.tensor(words)
         self.log_counts_W[: len(words)] = torch.tensor([counts[word] for word in words]).log()
+
+    def start_gate(self, log_odds: float) -> None:
+        """Set the pointer's share in the mixture before training."""
+        nn.init.constant_(self.gate.bias, log_odds)
 
     def sources(self, hidden_BTD: Tensor, codes_BTL: Tensor, ids_BT: Tensor) -> PointerSources:
         """Keys and counts of all thread positions."""

@@ -1,8 +1,9 @@
 """The prior over live objects: tries of the live inventory, weighted for one user. Training and serving share it.
 
-The weight of a live object is its response rate, times the user's affinity and a power of the price if the model was
-tuned with them. The model's scores are added to the logarithm of the prior, so a model without information answers with
-the prior and learns only how a user departs from it.
+The weight of a live object is its response rate, or the probability that the counts network gives it for this user
+(`lm.counts_fit`); times the user's affinity and a power of the price if the model was tuned with them. The model's
+scores are added to the logarithm of the prior, so a model without information answers with the prior and learns only
+how a user departs from it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from leadre.data.histories import TRAIN, Logs
 from leadre.data.moment import LiveInventory, Moment
 from leadre.data.prices import object_prices, own_log_prices
 from leadre.lm.affinity import Affinity
+from leadre.lm.counts_fit import CountsFit
 from leadre.semid.codebook import Codebook
 from leadre.semid.trie import Trie, build, code_type, weighed, without
 
@@ -39,7 +41,8 @@ class InventoryPrior:
     """Weighted tries over the objects that are live at a moment. Objects are indices into those of ``logs``.
 
     ``prior`` weighs the objects by their `response_rates` and, if given, by the user's ``affinity``; training moments
-    use the fits in ``held_out`` (`affinity.held_out`) instead. Without ``prior`` all live codes have equal weight.
+    use the fits in ``held_out`` (`affinity.held_out`) instead. ``learnt`` weighs them by the counts network instead.
+    Without ``prior`` all live codes have equal weight.
     ``money`` adds powers of the price, to the prior and to the pointer (`pointer_bias`); prices end at ``now_us``
     if that is before the end of training time.
     """
@@ -52,19 +55,22 @@ class InventoryPrior:
         prior: bool = True,
         affinity: Affinity | None = None,
         held_out: Sequence[Affinity] = (),
+        learnt: CountsFit | None = None,
         money: PriceExponents = NO_PRICE_EXPONENTS,
         now_us: int | None = None,
     ) -> None:
         self.affinity = affinity
         self.held_out = held_out
+        self.learnt = learnt
         # affinity ranks objects that are new to the user well, so the rates leave out repeats
         self.rates_O = response_rates(logs, new_only=affinity is not None) if prior else None
         self.money = money
         self.log_price_O = None if money == NO_PRICE_EXPONENTS else np.log(object_prices(logs, now_us))
+        self.value_O: NDArray[np.float64] | None = None
         if self.log_price_O is not None:
             self.typical = float(np.median(self.log_price_O))
-            value_O = np.exp(money.prior * (self.log_price_O - self.typical))
-            self.rates_O = value_O * (1.0 if self.rates_O is None else self.rates_O)
+            self.value_O = np.exp(money.prior * (self.log_price_O - self.typical))
+            self.rates_O = self.value_O * (1.0 if self.rates_O is None else self.rates_O)
         self.rows_O = codebook.rows(logs.objects["object_id"].to_list())
         self.codes_OL = codebook.codes_OL[self.rows_O]
         self.sizes = codebook.sizes
@@ -75,7 +81,7 @@ class InventoryPrior:
         """(trie, objects): the live objects; row ``n`` of the trie is object ``objects[n]``."""
         objects = moment.inventory.objects
         trie = self._of_inventory(moment.inventory)
-        weights = self.weights(moment, objects) if self._differs_by_user else None
+        weights = self.weights(moment, objects) if self.differs_by_user else None
         return (trie if weights is None else weighed(trie, weights)), objects
 
     def new(self, moment: Moment) -> tuple[Trie, NDArray[np.int64]]:
@@ -89,6 +95,8 @@ class InventoryPrior:
 
     def weights(self, moment: Moment, objects: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """Prior weight of each of ``objects`` for this user, not normalised; None: all equal."""
+        if self.learnt is not None:
+            return self._learnt_weights(self.learnt, moment, objects)
         if self.rates_O is None:
             return None
         weights = self.rates_O[objects]
@@ -97,6 +105,14 @@ class InventoryPrior:
             rows_E = self.rows_O[moment.history.object_E]
             weights = weights * np.exp(AFFINITY * affinity.scores(rows_E, self.rows_O[objects]))
         return weights
+
+    def _learnt_weights(self, learnt: CountsFit, moment: Moment, objects: NDArray[np.int64]) -> NDArray[np.float64]:
+        network = learnt.network(moment)
+        is_earlier = moment.is_training and moment.at_us < network.tables.before_us
+        assert not is_earlier, "the prior's counts hold events of the visit's own time"
+        scores = network.scores(moment, objects).astype(np.float64)
+        weights: NDArray[np.float64] = np.exp(scores - scores.max(initial=-np.inf))
+        return weights if self.value_O is None else weights * self.value_O[objects]
 
     def pointer_bias(self, moment: Moment, objects_T: NDArray[np.int64]) -> NDArray[np.float32] | None:
         """The logarithm of the pointer's weight of each position of a thread, by price; None = all equal.
@@ -118,14 +134,20 @@ class InventoryPrior:
         trie = self._tries.get(inventory)
         if trie is None:
             objects = inventory.objects
-            weights = None if self.rates_O is None or self._differs_by_user else self.rates_O[objects]
+            weights = None if self.rates_O is None or self.differs_by_user else self.rates_O[objects]
             trie = build(self._compact_OL[objects], self.sizes, weights)
             self._tries[inventory] = trie
         return trie
 
     @property
-    def _differs_by_user(self) -> bool:
-        return self.affinity is not None or bool(self.held_out)
+    def differs_by_user(self) -> bool:
+        """Whether the weights of an inventory depend on the moment."""
+        return self.affinity is not None or bool(self.held_out) or self.learnt is not None
+
+    @property
+    def from_us(self) -> int:
+        """The first time of training moments that may be answered: counts of the prior end before it."""
+        return 0 if self.learnt is None else self.learnt.from_us
 
     def _affinity(self, moment: Moment) -> Affinity | None:
         if self.held_out and moment.is_training:

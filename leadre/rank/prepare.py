@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadre.artifact import Artifact
-from leadre.data import counts, histories
+from leadre.data import collaborative_fit, counts, histories
 from leadre.data.counts import CountTables
 from leadre.data.histories import I32, TRAIN, VALID, Logs, train_end_us
-from leadre.generate.channels.counts import collaborative
 from leadre.rank import inputs, rows
 from leadre.rank.inputs import Vocabulary
 from leadre.rank.options import STOP_PART, STOP_SHARE, RowOptions
@@ -61,7 +60,7 @@ def prepare(data: Artifact, codebook: Artifact | None, options: RowOptions, *, s
     periods = ((requests, int(logs.request_at_us_R[requests].min())), (stop, train_end_us(logs)))
     parts = []
     for chosen, before_us in periods:
-        scores = collaborative(logs, before_us, seed, threads)
+        scores = collaborative_fit.fit(logs, before_us, seed, threads)
         popularity = rows.Popularity(logs, scores, before_us, is_fresh=spec.popularity == "fresh")
         part = rows.examples(logs, chosen, ads_of, spec, known, popularity, negatives=spec.negatives, seed=seed)
         parts.append(list(part))

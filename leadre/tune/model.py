@@ -13,7 +13,7 @@ from leadre.data.moment import Moments
 from leadre.errors import ArtifactError
 from leadre.lm import affinity as affinities
 from leadre.lm import backbone as backbones
-from leadre.lm import pretrained
+from leadre.lm import counts_fit, pretrained
 from leadre.lm.backbone import Backbone
 from leadre.lm.decode import BeamSearcher
 from leadre.lm.prior import InventoryPrior, PriceExponents
@@ -59,7 +59,7 @@ def load(
     backbones.freeze(backbone, body=tuning.get("freeze_body", False), codes=tuning.get("zero_codes", False))
     tokenizer = pretrained.tokenizer(model.path / "tokenizer")
     prompter = prompts.PromptWriter(logs, tokenizer, backbone.layout, prompts.load_blocks(model.path))
-    return TunedModel(backbone, ThreadBuilder(prompter, moments, tuning.get("burn_in", 0.0)), live)
+    return TunedModel(backbone, ThreadBuilder(prompter, moments, tuning.get("burn_in", 0.0), live.from_us), live)
 
 
 def settings(model: Artifact) -> Mapping[str, Any]:
@@ -87,6 +87,10 @@ def load_prior(
     if money is None:
         own = model.meta["config"]
         money = PriceExponents(own.get("money", 0.0), own.get("money_prior", 0.0))  # fine-tuning has none
+    if config.get("learnt_prior", False):
+        return InventoryPrior(
+            logs, ids, learnt=counts_fit.load(model.path / counts_fit.FOLDER), money=money, now_us=now_us
+        )
     if not (config["prior"] and config["affinity"]):
         return InventoryPrior(logs, ids, prior=config["prior"], money=money, now_us=now_us)
     held_out = affinities.held_out(logs, ids, config["seed"]) if training else []

@@ -52,6 +52,9 @@ class Config(config.Common):
     layers: int = config.option(4, "keep only this many of the first layers (for CPUs); 0 = all", at_least=0)
     pointer: bool = config.option(True, "a pointer over the objects in the prompt beside the head")
     prior: bool = config.option(True, "start from how often each object was acted on while it was live")
+    learnt_prior: bool = config.option(
+        False, "prior: the counts network of the channels, fitted on other users; trains on later visits only"
+    )
     affinity: bool = config.option(False, "prior for prospecting: rates among new users x affinity to the history")
     adapter: Literal["full", "lora"] = config.option("full", "train all weights of the body, or LoRA adapters")
     lora_rank: int = config.option(16, "rank of the LoRA adapters", at_least=1)
@@ -108,8 +111,8 @@ def run(config: Config) -> None:
     checkpoint = config.folder(".tune-sft.checkpoint")
     with output.create() as temporary:
         logs = histories.load(tables)
-        backbone, prompter, live, source = prepare(config, logs, codebook)
-        threads = _threads(config, prompter, logs)
+        backbone, prompter, live, source = prepare(config, logs, tables, codebook)
+        threads = _threads(config, prompter, logs, live.from_us)
         sentences = _sentences(config, threads, live)
         resume_key = artifact.resume_key(effective, parents)
         history = _train(config, backbone, threads, live, sentences, checkpoint, resume_key)
@@ -128,12 +131,16 @@ def _check(config: Config) -> None:
         raise InputError("--freeze-body true --adapter lora: LoRA trains the body; set --adapter full")
     if config.freeze_body and config.zero_codes and not config.pointer:
         raise InputError("--freeze-body true --zero-codes true --pointer false: nothing is left to train")
+    if config.learnt_prior and (config.affinity or not config.prior):
+        raise InputError(
+            "--learnt-prior true takes the place of response rates: it needs --prior true --affinity false"
+        )
     if config.aux_first and not config.aux_share:
         raise InputError(f"--aux-first {config.aux_first}: needs alignment tasks; set --aux-share above 0")
 
 
 def prepare(
-    config: Config, logs: Logs, codebook_artifact: artifact.Artifact
+    config: Config, logs: Logs, tables: artifact.Artifact, codebook_artifact: artifact.Artifact
 ) -> tuple[Backbone, PromptWriter, InventoryPrior, Path]:
     """(backbone with initialised code rows, prompter, prior over live objects, folder of the pretrained model)."""
     import torch
@@ -141,6 +148,7 @@ def prepare(
     from leadre.lm import backbone as backbones
     from leadre.lm import pretrained
     from leadre.lm.layout import Layout
+    from leadre.lm.pointer import GATE_BESIDE_LEARNT
     from leadre.semid import codebook as codebooks
     from leadre.tune.prompts import PromptWriter
 
@@ -150,7 +158,7 @@ def prepare(
     codebook = codebooks.load(codebook_artifact)
     if config.shuffle_ids:
         codebook = codebooks.shuffled(codebook, config.seed)
-    live = _live(config, logs, codebook)
+    live = _live(config, logs, tables, codebook)
     source = pretrained.folder_of(config.backbone, config.work)
     tokenizer = pretrained.tokenizer(source)
     layout = Layout(len(tokenizer), codebook.sizes)
@@ -166,14 +174,20 @@ def prepare(
     backbones.freeze(backbone, body=config.freeze_body, codes=config.zero_codes)
     if backbone.pointer is not None:
         backbone.pointer.start_counts(prompter.counts())
+        if live.learnt is not None:
+            backbone.pointer.start_gate(GATE_BESIDE_LEARNT)
     return backbone.to(backbones.pick_device()), prompter, live, source
 
 
-def _live(config: Config, logs: Logs, codebook: Codebook) -> InventoryPrior:
+def _live(config: Config, logs: Logs, tables: artifact.Artifact, codebook: Codebook) -> InventoryPrior:
     """The prior over live objects that ``config`` selects."""
-    from leadre.lm import affinity
+    from leadre.lm import affinity, counts_fit
     from leadre.lm.prior import InventoryPrior
 
+    if config.learnt_prior:
+        folder = config.folder("channels") / counts_fit.NAME
+        fit = counts_fit.current(folder, logs, tables, seed=config.seed, threads=config.threads)
+        return InventoryPrior(logs, codebook, learnt=fit)
     if not (config.prior and config.affinity):
         return InventoryPrior(logs, codebook, prior=config.prior)
     full = affinity.fit(logs, codebook, config.seed)
@@ -181,12 +195,12 @@ def _live(config: Config, logs: Logs, codebook: Codebook) -> InventoryPrior:
     return InventoryPrior(logs, codebook, affinity=full, held_out=held_out)
 
 
-def _threads(config: Config, prompter: PromptWriter, logs: Logs) -> ThreadBuilder:
-    """Threads of the log. Raises InputError if no training request has an outcome."""
+def _threads(config: Config, prompter: PromptWriter, logs: Logs, from_us: int) -> ThreadBuilder:
+    """Threads of the log, answered from ``from_us`` on. Raises InputError if no training request has an outcome."""
     from leadre.data import moment
     from leadre.tune.threads import ThreadBuilder
 
-    threads = ThreadBuilder(prompter, moment.of_requests(logs), config.burn_in)
+    threads = ThreadBuilder(prompter, moment.of_requests(logs), config.burn_in, from_us)
     if not len(threads.train_R):
         raise InputError(
             "the data artifact has no training requests with an outcome; check the split options of `leadre data`"
@@ -297,7 +311,7 @@ def write(
 ) -> None:
     """Write all that `leadre.tune.model.load` reads (with the tokenizer of ``source``), loss.csv and valid.csv."""
     from leadre.lm import backbone as backbones
-    from leadre.lm import pretrained
+    from leadre.lm import counts_fit, pretrained
     from leadre.tune import prompts
 
     backbones.save(backbone, folder)
@@ -305,6 +319,9 @@ def write(
     prompts.save_blocks(blocks, folder)
     if live.affinity is not None:
         live.affinity.save(folder)
+    if live.learnt is not None:
+        (folder / counts_fit.FOLDER).mkdir()
+        live.learnt.save(folder / counts_fit.FOLDER)
     _csv(folder / "loss.csv", ("step", "loss", "lr", "tokens"), history.loss)
     write_figures(folder / "valid.csv", history.valid)
 

@@ -46,10 +46,11 @@ class Thread:
 class ThreadBuilder:
     """Cuts the visits of ``moments`` into windows and writes their threads.
 
-    ``burn_in`` is the share of training time whose requests are context only, never targets.
+    ``burn_in`` is the share of training time whose requests are context only, never targets; so are those before
+    ``from_us``.
     """
 
-    def __init__(self, prompter: PromptWriter, moments: Moments, burn_in: float = 0.0) -> None:
+    def __init__(self, prompter: PromptWriter, moments: Moments, burn_in: float = 0.0, from_us: int = 0) -> None:
         self.prompter = prompter
         self.moments = moments
         self.logs = moments.logs
@@ -60,7 +61,9 @@ class ThreadBuilder:
         ends_V = prompter.positions_before(self.visits, self.logs.object_E)
         # about how many positions precede each visit; one entry more: a request may follow the last visit
         self.tokens_V = np.append(ends_V, ends_V[-1])
-        self.train_R = learnable(self.logs, burn_in) if bool(moments.is_training_M.any()) else np.zeros(0, np.int64)
+        self.train_R = (
+            learnable(self.logs, burn_in, from_us) if bool(moments.is_training_M.any()) else np.zeros(0, np.int64)
+        )
 
     def training(self, seed: int, requests_R: NDArray[np.int64] | None = None) -> list[Window]:
         """Windows over all visits of training time, in user order; ``seed`` shifts the cuts.
@@ -120,16 +123,15 @@ class ThreadBuilder:
         return [(int(user_M[group[0]]), group) for group in np.split(requests_R, cuts) if len(group)]
 
 
-def learnable(logs: Logs, burn_in: float) -> NDArray[np.int64]:
-    """Training requests with an outcome, after the first ``burn_in`` of the time that these requests span."""
+def learnable(logs: Logs, burn_in: float, from_us: int = 0) -> NDArray[np.int64]:
+    """Training requests with an outcome from ``from_us`` on, after the first ``burn_in`` of the time that all span."""
     has_outcome_R = np.diff(logs.relevant_offsets) > 0
     train_R = np.flatnonzero((logs.request_split_R == TRAIN) & has_outcome_R)
-    if not (len(train_R) and burn_in):
-        return train_R
     at_us_R = logs.request_at_us_R[train_R]
-    first_us = int(at_us_R.min())
-    last_us = int(at_us_R.max())
-    return train_R[at_us_R >= first_us + burn_in * (last_us - first_us)]
+    if len(train_R) and burn_in:
+        first_us = int(at_us_R.min())
+        from_us = max(from_us, int(first_us + burn_in * (int(at_us_R.max()) - first_us)))
+    return train_R[at_us_R >= from_us]
 
 
 def serving_starts(

@@ -108,8 +108,8 @@ def test_an_object_with_two_live_ads_is_exposed_once(hand):
 
 
 def test_collaborative_scores_are_those_of_the_channels(market):
+    from leadre.data.collaborative_fit import fit as fitted
     from leadre.generate.channels import als, itemknn
-    from leadre.generate.channels.counts import collaborative as fitted
 
     cf = fitted(market, train_end_us(market), 0, 1)
     moments = list(of_requests(market).at(market.requests_of(2)[:20]))
@@ -122,7 +122,7 @@ def test_collaborative_scores_are_those_of_the_channels(market):
 
 
 def test_rows_of_some_objects_are_those_among_all(market):
-    from leadre.generate.channels.counts import collaborative as fitted
+    from leadre.data.collaborative_fit import fit as fitted
 
     cf = fitted(market, train_end_us(market), 0, 1)
     tables = counts.fit(market, train_end_us(market), cf)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from leadre.data import histories
+from leadre.data.collaborative_fit import event_users
 from leadre.evaluate.retrieval import measure as retrieval
 from leadre.evaluate.run import RIVALS
 from leadre.generate.channels import als, contract, counts, itemknn, popularity, repeats, tifu_knn, up_cf
@@ -32,7 +33,7 @@ class TestPopularityBuyers(suite.ChannelContract):
 
     def test_counts_each_user_once_in_both_domains(self, logs, channel):
         early = logs.at_us_E < contract.train_end_us(logs)
-        users = contract.event_users(logs)
+        users = event_users(logs)
         for ad in range(0, len(logs.ads), 7):
             is_own_E = early & (logs.object_E == logs.ad_object_A[ad])
             assert channel.score_A[ad] == len(np.unique(users[is_own_E]))

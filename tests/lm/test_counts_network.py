@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from leadre.data import collaborative_fit
 from leadre.data import counts as features
 from leadre.data.histories import train_end_us
 from leadre.errors import InputError
-from leadre.generate.channels import counts as channel
-from leadre.lm import counts
+from leadre.lm import counts, counts_fit
 
 
 def test_loss_is_the_mean_log_probability_of_the_answers_by_visit():
@@ -103,7 +103,7 @@ def test_new_weight_trains_the_order_of_new_objects():
 
 def test_scores_by_numpy_are_those_of_the_trained_network(small):
     visits = [(moment, moment.inventory.objects[:2]) for moment in small.moments[:6]]
-    tables = features.fit(small.logs, 0, channel.collaborative(small.logs, train_end_us(small.logs), 0, 1))
+    tables = features.fit(small.logs, 0, collaborative_fit.fit(small.logs, train_end_us(small.logs), 0, 1))
     examples = counts.examples(visits, tables, np.random.default_rng(0))
     network = counts.fit(examples, tables, counts.Training(epochs=1), 0)
     together = forward(network, examples.x_NF)
@@ -115,7 +115,7 @@ def test_scores_by_numpy_are_those_of_the_trained_network(small):
 
 def test_tables_that_hold_a_training_visit_are_refused(small):
     moment = small.moments[5]
-    tables = features.fit(small.logs, moment.at_us + 1, channel.collaborative(small.logs, moment.at_us, 0, 1))
+    tables = features.fit(small.logs, moment.at_us + 1, collaborative_fit.fit(small.logs, moment.at_us, 0, 1))
     with pytest.raises(AssertionError, match="own time"):
         counts.examples([(moment, moment.inventory.objects[:1])], tables, np.random.default_rng(0))
 
@@ -123,7 +123,7 @@ def test_tables_that_hold_a_training_visit_are_refused(small):
 def test_training_visits_follow_their_tables(small):
     logs = small.logs
     at_us = np.sort(logs.request_at_us_R[logs.requests_of(0)])
-    requests = channel.training_visits(logs, int(at_us[len(at_us) // 2]), np.random.default_rng(0))
+    requests = counts_fit.training_visits(logs, int(at_us[len(at_us) // 2]), np.random.default_rng(0))
     assert len(requests) and (logs.request_at_us_R[requests] >= at_us[len(at_us) // 2]).all()
     assert (logs.request_split_R[requests] == 0).all()
 
@@ -135,15 +135,15 @@ def test_a_log_without_training_visits_after_the_tables_is_refused(hand):
         ([(0, 99, "test", [1])], "no training request"),
     ):
         with pytest.raises(InputError, match=words):
-            channel.fit(hand(events, requests), 0, 1)
+            counts_fit.fit(hand(events, requests), 0, 1)
 
 
 def test_tables_end_by_requests_not_by_time(hand):
     """The times of a leave-one-out log are positions, and its held-out time is far away."""
     requests = [(0, at, "train", [0]) for at in range(1, 11)]
     logs = hand([(0, at, 1, 0, 0) for at in range(1, 11)], [*requests, (0, 10**9, "test", [0])])
-    assert channel.tables_end_us(logs) == 7
-    assert len(channel.training_visits(logs, 7, np.random.default_rng(0))) == 4
+    assert counts_fit.tables_end_us(logs) == 7
+    assert len(counts_fit.training_visits(logs, 7, np.random.default_rng(0))) == 4
 
 
 def test_leaves_the_global_random_state_alone():
@@ -153,4 +153,4 @@ def test_leaves_the_global_random_state_alone():
 
 
 def test_training_is_configured_in_one_place():
-    assert set(dataclasses.asdict(counts.Training())) <= set(channel.SETTINGS)
+    assert set(dataclasses.asdict(counts.Training())) <= set(counts_fit.SETTINGS)

@@ -8,24 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from implicit.cpu.als import AlternatingLeastSquares
 from safetensors.numpy import load_file, save_file
-from scipy import sparse
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from leadre.generate.channels.contract import Method, Scores, history_counts, over_inventory, train_counts
-from leadre.generate.channels.itemknn import damped
+from leadre.data.collaborative_fit import (
+    ALPHA,
+    FACTORS,
+    ITERATIONS,
+    REGULARISATION,
+    als_model,
+    damped,
+    factorise,
+    train_counts,
+)
+from leadre.generate.channels.contract import Method, Scores, history_counts, over_inventory
 
 if TYPE_CHECKING:
     from leadre.data.histories import Logs
     from leadre.data.moment import Moment
 
 FILE = "als.safetensors"
-# the best of 15 settings on the `journey` source's validation weeks
-FACTORS = 128
-REGULARISATION = 3.0
-ALPHA = 0.1
-ITERATIONS = 10
 SETTINGS = {"factors": FACTORS, "regularisation": REGULARISATION, "alpha": ALPHA, "iterations": ITERATIONS}
 
 
@@ -43,7 +45,7 @@ class Als:
             history_BO = damped(history_counts(moments_B, len(self.factors_OF))) * np.float32(ALPHA)
             # the solver has threads of its own; BLAS threads inside them compete for the cores
             with threadpool_limits(1, "blas"):
-                model = _model(self.factors_OF.shape[1], seed=0, threads=self.threads)
+                model = als_model(self.factors_OF.shape[1], seed=0, threads=self.threads)
                 model.item_factors = self.factors_OF
                 users_BF = model.recalculate_user(np.arange(len(moments_B)), history_BO)
             return np.asarray(users_BF @ self.factors_OF.T, dtype=np.float32)
@@ -60,27 +62,9 @@ def fit(logs: Logs, seed: int, threads: int) -> Als:
     return Als(factors_OF=factorise(train_counts(logs), seed, threads), threads=threads)
 
 
-def factorise(counts_UO: sparse.csr_matrix, seed: int, threads: int) -> Scores:
-    """Object factors [O, F] of users' counts, with the confidence alpha x log(1 + count) of an action."""
-    with threadpool_limits(1, "blas"):
-        model = _model(FACTORS, seed=seed, threads=threads)
-        model.fit(damped(counts_UO) * np.float32(ALPHA), show_progress=False)
-    return np.asarray(model.item_factors, dtype=np.float32)
-
-
 def load(folder: Path) -> Als:
     """The channel that `save` wrote."""
     return Als(factors_OF=load_file(folder / FILE)["factors_OF"])
-
-
-def _model(factors: int, *, seed: int, threads: int) -> AlternatingLeastSquares:
-    return AlternatingLeastSquares(
-        factors=factors,
-        regularization=REGULARISATION,
-        iterations=ITERATIONS,
-        random_state=seed,
-        num_threads=threads,
-    )
 
 
 ALS = Method(title="ALS", settings=SETTINGS, fit=fit, load=load)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from leadre.data.collaborative_fit import count_pairs
 from leadre.data.histories import train_end_us
 from leadre.data.moment import as_of
 
@@ -53,28 +54,12 @@ class Method:
     load: Callable[[Path], Channel]
 
 
-def event_users(logs: Logs) -> NDArray[np.int64]:
-    """The user of each event, [E]."""
-    return np.repeat(np.arange(len(logs.event_offsets) - 1), np.diff(logs.event_offsets))
-
-
-def train_counts(logs: Logs, before_us: int | None = None) -> sparse.csr_matrix:
-    """How often each user acted on each object in training time, [U, O] float32, over both domains.
-
-    ``before_us`` ends training time earlier.
-    """
-    in_time_E = logs.at_us_E < train_end_us(logs, before_us)
-    user_N = event_users(logs)[in_time_E]
-    object_N = logs.object_E[in_time_E]
-    return _counts(user_N, object_N, users=len(logs.event_offsets) - 1, objects=len(logs.objects))
-
-
 def history_counts(moments_B: Sequence[Moment], objects: int) -> sparse.csr_matrix:
     """How often each Moment's history holds each object, [B, O] float32."""
     histories = [moment.history.object_E for moment in moments_B]
     object_N = np.concatenate(histories) if histories else np.zeros(0, dtype=np.int32)
     row_N = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
-    return _counts(row_N, object_N, users=len(histories), objects=objects)
+    return count_pairs(row_N, object_N, rows=len(histories), objects=objects)
 
 
 def basket_ages(history: History) -> NDArray[np.int64]:
@@ -125,10 +110,3 @@ def over_inventory(
     while moments_B := list(islice(remaining, batch)):
         for moment, score_O in zip(moments_B, objects(moments_B), strict=True):
             yield score_O[moment.inventory.ad_object]
-
-
-def _counts(row_N: NDArray[np.int64], object_N: NDArray[np.int32], *, users: int, objects: int) -> sparse.csr_matrix:
-    ones_N = np.ones(len(row_N), dtype=np.float32)
-    counts = sparse.coo_matrix((ones_N, (row_N, object_N)), shape=(users, objects)).tocsr()
-    counts.sum_duplicates()
-    return counts

@@ -12,8 +12,6 @@ from leadre.generate.channels.registry import CHANNELS
 if TYPE_CHECKING:
     from leadre.data.histories import Logs
 
-CHANNEL = artifact.Kind("channel", 1)
-
 
 def load(folder: Path, name: str, logs: Logs, data: artifact.Artifact, *, seed: int, threads: int) -> Channel:
     """The channel ``name`` of CHANNELS from ``folder``. If it is not current there, fit and write it first.
@@ -22,7 +20,7 @@ def load(folder: Path, name: str, logs: Logs, data: artifact.Artifact, *, seed: 
     """
     method = CHANNELS[name]
     settings = {"channel": name, **method.settings}
-    output = artifact.Output(folder=folder, kind=CHANNEL, config=settings, seed=seed, parents=[data])
+    output = artifact.Output(folder=folder, kind=artifact.CHANNEL, config=settings, seed=seed, parents=[data])
     if not output.is_current():
         with output.create() as temporary:
             method.fit(logs, seed, threads).save(temporary)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from leadre.artifact import Artifact
 from leadre.clock import Clock, SystemClock
@@ -116,7 +118,8 @@ class ModelServer:
         count = len(self.object_ids)
         eligible_O = np.unpackbits(np.frombuffer(request.eligible, np.uint8), count=count).astype(np.bool_)
         moment = self.moment(request.user_id, request.recent, request.now_us, eligible_O)
-        inventory = self.inventory.restrict(allowed=eligible_O)
+        weights = self._weights(moment) if self.live.differs_by_user else None
+        inventory = self.inventory.restrict(allowed=moment.inventory.objects, weights=weights)
         ids, (beam_request,) = search_of(self.prompter, self.live, moment, inventory, np.arange(count))
         try:
             policy = BeamPolicy(self.beam, top=request.top)
@@ -125,6 +128,15 @@ class ModelServer:
             return GenerateReply([], [], False)
         result = await asyncio.wrap_future(future)
         return GenerateReply(result.rows.tolist(), result.log_p.tolist(), result.complete)
+
+    def _weights(self, moment: Moment) -> NDArray[np.float64]:
+        """The prior weight of each eligible object for this user; of an object that the tables lack, the median."""
+        objects = moment.inventory.objects  # ascending, so those that the tables lack come last
+        known = replace(moment.inventory, objects=objects[objects < len(self.objects)])
+        weights = self.live.weights(replace(moment, inventory=known), known.objects)
+        assert weights is not None, "a prior that differs by user has weights"
+        typical = float(np.median(weights)) if len(weights) else 1.0
+        return np.append(weights, np.full(len(objects) - len(weights), typical))
 
     def moment(self, user_id: str, recent: Sequence[ProfileEvent], now_us: int, eligible_O: Mask) -> Moment:
         """A user at ``now_us``. Events of objects that the model's tables lack, also of new ones, are left out."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # torch is imported in run, so that --help stays quick
     from leadre.tune.preferences.values import ObjectValues
 
 # Options of `leadre tune` that readers of this model need as well (`leadre.tune.model.settings`).
-INHERITED = ("seed", "prior", "affinity", "shuffle_ids", "burn_in", "freeze_body", "zero_codes")
+INHERITED = ("seed", "prior", "affinity", "learnt_prior", "shuffle_ids", "burn_in", "freeze_body", "zero_codes")
 
 
 @dataclass(frozen=True, kw_only=True)

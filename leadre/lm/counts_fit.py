@@ -1,0 +1,131 @@
+"""Fit of the counts network: as a rival of the language model (a channel), and as its prior.
+
+Everything is fitted forward in time: the count tables of the training visits end before the first of them. A prior that
+has seen the answers of a training visit would leave nothing to learn there, so visits of training keep a network that
+has not seen their user: there is one for each of `FOLDS` groups of users. Later visits have the network of all users,
+with the tables of the end of training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadre import artifact, progress
+from leadre.data import collaborative_fit
+from leadre.data import counts as tables
+from leadre.data.histories import TRAIN, train_end_us
+from leadre.data.moment import of_requests
+from leadre.errors import InputError
+from leadre.lm import counts
+from leadre.lm.counts import CountsNetwork, Training
+
+if TYPE_CHECKING:
+    from leadre.data.histories import Logs
+    from leadre.data.moment import Moment
+
+NAME = "counts_network"  # of the channel and its folder
+FOLDER = "counts"  # of the learnt prior, in the artifact of a model
+HISTORY_SHARE = 0.65  # of the training requests: the tables of the training visits end with them
+MAX_VISITS = 7_000
+FOLDS = 2
+TRAINING = Training()
+SETTINGS: Mapping[str, object] = {
+    "history_share": HISTORY_SHARE,
+    "max_visits": MAX_VISITS,
+    "folds": FOLDS,
+    **dataclasses.asdict(TRAINING),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountsFit:
+    """The network of all users, and those at ``user % FOLDS`` that have not seen the user, with earlier tables."""
+
+    full: CountsNetwork
+    held_out: tuple[CountsNetwork, ...]
+
+    @property
+    def from_us(self) -> int:
+        """The first time of training visits that the networks of ``held_out`` may score."""
+        return self.held_out[0].tables.before_us
+
+    def network(self, moment: Moment) -> CountsNetwork:
+        """The network that has seen neither the answer of a visit nor, in training, its user."""
+        return self.held_out[moment.user % len(self.held_out)] if moment.is_training else self.full
+
+    def save(self, folder: Path) -> None:
+        """Write all networks: that of all users in ``folder``, the others in sub-folders."""
+        self.full.save(folder)
+        for fold, network in enumerate(self.held_out):
+            own = folder / f"fold-{fold}"
+            own.mkdir(parents=True)
+            network.save(own)
+
+
+def load(folder: Path) -> CountsFit:
+    """The networks that `CountsFit.save` wrote."""
+    held_out = tuple(counts.load(folder / f"fold-{fold}") for fold in range(FOLDS))
+    return CountsFit(full=counts.load(folder), held_out=held_out)
+
+
+def current(folder: Path, logs: Logs, data: artifact.Artifact, *, seed: int, threads: int) -> CountsFit:
+    """The fit of ``logs``, those of ``data``, from ``folder``; if it is not current there, fit and write it first."""
+    settings = {"channel": NAME, **SETTINGS}
+    output = artifact.Output(folder=folder, kind=artifact.CHANNEL, config=settings, seed=seed, parents=[data])
+    if not output.is_current():
+        with output.create() as temporary:
+            fit(logs, seed, threads).save(temporary)
+    return load(folder)
+
+
+def fit(logs: Logs, seed: int, threads: int) -> CountsFit:
+    """Train on the last third of the training visits; at most `MAX_VISITS`, drawn by the seed.
+
+    InputError if the log has no such visits.
+    """
+    rng = np.random.default_rng(seed)
+    end_us = train_end_us(logs)
+    before_us = tables_end_us(logs)
+    early = tables.fit(logs, before_us, collaborative_fit.fit(logs, before_us, seed, threads))
+    requests = training_visits(logs, before_us, rng)
+    moments = of_requests(logs)
+    visits = ((moments[r], logs.ad_object_A[logs.relevant(r)[0]]) for r in requests.tolist())
+    bar = progress.bar(visits, total=len(requests), label="features of training visits")
+    examples = counts.examples(bar, early, rng)
+    final = tables.fit(logs, end_us, collaborative_fit.fit(logs, end_us, seed, threads))
+    full = counts.fit(examples, final, TRAINING, seed)
+    fold_V = logs.request_user_R[requests] % FOLDS
+    # with visits of one fold alone, the other's network has nothing to learn from; then it learns from all
+    others = [examples.of(fold_V != fold) if (fold_V != fold).any() else examples for fold in range(FOLDS)]
+    held_out = tuple(counts.fit(part, early, TRAINING, seed) for part in others)
+    return CountsFit(full=full, held_out=held_out)
+
+
+def tables_end_us(logs: Logs) -> int:
+    """The time by which `HISTORY_SHARE` of the training requests have passed. InputError if there is no request."""
+    at_us = logs.request_at_us_R[logs.request_split_R == TRAIN]
+    if not len(at_us):
+        raise InputError(f"{NAME}: the log has no training request; leave it out with --channels")
+    return int(np.quantile(at_us, HISTORY_SHARE, method="higher"))
+
+
+def training_visits(logs: Logs, from_us: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """At most `MAX_VISITS` training requests with an answer, from ``from_us`` on, drawn and ascending.
+
+    InputError if there is none.
+    """
+    answers_R = np.diff(logs.relevant_offsets)
+    requests = np.flatnonzero((logs.request_split_R == TRAIN) & (logs.request_at_us_R >= from_us) & (answers_R > 0))
+    if not len(requests):
+        raise InputError(
+            f"{NAME}: none of the last {1 - HISTORY_SHARE:.0%} of the training requests has a positive action;"
+            " leave it out with --channels"
+        )
+    return np.sort(rng.choice(requests, size=min(MAX_VISITS, len(requests)), replace=False))
