@@ -1,6 +1,8 @@
 """Fits of collaborative filtering (library `implicit`): channels and count features share them.
 
-The library is imported where it is used, so that reading a fit needs numpy alone. Letters: U users, O objects, F factors.
+The library is imported where it is used, so that reading a fit needs numpy alone.
+
+Letters: U users, O objects, F factors.
 """
 
 from __future__ import annotations

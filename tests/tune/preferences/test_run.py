@@ -178,7 +178,7 @@ def test_training_requests_keep_the_prior_of_fine_tuning(aligned):
     ids = codebooks.load(codebook)
     logs = histories.load(tables)
     moments = of_requests(logs)
-    fine_tuning = tune._live(tune.Config(affinity=True), logs, ids)
+    fine_tuning = tune._live(tune.Config(affinity=True), logs, tables, ids)
     for step in ("tune-sft", "tune-dpo"):
         training = saved.load_prior(logs, ids, model(aligned, step), training=True, money=NO_PRICE_EXPONENTS)
         serving = saved.load_prior(logs, ids, model(aligned, step), training=False, money=NO_PRICE_EXPONENTS)

@@ -1,0 +1,110 @@
+"""The counts network as a prior: who has seen what, and a search that ranks by it alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from leadre.data.histories import TEST, TRAIN
+from leadre.lm import backbone as backbones
+from leadre.lm import counts_fit
+from leadre.lm.beam import BeamPolicy, BeamRequest
+from leadre.lm.decode import BeamSearcher
+from leadre.lm.prior import InventoryPrior, PriceExponents
+
+
+@pytest.fixture(scope="module")
+def fit(small):
+    return counts_fit.fit(small.logs, 0, 1)
+
+
+def moments_of(small, fit, split):
+    """Moments of a split that the fit may score."""
+    logs = small.logs
+    rows = logs.requests_of(split)
+    return [small.moments[r] for r in rows[logs.request_at_us_R[rows] >= fit.from_us].tolist()]
+
+
+def test_training_moments_use_a_network_without_their_user_and_earlier_tables(small, fit):
+    live = InventoryPrior(small.logs, small.codebook, learnt=fit)
+    differ = 0
+    for moment in moments_of(small, fit, TRAIN):
+        other = fit.held_out[moment.user % counts_fit.FOLDS]
+        assert other.tables.before_us <= moment.at_us
+        scores = other.scores(moment).astype(float)
+        weights = live.weights(moment, moment.inventory.objects)
+        np.testing.assert_allclose(weights, np.exp(scores - scores.max()))
+        differ += not np.allclose(scores, fit.full.scores(moment), atol=1e-3)
+    assert differ > 10
+    for moment in moments_of(small, fit, TEST):
+        scores = fit.full.scores(moment).astype(float)
+        np.testing.assert_allclose(live.weights(moment, moment.inventory.objects), np.exp(scores - scores.max()))
+
+
+def test_a_network_has_not_seen_the_users_of_its_fold(small, fit):
+    """Other answers of one fold change the networks of all users and of the other fold, and leave its own alone."""
+    logs = small.logs
+    first = logs.request_user_R[np.repeat(np.arange(len(logs.request_user_R)), np.diff(logs.relevant_offsets))]
+    ads = logs.relevant_ads.copy()
+    own = np.flatnonzero(first % counts_fit.FOLDS == 0)
+    ads[own] = np.roll(ads[own], 1)
+    changed = counts_fit.fit(dataclasses.replace(logs, relevant_ads=ads), 0, 1)
+    same = [
+        all(np.array_equal(a, b) for (a, _), (b, _) in zip(before.layers, after.layers, strict=True))
+        for before, after in zip((*fit.held_out, fit.full), (*changed.held_out, changed.full), strict=True)
+    ]
+    assert same == [True, False, False]
+
+
+def test_training_moments_before_the_tables_are_refused(small, fit):
+    live = InventoryPrior(small.logs, small.codebook, learnt=fit)
+    moment = next(m for m in small.moments if m.is_training and m.at_us < fit.from_us)
+    with pytest.raises(AssertionError, match="own time"):
+        live.all(moment)
+
+
+def test_prices_weigh_the_learnt_prior(small, fit):
+    plain = InventoryPrior(small.logs, small.codebook, learnt=fit)
+    priced = InventoryPrior(small.logs, small.codebook, learnt=fit, money=PriceExponents(0.0, 0.5))
+    moment = moments_of(small, fit, TEST)[0]
+    objects = moment.inventory.objects
+    ratio = priced.weights(moment, objects) / plain.weights(moment, objects)
+    np.testing.assert_allclose(ratio, np.exp(0.5 * (priced.log_price_O[objects] - priced.typical)))
+
+
+def test_saved_networks_weigh_alike(small, fit, tmp_path):
+    fit.save(tmp_path)
+    again = counts_fit.load(tmp_path)
+    assert again.from_us == fit.from_us
+    for moment in (*moments_of(small, fit, TRAIN)[:5], *moments_of(small, fit, TEST)[:5]):
+        assert np.array_equal(again.network(moment).scores(moment), fit.network(moment).scores(moment))
+
+
+def test_scores_of_some_objects_are_those_among_all(small, fit):
+    moment = moments_of(small, fit, TEST)[0]
+    objects = moment.inventory.objects
+    np.testing.assert_allclose(
+        fit.full.scores(moment, objects[::3]), fit.full.scores(moment)[::3], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_model_without_information_ranks_by_the_network(small, fit):
+    """Codes of zeros and no pointer: log-probabilities are the network's, in both views."""
+    live = InventoryPrior(small.logs, small.codebook, learnt=fit)
+    backbone = backbones.create(small.folder, small.layout, live.codes_OL, layers=0, pointer=False)
+    with torch.no_grad():
+        backbone.codes_SD.zero_()
+        backbone.bias_S.zero_()
+    searcher = BeamSearcher(backbone)
+    ids = small.prompter().plain("a user")
+    for moment in moments_of(small, fit, TEST)[:8]:
+        for trie, objects in (live.all(moment), live.new(moment)):
+            if not len(objects):
+                continue
+            request = BeamRequest(len(ids) - 1, trie, objects)
+            ((result,),) = searcher([(ids, [request])], BeamPolicy(64))
+            scores = fit.full.scores(moment)[np.isin(moment.inventory.objects, objects)].astype(float)
+            log_p = scores - np.log(np.exp(scores - scores.max()).sum()) - scores.max()
+            assert len(result.rows) == len(objects)
+            np.testing.assert_allclose(result.log_p, log_p[result.rows], atol=0.02)  # bfloat16
