@@ -83,25 +83,15 @@ class Inventory:
         self._added = self._trie(self.rows)
         self._publish()
 
-    def restrict(
-        self,
-        allowed: Rows | None = None,
-        denied: Rows | None = None,
-        weights: NDArray[np.floating] | None = None,
-    ) -> Mask:
+    def restrict(self, allowed: Rows | None = None, denied: Rows | None = None) -> Mask:
         """Mask of one request: the live rows that are allowed (default: all) and not denied.
 
         Both arguments are row numbers (`allowed` distinct) or a boolean mask over all rows. The cost depends only on
-        the number of these rows. ``weights`` are those of the allowed rows for this request, in their order, in place
-        of the weights that the rows were added with.
+        the number of these rows.
         """
-        assert weights is None or allowed is not None, "weights of a request belong to its allowed rows"
         mask = self.live
         if allowed is not None:
             rows, ads = self._live_among(allowed)
-            if weights is not None:
-                ads = ads.copy()
-                ads["weight"] = weights[np.isin(self._row_numbers(allowed), rows)]
             mask = self._build(rows, ads)
         if denied is not None:
             rows, ads = self._live_among(denied)

@@ -251,9 +251,9 @@ def build(
 
 
 def weighed(trie: Trie, weights_N: NDArray[np.floating]) -> Trie:
-    """The same rows, all of them live, with the prior weights ``weights_N`` > 0 by row; shares all other arrays.
+    """The same rows, all of them live, with the prior weights ``weights_N`` > 0 by row number; shares all other arrays.
 
-    For the rows 0 to N - 1. Cheaper than `build`, because nothing is sorted.
+    ``weights_N`` may have entries for other rows. Cheaper than `build`, because nothing is sorted.
     """
     mass = np.empty(len(trie.rows_beneath))
     mass[trie.level_starts[trie.depth] :] = weights_N[trie.leaf_row]

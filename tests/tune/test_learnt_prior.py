@@ -124,7 +124,8 @@ def test_the_model_server_weighs_by_user_as_lists_do(work, parents):
         server.add(NewObjects(["new"], np.array([[7, 5, 23]], np.int32)))
         both = server.moment(user_id, recent, now_us, np.isin(np.arange(before + 1), [*objects, before]))
         weights = server._weights(both)
-        assert len(weights) == len(objects) + 1 and weights[-1] == np.median(weights[:-1])
+        assert len(weights) == before + 1 and weights[-1] == np.median(weights[objects]) > 0
+        assert not np.delete(weights, [*objects, before]).any()
 
 
 @pytest.mark.parametrize("flags", ["--affinity true", "--prior false"])

@@ -67,7 +67,8 @@ UNTRAINED: Mapping[str, Any] = {"max_steps": 1, "aux_share": 0.0, "aux_first": 0
 CONTROLS = (
     LeftOut("untrained", "no training: all weights as they start", UNTRAINED),
     LeftOut("no-pointer", "no pointer", {"pointer": False}),
-    LeftOut("no-prior", "no prior", {"prior": False}),
+    LeftOut("rate-prior", "response rates as prior", {"learnt_prior": False}),
+    LeftOut("no-prior", "no prior", {"prior": False, "learnt_prior": False}),
     LeftOut("prior-alone", "the prior alone", {**UNTRAINED, "pointer": False, "zero_codes": True}),
     LeftOut("frozen-body", "body frozen", {"freeze_body": True}),
     LeftOut("random-body", "body random", {"random_backbone": True}),

@@ -27,6 +27,7 @@ from leadre.lm.decode import BeamSearcher
 from leadre.lm.prefix import PrefixCache
 from leadre.semid import codebook as codebooks
 from leadre.semid.inventory import Inventory
+from leadre.semid.trie import Trie, weighed
 from leadre.serve.ipc.messages import MAX_ITEMS, GenerateReply, GenerateRequest, ModelInfoReply, ModelInfoRequest
 from leadre.serve.processes.database_reader import DatabaseReader
 from leadre.serve.processes.new_objects import NewAds, NewObjects, ObjectCoder
@@ -118,8 +119,10 @@ class ModelServer:
         count = len(self.object_ids)
         eligible_O = np.unpackbits(np.frombuffer(request.eligible, np.uint8), count=count).astype(np.bool_)
         moment = self.moment(request.user_id, request.recent, request.now_us, eligible_O)
-        weights = self._weights(moment) if self.live.differs_by_user else None
-        inventory = self.inventory.restrict(allowed=moment.inventory.objects, weights=weights)
+        inventory = self.inventory.restrict(allowed=eligible_O)
+        if self.live.differs_by_user:
+            assert isinstance(inventory, Trie), "allowed rows alone make a trie"
+            inventory = weighed(inventory, self._weights(moment))
         ids, (beam_request,) = search_of(self.prompter, self.live, moment, inventory, np.arange(count))
         try:
             policy = BeamPolicy(self.beam, top=request.top)
@@ -130,13 +133,15 @@ class ModelServer:
         return GenerateReply(result.rows.tolist(), result.log_p.tolist(), result.complete)
 
     def _weights(self, moment: Moment) -> NDArray[np.float64]:
-        """The prior weight of each eligible object for this user; of an object that the tables lack, the median."""
+        """The prior weight of each object for this user, zero if not eligible; the median if the tables lack it."""
         objects = moment.inventory.objects  # ascending, so those that the tables lack come last
         known = replace(moment.inventory, objects=objects[objects < len(self.objects)])
         weights = self.live.weights(replace(moment, inventory=known), known.objects)
         assert weights is not None, "a prior that differs by user has weights"
-        typical = float(np.median(weights)) if len(weights) else 1.0
-        return np.append(weights, np.full(len(objects) - len(weights), typical))
+        weights_O = np.zeros(len(self.object_ids))
+        weights_O[objects] = np.median(weights) if len(weights) else 1.0
+        weights_O[known.objects] = weights
+        return weights_O
 
     def moment(self, user_id: str, recent: Sequence[ProfileEvent], now_us: int, eligible_O: Mask) -> Moment:
         """A user at ``now_us``. Events of objects that the model's tables lack, also of new ones, are left out."""

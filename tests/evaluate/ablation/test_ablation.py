@@ -44,7 +44,7 @@ def test_rows_build_up_to_the_config_as_given():
 
 
 def test_controls_are_compared_with_the_config_itself():
-    rows = compose({**TUNE, "aux_share": 0.2}, DPO)
+    rows = compose({**TUNE, "aux_share": 0.2, "learnt_prior": True}, DPO)
     controls = [row for row in rows if row.name in {control.name for control in variants.CONTROLS}]
     assert [row.name for row in controls] == [control.name for control in variants.CONTROLS]
     assert all(row.left_out and row.dpo is None and row.against == "aux" for row in controls)
@@ -53,6 +53,7 @@ def test_controls_are_compared_with_the_config_itself():
     without_tasks = compose(TUNE, DPO, ("words", "no-pointer", "dpo"))
     assert [row.against for row in without_tasks] == [None, "words", "words"]
     assert [row.against for row in compose(TUNE, DPO, ("content", "no-pointer"))] == [None, None]
+    assert "rate-prior" not in [row.name for row in compose(TUNE, DPO)]
     assert "random-body" not in [row.name for row in compose({**TUNE, "random_backbone": True}, DPO)]
 
 
