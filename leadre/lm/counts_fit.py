@@ -1,16 +1,14 @@
 """Fit of the counts network: as a rival of the language model (a channel), and as its prior.
 
 Everything is fitted forward in time: the count tables of the training visits end before the first of them. A prior that
-has seen the answers of a training visit would leave nothing to learn there, so visits of training keep a network that
-has not seen their user: there is one for each of `FOLDS` groups of users. Later visits have the network of all users,
-with the tables of the end of training.
+has seen the answers of a training visit would leave nothing to learn there, so there are networks that have not seen a
+group of users, with these tables, beside the network of all users, with the tables of the end of training.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,17 +22,15 @@ from leadre.data.histories import TRAIN, train_end_us
 from leadre.data.moment import of_requests
 from leadre.errors import InputError
 from leadre.lm import counts
-from leadre.lm.counts import CountsNetwork, Training
+from leadre.lm.counts import Training
+from leadre.lm.counts_networks import FOLDS, CountsNetworks, load
 
 if TYPE_CHECKING:
     from leadre.data.histories import Logs
-    from leadre.data.moment import Moment
 
 NAME = "counts_network"  # of the channel and its folder
-FOLDER = "counts"  # of the learnt prior, in the artifact of a model
 HISTORY_SHARE = 0.65  # of the training requests: the tables of the training visits end with them
 MAX_VISITS = 7_000
-FOLDS = 2
 TRAINING = Training()
 SETTINGS: Mapping[str, object] = {
     "history_share": HISTORY_SHARE,
@@ -44,38 +40,7 @@ SETTINGS: Mapping[str, object] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class CountsFit:
-    """The network of all users, and those at ``user % FOLDS`` that have not seen the user, with earlier tables."""
-
-    full: CountsNetwork
-    held_out: tuple[CountsNetwork, ...]
-
-    @property
-    def from_us(self) -> int:
-        """The first time of training visits that the networks of ``held_out`` may score."""
-        return self.held_out[0].tables.before_us
-
-    def network(self, moment: Moment) -> CountsNetwork:
-        """The network that has seen neither the answer of a visit nor, in training, its user."""
-        return self.held_out[moment.user % len(self.held_out)] if moment.is_training else self.full
-
-    def save(self, folder: Path) -> None:
-        """Write all networks: that of all users in ``folder``, the others in sub-folders."""
-        self.full.save(folder)
-        for fold, network in enumerate(self.held_out):
-            own = folder / f"fold-{fold}"
-            own.mkdir(parents=True)
-            network.save(own)
-
-
-def load(folder: Path) -> CountsFit:
-    """The networks that `CountsFit.save` wrote."""
-    held_out = tuple(counts.load(folder / f"fold-{fold}") for fold in range(FOLDS))
-    return CountsFit(full=counts.load(folder), held_out=held_out)
-
-
-def current(folder: Path, logs: Logs, data: artifact.Artifact, *, seed: int, threads: int) -> CountsFit:
+def current(folder: Path, logs: Logs, data: artifact.Artifact, *, seed: int, threads: int) -> CountsNetworks:
     """The fit of ``logs``, those of ``data``, from ``folder``; if it is not current there, fit and write it first."""
     settings = {"channel": NAME, **SETTINGS}
     output = artifact.Output(folder=folder, kind=artifact.CHANNEL, config=settings, seed=seed, parents=[data])
@@ -85,7 +50,7 @@ def current(folder: Path, logs: Logs, data: artifact.Artifact, *, seed: int, thr
     return load(folder)
 
 
-def fit(logs: Logs, seed: int, threads: int) -> CountsFit:
+def fit(logs: Logs, seed: int, threads: int) -> CountsNetworks:
     """Train on the last third of the training visits; at most `MAX_VISITS`, drawn by the seed.
 
     InputError if the log has no such visits.
@@ -105,7 +70,7 @@ def fit(logs: Logs, seed: int, threads: int) -> CountsFit:
     # with visits of one fold alone, the other's network has nothing to learn from; then it learns from all
     others = [examples.of(fold_V != fold) if (fold_V != fold).any() else examples for fold in range(FOLDS)]
     held_out = tuple(counts.fit(part, early, TRAINING, seed) for part in others)
-    return CountsFit(full=full, held_out=held_out)
+    return CountsNetworks(full=full, held_out=held_out)
 
 
 def tables_end_us(logs: Logs) -> int:

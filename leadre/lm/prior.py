@@ -20,7 +20,7 @@ from leadre.data.histories import TRAIN, Logs
 from leadre.data.moment import LiveInventory, Moment
 from leadre.data.prices import object_prices, own_log_prices
 from leadre.lm.affinity import Affinity
-from leadre.lm.counts_fit import CountsFit
+from leadre.lm.counts_networks import CountsNetworks
 from leadre.semid.codebook import Codebook
 from leadre.semid.trie import Trie, build, code_type, weighed, without
 
@@ -55,7 +55,7 @@ class InventoryPrior:
         prior: bool = True,
         affinity: Affinity | None = None,
         held_out: Sequence[Affinity] = (),
-        learnt: CountsFit | None = None,
+        learnt: CountsNetworks | None = None,
         money: PriceExponents = NO_PRICE_EXPONENTS,
         now_us: int | None = None,
     ) -> None:
@@ -106,7 +106,9 @@ class InventoryPrior:
             weights = weights * np.exp(AFFINITY * affinity.scores(rows_E, self.rows_O[objects]))
         return weights
 
-    def _learnt_weights(self, learnt: CountsFit, moment: Moment, objects: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _learnt_weights(
+        self, learnt: CountsNetworks, moment: Moment, objects: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         network = learnt.network(moment)
         is_earlier = moment.is_training and moment.at_us < network.tables.before_us
         assert not is_earlier, "the prior's counts hold events of the visit's own time"

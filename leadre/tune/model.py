@@ -13,7 +13,7 @@ from leadre.data.moment import Moments
 from leadre.errors import ArtifactError
 from leadre.lm import affinity as affinities
 from leadre.lm import backbone as backbones
-from leadre.lm import counts_fit, pretrained
+from leadre.lm import counts_networks, pretrained
 from leadre.lm.backbone import Backbone
 from leadre.lm.decode import BeamSearcher
 from leadre.lm.prior import InventoryPrior, PriceExponents
@@ -89,7 +89,7 @@ def load_prior(
         money = PriceExponents(own.get("money", 0.0), own.get("money_prior", 0.0))  # fine-tuning has none
     if config.get("learnt_prior", False):
         return InventoryPrior(
-            logs, ids, learnt=counts_fit.load(model.path / counts_fit.FOLDER), money=money, now_us=now_us
+            logs, ids, learnt=counts_networks.load(model.path / counts_networks.FOLDER), money=money, now_us=now_us
         )
     if not (config["prior"] and config["affinity"]):
         return InventoryPrior(logs, ids, prior=config["prior"], money=money, now_us=now_us)

@@ -311,7 +311,7 @@ def write(
 ) -> None:
     """Write all that `leadre.tune.model.load` reads (with the tokenizer of ``source``), loss.csv and valid.csv."""
     from leadre.lm import backbone as backbones
-    from leadre.lm import counts_fit, pretrained
+    from leadre.lm import counts_networks, pretrained
     from leadre.tune import prompts
 
     backbones.save(backbone, folder)
@@ -320,8 +320,8 @@ def write(
     if live.affinity is not None:
         live.affinity.save(folder)
     if live.learnt is not None:
-        (folder / counts_fit.FOLDER).mkdir()
-        live.learnt.save(folder / counts_fit.FOLDER)
+        (folder / counts_networks.FOLDER).mkdir()
+        live.learnt.save(folder / counts_networks.FOLDER)
     _csv(folder / "loss.csv", ("step", "loss", "lr", "tokens"), history.loss)
     write_figures(folder / "valid.csv", history.valid)
 

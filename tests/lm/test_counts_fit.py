@@ -8,7 +8,7 @@ import torch
 
 from leadre.data.histories import TEST, TRAIN
 from leadre.lm import backbone as backbones
-from leadre.lm import counts_fit
+from leadre.lm import counts_fit, counts_networks
 from leadre.lm.beam import BeamPolicy, BeamRequest
 from leadre.lm.decode import BeamSearcher
 from leadre.lm.prior import InventoryPrior, PriceExponents
@@ -30,7 +30,7 @@ def test_training_moments_use_a_network_without_their_user_and_earlier_tables(sm
     live = InventoryPrior(small.logs, small.codebook, learnt=fit)
     differ = 0
     for moment in moments_of(small, fit, TRAIN):
-        other = fit.held_out[moment.user % counts_fit.FOLDS]
+        other = fit.held_out[moment.user % counts_networks.FOLDS]
         assert other.tables.before_us <= moment.at_us
         scores = other.scores(moment).astype(float)
         weights = live.weights(moment, moment.inventory.objects)
@@ -47,7 +47,7 @@ def test_a_network_has_not_seen_the_users_of_its_fold(small, fit):
     logs = small.logs
     first = logs.request_user_R[np.repeat(np.arange(len(logs.request_user_R)), np.diff(logs.relevant_offsets))]
     ads = logs.relevant_ads.copy()
-    own = np.flatnonzero(first % counts_fit.FOLDS == 0)
+    own = np.flatnonzero(first % counts_networks.FOLDS == 0)
     ads[own] = np.roll(ads[own], 1)
     changed = counts_fit.fit(dataclasses.replace(logs, relevant_ads=ads), 0, 1)
     same = [
@@ -75,7 +75,7 @@ def test_prices_weigh_the_learnt_prior(small, fit):
 
 def test_saved_networks_weigh_alike(small, fit, tmp_path):
     fit.save(tmp_path)
-    again = counts_fit.load(tmp_path)
+    again = counts_networks.load(tmp_path)
     assert again.from_us == fit.from_us
     for moment in (*moments_of(small, fit, TRAIN)[:5], *moments_of(small, fit, TEST)[:5]):
         assert np.array_equal(again.network(moment).scores(moment), fit.network(moment).scores(moment))

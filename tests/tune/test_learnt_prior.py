@@ -12,7 +12,7 @@ from leadre.__main__ import main
 from leadre.data import histories
 from leadre.data.moment import of_requests
 from leadre.generate.channels import fitted
-from leadre.lm import counts_fit
+from leadre.lm import counts_fit, counts_networks
 from leadre.semid import codebook as codebooks
 from leadre.serve.ipc.messages import GenerateRequest
 from leadre.serve.processes.model_server import ModelServer
@@ -54,7 +54,7 @@ def test_a_model_carries_its_prior(work, parents, step):
     model = artifact.read(work / step, artifact.MODEL)
     logs = histories.load(tables)
     live = saved.load_prior(logs, codebooks.load(codebook), model, training=True)
-    channel = counts_fit.load(work / "channels" / "counts_network")
+    channel = counts_networks.load(work / "channels" / "counts_network")
     for moment in list(of_requests(logs))[:: len(logs.request_user_R) // 20]:
         if moment.at_us < live.from_us:
             continue

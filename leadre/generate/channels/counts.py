@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from leadre.generate.channels.contract import Method, Scores
-from leadre.lm import counts_fit
-from leadre.lm.counts_fit import CountsFit
+from leadre.lm import counts_fit, counts_networks
+from leadre.lm.counts_networks import CountsNetworks
 
 if TYPE_CHECKING:
     from leadre.data.histories import Logs
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Counts:
     """A fitted network."""
 
-    fitted: CountsFit
+    fitted: CountsNetworks
 
     def score(self, moments: Iterable[Moment]) -> Iterator[Scores]:
         """The network's scores of the live ads' objects; see :class:`contract.Channel`."""
@@ -47,7 +47,7 @@ def fit(logs: Logs, seed: int, threads: int) -> Counts:
 
 def load(folder: Path) -> Counts:
     """The channel that `save` wrote."""
-    return Counts(fitted=counts_fit.load(folder))
+    return Counts(fitted=counts_networks.load(folder))
 
 
 COUNTS_NETWORK = Method(title="Counts network", settings=counts_fit.SETTINGS, fit=fit, load=load)
