@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from leadre import metrics
-from leadre.data.collaborative_fit import train_counts
 from leadre.data.histories import Logs
 from leadre.data.prices import training_prices
+from leadre.data.user_counts import train_counts
 from leadre.errors import InputError
 from leadre.rank import measure
 from leadre.rank.score import ScoredRows

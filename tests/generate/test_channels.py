@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from leadre.data import histories
-from leadre.data.collaborative_fit import event_users
+from leadre.data.user_counts import event_users
 from leadre.evaluate.retrieval import measure as retrieval
 from leadre.evaluate.run import RIVALS
 from leadre.generate.channels import als, contract, counts, itemknn, popularity, repeats, tifu_knn, up_cf

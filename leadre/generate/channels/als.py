@@ -11,16 +11,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from leadre.data.collaborative_fit import (
-    ALPHA,
-    FACTORS,
-    ITERATIONS,
-    REGULARISATION,
-    als_model,
-    damped,
-    factorise,
-    train_counts,
-)
+from leadre.data.collaborative_fit import ALPHA, FACTORS, ITERATIONS, REGULARISATION, als_model, factorise
+from leadre.data.user_counts import damped, train_counts
 from leadre.generate.channels.contract import Method, Scores, history_counts, over_inventory
 
 if TYPE_CHECKING:

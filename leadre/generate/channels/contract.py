@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from leadre.data.collaborative_fit import count_pairs
 from leadre.data.histories import train_end_us
 from leadre.data.moment import as_of
+from leadre.data.user_counts import count_pairs
 
 if TYPE_CHECKING:
     from leadre.data.histories import Logs

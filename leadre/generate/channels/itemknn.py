@@ -11,7 +11,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 
-from leadre.data.collaborative_fit import K1, NEIGHBOURS, B, damped, similarities, train_counts
+from leadre.data.collaborative_fit import K1, NEIGHBOURS, B, similarities
+from leadre.data.user_counts import damped, train_counts
 from leadre.generate.channels.contract import Method, Scores, csr_of, csr_parts, history_counts, over_inventory
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from leadre.data.collaborative_fit import train_counts
 from leadre.data.counts import PSEUDO_ACTIONS, actions, exposures, smoothed
 from leadre.data.histories import train_end_us
+from leadre.data.user_counts import train_counts
 from leadre.generate.channels.contract import Method, Scores
 
 if TYPE_CHECKING:

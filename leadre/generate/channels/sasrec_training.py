@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from leadre import progress
-from leadre.data.collaborative_fit import train_counts
 from leadre.data.histories import TRAIN, train_end_us
 from leadre.data.moment import group_visits, of_requests
+from leadre.data.user_counts import train_counts
 from leadre.generate.channels.contract import Method
 from leadre.generate.channels.sasrec import (
     DECAYS,
