@@ -2,7 +2,7 @@
 
     python bench/pacing.py FOLDER [--pacers PACER ...]
 
-FOLDER holds the iPinYou log of campaign 2997 (see bench/shading.py). Its 156,063 auctions, in order, are a day of
+FOLDER holds the iPinYou log of campaign 2997 (see bench/ipinyou.py). Its 156,063 auctions, in order, are a day of
 second-price auctions: by the hours of a day (``diurnal``), the same with ten times the traffic for 30 minutes
 (``bursty``), and without any auction from 1 to 5 o'clock (``dead night``). The value of an impression is its click rate
 times the training cost of a click. Budgets are shares of what bidding the value spends, and the money of so many wins.
@@ -27,8 +27,8 @@ import argparse
 import json
 from pathlib import Path
 
+import ipinyou
 import numpy as np
-from shading import read
 
 from leadre.auction.pacing import plan as plans
 from leadre.auction.pacing.contract import Pacer
@@ -112,10 +112,12 @@ def figures(pacer: Pacer, value_N: Floats, price_N: Floats) -> dict[str, float]:
 
 
 def main(folder: Path, names: list[str]) -> None:
-    value_N, price_N = read(folder)
+    log = ipinyou.read(folder)
     result = {}
     for name in names:
-        result[name] = {key: round(number, 4) for key, number in figures(PACERS[name], value_N, price_N).items()}
+        result[name] = {
+            key: round(number, 4) for key, number in figures(PACERS[name], log.value_N, log.price_N).items()
+        }
         print(f"{name}: {result[name]}")
     print(json.dumps(result if len(names) > 1 else result[names[0]]))
 

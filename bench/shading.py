@@ -2,8 +2,7 @@
 
     python bench/shading.py FOLDER
 
-FOLDER holds the iPinYou log of campaign 2997 (``ipinyou_2997.theta.txt.gz``: click, market price and predicted click
-rate of 156,063 auctions in the order of their time, and its ``info.json``). Each market price is the highest competing
+FOLDER holds the iPinYou log of campaign 2997 (see bench/ipinyou.py). Each market price is the highest competing
 bid of a first-price auction; a bid that equals it wins and pays itself. The value of an impression is its click rate
 times the training cost of a click. The first `WARM_UP` auctions bid at random in [.5, 1] of the value. Then each
 `REFIT` auctions the law of the price is fitted to the last `WINDOW` ones, alone or in groups by value, from the
@@ -20,11 +19,11 @@ Intervals are percentiles of 1,000 bootstrap samples of blocks of 1,000 auctions
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import ipinyou
 import numpy as np
 
 from leadre.auction.shading import (
@@ -59,14 +58,6 @@ LAWS: dict[str, tuple[Fit, int]] = {  # law -> its fit and the number of groups 
     "log-normal by value": (fit_log_normal, 8),
     "logistic": (fit_logistic, 1),
 }
-
-
-def read(folder: Path) -> tuple[Floats, Floats]:
-    """(values, prices) of the auctions, in thousandths of the log's CPM unit."""
-    info = json.loads((folder / "ipinyou_2997.info.json").read_text())
-    with gzip.open(folder / "ipinyou_2997.theta.txt.gz", "rt") as lines:
-        log = np.loadtxt(lines)
-    return log[:, 2] * info["cost_train"] / info["clk_train"], log[:, 1]
 
 
 def bids_of(value_N: Floats, price_N: Floats, report: Report, fit: Fit, groups: int) -> Floats:
@@ -108,7 +99,9 @@ def intervals(value_N: Floats, price_N: Floats, bid_N: Floats) -> dict[str, list
 
 
 def main(folder: Path) -> None:
-    value_N, price_N = read(folder)
+    log = ipinyou.read(folder)
+    value_N = log.value_N
+    price_N = log.price_N
     result = {}
     for kind, report in KINDS.items():
         for law, (fit, groups) in LAWS.items():

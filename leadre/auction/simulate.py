@@ -1,4 +1,4 @@
-"""A market of arrays: one campaign's day of second-price auctions with real prices, on which pacers are tried.
+"""A market of arrays: second-price auctions with real prices, on which one campaign's pacers and bidders are tried.
 
 Letters: N auctions of the day in the order of their time, T ticks.
 """
@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leadre.auction.bidders.contract import Bidder, Seen
 from leadre.auction.pacing.contract import UNPACED, Pacer, Tick, advance, rate_of, start
 from leadre.auction.pacing.plan import HOURS, Plan
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+B = TypeVar("B", bound=Bidder)
 
 MINUTES = 1_440
 SAMPLE = 3_000  # recent auctions, for a pacer that solves on them
@@ -118,3 +121,22 @@ def _payable(cost_N: Floats, left_nanos: float) -> Sequence[bool] | Bools:
         payable.append(cost <= left_nanos)
         left_nanos -= cost * payable[-1]
     return payable
+
+
+def bid_episodes(bidder: B, pctr_N: Floats, price_N: Floats, budget: float, auctions: int) -> tuple[Floats, Bools, B]:
+    """Bid through auctions in order, with a new ``budget`` after each so many; unspent money is lost.
+
+    Returns ([N] bids, [N] won, the bidder afterwards). A last, shorter episode has a whole budget, and the bidder
+    expects as many auctions as in the others.
+    """
+    bid_N = np.zeros(len(pctr_N))
+    left = budget
+    for i, (pctr, price) in enumerate(zip(pctr_N.tolist(), price_N.tolist(), strict=True)):
+        place = i % auctions
+        left = budget if place == 0 else left
+        bid = bidder.bid(left, auctions - place, pctr)
+        bid_N[i] = bid
+        won = bid >= price
+        bidder = bidder.after(Seen(left, auctions - place, pctr, bid, price if won else None))
+        left -= price * won
+    return bid_N, bid_N >= price_N, bidder
