@@ -5,6 +5,7 @@ Letters: C campaigns, K candidates in the order of their source, R candidates th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +25,7 @@ class Ranking:
     value: expected nanos of one impression, the campaign's bid x the rate of the event it pays for, and the fit of the
     ad to the user (`value.values`). Both read the ranker's ``rates``, if there are any.
     pace: the price is the value times the multiplier of the campaign (`pace.RequestPacing`).
+    rank: by fit x price. No rate compares two currencies: the one that the request names first ranks first.
 
     ``worth_K``: prices before pacing. ``reserved``: expected charge of each: the price of an impression, or the value
     of the event that the campaign pays for, which a caller's auction does not price. ``limited``: for each candidate,
@@ -46,6 +48,10 @@ class Ranking:
         self.currency_K = catalogue.columns.currency_C[campaign_K]
         self._log_value_K = select.log_values(self.score_K, self.price_K)
         self.order_K = select.rank(self._log_value_K)
+        if len(catalogue.currencies) > 1:
+            named = [_place(context.request.currencies, currency) for currency in catalogue.currencies]
+            is_api_ad_K = np.arange(len(self.rows_K)) >= candidates.first_api_ad
+            self.order_K = select.by_currency(self.order_K, is_api_ad_K, np.array(named)[self.currency_K])
         self.rows = self.rows_K.tolist()
         self.campaign_rows: list[int] = campaign_K.tolist()
         self.prices = self.price_K.tolist()
@@ -69,11 +75,16 @@ class Ranking:
         if self.pacing is None:
             return None
         is_paced_R: Bools = self._log_worth_K[ranked_R] > self._log_value_K[winner]
-        return is_paced_R
+        return is_paced_R & (self.currency_K[ranked_R] == self.currency_K[winner])
 
     @cached_property
     def _log_worth_K(self) -> NDArray[np.float64]:
         return select.log_values(self.score_K, self.worth_K)
+
+
+def _place(currencies: Sequence[str], currency: str) -> int:
+    """The place of a currency in the request's list, behind all for one that it lacks."""
+    return currencies.index(currency) if currency in currencies else len(currencies)
 
 
 def _pacing(context: RequestContext, campaign_K: select.Ints) -> RequestPacing | None:

@@ -40,6 +40,11 @@ def rank(log_value_K: NDArray[np.float64]) -> Ints:
     return (-log_value_K).argsort(kind="stable")
 
 
+def by_currency(order_K: Ints, is_api_ad_K: Bools, place_K: Ints) -> Ints:
+    """A ranking [K] with the currencies in the order of their places, and ads made at the API behind all others."""
+    return order_K[np.lexsort((place_K[order_K], is_api_ad_K[order_K]))]
+
+
 def filter_candidates(
     price_nanos_K: Ints,
     floor_nanos_K: Ints | int,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
@@ -47,12 +46,9 @@ class BudgetsResponse(BaseModel):
     today: BudgetResponse
 
 
-class PacingResponse(BaseModel):
-    """The pacing of a campaign as of its last tick, at most a minute ago; money is that of the day of its zone."""
+class DayPacing(BaseModel):
+    """Spend against plan as of the last tick, at most a minute ago; money is that of the day of the campaign's zone."""
 
-    campaign_id: str
-    plan: PlanName
-    pacer: PacerName
     multiplier: float = Field(description="bids are the value times this")
     participate: float = Field(description="probability to take part in an auction; 0 = the campaign waits")
     budget_nanos: int
@@ -61,16 +57,24 @@ class PacingResponse(BaseModel):
     has_forecast: bool = Field(description="whether the traffic of a day is known, by which `traffic` plans")
 
 
+class PacingResponse(BaseModel):
+    """The pacing of a campaign."""
+
+    campaign_id: str
+    plan: PlanName
+    pacer: PacerName
+    today: DayPacing | None = Field(description="null without a plan, and until the first tick of a new one")
+
+
 @router.get("/campaigns/{campaign_id}/pacing", responses=problems(503))
 def get_pacing(key: Caller, store: CampaignStoreDep, backend: BackendDep, campaign_id: Name) -> PacingResponse:
-    """Spend against the plan of a campaign. 404 also for a campaign without a plan, or whose plan begins now."""
+    """Spend against the plan of a campaign."""
     campaign = store.campaign(campaign_id)
     if campaign is None or not is_own(key, campaign.advertiser_id):
         raise MissingError("nothing has this ID")
-    pacing = backend.pacing().get(campaign_id)
-    if pacing is None or campaign.plan == "asap":
-        raise MissingError("the campaign has no plan, or begins to follow it now: its `plan` is " + repr(campaign.plan))
-    return PacingResponse(plan=campaign.plan, pacer=campaign.pacer, **msgspec.structs.asdict(pacing))
+    pacing = backend.pacing().get(campaign_id) if campaign.plan != "asap" else None
+    today = None if pacing is None else DayPacing.model_validate(pacing, from_attributes=True)
+    return PacingResponse(campaign_id=campaign_id, plan=campaign.plan, pacer=campaign.pacer, today=today)
 
 
 @router.get("/campaigns/{campaign_id}/budget")

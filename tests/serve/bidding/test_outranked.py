@@ -45,3 +45,15 @@ def test_exploration_leaves_better_ads_not_selected_and_outranks_the_rest(tmp_pa
                 below = Verdict.OUTRANKED if name > winner else Verdict.NOT_SELECTED
                 assert verdict_of[name] == (Verdict.BID if name == winner else below)
         assert winners == set(names)
+
+
+def test_currency_that_the_request_names_first_ranks_first(tmp_path):
+    """A campaign in yen has a hundred times the nanos of one in dollars, and no more value."""
+    with Alone(tmp_path / "state") as alone:
+        offer(alone, "usd")
+        offer(alone, "jpy", currency="JPY", bid_nanos=200_000_000)
+        offer(alone, "jpy2", currency="JPY", bid_nanos=300_000_000)
+        alone.put_list("*", "usd", "jpy", "jpy2", log_p=[-1.0, -1.0, -1.0])
+        alone.renew()
+        assert chosen(alone.bid(cur=["USD", "JPY"])) == ["usd"]
+        assert chosen(alone.bid(cur=["JPY", "USD"])) == ["jpy2"]

@@ -252,7 +252,7 @@ def test_imps_of_a_request_get_different_ads_in_one_currency(alone):
         offer(alone, name, currency=currency)
     alone.put_list("*", "usd", "eur", "usd2")
     alone.renew()
-    decision = alone.bid(imp=[IMP, IMP | {"id": "2"}, IMP | {"id": "3"}], cur=["EUR", "USD"])
+    decision = alone.bid(imp=[IMP, IMP | {"id": "2"}, IMP | {"id": "3"}], cur=["USD", "EUR"])
     assert chosen(decision) == ["usd", "usd2"]
     assert verdicts(alone, decision, 1)["usd"] == Verdict.DUPLICATE
     assert verdicts(alone, decision, 1)["eur"] == Verdict.RESPONSE_CURRENCY

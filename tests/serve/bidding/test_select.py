@@ -112,3 +112,10 @@ def test_propensities_of_all_choices_sum_to_one():
 
 def test_codes_are_the_positions_of_verdicts():
     assert [verdict.code for verdict in select.VERDICTS] == list(range(len(Verdict)))
+
+
+def test_ranking_keeps_currencies_apart_and_ads_of_the_api_last():
+    order_K = np.array([4, 0, 3, 1, 2])
+    place_K = np.array([1, 0, 0, 1, 0])
+    is_api_ad_K = np.array([False, False, False, False, True])
+    assert select.by_currency(order_K, is_api_ad_K, place_K).tolist() == [1, 2, 0, 3, 4]
