@@ -72,6 +72,12 @@ UNCAPPED_STOPPED = Gauge(
     "1 while campaigns without a budget do not bid, because the writer is away",
     multiprocess_mode="livemax",
 )
+PACED_CAMPAIGNS = Gauge(
+    "leadre_paced_campaigns",
+    "Campaigns with a plan, by how they bid: wait (for their plan), less (than the value), full",
+    ["state"],
+    multiprocess_mode="livemax",
+)
 USERS_TO_ERASE = Gauge(
     "leadre_users_to_erase", "Users whose erasure was requested and is not finished", multiprocess_mode="livemax"
 )

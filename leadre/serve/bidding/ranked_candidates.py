@@ -75,7 +75,8 @@ class Ranking:
         if self.pacing is None:
             return None
         is_paced_R: Bools = self._log_worth_K[ranked_R] > self._log_value_K[winner]
-        return is_paced_R & (self.currency_K[ranked_R] == self.currency_K[winner])
+        is_paced_R &= self.currency_K[ranked_R] == self.currency_K[winner]
+        return is_paced_R
 
     @cached_property
     def _log_worth_K(self) -> NDArray[np.float64]:

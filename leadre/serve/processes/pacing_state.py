@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import zlib
+from collections import Counter
 from typing import Any
 
 import msgspec
 
+from leadre import telemetry
 from leadre.auction.budget.days import SLOT_US, day_of_slot
 from leadre.auction.budget.sums import sum_of
 from leadre.auction.pacing import day as pacing_day
@@ -28,6 +30,9 @@ from leadre.types import Campaign
 from leadre.units import US_PER_S
 
 TICK_US = 60 * US_PER_S  # between two ticks of a campaign; the ticks of campaigns are spread over it
+
+
+STATES = ("wait", "less", "full")
 
 
 class PacedSnapshot(msgspec.Struct, frozen=True):
@@ -47,6 +52,7 @@ class PacingState:
         self._catalogue: object = None  # whose plans are followed
         self._campaigns: dict[str, Campaign] = {}  # with a plan
         self._days: dict[str, CampaignDay] = {}
+        self._shown: dict[str, CampaignPacing] = {}  # the same, as workers and management read it
         self._traffic: dict[str, dict[str, list[int]]] = {}
         self._open = OpenMoney(exp_s)
         self._due_us: dict[str, int] = {}
@@ -84,12 +90,16 @@ class PacingState:
             offset_us = zlib.crc32(campaign_id.encode()) % TICK_US if is_first else 0
             self._due_us[campaign_id] = now_us + TICK_US - offset_us
             figures = self._figures(ledger, campaign, now_us)
-            self._days[campaign_id] = pacing_day.tick(self._days.get(campaign_id), _rules(campaign), figures)
+            day = pacing_day.tick(self._days.get(campaign_id), _rules(campaign), figures)
+            self._set(campaign_id, day)
+        states = Counter(map(_state, self._shown.values()))
+        for state in STATES:
+            telemetry.PACED_CAMPAIGNS.labels(state).set(states[state])
 
     def rates(self, start: int, limit: int) -> tuple[list[CampaignPacing], int]:
         """(campaigns from number ``start`` on, next start or 0), as in `PacingReply`."""
-        campaign_ids = sorted(self._days)
-        part = [_shown(name, self._days[name]) for name in campaign_ids[start : start + limit]]
+        campaign_ids = sorted(self._shown)
+        part = [self._shown[name] for name in campaign_ids[start : start + limit]]
         end = start + len(part)
         return part, end if end < len(campaign_ids) else 0
 
@@ -113,7 +123,7 @@ class PacingState:
                     self._traffic[paced.campaign_id] = paced.traffic
                     self._open.restore(campaign, paced.sums, self._last_us)
                     if paced.day is not None:
-                        self._days[paced.campaign_id] = paced.day
+                        self._set(paced.campaign_id, paced.day)
 
     def _follow(self) -> None:
         """Follow the catalogue: forget campaigns that have no plan any more."""
@@ -122,11 +132,15 @@ class PacingState:
             return
         self._catalogue = catalogue
         self._campaigns = {c.campaign_id: c for c in catalogue.campaigns if c.plan != "asap"}
-        by_campaign: tuple[dict[str, Any], ...] = (self._days, self._traffic, self._due_us)
+        by_campaign: tuple[dict[str, Any], ...] = (self._days, self._shown, self._traffic, self._due_us)
         for states in by_campaign:
             for campaign_id in states.keys() - self._campaigns.keys():
                 del states[campaign_id]
         self._open.keep(self._campaigns.keys())
+
+    def _set(self, campaign_id: str, day: CampaignDay) -> None:
+        self._days[campaign_id] = day
+        self._shown[campaign_id] = _shown(campaign_id, day)
 
     def _count(self, paced: PacedCampaign, at_us: int) -> None:
         day, start_us, end_us = day_of_slot(at_us // SLOT_US, self._campaigns[paced.campaign_id].zone)
@@ -165,6 +179,14 @@ class PacingState:
             opens=(opens_us - start_us) / length_us,
             closes=(closes_us - start_us) / length_us,
         )
+
+
+def _state(paced: CampaignPacing) -> str:
+    """How a campaign bids, as in `STATES`."""
+    share = paced.participate * paced.multiplier
+    if not share:
+        return "wait"
+    return "less" if share < 1.0 else "full"
 
 
 def _rules(campaign: Campaign) -> PacingRules:

@@ -7,9 +7,10 @@ import shutil
 
 import pytest
 
+from leadre import telemetry
 from leadre.serve.ipc.messages import AppendRequest, EventRequest, PacingRequest
 from leadre.serve.paths import StatePaths
-from leadre.serve.processes.pacing_state import TICK_US
+from leadre.serve.processes.pacing_state import STATES, TICK_US
 from leadre.serve.processes.writer_state import WriterState
 from leadre.units import US_PER_HOUR, US_PER_S
 
@@ -201,6 +202,14 @@ def test_clock_that_jumps_ahead_and_back_keeps_spend_and_control(day):
     assert state._days["c-a"].pacer.control == pytest.approx(control, rel=0.01)
     state.tick(ledger, now_us + 3 * TICK_US)
     assert state._days["c-a"].pacer.position > 3 * TICK_US / (24 * US_PER_HOUR), "it goes on"
+
+
+@pytest.mark.parametrize(("pacer", "state"), [("mirror", "less"), ("off", "full")])
+def test_metric_counts_campaigns_by_how_they_bid(day, pacer, state):
+    day = day(daily_nanos=10**9, pacer=pacer)
+    day.wait(61)
+    counted = {name: telemetry.PACED_CAMPAIGNS.labels(name)._value.get() for name in STATES}
+    assert counted == dict.fromkeys(STATES, 0) | {state: 1}
 
 
 def test_campaign_without_a_plan_is_forgotten(day):
