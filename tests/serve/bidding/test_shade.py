@@ -8,6 +8,7 @@ import math
 import pytest
 
 from leadre.serve.bidding.explanation import explain
+from leadre.serve.bidding.exploration import ExplorationDraws
 from leadre.serve.bidding.shade import COLD_EXPLORATION, EXPLORATION, Shading
 from leadre.serve.callers.party import Party
 from leadre.serve.ipc.messages import MarketShading
@@ -58,6 +59,12 @@ def test_price_is_never_below_the_floor_nor_above_the_paced_value():
 def test_unknown_market_bids_the_value_and_explores_more():
     assert price(market=None) == (2_000_000, 1 - COLD_EXPLORATION, False)
     assert price(market=None, draws=(EXPLORATION * 2, 0.0)).nanos == 1_000_000
+
+
+def test_draws_of_the_price_are_not_those_of_the_ad():
+    """Else each drawn price would be one of a drawn ad."""
+    draws = ExplorationDraws(bytes(32))
+    assert draws.price("r", "1") != draws.pair("r", "1")
 
 
 @pytest.fixture
