@@ -1,8 +1,8 @@
 """Rankers on the logs of the demo: order, calibration, speed. Claims are in bench/RESULTS.md.
 
-All models get the same rows and one feature pass. Choose on the default, the second half of the validation weeks;
-`--split test` reads the test weeks, and logs the reading. `--users 300 --popularity fresh` are the visits and counts of
-a known sketch, and ``gbdt-large`` are its trees.
+All models get the same rows and one feature pass. ``tin+gbdt-large`` is the mean of the log-odds of two models before
+it. Choose on the default, the second half of the validation weeks; `--split test` reads the test weeks, and logs the
+reading. `--users 300 --popularity fresh` are the visits and counts of a known sketch, and ``gbdt-large`` are its trees.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from leadre.rank.models.registry import RANKERS
 from leadre.rank.options import STOP_SHARE, RowOptions
 from leadre.rank.prepare import Prepared, prepare
 from leadre.rank.ranker import GBDT, MODELS, TrainedRanker
+from leadre.rank.score import ScoredRequest, ScoredRows
 
 CONFIG = Path(__file__).parents[1] / "configs" / "rank.toml"
 CANDIDATES = 1000
@@ -54,13 +56,18 @@ def main() -> None:
         read = [f"rank.{name}" for name in names]
         readings.record(Path("work"), data, read, run="rank", requests=len(requests), config=vars(options))
     models: dict[str, Any] = {}
+    rankers: dict[str, TrainedRanker] = {}
+    for name in [name for name in names if "+" not in name]:
+        rankers[name], rows_per_s = trained(name, prepared, options)
+        models[name] = {"train_rows_per_s": round(rows_per_s)} | milliseconds(rankers[name], prepared)
+    ads_of = rows.candidates(data, logs, prepared.spec.rows, empty=options.empty)
+    fitted_on = scored(logs, late, ads_of, rankers, prepared)
+    rated = fitted_on if np.array_equal(late, requests) else scored(logs, requests, ads_of, rankers, prepared)
     gaucs: list[metrics.Ratio] = []
     for name in names:
-        ranker, rows_per_s = trained(name, prepared, options.epochs)
-        models[name], gauc = figures(logs, ranker, late, requests, data, options)
+        values, gauc = figures(logs, mean_of(fitted_on, name), mean_of(rated, name), requests)
         gaucs.append(gauc)
-        models[name] |= {"train_rows_per_s": round(rows_per_s)} | milliseconds(ranker, prepared)
-        models[name][f"gauc_less_{names[0]}"] = less_first(gaucs)
+        models[name] = values | models.get(name, {}) | {f"gauc_less_{names[0]}": less_first(gaucs)}
         sys.stdout.write(f"{name:8} {models[name]}\n")
     claim = {"bench": "rank", "split": options.split, "popularity": options.popularity, "models": models}
     sys.stdout.write(json.dumps(claim) + "\n")
@@ -73,12 +80,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--split", choices=("valid", "test"), default="valid")
     parser.add_argument("--users", type=int, default=0, help="users of the split; 0 = all")
     parser.add_argument("--popularity", choices=("frozen", "fresh"), default="frozen")
-    parser.add_argument("--epochs", type=int, default=train.Training().epochs, help="of a network")
+    training = train.Training()
+    parser.add_argument("--epochs", type=int, default=training.epochs, help="of a network")
+    parser.add_argument("--learning-rate", type=float, default=training.learning_rate, help="of a network")
+    parser.add_argument("--table-rate", type=float, default=training.table_rate, help="rate of its tables")
+    parser.add_argument("--seed", type=int, default=0, help="of the training of networks")
     parser.add_argument("--empty", action="store_true", help="visits without a conversion are rows too")
     return parser.parse_args()
 
 
-def trained(name: str, prepared: Prepared, epochs: int) -> tuple[TrainedRanker, float]:
+def trained(name: str, prepared: Prepared, options: argparse.Namespace) -> tuple[TrainedRanker, float]:
     """(the ranker, rows a second of all its epochs or trees)."""
     count = sum(len(row.ads) for row in prepared.train)
     start_s = time.perf_counter()
@@ -91,8 +102,8 @@ def trained(name: str, prepared: Prepared, epochs: int) -> tuple[TrainedRanker, 
             prepared.spec,
             prepared.train,
             prepared.stop,
-            train.Training(epochs=epochs),
-            0,
+            train.Training(epochs=options.epochs, learning_rate=options.learning_rate, table_rate=options.table_rate),
+            options.seed,
             prepared.content_OW,
         )
         passes = len(curve.train)
@@ -108,18 +119,48 @@ def trained(name: str, prepared: Prepared, epochs: int) -> tuple[TrainedRanker, 
     return ranker, count * passes / seconds
 
 
-def figures(
+def scored(
     logs: histories.Logs,
-    ranker: TrainedRanker,
-    late: np.ndarray,
     requests: np.ndarray,
-    data: artifact.Artifact,
-    options: argparse.Namespace,
+    ads_of: Callable[[int], np.ndarray],
+    rankers: Mapping[str, TrainedRanker],
+    prepared: Prepared,
+) -> dict[str, ScoredRows]:
+    """The rows of the requests with the scores of each ranker."""
+    spec = prepared.spec
+    popularity = rows.Popularity(
+        logs, prepared.tables.collaborative, histories.train_end_us(logs), is_fresh=spec.popularity == "fresh"
+    )
+    examples = rows.examples(logs, requests, ads_of, spec, prepared.known, popularity, negatives=1.0, seed=0)
+    parts: dict[str, list[ScoredRequest]] = {name: [] for name in rankers}
+    for row in examples:
+        for name, ranker in rankers.items():
+            request = ScoredRequest(
+                request=row.request,
+                ads=row.ads,
+                logit_C=ranker.logits(row.inputs)[:, 0],
+                new_score_C=ranker.new_scores(row.inputs),
+                label_C=row.label_CH[:, 0],
+                is_new_C=row.inputs.is_new_C,
+            )
+            parts[name].append(request)
+    return {name: score.stacked(iter(requests)) for name, requests in parts.items()}
+
+
+def mean_of(models: Mapping[str, ScoredRows], name: str) -> ScoredRows:
+    """The rows with the mean log-odds of the models in a name, and in the view ``new`` the mean of their scores."""
+    parts = [models[part] for part in name.split("+")]
+    return dataclasses.replace(
+        parts[0],
+        logit_N=np.mean([part.logit_N for part in parts], axis=0),
+        new_score_N=np.mean([part.new_score_N for part in parts], axis=0),
+    )
+
+
+def figures(
+    logs: histories.Logs, fitted_on: ScoredRows, scored: ScoredRows, requests: np.ndarray
 ) -> tuple[dict[str, float], metrics.Ratio]:
     """(figures on the requests, calibrated on the second half of the validation weeks; GAUC by household)."""
-    ads_of = rows.candidates(data, logs, ranker.spec.rows, empty=options.empty)
-    fitted_on = score.stacked(score.score(logs, late, ads_of, ranker))
-    scored = fitted_on if np.array_equal(late, requests) else score.stacked(score.score(logs, requests, ads_of, ranker))
     calibration = calibrate.fit(
         fitted_on.logit_N, fitted_on.label_N, calibrate.slices(fitted_on.is_new_N), len(calibrate.SLICES)
     )
