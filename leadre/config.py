@@ -55,6 +55,7 @@ VERBS = {
     "evaluate": "leadre.evaluate.run",
     "evaluate-ablation": "leadre.evaluate.ablation.run",
     "evaluate-replay": "leadre.evaluate.replay.run",
+    "evaluate-simulate": "leadre.evaluate.simulation.run",
 }
 
 T = TypeVar("T")

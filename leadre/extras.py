@@ -83,6 +83,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "evaluate": ("evaluate",),
     "evaluate-ablation": ("semid", "tune", "generate", "evaluate"),
     "evaluate-replay": ("generate", "serve"),
+    "evaluate-simulate": ("evaluate", "serve"),
 }
 # Module of a package of model weights -> its release. The packages that it names are for other uses of the weights.
 WEIGHTS: Mapping[str, str] = {

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 
 from leadre import telemetry
+from leadre.background import Tasks
 from leadre.clock import MachineClock
 from leadre.errors import PeerError, RefusedError
 from leadre.serve.bidding.context import BidDecision
@@ -41,7 +43,10 @@ from leadre.units import US_PER_S
 
 
 class Worker:
-    """One bid worker. `start` opens its state; `stop` releases its budgets and sends its records to the writer."""
+    """One bid worker. `start` opens its state; `stop` releases its budgets and sends its records to the writer.
+
+    ``writer``, ``tasks``: as in `WorkerState`.
+    """
 
     def __init__(
         self,
@@ -52,20 +57,20 @@ class Worker:
         has_model: bool,
         clock: MachineClock,
         ranks: bool = False,
+        writer: WriterClient | None = None,
+        tasks: Tasks | None = None,
     ) -> None:
-        self._paths = paths
+        self._open_state = partial(
+            WorkerState, paths, settings, has_model=has_model, clock=clock, ranks=ranks, writer=writer, tasks=tasks
+        )
         self._settings = settings
         self._timing = timing
-        self._has_model = has_model
-        self._ranks = ranks
         self._options = digest(settings)
         self.clock = clock
 
     async def start(self) -> None:
         """Open the state and start its renewals. InputError if the state folder has no catalogue yet."""
-        self.state = WorkerState(
-            self._paths, self._settings, has_model=self._has_model, clock=self.clock, ranks=self._ranks
-        )
+        self.state = self._open_state()
         self._renewals = Renewals(self.state, self._timing.writer_away_s)
         await self._renewals.follow_ranker()  # before the first request, which would be priced without it
         self._renewals.start()

@@ -45,20 +45,29 @@ LOCK_MS = 5.0
 class WorkerState:
     """The catalogue, users, budgets and peers of one worker; `Renewals` replaces what changes.
 
-    ``has_model``: whether the plan has a model server, ``ranks``: whether the published ranker prices ads. InputError
-    if the state folder has no catalogue yet.
+    ``has_model``: whether the plan has a model server, ``ranks``: whether the published ranker prices ads, ``writer``:
+    None for the writer at the socket of ``paths``, ``tasks``: None for those that the event loop repeats. InputError if
+    the state folder has no catalogue yet.
     """
 
     def __init__(
-        self, paths: StatePaths, settings: Settings, *, has_model: bool, clock: MachineClock, ranks: bool = False
+        self,
+        paths: StatePaths,
+        settings: Settings,
+        *,
+        has_model: bool,
+        clock: MachineClock,
+        ranks: bool = False,
+        writer: WriterClient | None = None,
+        tasks: Tasks | None = None,
     ) -> None:
         self.clock = SteadyClock(paths.clock, clock)
         self.has_model = has_model
         self.ranker = RankerFollower(paths.rankers) if ranks else None
-        self.tasks = Tasks(clock, (PeerError, sqlite3.OperationalError))
+        self.tasks = tasks or Tasks(clock, (PeerError, sqlite3.OperationalError))
         self._name = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._numbers = itertools.count()
-        self.writer = WriterClient(paths.writer_socket, clock)
+        self.writer = writer or WriterClient(paths.writer_socket, clock)
         self.records = RecordQueue(self.writer)
         self.clicks = ClickQueue(self.writer)
         self.model = ModelClient(paths.model_server_socket, clock)
