@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leadre import artifact, config, progress
-from leadre.auction.pacing.plan import Plan, even
+from leadre.auction.pacing import plan as plans
+from leadre.auction.pacing.plan import Plan
 from leadre.errors import InputError
 from leadre.evaluate.simulation import prices as price_laws
 from leadre.evaluate.simulation import world as worlds
@@ -164,7 +165,7 @@ def _write(settings: Config, output: artifact.Output, world: worlds.World, simul
 
     last = settings.days - 1
     log = simulated.days[last]
-    campaigns = measure.campaign_days(world.campaigns, _plans(world), log, simulated.charges, last)
+    campaigns = measure.campaign_days(world.campaigns, _plans(settings, simulated.days), log, simulated.charges, last)
     figures = measure.figures(log, campaigns)
     requests = settings.days * settings.market.requests
     speed = {"requests_per_s": requests / simulated.wall_s, "times": settings.days * S_PER_DAY / simulated.wall_s}
@@ -189,9 +190,16 @@ def _write_campaigns(path: Path, campaigns: Sequence[CampaignDay]) -> None:
         table.writerows([getattr(campaign, column) for column in COLUMNS] for campaign in campaigns)
 
 
-def _plans(world: worlds.World) -> list[Plan]:
-    """The plan of each campaign: even, by the clock."""
-    return [even()] * len(world.campaigns)
+def _plans(settings: Config, days: Sequence[DayLog]) -> list[Plan]:
+    """The plan of each campaign for the last day, by the traffic of the days before; "asap" is compared with even."""
+    if settings.market.plan != "traffic":
+        plan = plans.front_loaded() if settings.market.plan == "front_loaded" else plans.even()
+        return [plan] * settings.market.campaigns
+    made = []
+    for row in range(settings.market.campaigns):
+        hours = plans.forecast([log.eligible_HC[:, row].tolist() for log in days[:-1]])
+        made.append(plans.even() if hours is None else plans.by_traffic(hours))
+    return made
 
 
 def summary(figures: Mapping[str, Any]) -> list[str]:

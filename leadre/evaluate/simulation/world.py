@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from leadre.config import option
 from leadre.evaluate.simulation.prices import Prices
 from leadre.store.contract import StoredList
-from leadre.types import Ad, BidType, Campaign
+from leadre.types import Ad, BidType, Campaign, PacerName
 from leadre.units import US_PER_DAY
 
 Floats = NDArray[np.float64]
@@ -49,6 +50,11 @@ class MarketOptions:
     conversion_rate: float = option(0.1, "mean probability that a click converts", above=0, at_most=0.3)
     budget_low: float = option(0.005, "lowest daily budget, as a share of what the campaign alone would spend", above=0)
     budget_high: float = option(0.05, "highest daily budget, as such a share; budgets are log-uniform", above=0)
+    plan: Literal["asap", "even", "traffic", "front_loaded"] = option(
+        "traffic", "plan of all campaigns; even on the first day, whose traffic is not known"
+    )
+    pacer: PacerName = option("mirror", "pacer of all campaigns")
+    shading: bool = option(False, "bid below the value in first-price auctions")
     burst: float = option(10.0, "traffic from 14:00 to 14:30, as a multiple of the usual one", at_least=1, at_most=100)
     history: int = option(
         500, "impressions of each ad before the first day, from which the bidder knows rates", at_least=0, at_most=10**6
@@ -126,7 +132,7 @@ def draw(options: MarketOptions, object_ids: Sequence[str], titles: Sequence[str
         ]
     )
     made = [
-        _campaign(number, bid_type, value / _rate(bid_type, options), share * demand)
+        _campaign(options, number, bid_type, value / _rate(bid_type, options), share * demand)
         for number, (bid_type, value, share, demand) in enumerate(zip(types, value_C, share_C, demand_C, strict=True))
     ]
     return World(
@@ -212,7 +218,9 @@ def _lists(
     return lists, seen_C / options.users
 
 
-def _campaign(number: int, bid_type: BidType, bid_nanos: float, budget_nanos: float) -> Campaign:
+def _campaign(
+    options: MarketOptions, number: int, bid_type: BidType, bid_nanos: float, budget_nanos: float
+) -> Campaign:
     bid_nanos = max(bid_nanos, 1.0)
     if bid_type != "cpm":
         budget_nanos = max(budget_nanos, MIN_EVENTS * bid_nanos)
@@ -223,6 +231,9 @@ def _campaign(number: int, bid_type: BidType, bid_nanos: float, budget_nanos: fl
         bid_type=bid_type,
         bid_nanos=round(bid_nanos),
         daily_nanos=max(round(budget_nanos), 1),
+        plan=options.plan,
+        pacer=options.pacer,
+        shading=options.shading,
     )
 
 

@@ -28,8 +28,10 @@ OPTIONS = world.MarketOptions(
     click_rate=0.03,
     budget_low=0.002,
     budget_high=0.02,
+    plan="asap",
     first_price=0.5,
 )
+PACED = dataclasses.replace(OPTIONS, plan="even", cpc_share=0.0)
 OBJECTS = [f"object-{number}" for number in range(40)]
 
 
@@ -44,11 +46,11 @@ class Simulation:
     reserved: dict
 
 
-def simulate(folder, requests, seed=0):
+def simulate(folder, requests, seed=0, options=OPTIONS):
     """The first requests of the burst of a day."""
     law = prices.built_in()
-    drawn = world.draw(OPTIONS, OBJECTS, OBJECTS, law, seed)
-    auctions = world.auctions(OPTIONS, law, 0, seed)
+    drawn = world.draw(options, OBJECTS, OBJECTS, law, seed)
+    auctions = world.auctions(options, law, 0, seed)
     first = int(np.searchsorted(auctions.at_us_N, world.START_US + 14 * US_PER_HOUR))
     columns = {name: column[first : first + requests] for name, column in vars(auctions).items()}
     auctions = dataclasses.replace(auctions, **columns)
@@ -111,6 +113,15 @@ def test_demand_without_budget_is_at_least_what_was_spent(simulated):
         if campaign.bid_type == "cpm":
             assert demand_C[row] >= 0.9 * simulated.charged[campaign.campaign_id]  # exploration wins auctions besides
     assert (simulated.log.eligible_HC.sum(0) > 0).all()
+
+
+@pytest.mark.parametrize(("options", "is_below"), [(PACED, True), (dataclasses.replace(PACED, pacer="off"), False)])
+def test_paced_campaigns_bid_below_their_value(tmp_path, options, is_below):
+    day = simulate(tmp_path / "state", 60, options=options)
+    bid_C = np.array([campaign.bid_nanos for campaign in day.world.campaigns])
+    bids_N = day.log.campaign_N != NOBODY
+    assert bids_N.any()
+    assert ((day.log.bid_nanos_N < bid_C[day.log.campaign_N]) == is_below)[bids_N].all()
 
 
 def test_equal_seeds_give_equal_days(tmp_path):
