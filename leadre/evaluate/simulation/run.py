@@ -195,11 +195,11 @@ def _plans(settings: Config, days: Sequence[DayLog]) -> list[Plan]:
     if settings.market.plan != "traffic":
         plan = plans.front_loaded() if settings.market.plan == "front_loaded" else plans.even()
         return [plan] * settings.market.campaigns
-    made = []
+    plan_C = []
     for row in range(settings.market.campaigns):
         hours = plans.forecast([log.eligible_HC[:, row].tolist() for log in days[:-1]])
-        made.append(plans.even() if hours is None else plans.by_traffic(hours))
-    return made
+        plan_C.append(plans.even() if hours is None else plans.by_traffic(hours))
+    return plan_C
 
 
 def summary(figures: Mapping[str, Any]) -> list[str]:

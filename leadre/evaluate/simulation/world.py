@@ -131,12 +131,12 @@ def draw(options: MarketOptions, object_ids: Sequence[str], titles: Sequence[str
             for seen, bid_type, value in zip(seen_C, types, value_C, strict=True)
         ]
     )
-    made = [
+    drawn_C = [
         _campaign(options, number, bid_type, value / _rate(bid_type, options), share * demand)
         for number, (bid_type, value, share, demand) in enumerate(zip(types, value_C, share_C, demand_C, strict=True))
     ]
     return World(
-        campaigns=made,
+        campaigns=drawn_C,
         ads=[_ad(row, int(campaign_A[row]), object_ids[o], titles[o]) for row, o in enumerate(object_A.tolist())],
         lists=lists,
         campaign_A=campaign_A,
