@@ -25,13 +25,14 @@ from leadre.auction.pacing import plan as plans
 from leadre.auction.pacing.plan import Plan
 from leadre.errors import InputError
 from leadre.evaluate.simulation import prices as price_laws
-from leadre.evaluate.simulation import world as worlds
+from leadre.evaluate.simulation.options import MarketOptions
 from leadre.serve import run as serve
 from leadre.units import S_PER_DAY, US_PER_DAY
 
 if TYPE_CHECKING:
     from leadre.evaluate.simulation.exchange import DayLog
     from leadre.evaluate.simulation.measure import CampaignDay, Charge
+    from leadre.evaluate.simulation.world import World
     from leadre.serve.paths import StatePaths
     from leadre.serve.settings import Settings
 
@@ -58,7 +59,7 @@ class Config(config.Common):
     scratch: Path | None = config.option(
         None, "folder for the bidder's state meanwhile; none = in memory if the system has room, else a temporary one"
     )
-    market: worlds.MarketOptions = config.group(worlds.MarketOptions())
+    market: MarketOptions = config.group(MarketOptions())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,8 @@ def run(settings: Config) -> None:
     )
     if output.skip("simulate"):
         return
+    from leadre.evaluate.simulation import world as worlds
+
     object_ids, titles = _objects(tables)
     world = worlds.draw(settings.market, object_ids, titles, prices, settings.seed)
     with _scratch(settings) as folder:
@@ -98,8 +101,9 @@ def run(settings: Config) -> None:
 
 
 async def _simulate(
-    settings: Config, options: Settings, world: worlds.World, prices: price_laws.Prices, folder: Path
+    settings: Config, options: Settings, world: World, prices: price_laws.Prices, folder: Path
 ) -> Simulated:
+    from leadre.evaluate.simulation import world as worlds
     from leadre.evaluate.simulation.bidder import Bidder
     from leadre.evaluate.simulation.exchange import Exchange
 
@@ -118,7 +122,7 @@ async def _simulate(
     return Simulated(days=days, charges=list(charges_of(bidder.paths, world, days)), wall_s=wall_s)
 
 
-def charges_of(paths: StatePaths, world: worlds.World, days: Sequence[DayLog]) -> Iterator[Charge]:
+def charges_of(paths: StatePaths, world: World, days: Sequence[DayLog]) -> Iterator[Charge]:
     """The charges of the event log, each on the day of its bid, as the ledger has it."""
     from leadre.evaluate.simulation.measure import Charge
     from leadre.serve.events import event_log
@@ -160,7 +164,7 @@ def _scratch(settings: Config) -> Iterator[Path]:
         raise InputError(f"--scratch {folder}: {error.strerror or error}; name a folder with room") from error
 
 
-def _write(settings: Config, output: artifact.Output, world: worlds.World, simulated: Simulated) -> None:
+def _write(settings: Config, output: artifact.Output, world: World, simulated: Simulated) -> None:
     from leadre.evaluate.simulation import measure, report
 
     last = settings.days - 1

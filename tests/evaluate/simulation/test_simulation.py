@@ -15,11 +15,12 @@ from leadre.errors import InputError
 from leadre.evaluate.simulation import measure, prices, run, world
 from leadre.evaluate.simulation.bidder import Bidder
 from leadre.evaluate.simulation.exchange import NOBODY, DayLog, Exchange
+from leadre.evaluate.simulation.options import MarketOptions
 from leadre.serve.settings import Settings
 from leadre.types import Campaign, Verdict
 from leadre.units import US_PER_HOUR
 
-OPTIONS = world.MarketOptions(
+OPTIONS = MarketOptions(
     campaigns=12,
     requests=20_000,
     users=30,
