@@ -8,6 +8,7 @@ from leadre.auction.bidders.contract import Bidder, Floats, History
 from leadre.auction.bidders.mirror import Mirror
 from leadre.auction.bidders.proportional import mcpc
 from leadre.auction.bidders.resolve import Resolve
+from leadre.auction.bidders.returns import STEP, TargetReturn
 from leadre.auction.bidders.rl import RLB, Fluid, value_table
 from leadre.auction.duals import additive
 
@@ -26,4 +27,11 @@ BIDDERS: Mapping[str, Callable[[History, int, int], Bidder]] = {  # (history, bu
     "mirror": lambda history, budget, auctions: Mirror(history, budget / auctions),
     "mirror_additive": lambda history, budget, auctions: Mirror(history, budget / auctions, additive),
     "resolve": lambda history, budget, auctions: Resolve.of(history),
+    "target_return": lambda history, budget, auctions: TargetReturn(
+        worth=history.click_cost,
+        cap=history.cap,
+        mean_price=history.cost / history.impressions,
+        step=STEP / auctions**0.5,
+        rate=budget / auctions,
+    ),
 }

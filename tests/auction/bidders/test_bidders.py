@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from leadre.auction.bidders.mirror import Mirror
 from leadre.auction.bidders.proportional import Linear
 from leadre.auction.bidders.registry import BIDDERS
 from leadre.auction.bidders.resolve import Resolve, Sample
+from leadre.auction.bidders.returns import Corrector
 from leadre.auction.bidders.rl import RLB, Fluid, value_table
 from leadre.auction.duals import MAX_EXPONENT, additive, entropic
 from leadre.auction.simulate import bid_episodes
@@ -146,6 +148,21 @@ class TestResolve(suite.MoneyContract):
             _, won_N, _ = bid_episodes(BIDDERS[name](HISTORY, 400, 400), pctr_N, price_N, 400, 400)
             gain[name] = pctr_N[won_N].sum()
         assert gain["resolve"] > gain["fluid"]
+
+
+class TestTargetReturn(suite.BidderContract):
+    name = "target_return"
+
+
+class TestCorrectedTargetReturn(suite.BidderContract):
+    """The corrector reads pCTR on its own scale, so a doubled prediction needs another corrector."""
+
+    name = "target_return"
+    test_scale_of_the_pctr_is_that_of_the_history = None
+
+    @classmethod
+    def bidder(cls, history=HISTORY):
+        return replace(super().bidder(history), corrector=Corrector(-0.6, 1.0, 0.3))
 
 
 def test_every_bidder_has_its_contract():
