@@ -82,6 +82,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--popularity", choices=("frozen", "fresh"), default="frozen")
     training = train.Training()
     parser.add_argument("--epochs", type=int, default=training.epochs, help="of a network")
+    parser.add_argument("--batch", type=int, default=training.batch, help="requests of a step of a network")
     parser.add_argument("--learning-rate", type=float, default=training.learning_rate, help="of a network")
     parser.add_argument("--table-rate", type=float, default=training.table_rate, help="rate of its tables")
     parser.add_argument("--seed", type=int, default=0, help="of the training of networks")
@@ -102,7 +103,12 @@ def trained(name: str, prepared: Prepared, options: argparse.Namespace) -> tuple
             prepared.spec,
             prepared.train,
             prepared.stop,
-            train.Training(epochs=options.epochs, learning_rate=options.learning_rate, table_rate=options.table_rate),
+            train.Training(
+                epochs=options.epochs,
+                batch=options.batch,
+                learning_rate=options.learning_rate,
+                table_rate=options.table_rate,
+            ),
             options.seed,
             prepared.content_OW,
         )
