@@ -36,6 +36,8 @@ METHODS = {
     "dpo": "`dpo`: trained by value",
     "sft+price": "`sft+price`: its lists re-ranked by price",
     "leadre+counts": "`leadre+counts`: fused with own frequency",
+    "rate_prior": "`rate_prior`: LEADRE with response rates as prior",
+    "ranker": "`ranker`: the ranking stage",
     "random_body": "`random_body`: no pretrained weights",
     "shuffled_ids": "`shuffled_ids`: IDs without meaning",
     "ids_only": "`ids_only`: prompts without words",
