@@ -116,12 +116,13 @@ def rate_of(pacer: Pacer, state: PacerState) -> Rate:
 def advance(pacer: Pacer, state: PacerState, plan: Plan, budget_nanos: int, tick: Tick) -> PacerState:
     """The state after a tick. The rest of the budget is planned again over the rest of the day.
 
-    A tick that is not later than the last one changes nothing. A campaign that waited has learned nothing.
+    A tick that is not later than the last one changes nothing. A campaign has learned nothing if it waited, or if its
+    plan has no money for the time since the last tick.
     """
     if tick.position <= state.position or budget_nanos <= 0:
         return state
     ahead = tick.spent_nanos / budget_nanos - plan.by(tick.position)
-    if state.ahead > BRAKE:
+    if state.ahead > BRAKE or plan.by(tick.position) <= plan.by(state.position):
         return PacerState(state.control, state.error, tick.position, tick.spent_nanos, tick.eligible, ahead)
     left_nanos = max(budget_nanos - state.spent_nanos, 0.0)
     planned = plan.by(state.position)

@@ -1,8 +1,9 @@
 """A campaign's day: its plan and its pacer from tick to tick, as plain values.
 
 A *frame* is the part of a day that one plan covers. It begins with the day, or when the campaign or its plan does:
-money that was spent before is no part of it. A day that is earlier than the last one, after a clock was set back,
-begins a frame as well, so no clock stops the pacing. The control of the pacer is kept in all cases.
+money that was spent before is no part of it. Another begin or end of the campaign begins a frame as well, and so does
+a time before the last one, after a clock was set back or the campaign's zone changed: no clock stops the pacing. The
+control of the pacer is kept in all cases.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class DayFigures:
 class CampaignDay:
     """The state of a campaign's pacing. ``begins``: position of the frame; ``before_nanos``: spent before it.
 
-    ``before_eligible``: auctions of the day before it. ``forecast_H``: auctions expected in each hour, () without a
-    forecast.
+    ``opens``, ``closes``: as in `DayFigures`. ``before_eligible``: auctions of the day before the frame.
+    ``forecast_H``: auctions expected in each hour, () without a forecast.
     """
 
     day: str
@@ -70,6 +71,7 @@ class CampaignDay:
     budget_nanos: int
     spent_nanos: float
     forecast_H: tuple[float, ...] = ()
+    opens: float = 0.0
 
     @property
     def plan(self) -> Plan:
@@ -94,7 +96,7 @@ class CampaignDay:
 
 def tick(before: CampaignDay | None, rules: PacingRules, figures: DayFigures) -> CampaignDay:
     """The state after a tick. ``before``: None for a campaign that had no plan."""
-    if before is None or before.day != figures.day or before.rules != rules:
+    if before is None or not _continues(before, rules, figures):
         before = _begin(before, rules, figures)
     pacer = before.pacer
     budget_nanos = figures.budget_nanos - before.before_nanos
@@ -128,6 +130,18 @@ def day_budget_nanos(daily_nanos: int, total_left_nanos: int | None, open_us: in
     return max(0, min(total_left_nanos, -(-total_left_nanos * open_us // max(rest_us, 1))))
 
 
+def _continues(before: CampaignDay, rules: PacingRules, figures: DayFigures) -> bool:
+    """Whether the frame of the last tick covers this one."""
+    goes_back = before.begins < before.pacer.position > figures.position + MINUTE
+    same = (before.day, before.rules, before.opens, before.closes) == (
+        figures.day,
+        rules,
+        figures.opens,
+        figures.closes,
+    )
+    return same and not goes_back
+
+
 def _begin(before: CampaignDay | None, rules: PacingRules, figures: DayFigures) -> CampaignDay:
     """A new frame: from the begin of a day that follows on the last one, else from now on."""
     follows = before is not None and before.day < figures.day and before.rules.plan == rules.plan
@@ -145,6 +159,7 @@ def _begin(before: CampaignDay | None, rules: PacingRules, figures: DayFigures) 
         rules=rules,
         pacer=pacer,
         begins=begins,
+        opens=figures.opens,
         closes=figures.closes,
         before_nanos=before_nanos,
         before_eligible=before_eligible,

@@ -17,6 +17,7 @@ Floats = NDArray[np.float64]
 
 HOURS = 24
 FORECAST_DAYS = 7
+TRIMMED_DAYS = 3  # from so many days on the highest count of an hour is left out
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,13 @@ def by_traffic(forecast_H: Sequence[float] | Floats, hours: Collection[int] = ()
 def forecast(eligible_DH: Sequence[Sequence[int]]) -> Floats | None:
     """[H] eligible auctions to expect in each hour: the mean of up to `FORECAST_DAYS` whole days before this one.
 
-    None until one whole day with auctions has been seen. The day to be planned is never among the days.
+    From three days on the highest count of each hour is left out: anyone can send requests, and one flooded hour would
+    keep the budget back for a week. None until one whole day with auctions has been seen. The day to be planned is
+    never among the days.
     """
     days_DH = np.array([day_H for day_H in eligible_DH[-FORECAST_DAYS:] if sum(day_H)], float)
+    if len(days_DH) >= TRIMMED_DAYS:
+        return np.asarray((days_DH.sum(0) - days_DH.max(0)) / (len(days_DH) - 1), float)
     return days_DH.mean(0) if len(days_DH) else None
 
 

@@ -20,6 +20,8 @@ class Throttle:
         return START
 
     def step(self, state: PacerState, slot: Slot) -> tuple[float, float]:
+        if not slot.eligible:  # a pause would raise the probability to 1
+            return state.control, state.error
         factor = STEP if slot.ahead < 0 else 1 / STEP
         return clip(state.control * factor, MIN_PROBABILITY, 1.0), slot.ahead
 

@@ -185,7 +185,9 @@ def of_account(explanation: Explanation, advertiser_id: str) -> Explanation | No
         priced = {candidate.ad_id for candidate in candidates if candidate.rate_source == RANKER}
         candidates = [_impersonal(candidate) for candidate in candidates]
         bids = [
-            replace(bid, price_nanos=None, price_cpm=None, unshaded_nanos=None) if bid.ad_id in priced else bid
+            replace(bid, price_nanos=None, price_cpm=None, unshaded_nanos=None, price_propensity=None)
+            if bid.ad_id in priced
+            else bid
             for bid in bids
         ]
     return replace(explanation, user_id="", candidates=candidates, bids=bids, request={})

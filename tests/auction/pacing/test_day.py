@@ -56,7 +56,49 @@ def test_earlier_day_of_a_clock_set_back_begins_anew_with_the_same_control():
     back = run(EVEN, figures(0.9, 100_000.0, day="2026-02-27"), before=day)
     assert (back.day, back.begins, back.before_nanos) == ("2026-02-27", 0.9, 100_000.0)
     assert back.pacer.control == day.pacer.control
-    assert run(EVEN, figures(0.3, 390_000.0), before=day) == dataclasses.replace(day), "earlier on the same day"
+    assert run(EVEN, figures(0.3999, 390_000.0), before=day) == day, "less than a minute earlier"
+
+
+def test_earlier_time_of_the_same_day_begins_anew():
+    """The zone of the campaign changed, or the clock: the rest of the day has a plan of its own."""
+    day = run(EVEN, figures(0.0), figures(0.6, 590_000.0))
+    back = run(EVEN, figures(0.3, 590_000.0, eligible=6_000), before=day)
+    assert (back.begins, back.before_nanos) == (0.3, 590_000.0)
+    assert back.pacer.control == day.pacer.control
+    later = run(EVEN, figures(0.35, 800_000.0, eligible=6_500), before=back)
+    assert later.rate == WAITING, "ahead of the plan of the rest"
+
+
+@pytest.mark.parametrize("moved", [{"closes": 1.0}, {"closes": 0.5, "opens": 0.1}], ids=["end", "begin"])
+def test_another_begin_or_end_plans_the_rest_of_the_day(moved):
+    day = run(EVEN, figures(0.0, closes=0.5), figures(0.3, 500_000.0, closes=0.5))
+    changed = run(EVEN, figures(0.4, 550_000.0, **moved), before=day)
+    assert (changed.begins, changed.before_nanos, changed.pacer.control) == (0.4, 550_000.0, day.pacer.control)
+    noon = run(EVEN, figures(0.7, 700_000.0, **moved), before=changed)
+    assert (noon.rate == WAITING) == (moved["closes"] == 0.5), "after its end there is no plan"
+
+
+def test_begin_that_moves_forward_into_the_day_starts_now():
+    waiting = run(EVEN, figures(0.0, opens=0.75), figures(0.3, eligible=0, opens=0.75))
+    moved = run(EVEN, figures(0.35, eligible=0, opens=0.34), before=waiting)
+    assert moved.begins == 0.35 and moved.rate != WAITING
+
+
+@pytest.mark.parametrize("pacer", ["mirror", "throttle"])
+def test_hours_without_planned_money_teach_nothing(pacer):
+    """Auctions of these hours are counted, as the campaign waits in them by its plan."""
+    rules = PacingRules("hours", pacer, hour_shares=tuple([0] * 18 + [1] * 6))
+    night = run(rules, figures(0.0), *(figures(minute / 1_440) for minute in range(5, 18 * 60, 5)))
+    assert night.pacer.control == run(rules, figures(0.0)).pacer.control
+    evening = run(rules, figures(0.76, 0.0), figures(0.78, 0.0), before=night)
+    assert evening.pacer.control != night.pacer.control, "in its hours it learns"
+
+
+def test_pause_does_not_raise_the_probability_to_take_part():
+    rules = PacingRules("even", "throttle")
+    before = run(rules, figures(0.0), figures(0.1, 100_000.0, eligible=1_000))
+    paused = run(rules, *(figures(part / 100, 100_000.0, eligible=1_000) for part in range(11, 50)), before=before)
+    assert paused.pacer.control == before.pacer.control
 
 
 def test_change_of_the_plan_plans_the_rest_of_the_day():

@@ -1,4 +1,4 @@
-"""Plans are cumulative shares of a day, and the forecast is the mean of whole days before it."""
+"""Plans are cumulative shares of a day, and the forecast is a mean of whole days before it."""
 
 import pytest
 from hypothesis import given
@@ -36,5 +36,9 @@ def test_forecast_is_the_mean_of_the_last_week():
     assert plans.forecast([]) is None
     assert plans.forecast([empty]) is None
     days = [[number] * HOURS for number in range(1, 10)]
-    assert plans.forecast(days)[0] == pytest.approx(6)  # of 3 to 9
+    assert plans.forecast(days)[0] == pytest.approx(5.5)  # of 3 to 8: the highest is left out
+    assert plans.forecast(days[:2])[0] == pytest.approx(1.5)
+    usual = [1_000] * HOURS
+    flooded = [1_000] * 23 + [720_000]
+    assert plans.forecast([usual, flooded, usual]).tolist() == usual, "one flooded hour moves no plan"
     assert plans.forecast([empty, [4] * HOURS])[0] == pytest.approx(4)  # a day off is no day to learn from

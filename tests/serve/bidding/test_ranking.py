@@ -209,6 +209,9 @@ def test_an_account_sees_no_probability_of_a_known_user_and_no_price_that_has_on
         assert numbers == (None,) * 5 and candidate.slice == "" and candidate.value_nanos is candidate.price_cpm is None
     assert [(bid.price_nanos, bid.price_cpm) for bid in shown.bids] == [(None, None)]
     assert explanation.bids[0].price_nanos == 8_000_000
+    shaded = [dataclasses.replace(bid, price_propensity=1e-7) for bid in explanation.bids]
+    (bid,) = of_account(dataclasses.replace(explanation, bids=shaded), "acme").bids
+    assert bid.price_propensity is None, "a density of prices is one over the price"
 
 
 def test_the_token_of_a_bid_has_its_rate(alone):
