@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leadre.data import histories
+from leadre.data import collaborative_fit, histories
 from leadre.data.user_counts import event_users
 from leadre.evaluate.retrieval import measure as retrieval
 from leadre.evaluate.run import RIVALS
@@ -164,9 +164,9 @@ def test_the_command_line_knows_every_channel():
 @pytest.mark.parametrize("name", ["own_frequency", "als", "tifu_knn", "up_cf", "counts_network"])
 def test_a_planted_taste_is_recovered(logs, name, monkeypatch):
     """In this market everybody has a category of their own, so personal channels must beat popularity."""
-    monkeypatch.setattr(als, "FACTORS", 8)  # 80 users, not 2,469
-    monkeypatch.setattr(als, "REGULARISATION", 0.1)
-    monkeypatch.setattr(als, "ALPHA", 1.0)
+    monkeypatch.setattr(collaborative_fit, "FACTORS", 8)  # 80 users, not 2,469
+    monkeypatch.setattr(collaborative_fit, "REGULARISATION", 0.1)
+    monkeypatch.setattr(collaborative_fit, "ALPHA", 1.0)
     requests = logs.requests_of(histories.TEST)
     view = retrieval.build_view(logs, requests, "all")
     key = retrieval.tie_key(logs, 0)

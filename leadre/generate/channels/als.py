@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from leadre.data.collaborative_fit import ALPHA, FACTORS, ITERATIONS, REGULARISATION, als_model, factorise
+from leadre.data import collaborative_fit as fits
 from leadre.data.user_counts import damped, train_counts
 from leadre.generate.channels.contract import Method, Scores, history_counts, over_inventory
 
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from leadre.data.moment import Moment
 
 FILE = "als.safetensors"
-SETTINGS = {"factors": FACTORS, "regularisation": REGULARISATION, "alpha": ALPHA, "iterations": ITERATIONS}
+SETTINGS = {
+    "factors": fits.FACTORS,
+    "regularisation": fits.REGULARISATION,
+    "alpha": fits.ALPHA,
+    "iterations": fits.ITERATIONS,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +39,10 @@ class Als:
         """Inner products of the live ads' objects and the user at the Moment; see :class:`contract.Channel`."""
 
         def objects(moments_B: Sequence[Moment]) -> Scores:
-            history_BO = damped(history_counts(moments_B, len(self.factors_OF))) * np.float32(ALPHA)
+            history_BO = damped(history_counts(moments_B, len(self.factors_OF))) * np.float32(fits.ALPHA)
             # the solver has threads of its own; BLAS threads inside them compete for the cores
             with threadpool_limits(1, "blas"):
-                model = als_model(self.factors_OF.shape[1], seed=0, threads=self.threads)
+                model = fits.als_model(self.factors_OF.shape[1], seed=0, threads=self.threads)
                 model.item_factors = self.factors_OF
                 users_BF = model.recalculate_user(np.arange(len(moments_B)), history_BO)
             return np.asarray(users_BF @ self.factors_OF.T, dtype=np.float32)
@@ -51,7 +56,7 @@ class Als:
 
 def fit(logs: Logs, seed: int, threads: int) -> Als:
     """Factorise the users' damped counts of training time."""
-    return Als(factors_OF=factorise(train_counts(logs), seed, threads), threads=threads)
+    return Als(factors_OF=fits.factorise(train_counts(logs), seed, threads), threads=threads)
 
 
 def load(folder: Path) -> Als:
