@@ -216,7 +216,10 @@ def _rendered(context: RequestContext, state: ImpState, bid: Bid) -> Rendered:
     settings = context.bidder.settings
     ad = catalogue.ads[catalogue.row_of_ad[bid.ad_id]]
     token_of = context.bidder.encrypt(_token(context, state, bid), EVENTS)
-    urls = {kind: event_url(settings.public_url, kind, token) for kind, token in token_of.items()}
+    is_first_price = context.request.is_first_price
+    urls = {
+        kind: event_url(settings.public_url, kind, token, min_to_win=is_first_price) for kind, token in token_of.items()
+    }
     sent_categories, cattax = categories.sent(ad.iab_categories, ad.cattax, context.request.cattax)
     return Rendered(
         bid=bid,

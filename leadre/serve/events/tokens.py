@@ -45,10 +45,11 @@ KEPT_US = 30 * US_PER_DAY
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # Macros that the exchange expands, by kind of event. OpenRTB 2.6, section 4.4.
 MACROS: Mapping[str, str] = {
-    "win": "&price=${AUCTION_PRICE}&min=${AUCTION_MIN_TO_WIN}",
+    "win": "&price=${AUCTION_PRICE}",
     "bill": "&price=${AUCTION_PRICE}",
-    "loss": "&reason=${AUCTION_LOSS}&min=${AUCTION_MIN_TO_WIN}",
+    "loss": "&reason=${AUCTION_LOSS}",
 }
+MIN_TO_WIN = "&min=${AUCTION_MIN_TO_WIN}"  # of wins and losses; Prebid.js does not expand it
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -209,12 +210,14 @@ def nonce() -> bytes:
     return os.urandom(NONCE_BYTES)  # as `secrets` does, with less around it
 
 
-def event_url(public_url: str, kind: EventKind, token: str) -> str:
+def event_url(public_url: str, kind: EventKind, token: str, *, min_to_win: bool = False) -> str:
     """The URL that reports an event, with a token for its kind.
 
+    ``min_to_win``: wins and losses report the price that the bid needed, as first-price exchanges know it.
     InputError unless ``public_url`` is https, or http of this machine.
     """
-    return f"{_checked(public_url)}/e/{kind}?t={token}{MACROS.get(kind, '')}"
+    macro = MIN_TO_WIN if min_to_win and kind in ("win", "loss") else ""
+    return f"{_checked(public_url)}/e/{kind}?t={token}{MACROS.get(kind, '')}{macro}"
 
 
 @lru_cache(maxsize=8)

@@ -203,9 +203,11 @@ def test_event_urls() -> None:
     assert tokens.event_url("http://localhost:8080", "bill", "T") == (
         "http://localhost:8080/e/bill?t=T&price=${AUCTION_PRICE}"
     )
-    assert tokens.event_url("https://a.b/x", "loss", "T") == (
+    assert tokens.event_url("https://a.b/x", "loss", "T", min_to_win=True) == (
         "https://a.b/x/e/loss?t=T&reason=${AUCTION_LOSS}&min=${AUCTION_MIN_TO_WIN}"
     )
+    assert tokens.event_url("https://a.b/x", "loss", "T") == "https://a.b/x/e/loss?t=T&reason=${AUCTION_LOSS}"
+    assert "min=" not in tokens.event_url("https://a.b/x", "bill", "T", min_to_win=True)
     for url in ("http://ads.example.com", "ads.example.com", "https://", "https://a.b/?x=1", "javascript:alert(1)"):
         with pytest.raises(InputError, match="give an https address"):
             tokens.event_url(url, "imp", "T")
