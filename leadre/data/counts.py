@@ -25,6 +25,7 @@ from leadre.data.collaborative import Collaborative, CollaborativeUser, Spread, 
 from leadre.data.histories import AD, I32, Logs
 from leadre.data.moment import History, Moment
 from leadre.data.prices import object_prices, own_log_prices
+from leadre.data.user_counts import event_users
 from leadre.units import US_PER_DAY
 
 Floats = NDArray[np.float32]
@@ -140,7 +141,7 @@ def popularity(logs: Logs, before_us: int) -> Floats:
     """
     count = len(logs.objects)
     recent_us = before_us - RECENT_DAYS * US_PER_DAY
-    user_E = np.repeat(np.arange(len(logs.users)), np.diff(logs.event_offsets))
+    user_E = event_users(logs)
     rows = np.flatnonzero(logs.at_us_E < before_us)
     object_N = logs.object_E[rows].astype(np.int64)
     _, first = np.unique(user_E[rows] * count + object_N, return_index=True)  # events of a user ascend by time

@@ -25,6 +25,7 @@ from scipy import sparse
 from scipy.sparse.linalg import svds
 
 from leadre.data.histories import Logs
+from leadre.data.user_counts import event_users
 from leadre.semid.codebook import Codebook
 from leadre.semid.collaborative import training_end_us
 
@@ -94,7 +95,7 @@ def _fit(counts_UO: sparse.csr_array, seed: int) -> Affinity:
 def _damped_counts(logs: Logs, codebook: Codebook) -> sparse.csr_array:
     """log(1 + count) of each user's events of training time, [U, O]."""
     known_E = logs.at_us_E < training_end_us(logs)
-    user_E = np.repeat(np.arange(len(logs.users)), np.diff(logs.event_offsets))[known_E]
+    user_E = event_users(logs)[known_E]
     row_E = codebook.rows(logs.objects["object_id"].to_list())[logs.object_E[known_E]]
     ones = np.ones(len(row_E), np.float32)
     shape = len(logs.users), len(codebook.object_ids)

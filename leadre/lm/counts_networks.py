@@ -31,10 +31,9 @@ class CountsNetworks:
 
     def save(self, folder: Path) -> None:
         """Write all networks: that of all users in ``folder``, the others in sub-folders."""
-        self.full.save(folder)
-        for fold, network in enumerate(self.held_out):
-            own = folder / f"fold-{fold}"
-            own.mkdir(parents=True)
+        parts = {folder: self.full} | {folder / f"fold-{fold}": part for fold, part in enumerate(self.held_out)}
+        for own, network in parts.items():
+            own.mkdir(exist_ok=True)
             network.save(own)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import scipy.sparse as sparse
 from scipy.sparse.linalg import svds
 
+from leadre.data.user_counts import event_users
 from leadre.errors import InputError
 from leadre.semid.quantiser import Floats
 
@@ -53,7 +54,7 @@ def vectors(logs: Logs, width: int, seed: int) -> Floats:
 
     InputError if `width` is not below the number of objects with training events.
     """
-    users_E = np.repeat(np.arange(len(logs.users)), np.diff(logs.event_offsets))
+    users_E = event_users(logs)
     known_E = logs.at_us_E < training_end_us(logs)
     return factorise(users_E[known_E], logs.object_E[known_E], len(logs.objects), width, seed)
 

@@ -320,7 +320,6 @@ def write(
     if live.affinity is not None:
         live.affinity.save(folder)
     if live.learnt is not None:
-        (folder / counts_networks.FOLDER).mkdir()
         live.learnt.save(folder / counts_networks.FOLDER)
     _csv(folder / "loss.csv", ("step", "loss", "lr", "tokens"), history.loss)
     write_figures(folder / "valid.csv", history.valid)
