@@ -31,6 +31,14 @@ def day_of_slot(slot: int, zone: str) -> tuple[date, int, int]:
     return day, day_ends_us(day - timedelta(days=1), zone), day_ends_us(day, zone)
 
 
+@lru_cache(maxsize=4096)
+def hours_of_day(day: date, zone: str) -> tuple[int, ...]:
+    """The hour of the clock in each slot of `SLOT_US` of a day: 96 slots, fewer or more if clocks change on it."""
+    start_us = day_ends_us(day - timedelta(days=1), zone)
+    instants_us = range(start_us, day_ends_us(day, zone), SLOT_US)
+    return tuple((EPOCH + timedelta(microseconds=at_us)).astimezone(_zone(zone)).hour for at_us in instants_us)
+
+
 def _zone(name: str) -> zoneinfo.ZoneInfo:
     try:
         return zoneinfo.ZoneInfo(name)  # cached by zoneinfo

@@ -16,12 +16,12 @@ import numpy as np
 
 from leadre.auction.pacing import plan as plans
 from leadre.auction.pacing.contract import UNPACED, WAITING, PacerState, Rate, Tick, advance, rate_of, start
-from leadre.auction.pacing.plan import Plan
+from leadre.auction.pacing.plan import USUAL_DAY, Plan
 from leadre.auction.pacing.registry import PACERS
 from leadre.types import PacerName, PlanName
 
-MINUTES = 1_440
-MINUTE = 1 / MINUTES
+MINUTE = 1 / 1_440
+MINUTES_A_QUARTER = 15
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class DayFigures:
 
     ``position``: the elapsed part of the day. The campaign runs from the position ``opens`` to ``closes``.
     ``spent_nanos``: charged on the day, or expected of the bids that wait for their event. ``eligible``: auctions of
-    the day in which the campaign could have bid; ``traffic_DH``: the same by hour, of earlier days.
+    the day in which the campaign could have bid; ``traffic_DH``: the same in an hour, of earlier days, as
+    `plan.by_hour`. ``hour_S``: the hour of the clock in each quarter of an hour of the day.
     """
 
     day: str
@@ -48,17 +49,18 @@ class DayFigures:
     budget_nanos: int
     spent_nanos: float
     eligible: int
-    traffic_DH: Sequence[Sequence[int]] = ()
+    traffic_DH: Sequence[Sequence[float]] = ()
     opens: float = 0.0
     closes: float = 1.0
+    hour_S: tuple[int, ...] = USUAL_DAY
 
 
 @dataclass(frozen=True, kw_only=True)
 class CampaignDay:
     """The state of a campaign's pacing. ``begins``: position of the frame; ``before_nanos``: spent before it.
 
-    ``opens``, ``closes``: as in `DayFigures`. ``before_eligible``: auctions of the day before the frame.
-    ``forecast_H``: auctions expected in each hour, () without a forecast.
+    ``opens``, ``closes``, ``hour_S``: as in `DayFigures`. ``before_eligible``: auctions of the day before the frame.
+    ``forecast_H``: auctions expected of each hour, () without a forecast.
     """
 
     day: str
@@ -72,11 +74,12 @@ class CampaignDay:
     spent_nanos: float
     forecast_H: tuple[float, ...] = ()
     opens: float = 0.0
+    hour_S: tuple[int, ...] = USUAL_DAY
 
     @property
     def plan(self) -> Plan:
         """The plan of the frame."""
-        return _plan(self.rules, self.forecast_H, self.begins, self.closes)
+        return _plan(self.rules, self.forecast_H, self.hour_S, self.begins, self.closes)
 
     @property
     def planned_nanos(self) -> float:
@@ -103,7 +106,9 @@ def tick(before: CampaignDay | None, rules: PacingRules, figures: DayFigures) ->
     spent_nanos = figures.spent_nanos - before.before_nanos
     if rules.pacer != "off" and spent_nanos < budget_nanos:
         since = max(figures.position - before.begins, MINUTE)
-        expected = sum(before.forecast_H) or (figures.eligible - before.before_eligible) / since
+        expected = (figures.eligible - before.before_eligible) / since
+        if before.forecast_H:
+            expected = plans.auctions_of(before.forecast_H, before.hour_S) or expected
         now = Tick(figures.position, spent_nanos, figures.eligible, expected)
         pacer = advance(PACERS[rules.pacer], pacer, before.plan, round(budget_nanos), now)
     elif figures.position > pacer.position:  # without money there is nothing to learn
@@ -133,13 +138,9 @@ def day_budget_nanos(daily_nanos: int, total_left_nanos: int | None, open_us: in
 def _continues(before: CampaignDay, rules: PacingRules, figures: DayFigures) -> bool:
     """Whether the frame of the last tick covers this one."""
     goes_back = before.begins < before.pacer.position > figures.position + MINUTE
-    same = (before.day, before.rules, before.opens, before.closes) == (
-        figures.day,
-        rules,
-        figures.opens,
-        figures.closes,
-    )
-    return same and not goes_back
+    is_same_day = (before.day, before.hour_S) == (figures.day, figures.hour_S)
+    is_same = (before.rules, before.opens, before.closes) == (rules, figures.opens, figures.closes)
+    return is_same_day and is_same and not goes_back
 
 
 def _begin(before: CampaignDay | None, rules: PacingRules, figures: DayFigures) -> CampaignDay:
@@ -153,7 +154,7 @@ def _begin(before: CampaignDay | None, rules: PacingRules, figures: DayFigures) 
         pacer = start(PACERS[rules.pacer], before.pacer if before is not None and keeps else None)
     before_eligible = 0 if follows else figures.eligible
     pacer = replace(pacer, position=begins, eligible=before_eligible)
-    forecast_H = plans.forecast(figures.traffic_DH)
+    forecast_H = plans.forecast(figures.traffic_DH, rules.hours)
     return CampaignDay(
         day=figures.day,
         rules=rules,
@@ -166,25 +167,31 @@ def _begin(before: CampaignDay | None, rules: PacingRules, figures: DayFigures) 
         budget_nanos=figures.budget_nanos,
         spent_nanos=figures.spent_nanos,
         forecast_H=() if forecast_H is None else tuple(forecast_H.tolist()),
+        hour_S=figures.hour_S,
     )
 
 
 @lru_cache(maxsize=4096)
-def _plan(rules: PacingRules, forecast_H: tuple[float, ...], begins: float, closes: float) -> Plan:
+def _plan(
+    rules: PacingRules, forecast_H: tuple[float, ...], hour_S: tuple[int, ...], begins: float, closes: float
+) -> Plan:
     if rules.plan == "hours":
-        plan = plans.by_traffic(rules.hour_shares, rules.hours)
+        plan = plans.by_traffic(rules.hour_shares, rules.hours, hour_S)
     elif rules.plan == "front_loaded":
-        plan = plans.front_loaded(rules.hours)
+        plan = plans.front_loaded(rules.hours, hour_S)
     elif rules.plan == "traffic" and forecast_H:
-        plan = plans.by_traffic(forecast_H, rules.hours)
+        plan = plans.by_traffic(forecast_H, rules.hours, hour_S)
     else:
-        plan = plans.even(rules.hours)
+        plan = plans.even(rules.hours, hour_S)
     return plan if begins <= 0.0 and closes >= 1.0 else _between(plan, begins, closes)
 
 
 def _between(plan: Plan, begins: float, closes: float) -> Plan:
     """The plan without its part before ``begins`` and after ``closes``, to the minute; as it is if nothing is left."""
-    share_M = np.repeat(np.array(plan.share_S), MINUTES // len(plan.share_S))
-    minute_M = np.arange(MINUTES)
-    share_M *= (minute_M >= np.floor(begins * MINUTES)) & (minute_M < np.ceil(closes * MINUTES))
+    share_M = np.repeat(np.array(plan.share_S), MINUTES_A_QUARTER)
+    minutes = len(share_M)
+    first = int(np.floor(round(begins * minutes, 6)))  # a product may be off by an ulp
+    end = int(np.ceil(round(closes * minutes, 6)))
+    share_M[:first] = 0.0
+    share_M[end:] = 0.0
     return Plan.of(share_M) if share_M.any() else plan

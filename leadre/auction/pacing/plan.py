@@ -1,7 +1,9 @@
 """Plans: the share of a day's budget that is to be spent by each moment, and the forecast of traffic for such a plan.
 
-A position is the elapsed part of the campaign's day, 0 to 1: a day of 23 or 25 hours has its hours stretched alike.
-Letters: S equal parts of the day, D days, H hours.
+A position is the elapsed part of the campaign's day, 0 to 1. A plan is in real time: on a day on which clocks change,
+an hour that is skipped has no money, and one that is passed twice has money twice.
+
+Letters: S equal parts of the day, quarters of an hour for a plan by hours; D days, H hours of the clock.
 """
 
 from __future__ import annotations
@@ -16,8 +18,11 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 HOURS = 24
+QUARTERS = 4  # of an hour
+USUAL_DAY: tuple[int, ...] = tuple(hour for hour in range(HOURS) for _ in range(QUARTERS))  # hour of each quarter
 FORECAST_DAYS = 7
 TRIMMED_DAYS = 3  # from so many days on the highest count of an hour is left out
+MAX_PEAK = 3.0  # of fewer days: the most that an hour counts, in median hours of its day
 
 
 @dataclass(frozen=True)
@@ -44,34 +49,73 @@ class Plan:
         return [0.0, *np.cumsum(self.share_S).tolist()]
 
 
-def even(hours: Collection[int] = ()) -> Plan:
-    """Evenly by the clock, within the hours of the day in which the campaign bids; () = all."""
-    return Plan.of(_open(hours))
+def even(hours: Collection[int] = (), hour_S: Sequence[int] = USUAL_DAY) -> Plan:
+    """Evenly by the clock, within the hours in which the campaign bids; () = all.
 
-
-def front_loaded(hours: Collection[int] = ()) -> Plan:
-    """At twice the mean rate when the day begins, falling to 0 at its end, within the campaign's hours."""
-    weight_H = _open(hours) * (HOURS - np.arange(HOURS) - 0.5)
-    return Plan.of(weight_H)
-
-
-def by_traffic(forecast_H: Sequence[float] | Floats, hours: Collection[int] = ()) -> Plan:
-    """In proportion to the eligible auctions of each hour; evenly if none is forecast within the campaign's hours."""
-    weight_H = _open(hours) * np.asarray(forecast_H, float)
-    return Plan.of(weight_H) if weight_H.any() else even(hours)
-
-
-def forecast(eligible_DH: Sequence[Sequence[int]]) -> Floats | None:
-    """[H] eligible auctions to expect in each hour: the mean of up to `FORECAST_DAYS` whole days before this one.
-
-    From three days on the highest count of each hour is left out: anyone can send requests, and one flooded hour would
-    keep the budget back for a week. None until one whole day with auctions has been seen. The day to be planned is
-    never among the days.
+    ``hour_S``: the hour of each quarter of the day. If the day has none of the ``hours``, it is planned evenly.
     """
-    days_DH = np.array([day_H for day_H in eligible_DH[-FORECAST_DAYS:] if sum(day_H)], float)
-    if len(days_DH) >= TRIMMED_DAYS:
-        return np.asarray((days_DH.sum(0) - days_DH.max(0)) / (len(days_DH) - 1), float)
-    return days_DH.mean(0) if len(days_DH) else None
+    weight_S = _open(hours)[list(hour_S)]
+    return Plan.of(weight_S if weight_S.any() else np.ones(len(hour_S)))
+
+
+def front_loaded(hours: Collection[int] = (), hour_S: Sequence[int] = USUAL_DAY) -> Plan:
+    """At twice the mean rate when the day begins, falling to 0 at its end, within the campaign's hours; as `even`."""
+    weight_S = _open(hours)[list(hour_S)] * (len(hour_S) - np.arange(len(hour_S)) - 0.5)
+    return Plan.of(weight_S) if weight_S.any() else even(hours, hour_S)
+
+
+def by_traffic(
+    auctions_H: Sequence[float] | Floats, hours: Collection[int] = (), hour_S: Sequence[int] = USUAL_DAY
+) -> Plan:
+    """In proportion to the auctions of each hour; evenly if none is expected within the campaign's hours."""
+    weight_S = (_open(hours) * np.asarray(auctions_H, float))[list(hour_S)]
+    return Plan.of(weight_S) if weight_S.any() else even(hours, hour_S)
+
+
+def auctions_of(forecast_H: Sequence[float], hour_S: Sequence[int]) -> float:
+    """Auctions that a forecast expects of a day."""
+    return sum(forecast_H[hour] for hour in hour_S) / QUARTERS
+
+
+def by_hour(eligible_H: Sequence[int], hour_S: Sequence[int]) -> Sequence[float]:
+    """[H] auctions of a day in an hour of real time; NaN for an hour that the day skipped.
+
+    ``eligible_H``: auctions by the hour of the clock.
+    """
+    if hour_S == USUAL_DAY:
+        return eligible_H
+    quarters_H = np.bincount(hour_S, minlength=HOURS)
+    rate_H = np.asarray(eligible_H) * QUARTERS / np.where(quarters_H > 0, quarters_H, np.nan)
+    return [float(rate) for rate in rate_H]
+
+
+def forecast(auctions_DH: Sequence[Sequence[float]], hours: Collection[int] = ()) -> Floats | None:
+    """[H] eligible auctions to expect of each hour, by up to `FORECAST_DAYS` whole days before this one.
+
+    None until one day with auctions has been seen; 0 outside of ``hours``, () = all. The hours before the first
+    auction are unknown, as NaN is: a campaign that begins at noon learns nothing of mornings. The mean of each hour
+    is that of a gamma law whose prior, the mean of all hours, counts as one auction: no hour of few auctions is
+    expected to have none.
+
+    Anyone can send requests, and one flooded hour would keep the budget back. From three days on the highest count of
+    each hour is left out; of fewer days no count is above `MAX_PEAK` times the median hour of its day.
+    """
+    days_DH = np.array([day_H for day_H in auctions_DH[-FORECAST_DAYS:] if np.nansum(day_H) > 0], float)
+    if not len(days_DH):
+        return None
+    days_DH[0, : np.argmax(days_DH[0] > 0)] = np.nan
+    is_trimmed = len(days_DH) >= TRIMMED_DAYS
+    if not is_trimmed:
+        medians_D = [np.median(day_H[day_H > 0]) for day_H in days_DH]
+        days_DH = np.minimum(days_DH, MAX_PEAK * np.array(medians_D)[:, None])
+    count_H = np.isfinite(days_DH).sum(0)
+    sum_H = np.nansum(days_DH, 0)
+    if is_trimmed:
+        sum_H -= np.where(count_H > 1, np.nan_to_num(days_DH).max(0), 0.0)
+        count_H = np.maximum(count_H - 1, np.minimum(count_H, 1))
+    open_H = _open(hours)
+    usual = (open_H * sum_H).sum() / max((open_H * count_H).sum(), 1)
+    return np.asarray(open_H * (1 + sum_H) / (1 / usual + count_H)) if usual else np.zeros(HOURS)
 
 
 def _open(hours: Collection[int]) -> Floats:

@@ -12,14 +12,16 @@ import contextlib
 import sqlite3
 import zlib
 from collections import Counter
+from datetime import date
 from typing import Any
 
 import msgspec
 
 from leadre import telemetry
-from leadre.auction.budget.days import SLOT_US, day_of_slot
+from leadre.auction.budget.days import SLOT_US, day_of_slot, hours_of_day
 from leadre.auction.budget.sums import sum_of
 from leadre.auction.pacing import day as pacing_day
+from leadre.auction.pacing import plan as plans
 from leadre.auction.pacing.day import CampaignDay, DayFigures, PacingRules
 from leadre.auction.pacing.plan import FORECAST_DAYS, HOURS
 from leadre.serve.events.records import EventRecord, PacedCampaign, RequestRecord
@@ -143,7 +145,8 @@ class PacingState:
         self._shown[campaign_id] = _shown(campaign_id, day)
 
     def _count(self, paced: PacedCampaign, at_us: int) -> None:
-        day, start_us, end_us = day_of_slot(at_us // SLOT_US, self._campaigns[paced.campaign_id].zone)
+        zone = self._campaigns[paced.campaign_id].zone
+        day, start_us, _ = day_of_slot(at_us // SLOT_US, zone)
         traffic = self._traffic.setdefault(paced.campaign_id, {})
         name = day.isoformat()
         if name not in traffic:
@@ -151,7 +154,7 @@ class PacingState:
             for oldest in sorted(traffic)[: -FORECAST_DAYS - 1]:
                 del traffic[oldest]
         if name in traffic:
-            traffic[name][(at_us - start_us) * HOURS // (end_us - start_us)] += paced.eligible
+            traffic[name][hours_of_day(day, zone)[(at_us - start_us) // SLOT_US]] += paced.eligible
 
     def _figures(self, ledger: sqlite3.Connection, campaign: Campaign, now_us: int) -> DayFigures:
         day, start_us, end_us = day_of_slot(now_us // SLOT_US, campaign.zone)
@@ -175,9 +178,14 @@ class PacingState:
             ),
             spent_nanos=self._open.spent_nanos(campaign, name, charged_nanos),
             eligible=sum(traffic.get(name, ())),
-            traffic_DH=[hours for other, hours in sorted(traffic.items()) if other < name],
+            traffic_DH=[
+                plans.by_hour(eligible_H, hours_of_day(date.fromisoformat(other), campaign.zone))
+                for other, eligible_H in sorted(traffic.items())
+                if other < name
+            ],
             opens=(opens_us - start_us) / length_us,
             closes=(closes_us - start_us) / length_us,
+            hour_S=hours_of_day(day, campaign.zone),
         )
 
 

@@ -12,6 +12,7 @@ from leadre.serve.ipc.messages import AppendRequest, EventRequest, PacingRequest
 from leadre.serve.paths import StatePaths
 from leadre.serve.processes.pacing_state import STATES, TICK_US
 from leadre.serve.processes.writer_state import WriterState
+from leadre.types import Targeting
 from leadre.units import US_PER_HOUR, US_PER_S
 
 from ..alone import NOON_US, Alone, banner_request, urls_of
@@ -230,3 +231,18 @@ def test_days_are_those_of_the_campaign(day):
         day.wait(3_600)
     day.wait(120)
     assert day.pacing.planned_nanos < 0.01 * 24e9, "a day has ended in Tokyo"
+
+
+def test_early_hour_of_a_day_of_23_hours_is_bid_in_and_counted(day):
+    """Clocks in New York go from 2 to 3 o'clock at 7:00 UTC of 8 March. Stretched hours would wait until 8:15."""
+    day = day(daily_nanos=10**9, zone="America/New_York", targeting=Targeting(hours=(3,)))
+    day.wait(7 * 24 * 3_600 + 6 * 3_600 + 55 * 60)
+    assert day.pacing.participate == 0
+    day.wait(600)
+    assert day.pacing.participate == 1
+    day.request()
+    day.renew()
+    assert day.request()
+    assert day.alone.writer._derived.pacing._traffic["c-a"]["2026-03-08"][3] == 2
+    day.wait(3_600)
+    assert day.pacing.participate == 0
