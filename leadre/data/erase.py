@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from leadre import artifact
+from leadre import artifact, parquet
 from leadre.data.histories import REQUEST_ORDER
 from leadre.data.summary import summarise
 from leadre.data.tables import Tables
@@ -67,7 +67,7 @@ def erase(folder: Path, work: Path, users: Collection[str]) -> Erased:
     if not (kept["split"] == "train").any():
         raise InputError(f"{folder}: no training request of another user is left; delete the run {folder.parent}")
     journal.mkdir()
-    kept.select(pl.col(NUMBER).cast(pl.Int32)).write_parquet(journal / "kept.parquet")
+    parquet.write(kept.select(pl.col(NUMBER).cast(pl.Int32)), journal / "kept.parquet")
     artifact.rewrite(tables, lambda copy: _without(copy, named), {}, lambda new: _record(journal, tables.hash, new))
     return Erased(len(named), [*folders, folder, *_finish(journal, folder, work, named)])
 
@@ -134,7 +134,7 @@ def _without(folder: Path, users: Sequence[str]) -> None:
     bad_rows = frames["bad_rows"]
     frames["bad_rows"] = bad_rows.filter([names_one(why or "") is None for why in bad_rows["why"]])
     for name in (*NAMING, "bad_rows"):
-        _write(folder / f"{name}.parquet", frames[name])
+        parquet.write(frames[name], folder / f"{name}.parquet")
     summary = json.dumps(summarise(Tables(**frames)), indent=2)
     (folder / "summary.json").write_text(summary + "\n", encoding="utf-8")
 
@@ -153,7 +153,7 @@ def _renumber(folder: Path, kept: pl.DataFrame, users: Collection[str]) -> None:
         frame = pl.read_parquet(path)
         if NUMBER in frame.columns:
             numbers = frame[NUMBER].replace_strict(new_of, default=None, return_dtype=pl.Int32)
-            _write(path, frame.with_columns(numbers).filter(pl.col(NUMBER).is_not_null()))
+            parquet.write(frame.with_columns(numbers).filter(pl.col(NUMBER).is_not_null()), path)
     cases = folder / "cases.jsonl"
     if cases.exists():
         rows = [json.loads(line) for line in cases.read_text(encoding="utf-8").splitlines()]
@@ -167,7 +167,3 @@ def _renumber(folder: Path, kept: pl.DataFrame, users: Collection[str]) -> None:
             return "" if any(text in match[0] for text in texts) else match[0]
 
         page.write_text(_case.sub(without_theirs, page.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-def _write(path: Path, frame: pl.DataFrame) -> None:
-    frame.write_parquet(path, compression="zstd", statistics=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-from leadre import artifact, config, extras, progress
+from leadre import artifact, config, extras, parquet, progress
 from leadre.data.sources.options import FileOptions
 from leadre.errors import InputError
 
@@ -92,7 +92,7 @@ def run(config: Config) -> str | None:
         if config.hide:
             tables = _hide(config, tables, temporary)
         for name, frame in tables.named().items():
-            frame.write_parquet(temporary / f"{name}.parquet", compression="zstd", statistics=False)
+            parquet.write(frame, temporary / f"{name}.parquet")
         summary = summarise(tables)
         (temporary / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     rows = summary["rows"]
@@ -175,7 +175,7 @@ def _hide(config: Config, tables: Tables, folder: Path) -> Tables:
     from leadre.data import hidden, histories
 
     object_ids = hidden.draw(tables.ads["object_id"].fill_null(tables.ads["ad_id"]), config.hide, config.seed)
-    object_ids.to_frame("object_id").write_parquet(folder / histories.HIDDEN, compression="zstd", statistics=False)
+    parquet.write(object_ids.to_frame("object_id"), folder / histories.HIDDEN)
     progress.say(f"data: {len(object_ids):,} objects are hidden until training ends")
     return hidden.launch_late(tables, object_ids, positive=config.positive, keep_empty=config.keep_empty)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from leadre import artifact, config, progress
+from leadre import artifact, config, parquet, progress
 from leadre.errors import ArtifactError, InputError
 from leadre.tune.latest import latest
 
@@ -328,7 +328,7 @@ def _write_lists(path: Path, methods: Mapping[str, Mapping[str, Ads]], views: Se
                     pl.lit(name).alias("method"), pl.lit(v.name).alias("view"), "request", "ads"
                 )
             )
-    pl.concat(frames).write_parquet(path, compression="zstd")
+    parquet.write(pl.concat(frames), path)
 
 
 def _summary(

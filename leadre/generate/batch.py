@@ -16,7 +16,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from leadre import progress
+from leadre import parquet, progress
 from leadre.artifact import Artifact
 from leadre.data.moment import LiveInventory, Moments
 from leadre.data.tables import LISTS
@@ -65,7 +65,7 @@ class ResumableParts:
     def put(self, part: int, frame: pl.DataFrame) -> None:
         """Write a part atomically."""
         temporary = self.folder / ".part.tmp"
-        frame.write_parquet(temporary)
+        parquet.write(frame, temporary)
         os.replace(temporary, self.path(part))
 
     def remove(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from leadre import artifact, config, progress
+from leadre import artifact, config, parquet, progress
 from leadre.errors import InputError
 
 
@@ -54,7 +54,7 @@ def run(config: Config) -> None:
             requests = requests[engine.threads.moments.at_us_M[requests] >= engine.live.from_us]
         parts = batch.ResumableParts(config.folder(f".{config.step}.parts"), artifact.resume_key(effective, parents))
         lists = batch.generate(engine, requests, parts, beam=config.beam, top=config.top, seed=config.seed)
-        lists.write_parquet(temporary / "lists.parquet")
+        parquet.write(lists, temporary / "lists.parquet")
         batch.write_cases(engine, lists, temporary / "cases.jsonl", seed=config.seed)
     parts.remove()
     progress.say(f"generate: lists of {len(requests):,} requests in {folder}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from leadre import artifact, config, progress
+from leadre import artifact, config, parquet, progress
 from leadre.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def run(config: Config) -> None:
         figures = report.write(temporary, logs, scored, p_N, resamples=config.resamples, seed=config.seed)
         number_R = rows.plain_numbers(data) if empty else np.arange(len(logs.request_user_R))
         frame = lists.best(logs, scored, p_N, number_R, top=config.top, seed=config.seed)
-        frame.write_parquet(temporary / "lists.parquet")
+        parquet.write(frame, temporary / "lists.parquet")
     auc, gauc = (figures[name]["mean"] for name in ("auc", "gauc_user"))
     progress.say(
         f"rank score: AUC {auc:.4f}, GAUC {gauc:.4f}, ECE {figures['ece_rel']:.3f} of the rate -> {output.folder}"
