@@ -101,8 +101,13 @@ def sigmoid(x: Array) -> Array:
     return 0.5 * (1 + np.tanh(0.5 * x)) if isinstance(x, np.ndarray) else x.sigmoid()
 
 
-def softmax(x: Array, mask: Array) -> Array:
-    """Softmax over the last axis among the entries of ``mask``; zeros where none is."""
+def softmax(x: Array, mask: Array | None = None) -> Array:
+    """Softmax over the last axis among the entries of ``mask``, all without one; zeros where none is."""
+    if mask is None and not isinstance(x, np.ndarray):
+        return x.softmax(-1)
+    if mask is None:
+        weight = exp(x - x.max(-1, keepdims=True))
+        return weight / weight.sum(-1, keepdims=True)
     is_in = as_floats(mask, x)
     masked = x * is_in - 1e30 * (1 - is_in)
     largest = masked.max(-1, keepdims=True) if isinstance(x, np.ndarray) else masked.amax(-1, keepdim=True)

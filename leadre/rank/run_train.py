@@ -11,6 +11,7 @@ Several processes train one network: ``torchrun --nproc-per-node 2 -m leadre ran
 from __future__ import annotations
 
 import csv
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -35,11 +36,17 @@ if TYPE_CHECKING:  # torch and lightgbm are imported in run, so that --help stay
 class Config(config.Common):
     """Options of ``leadre rank train``."""
 
-    model: Literal["gbdt", "dcnv2", "din", "din_paper", "muse", "tin"] = config.option(
+    model: Literal["gbdt", "autoint", "dcnv2", "din", "din_paper", "finalmlp", "gdcn", "muse", "tin"] = config.option(
         "gbdt", "the ranker: boosted trees or a network"
     )
     training_rows: RowOptions = config.group(RowOptions())
     epochs: int = config.option(3, "epochs of a network, over which its rates fall to zero", at_least=1)
+    table_variance: float = config.option(
+        0.0,
+        "train a network twice, at last with the columns of each table that hold this share of its variance; 0 = once",
+        at_least=0,
+        at_most=1,
+    )
     rounds: int = config.option(110, "most trees of gbdt: the time of a score grows with them", at_least=1)
     checkpoint_s: float = config.option(60.0, "seconds between checkpoints of a network", at_least=0)
 
@@ -48,6 +55,8 @@ def run(config: Config) -> None:
     """Write ``work/<run>/rank-train`` unless it is current. InputError for rows from which nothing can be learnt."""
     if config.model == "muse" and not config.training_rows.ids:
         raise InputError("--model muse: searches by the text vectors of the semantic IDs; set --ids true")
+    if config.model == "gbdt" and config.table_variance:
+        raise InputError("--table-variance: trees have no tables; take a network as --model, or leave it out")
     data = artifact.read(config.folder("data"), artifact.TABLES)
     codebook = artifact.read(config.folder("semid"), artifact.CODEBOOK) if config.training_rows.ids else None
     output = artifact.Output(
@@ -82,13 +91,20 @@ def _train(
     folder: Path | None,
 ) -> None:
     """Prepare the rows, fit the model, and write the ranker into ``folder``."""
-    from leadre.rank import importance
+    from leadre.rank import dimensions, importance
     from leadre.rank.prepare import prepare
     from leadre.rank.ranker import TrainedRanker
 
     prepared = prepare(data, codebook, config.training_rows, seed=config.seed, threads=config.threads)
     key = artifact.resume_key(config.flat(), [data, codebook] if codebook else [data])
-    weights, curve = _fit(config, prepared, key, processes)
+    checkpoint = config.folder(".rank-train.checkpoint")
+    weights, curve = _fit(config, prepared, checkpoint, key, processes)
+    if config.table_variance:
+        assert isinstance(weights, dict)
+        widths = dimensions.widths(prepared.spec, weights, prepared.train, config.table_variance)
+        progress.say(f"rank train: columns of the tables {widths}")
+        prepared = dataclasses.replace(prepared, spec=dataclasses.replace(prepared.spec, widths=widths))
+        weights, curve = _fit(config, prepared, checkpoint / "narrow", key, processes)
     if folder is None:
         return
     ranker = TrainedRanker(
@@ -109,7 +125,7 @@ def _train(
 
 
 def _fit(
-    config: Config, prepared: Prepared, key: str, processes: Processes
+    config: Config, prepared: Prepared, checkpoint: Path, key: str, processes: Processes
 ) -> tuple[Forests | dict[str, NDArray[np.float32]], Curve | None]:
     """The weights, and the losses by epoch of a network."""
     spec = prepared.spec
@@ -133,6 +149,6 @@ def _fit(
         train.Training(epochs=config.epochs, checkpoint_s=config.checkpoint_s),
         config.seed,
         prepared.content_OW,
-        checkpoint=Checkpoint(folder=config.folder(".rank-train.checkpoint"), key=key),
+        checkpoint=Checkpoint(folder=checkpoint, key=key),
         processes=processes,
     )

@@ -18,6 +18,7 @@ from leadre.errors import InputError
 FILE = "spec.json"
 MAX_ROWS = 1 << 22  # of a table; a field with more values needs fewer of them, or semantic-ID prefixes in its place
 PROFILE = "profile."  # begins the name of the table of a profile column
+MAX_WIDTH = 4096  # columns of a table
 CONTEXT = ("placement", "weekday", "hour")
 
 
@@ -50,7 +51,8 @@ class FeatureSpec:
     ``labels``: the heads, actions of the ad domain. ``rows``: which ads of a request are rows: all live ones, or those
     that were shown. ``negatives``: share of the rows without a label that training keeps; scores are corrected in the
     log-odds. ``popularity`` stops at the end of training (frozen) or at the last whole week before a request
-    (fresh). ``tables``: rows of the table of each categorical feature, row 0 included.
+    (fresh). ``tables``: rows of the table of each categorical feature, row 0 included. ``widths``: columns of a table,
+    by name, unless they are those of `models/shared.py`.
     """
 
     labels: tuple[str, ...]
@@ -63,6 +65,7 @@ class FeatureSpec:
     context: tuple[str, ...] = CONTEXT
     sequences: tuple[SequenceSpec, ...] = SEQUENCES
     tables: dict[str, int] = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
 
     @property
     def user_tables(self) -> tuple[str, ...]:
@@ -84,6 +87,12 @@ class FeatureSpec:
                 raise InputError(
                     f"spec: the table of {name!r} has {rows:,} rows; it can have 1 to {MAX_ROWS:,}. Leave"
                     " a column out of the tables that has another value in nearly every row"
+                )
+        for name, columns in self.widths.items():
+            if name not in self.tables or not 1 <= columns <= MAX_WIDTH:
+                raise InputError(
+                    f"spec: the table of {name!r} has {columns:,} columns; a table of {', '.join(self.tables)} can"
+                    f" have 1 to {MAX_WIDTH:,}"
                 )
 
     def save(self, folder: Path) -> None:

@@ -162,6 +162,9 @@ def test_spec_survives_the_disk_and_refuses_what_it_does_not_know(market, tmp_pa
     for tables in ({**market.spec.tables, "object": specs.MAX_ROWS + 1}, {}):
         with pytest.raises(InputError, match=r"the table of 'object' has [\d,]+ rows"):
             dataclasses.replace(market.spec, tables=tables).check()
+    for widths in ({"object": 0}, {"nowhere": 4}):
+        with pytest.raises(InputError, match=r"the table of '\w+' has \d columns; a table of object, "):
+            dataclasses.replace(market.spec, widths=widths).check()
     with pytest.raises(InputError, match="a share above 0"):
         dataclasses.replace(market.spec, negatives=0.0).check()
 

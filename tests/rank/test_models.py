@@ -21,7 +21,8 @@ def _suite(name):
     return type(f"Test_{name}", (RankerContract,), {"ranker": RANKERS[name]})
 
 
-Test_dcnv2, Test_din, Test_din_paper, Test_muse, Test_tin = map(_suite, ("dcnv2", "din", "din_paper", "muse", "tin"))
+Test_autoint, Test_dcnv2, Test_finalmlp, Test_gdcn = map(_suite, ("autoint", "dcnv2", "finalmlp", "gdcn"))
+Test_din, Test_din_paper, Test_muse, Test_tin = map(_suite, ("din", "din_paper", "muse", "tin"))
 
 
 def test_every_ranker_is_under_contract():

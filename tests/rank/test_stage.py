@@ -16,6 +16,7 @@ from leadre.__main__ import main
 from leadre.data import histories
 from leadre.errors import InputError
 from leadre.rank import ranker, report, rows, score
+from leadre.rank.models import shared
 from leadre.rank.score import ScoredRows
 
 
@@ -176,9 +177,20 @@ def test_slices_and_samples_without_an_action_have_no_ratio():
 def test_bad_options_and_logs_are_refused(work, capsys, tmp_path):
     assert rank(work, "train", "--model", "muse") == 2
     assert "set --ids true" in capsys.readouterr().err
+    assert rank(work, "train", "--table-variance", "0.9") == 2
+    assert "trees have no tables" in capsys.readouterr().err
     before = artifact.read(work / "m" / "rank-train", artifact.Kind("ranker", 2)).hash
     assert rank(work, "train", "--requests", "1", "--negatives", "0.001", "--seed", "8") == 2
     assert "so nothing can be learnt" in capsys.readouterr().err
     assert artifact.read(work / "m" / "rank-train", artifact.Kind("ranker", 2)).hash == before
     assert main(["rank", "score", "--work", str(tmp_path), "--run", "m"]) == 2
     assert "leadre data" in capsys.readouterr().err
+
+
+def test_narrow_tables_are_part_of_the_ranker(work):
+    flags = ("--model", "gdcn", "--table-variance", "0.6", "--requests", "60", "--epochs", "1")
+    assert rank(work, "train", *flags) == 0
+    spec = ranker.load(work / "m" / "rank-train").spec
+    assert set(spec.widths) == {*spec.fields, *spec.user_tables}
+    assert 1 <= spec.widths["object"] < shared.OBJECT_WIDTH
+    assert not (work / "m" / ".rank-train.checkpoint").exists()

@@ -21,37 +21,34 @@ from leadre.rank.spec import FeatureSpec
 
 @dataclass(frozen=True, kw_only=True)
 class DcnV2:
-    """``depth`` cross layers with matrices of ``rank``."""
+    """``depth`` cross layers with matrices of ``rank``. ``deep``: hidden units of the plain network; () has none."""
 
     depth: int = 3
     rank: int = 32
+    deep: tuple[int, ...] = shared.HEAD
 
     def init(self, spec: FeatureSpec, rng: np.random.Generator) -> Initial:
         """Parameters before training."""
         initial = shared.init_inputs(spec, rng)
-        users = shared.USER_WIDTH * len(spec.user_tables)
-        width = shared.width(spec) * (1 + len(spec.sequences)) + shared.number_width(spec) + users
+        width = shared.pooled_user_width(spec) + shared.candidate_width(spec)
         for layer in range(self.depth):
             initial[f"cross.{layer}.down"] = rng.normal(0, width**-0.5, (width, self.rank)).astype(np.float32)
             layers.init_dense(initial, rng, f"cross.{layer}.up", self.rank, width)
             initial[f"cross.{layer}.up.weight"] *= np.float32(0.1)
         layers.init_mlp(initial, rng, "cross.out", (width, len(spec.labels)))
-        layers.init_mlp(initial, rng, "deep", (width, *shared.HEAD, len(spec.labels)))
+        if self.deep:
+            layers.init_mlp(initial, rng, "deep", (width, *self.deep, len(spec.labels)))
         return initial
 
     def user(self, params: Params, spec: FeatureSpec, batch: Batch) -> State:
         """User, context and the mean of each sequence, side by side, [R, ...]."""
-        pooled = []
-        for part in spec.sequences:
-            sequence = batch.sequences[part.name]
-            pooled.append(shared.mean_pool(shared.embed(params, spec, sequence.field_RTK), sequence))
-        return {"user": layers.concat([shared.user_vector(params, spec, batch), *pooled])}
+        return {"user": shared.pooled_user(params, spec, batch)}
 
     def score(self, params: Params, spec: FeatureSpec, state: State, batch: Batch) -> Array:
         """Log-odds [R, C, H]."""
-        v_RCD = shared.embed(params, spec, batch.field_RCK)
-        x0 = layers.concat([v_RCD, shared.numbers(params, batch), state["user"][:, None]])
+        x0 = layers.concat([shared.candidate(params, spec, batch), state["user"][:, None]])
         x = x0
         for layer in range(self.depth):
             x = x0 * layers.dense(params, f"cross.{layer}.up", x @ params[f"cross.{layer}.down"]) + x
-        return layers.mlp(params, "cross.out", x) + layers.mlp(params, "deep", x0)
+        logit_RCH = layers.mlp(params, "cross.out", x)
+        return logit_RCH + layers.mlp(params, "deep", x0) if self.deep else logit_RCH

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from leadre.rank.models.autoint import AutoInt
 from leadre.rank.models.dcnv2 import DcnV2
 from leadre.rank.models.din import Din
 from leadre.rank.models.din_paper import DinPaper
+from leadre.rank.models.finalmlp import FinalMlp
+from leadre.rank.models.gdcn import Gdcn
 from leadre.rank.models.muse import Muse
 from leadre.rank.models.shared import Ranker
 from leadre.rank.models.tin import Tin
 
 RANKERS: Mapping[str, Ranker] = {
+    "autoint": AutoInt(),
     "dcnv2": DcnV2(),
     "din": Din(),
     "din_paper": DinPaper(),
+    "finalmlp": FinalMlp(),
+    "gdcn": Gdcn(),
     "muse": Muse(),
     "tin": Tin(),
 }

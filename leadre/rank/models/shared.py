@@ -48,9 +48,23 @@ class Ranker(Protocol):
         ...
 
 
+def table_width(spec: FeatureSpec, name: str) -> int:
+    """Columns of the table of a field, or of a feature of user or context."""
+    if name in spec.widths:
+        return spec.widths[name]
+    if name in spec.user_tables:
+        return USER_WIDTH
+    return OBJECT_WIDTH if name == spec.fields[0] else FIELD_WIDTH
+
+
 def width(spec: FeatureSpec) -> int:
     """Width D of an embedded object."""
-    return OBJECT_WIDTH + FIELD_WIDTH * (len(spec.fields) - 1)
+    return sum(table_width(spec, name) for name in spec.fields)
+
+
+def user_width(spec: FeatureSpec) -> int:
+    """Columns of `user_vector`."""
+    return sum(table_width(spec, name) for name in spec.user_tables)
 
 
 def init_inputs(spec: FeatureSpec, rng: np.random.Generator) -> Initial:
@@ -59,11 +73,8 @@ def init_inputs(spec: FeatureSpec, rng: np.random.Generator) -> Initial:
     Candidates and sequences share the tables of the fields. Training sets the two arrays of the numbers.
     """
     initial: Initial = {}
-    for name in spec.fields:
-        columns = OBJECT_WIDTH if name == spec.fields[0] else FIELD_WIDTH
-        layers.init_table(initial, rng, name, spec.tables[name], columns)
-    for name in spec.user_tables:
-        layers.init_table(initial, rng, name, spec.tables[name], USER_WIDTH)
+    for name in (*spec.fields, *spec.user_tables):
+        layers.init_table(initial, rng, name, spec.tables[name], table_width(spec, name))
     initial |= fit_numbers(np.zeros((1, len(spec.numbers)), np.float32))
     return initial
 
@@ -99,12 +110,12 @@ def embed(params: Params, spec: FeatureSpec, field_K: Array) -> Array:
 
 
 def user_vector(params: Params, spec: FeatureSpec, batch: Batch) -> Array:
-    """User and context as concatenated rows, [R, P x USER_WIDTH]."""
+    """User and context as concatenated rows, [R, `user_width`]."""
     return layers.concat([layers.lookup(params, name, batch.user_RP[:, p]) for p, name in enumerate(spec.user_tables)])
 
 
-def numbers(params: Params, batch: Batch) -> Array:
-    """Numbers in two forms, [R, C, F x (1 + BINS)]: in standard deviations, and piecewise linear.
+def number_forms(params: Params, batch: Batch) -> tuple[Array, Array]:
+    """Numbers in two forms: in standard deviations [R, C, F], and piecewise linear [R, C, F, BINS].
 
     The first is less the training mean and clipped. The second is the share of each bin that lies below the number: 1
     for bins below, 0 for bins above (Gorishniy et al., NeurIPS 2022, arXiv 2203.05556). It lets one layer bend at each
@@ -113,6 +124,12 @@ def numbers(params: Params, batch: Batch) -> Array:
     number_RCF = batch.number_RCF
     standard = layers.clipped((number_RCF - params["fixed.centre"]) / params["fixed.scale"], layers.MAX_DEVIATION)
     share_RCFB = layers.unit((number_RCF[..., None] - params["fixed.low"]) / params["fixed.width"])
+    return standard, share_RCFB
+
+
+def numbers(params: Params, batch: Batch) -> Array:
+    """Both of `number_forms` side by side, [R, C, F x (1 + BINS)]."""
+    standard, share_RCFB = number_forms(params, batch)
     return layers.concat([standard, share_RCFB.reshape(*standard.shape[:-1], -1)])
 
 
@@ -128,10 +145,34 @@ def mean_pool(x_RTD: Array, sequence: SequenceBatch) -> Array:
     return (x_RTD * weight_RT[..., None]).sum(1) / (total_R + layers.as_floats(total_R == 0, total_R))[:, None]
 
 
+def pooled_user(params: Params, spec: FeatureSpec, batch: Batch) -> Array:
+    """User, context and the mean of each sequence side by side, [R, `pooled_user_width`]."""
+    parts = [user_vector(params, spec, batch)]
+    for part in spec.sequences:
+        sequence = batch.sequences[part.name]
+        parts.append(mean_pool(embed(params, spec, sequence.field_RTK), sequence))
+    return layers.concat(parts)
+
+
+def pooled_user_width(spec: FeatureSpec) -> int:
+    """Columns of `pooled_user`."""
+    return user_width(spec) + width(spec) * len(spec.sequences)
+
+
+def candidate(params: Params, spec: FeatureSpec, batch: Batch) -> Array:
+    """Fields and numbers of the candidates side by side, [R, C, `candidate_width`]."""
+    return layers.concat([embed(params, spec, batch.field_RCK), numbers(params, batch)])
+
+
+def candidate_width(spec: FeatureSpec) -> int:
+    """Columns of `candidate`."""
+    return width(spec) + number_width(spec)
+
+
 def init_head(initial: Initial, rng: np.random.Generator, spec: FeatureSpec, inputs: int) -> None:
     """The last layers, on ``inputs`` of the model beside numbers, user and context."""
-    users = USER_WIDTH * len(spec.user_tables)
-    layers.init_mlp(initial, rng, "head", (inputs + number_width(spec) + users, *HEAD, len(spec.labels)))
+    inputs += number_width(spec) + user_width(spec)
+    layers.init_mlp(initial, rng, "head", (inputs, *HEAD, len(spec.labels)))
 
 
 def head(params: Params, state: State, batch: Batch, parts: list[Array]) -> Array:

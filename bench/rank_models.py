@@ -1,0 +1,284 @@
+"""Rankers of field interactions on a planted law: how much of the possible does each of them learn?
+
+The law is a product of ``order`` signs among 12 fields (`leadre/data/worlds/interaction.py`). A seed draws law, rows
+and initial weights. The figure of a model is the share of the possible: the gain of its log loss over the base rate,
+divided by that of the true log-odds. Intervals are those of Student over the seeds. Networks that are compared have
+about as many parameters, and the rate of each is the best on validation rows of one seed, as are the leaves of the
+trees. Claims are in bench/RESULTS.md, and the figures in docs/results/rank-models.json.
+
+Finished trainings are kept in ``--cache``, so that a killed run continues; delete it after a change of a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import numpy as np
+import torch
+from scipy.special import expit
+from scipy.stats import t as student
+
+from leadre.data.worlds import interaction
+from leadre.rank import dimensions, measure, planted, train
+from leadre.rank.inputs import RequestInputs, collate
+from leadre.rank.models.autoint import AutoInt
+from leadre.rank.models.dcnv2 import DcnV2
+from leadre.rank.models.finalmlp import FinalMlp
+from leadre.rank.models.gdcn import Gdcn
+from leadre.rank.models.shared import Ranker
+from leadre.rank.rows import Example
+
+FIGURES = Path(__file__).parents[1] / "docs" / "results" / "rank-models.json"
+CANDIDATES = 8
+REQUESTS = (3000, 600, 2000)  # of training, validation and test
+FIELDS, VALUES = 12, 10
+WIDTH = 8  # columns of each table
+ORDERS = (3, 4)
+TUNED_ON = 4  # the order
+RATES = (3e-3, 1e-2)  # of dense layers; tables have three times as much
+LEAVES = (15, 63, 255)
+TREES = "trees"
+NETWORKS: Mapping[str, Ranker] = {
+    "mlp": DcnV2(depth=0, deep=(96, 32)),
+    "dcnv2": DcnV2(rank=8, deep=(48, 24)),
+    "autoint1": AutoInt(blocks=1, width=40, deep=()),
+    "autoint2": AutoInt(blocks=2, width=32, deep=()),
+    "autoint+": AutoInt(blocks=2, width=24, deep=(48, 16)),
+    "streams": FinalMlp(hidden=(48, 24), heads=0, gate=0),
+    "streams+bilinear": FinalMlp(hidden=(48, 24), heads=4, gate=0),
+    "finalmlp": FinalMlp(hidden=(40, 20), heads=4, gate=8),
+    "gdcn": Gdcn(rank=4, deep=(48, 24)),
+    **{f"cross{depth}": DcnV2(depth=depth, rank=96 // depth, deep=()) for depth in (1, 2, 3, 5)},
+    **{f"gated{depth}": Gdcn(depth=depth, rank=48 // depth, deep=()) for depth in (1, 2, 3, 5)},
+}
+DEPTHS = tuple(name for name in NETWORKS if name[:5] in ("cross", "gated"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """One training.
+
+    ``rate``: of dense layers, or the leaves of trees. ``tables``: columns of every table, or below 1 the share of FDO.
+    """
+
+    model: str
+    order: int
+    seed: int
+    rate: float
+    tables: float = WIDTH
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, default=Path("work/rank-models.jsonl"))
+    parser.add_argument("--models", default=",".join((TREES, *NETWORKS)))
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    names = options.models.split(",")
+    results = Results(options.cache)
+    figures = {
+        name: {
+            "rate": (rate := best_rate(name, results)),
+            "orders": {
+                order: summary(
+                    [results.of(Fit(model=name, order=order, seed=seed, rate=rate)) for seed in range(options.seeds)]
+                )
+                for order in (ORDERS if name not in DEPTHS else (TUNED_ON,))
+            },
+        }
+        for name in names
+    }
+    claim = {"bench": "rank_models", "requests": REQUESTS, "candidates": CANDIDATES, "models": figures}
+    if set(names) == {TREES, *NETWORKS}:
+        claim["tables"] = tables(results, figures["gdcn"]["rate"], options.seeds)
+        FIGURES.write_text(json.dumps(claim, indent=1) + "\n")
+    sys.stdout.write(json.dumps(claim) + "\n")
+
+
+class Results:
+    """Finished trainings, one JSON line each."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._done: dict[Fit, dict[str, float]] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                row = json.loads(line)
+                self._done[Fit(**row["fit"])] = row["result"]
+
+    def of(self, fit: Fit) -> dict[str, float]:
+        """The result of a training, which runs unless it is there."""
+        if fit not in self._done:
+            self._done[fit] = measured(fit)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as file:
+                file.write(json.dumps({"fit": asdict(fit), "result": self._done[fit]}) + "\n")
+            sys.stderr.write(f"{fit} {self._done[fit]}\n")
+        return self._done[fit]
+
+
+def best_rate(name: str, results: Results) -> float:
+    """The rate with the lowest validation loss on the first seed."""
+    rates = LEAVES if name == TREES else RATES
+    return min(rates, key=lambda rate: results.of(Fit(model=name, order=TUNED_ON, seed=0, rate=rate))["valid_loss"])
+
+
+def tables(results: Results, rate: float, seeds: int) -> dict[str, Any]:
+    """GDCN with tables narrowed by FDO, and with all tables equally narrow."""
+    columns = {f"{width} columns": float(width) for width in (WIDTH, 4, 2)} | {"FDO 95 %": 0.95, "FDO 80 %": 0.8}
+    fits = {
+        name: [Fit(model="gdcn", order=TUNED_ON, seed=seed, rate=rate, tables=value) for seed in range(seeds)]
+        for name, value in columns.items()
+    }
+    return {name: summary([results.of(fit) for fit in parts]) for name, parts in fits.items()}
+
+
+def summary(results: list[dict[str, float]]) -> dict[str, Any]:
+    """Mean of each figure; of the share of the possible also its interval over seeds, and all values."""
+    shares = [result["share"] for result in results]
+    half = (
+        student.ppf(0.975, len(shares) - 1) * np.std(shares, ddof=1) / len(shares) ** 0.5 if len(shares) > 1 else np.nan
+    )
+    means = {name: round(float(np.mean([result[name] for result in results])), 4) for name in results[0]}
+    return means | {"lo": round(np.mean(shares) - half, 4), "hi": round(np.mean(shares) + half, 4), "shares": shares}
+
+
+@cache
+def data(order: int, seed: int) -> tuple[interaction.Interaction, list[interaction.Rows], list[list[Example]]]:
+    """The law, and its rows of training, validation and test."""
+    law = interaction.draw(order, seed, fields=FIELDS, values=VALUES)
+    rows = [law.rows(requests, CANDIDATES, 10 * seed + part) for part, requests in enumerate(REQUESTS)]
+    return law, rows, [planted.examples(part) for part in rows]
+
+
+def measured(fit: Fit) -> dict[str, float]:
+    """Train and test one model."""
+    start_s = time.thread_time()
+    fitted = forest(fit) if fit.model == TREES else network(fit)
+    seconds = time.thread_time() - start_s
+    _, (_, valid, test), _ = data(fit.order, fit.seed)
+    label_N = test.label_RC.ravel()
+    losses = [
+        float(measure.log_losses(label_N, expit(logit)).mean()) for logit in (fitted.test_N, test.logit_RC.ravel())
+    ]
+    base = float(measure.log_losses(label_N, np.full(len(label_N), label_N.mean())).mean())
+    return {
+        "share": round((base - losses[0]) / (base - losses[1]), 4),
+        "auc": round(measure.auc(label_N, fitted.test_N), 4),
+        "auc_possible": round(measure.auc(label_N, test.logit_RC.ravel()), 4),
+        "valid_loss": round(float(measure.log_losses(valid.label_RC.ravel(), expit(fitted.valid_N)).mean()), 5),
+        "parameters": fitted.parameters,
+        "columns_law": fitted.columns_law,
+        "columns_noise": fitted.columns_noise,
+        "ms_1000": fitted.ms_1000,
+        "train_s": round(seconds, 1),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """Log-odds of the validation and test rows, and the size of the model.
+
+    ``columns_law`` and ``columns_noise``: mean columns of the tables of the fields in the law, and of the others.
+    """
+
+    valid_N: np.ndarray
+    test_N: np.ndarray
+    parameters: int
+    columns_law: float
+    columns_noise: float
+    ms_1000: float
+
+
+def network(fit: Fit) -> Fitted:
+    """A network; with an FDO share it is trained twice, and the second one counts."""
+    law, _, (rows, valid, test) = data(fit.order, fit.seed)
+    ranker = NETWORKS[fit.model]
+    training = train.Training(epochs=6, patience=6, learning_rate=fit.rate, table_rate=3 * fit.rate)
+    spec = planted.spec_of(law, WIDTH if fit.tables < 1 else int(fit.tables))
+    params, _ = train.fit(ranker, spec, rows, valid, training, fit.seed)
+    if fit.tables < 1:
+        spec = replace(spec, widths=dimensions.widths(spec, params, rows, fit.tables))
+        params, _ = train.fit(ranker, spec, rows, valid, training, fit.seed)
+    logit = [train.logits(ranker, spec, params, collate([row.inputs for row in part])) for part in (valid, test)]
+    columns = [0] * len(spec.widths)
+    columns[::2] = [spec.widths[name] for name in spec.user_tables]
+    columns[1::2] = [spec.widths[name] for name in spec.fields]
+    request = collate([rows_of_1000(test)])
+    return Fitted(
+        valid_N=logit[0][..., 0].ravel(),
+        test_N=logit[1][..., 0].ravel(),
+        parameters=sum(values.size for name, values in params.items() if not name.startswith("fixed.")),
+        columns_law=float(np.mean(columns[: law.order])),
+        columns_noise=float(np.mean(columns[law.order :])),
+        ms_1000=milliseconds(lambda: train.logits(ranker, spec, params, request)),
+    )
+
+
+def forest(fit: Fit) -> Fitted:
+    """LightGBM with all fields as categories; ``parameters`` are its leaves."""
+    law, (rows, valid, test), _ = data(fit.order, fit.seed)
+    fields = [
+        np.concatenate([np.repeat(part.user_RP[:, None], CANDIDATES, 1), part.candidate_RCK], 2).reshape(
+            -1, len(law.sign_FV)
+        )
+        for part in (rows, valid, test)
+    ]
+    options = {
+        "objective": "binary",
+        "learning_rate": 0.1,
+        "num_leaves": int(fit.rate),
+        "seed": fit.seed,
+        "verbosity": -1,
+        "num_threads": 1,
+    }
+    dataset = lightgbm.Dataset(fields[0], rows.label_RC.ravel(), categorical_feature=list(range(fields[0].shape[1])))
+    stop = lightgbm.early_stopping(30, verbose=False)
+    valid_set = dataset.create_valid(fields[1], valid.label_RC.ravel())
+    trees = lightgbm.train(options, dataset, 400, valid_sets=[valid_set], callbacks=[stop])
+    request = fields[2][:1000]
+    return Fitted(
+        valid_N=trees.predict(fields[1], raw_score=True),
+        test_N=trees.predict(fields[2], raw_score=True),
+        parameters=trees.best_iteration * int(fit.rate),
+        columns_law=1,
+        columns_noise=1,
+        ms_1000=milliseconds(lambda: trees.predict(request, raw_score=True, num_threads=1)),
+    )
+
+
+def rows_of_1000(examples: list[Example]) -> RequestInputs:
+    """A request with 1,000 candidates: those of many requests."""
+    fields = np.concatenate([row.inputs.field_CK for row in examples])[:1000]
+    first = examples[0].inputs
+    return replace(
+        first,
+        field_CK=fields,
+        number_CF=np.zeros((1000, 1), np.float32),
+        content_C=np.zeros(1000, np.int32),
+        is_new_C=np.ones(1000, np.bool_),
+    )
+
+
+def milliseconds(score: Callable[[], object]) -> float:
+    """Median processor time of a call."""
+    times = []
+    for _ in range(9):
+        start_s = time.thread_time()
+        score()
+        times.append(time.thread_time() - start_s)
+    return round(1000 * float(np.median(times)), 2)
+
+
+if __name__ == "__main__":
+    main()

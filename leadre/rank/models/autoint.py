@@ -1,0 +1,105 @@
+"""AutoInt: self-attention over fields builds their combinations (Song et al., CIKM 2019, arXiv 1810.11921).
+
+A block gives each token relu(sum over heads and tokens of softmax(q k) v + W e); a block more is a higher order, and
+the product with W keeps the lower ones. The log-odds are linear in all tokens of the last block, beside a plain network
+of the inputs (AutoInt+). Tokens are the candidate's fields and numbers, user and context, and the mean of each
+sequence. A number is x times a learnt vector, for x in standard deviations and by bins: a raw number of a thousand
+would decide the softmax alone. Deviations from the paper:
+
+- Products are divided by the root of a head's width, as in the official code. That code also has ReLU on queries, keys
+  and values and a normalisation at the end; this file follows the paper's formulas.
+- Tables of different widths are mapped to one width. No dropout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from leadre.rank import layers
+from leadre.rank.inputs import Batch
+from leadre.rank.layers import Array, Initial, Params
+from leadre.rank.models import shared
+from leadre.rank.models.shared import State
+from leadre.rank.spec import FeatureSpec
+
+ROLES = ("query", "key", "value", "residual")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoInt:
+    """``blocks`` of ``heads`` over tokens of ``width``. ``deep``: hidden units of the plain network; () has none."""
+
+    blocks: int = 3
+    heads: int = 2
+    width: int = 32
+    deep: tuple[int, ...] = shared.HEAD
+
+    def init(self, spec: FeatureSpec, rng: np.random.Generator) -> Initial:
+        """Parameters before training."""
+        initial = shared.init_inputs(spec, rng)
+        for name in (*spec.fields, *spec.user_tables):
+            layers.init_dense(initial, rng, f"token.{name}", shared.table_width(spec, name), self.width)
+        for part in spec.sequences:
+            layers.init_dense(initial, rng, f"token.sequence.{part.name}", shared.width(spec), self.width)
+        numbers_FBW = rng.normal(0, 0.1, (len(spec.numbers), 1 + shared.BINS, self.width))
+        initial["token.numbers"] = numbers_FBW.astype(np.float32)
+        for block in range(self.blocks):
+            for role in ROLES:
+                weight = rng.normal(0, self.width**-0.5, (self.width, self.width))
+                initial[f"block.{block}.{role}"] = weight.astype(np.float32)
+        tokens = len(spec.fields) + len(spec.numbers) + len(spec.user_tables) + len(spec.sequences)
+        layers.init_mlp(initial, rng, "out", (tokens * self.width, len(spec.labels)))
+        if self.deep:
+            inputs = shared.pooled_user_width(spec) + shared.candidate_width(spec)
+            layers.init_mlp(initial, rng, "deep", (inputs, *self.deep, len(spec.labels)))
+        return initial
+
+    def user(self, params: Params, spec: FeatureSpec, batch: Batch) -> State:
+        """User, context and the mean of each sequence: side by side [R, ...], and as tokens [R, M x W]."""
+        tokens = [
+            layers.dense(params, f"token.{name}", layers.lookup(params, name, batch.user_RP[:, p]))
+            for p, name in enumerate(spec.user_tables)
+        ]
+        for part in spec.sequences:
+            sequence = batch.sequences[part.name]
+            mean_RD = shared.mean_pool(shared.embed(params, spec, sequence.field_RTK), sequence)
+            tokens.append(layers.dense(params, f"token.sequence.{part.name}", mean_RD))
+        return {"user": shared.pooled_user(params, spec, batch), "tokens": layers.concat(tokens)}
+
+    def score(self, params: Params, spec: FeatureSpec, state: State, batch: Batch) -> Array:
+        """Log-odds [R, C, H]."""
+        tokens = [
+            layers.dense(params, f"token.{name}", layers.lookup(params, name, batch.field_RCK[..., k]))
+            for k, name in enumerate(spec.fields)
+        ]
+        x = layers.concat([*tokens, _number_tokens(params, batch), state["tokens"][:, None]])
+        x = x.reshape(*x.shape[:-1], -1, self.width)
+        for block in range(self.blocks):
+            x = self._attend(x, *(params[f"block.{block}.{role}"] for role in ROLES))
+        logit_RCH = layers.mlp(params, "out", x.reshape(*x.shape[:-2], -1))
+        if not self.deep:
+            return logit_RCH
+        inputs = layers.concat([shared.candidate(params, spec, batch), state["user"][:, None]])
+        return logit_RCH + layers.mlp(params, "deep", inputs)
+
+    def _attend(self, x: Array, *weights: Array) -> Array:
+        """One block on tokens [R, C, M, W], with its matrices of `ROLES`."""
+        query, key, value, residual = (x @ weight for weight in weights)
+        fit = self._by_head(query) @ layers.transposed(self._by_head(key)) / (self.width / self.heads) ** 0.5
+        mixed = (layers.softmax(fit) @ self._by_head(value)).swapaxes(-3, -2).reshape(*x.shape)
+        return layers.relu(mixed + residual)
+
+    def _by_head(self, x: Array) -> Array:
+        """[R, C, M, W] -> [R, C, heads, M, W / heads]."""
+        return x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(-3, -2)
+
+
+def _number_tokens(params: Params, batch: Batch) -> Array:
+    """The token of each number, side by side, [R, C, F x W]."""
+    standard, share_RCFB = shared.number_forms(params, batch)
+    number_RCFB = layers.concat([standard[..., None], share_RCFB])
+    requests, candidates, numbers, forms = number_RCFB.shape
+    token_FNW = number_RCFB.reshape(-1, numbers, forms).swapaxes(0, 1) @ params["token.numbers"]
+    return token_FNW.swapaxes(0, 1).reshape(requests, candidates, -1)
