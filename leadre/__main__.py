@@ -60,7 +60,8 @@ def _run(arguments: list[str]) -> int:
     if path is not None and getattr(effective, "stages", path) is None:
         effective = effective.changed({"stages": path})  # a command that runs other stages reads their sections
     if "show" in switches:
-        _print("\n".join(f"{name} = {config.show(value)}" for name, value in effective.flat().items()))
+        show = getattr(module, "show", None)  # of a command that runs other stages
+        _print(show(effective) if show else config.lines(effective.flat()))
         return 0
     extras.require(f"`leadre {command_of(section)}`", *extras.COMMANDS[section])
     output = module.run(effective)

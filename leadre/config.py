@@ -29,9 +29,10 @@ from typing import Any, NamedTuple, TypeVar
 from leadre.errors import InputError
 from leadre.redact import redact
 
-# The section of each command in a TOML file -> its module, which has `Config` and `run(config)`; in the order of the
-# stages. [tune-dpo] is the section of `leadre tune dpo` (`command_of`).
+# The section of each command in a TOML file -> its module, which has `Config` and `run(config)`: the command that runs
+# all stages, then each in their order. [tune-dpo] is the section of `leadre tune dpo` (`command_of`).
 VERBS = {
+    "train": "leadre.train.run",
     "data": "leadre.data.run",
     "semid": "leadre.semid.run",
     "tune": "leadre.tune.run",
@@ -203,6 +204,11 @@ def load(cls: type[C], *, section: str, path: Path | None, flags: Mapping[str, s
     return cls(**{name: values.pop(name) for name in required}).changed(values)
 
 
+def keys_of(section: str, path: Path | None) -> set[str]:
+    """The options that the file at ``path`` sets for a stage, shared keys included. Raises InputError."""
+    return {key for key, _, _ in _toml_items(section, path)}
+
+
 def describe(cls: type[Common]) -> list[HelpRow]:
     """The rows of ``--help``: the stage's own options, then the shared ones."""
     shared = {field.name for field in dataclasses.fields(Common)}
@@ -220,6 +226,11 @@ def show(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(show(entry) for entry in value)
     return "none" if value is None else redact(str(value))
+
+
+def lines(values: Mapping[str, object]) -> str:
+    """``name = value`` of each option, a line each."""
+    return "\n".join(f"{name} = {show(value)}" for name, value in values.items())
 
 
 def command_of(section: str) -> str:

@@ -25,6 +25,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
         "implicit",
         "matplotlib",
         "peft",
+        "psutil",
         "safetensors",
         "scipy",
         "threadpoolctl",
@@ -60,6 +61,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
 }
 # Section of a command -> the extras that it needs with any options. Parts that only some options reach check theirs.
 COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "train": ("semid", "tune", "generate", "evaluate"),
     "data": (),
     "semid": ("semid",),
     "tune": ("tune",),

@@ -27,6 +27,8 @@ class Advance(Protocol):
 class _Console(Console):
     """A console that drops its lines once nothing reads them. Rich would exit the process or end the calling thread."""
 
+    said_s = time.monotonic()  # when `say` printed the last line
+
     def on_broken_pipe(self) -> None:
         self.quiet = True
 
@@ -36,7 +38,14 @@ console = _Console(stderr=True)
 
 def say(text: str) -> None:
     """Print one line: ``[brackets]`` are text and not markup, long lines are not wrapped, passwords are hidden."""
+    console.said_s = time.monotonic()
     console.print(redact(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def sign_of_life(text: str) -> None:
+    """Print one line if none was printed for ten seconds; nothing in a terminal, whose bars show that time passes."""
+    if not console.is_terminal and time.monotonic() - console.said_s >= LOG_EVERY_S:
+        say(f"{text}, nothing new for {duration(time.monotonic() - console.said_s)}")
 
 
 @contextmanager

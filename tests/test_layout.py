@@ -13,7 +13,7 @@ from leadre.__main__ import VERBS
 
 ROOT = Path(__file__).parents[1]
 # In the order of the flow. The Python API is no stage; it may import all of them, and leadre/__init__.py exports it.
-STAGES = ("data", "semid", "lm", "tune", "generate", "rank", "auction", "creative", "serve", "evaluate", "api")
+STAGES = ("data", "semid", "lm", "tune", "generate", "rank", "auction", "creative", "serve", "evaluate", "train", "api")
 # The parts of leadre/serve; each imports from itself and from those before it. Verbs (run*.py) and backup come last.
 SERVE_PARTS = (
     *("settings", "paths", "private", "plan", "protocol", "catalogue"),

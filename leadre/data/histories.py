@@ -120,10 +120,11 @@ class Logs:
         return np.flatnonzero(self.request_split_R == split)
 
 
-def choose_requests(logs: Logs, *, split: str, users: int, seed: int) -> I64:
-    """The requests of a split, or those of ``users`` of its users drawn by ``seed``.
+def choose_requests(logs: Logs, *, split: str, users: int, visits: int = 0, seed: int) -> I64:
+    """The requests of a split, or those of ``users`` of its users, at most ``visits`` each; 0: all. ``seed`` draws.
 
-    The draw is among users with an action in the split: it is the same with and without the requests that have none.
+    The draw of users is among those with an action in the split: it is the same with and without requests that have
+    none.
     """
     requests = logs.requests_of(SPLITS.index(split))
     has_action = np.diff(logs.relevant_offsets)[requests] > 0
@@ -131,7 +132,16 @@ def choose_requests(logs: Logs, *, split: str, users: int, seed: int) -> I64:
     if 0 < users < len(all_users):
         drawn = np.random.default_rng(seed).choice(all_users, size=users, replace=False)
         requests = requests[np.isin(logs.request_user_R[requests], drawn)]
-    return requests
+    return at_most(logs, requests, visits, seed) if visits else requests
+
+
+def at_most(logs: Logs, requests: I64, visits: int, seed: int) -> I64:
+    """The ``requests``, ascending; of a user with more than ``visits`` of them as many, drawn by ``seed``."""
+    shuffled = np.random.default_rng(seed).permutation(requests)
+    in_order = shuffled[np.argsort(logs.request_user_R[shuffled], kind="stable")]
+    user_R = logs.request_user_R[in_order]
+    first_R = np.searchsorted(user_R, user_R, side="left")
+    return np.sort(in_order[np.arange(len(in_order)) - first_R < visits])
 
 
 def first_seen(logs: Logs, r: int) -> Mask:

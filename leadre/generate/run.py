@@ -21,6 +21,7 @@ class Config(config.Common):
     model: Literal["sft", "dpo"] = config.option("sft", "the model: that of tune-sft or of tune-dpo")
     split: Literal["train", "valid", "test"] = config.option("test", "split of the requests to generate lists for")
     users: int = config.option(0, "only the requests of this many users, drawn by the seed; 0 = all", at_least=0)
+    visits: int = config.option(0, "at most this many requests of each user, drawn by the seed; 0 = all", at_least=0)
     beam: int = config.option(24, "beams per request, at least as many as ads per list", at_least=1)
     top: int = config.option(20, "ads per list", at_least=1)
     step: str = config.option("generate", "name of the artifact's folder: generate, or generate-NAME")
@@ -48,7 +49,7 @@ def run(config: Config) -> None:
     with output.create() as temporary:
         engine = batch.load(*parents, training=config.split == "train", threads=config.threads)
         requests = histories.choose_requests(
-            engine.threads.logs, split=config.split, users=config.users, seed=config.seed
+            engine.threads.logs, split=config.split, users=config.users, visits=config.visits, seed=config.seed
         )
         if config.split == "train":  # a learnt prior has counts of the time before that
             requests = requests[engine.threads.moments.at_us_M[requests] >= engine.live.from_us]

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from leadre import metrics
+from leadre import metrics, progress
 from leadre.data.histories import first_seen
 from leadre.data.moment import Moment
 from leadre.lm.backbone import Backbone
@@ -125,7 +125,9 @@ def measure(
     logs = threads.logs
     rows: dict[str, dict[int, tuple[float, float, float]]] = {view: {} for view in VIEWS}
     backbone.eval()
-    for ranked in TunedSearcher(BeamSearcher(backbone), threads, live).answer(windows, VIEWS, width):
+    answers = TunedSearcher(BeamSearcher(backbone), threads, live).answer(windows, VIEWS, width)
+    count = len(VIEWS) * sum(len(window.requests) for window in windows)
+    for ranked in progress.bar(answers, total=count, label="tune: rank validation requests, in both views"):
         relevant, nanos = logs.relevant(ranked.r)
         if ranked.view == "new":
             is_first = first_seen(logs, ranked.r)

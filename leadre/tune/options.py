@@ -42,5 +42,7 @@ class TrainingSchedule:
     codes_learning_rate: float = option(3e-3, "peak learning rate of the semantic-ID rows", at_least=0)
     weight_decay: float = option(0.05, "decoupled weight decay", at_least=0)
     validate_every: int = option(200, "steps between validations on a seeded sample of users", at_least=1)
+    validate_users: int = option(200, "users of a validation, drawn by the seed", at_least=1)
+    validate_visits: int = option(50, "at most this many requests of each of them, drawn by the seed", at_least=1)
     checkpoint_s: float = option(120.0, "seconds between checkpoints", at_least=0)
     seed: int = 0  # no option of its own: run sets it to the shared seed

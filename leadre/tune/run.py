@@ -34,7 +34,6 @@ if TYPE_CHECKING:  # torch is imported in run, so that --help stays quick
     from leadre.tune.sft import Validate
     from leadre.tune.threads import ThreadBuilder
 
-VALIDATION_USERS = 200
 VALIDATION_BEAM = 20
 
 
@@ -112,7 +111,7 @@ def run(config: Config) -> None:
     with output.create() as temporary:
         logs = histories.load(tables)
         backbone, prompter, live, source = prepare(config, logs, tables, codebook)
-        threads = _threads(config, prompter, logs, live.from_us)
+        threads = thread_builder(config, prompter, logs, live.from_us)
         sentences = _sentences(config, threads, live)
         resume_key = artifact.resume_key(effective, parents)
         history = _train(config, backbone, threads, live, sentences, checkpoint, resume_key)
@@ -195,7 +194,7 @@ def _live(config: Config, logs: Logs, tables: artifact.Artifact, codebook: Codeb
     return InventoryPrior(logs, codebook, affinity=full, held_out=held_out)
 
 
-def _threads(config: Config, prompter: PromptWriter, logs: Logs, from_us: int) -> ThreadBuilder:
+def thread_builder(config: Config, prompter: PromptWriter, logs: Logs, from_us: int) -> ThreadBuilder:
     """Threads of the log, answered from ``from_us`` on. Raises InputError if no training request has an outcome."""
     from leadre.data import moment
     from leadre.tune.threads import ThreadBuilder
@@ -273,28 +272,27 @@ def _train(
     if config.adapter == "lora":
         _add_lora(backbone, config.lora_rank)
     schedule = dataclasses.replace(config.schedule, seed=config.seed)
-    validate = validator(config.seed, backbone, threads, live)
+    validate = validator(schedule, backbone, threads, live)
     history = sft.train(backbone, examples, schedule, checkpoint, resume_key, validate, sentences, config.aux_first)
     if config.adapter == "lora":
         backbone.body = backbone.body.merge_and_unload()
     return history
 
 
-def validator(seed: int, backbone: Backbone, threads: ThreadBuilder, live: InventoryPrior) -> Validate:
-    """A function of no arguments: the outcomes by view of a sample, drawn by ``seed``, of the validation users."""
+def validator(schedule: TrainingSchedule, backbone: Backbone, threads: ThreadBuilder, live: InventoryPrior) -> Validate:
+    """A function of no arguments: the outcomes by view of a sample of the validation requests."""
     import numpy as np
 
-    from leadre.data.histories import VALID
+    from leadre.data import histories
     from leadre.tune.answers import measure
 
-    requests = threads.logs.requests_of(VALID)
+    requests = threads.logs.requests_of(histories.VALID)
     users = np.unique(threads.logs.request_user_R[requests])
-    sample = np.random.default_rng(seed).permutation(users)[:VALIDATION_USERS]
-    windows = threads.serving(requests[np.isin(threads.logs.request_user_R[requests], sample)])
+    sample = np.random.default_rng(schedule.seed).permutation(users)[: schedule.validate_users]
+    requests = requests[np.isin(threads.logs.request_user_R[requests], sample)]
+    windows = threads.serving(histories.at_most(threads.logs, requests, schedule.validate_visits, schedule.seed))
 
     def validate() -> Mapping[str, Outcomes]:
-        count = sum(len(window.requests) for window in windows)
-        progress.say(f"tune: validation on {count:,} requests of {len(sample):,} users")
         return measure(backbone, threads, live, windows, VALIDATION_BEAM)
 
     return validate

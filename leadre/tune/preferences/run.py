@@ -85,14 +85,15 @@ def run(config: Config) -> None:
         codebook = saved.tuned_ids(codebooks.load(ids), model)
         exponents = PriceExponents(config.objective.money, config.money_prior)
         tuned = saved.load(tables, codebook, model, training=True, money=exponents)
+        schedule = dataclasses.replace(config.schedule, seed=config.seed)
         history = dpo.train(
             tuned.backbone,
             _examples(config, tuned, codebook, _values(config, tables, tuned.threads.logs), parents[3:]),
-            dataclasses.replace(config.schedule, seed=config.seed),
+            schedule,
             config.objective,
             checkpoint,
             artifact.resume_key(output.config, parents),
-            tune.validator(config.seed, tuned.backbone, tuned.threads, tuned.live),
+            tune.validator(schedule, tuned.backbone, tuned.threads, tuned.live),
             partial(_outcomes_before, config, tables, codebook, model, tuned),
         )
         blocks = tuned.threads.prompter.blocks
@@ -111,7 +112,8 @@ def _outcomes_before(
     plain = tuned
     if config.objective.money or config.money_prior:
         plain = saved.load(tables, codebook, model, training=False, moments=tuned.threads.moments)
-    return tune.validator(config.seed, plain.backbone, plain.threads, plain.live)()
+    schedule = dataclasses.replace(config.schedule, seed=config.seed)
+    return tune.validator(schedule, plain.backbone, plain.threads, plain.live)()
 
 
 def _parents(config: Config) -> list[artifact.Artifact]:

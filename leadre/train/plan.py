@@ -1,0 +1,181 @@
+"""The plan of a bounded run: what the stages cost on this machine, and a budget -> the options of each stage.
+
+Pure functions of measurements; `leadre.train.probe` measures. Times are seconds, memory is MB of 2^20 bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from leadre.errors import InputError
+from leadre.units import S_PER_HOUR, S_PER_MINUTE
+
+Changes = Mapping[str, Mapping[str, object]]  # by stage: option -> value
+
+BATCHES = (512, 1024, 2048, 3072, 4096)  # positions of a step, from the smallest that is tried
+WANTED_STEPS = 100  # a larger batch is taken only if it leaves as many
+MIN_STEPS = 8
+FREE_SHARE = 0.6  # of the free memory that a run may take
+MIN_MEMORY_MB = 1_000  # of the process with its libraries and the smallest language model
+HEAP_GROWTH = 1.3  # batches of other lengths leave holes in the heap
+# The counts network of the learnt prior scores each live object of each request.
+MAX_LIVE_OF_LEARNT_PRIOR = 10_000
+MIN_REQUESTS_OF_LEARNT_PRIOR = 200  # training requests; a third of them trains the network
+# Shares of the time that is left when the costs are known. Fine-tuning has the rest.
+GENERATE_SHARE = 0.25
+EVALUATE_SHARE = 0.2
+VALIDATE_SHARE = 0.05
+VISITS = (50, 20, 10, 5)  # of a user in the test: fewer visits of each user before fewer users
+RIVALS = ("popularity", "own_frequency_decayed", "item_knn", "als", "counts_network")  # quick to fit
+MIN_COLUMNS = 4  # collaborative ones of a semantic ID's vector
+FEW_LABELS = 100  # training requests below which a figure is chance
+
+
+class StepCost(NamedTuple):
+    """One measured training step: positions, seconds, and the memory of the process at its peak."""
+
+    batch_tokens: int
+    seconds: float
+    peak_mb: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Measured on this machine, for this log and this model.
+
+    ``epoch_tokens``: positions of a pass over the training
+    visits. ``search_s``: the beam search of one request, in both views. ``visits_U``: test requests of each user,
+    ``validation_U``: validation requests.
+    """
+
+    steps: tuple[StepCost, ...]
+    epoch_tokens: int
+    search_s: float
+    visits_U: tuple[int, ...]
+    validation_U: tuple[int, ...]
+
+
+class Visits(NamedTuple):
+    """Requests to answer: ``users`` drawn users (0 = all), at most ``visits`` of each (0 = all), ``total`` requests."""
+
+    users: int
+    visits: int
+    total: int
+
+
+def seconds_of(budget: str) -> float | None:
+    """The seconds of a budget: ``90s``, ``10m``, ``1.5h``; None for ``none``. Raises InputError."""
+    if budget == "none":
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|m|h)", budget.strip())
+    if match is None or not float(match[1]):
+        raise InputError(f"budget = {budget!r}: write a number with its unit: 90s, 10m, 2h; or none")
+    return float(match[1]) * {"s": 1, "m": S_PER_MINUTE, "h": S_PER_HOUR}[match[2]]
+
+
+def memory_limit_mb(most_mb: float, free_mb: float) -> float:
+    """The memory that a run may take. Raises InputError on a machine with too little."""
+    limit_mb = min(most_mb, FREE_SHARE * free_mb)
+    if limit_mb < MIN_MEMORY_MB:
+        raise InputError(
+            f"memory: {limit_mb:,.0f} MB may be taken ({FREE_SHARE:.0%} of {free_mb:,.0f} MB that are free, at most "
+            f"--memory-gb); the stages need {MIN_MEMORY_MB:,} MB; free some, or use another machine"
+        )
+    return limit_mb
+
+
+def semid_options(objects: int, acted_on: int) -> dict[str, object]:
+    """Options of `semid` for a catalogue of ``objects``, of which ``acted_on`` have a training event.
+
+    Levels have codes enough to separate the objects, and few enough to be shared.
+    """
+    size = 2 ** math.ceil(math.log2(max(1.5 * math.sqrt(objects), 8)))
+    levels = (size, size) if size <= 256 else (256, 256, 256)
+    columns = min(64, acted_on // 4)
+    has_columns = columns >= MIN_COLUMNS
+    collaborative = {"collaborative": 0.7, "collaborative_dim": columns} if has_columns else {"collaborative": 0.0}
+    return {"levels": levels, **collaborative}
+
+
+def has_learnt_prior(requests: int, live_ads: float) -> bool:
+    """Whether the learnt prior fits a log: enough training ``requests``, and not too many live ads in one."""
+    return requests >= MIN_REQUESTS_OF_LEARNT_PRIOR and live_ads <= MAX_LIVE_OF_LEARNT_PRIOR
+
+
+def choose_visits(visits_U: Sequence[int], affordable: float) -> Visits:
+    """Requests that cost at most ``affordable``, of as many users as possible: first fewer visits of each, then users.
+
+    At least one request is chosen.
+    """
+    for cap in (0, *VISITS):
+        count = sum(min(visits, cap or visits) for visits in visits_U)
+        if count <= affordable:
+            return Visits(0, cap, count)
+    mean = count / len(visits_U)
+    users = max(1, min(int(affordable / mean), len(visits_U)))
+    return Visits(users, cap, round(users * mean))
+
+
+def choose_batch(steps: Sequence[StepCost], limit_mb: float, tune_s: float) -> StepCost:
+    """The largest measured batch within the memory that leaves `WANTED_STEPS` in ``tune_s``, or else the smallest.
+
+    Raises InputError if the smallest exceeds the memory.
+    """
+    fitting = [cost for cost in steps if HEAP_GROWTH * cost.peak_mb <= limit_mb] or [
+        cost for cost in steps[:1] if cost.peak_mb <= limit_mb
+    ]
+    if not fitting:
+        raise InputError(
+            f"memory: a step of {steps[0].batch_tokens} positions takes {steps[0].peak_mb:,.0f} MB of "
+            f"{limit_mb:,.0f} MB that may be taken; free some, raise --memory-gb, or set fewer `layers` or a smaller "
+            "`batch_tokens` in [tune]"
+        )
+    slow_enough = [cost for cost in fitting if cost.seconds * WANTED_STEPS <= tune_s]
+    return (slow_enough or fitting[:1])[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Options that the costs decide, by stage, and the reasons for them as lines for the user."""
+
+    changes: Changes
+    reasons: tuple[str, ...]
+
+
+def choose(costs: Costs, *, left_s: float | None, limit_mb: float, epochs: int, max_steps: int = 0) -> Plan:
+    """The plan for ``left_s`` seconds (None = no bound) and ``limit_mb`` of memory.
+
+    ``epochs`` and ``max_steps`` (0 = none) are bounds of the config. Raises InputError if too little of either is left.
+    """
+    if left_s is None:
+        batch = choose_batch(costs.steps, limit_mb, math.inf)
+        unbounded = f"no budget: {epochs} epochs of steps of {batch.batch_tokens:,} positions, all test requests"
+        return Plan(changes={"tune": {"batch_tokens": batch.batch_tokens}}, reasons=(unbounded,))
+    lists = choose_visits(costs.visits_U, GENERATE_SHARE * left_s / costs.search_s)
+    checks = choose_visits(costs.validation_U, VALIDATE_SHARE * left_s / costs.search_s)
+    search_s = (lists.total + checks.total) * costs.search_s
+    tune_s = (1 - EVALUATE_SHARE) * left_s - search_s
+    batch = choose_batch(costs.steps, limit_mb, tune_s)
+    all_steps = max_steps or math.ceil(epochs * costs.epoch_tokens / batch.batch_tokens)
+    steps = min(int(tune_s / batch.seconds), all_steps)
+    if steps < min(MIN_STEPS, all_steps):
+        needed_s = MIN_STEPS * batch.seconds / (1 - GENERATE_SHARE - EVALUATE_SHARE - VALIDATE_SHARE)
+        raise InputError(
+            f"budget: {max(left_s, 0):.0f} s are left for fine-tuning, lists and report, which need at least "
+            f"{needed_s:.0f} s here; what is finished is kept: run the command again, or raise --budget"
+        )
+    tune: dict[str, object] = {"batch_tokens": batch.batch_tokens, "max_steps": steps, "validate_every": steps}
+    tune |= {"validate_users": checks.users or len(costs.validation_U), "validate_visits": checks.visits or max(VISITS)}
+    reasons = (
+        f"{steps:,} steps of {batch.batch_tokens:,} positions, {batch.seconds:.2f} s each"
+        + (f": {steps * batch.batch_tokens / costs.epoch_tokens:.0%} of a pass over the training visits"),
+        f"{batch.peak_mb:,.0f} MB in a step, of {limit_mb:,.0f} MB that may be taken",
+        f"lists for {lists.total:,} of {sum(costs.visits_U):,} test requests, {costs.search_s:.2f} s each",
+    )
+    generate: dict[str, object] = {"users": lists.users, "visits": lists.visits}
+    changes: Changes = {"tune": tune, "generate": generate, "evaluate": {"channels": RIVALS}}
+    return Plan(changes=changes, reasons=reasons)

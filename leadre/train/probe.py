@@ -1,0 +1,108 @@
+"""Measure the costs of fine-tuning and generation: a few training steps and beam searches with the real parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from leadre import progress
+from leadre.artifact import Artifact
+from leadre.data import histories
+from leadre.lm.decode import BeamSearcher
+from leadre.train.plan import HEAP_GROWTH, Costs, StepCost
+from leadre.tune import run as tune
+from leadre.tune import sft
+from leadre.tune.answers import VIEWS, TunedSearcher
+from leadre.tune.batches import Examples
+from leadre.tune.optimizer import denormals_as_zero, learning_rate, optimizer_step, trim_heap
+
+if TYPE_CHECKING:
+    from leadre.lm.backbone import Backbone
+    from leadre.train.machine import Peak
+
+WINDOWS = 256  # of the training visits, drawn by the seed
+REPEATS = 2  # steps of a batch; the first includes the kernels of a new shape
+SEARCHES = 32  # windows of requests
+
+
+def measure(
+    settings: tune.Config,
+    data: Artifact,
+    codebook: Artifact,
+    *,
+    batches: Sequence[int],
+    beam: int,
+    peak: Peak,
+    limit_mb: float,
+) -> Costs:
+    """The costs of ``settings``, with steps of ``batches`` positions (ascending) up to one near ``limit_mb``.
+
+    Fits the learnt prior of ``settings``, if it has one, where `leadre tune` finds it.
+    """
+    logs = histories.load(data)
+    backbone, prompter, live, _ = tune.prepare(settings, logs, data, codebook)
+    threads = tune.thread_builder(settings, prompter, logs, live.from_us)
+    examples = Examples(threads, live, backbone.layout, settings.new_weight)
+    test = logs.requests_of(histories.TEST)
+    windows = threads.serving(test)
+    rng = np.random.default_rng(settings.seed)
+    some = [windows[row] for row in rng.permutation(len(windows))[:SEARCHES]]
+    progress.say("train: measuring the time of searches and steps, and their memory")
+    trim_heap()
+    steps, epoch_tokens = _steps(settings, backbone, examples, batches, peak, limit_mb)
+    searcher = TunedSearcher(BeamSearcher(backbone.eval()), threads, live)
+    started_s = time.monotonic()
+    count = sum(1 for _ in searcher.answer(some, VIEWS, beam)) / len(VIEWS)
+    return Costs(
+        steps=tuple(steps),
+        epoch_tokens=epoch_tokens,
+        search_s=(time.monotonic() - started_s) / max(count, 1),
+        visits_U=_visits(logs, test),
+        validation_U=_visits(logs, logs.requests_of(histories.VALID)),
+    )
+
+
+def _visits(logs: histories.Logs, requests: histories.I64) -> tuple[int, ...]:
+    """The number of requests of each user that has one."""
+    _, counts = np.unique(logs.request_user_R[requests], return_counts=True)
+    return tuple(counts.tolist())
+
+
+@denormals_as_zero()
+def _steps(
+    settings: tune.Config,
+    backbone: Backbone,
+    examples: Examples,
+    batches: Sequence[int],
+    peak: Peak,
+    limit_mb: float,
+) -> tuple[list[StepCost], int]:
+    """(costs of steps of growing batches, positions of an epoch)."""
+    windows = examples.windows(settings.seed)
+    rng = np.random.default_rng(settings.seed)
+    some = [windows[row] for row in rng.permutation(len(windows))[:WINDOWS]]
+    length_W = np.array([examples.length(window) for window in some])
+    order = np.argsort(length_W)
+    typical = order[: 1 + int(0.75 * (len(order) - 1))]  # the longest are the last of these
+    optimizer = sft.schedule_optimizer(backbone, settings.schedule)
+    backbone.train()
+    base_mb = peak.sample()
+    costs: list[StepCost] = []
+    for tokens in batches:
+        rows = max(1, tokens // int(length_W[typical[-1]]))
+        batch = [some[row] for row in typical[-rows:]]
+        peak.restart()
+        for _ in range(REPEATS):
+            started_s = time.monotonic()
+            loss = sft.sft_loss(backbone, examples.batch(batch).to(backbone.device))
+            optimizer_step(backbone, optimizer, loss, learning_rate(0, REPEATS))
+            peak.sample()
+            seconds = time.monotonic() - started_s
+        costs.append(StepCost(tokens, seconds, peak.mb))
+        trim_heap()
+        if HEAP_GROWTH * (2 * peak.mb - base_mb) > limit_mb:  # the next batch is at most twice as large
+            break
+    return costs, int(length_W.mean() * len(windows))
