@@ -2,8 +2,8 @@
 
     python bench/first_look.py --config ml-100k.toml --repeat 3
 
-Each repetition begins without a work folder; the converted language model alone is kept. docs/quickstart.md has the config
-of MovieLens-100k. The last line is JSON; with repetitions, medians.
+Each repetition begins without the run's folder; the converted language model alone is kept. docs/quickstart.md makes
+the config of MovieLens-100k. The last line is JSON: medians of the repetitions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """One run from nothing: seconds, peak MB of the tree, requests, and R@10 in the view `all` of the rows to compare."""
+    """One run from nothing: seconds, peak MB of the process tree, test requests, R@10 in `all` of some rows."""
     run = options.work / tomllib.loads(options.config.read_text())["run"]
     shutil.rmtree(run, ignore_errors=True)
     command = [sys.executable, "-m", "leadre", "train", "--config", str(options.config), "--work", str(options.work)]

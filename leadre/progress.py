@@ -1,4 +1,4 @@
-"""Progress of a running stage on stderr: bars in a terminal, a line every ten seconds in a log."""
+"""Progress of a running stage on stderr: bars in a terminal, a line every eight seconds in a log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from rich.console import Console
 from leadre.redact import redact
 from leadre.units import S_PER_HOUR, S_PER_MINUTE
 
-LOG_EVERY_S = 10.0  # without a terminal: often enough to see life, seldom enough to read the log
+LOG_EVERY_S = 8.0  # without a terminal: often enough to see life, seldom enough to read the log
+SILENCE_S = 10.0  # after which `sign_of_life` prints a line
 LOG_FIRST_S = 2.0  # the first estimate comes earlier
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ def say(text: str) -> None:
 
 def sign_of_life(text: str) -> None:
     """Print one line if none was printed for ten seconds; nothing in a terminal, whose bars show that time passes."""
-    if not console.is_terminal and time.monotonic() - console.said_s >= LOG_EVERY_S:
+    if not console.is_terminal and time.monotonic() - console.said_s >= SILENCE_S:
         say(f"{text}, nothing new for {duration(time.monotonic() - console.said_s)}")
 
 

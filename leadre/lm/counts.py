@@ -29,7 +29,7 @@ from leadre.data.moment import Moment
 
 FILE = "network.safetensors"
 MAX_DEVIATION = 8.0  # standard deviations; a count far beyond those of training must not decide alone
-MAX_ROWS_OF_A_VISIT = 1024  # of a larger inventory, training draws the objects that were not acted on
+MAX_ROWS_OF_A_VISIT = 512  # of a larger inventory, training draws the objects that were not acted on
 WARM_UP = 50  # steps
 
 
@@ -125,9 +125,9 @@ def examples(visits: Iterable[tuple[Moment, I32]], tables: CountTables, rng: np.
         objects = moment.inventory.objects
         acted_I = np.isin(objects, acted)
         rows, log_share = _drawn(acted_I, rng)
-        x_IF = counts.features(moment, tables)
         new_I = ~np.isin(objects, moment.history.object_E)
-        parts.append((x_IF[rows], acted_I[rows], new_I[rows], log_share))
+        x_NF = counts.features(moment, tables, objects[rows])
+        parts.append((x_NF, acted_I[rows], new_I[rows], log_share))
     x, acted_N, new_N, log_share_N = zip(*parts, strict=True)
     return Examples(
         x_NF=np.concatenate(x),

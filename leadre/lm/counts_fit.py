@@ -68,8 +68,8 @@ def fit(logs: Logs, seed: int, threads: int) -> CountsNetworks:
     full = counts.fit(examples, final, TRAINING, seed)
     fold_V = logs.request_user_R[requests] % FOLDS
     # with visits of one fold alone, the other's network has nothing to learn from; then it learns from all
-    others = [examples.of(fold_V != fold) if (fold_V != fold).any() else examples for fold in range(FOLDS)]
-    held_out = tuple(counts.fit(part, early, TRAINING, seed) for part in others)
+    others = (examples.of(fold_V != fold) if (fold_V != fold).any() else examples for fold in range(FOLDS))
+    held_out = tuple(counts.fit(part, early, TRAINING, seed) for part in others)  # the examples of one fold at a time
     return CountsNetworks(full=full, held_out=held_out)
 
 

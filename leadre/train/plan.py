@@ -25,6 +25,11 @@ HEAP_GROWTH = 1.3  # batches of other lengths leave holes in the heap
 # The counts network of the learnt prior scores each live object of each request.
 MAX_LIVE_OF_LEARNT_PRIOR = 10_000
 MIN_REQUESTS_OF_LEARNT_PRIOR = 200  # training requests; a third of them trains the network
+LEARNT_PRIOR_S_PER_ROW = 3e-5  # a live object of a training visit: features and the epochs of three networks
+LEARNT_PRIOR_FROM = 0.35  # of the training requests train it (lm/counts_fit.py)
+LEARNT_PRIOR_VISITS = 7_000  # at most
+LEARNT_PRIOR_LIVE = 512  # of a visit, at most
+LEARNT_PRIOR_SHARE = 0.4  # of the budget
 # Shares of the time that is left when the costs are known. Fine-tuning has the rest.
 GENERATE_SHARE = 0.25
 EVALUATE_SHARE = 0.2
@@ -101,9 +106,11 @@ def semid_options(objects: int, acted_on: int) -> dict[str, object]:
     return {"levels": levels, **collaborative}
 
 
-def has_learnt_prior(requests: int, live_ads: float) -> bool:
-    """Whether the learnt prior fits a log: enough training ``requests``, and not too many live ads in one."""
-    return requests >= MIN_REQUESTS_OF_LEARNT_PRIOR and live_ads <= MAX_LIVE_OF_LEARNT_PRIOR
+def has_learnt_prior(requests: int, live_ads: float, budget_s: float | None) -> bool:
+    """Whether the learnt prior fits log and budget: enough training ``requests``, and not too many live ads in one."""
+    rows = min(LEARNT_PRIOR_FROM * requests, LEARNT_PRIOR_VISITS) * min(live_ads, LEARNT_PRIOR_LIVE)
+    is_affordable = budget_s is None or rows * LEARNT_PRIOR_S_PER_ROW <= LEARNT_PRIOR_SHARE * budget_s
+    return is_affordable and requests >= MIN_REQUESTS_OF_LEARNT_PRIOR and live_ads <= MAX_LIVE_OF_LEARNT_PRIOR
 
 
 def choose_visits(visits_U: Sequence[int], affordable: float) -> Visits:

@@ -76,7 +76,8 @@ def run(settings: Config) -> str:
     with machine.watch(plans.FREE_SHARE * free_mb) as peak:
         data.run(stages.data)
         tables = artifact.read(settings.folder("data"), artifact.TABLES)
-        stages = stages.changed(_options_of_log(tables))
+        _check_labels(tables)
+        stages = stages.changed(_options_of_log(settings, stages, tables))
         semid.run(stages.semid)
         codebook = artifact.read(settings.folder("semid"), artifact.CODEBOOK)
         output = _output(settings, stages, [tables, codebook])
@@ -101,20 +102,21 @@ def show(settings: Config) -> str:
     sections = {"train": settings.flat()}
     try:
         tables = artifact.glance(settings.folder("data"), artifact.TABLES)
-        stages = stages.changed(_options_of_log(tables))
-        changes, _ = _read(settings.folder("train"))
-        stages = stages.changed(changes)
+        codebook = artifact.glance(settings.folder("semid"), artifact.CODEBOOK)
+        stages = stages.changed(_options_of_log(settings, stages, tables))
+        output = _output(settings, stages, [tables, codebook])
+        is_stored = output.is_current()
     except ArtifactError:
+        is_stored = False
+    if is_stored:
+        changes, _ = _read(output.folder)
+        stages = stages.changed(changes)
+    else:
         progress.say(
             "train: options that are chosen by measurement have their defaults here, until the command has run"
         )
-    sections |= {name: getattr(stages, name).flat() for name in ("data", "semid", "tune", "generate", "evaluate")}
-    shared = {field.name for field in dataclasses.fields(config.Common)}
-    own = {
-        name: {key: value for key, value in values.items() if name == "train" or key not in shared}
-        for name, values in sections.items()
-    }
-    return "\n\n".join(f"[{name}]\n{config.lines(values)}" for name, values in own.items())
+    sections |= {name: _own(getattr(stages, name)) for name in ("data", "semid", "tune", "generate", "evaluate")}
+    return "\n\n".join(f"[{name}]\n{config.lines(values)}" for name, values in sections.items())
 
 
 def load(settings: Config) -> StageConfigs:
@@ -132,10 +134,14 @@ def load(settings: Config) -> StageConfigs:
     )
 
 
-def _options_of_log(tables: artifact.Artifact) -> plans.Changes:
-    """Options that the tables alone decide. InputError if a split has no request."""
-    summary = json.loads((tables.path / "summary.json").read_text(encoding="utf-8"))
-    requests = summary["requests"]
+def _summary(tables: artifact.Artifact) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((tables.path / "summary.json").read_text(encoding="utf-8"))
+    return summary
+
+
+def _check_labels(tables: artifact.Artifact) -> None:
+    """InputError if a split has no request with a label; a line for the user if there are few."""
+    requests = _summary(tables)["requests"]
     empty = [split for split in NEEDED_SPLITS if not requests[split]]
     if empty:
         raise InputError(
@@ -147,9 +153,22 @@ def _options_of_log(tables: artifact.Artifact) -> plans.Changes:
             f"train: {requests['train']:,} training and {requests['test']:,} test requests with a "
             f"{tables.meta['config']['positive']}: too few to learn from or to compare by; the figures are chance"
         )
-    learnt = plans.has_learnt_prior(requests["train"], summary["inventory"]["mean_ads_per_request"])
+
+
+def _options_of_log(settings: Config, stages: StageConfigs, tables: artifact.Artifact) -> plans.Changes:
+    """Options that log and budget decide without a measurement."""
+    summary = _summary(tables)
+    is_learnt = plans.has_learnt_prior(
+        summary["requests"]["train"],
+        summary["inventory"]["mean_ads_per_request"],
+        plans.seconds_of(settings.budget),
+    )
+    is_free = stages.tune.prior and not stages.tune.affinity
     objects = summary["rows"]["ads"] + summary["rows"]["contents"]
-    return {"semid": plans.semid_options(objects, _acted_on(tables)), "tune": {"learnt_prior": learnt}}
+    return {
+        "semid": plans.semid_options(objects, _acted_on(tables)),
+        "tune": {"learnt_prior": is_learnt and is_free},
+    }
 
 
 def _acted_on(tables: artifact.Artifact) -> int:
@@ -168,10 +187,16 @@ def _acted_on(tables: artifact.Artifact) -> int:
 def _output(settings: Config, stages: StageConfigs, parents: list[artifact.Artifact]) -> artifact.Output:
     """The stored plan: current as long as budget, logs, IDs and the options of training and lists are the same."""
     own = {name: value for name, value in settings.flat().items() if name != "stages"}
-    options = {"tune": stages.tune.flat(), "generate": stages.generate.flat()}
+    options = {"tune": _own(stages.tune), "generate": _own(stages.generate)}
     return artifact.Output(
         folder=settings.folder("train"), kind=PLAN, config=own | options, seed=settings.seed, parents=parents
     )
+
+
+def _own(stage: config.Common) -> dict[str, Any]:
+    """The options of a stage without those that all stages share."""
+    shared = {field.name for field in dataclasses.fields(config.Common)}
+    return {name: value for name, value in stage.flat().items() if name not in shared}
 
 
 def _choose(

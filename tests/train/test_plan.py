@@ -24,14 +24,14 @@ def test_budget_is_parsed(budget, seconds):
 
 @pytest.mark.parametrize("budget", ["", "10", "m", "0m", "-1m", "10 days", "nan m"])
 def test_budget_without_number_or_unit_is_refused(budget):
-    with pytest.raises(InputError, match="budget = .*10m"):
+    with pytest.raises(InputError, match=r"budget = .*10m"):
         plans.seconds_of(budget)
 
 
 def test_memory_is_bounded_by_the_option_and_by_the_free_share():
     assert plans.memory_limit_mb(4000, 20_000) == 4000
     assert plans.memory_limit_mb(4000, 5_000) == 3000
-    with pytest.raises(InputError, match="900 MB may be taken .60% of 1,500 MB"):
+    with pytest.raises(InputError, match=r"900 MB may be taken .60% of 1,500 MB"):
         plans.memory_limit_mb(4000, 1_500)
 
 
@@ -91,11 +91,13 @@ def test_no_budget_keeps_all_requests_and_epochs():
 
 @pytest.mark.parametrize("left_s", [-5.0, 0.0, 6.0])
 def test_too_little_time_is_refused_with_the_time_that_is_needed(left_s):
-    with pytest.raises(InputError, match="s are left for fine-tuning.*at least 8 s here.*--budget"):
+    with pytest.raises(InputError, match=r"s are left for fine-tuning.*at least 8 s here.*--budget"):
         plans.choose(costs(), left_s=left_s, limit_mb=10_000, epochs=3)
 
 
-def test_learnt_prior_needs_requests_and_a_small_inventory():
-    assert plans.has_learnt_prior(1_000, 500)
-    assert not plans.has_learnt_prior(34, 80)
-    assert not plans.has_learnt_prior(1_000, 50_000)
+def test_learnt_prior_needs_requests_a_small_inventory_and_time():
+    assert plans.has_learnt_prior(1_000, 500, None)
+    assert plans.has_learnt_prior(25_840, 1_682, 600)
+    assert not plans.has_learnt_prior(25_840, 1_682, 60)
+    assert not plans.has_learnt_prior(34, 80, None)
+    assert not plans.has_learnt_prior(1_000, 50_000, None)
