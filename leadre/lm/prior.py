@@ -75,14 +75,21 @@ class InventoryPrior:
         self.codes_OL = codebook.codes_OL[self.rows_O]
         self.sizes = codebook.sizes
         self._compact_OL = self.codes_OL.astype(code_type(self.sizes))  # to build tries of; a gather costs a quarter
+        self._latest: tuple[Moment, Trie] | None = None  # callers want both views of a moment, one after the other
         self._tries = WeakKeyDictionary[LiveInventory, Trie]()  # of inventories that are in use elsewhere
 
     def all(self, moment: Moment) -> tuple[Trie, NDArray[np.int64]]:
         """(trie, objects): the live objects; row ``n`` of the trie is object ``objects[n]``."""
         objects = moment.inventory.objects
+        latest = self._latest
+        if latest is not None and latest[0] is moment:
+            return latest[1], objects
         trie = self._of_inventory(moment.inventory)
         weights = self.weights(moment, objects) if self.differs_by_user else None
-        return (trie if weights is None else weighed(trie, weights)), objects
+        if weights is not None:
+            trie = weighed(trie, weights)
+            self._latest = moment, trie
+        return trie, objects
 
     def new(self, moment: Moment) -> tuple[Trie, NDArray[np.int64]]:
         """The same without the objects of the user's history (prospecting)."""

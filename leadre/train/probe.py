@@ -12,19 +12,22 @@ from leadre import progress
 from leadre.artifact import Artifact
 from leadre.data import histories
 from leadre.lm.decode import BeamSearcher
-from leadre.train.plan import HEAP_GROWTH, Costs, StepCost
+from leadre.train.plan import HEAP_GROWTH, WANTED_STEPS, Costs, StepCost
 from leadre.tune import run as tune
 from leadre.tune import sft
 from leadre.tune.answers import VIEWS, TunedSearcher
 from leadre.tune.batches import Examples
-from leadre.tune.optimizer import denormals_as_zero, learning_rate, optimizer_step, trim_heap
+from leadre.tune.optimizer import denormals_as_zero, optimizer_step, trim_heap
 
 if TYPE_CHECKING:
+    import torch
+
     from leadre.lm.backbone import Backbone
     from leadre.train.machine import Peak
+    from leadre.tune.threads import Window
 
 WINDOWS = 256  # of the training visits, drawn by the seed
-REPEATS = 2  # steps of a batch; the first includes the kernels of a new shape
+SLOW_S = 2.0  # a quicker step is measured twice, as the first includes the kernels of a new shape
 SEARCHES = 32  # windows of requests
 
 
@@ -37,8 +40,11 @@ def measure(
     beam: int,
     peak: Peak,
     limit_mb: float,
+    until_s: float,
 ) -> Costs:
-    """The costs of ``settings``, with steps of ``batches`` positions (ascending) up to one near ``limit_mb``.
+    """The costs of ``settings``, with steps of ``batches`` positions (ascending) up to one near a limit.
+
+    ``limit_mb`` of memory, and the end of the budget on the monotonic clock, ``until_s``.
 
     Fits the learnt prior of ``settings``, if it has one, where `leadre tune` finds it.
     """
@@ -52,7 +58,7 @@ def measure(
     some = [windows[row] for row in rng.permutation(len(windows))[:SEARCHES]]
     progress.say("train: measuring the time of searches and steps, and their memory")
     trim_heap()
-    steps, epoch_tokens = _steps(settings, backbone, examples, batches, peak, limit_mb)
+    steps, epoch_tokens = _steps(settings, backbone, examples, batches, peak, limit_mb, until_s - time.monotonic())
     searcher = TunedSearcher(BeamSearcher(backbone.eval()), threads, live)
     started_s = time.monotonic()
     count = sum(1 for _ in searcher.answer(some, VIEWS, beam)) / len(VIEWS)
@@ -79,6 +85,7 @@ def _steps(
     batches: Sequence[int],
     peak: Peak,
     limit_mb: float,
+    left_s: float,
 ) -> tuple[list[StepCost], int]:
     """(costs of steps of growing batches, positions of an epoch)."""
     windows = examples.windows(settings.seed)
@@ -95,14 +102,21 @@ def _steps(
         rows = max(1, tokens // int(length_W[typical[-1]]))
         batch = [some[row] for row in typical[-rows:]]
         peak.restart()
-        for _ in range(REPEATS):
-            started_s = time.monotonic()
-            loss = sft.sft_loss(backbone, examples.batch(batch).to(backbone.device))
-            optimizer_step(backbone, optimizer, loss, learning_rate(0, REPEATS))
-            peak.sample()
-            seconds = time.monotonic() - started_s
+        seconds = _step(backbone, optimizer, examples, batch)
+        if seconds < SLOW_S:
+            seconds = _step(backbone, optimizer, examples, batch)
         costs.append(StepCost(tokens, seconds, peak.mb))
         trim_heap()
-        if HEAP_GROWTH * (2 * peak.mb - base_mb) > limit_mb:  # the next batch is at most twice as large
+        # memory grows with the square of a batch at most, and the next batch is at most twice as large
+        is_near_limit = HEAP_GROWTH * (base_mb + 4 * (peak.mb - base_mb)) > limit_mb
+        if is_near_limit or WANTED_STEPS * seconds > left_s:
             break
     return costs, int(length_W.mean() * len(windows))
+
+
+def _step(backbone: Backbone, optimizer: torch.optim.AdamW, examples: Examples, windows: Sequence[Window]) -> float:
+    """The seconds of one training step."""
+    started_s = time.monotonic()
+    loss = sft.sft_loss(backbone, examples.batch(windows).to(backbone.device))
+    optimizer_step(backbone, optimizer, loss, rate=1.0)
+    return time.monotonic() - started_s

@@ -3,13 +3,14 @@
 Runs `data`, `semid`, `tune`, `generate` and `evaluate` in ``work/<run>`` with the options of the config. After the IDs
 it measures a few training steps and beam searches, and chooses the options that decide time and memory, as far as the
 config leaves them open. The choice and its reasons are the artifact ``work/<run>/train`` (plan.json), so that the same
-command goes on with it after a kill; stages that are current are skipped. Returns the path of the report.
+command continues with it after a kill; stages that are current are skipped. Returns the path of the report.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +212,7 @@ def _choose(
     from leadre.train import probe
 
     schedule = stages.tune.schedule
+    until_s = math.inf if budget_s is None else started_s + budget_s
     is_fixed = "batch_tokens" in stages.fixed["tune"]
     costs = probe.measure(
         stages.tune,
@@ -219,8 +221,9 @@ def _choose(
         beam=stages.generate.beam,
         peak=peak,
         limit_mb=limit_mb,
+        until_s=until_s,
     )
-    left_s = None if budget_s is None else budget_s - (time.monotonic() - started_s)
+    left_s = None if budget_s is None else until_s - time.monotonic()
     return plans.choose(costs, left_s=left_s, limit_mb=limit_mb, epochs=schedule.epochs, max_steps=schedule.max_steps)
 
 

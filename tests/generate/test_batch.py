@@ -146,6 +146,17 @@ def test_seed_draws_the_users(small):
     assert histories.choose_requests(logs, split="valid", users=10_000, seed=0).tolist() == everyone.tolist()
 
 
+def test_visits_of_a_user_are_bounded(small):
+    logs = small.logs
+    everyone = histories.choose_requests(logs, split="train", users=0, seed=0)
+    some = histories.choose_requests(logs, split="train", users=0, visits=3, seed=0)
+    before, after = (np.bincount(logs.request_user_R[requests]) for requests in (everyone, some))
+    assert before.max() > 3
+    assert after.tolist() == np.minimum(before, 3).tolist()
+    assert set(some.tolist()) <= set(everyone.tolist()) and (np.diff(some) > 0).all()
+    assert some.tolist() != histories.choose_requests(logs, split="train", users=0, visits=3, seed=1).tolist()
+
+
 def test_cases_show_prompt_and_ads(small, engine, lists, tmp_path):
     batch.write_cases(engine, lists, tmp_path / "cases.jsonl", seed=0)
     cases = [json.loads(line) for line in (tmp_path / "cases.jsonl").read_text().splitlines()]

@@ -42,6 +42,21 @@ def test_training_moments_use_a_network_without_their_user_and_earlier_tables(sm
         np.testing.assert_allclose(live.weights(moment, moment.inventory.objects), np.exp(scores - scores.max()))
 
 
+def test_both_views_of_a_moment_share_one_pass_of_the_network(small, fit, monkeypatch):
+    passes = []
+    weights = InventoryPrior.weights
+    monkeypatch.setattr(InventoryPrior, "weights", lambda *args: passes.append(args[1]) or weights(*args))
+    live = InventoryPrior(small.logs, small.codebook, learnt=fit)
+    first, second = moments_of(small, fit, TEST)[:2]
+    for number, moment in enumerate((first, second, first), start=1):
+        tries = [live.all(moment)[0], live.new(moment)[0]]
+        assert len(passes) == number and passes[-1] is moment
+        fresh = InventoryPrior(small.logs, small.codebook, learnt=fit)
+        for trie, expected in zip(tries, (fresh.all(moment)[0], fresh.new(moment)[0]), strict=True):
+            np.testing.assert_allclose(trie.mass, expected.mass)
+        passes[number:] = []
+
+
 def test_a_network_has_not_seen_the_users_of_its_fold(small, fit):
     """Other answers of one fold change the networks of all users and of the other fold, and leave its own alone."""
     logs = small.logs

@@ -58,7 +58,7 @@ def test_show_prints_the_options_that_were_chosen(finished, capsys):
         assert f"\n{name} = {value}\n" in shown
 
 
-def test_killed_run_goes_on_with_the_stored_plan(write_config, finished, tmp_path, monkeypatch, capsys):
+def test_killed_run_continues_with_the_stored_plan(write_config, finished, tmp_path, monkeypatch, capsys):
     """A kill before the lists: the plan and the model stay, and nothing is measured again."""
     path, work = finished
     shutil.copytree(work / "small", tmp_path / "small")
