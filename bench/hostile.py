@@ -115,7 +115,7 @@ class Market:
         self.seed = seed
         rates_O = self.live.rates_O
         assert rates_O is not None, "the model was tuned without a prior"
-        met = np.unique(self.logs.ad_object_A[self.logs.inventory_ads])
+        met = np.unique(self.logs.ad_object_A[self.logs.inventories.ad_W])
         never = np.setdiff1d(np.arange(len(rates_O)), met)
         self.weight = float(rates_O[never].min()) if len(never) else float(np.median(rates_O))
 
@@ -132,10 +132,7 @@ class Market:
         """Ads that were live in a test visit."""
         logs = self.logs
         rng = np.random.default_rng(self.seed)
-        inventories = np.unique(logs.request_inventory_R[logs.requests_of(histories.TEST)])
-        ads = np.unique(
-            np.concatenate([logs.inventory_ads[slice(*logs.inventory_offsets[i : i + 2])] for i in inventories])
-        )
+        ads = logs.inventories.ever_live(logs.request_split_R == histories.TEST)
         rows = logs.ads[np.sort(rng.choice(ads, count, replace=False))].select(
             "title", "brand", "category_path", "description", "object_id"
         )

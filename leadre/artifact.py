@@ -37,15 +37,19 @@ LIBRARIES = "numpy polars pyarrow duckdb faiss-cpu torch transformers peft safet
 
 
 class Kind(NamedTuple):
-    """The kind of an artifact and the version of its format. Readers reject any other version."""
+    """The kind of an artifact and the version of its format. Readers reject any other version.
+
+    ``also_read``: an older version whose files mean the same to the readers of this one.
+    """
 
     name: str
     version: int
+    also_read: int | None = None
 
 
 # The kinds that several stages exchange. They are defined here, since tune reads lists of generate, a stage to its
 # right. A kind that one stage alone writes and reads is defined in that stage.
-TABLES = Kind("tables", 2)  # written by data
+TABLES = Kind("tables", 3, also_read=2)  # written by data; windows of version 2 have no bounds
 CODEBOOK = Kind("codebook", 1)  # written by semid
 MODEL = Kind("model", 3)  # written by tune and tune dpo
 LISTS = Kind("lists", 1)  # written by generate
@@ -163,7 +167,7 @@ def glance(folder: Path, kind: Kind) -> Artifact:
         raise _unfit(folder, f"there is no {kind.name} artifact here") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unfit(folder, f"{META} cannot be read ({error})") from error
-    if held != kind:
+    if held.name != kind.name or held.version not in (kind.version, kind.also_read):
         raise _unfit(folder, f"holds {held.name!r} version {held.version}, not {kind.name!r} version {kind.version}")
     rest = {key: value for key, value in meta.items() if key != META_HASH}
     if meta.get(META_HASH) != _hash_of(rest) and set(meta) != FIRST_KEYS:

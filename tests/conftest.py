@@ -228,6 +228,8 @@ def make_logs(events, requests=(), *, objects=8, live=None, users=None, titles=N
     every inventory, by default all.
     """
     from leadre.data.histories import SPLITS, Logs
+    from leadre.data.inventories import Inventories
+    from leadre.data.tables import TIME, always_live
 
     events = sorted(events, key=lambda event: event[:2])
     requests = sorted(requests, key=lambda request: request[:2])
@@ -235,7 +237,9 @@ def make_logs(events, requests=(), *, objects=8, live=None, users=None, titles=N
     user, at_us, domain, thing, value = (np.array(column, np.int64) for column in zip(*events, strict=True))
     titles = titles or [f"thing {o}" for o in range(objects)]
     relevant = [sorted(request[3]) for request in requests]
-    live = np.array(sorted(range(objects) if live is None else live), np.int32)
+    live = list(range(objects) if live is None else live)
+    names = pl.Series([f"a{o:06}" for o in range(objects)], dtype=pl.String)
+    everywhere = pl.lit("all").alias("inventory_id")
 
     def offsets(lengths):
         return np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))]).astype(np.int64)
@@ -256,13 +260,15 @@ def make_logs(events, requests=(), *, objects=8, live=None, users=None, titles=N
         request_at_us_R=np.array([request[1] for request in requests], np.int64),
         request_placement_R=np.zeros(len(requests), np.int32),
         placements=["top"],
-        request_inventory_R=np.zeros(len(requests), np.int32),
         request_split_R=np.array([SPLITS.index(request[2]) for request in requests], np.int8),
         relevant_offsets=offsets([len(things) for things in relevant]),
         relevant_ads=np.array([o for things in relevant for o in things], np.int32),
         relevant_value_nanos=np.array([1 for things in relevant for o in things], np.int64),
-        inventory_offsets=np.array([0, len(live)], np.int64),
-        inventory_ads=live,
+        inventories=Inventories.of(
+            pl.DataFrame({"at": [request[1] for request in requests]}, {"at": TIME}).with_columns(everywhere),
+            always_live(pl.DataFrame({"ad_id": names.gather(live)}).with_columns(everywhere)),
+            names,
+        ),
     )
 
 

@@ -78,20 +78,20 @@ class Run:
         frame = pl.read_parquet(self.tables.path / "requests.parquet").sort(REQUEST_ORDER)
         ids = frame.select("request_id", "user_id", "placement_id").rows()
         ad_ids = np.array(logs.ads["ad_id"].to_list(), object)
-        live_of: dict[int, tuple[str, ...]] = {}  # requests of an inventory share its IDs
+        live_of: dict[int, tuple[str, ...]] = {}  # requests with equal live sets share the IDs
         requests = []
         for r in logs.requests_of(SPLITS.index(split)).tolist():
             request_id, user_id, placement_id = ids[r]
-            inventory = int(logs.request_inventory_R[r])
-            if inventory not in live_of:
-                live_of[inventory] = tuple(ad_ids[logs.inventory(r)])
+            live_set = int(logs.inventories.set_R[r])
+            if live_set not in live_of:
+                live_of[live_set] = tuple(ad_ids[logs.inventory(r)])
             requests.append(
                 Request(
                     request_id=request_id,
                     user_id=user_id,
                     at=EPOCH + timedelta(microseconds=int(logs.request_at_us_R[r])),
                     placement_id=placement_id,
-                    live=live_of[inventory],
+                    live=live_of[live_set],
                     acted_on=tuple(ad_ids[logs.relevant(r)[0]]),
                 )
             )

@@ -160,16 +160,8 @@ def popularity(logs: Logs, before_us: int) -> Floats:
 
 def exposures(logs: Logs, from_us: int, before_us: int) -> NDArray[np.int64]:
     """Requests of a period, from its begin to before its end, in which each object was live: int64 [O]."""
-    count = len(logs.objects)
     in_time_R = (logs.request_at_us_R >= from_us) & (logs.request_at_us_R < before_us)
-    requests_V = np.bincount(logs.request_inventory_R[in_time_R], minlength=len(logs.inventory_offsets) - 1)
-    inventory = np.repeat(np.arange(len(requests_V)), np.diff(logs.inventory_offsets))
-    live = logs.ad_object_A[logs.inventory_ads]
-    if len(np.unique(logs.ad_object_A)) < len(logs.ad_object_A):  # an object with several live ads counts once
-        pair = np.unique(inventory * count + live)
-        inventory = pair // count
-        live = pair % count
-    return np.bincount(live, weights=requests_V[inventory], minlength=count).astype(np.int64)
+    return logs.inventories.exposures(in_time_R, logs.ad_object_A, len(logs.objects))
 
 
 def actions(logs: Logs, from_us: int, before_us: int, counted_E: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ import hashlib
 import polars as pl
 
 from leadre.data import histories
+from leadre.data.inventories import Inventories
 from leadre.data.tables import Tables, inventories_of
 from leadre.errors import InputError
 
@@ -81,12 +82,13 @@ def _without_ads(
     with_ads = inventories.filter(pl.col("ad_id").is_in(ads.implode())).select("inventory_id").unique()
     early = with_ads.with_columns(early_id=pl.col("inventory_id") + "-before-launch")
     copies = inventories.join(early, on="inventory_id").filter(~pl.col("ad_id").is_in(ads.implode()))
-    copies = copies.select(inventory_id="early_id", ad_id="ad_id")
+    copies = copies.with_columns(inventory_id="early_id").select(inventories.columns)
     inventory_id = pl.when(pl.col("split") == "train").then(pl.coalesce("early_id", "inventory_id"))
     requests = requests.join(early, on="inventory_id", how="left", maintain_order="left")
     requests = requests.with_columns(inventory_id=inventory_id.otherwise("inventory_id")).drop("early_id")
     inventories = pl.concat([inventories, copies])
-    return requests.join(inventories.select("inventory_id").unique(), on="inventory_id", how="semi"), inventories
+    live = Inventories.of(requests, inventories, inventories["ad_id"].unique().sort())
+    return requests.filter(live.sizes_R > 0), inventories
 
 
 def _with_outcome(events: pl.DataFrame, requests: pl.DataFrame, positive: str) -> pl.DataFrame:

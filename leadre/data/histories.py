@@ -1,6 +1,6 @@
 """The tables as flat arrays: users' events, and requests with their live inventories and outcomes.
 
-Shape letters: U users, A ads, O objects, E events, R requests, I inventories. All positions are int32 indices into
+Shape letters: U users, A ads, O objects, E events, R requests. All positions are int32 indices into
 frames sorted by ID, so that the same logs always give the same numbers. Everything variable-length is CSR: row ``r`` of
 ``relevant_ads`` is ``relevant_ads[relevant_offsets[r]:relevant_offsets[r + 1]]``.
 
@@ -20,7 +20,8 @@ import polars as pl
 
 from leadre.artifact import Artifact
 from leadre.data import text
-from leadre.data.tables import Tables, no_bad_rows
+from leadre.data.inventories import Inventories
+from leadre.data.tables import Tables, micros, no_bad_rows, positions
 from leadre.errors import InputError
 from leadre.units import US_PER_DAY
 
@@ -62,13 +63,11 @@ class Logs:
     request_at_us_R: I64
     request_placement_R: I32  # index into placements
     placements: list[str]
-    request_inventory_R: I32
     request_split_R: I8  # TRAIN, VALID or TEST
     relevant_offsets: I64  # [R + 1]
     relevant_ads: I32  # the ads acted on in the request, distinct, ascending
     relevant_value_nanos: I64  # their money, summed over the request
-    inventory_offsets: I64  # [I + 1]
-    inventory_ads: I32  # ascending within an inventory
+    inventories: Inventories
     clock: Clock = "instants"
 
     @property
@@ -107,8 +106,7 @@ class Logs:
 
     def inventory(self, r: int) -> I32:
         """Ad indices live in request ``r``, ascending."""
-        i = self.request_inventory_R[r]
-        return self.inventory_ads[self.inventory_offsets[i] : self.inventory_offsets[i + 1]]
+        return self.inventories.ads(r)
 
     def relevant(self, r: int) -> tuple[I32, I64]:
         """(ad indices acted on in request ``r``, their money in billionths)."""
@@ -216,36 +214,32 @@ def build(
     objects = _objects(ads, contents)
     late = pl.Series(dtype=pl.String) if hidden is None else hidden
     objects = objects.with_columns(hidden=pl.col("object_id").is_in(late.implode()))
-    ad_object_A = _index(ads["object_id"], objects["object_id"])
+    ad_object_A = positions(ads["object_id"], objects["object_id"])
     requests = requests.sort(REQUEST_ORDER)
     placements = sorted(requests["placement_id"].drop_nulls().unique().to_list()) or [""]
-    inventory_ids = inventories["inventory_id"].unique().sort()
+    live = Inventories.of(requests, inventories, ads["ad_id"])
+    assert live.sizes_R.all(), "requests without a live ad reached the artifact"
     arrays = _events(events, positive, ads, objects, users, requests)
     arrays |= _relevant(arrays, requests)
-    inventory = _index(inventories["inventory_id"], inventory_ids)
-    inventory_ad = _index(inventories["ad_id"], ads["ad_id"])
-    order = np.lexsort((inventory_ad, inventory))
     return Logs(
         ads=ads,
         objects=objects,
         users=users,
         ad_object_A=ad_object_A,
         **arrays,
-        request_user_R=_index(requests["user_id"], users["user_id"]),
-        request_at_us_R=_micros(requests["at"]),
-        request_placement_R=_index(requests["placement_id"].fill_null(placements[0]), pl.Series(placements)),
+        request_user_R=positions(requests["user_id"], users["user_id"]),
+        request_at_us_R=micros(requests["at"]),
+        request_placement_R=positions(requests["placement_id"].fill_null(placements[0]), pl.Series(placements)),
         placements=placements,
-        request_inventory_R=_index(requests["inventory_id"], inventory_ids),
-        request_split_R=_index(requests["split"], pl.Series(SPLITS)).astype(np.int8),
-        inventory_offsets=_offsets(inventory, len(inventory_ids)),
-        inventory_ads=inventory_ad[order],
+        request_split_R=positions(requests["split"], pl.Series(SPLITS)).astype(np.int8),
+        inventories=live,
         clock="order" if order_only else clock_of(requests["at"]),
     )
 
 
 def clock_of(at: pl.Series) -> Clock:
     """Whether times are instants or, if all of them are at midnight UTC, days."""
-    at_us = _micros(at)
+    at_us = micros(at)
     return "days" if len(at_us) and not (at_us % US_PER_DAY).any() else "instants"
 
 
@@ -293,15 +287,15 @@ def _events(
     requests: pl.DataFrame,
 ) -> dict[str, Any]:
     rows = positives(events, positive)
-    user = _index(rows["user_id"], users["user_id"])
+    user = positions(rows["user_id"], users["user_id"])
     is_ad = (rows["domain"] == "ad").to_numpy()
-    ad = _index(rows["item_id"], ads["ad_id"], missing=True)
+    ad = positions(rows["item_id"], ads["ad_id"], missing=True)
     ad[~is_ad] = -1
-    content = _index(rows["item_id"], objects["object_id"], missing=True)
-    item = np.where(is_ad, _index(ads["object_id"], objects["object_id"])[ad], content).astype(np.int32)
+    content = positions(rows["item_id"], objects["object_id"], missing=True)
+    item = np.where(is_ad, positions(ads["object_id"], objects["object_id"])[ad], content).astype(np.int32)
     assert bool((item >= 0).all()) and bool((ad[is_ad] >= 0).all()), "events of unknown items reached the artifact"
-    request = _index(rows["request_id"], requests["request_id"], missing=True)
-    at_us = _micros(rows["at"])
+    request = positions(rows["request_id"], requests["request_id"], missing=True)
+    at_us = micros(rows["at"])
     order = np.lexsort((np.arange(len(rows)), request, at_us, user))
     return {
         "event_offsets": _offsets(user, len(users)),
@@ -316,8 +310,8 @@ def _events(
 
 def _relevant(arrays: dict[str, Any], requests: pl.DataFrame) -> dict[str, Any]:
     """The distinct ads of each request with summed money, from the event arrays (see ``in_time``)."""
-    split_R = _index(requests["split"], pl.Series(SPLITS))
-    at_us_R = _micros(requests["at"])
+    split_R = positions(requests["split"], pl.Series(SPLITS))
+    at_us_R = micros(requests["at"])
     never = np.iinfo(np.int64).max
     starts = [int(at_us_R[split_R == split].min(initial=never)) for split in (VALID, TEST)]
     horizon = np.array([*starts, never], np.int64)  # by split: labels of train end where validation begins
@@ -347,20 +341,6 @@ def train_end_us(logs: Logs, now_us: int | None = None) -> int:
     return int(held_out_us.min())
 
 
-def _index(values: pl.Series, vocabulary: pl.Series, *, missing: bool = False) -> I32:
-    """Position of each value in ``vocabulary`` (distinct); -1 where absent, which is an error unless ``missing``."""
-    table = pl.DataFrame({"value": vocabulary, "index": pl.int_range(len(vocabulary), dtype=pl.Int32, eager=True)})
-    index = pl.DataFrame({"value": values}).join(table, on="value", how="left", maintain_order="left")["index"]
-    assert missing or index.null_count() == 0, f"{index.null_count()} of {len(values)} {values.name} are unknown"
-    result: I32 = index.fill_null(-1).to_numpy().astype(np.int32)
-    return result
-
-
 def _offsets(groups: npt.NDArray[np.integer[Any]], count: int) -> I64:
     """CSR offsets of rows that will be sorted by ``groups`` (0 <= group < count)."""
     return np.concatenate([[0], np.cumsum(np.bincount(groups, minlength=count))]).astype(np.int64)
-
-
-def _micros(at: pl.Series) -> I64:
-    result: I64 = at.dt.epoch("us").to_numpy().astype(np.int64)
-    return result

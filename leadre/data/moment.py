@@ -211,10 +211,12 @@ def of_requests(logs: Logs) -> Moments:
     visits = group_visits(logs.at_us_E, logs.event_offsets)
     ends_R = logs.history_ends()
 
-    def inventory(i: int) -> LiveInventory:
-        return inventory_of(logs.inventory_ads[slice(*logs.inventory_offsets[i : i + 2])], logs.ad_object_A)
+    live = logs.inventories
 
-    ads_each = max(1, len(logs.inventory_ads) // max(1, len(logs.inventory_offsets) - 1))
+    def inventory(live_set: int) -> LiveInventory:
+        return inventory_of(live.ads(int(live.request_S[live_set])), logs.ad_object_A)
+
+    ads_each = max(1, int(live.sizes_R.sum()) // max(1, len(live.sizes_R)))
     moments = Moments(
         logs=logs,
         visits=visits,
@@ -224,7 +226,7 @@ def of_requests(logs: Logs) -> Moments:
         user_M=logs.request_user_R,
         at_us_M=logs.request_at_us_R,
         placement_M=logs.request_placement_R,
-        inventory_M=logs.request_inventory_R,
+        inventory_M=live.set_R,
         end_M=ends_R,
         is_training_M=logs.request_split_R == TRAIN,
     )
@@ -234,12 +236,11 @@ def of_requests(logs: Logs) -> Moments:
 def recently_live(logs: Logs, now_us: int, days: int) -> I32:
     """Ads that were live in a request of the last ``days`` before ``now_us``, neither paused nor ended; ascending."""
     is_recent_R = (logs.request_at_us_R >= now_us - days * US_PER_DAY) & (logs.request_at_us_R < now_us)
-    inventories = np.unique(logs.request_inventory_R[is_recent_R])
-    rows = [logs.inventory_ads[slice(*logs.inventory_offsets[i : i + 2])] for i in inventories]
-    ads = np.unique(np.concatenate([*rows, np.zeros(0, np.int32)]))
+    ads = logs.inventories.ever_live(is_recent_R)
     is_active = pl.col("status").fill_null("active") == "active"
     is_running = (pl.col("ends_at").dt.epoch("us") > now_us).fill_null(True)
-    live: I32 = ads[logs.ads.select(is_active & is_running).to_series().to_numpy()[ads]]
+    is_shown_A = logs.ads.select(is_active & is_running).to_series().to_numpy()
+    live: I32 = ads[is_shown_A[ads]].astype(np.int32)
     return live
 
 

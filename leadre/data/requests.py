@@ -14,13 +14,12 @@ import numpy as np
 import polars as pl
 
 from leadre.data import histories, tables
-from leadre.data.histories import I32, I64
+from leadre.data.inventories import Inventories
 from leadre.data.split import SplitTimes, by_time, split_like
 from leadre.errors import InputError
 
 EVERYWHERE = "everywhere"  # the placement of events without one
-_OPEN_START = np.iinfo(np.int64).min
-_OPEN_END = np.iinfo(np.int64).max
+_WINDOW = ("ad_id", "starts_at", "ends_at")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +57,11 @@ def derive(
     if listed is not None:
         requests = _replace_listed(requests, listed)
     requests = requests.with_columns(pl.col("placement_id").fill_null(EVERYWHERE)).sort("at", "user_id", "request_id")
-    requests, inventories = _with_inventories(requests, windows, ads)
-    events, bad_rows = _drop_contradictions(events, requests, inventories)
+    requests, inventories = _with_inventories(requests, windows)
+    ad_ids = ads["ad_id"].sort()
+    live = Inventories.of(requests, inventories, ad_ids)
+    events, bad_rows = _drop_contradictions(events, requests, live, ad_ids)
+    requests = requests.filter(live.sizes_R > 0)
     hits = histories.positives(events, positive).filter(pl.col("domain") == "ad")
     all_requests = requests
     if not keep_empty:
@@ -136,19 +138,20 @@ def _replace_listed(requests: pl.DataFrame, listed: pl.DataFrame) -> pl.DataFram
 
 
 def _drop_contradictions(
-    events: pl.DataFrame, requests: pl.DataFrame, inventories: pl.DataFrame
+    events: pl.DataFrame, requests: pl.DataFrame, live: Inventories, ad_ids: pl.Series
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(events without ad events that contradict their request, those as bad rows)."""
-    request_columns = requests.select(
-        "request_id", "inventory_id", r_user="user_id", r_at="at", is_request=pl.lit(True)
-    )
-    live = inventories.select("inventory_id", item_id="ad_id", is_live=pl.lit(True))
+    request_columns = requests.select("request_id", r_user="user_id", r_at="at").with_row_index("r")
     joined = events.join(request_columns, on="request_id", how="left", maintain_order="left")
-    joined = joined.join(live, on=["inventory_id", "item_id"], how="left", maintain_order="left")
     is_ad = pl.col("domain") == "ad"
+    of_request = joined.select(is_ad & pl.col("r").is_not_null()).to_series()
+    pairs = joined.filter(of_request)
+    is_live = np.zeros(len(joined), np.bool_)
+    is_live[of_request.to_numpy()] = live.is_live(pairs["r"].to_numpy(), tables.positions(pairs["item_id"], ad_ids))
+    joined = joined.with_columns(is_live=is_live)
     other_user = is_ad & (pl.col("user_id") != pl.col("r_user"))
     early = is_ad & (pl.col("at") < pl.col("r_at"))
-    absent = is_ad & pl.col("is_live").is_null()
+    absent = is_ad & ~pl.col("is_live")
     rules = (
         ("request_id", other_user, pl.format("belongs to another user: request {} is {}'s", "request_id", "r_user")),
         ("at", early, pl.format("is before its request: {} begins {}", "request_id", "r_at")),
@@ -162,56 +165,26 @@ def _drop_contradictions(
     return joined.select(events.columns), pl.concat(bad_rows)
 
 
-def _with_inventories(
-    requests: pl.DataFrame, windows: pl.DataFrame, ads: pl.DataFrame
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(requests with ``inventory_id``, without those that have no live ad; the inventories).
+def _with_inventories(requests: pl.DataFrame, windows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(requests with ``inventory_id``, the inventories).
 
-    Between two consecutive bounds of a placement's windows the live ads do not change, so they are computed once for
-    each such interval. Intervals with the same ads share an inventory.
+    Placements without windows of their own share an inventory. Another placement's inventory has its own windows and a
+    copy of those that hold in all placements.
     """
-    ads = ads.sort("ad_id")
-    index = pl.DataFrame({"ad_id": ads["ad_id"], "index": np.arange(len(ads), dtype=np.int32)})
-    windows = windows.join(index, on="ad_id", how="inner", maintain_order="left")
-    number_of: dict[bytes, int] = {}
-    sets: list[I32] = []
-    inventory = np.full(len(requests), -1, np.int64)
-    for (placement,), rows in requests.with_row_index("at_row").group_by("placement_id", maintain_order=True):
-        placed = windows.filter((pl.col("placement_id") == placement) | pl.col("placement_id").is_null())
-        starts_us = _bounds(placed["starts_at"], _OPEN_START)
-        ends_us = _bounds(placed["ends_at"], _OPEN_END)
-        ad_index = placed["index"].to_numpy()
-        at_us = rows["at"].dt.epoch("us").to_numpy()
-        interval = np.searchsorted(np.unique(np.concatenate([starts_us, ends_us])), at_us, side="right")
-        _, first, inverse = np.unique(interval, return_index=True, return_inverse=True)
-        numbers = np.empty(len(first), np.int64)
-        for k, moment_us in enumerate(at_us[first]):
-            live: I32 = np.unique(ad_index[(starts_us <= moment_us) & (moment_us < ends_us)])
-            number = number_of.setdefault(live.tobytes(), len(number_of))
-            if number == len(sets):
-                sets.append(live)
-            numbers[k] = number if len(live) else -1
-        inventory[rows["at_row"].to_numpy()] = numbers[inverse]
-    return _named_inventories(requests, inventory, sets, ads)
-
-
-def _named_inventories(
-    requests: pl.DataFrame, inventory: I64, sets: list[I32], ads: pl.DataFrame
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    requests = requests.with_columns(_inventory_id(pl.Series(inventory)))
-    flat = np.concatenate([*sets, np.empty(0, np.int32)])
-    number = np.repeat(np.arange(len(sets)), [len(entry) for entry in sets])
-    inventories = pl.DataFrame({"inventory_id": _inventory_id(pl.Series(number)), "ad_id": ads["ad_id"].gather(flat)})
-    return requests.filter(pl.Series(inventory >= 0)), inventories
-
-
-def _inventory_id(number: pl.Series) -> pl.Series:
-    return ("inventory-" + number.cast(pl.String).str.zfill(6)).alias("inventory_id")
-
-
-def _bounds(at: pl.Series, missing: int) -> I64:
-    result: I64 = at.dt.epoch("us").fill_null(missing).to_numpy()
-    return result
+    everywhere = windows.filter(pl.col("placement_id").is_null())
+    own = windows.join(requests, on="placement_id", how="semi")
+    numbers = own.select("placement_id").unique().sort("placement_id").with_row_index("number", offset=1)
+    inventories = pl.concat(
+        [
+            everywhere.with_columns(number=pl.lit(0, pl.UInt32)).select("number", *_WINDOW),
+            everywhere.join(numbers.select("number"), how="cross").select("number", *_WINDOW),
+            own.join(numbers, on="placement_id").select("number", *_WINDOW),
+        ]
+    )
+    inventory_id = (pl.lit("inventory-") + pl.col("number").cast(pl.String).str.zfill(6)).alias("inventory_id")
+    requests = requests.join(numbers, on="placement_id", how="left", maintain_order="left")
+    requests = requests.with_columns(pl.col("number").fill_null(0)).with_columns(inventory_id)
+    return requests.drop("number"), inventories.select(inventory_id, *_WINDOW)
 
 
 def _examples(bad_rows: pl.DataFrame) -> str:

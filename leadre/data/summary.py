@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from leadre.data.inventories import Inventories
 from leadre.data.tables import Tables
 
 
@@ -12,13 +13,16 @@ def summarise(tables: Tables) -> dict[str, dict[str, float]]:
     frames = tables.named()
     splits = dict(tables.requests["split"].value_counts().iter_rows())
     actions = tables.events.group_by("domain", "action").len().sort("domain", "action")
-    sizes = tables.inventories.group_by("inventory_id").len()
-    per_request = tables.requests.join(sizes, on="inventory_id", how="left")["len"]
+    live = Inventories.of(tables.requests, tables.inventories, tables.ads["ad_id"].sort())
     span = tables.events.select(pl.min("at").dt.epoch("us").alias("first"), pl.max("at").dt.epoch("us").alias("last"))
     return {
         "rows": {name: frame.height for name, frame in frames.items()},
         "requests": {name: int(splits.get(name, 0)) for name in ("train", "valid", "test")},
         "events": {f"{domain} {action}": n for domain, action, n in actions.iter_rows()},
-        "inventory": {"count": sizes.height, "mean_ads_per_request": float(per_request.mean() or 0.0)},  # type: ignore[arg-type]
+        "inventory": {
+            "windows": len(live.ad_W),
+            "live_sets": len(live.request_S),
+            "mean_ads_per_request": float(live.sizes_R.mean()) if len(live.sizes_R) else 0.0,
+        },
         "events_at_us": {"first": span["first"][0] or 0, "last": span["last"][0] or 0},
     }

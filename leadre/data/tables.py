@@ -2,8 +2,9 @@
 
 Every source has four tables: ``ads``; ``contents``: items that a user watched, read or bought outside ads; ``users``:
 their profiles; ``events``: their actions. The data stage adds ``requests`` (times at which an ad could be shown),
-``inventories`` (the ads live then) and ``bad_rows`` (dropped rows with the reason). A folder of files may also list its
-requests, and ``inventory``: the times and placements in which each ad was live.
+``inventories`` (the windows in which ads were live, see ``data/inventories.py``) and ``bad_rows`` (dropped rows with
+the reason). A folder of files may also list its requests, and ``inventory``: the times and placements in which each ad
+was live.
 
 Money is int64 in billionths of the currency (``_nanos``), time is UTC in microseconds.
 """
@@ -14,7 +15,9 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from leadre.data import text
 from leadre.errors import InputError
@@ -101,7 +104,7 @@ SCHEMAS: dict[str, Schema] = {
 
 # The tables that the data stage adds, and ranked lists, which generate and rank write.
 REQUESTS = {"request_id": TEXT, "user_id": TEXT, "at": TIME, "placement_id": TEXT, "inventory_id": TEXT, "split": TEXT}
-INVENTORIES = {"inventory_id": TEXT, "ad_id": TEXT}
+INVENTORIES = {"inventory_id": TEXT, "ad_id": TEXT, "starts_at": TIME, "ends_at": TIME}
 LISTS = {"request": pl.Int32(), "view": pl.String(), "ads": pl.List(pl.Int32()), "scores": pl.List(pl.Float32())}
 BAD_ROWS = {"table": TEXT, "file": TEXT, "row": WHOLE, "column": TEXT, "why": TEXT}
 
@@ -140,11 +143,31 @@ def inventories_of(
     """(the inventories of ``requests``, those that only ``empty`` requests have), both sorted."""
     own = requests.select("inventory_id").unique()
     only_empty = empty.select("inventory_id").unique().join(own, on="inventory_id", how="anti")
-    inventories = inventories.sort("inventory_id", "ad_id")
+    inventories = inventories.sort(list(INVENTORIES))
     first, second = (
         inventories.join(ids, on="inventory_id", how="semi", maintain_order="left") for ids in (own, only_empty)
     )
     return first, second
+
+
+def always_live(ads: pl.DataFrame) -> pl.DataFrame:
+    """The table ``inventories`` of rows with ``inventory_id`` and ``ad_id`` alone: windows without bounds."""
+    return ads.with_columns(starts_at=pl.lit(None, TIME), ends_at=pl.lit(None, TIME)).select(list(INVENTORIES))
+
+
+def positions(values: pl.Series, vocabulary: pl.Series, *, missing: bool = False) -> NDArray[np.int32]:
+    """Position of each value in ``vocabulary`` (distinct); -1 where absent, which is an error unless ``missing``."""
+    table = pl.DataFrame({"value": vocabulary, "index": pl.int_range(len(vocabulary), dtype=pl.Int32, eager=True)})
+    index = pl.DataFrame({"value": values}).join(table, on="value", how="left", maintain_order="left")["index"]
+    assert missing or index.null_count() == 0, f"{index.null_count()} of {len(values)} {values.name} are unknown"
+    result: NDArray[np.int32] = index.fill_null(-1).to_numpy().astype(np.int32)
+    return result
+
+
+def micros(at: pl.Series) -> NDArray[np.int64]:
+    """Times as microseconds since 1970 UTC."""
+    result: NDArray[np.int64] = at.dt.epoch("us").to_numpy().astype(np.int64)
+    return result
 
 
 def no_bad_rows() -> pl.DataFrame:

@@ -164,12 +164,6 @@ class InventoryPrior:
         return self.affinity
 
 
-def _objects(logs: Logs, inventory: int) -> NDArray[np.int64]:
-    """The objects of the ads in an inventory, ascending."""
-    rows = slice(*logs.inventory_offsets[inventory : inventory + 2])
-    return np.unique(logs.ad_object_A[logs.inventory_ads[rows]]).astype(np.int64)
-
-
 def response_rates(logs: Logs, *, new_only: bool = False) -> NDArray[np.float64]:
     """The response rate of each object: float64 [O], all > 0.
 
@@ -180,15 +174,11 @@ def response_rates(logs: Logs, *, new_only: bool = False) -> NDArray[np.float64]
     live_O = np.zeros(count)
     acted_O = np.zeros(count)
     left_out_O = np.zeros(count, np.bool_)
-    inventories: dict[int, NDArray[np.int64]] = {}
     for r in logs.requests_of(TRAIN).tolist():
-        inventory = int(logs.request_inventory_R[r])
-        if inventory not in inventories:
-            inventories[inventory] = _objects(logs, inventory)
         history = logs.object_E[logs.history(r)] if new_only else np.zeros(0, np.int32)
         left_out_O[history] = True
-        acted = np.unique(logs.ad_object_A[logs.relevant(r)[0]])
-        for counts_O, objects in ((live_O, inventories[inventory]), (acted_O, acted)):
-            counts_O[objects[~left_out_O[objects]]] += 1
+        for counts_O, ads in ((live_O, logs.inventory(r)), (acted_O, logs.relevant(r)[0])):
+            objects = logs.ad_object_A[ads]
+            counts_O[objects[~left_out_O[objects]]] += 1  # an index that repeats counts once
         left_out_O[history] = False
     return smoothed(acted_O, live_O)

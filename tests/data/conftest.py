@@ -57,6 +57,25 @@ def write(folder: Path, name: str, rows: Rows, form: str) -> Path:
     return path
 
 
+def live_ads(requests: pl.DataFrame, inventories: pl.DataFrame) -> list[tuple[str, ...]]:
+    """The ads live in each request, by the definition: one of their windows there holds its time."""
+    windows = list(inventories.iter_rows())
+    return [
+        tuple(
+            sorted(
+                {
+                    ad_id
+                    for name, ad_id, starts_at, ends_at in windows
+                    if name == inventory_id
+                    and (starts_at is None or starts_at <= at)
+                    and (ends_at is None or at < ends_at)
+                }
+            )
+        )
+        for inventory_id, at in requests.select("inventory_id", "at").iter_rows()
+    ]
+
+
 def read_folder(folder: Path, **options: Any) -> Tables:
     """The tables of a folder of files, read with options of ``leadre data``."""
     config = run.Config(run="mine", work=folder.parent / "work", source="files", path=folder)

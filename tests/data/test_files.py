@@ -19,7 +19,7 @@ from leadre.data.sources.options import FileOptions
 from leadre.data.split import SplitTimes
 from leadre.data.tables import Tables, file_columns
 from leadre.errors import InputError
-from tests.data.conftest import START, market, write
+from tests.data.conftest import START, live_ads, market, write
 
 Logs = Callable[..., Path]
 
@@ -37,7 +37,7 @@ def test_three_forms_give_the_same_tables(logs: Logs, form: str) -> None:
     assert tables.users.rows() == [("u0", 20, "Genoa"), ("u1", 21, "Genoa"), ("u2", None, None)]
     assert tables.events["at"].min() == START and tables.events["value_nanos"].sum() == 60 * 5_000_000_000
     assert tables.requests["split"].value_counts().sort("split").rows() == [("test", 6), ("train", 48), ("valid", 6)]
-    assert tables.inventories.rows() == [("inventory-000000", f"a{n}") for n in range(4)]
+    assert tables.inventories.rows() == [("inventory-000000", f"a{n}", None, None) for n in range(4)]
 
 
 def test_table_can_be_a_folder_of_files(logs: Logs) -> None:
@@ -258,10 +258,10 @@ def test_inventory_windows_define_the_live_ads(logs: Logs) -> None:
         {"ad_id": "a3", "placement_id": "side", "starts_at": None, "ends_at": None},
     ]
     tables = read(logs("jsonl", inventory=windows), max_bad_share=0.5)
-    live = dict(tables.inventories.group_by("inventory_id").agg(pl.col("ad_id").sort()).iter_rows())
-    late = tables.requests["at"] >= START + timedelta(days=10)
-    assert {tuple(live[i]) for i in tables.requests.filter(~late)["inventory_id"]} == {("a0", "a1", "a2")}
-    assert {tuple(live[i]) for i in tables.requests.filter(late)["inventory_id"]} == {("a2",)}
+    live = live_ads(tables.requests, tables.inventories)
+    late = (tables.requests["at"] >= START + timedelta(days=10)).to_list()
+    assert {ads for ads, is_late in zip(live, late, strict=True) if not is_late} == {("a0", "a1", "a2")}
+    assert {ads for ads, is_late in zip(live, late, strict=True) if is_late} == {("a2",)}
     absent = tables.bad_rows.filter(pl.col("why").str.starts_with("was not live"))
     assert absent.height == 2 * (60 - tables.requests.height) > 0  # impression and conversion of each
     with pytest.raises(InputError, match="was not live there and then"):
@@ -274,9 +274,8 @@ def test_status_and_dates_of_ads_define_the_live_ads_without_an_inventory(logs: 
     ads[1]["ends_at"] = START + timedelta(days=5)
     ads[2]["starts_at"] = START + timedelta(days=3)
     tables = read(logs("parquet", ads=ads), max_bad_share=1.0)
-    live = dict(tables.inventories.group_by("inventory_id").agg(pl.col("ad_id").sort()).iter_rows())
-    sets = [live[i] for i in tables.requests.sort("at")["inventory_id"].unique(maintain_order=True)]
-    assert sets == [["a1", "a3"], ["a1", "a2", "a3"], ["a2", "a3"]]
+    sets = dict.fromkeys(live_ads(tables.requests.sort("at"), tables.inventories))
+    assert list(sets) == [("a1", "a3"), ("a1", "a2", "a3"), ("a2", "a3")]
 
 
 def test_positive_action_and_empty_requests(logs: Logs) -> None:
@@ -294,7 +293,7 @@ def test_positive_action_and_empty_requests(logs: Logs) -> None:
     valid = apart.empty_requests.filter(pl.col("split") == "valid")["at"]
     assert valid.len() and valid.is_between(starts["valid"], starts["test"], closed="left").all()
     both = pl.concat([apart.inventories, apart.empty_inventories])
-    assert sorted(both.rows()) == sorted(kept.inventories.rows())
+    assert both.sort(pl.all()).equals(kept.inventories.sort(pl.all()))
     with pytest.raises(InputError, match="no request has a 'click' of a live ad"):
         read(logs(), positive="click")
 

@@ -10,6 +10,7 @@ from leadre import artifact
 from leadre.data import hidden, histories, world
 from leadre.data import run as stage
 from leadre.data.histories import train_end_us
+from leadre.data.tables import always_live
 from leadre.errors import InputError
 from leadre.lm.prior import response_rates
 from leadre.semid import codebook as codebooks
@@ -86,7 +87,7 @@ def test_training_requests_get_a_copy_of_a_shared_inventory():
     tables = world.read(seed=3, users=24, ads=40, contents=12)
     inventory_id = tables.inventories["inventory_id"][0]
     requests = tables.requests.with_columns(inventory_id=pl.lit(inventory_id))
-    everything = pl.DataFrame({"inventory_id": inventory_id, "ad_id": tables.ads["ad_id"]})
+    everything = always_live(pl.DataFrame({"inventory_id": inventory_id, "ad_id": tables.ads["ad_id"]}))
     shared = dataclasses.replace(tables, requests=requests, inventories=everything)
     ids = tables.ads["object_id"][:4].unique()
     late = hidden.launch_late(shared, ids, positive="conversion", keep_empty=False)

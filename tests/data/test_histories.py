@@ -10,6 +10,7 @@ import pytest
 
 from leadre.data import histories, tables, world
 from leadre.data.histories import AD, CONTENT, Logs, first_seen
+from tests.data.conftest import live_ads
 
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -39,8 +40,8 @@ def test_arrays_equal_a_naive_reading_of_the_tables(market: tuple[tables.Tables,
         ads, value_nanos = logs.relevant(r)
         assert logs.ads["ad_id"].gather(ads).to_list() == value["item_id"].to_list()
         assert value_nanos.tolist() == value["value_nanos"].to_list()
-        live = source.inventories.filter(pl.col("inventory_id") == row["inventory_id"])["ad_id"].sort()
-        assert logs.ads["ad_id"].gather(logs.inventory(r)).to_list() == live.to_list()
+        (live,) = live_ads(requests[r], source.inventories)
+        assert logs.ads["ad_id"].gather(logs.inventory(r)).to_list() == list(live)
         assert logs.placements[logs.request_placement_R[r]] == row["placement_id"]
 
 
@@ -87,7 +88,7 @@ def hand_made(c: str = "c") -> Logs:
         users=pl.DataFrame({"user_id": ["u"]}),
         events=tables.complete("events", events),
         requests=requests,
-        inventories=pl.DataFrame({"inventory_id": ["all"] * 3, "ad_id": ["z", "y", "x"]}),
+        inventories=tables.always_live(pl.DataFrame({"inventory_id": ["all"] * 3, "ad_id": ["z", "y", "x"]})),
         positive="conversion",
     )
 

@@ -28,8 +28,7 @@ def test_counts(logs: Logs) -> None:
     assert [len(logs.requests_of(split)) for split in (TRAIN, VALID, TEST)] == [77677, 11696, 13714]
     assert np.bincount(logs.domain_E).tolist() == [777840, 411920]
     assert sum(bool(first_seen(logs, int(r)).any()) for r in logs.requests_of(TEST)) == 7646
-    per_request = np.diff(logs.inventory_offsets)[logs.request_inventory_R]
-    assert 428 < per_request.mean() < 429
+    assert 428 < logs.inventories.sizes_R.mean() < 429
 
 
 def test_visits_without_a_conversion_are_empty_requests(tables: Tables, logs: Logs) -> None:
@@ -37,7 +36,7 @@ def test_visits_without_a_conversion_are_empty_requests(tables: Tables, logs: Lo
     assert dict(empty["split"].value_counts().iter_rows()) == {"train": 26927, "valid": 4301, "test": 4819}
     every = histories.of_tables(tables, "conversion", empty=True)
     assert len(every.request_user_R) == 103_087 + 36_047 == every.request_at_us_R.size
-    assert (np.diff(every.inventory_offsets)[every.request_inventory_R] > 0).all()
+    assert (every.inventories.sizes_R > 0).all()
     is_empty_R = np.diff(every.relevant_offsets) == 0
     assert is_empty_R.sum() == empty.height and every.relevant_ads.size == logs.relevant_ads.size
     ads = tables.events.filter(pl.col("domain") == "ad")

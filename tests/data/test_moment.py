@@ -133,7 +133,7 @@ def test_moment_of_a_request_is_a_view_of_its_log(small):
 def test_requests_of_one_inventory_share_it(small):
     logs = small.logs
     moments = small.moments
-    first, second = np.flatnonzero(logs.request_inventory_R == logs.request_inventory_R[0])[:2]
+    first, second = np.flatnonzero(logs.inventories.set_R == logs.inventories.set_R[0])[:2]
     assert moments[int(first)].inventory is moments[int(second)].inventory
 
 

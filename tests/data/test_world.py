@@ -41,5 +41,5 @@ def test_shape_of_the_market() -> None:
     late = (world.draw(0).first_week_A > 0).mean()
     assert 0.1 < late < 0.3
     assert len(market_logs.requests_of(TRAIN)) > 2000
-    sizes = np.diff(market_logs.inventory_offsets)
+    sizes = market_logs.inventories.sizes_R
     assert sizes.min() >= 1 and 20 < sizes.mean() < 60

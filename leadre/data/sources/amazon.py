@@ -100,7 +100,7 @@ def _tables(sequences: dict[str, list[str]], items: dict[str, dict[str, Any]], b
         users=pl.DataFrame({"user_id": users}),
         events=tables.complete("events", events),
         requests=requests.filter(pl.Series(position > 0)).select(list(tables.REQUESTS)),
-        inventories=pl.DataFrame({"inventory_id": [INVENTORY] * ads.height, "ad_id": ads["ad_id"]}),
+        inventories=tables.always_live(ads.select("ad_id", inventory_id=pl.lit(INVENTORY))),
         bad_rows=bad_rows,
     )
 

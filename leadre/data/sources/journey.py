@@ -289,10 +289,7 @@ def _empty_inventories(db: duckdb.DuckDBPyConnection) -> pl.DataFrame:
 
 
 def _as_inventories(live: pl.DataFrame) -> pl.DataFrame:
-    inventories: pl.DataFrame = live.select(
-        _inventory_id().alias("inventory_id"), _line_id(pl.col("line")).alias("ad_id")
-    )
-    return inventories
+    return tables.always_live(live.select(inventory_id=_inventory_id(), ad_id=_line_id(pl.col("line"))))
 
 
 def _inventory_id() -> pl.Expr:

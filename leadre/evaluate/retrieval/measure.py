@@ -66,9 +66,8 @@ def build_view(logs: Logs, requests_R: Ints, name: str) -> View:
             values.append(value_nanos)
     requests_V = np.array(kept, dtype=np.int64)
     users, user_V = np.unique(logs.request_user_R[requests_V], return_inverse=True)
-    inventories = np.unique(logs.request_inventory_R[requests_V])
-    live = [logs.inventory_ads[logs.inventory_offsets[i] : logs.inventory_offsets[i + 1]] for i in inventories]
-    live_ads = np.unique(np.concatenate(live)) if live else np.zeros(0, dtype=np.int32)
+    is_scored_R = np.zeros(len(logs.request_user_R), dtype=np.bool_)
+    is_scored_R[requests_V] = True
     return View(
         name=name,
         requests_V=requests_V,
@@ -76,7 +75,7 @@ def build_view(logs: Logs, requests_R: Ints, name: str) -> View:
         users=len(users),
         relevant=relevant,
         value_nanos=values,
-        live_ads=live_ads,
+        live_ads=logs.inventories.ever_live(is_scored_R).astype(np.int32),
         price_A=training_prices(logs),
     )
 

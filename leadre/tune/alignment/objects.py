@@ -72,9 +72,7 @@ class ObjectTexts:
 def known_objects(logs: Logs) -> NDArray[np.bool_]:
     """bool [O]: objects live in a training request, or in a user's history before the first held-out request."""
     known_O = np.zeros(len(logs.objects), np.bool_)
-    inventories = np.unique(logs.request_inventory_R[logs.requests_of(TRAIN)])
-    for start, end in zip(logs.inventory_offsets[inventories], logs.inventory_offsets[inventories + 1], strict=True):
-        known_O[logs.ad_object_A[logs.inventory_ads[start:end]]] = True
+    known_O[logs.ad_object_A[logs.inventories.ever_live(logs.request_split_R == TRAIN)]] = True
     held_out_us = logs.request_at_us_R[logs.request_split_R != TRAIN]
     train_end_us = held_out_us.min() if len(held_out_us) else np.iinfo(np.int64).max
     known_O[logs.object_E[logs.at_us_E < train_end_us]] = True

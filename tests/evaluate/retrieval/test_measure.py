@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from leadre.data import histories
+from leadre.data.tables import always_live
 from leadre.errors import ArtifactError
 from leadre.evaluate.retrieval import measure as retrieval
 from leadre.evaluate.retrieval.measure import (
@@ -56,7 +57,7 @@ def logs():
         requests=pl.DataFrame(
             requests, schema=["request_id", "user_id", "at", "placement_id", "inventory_id", "split"], orient="row"
         ),
-        inventories=pl.DataFrame({"inventory_id": ["live"] * 6, "ad_id": ads["ad_id"]}),
+        inventories=always_live(pl.DataFrame({"inventory_id": ["live"] * 6, "ad_id": ads["ad_id"]})),
         positive="conversion",
     )
 

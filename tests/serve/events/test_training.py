@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from leadre import checked_parquet
+from leadre.data import histories
 from leadre.data.sources import files, raw
 from leadre.data.split import SplitTimes
 from leadre.data.tables import Tables
@@ -137,9 +138,10 @@ def test_leadre_data_reads_the_tables(log: Path, tmp_path: Path) -> None:
     ]
     assert tables.requests["placement_id"].unique().to_list() == ["top"]
     assert tables.requests["at"].dt.epoch("us").min() == START + US_PER_HOUR
-    live = dict(tables.inventories.group_by("inventory_id").agg(pl.col("ad_id").sort()).rows())
-    first = tables.requests.sort("at")["inventory_id"][0]
-    assert live.pop(first) == ["a0", "a1", "a2"] and list(live.values()) == [["a0", "a1"]]
+    live = histories.of_tables(tables, "conversion")
+    first = int(live.request_at_us_R.argmin())
+    assert live.inventory(first).tolist() == [0, 1, 2]
+    assert {tuple(live.inventory(r)) for r in range(len(live.request_at_us_R))} == {(0, 1, 2), (0, 1)}
     assert tables.ads.select("title", "object_id", "creative_sizes").row(0) == ("a0", "o0", ["300x250"])
 
 

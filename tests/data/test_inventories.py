@@ -1,0 +1,147 @@
+"""Windows against the definition of a live ad, which tries every window on every request."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leadre.data import hidden, histories, requests
+from leadre.data.inventories import Inventories
+from leadre.data.split import SplitTimes
+from leadre.data.tables import FILE, INVENTORIES, ROW, SCHEMAS, TEXT, TIME, Tables, complete
+from tests.data.conftest import live_ads
+
+START = datetime(2026, 3, 1, tzinfo=UTC)
+ADS = 5
+ITEM_A = np.array([0, 1, 1, 2, 0], np.int32)  # several ads of an item
+
+hours = st.integers(0, 8)  # few hours, so that bounds coincide with each other and with requests
+bounds = st.none() | hours
+moments = st.lists(st.tuples(st.sampled_from(["left", "right"]), hours), min_size=1, max_size=12)
+windows = st.lists(st.tuples(st.sampled_from(["left", "right", "never"]), st.integers(0, ADS - 1), bounds, bounds))
+
+
+def at(hour: int | None) -> datetime | None:
+    return None if hour is None else START + timedelta(hours=hour)
+
+
+def ad_ids() -> pl.Series:
+    return pl.Series([f"a{a}" for a in range(ADS)])
+
+
+def tables(
+    asked: list[tuple[str, int]], live: list[tuple[str, int, int | None, int | None]]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    asked_rows = [(name, at(hour)) for name, hour in asked]
+    rows = [(name, f"a{ad}", at(start), at(end)) for name, ad, start, end in live]
+    return (
+        pl.DataFrame(asked_rows, schema={"inventory_id": TEXT, "at": TIME}, orient="row"),
+        pl.DataFrame(rows, schema=INVENTORIES, orient="row"),
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(asked=moments, live=windows)
+def test_windows_have_the_live_ads_of_their_definition(asked, live):
+    asked_rows, rows = tables(asked, live)
+    inventories = Inventories.of(asked_rows, rows, ad_ids())
+    wanted = [[int(ad_id[1:]) for ad_id in ads] for ads in live_ads(asked_rows, rows)]
+    count = len(asked)
+    assert [inventories.ads(r).tolist() for r in range(count)] == wanted
+    assert inventories.sizes_R.tolist() == [len(ads) for ads in wanted]
+    same = inventories.set_R[:, None] == inventories.set_R
+    assert same.tolist() == [[a == b for b in wanted] for a in wanted]
+    for number, r in enumerate(inventories.request_S):
+        assert inventories.set_R[r] == number
+    pairs = [(r, a) for r in range(count) for a in range(ADS)]
+    is_live = inventories.is_live(*np.array(pairs).T)
+    assert is_live.tolist() == [a in wanted[r] for r, a in pairs]
+
+
+@settings(max_examples=50, deadline=None)
+@given(asked=moments, live=windows, seed=st.integers(0, 9))
+def test_exposures_count_an_item_once_in_a_request(asked, live, seed):
+    asked_rows, rows = tables(asked, live)
+    inventories = Inventories.of(asked_rows, rows, ad_ids())
+    counted_R = np.random.default_rng(seed).random(len(asked)) < 0.6
+    sets = [{int(ad_id[1:]) for ad_id in ads} for ads in live_ads(asked_rows, rows)]
+    chosen = [ads for ads, is_counted in zip(sets, counted_R, strict=True) if is_counted]
+    wanted = [sum(any(ITEM_A[a] == item for a in ads) for ads in chosen) for item in range(3)]
+    assert inventories.exposures(counted_R, ITEM_A, 3).tolist() == wanted
+    assert inventories.ever_live(counted_R).tolist() == sorted(set().union(*chosen))
+
+
+def test_rows_of_an_artifact_without_bounds_are_always_live():
+    asked_rows, rows = tables([("left", 3), ("right", 1)], [("left", 2, None, None), ("right", 4, None, None)])
+    inventories = Inventories.of(asked_rows, rows.drop("starts_at", "ends_at"), ad_ids())
+    assert [inventories.ads(r).tolist() for r in (0, 1)] == [[2], [4]]
+
+
+placements = st.none() | st.sampled_from(["top", "side", "everywhere"])
+visits = st.lists(st.tuples(placements, hours, st.integers(0, ADS - 1)), max_size=12)
+placed = st.lists(st.tuples(placements, st.integers(0, ADS - 1), bounds, bounds))
+ANCHOR = ADS  # an ad of the first and the last requests, so that no split is empty; it is not live in between
+
+
+@settings(max_examples=40, deadline=None)
+@given(visits=visits, live=placed)
+def test_requests_of_a_log_have_the_ads_live_at_their_placement_and_time(visits, live):
+    visits = [("top", -9, ANCHOR), *visits, ("top", 24, ANCHOR), ("top", 48, ANCHOR)]
+    live = [*live, (None, ANCHOR, None, -1), ("top", ANCHOR, 24, None)]
+    wanted = {}
+    for n, (placement, hour, _) in enumerate(visits):
+        wanted[f"r{n}"] = {
+            ad
+            for where, ad, start, end in live
+            if where in (None, placement or requests.EVERYWHERE)
+            and (start is None or start <= hour)
+            and (end is None or hour < end)
+        }
+    converted = {f"r{n}" for n, (_, _, ad) in enumerate(visits) if ad in wanted[f"r{n}"]}
+    derived = derive(visits, live)
+    assert sets_of(derived) == {name: ads for name, ads in wanted.items() if ads}
+    assert set(derived.events["request_id"]) == converted
+    late = hidden.launch_late(derived, pl.Series(["a0", "a1"]), positive="conversion", keep_empty=True)
+    held_out = {f"r{n}" for n in range(len(visits) - 2, len(visits))}
+    launched = {name: ads if name in held_out else ads - {0, 1} for name, ads in wanted.items()}
+    assert sets_of(late) == {name: ads for name, ads in launched.items() if ads}
+
+
+def derive(visits, live) -> Tables:
+    """The tables of visits (placement, hour, ad that converts) with windows (placement, ad, first hour, end)."""
+    events = [
+        (f"u{n % 3}", at(hour), "ad", f"a{ad}", "conversion", None, placement, f"r{n}", n, "events")
+        for n, (placement, hour, ad) in enumerate(visits)
+    ]
+    rows = [(f"a{ad}", placement, at(start), at(end)) for placement, ad, start, end in live]
+    ids = pl.Series([f"a{a}" for a in range(ADS + 1)])
+    ads = complete("ads", pl.DataFrame({"ad_id": ids, "title": ids, "object_id": ids}))
+    derived = requests.derive(
+        ads=ads,
+        events=pl.DataFrame(events, schema={**SCHEMAS["events"].columns, ROW: pl.Int64, FILE: TEXT}, orient="row"),
+        windows=pl.DataFrame(rows, schema=SCHEMAS["inventory"].columns, orient="row"),
+        listed=None,
+        cut=SplitTimes(valid_from="2026-03-02", test_from="2026-03-03"),
+        positive="conversion",
+        keep_empty=True,
+    )
+    return Tables(
+        ads=ads,
+        contents=pl.DataFrame(schema=SCHEMAS["contents"].columns),
+        users=pl.DataFrame({"user_id": ["u0", "u1", "u2"]}),
+        events=derived.events.select(list(SCHEMAS["events"].columns)),
+        requests=derived.requests,
+        inventories=derived.inventories,
+        bad_rows=derived.bad_rows,
+    )
+
+
+def sets_of(checked: Tables) -> dict[str, set[int]]:
+    """The live ads of each request, as the stages read them."""
+    logs = histories.of_tables(checked, "conversion")
+    ids = checked.requests.sort(histories.REQUEST_ORDER)["request_id"]
+    return {name: set(logs.inventory(r).tolist()) for r, name in enumerate(ids)}
