@@ -31,13 +31,12 @@ sys.exit(main(sys.argv[1:]))
 def stages(users: int) -> dict[str, list[str]]:
     """Stage -> its command, without folders."""
     few = ["--users", str(users)]
-    rank = ["--users", str(users)]
     return {
         "data": ["data", "--source", "files"],
         "semid": ["semid", "--levels", "64,64"],
-        "tune": ["tune", "--layers", "1", "--described", "0", "--max-steps", "5", "--learnt-prior", "true"],
+        "tune": ["tune", "--layers", "1", "--described", "0", "--max-steps", "5", "--batch-tokens", "1024"],
         "generate": ["generate", *few],
-        "rank": ["rank", "train", *rank],
+        "rank": ["rank", "train", "--requests", "1000"],
         "evaluate": ["evaluate", *few],
     }
 
@@ -45,7 +44,7 @@ def stages(users: int) -> dict[str, list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--users", type=int, default=20)
-    parser.add_argument("--stages", default="data,semid,tune,generate,evaluate")
+    parser.add_argument("--stages", default="data,semid,tune,generate,rank,evaluate")
     options = parser.parse_args()
     peaks: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
