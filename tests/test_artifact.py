@@ -135,7 +135,7 @@ def test_read_checks_kind_version_and_hashes_and_names_the_command(tmp_path: Pat
         artifact.read(folder, artifact.TABLES)
     written = make(folder)
     for kind in (artifact.CODEBOOK, artifact.Kind("tables", 9)):
-        with pytest.raises(ArtifactError, match="holds 'tables' version 2, not"):
+        with pytest.raises(ArtifactError, match="holds 'tables' version 3, not"):
             artifact.read(folder, kind)
     (folder / "part" / "a.txt").write_text("y")
     with pytest.raises(ArtifactError, match=r"part/a\.txt is missing or has changed"):
@@ -164,6 +164,14 @@ def test_current_depends_on_kind_config_seed_and_parents(tmp_path: Path) -> None
     assert not is_current(folder, parents=(other,), **config)
     assert not is_current(folder, **config)
     assert not artifact.current(folder, kind=artifact.Kind("tables", 9), config=config, seed=0, parents=(parent,))
+
+
+def test_an_older_version_is_read_and_current_if_its_files_mean_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "semid"
+    make(folder)
+    for version, also_read, is_read in ((4, 3, True), (4, 2, False), (4, None, False), (2, None, False)):
+        kind = artifact.Kind("tables", version, also_read)
+        assert artifact.current(folder, kind=kind, config={}, seed=0, parents=()) == is_read, kind
 
 
 def test_read_refuses_any_flipped_bit(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class Inventories:
     position_R: I32
     group_R: I32  # number of the inventory ID
     window_offsets: I64  # [G + 1]
+    is_fixed_G: Mask  # all requests of the inventory ID have the same live ads: each window holds all of them
     ad_W: I32
     first_W: I32
     last_W: I32  # exclusive
@@ -52,9 +53,11 @@ class Inventories:
         is ad a, ascending.
         """
         ids = requests["inventory_id"].unique().sort()
-        windows = windows.filter(pl.col("inventory_id").is_in(ids.implode()))
         group_R = positions(requests["inventory_id"], ids)
-        group_W = positions(windows["inventory_id"], ids).astype(np.int64)
+        group_W = positions(windows["inventory_id"], ids, missing=True).astype(np.int64)
+        if (group_W < 0).any():
+            windows = windows.filter(group_W >= 0)
+            group_W = group_W[group_W >= 0]
         times, time_R = np.unique(micros(requests["at"]), return_inverse=True)
         stride = len(times) + 1
         key_R = group_R * stride + time_R
@@ -71,11 +74,15 @@ class Inventories:
         ad_W = positions(windows["ad_id"], ad_ids)
         rows, first_W, last_W = _disjoint(group_W * len(ad_ids) + ad_W, first_W, last_W)
         ad_W = ad_W[rows]
+        group_W = group_W[rows]
+        starts_G = np.searchsorted(key_P // stride, np.arange(len(ids) + 1))
+        is_part_W = (first_W > starts_G[group_W]) | (last_W < starts_G[group_W + 1])
         set_P, position_S = _equal_sets(ad_W, first_W, last_W, len(requests), len(ad_ids))
         return cls(
             position_R=position_R,
             group_R=group_R,
-            window_offsets=np.searchsorted(group_W[rows], np.arange(len(ids) + 1)),
+            window_offsets=np.searchsorted(group_W, np.arange(len(ids) + 1)),
+            is_fixed_G=np.bincount(group_W[is_part_W], minlength=len(ids)) == 0,
             ad_W=ad_W,
             first_W=first_W.astype(np.int32),
             last_W=last_W.astype(np.int32),
@@ -87,6 +94,8 @@ class Inventories:
         """The ads live in request ``r``, ascending; the time grows with the windows of its inventory ID."""
         group = self.group_R[r]
         rows = slice(self.window_offsets[group], self.window_offsets[group + 1])
+        if self.is_fixed_G[group]:
+            return self.ad_W[rows]
         position = self.position_R[r]
         live: I32 = self.ad_W[rows][(self.first_W[rows] <= position) & (position < self.last_W[rows])]
         return live
