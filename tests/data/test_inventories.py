@@ -34,50 +34,50 @@ def ad_ids() -> pl.Series:
 
 
 def tables(
-    asked: list[tuple[str, int]], live: list[tuple[str, int, int | None, int | None]]
+    times: list[tuple[str, int]], live: list[tuple[str, int, int | None, int | None]]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    asked_rows = [(name, at(hour)) for name, hour in asked]
+    request_rows = [(name, at(hour)) for name, hour in times]
     rows = [(name, f"a{ad}", at(start), at(end)) for name, ad, start, end in live]
     return (
-        pl.DataFrame(asked_rows, schema={"inventory_id": TEXT, "at": TIME}, orient="row"),
+        pl.DataFrame(request_rows, schema={"inventory_id": TEXT, "at": TIME}, orient="row"),
         pl.DataFrame(rows, schema=INVENTORIES, orient="row"),
     )
 
 
 @settings(max_examples=100, deadline=None)
-@given(asked=moments, live=windows)
-def test_windows_have_the_live_ads_of_their_definition(asked, live):
-    asked_rows, rows = tables(asked, live)
-    inventories = Inventories.of(asked_rows, rows, ad_ids())
-    wanted = [[int(ad_id[1:]) for ad_id in ads] for ads in live_ads(asked_rows, rows)]
-    count = len(asked)
-    assert [inventories.ads(r).tolist() for r in range(count)] == wanted
-    assert inventories.sizes_R.tolist() == [len(ads) for ads in wanted]
+@given(times=moments, live=windows)
+def test_windows_have_the_live_ads_of_their_definition(times, live):
+    request_rows, rows = tables(times, live)
+    inventories = Inventories.of(request_rows, rows, ad_ids())
+    expected = [[int(ad_id[1:]) for ad_id in ads] for ads in live_ads(request_rows, rows)]
+    count = len(times)
+    assert [inventories.ads(r).tolist() for r in range(count)] == expected
+    assert inventories.sizes_R.tolist() == [len(ads) for ads in expected]
     same = inventories.set_R[:, None] == inventories.set_R
-    assert same.tolist() == [[a == b for b in wanted] for a in wanted]
+    assert same.tolist() == [[a == b for b in expected] for a in expected]
     for number, r in enumerate(inventories.request_S):
         assert inventories.set_R[r] == number
     pairs = [(r, a) for r in range(count) for a in range(ADS)]
     is_live = inventories.is_live(*np.array(pairs).T)
-    assert is_live.tolist() == [a in wanted[r] for r, a in pairs]
+    assert is_live.tolist() == [a in expected[r] for r, a in pairs]
 
 
 @settings(max_examples=50, deadline=None)
-@given(asked=moments, live=windows, seed=st.integers(0, 9))
-def test_exposures_count_an_item_once_in_a_request(asked, live, seed):
-    asked_rows, rows = tables(asked, live)
-    inventories = Inventories.of(asked_rows, rows, ad_ids())
-    counted_R = np.random.default_rng(seed).random(len(asked)) < 0.6
-    sets = [{int(ad_id[1:]) for ad_id in ads} for ads in live_ads(asked_rows, rows)]
+@given(times=moments, live=windows, seed=st.integers(0, 9))
+def test_exposures_count_an_item_once_in_a_request(times, live, seed):
+    request_rows, rows = tables(times, live)
+    inventories = Inventories.of(request_rows, rows, ad_ids())
+    counted_R = np.random.default_rng(seed).random(len(times)) < 0.6
+    sets = [{int(ad_id[1:]) for ad_id in ads} for ads in live_ads(request_rows, rows)]
     chosen = [ads for ads, is_counted in zip(sets, counted_R, strict=True) if is_counted]
-    wanted = [sum(any(ITEM_A[a] == item for a in ads) for ads in chosen) for item in range(3)]
-    assert inventories.exposures(counted_R, ITEM_A, 3).tolist() == wanted
+    expected = [sum(any(ITEM_A[a] == item for a in ads) for ads in chosen) for item in range(3)]
+    assert inventories.exposures(counted_R, ITEM_A, 3).tolist() == expected
     assert inventories.ever_live(counted_R).tolist() == sorted(set().union(*chosen))
 
 
 def test_rows_of_an_artifact_without_bounds_are_always_live():
-    asked_rows, rows = tables([("left", 3), ("right", 1)], [("left", 2, None, None), ("right", 4, None, None)])
-    inventories = Inventories.of(asked_rows, rows.drop("starts_at", "ends_at"), ad_ids())
+    request_rows, rows = tables([("left", 3), ("right", 1)], [("left", 2, None, None), ("right", 4, None, None)])
+    inventories = Inventories.of(request_rows, rows.drop("starts_at", "ends_at"), ad_ids())
     assert [inventories.ads(r).tolist() for r in (0, 1)] == [[2], [4]]
 
 
@@ -92,22 +92,22 @@ ANCHOR = ADS  # an ad of the first and the last requests, so that no split is em
 def test_requests_of_a_log_have_the_ads_live_at_their_placement_and_time(visits, live):
     visits = [("top", -9, ANCHOR), *visits, ("top", 24, ANCHOR), ("top", 48, ANCHOR)]
     live = [*live, (None, ANCHOR, None, -1), ("top", ANCHOR, 24, None)]
-    wanted = {}
+    expected = {}
     for n, (placement, hour, _) in enumerate(visits):
-        wanted[f"r{n}"] = {
+        expected[f"r{n}"] = {
             ad
             for where, ad, start, end in live
             if where in (None, placement or requests.EVERYWHERE)
             and (start is None or start <= hour)
             and (end is None or hour < end)
         }
-    converted = {f"r{n}" for n, (_, _, ad) in enumerate(visits) if ad in wanted[f"r{n}"]}
+    converted = {f"r{n}" for n, (_, _, ad) in enumerate(visits) if ad in expected[f"r{n}"]}
     derived = derive(visits, live)
-    assert sets_of(derived) == {name: ads for name, ads in wanted.items() if ads}
+    assert sets_of(derived) == {name: ads for name, ads in expected.items() if ads}
     assert set(derived.events["request_id"]) == converted
     late = hidden.launch_late(derived, pl.Series(["a0", "a1"]), positive="conversion", keep_empty=True)
     held_out = {f"r{n}" for n in range(len(visits) - 2, len(visits))}
-    launched = {name: ads if name in held_out else ads - {0, 1} for name, ads in wanted.items()}
+    launched = {name: ads if name in held_out else ads - {0, 1} for name, ads in expected.items()}
     assert sets_of(late) == {name: ads for name, ads in launched.items() if ads}
 
 
