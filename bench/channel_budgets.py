@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,23 +36,34 @@ def curve(history: History, auctions: float, budget_K: Floats) -> tuple[Floats, 
     return np.interp(budget_K, spend_G, clicks_G), np.minimum(budget_K, spend_G[-1])
 
 
-def learn(channels: Channels, clicks_MK: Floats, spent_MK: Floats, periods: int, seed: int) -> tuple[float, float]:
-    """(expected clicks, money) of a period, on average."""
-    generator = np.random.default_rng(seed)
-    rows_M = np.arange(len(clicks_MK))
-    clicks = 0.0
-    spent = 0.0
-    for _ in range(periods):
-        arm_M = channels.choose()
-        expected_M = clicks_MK[rows_M, arm_M]
-        spent_M = spent_MK[rows_M, arm_M]
-        channels = channels.after(arm_M, spent_M, generator.poisson(expected_M).astype(float))
-        clicks += float(expected_M.sum())
-        spent += float(spent_M.sum())
-    return clicks / periods, spent / periods
+@dataclass(frozen=True)
+class Market:
+    """Expected clicks of a period: ``best`` split in hindsight, fixed ``splits``, and those of each arm."""
+
+    best: float
+    splits: dict[str, float]
+    total: float
+    clicks_MK: Floats
+    spent_MK: Floats
+    start: Channels
+
+    def learned(self, periods: int, seed: int) -> tuple[Floats, Floats]:
+        """([periods] expected clicks, [periods] money) of the learner."""
+        generator = np.random.default_rng(seed)
+        rows_M = np.arange(len(self.clicks_MK))
+        channels = self.start
+        sums = []
+        for _ in range(periods):
+            arm_M = channels.choose()
+            expected_M = self.clicks_MK[rows_M, arm_M]
+            spent_M = self.spent_MK[rows_M, arm_M]
+            channels = channels.after(arm_M, spent_M, generator.poisson(expected_M).astype(float))
+            sums.append((expected_M.sum(), spent_M.sum()))
+        clicks_P, money_P = np.array(sums, float).T
+        return clicks_P, money_P
 
 
-def main(file: Path) -> None:
+def read(file: Path) -> Market:
     histories = [
         History(row["imp_train"], row["clk_train"], row["cost_train"], tuple(row["price_counter_train"]))
         for row in json.loads(file.read_text()).values()
@@ -66,27 +78,36 @@ def main(file: Path) -> None:
 
     fine_MK = np.tile(np.linspace(0, total, STEPS + 1), (len(histories), 1))
     gain_MK = np.diff(expected(fine_MK)[0])  # falls with the budget, as prices are bought from the lowest up
-    best = float(np.sort(gain_MK.ravel())[-STEPS:].sum())
     splits = {"equal": np.full(len(histories), total / len(histories)), "proportional": total * cost_M / cost_M.sum()}
     splits["greedy"] = np.zeros(len(histories))
     left = total
     for channel in np.argsort([-history.clicks / history.cost for history in histories]).tolist():
         splits["greedy"][channel] = expected(np.full((len(histories), 1), left))[1][channel, 0]
         left -= splits["greedy"][channel]
-    result: dict[str, object] = {
-        name: round(float(expected(budget_M[:, None])[0].sum() / best), 3) for name, budget_M in splits.items()
-    }
+    clicks = {name: float(expected(budget_M[:, None])[0].sum()) for name, budget_M in splits.items()}
     budget_K = total * np.geomspace(1 / 64, 1, ARMS)
     clicks_MK, spent_MK = expected(np.tile(budget_K, (len(histories), 1)))
-    guess = float(expected(splits["equal"][:, None])[0].sum()) / total / 2
+    return Market(
+        best=float(np.sort(gain_MK.ravel())[-STEPS:].sum()),
+        splits=clicks,
+        total=total,
+        clicks_MK=clicks_MK,
+        spent_MK=spent_MK,
+        start=Channels.of(len(histories), budget_K, total, clicks["equal"] / total / 2),
+    )
+
+
+def main(file: Path) -> None:
+    market = read(file)
+    result: dict[str, object] = {name: round(clicks / market.best, 3) for name, clicks in market.splits.items()}
     for periods in PERIODS:
-        start = Channels.of(len(histories), budget_K, total, guess)
-        runs = np.array([learn(start, clicks_MK, spent_MK, periods, seed) for seed in range(SEEDS)])
-        share = runs[:, 0] / best
+        runs = [market.learned(periods, seed) for seed in range(SEEDS)]
+        share = np.array([clicks_P.mean() for clicks_P, _ in runs]) / market.best
+        money = np.mean([money_P.mean() for _, money_P in runs])
         result[f"learned, {periods} periods"] = {
             "share": round(float(share.mean()), 3),
             "error": round(float(share.std(ddof=1) / SEEDS**0.5), 4),
-            "spent": round(float(runs[:, 1].mean() / total), 3),
+            "spent": round(float(money / market.total), 3),
         }
     print(json.dumps(result))
 

@@ -22,6 +22,7 @@ Status = Literal["active", "paused", "ended"]
 Review = Literal["pending", "approved", "rejected"]
 PlanName = Literal["asap", "even", "traffic", "front_loaded", "hours"]
 PacerName = Literal["mirror", "throttle", "off"]
+GoalKind = Literal["bid", "cpc", "cpa", "roas"]
 Source = Literal["stored", "generated", "contextual"]
 EventKind = Literal["win", "bill", "loss", "imp", "view", "click", "conv"]
 
@@ -109,10 +110,31 @@ class Targeting:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Goal:
+    """The aim of a campaign's bids. "bid": an event is worth ``bid_nanos`` of the campaign.
+
+    The others win the most actions, while money charged is at most the target: ``target_nanos`` a click ("cpc") or a
+    conversion ("cpa"), or ``target_return`` of conversion value for each unit of money ("roas"). ``conversion_nanos``:
+    expected value of a conversion, of "roas"; later, reported values correct it.
+    """
+
+    kind: GoalKind = "bid"
+    target_nanos: int = 0
+    target_return: float = 0.0
+    conversion_nanos: int = 0
+
+    @property
+    def worth_nanos(self) -> int:
+        """Money that one action may cost on average, before anything is learned; 0 for "bid"."""
+        return round(self.conversion_nanos / self.target_return) if self.kind == "roas" else self.target_nanos
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Campaign:
     """A campaign: bid, budgets, dates and targeting.
 
-    ``bid_nanos`` is for one impression (cpm), one click (cpc) or one conversion (cpa).
+    ``bid_nanos`` is for one impression (cpm), one click (cpc) or one conversion (cpa): with a goal other than "bid",
+    the most that the campaign pays for one.
     ``total_nanos`` and ``daily_nanos`` cap what is charged, ``cap_per_day`` the impressions of one user; 0 = no cap.
     ``zone`` is the account's IANA time zone: its days are the budget's.
 
@@ -141,6 +163,7 @@ class Campaign:
     pacer: PacerName = "mirror"
     hour_shares: tuple[int, ...] = ()
     shading: bool = False
+    goal: Goal = field(default_factory=Goal)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

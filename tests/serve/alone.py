@@ -12,7 +12,6 @@ from typing import Any
 
 from leadre import database
 from leadre.auction.budget.messages import Lease, LeaseRequest, LedgerOrder, Release
-from leadre.auction.pacing.contract import Rate
 from leadre.clock import ManualClock
 from leadre.serve.bidding import context as bidder
 from leadre.serve.bidding import record, respond
@@ -22,7 +21,7 @@ from leadre.serve.bidding.pace import campaign_rates
 from leadre.serve.bidding.ranking import RankingGuard
 from leadre.serve.bidding.select import verdicts_of
 from leadre.serve.bidding.user_store import POPULAR_LIST_S, UserStore
-from leadre.serve.bidding.value import expected_nanos
+from leadre.serve.bidding.value import expected_nanos, most_nanos
 from leadre.serve.callers.party import ANYBODY, Party
 from leadre.serve.catalogue import database as records
 from leadre.serve.catalogue import eligibility
@@ -147,12 +146,13 @@ class Alone:
         catalogue = eligibility.load(self._reader)
         (reply,) = self.writer.handle([PacingRequest()], self.clock.wall_us)
         assert isinstance(reply, PacingReply)
-        rates = {paced.campaign_id: Rate(paced.participate, paced.multiplier) for paced in reply.campaigns}
+        rates = {paced.campaign_id: paced.rate for paced in reply.campaigns}
         return bidder.Market(
             catalogue,
             expected_nanos(catalogue, counts),
             ObjectIndex(object_ids, catalogue.ads, "model-1"),
             pacing=campaign_rates(catalogue, rates),
+            most_nanos_A=most_nanos(catalogue, counts),
         )
 
     async def _send(self, orders: list[LedgerOrder]) -> list[Lease | None]:

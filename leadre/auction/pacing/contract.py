@@ -26,11 +26,23 @@ MIN_TARGET = 1e-4  # of the budget: an hour of almost no planned money would div
 BRAKE = 0.04  # of the budget: with more spent ahead of the plan, the campaign waits for the plan
 
 
+class GoalFactors(NamedTuple):
+    """The parts of a `leadre.auction.goal.multiplier`."""
+
+    correction: float
+    return_dual: float
+    budget_dual: float
+
+
 class Rate(NamedTuple):
-    """The probability to take part in an auction, and the factor of the value that is bid; both in [0, 1]."""
+    """The probability to take part in an auction, in [0, 1], and the factor of the value that is bid.
+
+    The factor is at most 1 for a campaign without a goal. ``goal``: its parts for a campaign with one.
+    """
 
     participate: float = 1.0
     multiplier: float = 1.0
+    goal: GoalFactors | None = None
 
 
 UNPACED = Rate()

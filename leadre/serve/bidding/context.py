@@ -39,11 +39,12 @@ class Market:
     """All that can be bought at one moment; a request keeps the market that it started with.
 
     ``ranker`` gives candidates rates of their own; None without one. ``pacing``: how campaigns bid; None if none has a
-    plan.
+    plan or a goal.
 
     ``expected_nanos_A`` is the expected value of one impression of each ad to its advertiser, and so the price of a
-    bid: the campaign's bid times the observed rate of the event that it pays for. ``objects`` are the objects that the
-    language model can generate. ``log_position`` is the number of the last log record whose counts are in the rates.
+    bid: the campaign's bid or target times the observed rate of the event that it is for. ``most_nanos_A``: the highest
+    price of a bid, for campaigns with a goal; None if there is none. ``objects`` are the objects that the language
+    model can generate. ``log_position`` is the number of the last log record whose counts are in the rates.
     """
 
     catalogue: CatalogueSnapshot
@@ -53,6 +54,7 @@ class Market:
     ranker: CatalogueRanker | None = None
     pacing: CampaignRates | None = None
     shading: Shading = NO_SHADING
+    most_nanos_A: NDArray[np.int64] | None = None
 
 
 # Verdicts that depend on the other requests of the moment.

@@ -16,12 +16,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from leadre.auction.pacing.contract import UNPACED, GoalFactors
 from leadre.errors import InputError
 from leadre.serve.bidding.record import request_of
-from leadre.serve.catalogue.columns import PAYS_FOR
+from leadre.serve.catalogue.columns import PAYS_FOR, valued_at, worth_nanos
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.events.records import PacedCampaign, RequestRecord
-from leadre.types import Bid, Candidate, Request, Verdict
+from leadre.types import Bid, Campaign, Candidate, Request, Verdict
 from leadre.units import NANOS_PER_CPM, US_PER_S
 
 MAX_EXPONENT = 700.0  # a float holds its exponential
@@ -29,7 +30,10 @@ RANKER, COUNTS = "ranker", "counts"  # sources of rates
 UNITS = {
     "p": "probability of the ad by its source",
     "worth_nanos": "expected value of one impression to the advertiser, in billionths of the currency",
-    "multiplier": "of pacing: worth x multiplier is the bid; 1 without a plan",
+    "multiplier": "of pacing and goal: worth x multiplier is the bid; 1 without a plan or goal",
+    "goal": "the multiplier is correction x (1 + return_dual) / (budget_dual + return_dual). correction: actions of"
+    " impressions shown over predicted ones; return_dual falls while the campaign pays less for actions than its"
+    " target; budget_dual is 0 while no budget binds. The bid is at most most_nanos",
     "participate": "of pacing: probability with which the campaign took part in the request; 1 without a plan",
     "price_nanos": "price of one impression, in billionths of the currency: worth x multiplier, or what a bid offered",
     "unshaded_nanos": "the price of a bid before shading; None if it was not shaded",
@@ -48,6 +52,18 @@ UNITS = {
     "propensity": "probability with which this ad was selected",
     "prices_as_of": "`bid`: all prices are those of the request; `now`: campaigns or event rates have changed since",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainedGoal:
+    """The goal of a candidate's campaign, and the parts of its multiplier. ``target_nanos``: worth of one action."""
+
+    kind: str
+    target_nanos: int
+    correction: float
+    return_dual: float
+    budget_dual: float
+    most_nanos: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +89,7 @@ class ExplainedCandidate:
     worth_nanos: int | None
     multiplier: float
     participate: float
+    goal: ExplainedGoal | None
     price_nanos: int | None
     price_cpm: float | None
     currency: str
@@ -131,9 +148,15 @@ class Explanation:
 
 
 def explain(
-    record: RequestRecord, catalogue: CatalogueSnapshot, expected_nanos_A: NDArray[np.int64], log_position: int
+    record: RequestRecord,
+    catalogue: CatalogueSnapshot,
+    expected_nanos_A: NDArray[np.int64],
+    log_position: int,
+    most_nanos_A: NDArray[np.int64] | None = None,
 ) -> Explanation:
-    """Explain a record. ``expected_nanos_A``: the price of each ad from the event counts up to ``log_position``."""
+    """Explain a record. ``expected_nanos_A`` and ``most_nanos_A``: as in `Market`, from the event counts up to
+    ``log_position``.
+    """
     then = (record.versions.get("book"), record.versions.get("counts"))
     bids = [_bid(bid, catalogue) for bid in record.bids]
     bid_of = {bid.ad_id: bid for bid in record.bids}
@@ -148,7 +171,8 @@ def explain(
         failed = [] if request is None else _failed_rules(request, candidate.ad_id, verdicts, catalogue, record.at_us)
         rate = _rate(record, position, row, catalogue, price_nanos)
         worth_nanos = price_nanos if rate.price_nanos is None else rate.price_nanos
-        price = _Price.of(worth_nanos, bid_of.get(candidate.ad_id), paced.get(_campaign_id(row, catalogue)))
+        most_nanos = None if row is None or most_nanos_A is None else int(most_nanos_A[row])
+        price = _Price.of(worth_nanos, bid_of.get(candidate.ad_id), paced.get(_campaign_id(row, catalogue)), most_nanos)
         candidates.append(_candidate(candidate, catalogue, price, rate, verdicts, passed, failed))
     candidates.sort(key=lambda candidate: -(candidate.value_nanos or 0.0))  # stable: ties in the order of the source
     return Explanation(
@@ -270,14 +294,35 @@ class _Price(NamedTuple):
     multiplier: float
     participate: float
     nanos: int | None
+    goal: GoalFactors | None = None
+    most_nanos: int | None = None
 
     @classmethod
-    def of(cls, worth_nanos: int | None, bid: Bid | None, paced: PacedCampaign | None) -> _Price:
-        multiplier, participate = (1.0, 1.0) if paced is None else (paced.multiplier, paced.participate)
+    def of(
+        cls, worth_nanos: int | None, bid: Bid | None, paced: PacedCampaign | None, most_nanos: int | None
+    ) -> _Price:
+        participate, multiplier, goal = UNPACED
+        if paced is not None:
+            participate, multiplier, goal = paced.participate, paced.multiplier, paced.goal
+        most_nanos = None if goal is None else most_nanos
         if bid is not None:
-            return cls(bid.worth_nanos or bid.price_nanos, multiplier, participate, bid.price_nanos)
+            worth_nanos = bid.worth_nanos or bid.price_nanos
+            return cls(worth_nanos, multiplier, participate, bid.price_nanos, goal, most_nanos)
         nanos = worth_nanos if worth_nanos is None or multiplier == 1.0 else math.floor(worth_nanos * multiplier)
-        return cls(worth_nanos, multiplier, participate, nanos)
+        if nanos is not None and most_nanos is not None:
+            nanos = min(nanos, most_nanos)
+        return cls(worth_nanos, multiplier, participate, nanos, goal, most_nanos)
+
+
+def _goal(campaign: Campaign | None, price: _Price) -> ExplainedGoal | None:
+    if campaign is None or price.goal is None:
+        return None
+    return ExplainedGoal(
+        kind=campaign.goal.kind,
+        target_nanos=campaign.goal.worth_nanos,
+        most_nanos=price.most_nanos,
+        **price.goal._asdict(),
+    )
 
 
 def _campaign_id(row: int | None, catalogue: CatalogueSnapshot) -> str:
@@ -291,7 +336,7 @@ def _rate(
     ranked = record.ranked
     fit = math.exp(record.candidates[position].log_p if ranked is None else ranked.log_fit[position])
     campaign = None if row is None else catalogue.campaigns[catalogue.campaign_A[row]]
-    pays_for = "" if campaign is None else PAYS_FOR[campaign.bid_type]
+    pays_for = "" if campaign is None else PAYS_FOR[valued_at(campaign)]
     p = record.scores[position] if record.scores else None
     if ranked is not None and p is not None:
         is_priced = ranked.is_price and campaign is not None and pays_for == ranked.event
@@ -303,11 +348,11 @@ def _rate(
             event=ranked.event,
             source=RANKER,
             slice="new" if ranked.is_new[position] else "seen",
-            price_nanos=math.floor(campaign.bid_nanos * p) if is_priced and campaign is not None else None,
+            price_nanos=math.floor(worth_nanos(campaign) * p) if is_priced and campaign is not None else None,
         )
     if campaign is None or counted_nanos is None or pays_for == "impression":
         return _Rate(fit=fit)
-    return _Rate(fit=fit, rate=counted_nanos / max(campaign.bid_nanos, 1), event=pays_for, source=COUNTS)
+    return _Rate(fit=fit, rate=counted_nanos / max(worth_nanos(campaign), 1), event=pays_for, source=COUNTS)
 
 
 def _candidate(
@@ -339,6 +384,7 @@ def _candidate(
         worth_nanos=price.worth_nanos,
         multiplier=price.multiplier,
         participate=price.participate,
+        goal=_goal(campaign, price),
         price_nanos=price.nanos,
         price_cpm=None if price.nanos is None else price.nanos / NANOS_PER_CPM,
         currency=campaign.currency if campaign else "",

@@ -15,7 +15,6 @@ from leadre.serve.bidding import select
 from leadre.serve.bidding.budgets import has_budget
 from leadre.serve.bidding.charge import charge
 from leadre.serve.bidding.context import ImpState, RequestContext
-from leadre.serve.bidding.pace import paced_nanos
 from leadre.serve.bidding.ranked_candidates import Ranking
 from leadre.serve.bidding.select import Bools, Codes
 from leadre.serve.bidding.shade import ShadedPrice
@@ -148,7 +147,7 @@ def _filter(
         ranking.price_K,
         floors[0] if one_currency else np.array(floors, np.int64)[ranking.currency_K],
         eligible_K,
-        worth_nanos_K=None if ranking.pacing is None else ranking.worth_K,
+        worth_nanos_K=None if ranking.pacing is None else ranking.unpaced_K,
         # all earlier bids share one currency
         has_currency_K=None
         if one_currency or not earlier_bids
@@ -223,19 +222,20 @@ def _priced(
     """
     settings = context.bidder.settings
     if context.request.is_first_price and offer.campaign.shading:
-        return _shaded(context, imp, ranking, offer)
+        shaded = _shaded(context, imp, ranking, offer)
+        return _at_event_price(ranking, shaded) if offer.campaign.goal.kind != "bid" else shaded
     if not context.request.is_own_auction:
-        return offer
+        return _at_event_price(ranking, offer) if offer.campaign.goal.kind != "bid" else offer
     if settings.mechanism == "first_price":
         is_paced = offer.price_nanos != ranking.worth_K[offer.position]
-        return offer._replace(action_nanos=int(_bids(ranking, [offer], [offer.position])[0])) if is_paced else offer
+        return _at_event_price(ranking, offer) if is_paced or offer.campaign.goal.kind != "bid" else offer
     currency = offer.campaign.currency
     lower = [k for k in payable[payable.index(offer.position) + 1 :] if offers[k].campaign.currency == currency]
     competitors = [offer.position, *lower]
     price = charge(
         settings.mechanism,
         settings.effects_from(slot, len(context.request.imps)),
-        _bids(ranking, [offers[k] for k in competitors], competitors),
+        ranking.event_nanos(competitors),
         ranking.price_K[competitors],
         ranking.score_K[competitors],
         _floor_nanos(imp, currency),
@@ -265,12 +265,9 @@ def _shaded(context: RequestContext, imp: Impression, ranking: Ranking, offer: _
     return offer._replace(price_nanos=price.nanos, reserved_nanos=reserved_nanos, shaded=price)
 
 
-def _bids(ranking: Ranking, offers: Sequence[_Offer], positions: Sequence[int]) -> select.Ints:
-    """The bids of offers for an event: those of their campaigns, paced, at least 1."""
-    bid_nanos_K = np.array([offer.campaign.bid_nanos for offer in offers], np.int64)
-    if ranking.pacing is None:
-        return bid_nanos_K
-    return np.maximum(paced_nanos(bid_nanos_K, ranking.pacing.multiplier_K[positions]), 1)
+def _at_event_price(ranking: Ranking, offer: _Offer) -> _Offer:
+    """The offer with the paced bid as the price of the paid event."""
+    return offer._replace(action_nanos=int(ranking.event_nanos([offer.position])[0]))
 
 
 def _request_leases(context: RequestContext, considered: select.Considered, offers: _Offers, *, explores: bool) -> None:

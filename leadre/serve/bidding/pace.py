@@ -2,7 +2,7 @@
 
 The writer computes how each campaign bids (`leadre.auction.pacing`); a worker reads it and applies it here.
 
-Letters: C campaigns, K candidates, P candidates of campaigns with a plan.
+Letters: C campaigns, K candidates, P candidates of campaigns with a plan or a goal.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _IS_RANKED = _codes((*ELIGIBLE, Verdict.UNKNOWN_USER_CAP, Verdict.FREQUENCY_CAP,
 class CampaignRates:
     """How each campaign bids, [C]: the probability to take part in an auction, and the factor of the value."""
 
-    has_plan_C: Bools
+    is_paced_C: Bools  # whether it has a plan or a goal
     participate_C: Floats
     multiplier_C: Floats
     skips_C: Bools  # whether it may skip an auction
@@ -46,28 +46,38 @@ class CampaignRates:
 
 
 def campaign_rates(catalogue: CatalogueSnapshot, rates: Mapping[str, Rate]) -> CampaignRates | None:
-    """The rates of a catalogue's campaigns; None if none has a plan.
+    """The rates of a catalogue's campaigns; None if none has a plan or a goal.
 
-    A campaign with a pacer waits while its rate is unknown: unpaced it might spend the budget in the first minutes.
+    A campaign with a pacer or a goal waits while its rate is unknown: it might spend the budget in the first minutes.
     """
-    has_plan_C = catalogue.columns.has_plan_C
-    if not has_plan_C.any():
+    is_paced_C = catalogue.columns.is_paced_C
+    if not is_paced_C.any():
         return None
-    participate_C = np.ones(len(has_plan_C))
-    multiplier_C = np.ones(len(has_plan_C))
+    participate_C = np.ones(len(is_paced_C))
+    multiplier_C = np.ones(len(is_paced_C))
     logged = {}
-    for row in np.flatnonzero(has_plan_C).tolist():
+    for row in np.flatnonzero(is_paced_C).tolist():
         campaign = catalogue.campaigns[row]
-        rate = rates.get(campaign.campaign_id, UNPACED if campaign.pacer == "off" else WAITING)
-        participate_C[row], multiplier_C[row] = rate
+        is_free = campaign.pacer == "off" and campaign.goal.kind == "bid"
+        rate = rates.get(campaign.campaign_id, UNPACED if is_free else WAITING)
+        participate_C[row] = rate.participate
+        multiplier_C[row] = rate.multiplier
         for auctions in (0, 1):
-            logged[row, auctions] = PacedCampaign(campaign.campaign_id, rate.participate, rate.multiplier, auctions)
-    return CampaignRates(has_plan_C, participate_C, multiplier_C, participate_C < 1.0, logged)
+            paced = PacedCampaign(campaign.campaign_id, rate.participate, rate.multiplier, auctions, rate.goal)
+            logged[row, auctions] = paced
+    return CampaignRates(is_paced_C, participate_C, multiplier_C, participate_C < 1.0, logged)
 
 
-def paced_nanos(worth_nanos_K: Ints, multiplier_K: Floats) -> Ints:
-    """[K] price of each candidate: its value times the multiplier, in whole nanos; the value itself if that is 1."""
-    return np.where(multiplier_K == 1.0, worth_nanos_K, np.floor(worth_nanos_K * multiplier_K).astype(np.int64))
+def paced_nanos(worth_nanos_K: Ints, multiplier_K: Floats, most_nanos_K: Ints | None = None) -> Ints:
+    """[K] price of each candidate: its value times the multiplier, in whole nanos; the value itself if that is 1.
+
+    ``most_nanos_K``: the highest price of each.
+    """
+    product_K = np.floor(worth_nanos_K * multiplier_K)
+    if most_nanos_K is not None:
+        product_K = np.minimum(product_K, most_nanos_K)
+        worth_nanos_K = np.minimum(worth_nanos_K, most_nanos_K)
+    return np.where(multiplier_K == 1.0, worth_nanos_K, product_K.astype(np.int64))
 
 
 class RequestPacing:
@@ -76,8 +86,8 @@ class RequestPacing:
     def __init__(self, rates: CampaignRates, campaign_K: Ints, draws: ExplorationDraws, request_id: str) -> None:
         self._rates = rates
         self.multiplier_K = rates.multiplier_C[campaign_K]
-        self._planned_P = np.flatnonzero(rates.has_plan_C[campaign_K])
-        self._campaign_P = campaign_K[self._planned_P]
+        self._paced_P = np.flatnonzero(rates.is_paced_C[campaign_K])
+        self._campaign_P = campaign_K[self._paced_P]
         skips_P = rates.skips_C[self._campaign_P]
         for row in set(self._campaign_P[skips_P].tolist()) if skips_P.any() else ():
             share = rates.participate_C[row]
@@ -85,13 +95,13 @@ class RequestPacing:
                 self.multiplier_K[campaign_K == row] = 0.0
 
     def logged(self, verdict_IK: Sequence[NDArray[np.uint8]]) -> tuple[PacedCampaign, ...]:
-        """The campaigns with a plan that passed the filter of an imp, or would have without pacing.
+        """The campaigns with a plan or a goal that passed the filter of an imp, or would have without pacing.
 
         ``verdict_IK``: `Verdict.code` of each candidate, by imp.
         """
         auctions: dict[int, int] = {}
         for verdict_K in verdict_IK:
-            verdict_P = verdict_K[self._planned_P]
+            verdict_P = verdict_K[self._paced_P]
             for row in self._campaign_P[_IS_RANKED[verdict_P]].tolist():
                 auctions.setdefault(row, 0)
             for row in set(self._campaign_P[_IS_ELIGIBLE[verdict_P]].tolist()):
@@ -103,4 +113,4 @@ class RequestPacing:
 
 
 def _with(paced: PacedCampaign, eligible: int) -> PacedCampaign:
-    return PacedCampaign(paced.campaign_id, paced.participate, paced.multiplier, eligible)
+    return PacedCampaign(paced.campaign_id, paced.participate, paced.multiplier, eligible, paced.goal)

@@ -1,4 +1,5 @@
-"""Expected value of one impression of an ad to its advertiser: the campaign's bid x the rate of the event it pays for.
+"""Expected value of one impression of an ad to its advertiser: the campaign's bid x the rate of the event it pays for,
+or the target of its goal x the rate of the action that it aims at.
 
 The rate is a ranker's, for the user of the request, or else the ad's observed one; `leadre.data.bids` has its
 smoothing. Scores of the generator rank ads; they are no probabilities of an event and have no part in it.
@@ -9,17 +10,19 @@ Letters: A ads, C campaigns, E kinds of event, K candidates.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leadre.data import bids
-from leadre.serve.catalogue.columns import Bools, CatalogueColumns, Ints
+from leadre.serve.catalogue.columns import Bools, CatalogueColumns, Ints, valued_at, worth_nanos
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.rankers.rates import Rates
+from leadre.types import BidType, Campaign
 
 Floats = NDArray[np.float64]
 EVENTS: Mapping[str, Literal["click", "conv"]] = {"click": "click", "conversion": "conv"}  # by action
@@ -29,15 +32,31 @@ Counts = Mapping[str, tuple[int, int, int]]  # ad -> impressions, clicks, conver
 
 
 def expected_nanos(catalogue: CatalogueSnapshot, counts: Counts) -> NDArray[np.int64]:
-    """[A] nanos of one impression of each ad; for CPM the bid itself."""
+    """[A] nanos of one impression of each ad, by its goal or its bid; for CPM the bid itself."""
+    return _expected_nanos(catalogue, valued_at, worth_nanos, counts)
+
+
+def most_nanos(catalogue: CatalogueSnapshot, counts: Counts) -> NDArray[np.int64] | None:
+    """[A] the highest price of one impression of each ad, at the campaign's bid; None if no campaign has a goal."""
+    if all(campaign.goal.kind == "bid" for campaign in catalogue.campaigns):
+        return None
+    return _expected_nanos(catalogue, attrgetter("bid_type"), attrgetter("bid_nanos"), counts)
+
+
+def _expected_nanos(
+    catalogue: CatalogueSnapshot,
+    bid_type_of: Callable[[Campaign], BidType],
+    nanos_of: Callable[[Campaign], int],
+    counts: Counts,
+) -> NDArray[np.int64]:
     counts_AE = np.zeros((len(catalogue.ads), len(bids.ACTIONS)))
     for ad_id, counts_E in counts.items():  # mostly of few ads
         row = catalogue.row_of_ad.get(ad_id)
         if row is not None:
             counts_AE[row] = counts_E
-    bid_type_C = np.array([campaign.bid_type for campaign in catalogue.campaigns])
-    bid_C = np.array([campaign.bid_nanos for campaign in catalogue.campaigns], np.int64)
-    return bids.expected_nanos(bid_type_C[catalogue.campaign_A], bid_C[catalogue.campaign_A], counts_AE)
+    bid_type_C = np.array([bid_type_of(campaign) for campaign in catalogue.campaigns])
+    nanos_C = np.array([nanos_of(campaign) for campaign in catalogue.campaigns], np.int64)
+    return bids.expected_nanos(bid_type_C[catalogue.campaign_A], nanos_C[catalogue.campaign_A], counts_AE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +77,9 @@ def values(
 ) -> Values:
     """Values of candidates from the log-probabilities of their source, the prices of their counts, and a ranker.
 
-    A rate prices the bids that pay for its event, and is the fit of the others. The fit of an ad without a rate is the
-    probability of its source. Each fit is relative to the mean of its kind, so that all ads compete on one scale.
+    A rate prices the bids that pay for its event or aim at it, and is the fit of the others. The fit of an ad without a
+    rate is the probability of its source. Each fit is relative to the mean of its kind, so that all ads compete on one
+    scale.
     """
     is_ranked_K = np.zeros(len(rows_K), np.bool_)
     if rates is None or not (has_rate_K := np.isfinite(rates.p_K)).any():
@@ -71,8 +91,8 @@ def values(
         return Values(counted_nanos_K, log_fit_K, is_ranked_K)
     columns = catalogue.columns
     campaign_K = catalogue.campaign_A[rows_K]
-    is_ranked_K = has_rate_K & (columns.pays_for_C[campaign_K] == rates.event)
-    ranked_nanos_K = bids.nanos(columns.bid_nanos_C[campaign_K], np.where(is_ranked_K, rates.p_K, 0.0))
+    is_ranked_K = has_rate_K & (columns.valued_C[campaign_K] == rates.event)
+    ranked_nanos_K = bids.nanos(columns.worth_nanos_C[campaign_K], np.where(is_ranked_K, rates.p_K, 0.0))
     log_fit_K[is_ranked_K] = 0.0
     return Values(np.where(is_ranked_K, ranked_nanos_K, counted_nanos_K), log_fit_K, is_ranked_K)
 
@@ -92,13 +112,13 @@ def bid_rate(
 
     None if neither is: a bid for impressions without a ranker.
     """
-    pays_for = str(columns.pays_for_C[campaign_row])
+    pays_for = str(columns.valued_C[campaign_row])
     has_rate = rates is not None and rates.is_price and math.isfinite(rates.p_K[k])
     if rates is not None and has_rate and (values.is_ranked_K[k] or pays_for not in EVENTS) and rates.event in EVENTS:
         return BidRate(float(rates.p_K[k]), EVENTS[rates.event], "new" if rates.is_new_K[k] else "seen")
     if pays_for not in EVENTS:
         return None
-    p = int(values.price_nanos_K[k]) / max(int(columns.bid_nanos_C[campaign_row]), 1)
+    p = int(values.price_nanos_K[k]) / max(int(columns.worth_nanos_C[campaign_row]), 1)
     return BidRate(p, EVENTS[pays_for], "counts")
 
 

@@ -21,6 +21,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 PAYS_FOR: Mapping[BidType, str] = {"cpm": "impression", "cpc": "click", "cpa": "conversion"}
+VALUED_AT: Mapping[str, BidType] = {"cpc": "cpc", "cpa": "cpa", "roas": "cpa"}  # by the kind of a goal
 ANY_HOUR = (1 << 24) - 1  # a bit for each hour of the day
 
 
@@ -144,11 +145,16 @@ class CatalogueColumns:
         self.changes_us = sorted(dates)  # between two of them, the same campaigns have begun and not ended
         limited = [bool(campaign.total_nanos or campaign.daily_nanos or campaign.cap_per_day) for campaign in campaigns]
         self.limited_C: Bools = np.array(limited, np.bool_)  # whether it has a budget or a frequency cap
-        self.has_plan_C: Bools = np.array([campaign.plan != "asap" for campaign in campaigns], np.bool_)
+        self.has_goal_C: Bools = np.array([campaign.goal.kind != "bid" for campaign in campaigns], np.bool_)
+        self.is_paced_C: Bools = self.has_goal_C | np.array(
+            [campaign.plan != "asap" for campaign in campaigns], np.bool_
+        )
         self.any_shading = any(campaign.shading for campaign in campaigns)
         self.pays_for_C = np.array([PAYS_FOR[campaign.bid_type] for campaign in campaigns], np.str_)  # action
         self.pays_for_impression_C: Bools = self.pays_for_C == "impression"
         self.bid_nanos_C = np.array([campaign.bid_nanos for campaign in campaigns], np.int64)
+        self.valued_C = np.array([PAYS_FOR[valued_at(campaign)] for campaign in campaigns], np.str_)  # action
+        self.worth_nanos_C = np.array([worth_nanos(campaign) for campaign in campaigns], np.int64)  # of one action
         self.currencies = ValueIndex([(campaign.currency,) for campaign in campaigns])
         self.currency_codes = tuple({campaign.currency for campaign in campaigns})
         self.currency_C = np.array([self.currency_codes.index(campaign.currency) for campaign in campaigns], np.int64)
@@ -180,6 +186,16 @@ class CatalogueColumns:
         accounts = {account: number for number, account in enumerate(sorted({account for account, _ in api_ads}))}
         self.api_rows: Ints = np.array([row for _, row in sorted(api_ads)], np.int64)  # made at the API, by account
         self.api_accounts: Ints = np.array([accounts[account] for account, _ in sorted(api_ads)], np.int64)
+
+
+def valued_at(campaign: Campaign) -> BidType:
+    """The bid type whose event the value of an impression is computed from: that of the goal, else of the bid."""
+    return VALUED_AT.get(campaign.goal.kind, campaign.bid_type)
+
+
+def worth_nanos(campaign: Campaign) -> int:
+    """Value of one event of `valued_at`."""
+    return campaign.goal.worth_nanos if campaign.goal.kind != "bid" else campaign.bid_nanos
 
 
 def with_parent_codes(codes: Iterable[str]) -> set[str]:

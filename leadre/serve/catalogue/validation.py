@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 import typing
 import zoneinfo
@@ -14,13 +15,21 @@ from leadre.config import nearest
 from leadre.data import text
 from leadre.errors import ConflictError, InputError
 from leadre.store.contract import MAX_CAMPAIGN_BYTES
-from leadre.types import Ad, BidType, Campaign, PacerName, PlanName, Status, Targeting
+from leadre.types import Ad, BidType, Campaign, GoalKind, PacerName, PlanName, Status, Targeting
 
 ENDED: Status = "ended"
 STATUSES: tuple[Status, ...] = typing.get_args(Status)
 BID_TYPES: tuple[BidType, ...] = typing.get_args(BidType)
 PLANS: tuple[PlanName, ...] = typing.get_args(PlanName)
 PACERS: tuple[PacerName, ...] = typing.get_args(PacerName)
+GOALS: tuple[GoalKind, ...] = typing.get_args(GoalKind)
+BID_TYPES_OF_GOALS: dict[GoalKind, tuple[BidType, ...]] = {  # a bid for the action itself is its cost already
+    "bid": BID_TYPES,
+    "cpc": ("cpm",),
+    "cpa": ("cpm", "cpc"),
+    "roas": ("cpm", "cpc"),
+}
+MIN_RETURN, MAX_RETURN = 0.01, 1_000.0
 HOURS = 24
 MAX_HOUR_SHARE = 1_000_000
 MAX_NANOS = 10**18  # of a budget or a shown price: a billion of the currency
@@ -59,6 +68,7 @@ def checked_campaign(campaign: Campaign) -> Campaign:
     name = _clean(where, "name", campaign.name, MAX_NAME_CHARS)
     campaign = dataclasses.replace(campaign, name=name, targeting=_checked_targeting(where, campaign.targeting))
     _check_plan(where, campaign)
+    _check_goal(where, campaign)
     return campaign
 
 
@@ -116,6 +126,41 @@ def _check_plan(where: str, campaign: Campaign) -> None:
         raise fault(where, "hour_shares", shares, rule)
     if not any(shares[hour] for hour in campaign.targeting.hours or range(HOURS)):
         raise fault(where, "hour_shares", shares, "above 0 in an hour that targeting.hours allows")
+
+
+def _check_goal(where: str, campaign: Campaign) -> None:
+    """InputError unless the goal has its target alone, and an action that the bid does not price already."""
+    goal = campaign.goal
+    _check_one_of(where, "goal.kind", goal.kind, GOALS)
+    bid_types = BID_TYPES_OF_GOALS[goal.kind]
+    if campaign.bid_type not in bid_types:
+        rule = f"{' or '.join(bid_types)} for a goal of kind {goal.kind!r}: a bid of type {campaign.bid_type!r}"
+        raise fault(
+            where, "bid_type", campaign.bid_type, f"{rule} is a fixed price; set bid_nanos to the target instead"
+        )
+    if goal.kind != "bid" and not campaign.bid_nanos:
+        raise fault(where, "bid_nanos", 0, "above 0: with a goal it is the highest price of a bid")
+    is_roas = goal.kind == "roas"
+    if is_roas:
+        if not (math.isfinite(goal.target_return) and MIN_RETURN <= goal.target_return <= MAX_RETURN):
+            rule = f"from {MIN_RETURN} to {MAX_RETURN:,.0f}: value of conversions for each unit of money"
+            raise fault(where, "goal.target_return", goal.target_return, rule)
+        most_nanos = min(MAX_BID_NANOS, campaign.max_value_nanos)
+        if not 0 < goal.conversion_nanos <= most_nanos:
+            rule = f"from 1 to {most_nanos:,}: the expected value of a conversion, at most max_value_nanos"
+            raise fault(where, "goal.conversion_nanos", goal.conversion_nanos, rule)
+        if not 1 <= goal.worth_nanos <= MAX_BID_NANOS:
+            rule = f"such that conversion_nanos / target_return is from 1 to {MAX_BID_NANOS:,}"
+            raise fault(where, "goal.target_return", goal.target_return, rule)
+    elif goal.kind != "bid":
+        _check_range(where, "goal.target_nanos", goal.target_nanos, 1, MAX_BID_NANOS)
+    for field, is_used in (
+        ("target_nanos", goal.kind in ("cpc", "cpa")),
+        ("target_return", is_roas),
+        ("conversion_nanos", is_roas),
+    ):
+        if not is_used and getattr(goal, field):
+            raise fault(where, f"goal.{field}", getattr(goal, field), f"0 for a goal of kind {goal.kind!r}")
 
 
 def _checked_targeting(where: str, targeting: Targeting) -> Targeting:

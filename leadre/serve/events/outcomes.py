@@ -54,6 +54,7 @@ NEEDED: dict[EventKind, tuple[EventKind, ...]] = {
     "click": ("loss",),
     "conv": ("loss", "conv", *SHOWN),
 }
+SERVER_SCOPE, TEST_SCOPE = "conv", "test"  # first parts of the keys of conversions that a server sends
 CATCH_UP = 1_000  # records that are posted at once
 CapAction = Literal["", "post", "void"]
 
@@ -138,6 +139,7 @@ def decide(report: EventReport, now_us: int, earlier: EarlierEvents) -> tuple[Ev
         is_test=token.is_test,
         min_to_win_nanos=report.min_to_win_nanos,
         loss_reason=report.loss_reason,
+        bid_at_us=token.issued_at_us if kind in ("click", "conv") else 0,
         is_training=is_known_user and kind in ("imp", "click", "conv") and not token.is_test,
         click_key=_key(token, "conv") if report.event_id and not earlier.has_converted else "",
     )
@@ -262,11 +264,16 @@ def _owed_nanos(kind: EventKind, token: Token, price_nanos: int) -> int:
     return price_nanos if kind == "bill" else token.charge_nanos
 
 
+def is_from_server(record: EventRecord) -> bool:
+    """Whether a conversion was sent by the advertiser's server, with its key."""
+    return record.key.startswith((f"{SERVER_SCOPE}/", f"{TEST_SCOPE}/"))
+
+
 def _identity(report: EventReport, now_us: int) -> tuple[str, int]:
     """(key, time until which the key is known)."""
     token = report.token
     if report.event_id:
-        scope = "test" if token.is_test else "conv"
+        scope = TEST_SCOPE if token.is_test else SERVER_SCOPE
         return f"{scope}/{token.campaign_id}/{report.event_id}", now_us + SAME_CONVERSION_US
     late_us = CONVERSION_US if report.kind == "conv" else 0  # later clicks of the bid have click IDs too
     return _key(token, report.kind), max(now_us, token.ends_at_us(report.kind)) + late_us + CLOCK_ERROR_US

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from leadre.auction.pacing.contract import GoalFactors
 from leadre.types import Bid, Candidate, Outcome, Verdict
 
 
@@ -32,13 +33,14 @@ class RankedCandidates(msgspec.Struct, frozen=True, array_like=True):
 class PacedCampaign(msgspec.Struct, frozen=True, array_like=True):
     """How a campaign with a plan bid in a request: the probability to take part, and the factor of its value.
 
-    ``eligible``: imps in which it could have bid.
+    ``eligible``: imps in which it could have bid. ``goal``: as in `Rate`.
     """
 
     campaign_id: str
     participate: float
     multiplier: float
     eligible: int
+    goal: GoalFactors | None = None
 
 
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
@@ -79,6 +81,7 @@ class EventRecord(msgspec.Struct, frozen=True, kw_only=True, tag="happened"):
     is_training: bool = False  # may be written to the tables for training
     min_to_win_nanos: int = 0  # the lowest price that would have won, if a win or loss reports it
     loss_reason: int = 0  # OpenRTB's; 0 = none is named
+    bid_at_us: int = 0  # time of the bid, of a click or conversion
     click_key: str = ""  # of a conversion from a server: the click whose one charge is used up from then on
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from leadre.auction.budget.messages import Lease, LeaseRequest, Release
+from leadre.auction.pacing.contract import GoalFactors, Rate
 from leadre.serve.events.records import RequestRecord
 from leadre.store.contract import ProfileEvent
 from leadre.types import EventKind
@@ -149,11 +150,25 @@ class CountsReply(msgspec.Struct, frozen=True, tag="counts_reply"):
     is_whole: bool = True
 
 
+class GoalFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Cost and actions of a campaign since its goal was set. ``value_nanos``: of its conversions.
+
+    ``expected_actions``: still to come. ``factors``: the parts of its multiplier.
+    """
+
+    cost_nanos: int
+    actions: int
+    value_nanos: int
+    expected_actions: float
+    factors: GoalFactors
+
+
 class CampaignPacing(msgspec.Struct, frozen=True, kw_only=True):
     """Pacing of one campaign as of its last tick: how it bids, and the money of its day.
 
     ``participate``, ``multiplier``: as in `leadre.auction.pacing.contract.Rate`. ``spent_nanos``: charged, or expected
-    of bids that wait for their event. ``has_forecast``: whether the traffic of earlier days is known.
+    of bids that wait for their event. ``has_forecast``: whether the traffic of earlier days is known. The money is 0
+    for a campaign without a plan. ``goal``: of a campaign with a goal.
     """
 
     campaign_id: str
@@ -163,6 +178,12 @@ class CampaignPacing(msgspec.Struct, frozen=True, kw_only=True):
     spent_nanos: int
     planned_nanos: int
     has_forecast: bool
+    goal: GoalFigures | None = None
+
+    @property
+    def rate(self) -> Rate:
+        """How it bids."""
+        return Rate(self.participate, self.multiplier, None if self.goal is None else self.goal.factors)
 
 
 class PacingReply(msgspec.Struct, frozen=True, tag="pacing_reply"):

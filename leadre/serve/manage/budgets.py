@@ -1,4 +1,6 @@
-"""Routes of the management API for the money of a campaign: budget, cap in force, and spend against its plan."""
+"""Routes of the management API for the money of a campaign: budget, cap in force, spend against its plan, cost of its
+actions against its target.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,11 @@ from pydantic import BaseModel, Field
 
 from leadre.auction.budget.sums import UsedBudget
 from leadre.errors import MissingError
+from leadre.serve.ipc.messages import GoalFigures
 from leadre.serve.manage.access import BackendDep, Caller, CampaignStoreDep, is_own
 from leadre.serve.manage.forms import problems
 from leadre.serve.manage.parameters import Name
-from leadre.types import PacerName, PlanName
+from leadre.types import Goal, GoalKind, PacerName, PlanName
 
 router = APIRouter(responses=problems(401, 404, 422, 429), tags=["campaigns"])
 
@@ -57,24 +60,73 @@ class DayPacing(BaseModel):
     has_forecast: bool = Field(description="whether the traffic of a day is known, by which `traffic` plans")
 
 
+class GoalProgress(BaseModel):
+    """Realised cost of a campaign's actions against its target, since the goal was set."""
+
+    kind: GoalKind
+    target_nanos: int = Field(description="of one action; of `roas`: expected value of a conversion / target return")
+    realised_nanos: int | None = Field(description="cost over actions; null before the first action")
+    target_return: float | None = Field(description="of `roas`")
+    realised_return: float | None = Field(description="of `roas`: value of conversions over cost; null before any cost")
+    cost_nanos: int
+    actions: int = Field(description="clicks of `cpc`, conversions of `cpa` and `roas`")
+    value_nanos: int = Field(description="of conversions")
+    expected_actions: float = Field(description="of impressions shown, still to come")
+    correction: float = Field(description="actions of impressions shown over predicted ones")
+    return_dual: float = Field(description="l: the bid is value x correction x (1 + l) / (m + l)")
+    budget_dual: float = Field(description="m, 0 while no budget binds")
+
+    @classmethod
+    def of(cls, goal: Goal, figures: GoalFigures) -> GoalProgress:
+        cost_nanos = figures.cost_nanos
+        is_roas = goal.kind == "roas"
+        return cls(
+            kind=goal.kind,
+            target_nanos=goal.worth_nanos,
+            realised_nanos=round(cost_nanos / figures.actions) if figures.actions else None,
+            target_return=goal.target_return if is_roas else None,
+            realised_return=figures.value_nanos / cost_nanos if is_roas and cost_nanos else None,
+            cost_nanos=cost_nanos,
+            actions=figures.actions,
+            value_nanos=figures.value_nanos,
+            expected_actions=figures.expected_actions,
+            **figures.factors._asdict(),
+        )
+
+
 class PacingResponse(BaseModel):
     """The pacing of a campaign."""
 
     campaign_id: str
     plan: PlanName
     pacer: PacerName
+    multiplier: float | None = Field(description="bids are the value times this; null until the first tick")
     today: DayPacing | None = Field(description="null without a plan, and until the first tick of a new one")
+    goal: GoalProgress | None = Field(description="null for the goal `bid`, and until the first tick of a new goal")
 
 
 @router.get("/campaigns/{campaign_id}/pacing", responses=problems(503))
 def get_pacing(key: Caller, store: CampaignStoreDep, backend: BackendDep, campaign_id: Name) -> PacingResponse:
-    """Spend against the plan of a campaign."""
+    """Spend against the plan of a campaign, and cost of its actions against its target."""
     campaign = store.campaign(campaign_id)
     if campaign is None or not is_own(key, campaign.advertiser_id):
         raise MissingError("nothing has this ID")
-    pacing = backend.pacing().get(campaign_id) if campaign.plan != "asap" else None
-    today = None if pacing is None else DayPacing.model_validate(pacing, from_attributes=True)
-    return PacingResponse(campaign_id=campaign_id, plan=campaign.plan, pacer=campaign.pacer, today=today)
+    has_plan = campaign.plan != "asap"
+    has_goal = campaign.goal.kind != "bid"
+    pacing = backend.pacing().get(campaign_id) if has_plan or has_goal else None
+    today = goal = None
+    if pacing is not None and has_plan:
+        today = DayPacing.model_validate(pacing, from_attributes=True)
+    if pacing is not None and has_goal and pacing.goal is not None:
+        goal = GoalProgress.of(campaign.goal, pacing.goal)
+    return PacingResponse(
+        campaign_id=campaign_id,
+        plan=campaign.plan,
+        pacer=campaign.pacer,
+        multiplier=None if pacing is None else pacing.multiplier,
+        today=today,
+        goal=goal,
+    )
 
 
 @router.get("/campaigns/{campaign_id}/budget")

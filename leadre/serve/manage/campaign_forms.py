@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
-from pydantic import BaseModel, Field, StrictInt
+from pydantic import BaseModel, Field, StrictFloat, StrictInt
 
-from leadre.serve.catalogue.validation import HOURS, MAX_HOUR_SHARE
+from leadre.serve.catalogue.validation import HOURS, MAX_HOUR_SHARE, MAX_RETURN
 from leadre.serve.manage.forms import BidNanos, Form, Id, Name, Names, Nanos, When, micros_of, time_of
-from leadre.types import DEFAULT_MAX_VALUE_NANOS, BidType, Campaign, PacerName, PlanName, Status, Targeting
+from leadre.types import (
+    DEFAULT_MAX_VALUE_NANOS,
+    BidType,
+    Campaign,
+    Goal,
+    GoalKind,
+    PacerName,
+    PlanName,
+    Status,
+    Targeting,
+)
 
 
 class TargetingForm(Form):
@@ -30,13 +41,36 @@ class TargetingForm(Form):
         return Targeting(**{name: frozenset(values) for name, values in self})
 
 
+class GoalForm(Form):
+    """The aim of a campaign's bids: the most actions at the target. `bid` has no target."""
+
+    kind: GoalKind = Field(
+        default="bid",
+        description="`bid`: an event is worth `bid_nanos`; `cpc`, `cpa`: a target cost of a click or conversion;"
+        " `roas`: a target return, value of conversions over money",
+    )
+    target_nanos: BidNanos = Field(default=0, description="of `cpc` and `cpa`: cost of one action on average")
+    target_return: Annotated[StrictFloat | StrictInt, Field(ge=0, le=MAX_RETURN)] = Field(
+        default=0.0, description="of `roas`: value of conversions for each unit of money", examples=[4.0]
+    )
+    conversion_nanos: BidNanos = Field(
+        default=0, description="of `roas`: expected value of a conversion; later, reported values correct it"
+    )
+
+    def goal(self) -> Goal:
+        return Goal(**self.model_dump() | {"target_return": float(self.target_return)})
+
+
 class CampaignForm(Form):
     """A campaign: the event that the advertiser pays for, bid, budgets, schedule and targeting."""
 
     advertiser_id: Id | None = Field(default=None, description="the account; default: the key's", examples=["acme"])
     name: Name = Field(examples=["Autumn shoes"])
     bid_type: BidType = Field(description="the paid event: an impression, a click or a conversion")
-    bid_nanos: BidNanos = Field(description="for one impression, click or conversion; 2000000 in cpm is a CPM of 2.00")
+    bid_nanos: BidNanos = Field(
+        description="for one impression, click or conversion; 2000000 in cpm is a CPM of 2.00. With a goal it is the"
+        " highest price of one"
+    )
     currency: str = Field(default="USD", pattern="^[A-Z]{3}$", description="ISO 4217; cannot change later")
     zone: str = Field(default="UTC", max_length=64, description="IANA time zone, whose days limit the daily budget")
     total_nanos: Nanos = Field(default=0, description="limit of all charges; 0 = no cap")
@@ -64,6 +98,7 @@ class CampaignForm(Form):
         default_factory=list, description=f"of the plan `hours`: {HOURS} shares of any sum, for the hours of the zone"
     )
     shading: bool = Field(default=False, description="bid below the value in first-price auctions of exchanges")
+    goal: GoalForm = GoalForm()
 
     def campaign(self, campaign_id: str, advertiser_id: str) -> Campaign:
         return Campaign(
@@ -73,7 +108,8 @@ class CampaignForm(Form):
             ends_at_us=micros_of(self.ends_at) if self.ends_at else 0,
             targeting=self.targeting.targeting(),
             hour_shares=tuple(self.hour_shares),
-            **self.model_dump(exclude={"advertiser_id", "starts_at", "ends_at", "targeting", "hour_shares"}),
+            goal=self.goal.goal(),
+            **self.model_dump(exclude={"advertiser_id", "starts_at", "ends_at", "targeting", "hour_shares", "goal"}),
         )
 
 
@@ -99,6 +135,7 @@ class CampaignResponse(BaseModel):
     pacer: PacerName
     hour_shares: list[int]
     shading: bool
+    goal: GoalForm
 
     @classmethod
     def of(cls, campaign: Campaign) -> CampaignResponse:
@@ -111,5 +148,6 @@ class CampaignResponse(BaseModel):
                 "ends_at": time_of(campaign.ends_at_us) if campaign.ends_at_us else None,
                 "targeting": {name: sorted(getattr(targeting, name)) for name in TargetingForm.model_fields},
                 "hour_shares": list(campaign.hour_shares),
+                "goal": GoalForm(**dataclasses.asdict(campaign.goal)),
             }
         )

@@ -23,6 +23,7 @@ from leadre.serve.catalogue.reviews import content_hash
 from leadre.serve.events.calibration import SLICES
 from leadre.serve.ipc.messages import CampaignPacing
 from leadre.serve.manage.access import Backend, Spend
+from leadre.serve.manage.delivery import goal_text, plan_view
 from leadre.serve.manage.figures import NO_VALUE, amount, duration, figure, moment, money, percent, time_range
 from leadre.serve.manage.history import (
     GENERATIONS,
@@ -123,7 +124,7 @@ def campaigns(store: CampaignStore, backend: Backend, campaign_id: str) -> View:
     shown = [campaign for campaign in selected if campaign is not None]
     days, problem = _days(backend, shown)
     pacing: Mapping[str, CampaignPacing] = {}
-    if not problem and any(campaign.plan != "asap" for campaign in shown):
+    if not problem and any(campaign.plan != "asap" or campaign.goal.kind != "bid" for campaign in shown):
         try:
             pacing = backend.pacing()
         except PeerError as error:
@@ -135,7 +136,8 @@ def campaigns(store: CampaignStore, backend: Backend, campaign_id: str) -> View:
         "others": f"{max(0, len(today) - MAX_ROWS):,}" if not campaign_id and len(today) > MAX_ROWS else "",
         "rows": [
             _campaign(campaign, today.get(campaign.campaign_id), days.get(campaign.campaign_id))
-            | _plan(campaign, pacing.get(campaign.campaign_id))
+            | plan_view(campaign, pacing.get(campaign.campaign_id))
+            | {"goal": goal_text(campaign, pacing.get(campaign.campaign_id))}
             for campaign in shown
         ],
     }
@@ -317,25 +319,6 @@ def _campaign(campaign: Campaign, today: SpendToday | None, day: Spend | None) -
         "impressions": f"{day.impressions:,}" if day else NO_VALUE,
         "clicks": f"{day.clicks:,}" if day else NO_VALUE,
         "conversions": f"{day.conversions:,}" if day else NO_VALUE,
-    }
-
-
-def _plan(campaign: Campaign, pacing: CampaignPacing | None) -> View:
-    """The plan of a campaign: spend and plan as shares of the day's money, and how it bids."""
-    if campaign.plan == "asap" or pacing is None:
-        return {"plan": "", "pace": "", "spent_share": "", "planned_share": ""}
-    budget_nanos = max(pacing.budget_nanos, 1)
-    share = pacing.multiplier * pacing.participate
-    pace = "waits" if not share else f"bids x {figure(pacing.multiplier)}"
-    if 0 < pacing.participate < 1:
-        pace += f" in {percent(pacing.participate, 1.0)} of auctions"
-    return {
-        "plan": f"{_words(campaign.plan)}{'' if campaign.pacer != 'off' else ', not followed'}",
-        "pace": pace,
-        "spent": percent(pacing.spent_nanos, budget_nanos),
-        "planned": percent(pacing.planned_nanos, budget_nanos),
-        "spent_share": f"{min(1.0, pacing.spent_nanos / budget_nanos):.4f}",
-        "planned_share": f"{min(1.0, pacing.planned_nanos / budget_nanos):.4f}",
     }
 
 

@@ -15,7 +15,7 @@ from leadre.background import Tasks
 from leadre.clock import Clock, MachineClock
 from leadre.errors import PeerError, RefusedError, StorageError, StoreDown
 from leadre.serve.bidding.explanation import Explanation, explain
-from leadre.serve.bidding.value import expected_nanos
+from leadre.serve.bidding.value import expected_nanos, most_nanos
 from leadre.serve.catalogue import eligibility
 from leadre.serve.catalogue.database import MIGRATIONS, ManageDatabase
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
@@ -173,7 +173,7 @@ class ManagementBackend:
             return sums.used_budget(connection, campaign_id, self._clock.now_us())
 
     def pacing(self) -> Mapping[str, CampaignPacing]:
-        """Campaign ID -> its pacing as of its last tick, of the campaigns with a plan."""
+        """Campaign ID -> its pacing as of its last tick, of the campaigns with a plan or a goal."""
         campaigns: list[CampaignPacing] = []
         start = 0
         while True:
@@ -199,7 +199,8 @@ class ManagementBackend:
             known = self._snapshot
             self._snapshot = eligibility.load(connection) if known is None else eligibility.refresh(known, connection)
             catalogue = self._snapshot
-        return explain(reply.record, catalogue, expected_nanos(catalogue, by_ad), last)
+        expected_nanos_A = expected_nanos(catalogue, by_ad)
+        return explain(reply.record, catalogue, expected_nanos_A, last, most_nanos(catalogue, by_ad))
 
     def lists(self) -> Lists:
         """Version of the current lists, and when they were generated."""

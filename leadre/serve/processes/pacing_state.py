@@ -1,9 +1,9 @@
-"""Pacing of all campaigns with a plan, in the writer: one state for all workers.
+"""Pacing of all campaigns with a plan or a goal, in the writer: one state for all workers.
 
 It follows from the event log and the ledger. A request record counts the auctions in which a campaign could have bid,
 and opens its bids; an event closes them. A tick reads the charges of the day from the ledger and computes how a
-campaign bids until the next one. The snapshot of the counters keeps the state, so a start adds the log records behind
-it.
+campaign bids until the next one, by its plan and its goal (`goal_tracking`). The snapshot of the counters keeps the
+state, so a start adds the log records behind it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from typing import Any
 import msgspec
 
 from leadre import telemetry
+from leadre.auction import goal
 from leadre.auction.budget.days import SLOT_US, day_of_slot, hours_of_day
 from leadre.auction.budget.sums import sum_of
+from leadre.auction.goal import GoalState
 from leadre.auction.pacing import day as pacing_day
 from leadre.auction.pacing import plan as plans
+from leadre.auction.pacing.contract import UNPACED, Rate
 from leadre.auction.pacing.day import CampaignDay, DayFigures, PacingRules
 from leadre.auction.pacing.plan import FORECAST_DAYS, HOURS
 from leadre.serve.events.records import EventRecord, PacedCampaign, RequestRecord
 from leadre.serve.ipc.messages import CampaignPacing
 from leadre.serve.processes.catalogue_sync import CatalogueSync
+from leadre.serve.processes.goal_tracking import GoalTracking
 from leadre.serve.processes.open_money import OpenMoney, OpenSums
 from leadre.types import Campaign
 from leadre.units import US_PER_S
@@ -44,19 +48,23 @@ class PacedSnapshot(msgspec.Struct, frozen=True):
     day: CampaignDay | None
     traffic: dict[str, list[int]]
     sums: OpenSums
+    goal: GoalState | None = None
 
 
 class PacingState:
-    """States of the campaigns with a plan. ``exp_s``: `Settings.exp_s`."""
+    """States of the campaigns with a plan or a goal. ``exp_s``: `Settings.exp_s`."""
 
     def __init__(self, catalogue_sync: CatalogueSync, exp_s: int) -> None:
         self._sync = catalogue_sync
         self._catalogue: object = None  # whose plans are followed
-        self._campaigns: dict[str, Campaign] = {}  # with a plan
+        self._campaigns: dict[str, Campaign] = {}  # with a plan or a goal
+        self._planned: dict[str, Campaign] = {}
+        self._aimed: dict[str, Campaign] = {}  # with a goal
         self._days: dict[str, CampaignDay] = {}
         self._shown: dict[str, CampaignPacing] = {}  # the same, as workers and management read it
         self._traffic: dict[str, dict[str, list[int]]] = {}
         self._open = OpenMoney(exp_s)
+        self._goals = GoalTracking(exp_s)
         self._due_us: dict[str, int] = {}
         self._last_us = 0  # time of the newest request
 
@@ -66,24 +74,28 @@ class PacingState:
             return
         self._follow()
         if isinstance(record, EventRecord):
-            campaign = self._campaigns.get(record.outcome.campaign_id)
-            if campaign is not None:
+            campaign_id = record.outcome.campaign_id
+            if (campaign := self._planned.get(campaign_id)) is not None:
                 self._open.close(campaign, record.outcome)
+            if (campaign := self._aimed.get(campaign_id)) is not None:
+                self._goals.add_event(campaign, record)
             return
         self._last_us = record.at_us
         for paced in record.paced:
-            if paced.eligible and paced.campaign_id in self._campaigns:
+            if paced.eligible and paced.campaign_id in self._planned:
                 self._count(paced, record.at_us)
         for bid in record.bids:
-            campaign = self._campaigns.get(bid.campaign_id)
-            if campaign is not None:
+            if (campaign := self._planned.get(bid.campaign_id)) is not None:
                 day, _, _ = day_of_slot(record.at_us // SLOT_US, campaign.zone)
                 self._open.add(campaign, day.isoformat(), bid, record.at_us)
+            if (campaign := self._aimed.get(bid.campaign_id)) is not None:
+                self._goals.add_bid(campaign, bid, record.at_us)
 
     def tick(self, ledger: sqlite3.Connection, now_us: int) -> None:
         """Compute the rates of the campaigns whose tick is due."""
         self._follow()
         self._open.expire(now_us)
+        self._goals.expire(now_us)
         for campaign_id, campaign in self._campaigns.items():
             due_us = self._due_us.get(campaign_id, 0)
             if due_us - TICK_US <= now_us < due_us:
@@ -91,9 +103,12 @@ class PacingState:
             is_first = campaign_id not in self._due_us
             offset_us = zlib.crc32(campaign_id.encode()) % TICK_US if is_first else 0
             self._due_us[campaign_id] = now_us + TICK_US - offset_us
-            figures = self._figures(ledger, campaign, now_us)
-            day = pacing_day.tick(self._days.get(campaign_id), _rules(campaign), figures)
-            self._set(campaign_id, day)
+            if campaign_id in self._planned:
+                figures = self._figures(ledger, campaign, now_us)
+                self._days[campaign_id] = pacing_day.tick(self._days.get(campaign_id), _rules(campaign), figures)
+            if campaign_id in self._aimed:
+                self._goals.tick(campaign, now_us)
+            self._show(campaign_id, now_us)
         states = Counter(map(_state, self._shown.values()))
         for state in STATES:
             telemetry.PACED_CAMPAIGNS.labels(state).set(states[state])
@@ -101,7 +116,7 @@ class PacingState:
     def rates(self, start: int, limit: int) -> tuple[list[CampaignPacing], int]:
         """(campaigns from number ``start`` on, next start or 0), as in `PacingReply`."""
         campaign_ids = sorted(self._shown)
-        part = [self._shown[name] for name in campaign_ids[start : start + limit]]
+        part = [self._with_totals(self._shown[name]) for name in campaign_ids[start : start + limit]]
         end = start + len(part)
         return part, end if end < len(campaign_ids) else 0
 
@@ -109,7 +124,13 @@ class PacingState:
         """The states, for `restore`."""
         self._follow()
         campaigns = [
-            PacedSnapshot(name, self._days.get(name), self._traffic.get(name, {}), self._open.sums(name))
+            PacedSnapshot(
+                campaign_id=name,
+                day=self._days.get(name),
+                traffic=self._traffic.get(name, {}),
+                sums=self._open.sums(name) if name in self._planned else OpenSums(),
+                goal=self._goals.state(name),
+            )
             for name in self._campaigns
         ]
         return msgspec.msgpack.encode((self._last_us, campaigns))
@@ -120,29 +141,63 @@ class PacingState:
         with contextlib.suppress(msgspec.DecodeError):
             self._last_us, campaigns = msgspec.msgpack.decode(packed, type=tuple[int, list[PacedSnapshot]])
             for paced in campaigns:
-                campaign = self._campaigns.get(paced.campaign_id)
-                if campaign is not None:
-                    self._traffic[paced.campaign_id] = paced.traffic
-                    self._open.restore(campaign, paced.sums, self._last_us)
+                name = paced.campaign_id
+                if name in self._planned:
+                    self._traffic[name] = paced.traffic
+                    self._open.restore(self._planned[name], paced.sums, self._last_us)
                     if paced.day is not None:
-                        self._set(paced.campaign_id, paced.day)
+                        self._days[name] = paced.day
+                if name in self._aimed and paced.goal is not None:
+                    self._goals.restore(self._aimed[name], paced.goal)
+                if name in self._days or (name in self._aimed and paced.goal is not None):
+                    self._show(name, self._last_us)
 
     def _follow(self) -> None:
-        """Follow the catalogue: forget campaigns that have no plan any more."""
+        """Follow the catalogue: forget campaigns that have no plan or goal any more."""
         catalogue = self._sync.catalogue
         if catalogue is self._catalogue:
             return
         self._catalogue = catalogue
-        self._campaigns = {c.campaign_id: c for c in catalogue.campaigns if c.plan != "asap"}
-        by_campaign: tuple[dict[str, Any], ...] = (self._days, self._shown, self._traffic, self._due_us)
-        for states in by_campaign:
-            for campaign_id in states.keys() - self._campaigns.keys():
+        self._planned = {c.campaign_id: c for c in catalogue.campaigns if c.plan != "asap"}
+        self._aimed = {c.campaign_id: c for c in catalogue.campaigns if c.goal.kind != "bid"}
+        self._campaigns = self._planned | self._aimed
+        by_campaign: tuple[tuple[dict[str, Any], dict[str, Campaign]], ...] = (
+            (self._days, self._planned),
+            (self._traffic, self._planned),
+            (self._shown, self._campaigns),
+            (self._due_us, self._campaigns),
+        )
+        for states, kept in by_campaign:
+            for campaign_id in states.keys() - kept.keys():
                 del states[campaign_id]
-        self._open.keep(self._campaigns.keys())
+        self._open.keep(self._planned.keys())
+        self._goals.follow(self._aimed)
 
-    def _set(self, campaign_id: str, day: CampaignDay) -> None:
-        self._days[campaign_id] = day
-        self._shown[campaign_id] = _shown(campaign_id, day)
+    def _show(self, campaign_id: str, now_us: int) -> None:
+        """Set how workers and management see a campaign."""
+        day = self._days.get(campaign_id)
+        rate = UNPACED if day is None else day.rate
+        goal_figures = None
+        if campaign_id in self._aimed:
+            factors = self._goals.factors(campaign_id, rate, now_us)
+            rate = Rate(rate.participate, goal.multiplier(factors), factors)
+            goal_figures = self._goals.figures(campaign_id, factors, now_us)
+        self._shown[campaign_id] = CampaignPacing(
+            campaign_id=campaign_id,
+            participate=rate.participate,
+            multiplier=rate.multiplier,
+            budget_nanos=day.budget_nanos if day else 0,
+            spent_nanos=round(day.spent_nanos) if day else 0,
+            planned_nanos=round(day.planned_nanos) if day else 0,
+            has_forecast=bool(day and day.forecast_H),
+            goal=goal_figures,
+        )
+
+    def _with_totals(self, shown: CampaignPacing) -> CampaignPacing:
+        """The pacing of a campaign with the totals of its goal as they are now."""
+        if shown.goal is None:
+            return shown
+        return msgspec.structs.replace(shown, goal=self._goals.with_totals(shown.campaign_id, shown.goal))
 
     def _count(self, paced: PacedCampaign, at_us: int) -> None:
         zone = self._campaigns[paced.campaign_id].zone
@@ -200,16 +255,3 @@ def _state(paced: CampaignPacing) -> str:
 def _rules(campaign: Campaign) -> PacingRules:
     hours = tuple(sorted(campaign.targeting.hours))
     return PacingRules(campaign.plan, campaign.pacer, campaign.hour_shares, hours)
-
-
-def _shown(campaign_id: str, day: CampaignDay) -> CampaignPacing:
-    rate = day.rate
-    return CampaignPacing(
-        campaign_id=campaign_id,
-        participate=rate.participate,
-        multiplier=rate.multiplier,
-        budget_nanos=day.budget_nanos,
-        spent_nanos=round(day.spent_nanos),
-        planned_nanos=round(day.planned_nanos),
-        has_forecast=bool(day.forecast_H),
-    )

@@ -112,13 +112,13 @@ class WriterClient:
             start = reply.next_start
 
     async def pacing(self) -> Mapping[str, Rate]:
-        """How each campaign with a plan bids."""
+        """How each campaign with a plan or a goal bids."""
         rates: dict[str, Rate] = {}
         start = 0
         while True:
             reply = await self.request(PacingRequest(start))
             assert isinstance(reply, PacingReply), reply
-            rates |= {paced.campaign_id: Rate(paced.participate, paced.multiplier) for paced in reply.campaigns}
+            rates |= {paced.campaign_id: paced.rate for paced in reply.campaigns}
             if not reply.next_start:
                 return rates
             start = reply.next_start

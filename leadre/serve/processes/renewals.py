@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from leadre import telemetry
 from leadre.serve.bidding.pace import campaign_rates
 from leadre.serve.bidding.shade import Shading
-from leadre.serve.bidding.value import expected_nanos
+from leadre.serve.bidding.value import expected_nanos, most_nanos
 from leadre.serve.catalogue import eligibility
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.catalogue.objects import ObjectIndex
@@ -91,6 +91,7 @@ class Renewals:
             market,
             catalogue=catalogue,
             expected_nanos_A=expected_nanos(catalogue, state.counts),
+            most_nanos_A=most_nanos(catalogue, state.counts),
             objects=objects,
             ranker=ranker,
             pacing=campaign_rates(catalogue, state.rates),
@@ -139,8 +140,12 @@ class Renewals:
         state = self._state
         state.counts, log_position = await state.writer.counts()
         market = state.bidder.market
-        expected_nanos_A = expected_nanos(market.catalogue, state.counts)
-        state.bidder.market = replace(market, expected_nanos_A=expected_nanos_A, log_position=log_position)
+        state.bidder.market = replace(
+            market,
+            expected_nanos_A=expected_nanos(market.catalogue, state.counts),
+            most_nanos_A=most_nanos(market.catalogue, state.counts),
+            log_position=log_position,
+        )
 
     async def _refresh_model_info(self) -> None:
         """Read which objects the model can generate: all for a new connection to a model server, else new ones."""
@@ -183,8 +188,8 @@ class Renewals:
 
 
 async def refresh_pacing(state: WorkerState) -> None:
-    """Read how campaigns with a plan bid. While the writer is away they bid as last read, within their leases."""
-    if state.bidder.market.catalogue.columns.has_plan_C.any():
+    """Read how paced campaigns bid. While the writer is away they bid as last read, within their leases."""
+    if state.bidder.market.catalogue.columns.is_paced_C.any():
         state.rates = await state.writer.pacing()
         market = state.bidder.market
         state.bidder.market = replace(market, pacing=campaign_rates(market.catalogue, state.rates))

@@ -117,7 +117,9 @@ class Worker:
         market = self.state.bidder.market
         if reply.record is None:
             return None
-        explanation = explain(reply.record, market.catalogue, market.expected_nanos_A, market.log_position)
+        explanation = explain(
+            reply.record, market.catalogue, market.expected_nanos_A, market.log_position, market.most_nanos_A
+        )
         return of_account(explanation, account) if account else explanation
 
     async def event(self, kind: EventKind, query: Mapping[str, str], *, is_limited: bool = False) -> tuple[int, str]:

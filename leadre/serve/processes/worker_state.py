@@ -20,7 +20,7 @@ from leadre.serve.bidding.exploration import ExplorationDraws
 from leadre.serve.bidding.pace import campaign_rates
 from leadre.serve.bidding.ranking import RankingGuard
 from leadre.serve.bidding.user_store import UserStore
-from leadre.serve.bidding.value import Counts, expected_nanos
+from leadre.serve.bidding.value import Counts, expected_nanos, most_nanos
 from leadre.serve.callers.open_bids import OpenBids
 from leadre.serve.callers.registry import Callers
 from leadre.serve.catalogue import database as records
@@ -87,6 +87,7 @@ class WorkerState:
                 expected_nanos(catalogue, {}),
                 ObjectIndex((), catalogue.ads, ""),
                 pacing=campaign_rates(catalogue, {}),
+                most_nanos_A=most_nanos(catalogue, {}),
             ),
             user_store=UserStore(open_store(paths.store, lock_ms=LOCK_MS), self.clock, self.erased.__contains__),
             budgets=Budgets(self._name, self.writer.send_orders, settings.workers),

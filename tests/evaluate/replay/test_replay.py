@@ -93,6 +93,7 @@ def prepare(bidder, work):
     click = bidder.campaign(bid_type="cpc", bid_nanos=900_000_000)[1]
     sale = bidder.campaign(bid_type="cpa", bid_nanos=9_000_000_000)[1]
     paced = bidder.campaign(bid_nanos=8_500_000, daily_nanos=10**9, plan="even", shading=True)[1]
+    aims = bidder.campaign(bid_nanos=9_500_000, goal={"kind": "cpc", "target_nanos": 10**9})[1]
     thrown = bidder.campaign(bid_nanos=8_600_000, daily_nanos=10**9, plan="even", pacer="throttle")[1]
     local = bidder.campaign(bid_nanos=7_000_000, targeting={"sites": ["local.example"]})[1]
     usual = pl.read_parquet(work / "served" / "data" / "ads.parquet")["ad_id"].to_list()
@@ -101,7 +102,7 @@ def prepare(bidder, work):
     rng = random.Random(2)
     version = store.versions().current
     for number in range(LISTED):
-        ads = [rich, poor, click, sale, local, paced, thrown, *rng.sample(usual, 30)]
+        ads = [rich, poor, click, sale, local, paced, aims, thrown, *rng.sample(usual, 30)]
         rng.shuffle(ads)
         log_p = tuple(-0.1 * place for place, _ in enumerate(ads))
         store.put_lists(version, {f"u{number}": StoredList(version, 1, tuple(ads), log_p)})

@@ -10,7 +10,7 @@ from leadre.errors import ConflictError, InputError, MissingError
 from leadre.serve.catalogue import validation
 from leadre.serve.catalogue.campaigns import CampaignStore, ImportResult
 from leadre.serve.catalogue.database import ManageDatabase
-from leadre.types import Targeting
+from leadre.types import Goal, Targeting
 
 
 def version(manage_database):
@@ -36,6 +36,7 @@ def test_stored_items_are_read_back(campaign_store, campaign, ad):
         {"plan": "traffic", "daily_nanos": 5, "pacer": "throttle", "shading": True},
         {"plan": "even", "total_nanos": 5, "ends_at_us": 9},
         {"plan": "hours", "daily_nanos": 5, "hour_shares": (0,) * 23 + (7,), "pacer": "off"},
+        {"goal": Goal(kind="roas", target_return=2.5, conversion_nanos=7)},
     ],
 )
 def test_pacing_of_a_campaign_is_read_back(campaign_store, campaign, fields):
@@ -46,12 +47,12 @@ def test_pacing_of_a_campaign_is_read_back(campaign_store, campaign, fields):
 def test_campaign_stored_before_pacing_is_neither_paced_nor_shaded(campaign_store, manage_database, campaign):
     campaign_store.put_campaign(campaign(daily_nanos=5))
     rows = manage_database.connection.execute(
-        "UPDATE campaigns SET body = json_remove(body, '$.plan', '$.pacer', '$.hour_shares', '$.shading')"
+        "UPDATE campaigns SET body = json_remove(body, '$.plan', '$.pacer', '$.hour_shares', '$.shading', '$.goal')"
         " RETURNING body"
     ).fetchall()
     assert "plan" not in rows[0][0]
     read = campaign_store.campaign("c1")
-    assert (read.plan, read.shading) == ("asap", False) and read == campaign(daily_nanos=5)
+    assert (read.plan, read.shading, read.goal) == ("asap", False, Goal()) and read == campaign(daily_nanos=5)
 
 
 def test_equal_item_is_not_written_again(campaign_store, manage_database, campaign, ad):

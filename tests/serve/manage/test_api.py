@@ -9,14 +9,16 @@ import pytest
 from starlette.testclient import TestClient
 
 from leadre.auction.budget.sums import UsedBudget
+from leadre.auction.pacing.contract import GoalFactors
 from leadre.clock import ManualClock
 from leadre.data import tables
 from leadre.serve.catalogue import eligibility
-from leadre.serve.ipc.messages import CampaignPacing, ClockReply
+from leadre.serve.ipc.messages import CampaignPacing, ClockReply, GoalFigures
 from leadre.serve.manage.access import Backend, Lists, Ranker, Spend
 from leadre.serve.manage.api import BODY_BYTES, manage_app
 from leadre.serve.manage.auth import ApiKeys
 from leadre.serve.manage.history import MetricRecorder
+from leadre.types import Goal
 
 CAMPAIGN = {"name": "Autumn", "bid_type": "cpm", "bid_nanos": 2_000_000}
 AD = {"title": "Shoes", "landing_url": "https://acme.test/shoes"}
@@ -133,7 +135,14 @@ def test_account_creates_pauses_and_ends_a_campaign_and_its_ad(api, headers, fak
 
 def test_pacing_is_shown_to_the_account(api, headers, fake, campaign_store, campaign):
     campaign_store.put_campaign(campaign("c-acme", daily_nanos=100, plan="even"))
-    begins = {"campaign_id": "c-acme", "plan": "even", "pacer": "mirror", "today": None}
+    begins = {
+        "campaign_id": "c-acme",
+        "plan": "even",
+        "pacer": "mirror",
+        "multiplier": None,
+        "today": None,
+        "goal": None,
+    }
     assert api.get("/campaigns/c-acme/pacing", headers=headers["acme"]).json() == begins
     money = {"budget_nanos": 100, "spent_nanos": 40, "planned_nanos": 50}
     fake.paced = {
@@ -141,10 +150,34 @@ def test_pacing_is_shown_to_the_account(api, headers, fake, campaign_store, camp
     }
     shown = api.get("/campaigns/c-acme/pacing", headers=headers["acme"]).json()
     today = {"multiplier": 0.4, "participate": 1.0, "has_forecast": False} | money
-    assert shown == begins | {"today": today}
+    assert shown == begins | {"today": today, "multiplier": 0.4}
     campaign_store.put_campaign(campaign("c-bolt", advertiser_id="bolt", daily_nanos=100, plan="even"))
     fake.paced |= {"c-bolt": fake.paced["c-acme"]}
     assert api.get("/campaigns/c-bolt/pacing", headers=headers["acme"]).status_code == 404
+
+
+def test_goal_is_shown_with_the_realised_cost_and_return(api, headers, fake, campaign_store, campaign):
+    goal = Goal(kind="roas", target_return=4.0, conversion_nanos=400)
+    campaign_store.put_campaign(campaign("c-acme", goal=goal))
+    totals = {"cost_nanos": 300, "actions": 4, "value_nanos": 1_500}
+    figures = GoalFigures(**totals, expected_actions=0.5, factors=GoalFactors(0.9, 2.0, 0.0))
+    money = {"budget_nanos": 0, "spent_nanos": 0, "planned_nanos": 0, "has_forecast": False}
+    fake.paced = {
+        "c-acme": CampaignPacing(campaign_id="c-acme", participate=1.0, multiplier=1.35, goal=figures, **money)
+    }
+    shown = api.get("/campaigns/c-acme/pacing", headers=headers["acme"]).json()
+    assert shown["today"] is None and shown["multiplier"] == 1.35
+    assert shown["goal"] == totals | {
+        "kind": "roas",
+        "target_nanos": 100,
+        "realised_nanos": 75,
+        "target_return": 4.0,
+        "realised_return": 5.0,
+        "expected_actions": 0.5,
+        "correction": 0.9,
+        "return_dual": 2.0,
+        "budget_dual": 0.0,
+    }
 
 
 def test_budget_is_shown_beside_the_cap_in_force(api, headers, campaign_store, campaign):
