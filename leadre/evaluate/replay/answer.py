@@ -173,7 +173,7 @@ async def replay(world: ReplayWorld, last: int) -> ReplayReport:
         if skip_reason:
             report.skipped[skip_reason] += 1
             continue
-        rates = {paced.campaign_id: Rate(paced.participate, paced.multiplier) for paced in logged.paced}
+        rates = {p.campaign_id: Rate(p.participate, p.multiplier, p.goal) for p in logged.paced}
         bidder.market = dataclasses.replace(market, ranker=ranker, pacing=campaign_rates(world.catalogue, rates))
         user_store.history_us = int(logged.versions["history"]) if "history" in logged.versions else None
         _compare(logged, await _decide_again(logged, bidder, world), report, is_bfloat16)

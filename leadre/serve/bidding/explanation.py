@@ -303,7 +303,9 @@ class _Price(NamedTuple):
     ) -> _Price:
         participate, multiplier, goal = UNPACED
         if paced is not None:
-            participate, multiplier, goal = paced.participate, paced.multiplier, paced.goal
+            participate = paced.participate
+            multiplier = paced.multiplier
+            goal = paced.goal
         most_nanos = None if goal is None else most_nanos
         if bid is not None:
             worth_nanos = bid.worth_nanos or bid.price_nanos

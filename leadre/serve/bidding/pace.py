@@ -58,8 +58,10 @@ def campaign_rates(catalogue: CatalogueSnapshot, rates: Mapping[str, Rate]) -> C
     logged = {}
     for row in np.flatnonzero(is_paced_C).tolist():
         campaign = catalogue.campaigns[row]
-        is_free = campaign.pacer == "off" and campaign.goal.kind == "bid"
-        rate = rates.get(campaign.campaign_id, UNPACED if is_free else WAITING)
+        has_goal = campaign.goal.kind != "bid"
+        rate = rates.get(campaign.campaign_id)
+        if rate is None or (rate.goal is not None) != has_goal:  # a rate from before the goal was set or ended
+            rate = WAITING if has_goal or campaign.pacer != "off" else UNPACED
         participate_C[row] = rate.participate
         multiplier_C[row] = rate.multiplier
         for auctions in (0, 1):

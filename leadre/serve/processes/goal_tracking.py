@@ -41,17 +41,22 @@ class GoalTracking:
         self._ends: list[tuple[int, str]] = []  # a heap
         self._states: dict[str, GoalState] = {}
 
-    def follow(self, campaigns: Mapping[str, Campaign]) -> None:
-        """Follow the campaigns with a goal, and forget others. Another kind begins anew, another target does not."""
-        states = {}
-        for name, campaign in campaigns.items():
-            state = self._states.get(name)
-            unit_nanos = campaign.goal.conversion_nanos
-            if state is None or (state.kind, state.unit_nanos) != (campaign.goal.kind, unit_nanos):
-                state = GoalState(campaign.goal.kind, unit_nanos)
-            states[name] = state
+    def follow(self, campaigns: Mapping[str, Campaign]) -> set[str]:
+        """Follow the campaigns with a goal, and forget others. Returns those whose goal has begun or ended.
+
+        Another kind of goal has another state, another target has the same.
+        """
+        states = {name: GoalState(c.goal.kind, c.goal.conversion_nanos) for name, c in campaigns.items()}
+        changed = self._states.keys() - states.keys()
+        for name, state in states.items():
+            before = self._states.get(name)
+            if before is not None and _is_alike(before, state):
+                states[name] = before
+            else:
+                changed.add(name)
         self._states = states
         self._bids = {bid_id: bid for bid_id, bid in self._bids.items() if bid.campaign_id in states}
+        return changed
 
     def add_bid(self, campaign: Campaign, bid: Bid, at_us: int) -> None:
         """Remember the predicted actions of a bid."""
@@ -119,8 +124,7 @@ class GoalTracking:
 
     def restore(self, campaign: Campaign, state: GoalState) -> None:
         """Take over a state of a snapshot, if it is of the campaign's goal. Bids that were open then are unknown."""
-        mine = self._states[campaign.campaign_id]
-        if (state.kind, state.unit_nanos) == (mine.kind, mine.unit_nanos):
+        if _is_alike(state, self._states[campaign.campaign_id]):
             self._states[campaign.campaign_id] = state
 
     def _with_impression(self, state: GoalState, campaign: Campaign, record: EventRecord) -> GoalState:
@@ -134,3 +138,8 @@ class GoalTracking:
             return state
         bid.is_shown = True
         return goal.with_impression(state, bid.predicted, outcome.at_us)
+
+
+def _is_alike(state: GoalState, other: GoalState) -> bool:
+    """Whether two states are of one kind of goal, and count actions alike."""
+    return (state.kind, state.unit_nanos) == (other.kind, other.unit_nanos)

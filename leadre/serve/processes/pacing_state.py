@@ -27,8 +27,8 @@ from leadre.auction.pacing import plan as plans
 from leadre.auction.pacing.contract import UNPACED, Rate
 from leadre.auction.pacing.day import CampaignDay, DayFigures, PacingRules
 from leadre.auction.pacing.plan import FORECAST_DAYS, HOURS
-from leadre.serve.events.records import EventRecord, PacedCampaign, RequestRecord
-from leadre.serve.ipc.messages import CampaignPacing
+from leadre.serve.events.records import EventRecord, RequestRecord
+from leadre.serve.ipc.messages import CampaignPacing, GoalFigures
 from leadre.serve.processes.catalogue_sync import CatalogueSync
 from leadre.serve.processes.goal_tracking import GoalTracking
 from leadre.serve.processes.open_money import OpenMoney, OpenSums
@@ -39,14 +39,15 @@ TICK_US = 60 * US_PER_S  # between two ticks of a campaign; the ticks of campaig
 
 
 STATES = ("wait", "less", "full")
+Traffic = dict[str, list[int]]  # day -> auctions of each hour
 
 
 class PacedSnapshot(msgspec.Struct, frozen=True):
-    """One campaign in the snapshot. ``traffic``: day -> auctions of each hour."""
+    """One campaign in the snapshot."""
 
     campaign_id: str
     day: CampaignDay | None
-    traffic: dict[str, list[int]]
+    traffic: Traffic
     sums: OpenSums
     goal: GoalState | None = None
 
@@ -62,7 +63,7 @@ class PacingState:
         self._aimed: dict[str, Campaign] = {}  # with a goal
         self._days: dict[str, CampaignDay] = {}
         self._shown: dict[str, CampaignPacing] = {}  # the same, as workers and management read it
-        self._traffic: dict[str, dict[str, list[int]]] = {}
+        self._traffic: dict[str, Traffic] = {}
         self._open = OpenMoney(exp_s)
         self._goals = GoalTracking(exp_s)
         self._due_us: dict[str, int] = {}
@@ -83,7 +84,8 @@ class PacingState:
         self._last_us = record.at_us
         for paced in record.paced:
             if paced.eligible and paced.campaign_id in self._planned:
-                self._count(paced, record.at_us)
+                zone = self._planned[paced.campaign_id].zone
+                _count(self._traffic.setdefault(paced.campaign_id, {}), zone, paced.eligible, record.at_us)
         for bid in record.bids:
             if (campaign := self._planned.get(bid.campaign_id)) is not None:
                 day, _, _ = day_of_slot(record.at_us // SLOT_US, campaign.zone)
@@ -104,7 +106,7 @@ class PacingState:
             offset_us = zlib.crc32(campaign_id.encode()) % TICK_US if is_first else 0
             self._due_us[campaign_id] = now_us + TICK_US - offset_us
             if campaign_id in self._planned:
-                figures = self._figures(ledger, campaign, now_us)
+                figures = _figures(ledger, campaign, self._open, self._traffic.get(campaign_id, {}), now_us)
                 self._days[campaign_id] = pacing_day.tick(self._days.get(campaign_id), _rules(campaign), figures)
             if campaign_id in self._aimed:
                 self._goals.tick(campaign, now_us)
@@ -171,7 +173,9 @@ class PacingState:
             for campaign_id in states.keys() - kept.keys():
                 del states[campaign_id]
         self._open.keep(self._planned.keys())
-        self._goals.follow(self._aimed)
+        for campaign_id in self._goals.follow(self._aimed):  # the multiplier of another goal holds no more
+            self._shown.pop(campaign_id, None)
+            self._due_us.pop(campaign_id, None)
 
     def _show(self, campaign_id: str, now_us: int) -> None:
         """Set how workers and management see a campaign."""
@@ -182,66 +186,13 @@ class PacingState:
             factors = self._goals.factors(campaign_id, rate, now_us)
             rate = Rate(rate.participate, goal.multiplier(factors), factors)
             goal_figures = self._goals.figures(campaign_id, factors, now_us)
-        self._shown[campaign_id] = CampaignPacing(
-            campaign_id=campaign_id,
-            participate=rate.participate,
-            multiplier=rate.multiplier,
-            budget_nanos=day.budget_nanos if day else 0,
-            spent_nanos=round(day.spent_nanos) if day else 0,
-            planned_nanos=round(day.planned_nanos) if day else 0,
-            has_forecast=bool(day and day.forecast_H),
-            goal=goal_figures,
-        )
+        self._shown[campaign_id] = _shown(campaign_id, day, rate, goal_figures)
 
     def _with_totals(self, shown: CampaignPacing) -> CampaignPacing:
         """The pacing of a campaign with the totals of its goal as they are now."""
         if shown.goal is None:
             return shown
         return msgspec.structs.replace(shown, goal=self._goals.with_totals(shown.campaign_id, shown.goal))
-
-    def _count(self, paced: PacedCampaign, at_us: int) -> None:
-        zone = self._campaigns[paced.campaign_id].zone
-        day, start_us, _ = day_of_slot(at_us // SLOT_US, zone)
-        traffic = self._traffic.setdefault(paced.campaign_id, {})
-        name = day.isoformat()
-        if name not in traffic:
-            traffic[name] = [0] * HOURS
-            for oldest in sorted(traffic)[: -FORECAST_DAYS - 1]:
-                del traffic[oldest]
-        if name in traffic:
-            traffic[name][hours_of_day(day, zone)[(at_us - start_us) // SLOT_US]] += paced.eligible
-
-    def _figures(self, ledger: sqlite3.Connection, campaign: Campaign, now_us: int) -> DayFigures:
-        day, start_us, end_us = day_of_slot(now_us // SLOT_US, campaign.zone)
-        name = day.isoformat()
-        campaign_id = campaign.campaign_id
-        charged_nanos = sum_of(ledger, "charged_nanos", campaign_id, day)
-        opens_us = max(start_us, min(campaign.starts_at_us, end_us))
-        last_us = campaign.ends_at_us or end_us
-        closes_us = max(opens_us, min(last_us, end_us))
-        total_left_nanos = None
-        if campaign.total_nanos:
-            earlier_nanos = sum_of(ledger, "charged_nanos", campaign_id, None) - charged_nanos
-            total_left_nanos = campaign.total_nanos - earlier_nanos
-        traffic = self._traffic.get(campaign_id, {})
-        length_us = end_us - start_us
-        return DayFigures(
-            day=name,
-            position=(now_us - start_us) / length_us,
-            budget_nanos=pacing_day.day_budget_nanos(
-                campaign.daily_nanos, total_left_nanos, closes_us - opens_us, last_us - opens_us
-            ),
-            spent_nanos=self._open.spent_nanos(campaign, name, charged_nanos),
-            eligible=sum(traffic.get(name, ())),
-            traffic_DH=[
-                plans.by_hour(eligible_H, hours_of_day(date.fromisoformat(other), campaign.zone))
-                for other, eligible_H in sorted(traffic.items())
-                if other < name
-            ],
-            opens=(opens_us - start_us) / length_us,
-            closes=(closes_us - start_us) / length_us,
-            hour_S=hours_of_day(day, campaign.zone),
-        )
 
 
 def _state(paced: CampaignPacing) -> str:
@@ -255,3 +206,62 @@ def _state(paced: CampaignPacing) -> str:
 def _rules(campaign: Campaign) -> PacingRules:
     hours = tuple(sorted(campaign.targeting.hours))
     return PacingRules(campaign.plan, campaign.pacer, campaign.hour_shares, hours)
+
+
+def _count(traffic: Traffic, zone: str, eligible: int, at_us: int) -> None:
+    """Count the auctions of a request; of earlier days as many are kept as a forecast reads."""
+    day, start_us, _ = day_of_slot(at_us // SLOT_US, zone)
+    name = day.isoformat()
+    if name not in traffic:
+        traffic[name] = [0] * HOURS
+        for oldest in sorted(traffic)[: -FORECAST_DAYS - 1]:
+            del traffic[oldest]
+    if name in traffic:
+        traffic[name][hours_of_day(day, zone)[(at_us - start_us) // SLOT_US]] += eligible
+
+
+def _figures(
+    ledger: sqlite3.Connection, campaign: Campaign, open_money: OpenMoney, traffic: Traffic, now_us: int
+) -> DayFigures:
+    day, start_us, end_us = day_of_slot(now_us // SLOT_US, campaign.zone)
+    name = day.isoformat()
+    campaign_id = campaign.campaign_id
+    charged_nanos = sum_of(ledger, "charged_nanos", campaign_id, day)
+    opens_us = max(start_us, min(campaign.starts_at_us, end_us))
+    last_us = campaign.ends_at_us or end_us
+    closes_us = max(opens_us, min(last_us, end_us))
+    total_left_nanos = None
+    if campaign.total_nanos:
+        earlier_nanos = sum_of(ledger, "charged_nanos", campaign_id, None) - charged_nanos
+        total_left_nanos = campaign.total_nanos - earlier_nanos
+    length_us = end_us - start_us
+    return DayFigures(
+        day=name,
+        position=(now_us - start_us) / length_us,
+        budget_nanos=pacing_day.day_budget_nanos(
+            campaign.daily_nanos, total_left_nanos, closes_us - opens_us, last_us - opens_us
+        ),
+        spent_nanos=open_money.spent_nanos(campaign, name, charged_nanos),
+        eligible=sum(traffic.get(name, ())),
+        traffic_DH=[
+            plans.by_hour(eligible_H, hours_of_day(date.fromisoformat(other), campaign.zone))
+            for other, eligible_H in sorted(traffic.items())
+            if other < name
+        ],
+        opens=(opens_us - start_us) / length_us,
+        closes=(closes_us - start_us) / length_us,
+        hour_S=hours_of_day(day, campaign.zone),
+    )
+
+
+def _shown(campaign_id: str, day: CampaignDay | None, rate: Rate, goal_figures: GoalFigures | None) -> CampaignPacing:
+    return CampaignPacing(
+        campaign_id=campaign_id,
+        participate=rate.participate,
+        multiplier=rate.multiplier,
+        budget_nanos=day.budget_nanos if day else 0,
+        spent_nanos=round(day.spent_nanos) if day else 0,
+        planned_nanos=round(day.planned_nanos) if day else 0,
+        has_forecast=bool(day and day.forecast_H),
+        goal=goal_figures,
+    )

@@ -22,7 +22,8 @@ from ..alone import Alone, banner_request, chosen
 from .test_respond import offer
 
 CLICK = 10**9  # a target cost of 1.00 a click
-CTR, CONVERSIONS = PRIOR_RATES["cpc"], PRIOR_RATES["cpa"]
+CTR = PRIOR_RATES["cpc"]
+CONVERSIONS = PRIOR_RATES["cpa"]
 WORTH = round(CLICK * CTR)
 FACTORS = GoalFactors(0.8, 2.0, 0.0)
 CPC = {"bid_nanos": 20_000_000, "goal": Goal(kind="cpc", target_nanos=CLICK)}
@@ -128,6 +129,15 @@ def test_campaign_waits_until_its_multiplier_is_known(alone):
     put(alone, a=CPC | {"pacer": "off"})
     aim(alone)
     assert alone.bid().reason is NoBid.PACED
+
+
+def test_multiplier_of_a_goal_that_has_ended_is_not_used(alone):
+    """A worker may read the campaign before the writer does: twenty times the bid would be bid for a second."""
+    put(alone, a={"daily_nanos": 10**12, "plan": "even"}, b=CPC)
+    market = alone.bidder.market
+    rates = {"c-a": Rate(1.0, 20.0, FACTORS), "c-b": Rate(1.0, 0.4)}
+    pacing = campaign_rates(market.catalogue, rates)
+    assert pacing.participate_C.tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("mechanism", ["first_price", "gsp"])

@@ -162,8 +162,8 @@ def test_goal_survives_a_kill_of_the_writer(market, tmp_path):
     try:
         assert again._derived.pacing._goals.state("c-a") == writer._derived.pacing._goals.state("c-a")
         market.alone.clock.wall_us += 61 * 1_000_000
-        for each in (again, writer):
-            each.maintain(market.alone.clock.wall_us)
+        for state in (again, writer):
+            state.maintain(market.alone.clock.wall_us)
         assert pacing_of(again, market.alone.clock.wall_us).goal == market.goal
         assert market.goal.actions == 5
     finally:
@@ -213,8 +213,11 @@ def test_another_target_keeps_the_state_and_another_kind_does_not(market):
     offer(market.alone, "a", **CPC | {"goal": Goal(kind="cpa", target_nanos=2 * CLICK)})
     market.wait()
     assert market.goal.cost_nanos == 0
+    offer(market.alone, "a", bid_nanos=2_000_000, daily_nanos=10**9, plan="even")
+    market.wait(2)
+    assert market.goal is None and market.pacing.multiplier <= 1
     offer(market.alone, "a", bid_nanos=2_000_000)
-    market.wait()
+    market.wait(2)
     (reply,) = market.alone.writer.handle([PacingRequest()], market.alone.clock.wall_us)
     assert reply.campaigns == []
 
