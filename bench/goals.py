@@ -6,7 +6,7 @@ FOLDER holds the iPinYou log of campaign 2997 (see bench/ipinyou.py). Its 156,06
 second-price auctions with a tick a minute, as the writer has it: `leadre.auction.goal` with the dual of a pacer where a
 budget binds. Nothing is fitted before the day. Clicks are those of the log, or drawn for `SEEDS` seeds from the click
 rate given prediction and price, as fitted on the whole log: .87 of the predicted clicks, and fewer where prices are
-low. A click arrives after a delay that is exponential with a mean of a minute, or of four hours. For a return, each click
+low. Delays of clicks are exponential with a mean of a minute, or of four hours. For a return, each click
 has a value that is log-normal with a mean of the training cost of a click. The budget is half of the money that the
 target alone spends, by an even plan. Figures, of each target:
 
