@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import torch
@@ -112,12 +112,12 @@ def _plan(
 ) -> list[tuple[int, list[Window]]]:
     """(epoch, windows of the batch) of all steps of the main task."""
     batch_tokens = schedule.batch_tokens - (alignment.positions if alignment else 0)
-    plan = [
+    batches = (
         (epoch, windows)
         for epoch in range(schedule.epochs)
         for windows in examples.epoch(schedule.seed + epoch, batch_tokens)
-    ]
-    return plan[: schedule.max_steps or None]
+    )
+    return list(islice(batches, schedule.max_steps or None))  # epochs after the last step are never cut into windows
 
 
 def sft_loss(backbone: Backbone, batch: Batch) -> Tensor:
