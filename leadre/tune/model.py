@@ -59,7 +59,8 @@ def load(
     backbones.freeze(backbone, body=tuning.get("freeze_body", False), codes=tuning.get("zero_codes", False))
     tokenizer = pretrained.tokenizer(model.path / "tokenizer")
     prompter = prompts.PromptWriter(logs, tokenizer, backbone.layout, prompts.load_blocks(model.path))
-    return TunedModel(backbone, ThreadBuilder(prompter, moments, tuning.get("burn_in", 0.0), live.from_us), live)
+    threads = ThreadBuilder(prompter, moments, tuning.get("burn_in", 0.0), live.from_us, tuning.get("train_visits", 0))
+    return TunedModel(backbone, threads, live)
 
 
 def settings(model: Artifact) -> Mapping[str, Any]:

@@ -61,6 +61,9 @@ class Config(config.Common):
     burn_in: float = config.option(
         0.0, "share of training time used as history only: at its start all users are new", at_least=0, below=1
     )
+    train_visits: int = config.option(
+        5_000, "the last training requests of a user that are targets, the others are history only; 0 = all", at_least=0
+    )
     schedule: TrainingSchedule = config.group(TrainingSchedule())
     new_weight: float = config.option(
         0.5, "weight of new conversions ranked among new ads, beside all conversions", at_least=0
@@ -199,7 +202,7 @@ def thread_builder(config: Config, prompter: PromptWriter, logs: Logs, from_us: 
     from leadre.data import moment
     from leadre.tune.threads import ThreadBuilder
 
-    threads = ThreadBuilder(prompter, moment.of_requests(logs), config.burn_in, from_us)
+    threads = ThreadBuilder(prompter, moment.of_requests(logs), config.burn_in, from_us, config.train_visits)
     if not len(threads.train_R):
         raise InputError(
             "the data artifact has no training requests with an outcome; check the split options of `leadre data`"

@@ -47,10 +47,12 @@ class ThreadBuilder:
     """Cuts the visits of ``moments`` into windows and writes their threads.
 
     ``burn_in`` is the share of training time whose requests are context only, never targets; so are those before
-    ``from_us``.
+    ``from_us``, and all but the last ``visits`` of a user (0 = no bound).
     """
 
-    def __init__(self, prompter: PromptWriter, moments: Moments, burn_in: float = 0.0, from_us: int = 0) -> None:
+    def __init__(
+        self, prompter: PromptWriter, moments: Moments, burn_in: float = 0.0, from_us: int = 0, visits: int = 0
+    ) -> None:
         self.prompter = prompter
         self.moments = moments
         self.logs = moments.logs
@@ -62,7 +64,9 @@ class ThreadBuilder:
         # about how many positions precede each visit; one entry more: a request may follow the last visit
         self.tokens_V = np.append(ends_V, ends_V[-1])
         self.train_R = (
-            learnable(self.logs, burn_in, from_us) if bool(moments.is_training_M.any()) else np.zeros(0, np.int64)
+            learnable(self.logs, burn_in, from_us, visits)
+            if bool(moments.is_training_M.any())
+            else np.zeros(0, np.int64)
         )
 
     def training(self, seed: int, requests_R: NDArray[np.int64] | None = None) -> list[Window]:
@@ -123,15 +127,22 @@ class ThreadBuilder:
         return [(int(user_M[group[0]]), group) for group in np.split(requests_R, cuts) if len(group)]
 
 
-def learnable(logs: Logs, burn_in: float, from_us: int = 0) -> NDArray[np.int64]:
-    """Training requests with an outcome from ``from_us`` on, after the first ``burn_in`` of the time that all span."""
+def learnable(logs: Logs, burn_in: float, from_us: int = 0, visits: int = 0) -> NDArray[np.int64]:
+    """Training requests with an outcome from ``from_us`` on, after the first ``burn_in`` of the time that all span.
+
+    Of each user the last ``visits``; 0 = all.
+    """
     has_outcome_R = np.diff(logs.relevant_offsets) > 0
     train_R = np.flatnonzero((logs.request_split_R == TRAIN) & has_outcome_R)
     at_us_R = logs.request_at_us_R[train_R]
     if len(train_R) and burn_in:
         first_us = int(at_us_R.min())
         from_us = max(from_us, int(first_us + burn_in * (int(at_us_R.max()) - first_us)))
-    return train_R[at_us_R >= from_us]
+    train_R = train_R[at_us_R >= from_us]
+    if not visits:
+        return train_R
+    user_R = logs.request_user_R[train_R]  # ascending by user, then by time
+    return train_R[np.searchsorted(user_R, user_R, side="right") - np.arange(len(user_R)) <= visits]
 
 
 def serving_starts(

@@ -226,6 +226,16 @@ def test_visit_longer_than_a_window_has_a_window_of_its_own(small, hand):
     assert [(w.start, w.stop, w.requests.tolist()) for w in windows] == [(0, 1, [0]), (1, 2, [1]), (2, 3, [2])]
 
 
+def test_last_requests_of_a_user_are_targets(small):
+    moments = of_requests(small.logs)
+    users = small.logs.request_user_R
+    everyone = ThreadBuilder(small.prompter(), moments).train_R
+    bounded = ThreadBuilder(small.prompter(), moments, visits=3).train_R
+    expected = [r for user in np.unique(users[everyone]) for r in everyone[users[everyone] == user][-3:]]
+    assert 0 < len(bounded) < len(everyone)
+    assert bounded.tolist() == expected
+
+
 def test_requests_in_the_burn_in_are_context_and_no_targets(small):
     logs = small.logs
     every = small.threads()
