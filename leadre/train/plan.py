@@ -41,24 +41,26 @@ FEW_LABELS = 100  # training requests below which a figure is chance
 
 
 class StepCost(NamedTuple):
-    """One measured training step: positions, seconds, and the memory of the process at its peak."""
+    """Training steps of about ``batch_tokens`` positions, measured.
+
+    ``seconds`` of a typical step, ``peak_mb`` of the process in the longest, ``epoch_steps`` in a pass.
+    """
 
     batch_tokens: int
     seconds: float
     peak_mb: float
+    epoch_steps: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
     """Measured on this machine, for this log and this model.
 
-    ``epoch_tokens``: positions of a pass over the training
-    visits. ``search_s``: the beam search of one request, in both views. ``visits_U``: test requests of each user,
+    ``search_s``: the beam search of one request, in both views. ``visits_U``: test requests of each user,
     ``validation_U``: validation requests.
     """
 
     steps: tuple[StepCost, ...]
-    epoch_tokens: int
     search_s: float
     visits_U: tuple[int, ...]
     validation_U: tuple[int, ...]
@@ -167,7 +169,7 @@ def choose(costs: Costs, *, left_s: float | None, limit_mb: float, epochs: int, 
     search_s = (lists.total + checks.total) * costs.search_s
     tune_s = (1 - EVALUATE_SHARE) * left_s - search_s
     batch = choose_batch(costs.steps, limit_mb, tune_s)
-    all_steps = max_steps or math.ceil(epochs * costs.epoch_tokens / batch.batch_tokens)
+    all_steps = min(max_steps or epochs * batch.epoch_steps, epochs * batch.epoch_steps)
     steps = min(int(tune_s / batch.seconds), all_steps)
     if steps < min(MIN_STEPS, all_steps):
         needed_s = MIN_STEPS * batch.seconds / (1 - GENERATE_SHARE - EVALUATE_SHARE - VALIDATE_SHARE)
@@ -178,8 +180,8 @@ def choose(costs: Costs, *, left_s: float | None, limit_mb: float, epochs: int, 
     tune: dict[str, object] = {"batch_tokens": batch.batch_tokens, "max_steps": steps, "validate_every": steps}
     tune |= {"validate_users": checks.users or len(costs.validation_U), "validate_visits": checks.visits or max(VISITS)}
     reasons = (
-        f"{steps:,} steps of {batch.batch_tokens:,} positions, {batch.seconds:.2f} s each"
-        + (f": {steps * batch.batch_tokens / costs.epoch_tokens:.0%} of a pass over the training visits"),
+        f"{steps:,} steps of about {batch.batch_tokens:,} positions, {batch.seconds:.2f} s each: "
+        f"{steps / batch.epoch_steps:.2g} passes over the training visits",
         f"{batch.peak_mb:,.0f} MB in a step, of {limit_mb:,.0f} MB that may be taken",
         f"lists for {lists.total:,} of {sum(costs.visits_U):,} test requests, {costs.search_s:.2f} s each",
     )

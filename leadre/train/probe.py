@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from leadre.tune.threads import Window
 
 WINDOWS = 256  # of the training visits, drawn by the seed
-SLOW_S = 2.0  # a quicker step is measured twice, as the first includes the kernels of a new shape
 SEARCHES = 32  # windows of requests
 
 
@@ -44,9 +44,8 @@ def measure(
 ) -> Costs:
     """The costs of ``settings``, with steps of ``batches`` positions (ascending) up to one near a limit.
 
-    ``limit_mb`` of memory, and the end of the budget on the monotonic clock, ``until_s``.
-
-    Fits the learnt prior of ``settings``, if it has one, where `leadre tune` finds it.
+    The limits are ``limit_mb`` of memory and ``until_s``, the end of the budget on the monotonic clock. Fits the
+    learnt prior of ``settings``, if it has one, where `leadre tune` finds it.
     """
     logs = histories.load(data)
     backbone, prompter, live, _ = tune.prepare(settings, logs, data, codebook)
@@ -58,13 +57,12 @@ def measure(
     some = [windows[row] for row in rng.permutation(len(windows))[:SEARCHES]]
     progress.say("train: measuring the time of searches and steps, and their memory")
     trim_heap()
-    steps, epoch_tokens = _steps(settings, backbone, examples, batches, peak, limit_mb, until_s - time.monotonic())
+    steps = _steps(settings, backbone, examples, batches, peak, limit_mb, until_s - time.monotonic())
     searcher = TunedSearcher(BeamSearcher(backbone.eval()), threads, live)
     started_s = time.monotonic()
     count = sum(1 for _ in searcher.answer(some, VIEWS, beam)) / len(VIEWS)
     return Costs(
         steps=tuple(steps),
-        epoch_tokens=epoch_tokens,
         search_s=(time.monotonic() - started_s) / max(count, 1),
         visits_U=_visits(logs, test),
         validation_U=_visits(logs, logs.requests_of(histories.VALID)),
@@ -86,32 +84,28 @@ def _steps(
     peak: Peak,
     limit_mb: float,
     left_s: float,
-) -> tuple[list[StepCost], int]:
-    """(costs of steps of growing batches, positions of an epoch)."""
+) -> list[StepCost]:
+    """Costs of steps of growing batches."""
     windows = examples.windows(settings.seed)
     rng = np.random.default_rng(settings.seed)
     some = [windows[row] for row in rng.permutation(len(windows))[:WINDOWS]]
-    length_W = np.array([examples.length(window) for window in some])
-    order = np.argsort(length_W)
-    typical = order[: 1 + int(0.75 * (len(order) - 1))]  # the longest are the last of these
     optimizer = sft.schedule_optimizer(backbone, settings.schedule)
     backbone.train()
     base_mb = peak.sample()
     costs: list[StepCost] = []
-    for tokens in batches:
-        rows = max(1, tokens // int(length_W[typical[-1]]))
-        batch = [some[row] for row in typical[-rows:]]
+    longest = max(map(examples.length, some))  # one window is the least that a batch holds
+    for tokens, following in zip(batches, [*batches[1:], math.inf], strict=True):
+        packed = sorted(examples.packed(some, tokens), key=lambda batch: sum(map(examples.length, batch)))
         peak.restart()
-        seconds = _step(backbone, optimizer, examples, batch)
-        if seconds < SLOW_S:
-            seconds = _step(backbone, optimizer, examples, batch)
-        costs.append(StepCost(tokens, seconds, peak.mb))
+        _step(backbone, optimizer, examples, packed[-1])  # the longest, for its memory
+        seconds = _step(backbone, optimizer, examples, packed[len(packed) // 2])
+        costs.append(StepCost(tokens, seconds, peak.mb, math.ceil(len(packed) * len(windows) / len(some))))
         trim_heap()
-        # memory grows with the square of a batch at most, and the next batch is at most twice as large
-        is_near_limit = HEAP_GROWTH * (base_mb + 4 * (peak.mb - base_mb)) > limit_mb
-        if is_near_limit or WANTED_STEPS * seconds > left_s:
+        growth = max(following, longest) / max(tokens, longest)
+        next_mb = base_mb + growth**2 * (peak.mb - base_mb)  # attention grows with the square of a batch
+        if HEAP_GROWTH * next_mb > limit_mb or WANTED_STEPS * seconds > left_s:
             break
-    return costs, int(length_W.mean() * len(windows))
+    return costs
 
 
 def _step(backbone: Backbone, optimizer: torch.optim.AdamW, examples: Examples, windows: Sequence[Window]) -> float:

@@ -86,13 +86,17 @@ class Examples:
         """All training windows in batches of about ``tokens`` positions, shuffled by ``seed``."""
         rng = np.random.default_rng(seed)
         windows = self.windows(seed)
-        windows = [windows[i] for i in rng.permutation(len(windows))]
+        batches = self.packed([windows[i] for i in rng.permutation(len(windows))], tokens)
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def packed(self, windows: Sequence[Window], tokens: int) -> list[list[Window]]:
+        """The windows in batches of about ``tokens`` positions; windows of similar length share a batch."""
         batches = []
         for start in range(0, len(windows), BUCKET):
             bucket = sorted((self.length(window), i) for i, window in enumerate(windows[start : start + BUCKET]))
             in_order = [windows[start + i] for _, i in bucket]
             batches += list(_fill(in_order, [length for length, _ in bucket], tokens))
-        return [batches[i] for i in rng.permutation(len(batches))]
+        return batches
 
     def windows(self, seed: int) -> list[Window]:
         """The windows of an epoch."""

@@ -8,11 +8,11 @@ from leadre.errors import InputError
 from leadre.train import plan as plans
 from leadre.train.plan import Costs, StepCost
 
-STEPS = (StepCost(512, 0.5, 1000.0), StepCost(1024, 1.0, 1500.0), StepCost(2048, 2.0, 2500.0))
+STEPS = (StepCost(512, 0.5, 1000.0, 2000), StepCost(1024, 1.0, 1500.0, 1000), StepCost(2048, 2.0, 2500.0, 500))
 
 
-def costs(steps=STEPS, epoch_tokens=1_000_000, search_s=0.1, visits=(10,) * 50, validation=(10,) * 50):
-    return Costs(steps=steps, epoch_tokens=epoch_tokens, search_s=search_s, visits_U=visits, validation_U=validation)
+def costs(steps=STEPS, search_s=0.1, visits=(10,) * 50, validation=(10,) * 50):
+    return Costs(steps=steps, search_s=search_s, visits_U=visits, validation_U=validation)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_steps_fill_the_time_that_lists_and_report_leave():
 
 
 def test_steps_end_with_the_epochs_or_the_bound_of_the_config():
-    few = costs(epoch_tokens=10_000)
+    few = costs(steps=[cost._replace(epoch_steps=5) for cost in STEPS])
     assert plans.choose(few, left_s=4_000, limit_mb=10_000, epochs=2).changes["tune"]["max_steps"] == 10
     assert plans.choose(few, left_s=4_000, limit_mb=10_000, epochs=2, max_steps=3).changes["tune"]["max_steps"] == 3
 
