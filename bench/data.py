@@ -28,7 +28,6 @@ from leadre.data.sources import journey
 JOURNEY_S = 60.0
 MAX_MB = {"journey": 3000.0, "csv": 4000.0, "parquet": 4000.0, "windows": 1000.0}
 MAX_RATIO = 5.0
-REPEATS = 3
 ADS = 20_000
 VISITS = 50_000  # of the part windows
 
@@ -133,7 +132,7 @@ def best(runs: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def part(name: str, folder: Path, events: int) -> dict[str, object]:
+def part(name: str, folder: Path, events: int, repeats: int) -> dict[str, object]:
     """Stage and baseline of one part, alternating, so that a busy machine slows both."""
     if name == "journey":
         files = [str(journey.folder_of_package() / f"{file}.parquet") for file in journey.FILES]
@@ -148,7 +147,7 @@ def part(name: str, folder: Path, events: int) -> dict[str, object]:
         arguments = ["--source", "files", "--path", str(logs)]
     stage = []
     read = []
-    for number in range(REPEATS):
+    for number in range(repeats):
         read.append(measure(READ, *files))
         work = folder / f"work-{number}"
         stage.append(measure(STAGE, "--work", str(work), *arguments))
@@ -164,11 +163,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--parts", default=",".join(MAX_MB))
     parser.add_argument("--events", type=int, default=10_000_000)
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     results = {}
     for name in options.parts.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            results[name] = part(name, Path(folder), options.events)
+            results[name] = part(name, Path(folder), options.events, options.repeats)
         sys.stdout.write(f"{name:10} {results[name]}\n")
         sys.stdout.flush()
     holds = all(result["holds"] for result in results.values())
