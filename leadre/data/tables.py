@@ -230,6 +230,7 @@ class FileColumns:
     others: bool = False
     header: tuple[str, ...] = ()
     quoted: bool = True  # in separated files, quotes around a field are no text
+    amounts: tuple[str, ...] = ()  # columns of money in units of a currency
 
     def reads(self, column: str) -> bool:
         """Whether values of the column are loaded."""
@@ -238,7 +239,8 @@ class FileColumns:
 
 def file_columns(name: str) -> FileColumns:
     """The columns of files that have the schema of a table."""
-    return FileColumns(table=name, known=raw_columns(name), others=SCHEMAS[name].others)
+    schema = SCHEMAS[name]
+    return FileColumns(table=name, known=raw_columns(name), others=schema.others, amounts=tuple(schema.money))
 
 
 def check_reserved(columns: Iterable[str], file: str) -> None:

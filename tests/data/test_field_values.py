@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -230,6 +231,21 @@ def test_decimal_comma_needs_its_option(logs: Logs) -> None:
     assert read_folder(logs(ads=ads), decimal_comma=True).ads["price_nanos"].to_list() == [2_500_000_000] * 4
 
 
+@pytest.mark.parametrize("unit", ["", "[]"])
+def test_numbers_of_json_have_a_point_beside_texts_with_a_decimal_comma(logs: Logs, unit: str) -> None:
+    prices = (2.5, "2,50", 3, 0.00000005)
+    ads = [row | {"price": price} for row, price in zip(market()["ads"], prices, strict=True)]
+    folder = logs("jsonl")
+    (folder / "ads.jsonl").unlink()
+    rows = [json.dumps(row) for row in ads]
+    if unit:
+        (folder / "ads.json").write_text(f"[{', '.join(rows)}]")
+    else:
+        (folder / "ads.jsonl").write_text("\n".join(rows))
+    nanos = read_folder(folder, decimal_comma=True).ads["price_nanos"].to_list()
+    assert nanos == [2_500_000_000, 2_500_000_000, 3_000_000_000, 50]
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -305,3 +321,13 @@ def test_small_numbers_are_read_from_every_form(logs: Logs, form: str) -> None:
     """Writers of JSON shorten 0.00005 to 5e-05."""
     ads = [row | {"price": 0.00005} for row in market()["ads"]]
     assert set(read_folder(logs(form, ads=ads)).ads["price_nanos"]) == {50_000}
+
+
+def test_a_bad_element_of_an_array_on_one_line_leaves_the_others(logs: Logs) -> None:
+    ads = [*market()["ads"], {"ad_id": "a9", "title": "Late", "price": "much"}]
+    folder = logs("jsonl")
+    (folder / "ads.jsonl").unlink()
+    (folder / "ads.json").write_text(json.dumps(ads))
+    tables = read_folder(folder, max_bad_share=0.3)
+    assert tables.ads["ad_id"].to_list() == ["a0", "a1", "a2", "a3"]
+    assert tables.bad_rows.select("file", "row", "column").rows() == [("ads.json", 5, "price")]

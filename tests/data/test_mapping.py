@@ -119,6 +119,22 @@ def test_joined_file_gives_columns(folder: Path) -> None:
         mapped(folder, ads=ADS | {"distinct": True}, events=events)
 
 
+def test_rows_that_match_no_row_of_a_joined_file_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = EVENTS | {"join": {"file": "shelves.csv", "on": "creative"}, "placement_id": "shelf"}
+    shelves = [f"b{n},top" for n in range(4)]
+    (folder / "shelves.csv").write_text("\n".join(["creative,shelf", *shelves]))
+    mapped(folder, events=events)
+    text = capsys.readouterr().err
+    assert "events: 180 of 182 rows match a row of shelves.csv by creative" in text
+    assert "no table has these names" not in text
+    (folder / "shelves.csv").write_text("\n".join(["creative,shelf", *shelves[:3], "b9,top"]))
+    assert mapped(folder, events=events).events["placement_id"].null_count() == 45
+    assert "events: 135 of 182 rows match a row of shelves.csv by creative" in capsys.readouterr().err
+    (folder / "shelves.csv").write_text("creative,shelf\nB0,top\n B1,top")
+    with pytest.raises(InputError, match=r"join of events with shelves\.csv: none of 182 rows has a creative that"):
+        mapped(folder, events=events)
+
+
 def test_bad_rows_of_a_mapped_table_name_the_row_of_the_file(folder: Path) -> None:
     path = folder / "log-1.csv"
     path.write_text(path.read_text().replace("b3,19.99", "b9,19.99", 1))

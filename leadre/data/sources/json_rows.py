@@ -26,15 +26,22 @@ _BETWEEN = re.compile(r"[\s,]*")  # elements of an array
 
 
 def read(
-    path: Path, columns: FileColumns, label: str, max_field_bytes: int, *, may_be_array: bool
+    path: Path,
+    columns: FileColumns,
+    label: str,
+    max_field_bytes: int,
+    *,
+    may_be_array: bool,
+    decimal_comma: bool = False,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(rows with the column ROW, rows that do not parse in the form of BAD_ROWS).
 
-    ``may_be_array``: the file may hold one array of objects instead of an object on each line. Raises InputError for
+    ``may_be_array``: the file may hold one array of objects instead of an object on each line. ``decimal_comma``: the
+    texts of amounts have one; numbers of JSON have a point, so they are converted to such texts. Raises InputError for
     invalid UTF-8 and for an object (in lines: a line) longer than ``max_field_bytes``.
     """
     scan.check_encoding(path, label)
-    rows = _Rows(columns, label)
+    rows = _Rows(columns, label, columns.amounts if decimal_comma else ())
     is_array = _first_character(path) == "["
     if is_array and not may_be_array:
         raise InputError(f"{label}: is one JSON array and not an object on each line; give it the ending .json")
@@ -53,9 +60,10 @@ def read(
 class _Rows:
     """Collects rows, chunk by chunk."""
 
-    def __init__(self, columns: FileColumns, label: str) -> None:
+    def __init__(self, columns: FileColumns, label: str, with_comma: tuple[str, ...]) -> None:
         self.columns = columns
         self.label = label
+        self.with_comma = with_comma  # columns whose numbers get a decimal comma
         self._frames: list[pl.DataFrame] = []
         self._bad: list[tuple[str, str, int, str, str]] = []
         self._rows: list[dict[str, Any]] = []
@@ -83,7 +91,9 @@ class _Rows:
                     raise ValueError("is a name that is reserved for the place of a row; rename it")
                 kind = self.columns.known.get(plain_name(column))
                 if kind is not None:
-                    cells[column] = _as_text(plain_name(column), value, kind)
+                    text = _as_text(plain_name(column), value, kind)
+                    has_point = isinstance(value, float) and plain_name(column) in self.with_comma
+                    cells[column] = text.replace(".", ",") if has_point and text is not None else text
                 elif self.columns.others:
                     cells[column] = _checked_text(value) if isinstance(value, str) else value
                 else:
@@ -172,12 +182,16 @@ def _check_utf8(path: Path, label: str) -> None:
 
 
 def _read_array(path: Path, label: str, max_field_bytes: int, add: Callable[[object, int], None]) -> None:
-    """Call ``add(element, line)`` for each element of an array, with about one block in memory."""
+    """Call ``add(element, row)`` for each element of an array, with about one block in memory.
+
+    The row is the line on which the element begins, or one more than that of the last element if they share a line.
+    """
     decoder = json.JSONDecoder(parse_constant=_raise_constant)
     with path.open(encoding="utf-8-sig") as file:
         text = file.read(scan.BLOCK_BYTES)
         at = text.index("[") + 1
         line = 1 + text.count("\n", 0, at)
+        row = 0
         while True:
             start = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # it matches no characters, too
             line += text.count("\n", at, start)
@@ -198,7 +212,8 @@ def _read_array(path: Path, label: str, max_field_bytes: int, add: Callable[[obj
                 text = text[at:] + more
                 at = 0
                 continue
-            add(element, line)
+            row = max(line, row + 1)
+            add(element, row)
             line += text.count("\n", at, end)
             at = end
 

@@ -49,7 +49,7 @@ def read(part: Part, columns: FileColumns, options: FileOptions) -> RawRows:
     """
     try:
         with unpacked.plain(part, options.max_unpacked_bytes) as path:
-            rows = _read(path, part, columns, options.max_field_bytes)
+            rows = _read(path, part, columns, options)
     except OSError as error:
         raise InputError(
             f"{part.label}: cannot be read ({error.strerror or error}); check the file and its permissions"
@@ -58,7 +58,8 @@ def read(part: Part, columns: FileColumns, options: FileOptions) -> RawRows:
     return RawRows(frame=rows.frame.with_columns(keys), bad=rows.bad, notes=rows.notes)
 
 
-def _read(path: Path, part: Part, columns: FileColumns, max_field_bytes: int) -> RawRows:
+def _read(path: Path, part: Part, columns: FileColumns, options: FileOptions) -> RawRows:
+    max_field_bytes = options.max_field_bytes
     if path.stat().st_size == 0:
         return RawRows(frame=pl.DataFrame(schema={tables.ROW: pl.Int64}))
     if part.form == "parquet":
@@ -66,5 +67,12 @@ def _read(path: Path, part: Part, columns: FileColumns, max_field_bytes: int) ->
     if part.form == "separated":
         frame, notes = separated.read(path, columns, part.label, max_field_bytes)
         return RawRows(frame=frame, notes=notes)
-    frame, bad = json_rows.read(path, columns, part.label, max_field_bytes, may_be_array=part.form == "json")
+    frame, bad = json_rows.read(
+        path,
+        columns,
+        part.label,
+        max_field_bytes,
+        may_be_array=part.form == "json",
+        decimal_comma=options.decimal_comma,
+    )
     return RawRows(frame=frame, bad=bad)

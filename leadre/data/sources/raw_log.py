@@ -44,7 +44,8 @@ class RawLog:
         mapped = mappings.of_layout(options.layout) if options.layout else {}
         mapped |= mappings.parse(options.columns, options.events)
         files = {name: _files(folder, name, mapped.get(name)) for name in SCHEMAS}
-        unread = folders.unread(folder, [part for parts in files.values() for part in parts])
+        joined = [folders.matching(folder, table.join.file) for table in mapped.values() if table.join is not None]
+        unread = folders.unread(folder, [part for parts in [*files.values(), *joined] for part in parts])
         if unread:
             progress.say(f"data: not read, as no table has these names: {', '.join(unread)}")
         for name, schema in SCHEMAS.items():
@@ -113,6 +114,7 @@ class _TableReader:
         self._notes: dict[str, list[str]] = {}  # note -> files
         self._rows_read = 0
         self._rows_without = 0  # rows from which the conditions of the mapping make nothing
+        self._rows_matched = 0  # rows with a row of the joined file
 
     def read(self, parts: list[Part]) -> pl.DataFrame:
         """The good rows of all parts, with ROW and FILE."""
@@ -124,6 +126,8 @@ class _TableReader:
             raise InputError(f"{parts[0].label}: has no rows; write the table {self.name} into it, or delete the file")
         for note, labels in self._notes.items():
             progress.say(f"data: {labels[0]}" + f" and {len(labels) - 1:,} more" * (len(labels) > 1) + f": {note}")
+        if self.mapping is not None and self.mapping.join is not None:
+            self._say_matches(self.mapping.join)
         if self._rows_without:
             progress.say(
                 f"data: {self.name}: {self._rows_without:,} of {self._rows_read:,} rows meet no condition of"
@@ -149,10 +153,13 @@ class _TableReader:
             self._notes.setdefault(note, []).append(part.label)
         self.log.bad.append(rows.bad)
         if self.mapping is not None and frame.height:
-            read = frame.height
-            frame = self.mapping.rows(frame, self._joined, part.label, self._rows_read)
-            self._rows_read += read
-            self._rows_without += read - frame[ROW].n_unique()
+            unmapped = frame
+            frame = self.mapping.rows(unmapped, self._joined, part.label, self._rows_read)
+            self._rows_read += unmapped.height
+            self._rows_without += unmapped.height - frame[ROW].n_unique()
+            if self.mapping.join is not None and self._joined is not None:
+                keys = unmapped[self.mapping.join.on].cast(pl.String)
+                self._rows_matched += keys.is_in(self._joined[self.mapping.join.on].implode()).arg_true().len()
         self.log.rows[name] += frame[ROW].n_unique() + rows.bad.height  # a row may give several events
         if not frame.height:
             return None
@@ -165,6 +172,19 @@ class _TableReader:
             ids = bad.select(pl.col(column).cast(pl.String).alias(key), ROW, pl.lit(part.label).alias(FILE))
             self.log.left_out.setdefault(name, []).append(ids)
         return typed
+
+    def _say_matches(self, join: mappings.Join) -> None:
+        """Say how many rows have a row of the joined file. Raises InputError if none has."""
+        if not self._rows_matched and self._joined is not None:
+            keys = ", ".join(map(repr, self._joined[join.on].head(3).to_list())) or "no rows"
+            raise InputError(
+                f"[data] join of {self.name} with {join.file}: none of {self._rows_read:,} rows has a {join.on} that is"
+                f" in the file, which begins with {keys}; keys are compared as text, letter by letter"
+            )
+        progress.say(
+            f"data: {self.name}: {self._rows_matched:,} of {self._rows_read:,} rows match a row of {join.file} by"
+            f" {join.on}"
+        )
 
     def _read_joined(self, folder: Path, join: mappings.Join) -> pl.DataFrame:
         """The rows of a joined file by its key. Raises InputError if a key occurs twice."""
