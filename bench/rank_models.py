@@ -3,8 +3,8 @@
 The law is a product of ``order`` signs among 12 fields (`leadre/data/worlds/interaction.py`). A seed draws law, rows
 and initial weights. The figure of a model is the share of the possible: the gain of its log loss over the base rate,
 divided by that of the true log-odds. Intervals are those of Student over the seeds. Networks that are compared have
-about as many parameters, and the rate of each is the best on validation rows of one seed, as are the leaves of the
-trees. Claims are in bench/RESULTS.md, and the figures in docs/results/rank-models.json.
+about as many parameters, and the rate of each is the best on validation rows of one seed, as are leaves and rate of
+the trees. Claims are in bench/RESULTS.md, and the figures in docs/results/rank-models.json.
 
 Finished trainings are kept in ``--cache``, so that a killed run continues; delete it after a change of a model.
 """
@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,18 @@ import torch
 from scipy.special import expit
 from scipy.stats import t as student
 
+from leadre.data import counts
 from leadre.data.worlds import interaction
 from leadre.rank import dimensions, measure, planted, train
-from leadre.rank.inputs import RequestInputs, collate
+from leadre.rank.inputs import GAP_ROWS, Positions, RequestInputs, collate
 from leadre.rank.models.autoint import AutoInt
 from leadre.rank.models.dcnv2 import DcnV2
 from leadre.rank.models.finalmlp import FinalMlp
 from leadre.rank.models.gdcn import Gdcn
-from leadre.rank.models.shared import Ranker
+from leadre.rank.models.registry import RANKERS
+from leadre.rank.models.shared import Ranker, fit_numbers
 from leadre.rank.rows import Example
+from leadre.rank.spec import CONTEXT, PROFILE, FeatureSpec
 
 FIGURES = Path(__file__).parents[1] / "docs" / "results" / "rank-models.json"
 CANDIDATES = 8
@@ -44,8 +47,8 @@ FIELDS, VALUES = 12, 10
 WIDTH = 8  # columns of each table
 ORDERS = (3, 4)
 TUNED_ON = 4  # the order
-RATES = (3e-3, 1e-2)  # of dense layers; tables have three times as much
-LEAVES = (15, 63, 255)
+RATES = (3e-3, 1e-2, 3e-2)  # of dense layers; tables have three times as much
+BOOSTING = tuple({"num_leaves": leaves, "learning_rate": rate} for leaves in (63, 255) for rate in (0.05, 0.1, 0.3))
 TREES = "trees"
 NETWORKS: Mapping[str, Ranker] = {
     "mlp": DcnV2(depth=0, deep=(96, 32)),
@@ -60,6 +63,9 @@ NETWORKS: Mapping[str, Ranker] = {
     **{f"cross{depth}": DcnV2(depth=depth, rank=96 // depth, deep=()) for depth in (1, 2, 3, 5)},
     **{f"gated{depth}": Gdcn(depth=depth, rank=48 // depth, deep=()) for depth in (1, 2, 3, 5)},
 }
+SERVED = ("autoint", "dcnv2", "finalmlp", "gdcn", "tin")  # with their defaults
+PLAIN = "mlp"  # the model that others are compared with
+COLUMNS = {f"{width} columns": float(width) for width in (WIDTH, 4, 2)} | {"FDO, 95 %": 0.95, "FDO, 80 %": 0.8}
 DEPTHS = tuple(name for name in NETWORKS if name[:5] in ("cross", "gated"))
 
 
@@ -67,7 +73,8 @@ DEPTHS = tuple(name for name in NETWORKS if name[:5] in ("cross", "gated"))
 class Fit:
     """One training.
 
-    ``rate``: of dense layers, or the leaves of trees. ``tables``: columns of every table, or below 1 the share of FDO.
+    ``rate``: of dense layers, or the place in `BOOSTING` for trees. ``tables``: columns of every table, or below 1 the
+    share of FDO.
     """
 
     model: str
@@ -83,24 +90,28 @@ def main() -> None:
     parser.add_argument("--models", default=",".join((TREES, *NETWORKS)))
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
+    assert options.seeds > 1, "an interval needs two seeds"
     torch.set_num_threads(1)
     names = options.models.split(",")
     results = Results(options.cache)
-    figures = {
-        name: {
-            "rate": (rate := best_rate(name, results)),
-            "orders": {
-                order: summary(
-                    [results.of(Fit(model=name, order=order, seed=seed, rate=rate)) for seed in range(options.seeds)]
-                )
-                for order in (ORDERS if name not in DEPTHS else (TUNED_ON,))
-            },
-        }
+    rates = {name: best_rate(name, results) for name in dict.fromkeys((*names, PLAIN))}
+    orders = {name: (TUNED_ON,) if name in DEPTHS else ORDERS for name in names}
+
+    def of(name: str, order: int, tables: float = WIDTH) -> list[dict[str, float]]:
+        fits = [Fit(model=name, order=order, seed=n, rate=rates[name], tables=tables) for n in range(options.seeds)]
+        return [results.of(fit) for fit in fits]
+
+    claim: dict[str, Any] = {"bench": "rank_models", "requests": REQUESTS, "candidates": CANDIDATES}
+    claim["models"] = {
+        name: {"rate": rates[name]}
+        | {f"order{order}": summary(of(name, order), of(PLAIN, order)) for order in orders[name]}
         for name in names
     }
-    claim = {"bench": "rank_models", "requests": REQUESTS, "candidates": CANDIDATES, "models": figures}
     if set(names) == {TREES, *NETWORKS}:
-        claim["tables"] = tables(results, figures["gdcn"]["rate"], options.seeds)
+        claim["tables"] = {
+            title: summary(of("gdcn", TUNED_ON, columns), of("gdcn", TUNED_ON)) for title, columns in COLUMNS.items()
+        }
+        claim["serving"] = serving()
         FIGURES.write_text(json.dumps(claim, indent=1) + "\n")
     sys.stdout.write(json.dumps(claim) + "\n")
 
@@ -129,28 +140,23 @@ class Results:
 
 def best_rate(name: str, results: Results) -> float:
     """The rate with the lowest validation loss on the first seed."""
-    rates = LEAVES if name == TREES else RATES
+    rates = range(len(BOOSTING)) if name == TREES else RATES
     return min(rates, key=lambda rate: results.of(Fit(model=name, order=TUNED_ON, seed=0, rate=rate))["valid_loss"])
 
 
-def tables(results: Results, rate: float, seeds: int) -> dict[str, Any]:
-    """GDCN with tables narrowed by FDO, and with all tables equally narrow."""
-    columns = {f"{width} columns": float(width) for width in (WIDTH, 4, 2)} | {"FDO 95 %": 0.95, "FDO 80 %": 0.8}
-    fits = {
-        name: [Fit(model="gdcn", order=TUNED_ON, seed=seed, rate=rate, tables=value) for seed in range(seeds)]
-        for name, value in columns.items()
-    }
-    return {name: summary([results.of(fit) for fit in parts]) for name, parts in fits.items()}
-
-
-def summary(results: list[dict[str, float]]) -> dict[str, Any]:
-    """Mean of each figure; of the share of the possible also its interval over seeds, and all values."""
-    shares = [result["share"] for result in results]
-    half = (
-        student.ppf(0.975, len(shares) - 1) * np.std(shares, ddof=1) / len(shares) ** 0.5 if len(shares) > 1 else np.nan
-    )
+def summary(results: list[dict[str, float]], others: list[dict[str, float]]) -> dict[str, Any]:
+    """Means over seeds; of the share of the possible, and of it less that of ``others``, intervals (lo, mean, hi)."""
     means = {name: round(float(np.mean([result[name] for result in results])), 4) for name in results[0]}
-    return means | {"lo": round(np.mean(shares) - half, 4), "hi": round(np.mean(shares) + half, 4), "shares": shares}
+    share = np.array([result["share"] for result in results])
+    other = np.array([result["share"] for result in others])
+    return means | {"share": interval(share), "less": interval(share - other), "shares": share.tolist()}
+
+
+def interval(values: np.ndarray) -> dict[str, float]:
+    """Mean and 95 % interval of Student."""
+    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    mean = values.mean()
+    return {"mean": round(mean, 4), "lo": round(mean - half, 4), "hi": round(mean + half, 4)}
 
 
 @cache
@@ -234,23 +240,17 @@ def forest(fit: Fit) -> Fitted:
         )
         for part in (rows, valid, test)
     ]
-    options = {
-        "objective": "binary",
-        "learning_rate": 0.1,
-        "num_leaves": int(fit.rate),
-        "seed": fit.seed,
-        "verbosity": -1,
-        "num_threads": 1,
-    }
+    boosting = BOOSTING[int(fit.rate)]
+    options = {"objective": "binary", "seed": fit.seed, "verbosity": -1, "num_threads": 1} | boosting
     dataset = lightgbm.Dataset(fields[0], rows.label_RC.ravel(), categorical_feature=list(range(fields[0].shape[1])))
     stop = lightgbm.early_stopping(30, verbose=False)
     valid_set = dataset.create_valid(fields[1], valid.label_RC.ravel())
-    trees = lightgbm.train(options, dataset, 400, valid_sets=[valid_set], callbacks=[stop])
+    trees = lightgbm.train(options, dataset, 1000, valid_sets=[valid_set], callbacks=[stop])
     request = fields[2][:1000]
     return Fitted(
         valid_N=trees.predict(fields[1], raw_score=True),
         test_N=trees.predict(fields[2], raw_score=True),
-        parameters=trees.best_iteration * int(fit.rate),
+        parameters=trees.best_iteration * int(boosting["num_leaves"]),
         columns_law=1,
         columns_noise=1,
         ms_1000=milliseconds(lambda: trees.predict(request, raw_score=True, num_threads=1)),
@@ -268,6 +268,53 @@ def rows_of_1000(examples: list[Example]) -> RequestInputs:
         content_C=np.zeros(1000, np.int32),
         is_new_C=np.ones(1000, np.bool_),
     )
+
+
+def serving() -> dict[str, float]:
+    """Milliseconds per 1,000 candidates of the rankers as they are served, with the features of a log.
+
+    All counts, groups and a prefix of the semantic ID beside the object, four profile columns, full sequences.
+    """
+    rng = np.random.default_rng(0)
+    fields = ("object", *counts.GROUPINGS, "sid1")
+    profile = ("a", "b", "c", "d")
+    tables = dict.fromkeys((*fields, *(PROFILE + name for name in profile), *CONTEXT), 4000)
+    spec = FeatureSpec(
+        labels=("click",),
+        rows="live",
+        negatives=1.0,
+        popularity="frozen",
+        fields=fields,
+        profile=profile,
+        tables=tables,
+    )
+
+    def rows(*shape: int) -> np.ndarray:
+        return rng.integers(0, 4000, shape).astype(np.int32)
+
+    sequences = {
+        part.name: Positions(
+            field_TK=rows(part.length, len(fields)),
+            content_T=rows(part.length),
+            gap_T=rows(part.length) % GAP_ROWS,
+            count_T=np.ones(part.length, np.float32),
+        )
+        for part in spec.sequences
+    }
+    request = RequestInputs(
+        number_CF=rng.normal(size=(1000, len(spec.numbers))).astype(np.float32),
+        field_CK=rows(1000, len(fields)),
+        content_C=rows(1000),
+        user_P=rows(len(spec.user_tables)),
+        sequences=sequences,
+        is_new_C=np.ones(1000, np.bool_),
+    )
+    batch = collate([request])
+    result = {}
+    for name in SERVED:
+        params = RANKERS[name].init(spec, rng) | fit_numbers(request.number_CF)
+        result[name] = milliseconds(partial(train.logits, RANKERS[name], spec, params, batch))
+    return result
 
 
 def milliseconds(score: Callable[[], object]) -> float:
