@@ -31,7 +31,7 @@ import numpy as np
 from leadre.auction.budget.messages import Lease, LeaseRequest, LedgerOrder
 from leadre.auction.pacing.contract import Rate, rate_of, start
 from leadre.auction.pacing.registry import PACERS
-from leadre.auction.shading import Feedback, WinCurves, fit_by_value, fit_histogram, grid
+from leadre.auction.shading import Feedback, WinCurves, fit_by_value, fit_histogram
 from leadre.clock import ManualClock
 from leadre.serve.bidding.budgets import Budgets
 from leadre.serve.bidding.charge import charge
@@ -69,7 +69,7 @@ def law() -> tuple[np.ndarray, WinCurves]:
     generator = np.random.default_rng(0)
     value_N = np.exp(generator.normal(4.0, 0.5, 5_000))
     feedback = Feedback.of_prices(value_N, np.exp(generator.normal(3.0, 1.0, 5_000)))
-    return value_N, fit_by_value(fit_histogram, feedback, value_N, grid(1.0, 400.0), groups=8)
+    return value_N, fit_by_value(fit_histogram, feedback, value_N, groups=8)
 
 
 def parts(value_N: np.ndarray, curves: WinCurves) -> dict[str, Callable[[], object]]:

@@ -35,7 +35,6 @@ from leadre.auction.shading import (
     fit_histogram,
     fit_log_normal,
     fit_logistic,
-    grid,
 )
 
 WARM_UP = 2_000
@@ -43,7 +42,6 @@ REFIT = 1_000
 WINDOW = 20_000
 EXPLORED = 0.02
 BLOCK = 1_000
-BID_G = grid(1.0, 301.0, 400)
 
 Report = Callable[[Floats, Floats], Feedback]  # (bids, prices) -> the feedback of one kind
 
@@ -67,7 +65,7 @@ def bids_of(value_N: Floats, price_N: Floats, report: Report, fit: Fit, groups: 
     bid_N, _ = explore(value_N, value_N, 0.99, np.zeros_like(draws_N), places_N)
     for start in range(WARM_UP, len(value_N), REFIT):
         seen = slice(max(0, start - WINDOW), start)
-        curve = fit_by_value(fit, report(bid_N[seen], price_N[seen]), value_N[seen], BID_G, groups)
+        curve = fit_by_value(fit, report(bid_N[seen], price_N[seen]), value_N[seen], groups)
         part = slice(start, start + REFIT)
         bid_N[part], _ = explore(value_N[part], curve.shade(value_N[part]), EXPLORED, draws_N[part], places_N[part])
     return bid_N
@@ -109,7 +107,7 @@ def main(folder: Path) -> None:
                 continue  # it reads no price
             result[f"{kind}, {law}"] = intervals(value_N, price_N, bids_of(value_N, price_N, report, fit, groups))
             print(f"{kind}, {law}: {result[f'{kind}, {law}']}")
-    hindsight = fit_histogram(Feedback.of_prices(value_N, price_N), BID_G)
+    hindsight = fit_histogram(Feedback.of_prices(value_N, price_N), np.unique(price_N[price_N > 0]))
     result["all prices known, histogram"] = intervals(value_N, price_N, hindsight.shade(value_N))
     factors = {share: intervals(value_N, price_N, share * value_N) for share in np.arange(0.1, 1.0, 0.05)}
     best = max(factors, key=lambda share: factors[share]["surplus"][0])

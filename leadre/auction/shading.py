@@ -32,6 +32,9 @@ Bools = NDArray[np.bool_]
 SHADED_BY_AT_MOST = 0.5  # exploring bids are at least this share of the value
 _LOG_RANGE = -math.log(SHADED_BY_AT_MOST)
 Number = TypeVar("Number", float, Floats)
+GRID_POINTS = 128
+TAIL = 0.01  # share of the values at each end that the even part of a grid leaves out
+MAX_SHADING = 1e3  # a pacer multiplies a value by a thousandth at least
 MIN_SIGMA = 1e-3  # of a log-normal price
 ITERATIONS = 200
 TOLERANCE = 1e-6  # of the largest change of a probability in one iteration
@@ -131,22 +134,42 @@ class WinCurves:
         return shaded_K
 
 
-def fit_by_value(fit: Fit, feedback: Feedback, value_N: Floats, bid_G: Floats, groups: int) -> WinCurves:
+def fit_by_value(fit: Fit, feedback: Feedback, value_N: Floats, groups: int, points: int = GRID_POINTS) -> WinCurves:
     """A law of the price for each of so many groups of equal size, by the value of the impression to the bidder.
 
-    ``value_N`` is the value before pacing, which does not change with the own multiplier.
+    ``value_N`` is the value before pacing, which does not change with the own multiplier. Each group has a grid of bids
+    of its own.
     """
     edges = np.unique(np.quantile(value_N, np.linspace(0, 1, groups + 1)[1:-1]))
     group_N = np.searchsorted(edges, value_N, side="right")
-    parts = [group_N == group for group in range(len(edges) + 1)]
-    curves = [fit(feedback.of(part if part.any() else np.ones_like(part)), bid_G) for part in parts]
+    curves = []
+    for group in range(len(edges) + 1):
+        part_N = group_N == group
+        if not part_N.any():
+            part_N = np.ones_like(part_N)
+        part = feedback.of(part_N)
+        curves.append(fit(part, grid(part, value_N[part_N], points)))
     return WinCurves(edges, tuple(curves))
 
 
-def grid(low: float, high: float, points: int = 256) -> Floats:
-    """[G] bids between two prices, in equal ratios."""
-    assert 0 < low < high, (low, high)
-    return np.geomspace(low, high, points)
+def grid(feedback: Feedback, value_N: Floats, points: int = GRID_POINTS) -> Floats:
+    """[G] bids, at most ``points``, ascending, for the law of prices of impressions of these values.
+
+    Half of them are in equal ratios, from the lower quantile `TAIL` of the values over `MAX_SHADING` to the upper one:
+    a law without reported prices is interpolated, and bids below all past ones are tried. The others are at quantiles
+    of the bounds of prices. So a few amounts, however far off, take few of the bids. Amounts that are 0 or infinite
+    bound nothing.
+    """
+    value_N = value_N[(value_N > 0) & np.isfinite(value_N)]
+    bound_N = np.concatenate((feedback.low_N, feedback.high_N))
+    bound_N = bound_N[(bound_N > 0) & np.isfinite(bound_N)]
+    bids = [np.ones(1)]
+    if len(value_N):
+        low, high = np.quantile(value_N, (TAIL, 1 - TAIL), method="nearest")
+        bids = [np.geomspace(low / MAX_SHADING, high, points // 2)]
+    if len(bound_N):
+        bids.append(np.quantile(bound_N, np.linspace(0, 1, points // 2), method="nearest"))
+    return np.unique(np.concatenate(bids))
 
 
 def fit_histogram(
@@ -154,6 +177,7 @@ def fit_histogram(
 ) -> WinCurve:
     """Non-parametric law of the price, on a grid: each auction spreads over the bins that its interval permits.
 
+    It starts from equal mass in equal ratios, which thus is the law within an interval of which nothing is known.
     ``prior`` on the same grid counts as ``prior_count`` auctions with known prices. Prices above the grid share a bin.
     """
     bins = len(bid_G) + 1
@@ -168,7 +192,8 @@ def fit_histogram(
     if prior is not None:
         base_G = prior_count * np.diff(np.concatenate(([0.0], prior.win_G, [1.0])))
     total = len(feedback.bid_N) + base_G.sum()
-    mass_G = np.full(bins, 1.0 / bins)
+    ratio_G = np.diff(np.log(bid_G)) if len(bid_G) > 1 else np.ones(1)
+    mass_G = np.concatenate(([ratio_G.mean()], ratio_G, [ratio_G.mean()]))[:bins] / ratio_G.sum()
     for _ in range(ITERATIONS):
         below_G = np.append(0.0, np.cumsum(mass_G))
         share_P = counts / np.maximum(below_G[last_P + 1] - below_G[first_P], 1e-300)

@@ -62,7 +62,7 @@ def test_law_of_the_price_is_recovered_from_each_kind_of_feedback(kind, fit):
     generator = np.random.default_rng(1)
     price_N = np.exp(generator.normal(3.0, 0.6, 20_000))
     bid_N = np.exp(generator.uniform(1.5, 4.5, 20_000))
-    curve = fit(feedback_kinds(bid_N, price_N)[kind], grid(4.0, 100.0))
+    curve = fit(feedback_kinds(bid_N, price_N)[kind], np.geomspace(4.0, 100.0, 256))
     probes = np.array([10.0, 20.0, 35.0])
     assert curve.win(probes) == pytest.approx([np.mean(price_N <= bid) for bid in probes], abs=0.04)
 
@@ -74,7 +74,7 @@ def test_prices_of_wins_alone_are_not_taken_for_all_prices():
     bid_N = np.exp(generator.uniform(1.5, 3.5, 20_000))
     won_N = bid_N >= price_N
     truth = np.mean(price_N <= 15)
-    curve = fit_histogram(Feedback.of_won_prices(bid_N, won_N, price_N), grid(2.0, 200.0))
+    curve = fit_histogram(Feedback.of_won_prices(bid_N, won_N, price_N), np.geomspace(2.0, 200.0, 256))
     assert np.mean(price_N[won_N] <= 15) > truth + 0.2
     assert curve.win(np.array([15.0]))[0] == pytest.approx(truth, abs=0.04)
 
@@ -83,7 +83,7 @@ def test_logistic_curve_recovers_its_own_law():
     generator = np.random.default_rng(3)
     bid_N = np.exp(generator.uniform(0, 4, 20_000))
     won_N = generator.random(20_000) < 1 / (1 + np.exp(-(-4 + 2 * np.log(bid_N))))
-    curve = fit_logistic(Feedback.of_wins(bid_N, won_N), grid(1.0, 60.0, 400))
+    curve = fit_logistic(Feedback.of_wins(bid_N, won_N), np.geomspace(1.0, 60.0, 400))
     assert curve.win(np.array([np.exp(2.0)]))[0] == pytest.approx(0.5, abs=0.03)
     # First-order condition of arXiv 2009.09259: slope (v - b) / b = 1 + o b^slope.
     (bid,) = curve.shade(np.array([30.0]))
@@ -110,7 +110,7 @@ def test_shaded_bid_has_the_highest_expected_surplus(wins, values):
 
 
 def test_shaded_bid_rises_with_the_value():
-    curve = fit_log_normal(Feedback.of_prices(np.full(3, 9.0), np.array([0.0, 4.0, 8.0])), grid(0.5, 50.0))
+    curve = fit_log_normal(Feedback.of_prices(np.full(3, 9.0), np.array([0.0, 4.0, 8.0])), np.geomspace(0.5, 50.0, 256))
     assert (np.diff(curve.shade(np.linspace(1, 100, 60))) >= 0).all()
 
 
@@ -119,15 +119,15 @@ def test_each_group_of_values_has_the_curve_of_its_prices():
     value_N = np.repeat([10.0, 40.0], 500)
     price_N = value_N * generator.uniform(0.2, 0.4, 1_000)
     feedback = Feedback.of_prices(value_N, price_N)
-    curves = fit_by_value(fit_histogram, feedback, value_N, grid(1.0, 50.0), groups=2)
+    curves = fit_by_value(fit_histogram, feedback, value_N, groups=2)
     assert curves.shade(np.array([40.0, 10.0])) == pytest.approx([16.0, 4.0], rel=0.1)
     assert len(curves.curves) == 2
 
 
 def test_equal_values_make_one_group():
     feedback = Feedback.of_prices(np.full(4, 9.0), np.full(4, 2.0))
-    curves = fit_by_value(fit_histogram, feedback, np.full(4, 9.0), INTEGERS, groups=4)
-    assert curves.shade(np.array([1.5, 9.0, 50.0])).tolist() == [0.0, 2.0, 2.0]
+    curves = fit_by_value(fit_histogram, feedback, np.full(4, 9.0), groups=4)
+    assert curves.shade(np.array([1.5, 9.0, 50.0])).tolist() == pytest.approx([0.0, 2.0, 2.0], rel=0.1)
 
 
 def test_exploration_has_the_propensity_of_its_law():
@@ -149,7 +149,46 @@ def test_auctions_without_a_bid_change_no_law(fit, kind):
     random = np.random.default_rng(7)
     bid_N = random.uniform(0.3, 3.0, 400)
     price_N = random.lognormal(0.0, 0.5, 400)
-    bids = grid(0.1, 5.0, 16)
+    bids = np.geomspace(0.1, 5.0, 16)
     law = fit(feedback_kinds(bid_N, price_N)[kind], bids)
     with_zeros = feedback_kinds(np.append(bid_N, np.zeros(40)), np.append(price_N, np.ones(40)))[kind]
     assert fit(with_zeros, bids).win_G == pytest.approx(law.win_G, abs=1e-3)  # steps of EM
+
+
+def expected_surplus(curves, generator):
+    """Of values and prices of the law below, per auction."""
+    value_N = np.exp(generator.normal(0.0, 0.5, 20_000))
+    price_N = value_N * np.exp(generator.normal(-0.7, 0.15, 20_000))
+    bid_N = curves.shade(value_N)
+    return ((value_N - bid_N) * (bid_N >= price_N) * (bid_N > 0)).mean()
+
+
+@pytest.mark.parametrize("kind", ["price", "price of wins", "win or loss"])
+@pytest.mark.parametrize("outliers", [[1e-6, 1e6], [1e-9] * 20, [1e9] * 20])
+def test_far_amounts_leave_the_grid_of_the_others_fine(kind, outliers):
+    """One bid of a millionth and one of a million times the usual; half a percent of the bids at one end."""
+    generator = np.random.default_rng(11)
+    value_N = np.exp(generator.normal(0.0, 0.5, 4_000))
+    price_N = value_N * np.exp(generator.normal(-0.7, 0.15, 4_000))
+    bid_N = value_N * generator.uniform(0.1, 1.0, 4_000)
+    surplus = []
+    for far in ([], outliers):
+        values_N = np.append(value_N, far)
+        feedback = feedback_kinds(np.append(bid_N, far), np.append(price_N, np.array(far) / 2))[kind]
+        curves = fit_by_value(fit_histogram, feedback, values_N, groups=8)
+        surplus.append(expected_surplus(curves, np.random.default_rng(12)))
+    assert surplus[1] > 0.97 * surplus[0]
+
+
+AMOUNTS = st.sampled_from((0.0, np.inf)) | st.floats(1e-9, 1e18)
+
+
+@given(st.lists(st.tuples(AMOUNTS, AMOUNTS, AMOUNTS), max_size=100), st.sampled_from((16, 64)))
+def test_grid_spans_the_bounds_by_at_most_so_many_bids(rows, points):
+    low_N, high_N, value_N = np.array(rows).reshape(-1, 3).T
+    bid_G = grid(Feedback(low_N, high_N, low_N, low_N > 0), value_N, points)
+    assert 1 <= len(bid_G) <= points
+    assert (np.diff(bid_G) > 0).all() and (bid_G > 0).all()
+    bounds = [amount for amount in (*low_N, *high_N) if 0 < amount < np.inf]
+    if bounds:
+        assert bid_G[0] <= min(bounds) and bid_G[-1] >= max(bounds)

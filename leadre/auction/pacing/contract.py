@@ -8,6 +8,7 @@ event may still come, because charges alone arrive late.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -23,7 +24,10 @@ START_MULTIPLIER = 0.1  # of a campaign without a past: at 1, the first minutes 
 MIN_MULTIPLIER = 1e-3
 MIN_AUCTIONS = 100.0  # of a day, so that the first auctions of an unknown campaign do not move it far
 MIN_TARGET = 1e-4  # of the budget: an hour of almost no planned money would divide by almost 0
-BRAKE = 0.04  # of the budget: with more spent ahead of the plan, the campaign waits for the plan
+MAX_AHEAD = 0.05  # of the budget
+MIN_AHEAD = 0.02  # up to it a campaign bids after any jump: open bids that are never shown would stop it
+JUMPS = 2.0  # a campaign waits for its plan if so many jumps could take it further ahead than `MAX_AHEAD`
+JUMP_MEMORY = 1 / 24  # of a day, after which a jump counts a third
 
 
 class GoalFactors(NamedTuple):
@@ -55,7 +59,8 @@ class PacerState:
 
     ``position`` of the day, ``spent_nanos`` and ``eligible`` auctions of the day as of the last tick. ``control`` is
     the pacer's own: a dual, a log-multiplier or a probability. ``error``: the pacer's own memory of the last tick.
-    ``ahead``: spent less planned, as a share of the budget.
+    ``ahead``: spent less planned, as a share of the budget. ``jump``: the largest spend of a tick above its plan, of
+    late, as the same share.
     """
 
     control: float
@@ -64,6 +69,12 @@ class PacerState:
     spent_nanos: float = 0.0
     eligible: int = 0
     ahead: float = 0.0
+    jump: float = 0.0
+
+    @property
+    def waits(self) -> bool:
+        """Whether the next ticks could take the campaign too far ahead of its plan."""
+        return self.ahead > max(MAX_AHEAD - JUMPS * self.jump, MIN_AHEAD)
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,7 @@ def start(pacer: Pacer, before: PacerState | None = None) -> PacerState:
 
 def rate_of(pacer: Pacer, state: PacerState) -> Rate:
     """How a campaign bids until the next tick: as the pacer has it, or not at all while it is far ahead of its plan."""
-    return WAITING if state.ahead > BRAKE else pacer.rate(state)
+    return WAITING if state.waits else pacer.rate(state)
 
 
 def advance(pacer: Pacer, state: PacerState, plan: Plan, budget_nanos: int, tick: Tick) -> PacerState:
@@ -134,8 +145,10 @@ def advance(pacer: Pacer, state: PacerState, plan: Plan, budget_nanos: int, tick
     if tick.position <= state.position or budget_nanos <= 0:
         return state
     ahead = tick.spent_nanos / budget_nanos - plan.by(tick.position)
-    if state.ahead > BRAKE or plan.by(tick.position) <= plan.by(state.position):
-        return PacerState(state.control, state.error, tick.position, tick.spent_nanos, tick.eligible, ahead)
+    memory = math.exp(-(tick.position - state.position) / JUMP_MEMORY)
+    jump = max(ahead - state.ahead, state.jump * memory)
+    if state.waits or plan.by(tick.position) <= plan.by(state.position):
+        return PacerState(state.control, state.error, tick.position, tick.spent_nanos, tick.eligible, ahead, jump)
     left_nanos = max(budget_nanos - state.spent_nanos, 0.0)
     planned = plan.by(state.position)
     rest = max(1.0 - planned, 1e-9)
@@ -154,7 +167,7 @@ def advance(pacer: Pacer, state: PacerState, plan: Plan, budget_nanos: int, tick
         tick=tick,
     )
     control, error = pacer.step(state, slot)
-    return PacerState(control, error, tick.position, tick.spent_nanos, tick.eligible, ahead)
+    return PacerState(control, error, tick.position, tick.spent_nanos, tick.eligible, ahead, jump)
 
 
 def clip(x: float, low: float, high: float) -> float:

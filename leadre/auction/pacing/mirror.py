@@ -4,6 +4,8 @@ The dual m is the value of one more unit of budget. Each eligible auction moves 
 share of the plan and its cost, in units of that share: ``m <- m - eta (1 - cost / target)``, with ``eta`` one over the
 root of a day's auctions. A tick adds the auctions of its time, as many as `MAX_TRAFFIC` times the mean at most: in a
 burst, and when spend is seen late, a longer step would swing. The bid of a surplus maximiser is value / (1 + m).
+Steps grow slowly with 1 + m: equal ones would leave a tight budget with the bids of a market that has changed, and
+steps in proportion to 1 + m would follow each of the few wins of a small budget.
 
 The dual of a new campaign starts high. Until its spend first exceeds the plan, it falls by a share of itself as well:
 additive steps are too short to cross orders of magnitude.
@@ -18,7 +20,8 @@ from leadre.auction.value import surplus_under_budget
 
 STEP = 0.5
 MAX_TRAFFIC = 1.5
-LOOSE = 3.0  # below this 1 + m, spend reacts more to the dual than above, so the step is shorter
+LOOSE = 3.0  # the 1 + m of a whole step: a step is shorter below it, as spend reacts more there, and longer above
+TIGHT = 0.25  # power of (1 + m) / LOOSE by which the step grows above it
 SEARCH = 60.0  # fall of the logarithm of the dual over a day of search: by a half in a quarter of an hour
 MAX_DUAL = 1 / MIN_MULTIPLIER - 1
 
@@ -34,7 +37,9 @@ class Mirror:
         length = slot.tick.position - state.position
         usual = slot.day_auctions * length
         auctions = min(slot.eligible, MAX_TRAFFIC * usual)
-        change = STEP * min(1.0, (1.0 + state.control) / LOOSE) * auctions / math.sqrt(slot.day_auctions) * error
+        tightness = (1.0 + state.control) / LOOSE
+        scale = min(tightness, tightness**TIGHT)
+        change = STEP * scale * auctions / math.sqrt(slot.day_auctions) * error
         if state.error or slot.ahead > 0 or not slot.eligible:
             return clip(state.control - change, 0.0, MAX_DUAL), float(state.error or slot.ahead > 0)
         return clip(state.control * math.exp(-SEARCH * length) - change, 0.0, MAX_DUAL), 0.0

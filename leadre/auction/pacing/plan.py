@@ -23,6 +23,7 @@ USUAL_DAY: tuple[int, ...] = tuple(hour for hour in range(HOURS) for _ in range(
 FORECAST_DAYS = 7
 TRIMMED_DAYS = 3  # from so many days on the highest count of an hour is left out
 MAX_PEAK = 3.0  # of fewer days: the most that an hour counts, in median hours of its day
+EMPTY = 1e-3  # of the mean hour: fewer auctions are none
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ def forecast(auctions_DH: Sequence[Sequence[float]], hours: Collection[int] = ()
 
     None until one day with auctions has been seen; 0 outside of ``hours``, () = all. The hours before the first
     auction are unknown, as NaN is: a campaign that begins at noon learns nothing of mornings. The mean of each hour
-    is that of a gamma law whose prior, the mean of all hours, counts as one auction: no hour of few auctions is
-    expected to have none.
+    is that of a gamma law whose prior, the mean of all hours, counts as one auction: an hour that had none by chance
+    is not expected to have none.
 
     Anyone can send requests, and one flooded hour would keep the budget back. From three days on the highest count of
     each hour is left out; of fewer days no count is above `MAX_PEAK` times the median hour of its day.
@@ -115,7 +116,10 @@ def forecast(auctions_DH: Sequence[Sequence[float]], hours: Collection[int] = ()
         count_H = np.maximum(count_H - 1, np.minimum(count_H, 1))
     open_H = _open(hours)
     usual = (open_H * sum_H).sum() / max((open_H * count_H).sum(), 1)
-    return np.asarray(open_H * (1 + sum_H) / (1 / usual + count_H)) if usual else np.zeros(HOURS)
+    if not usual:
+        return np.zeros(HOURS)
+    forecast_H = open_H * (1 + sum_H) / (1 / usual + count_H)
+    return np.where(forecast_H < EMPTY * usual, 0.0, forecast_H)
 
 
 def _open(hours: Collection[int]) -> Floats:

@@ -246,12 +246,17 @@ def _priced(
 
 
 def _shaded(context: RequestContext, imp: Impression, ranking: Ranking, offer: _Offer) -> _Offer:
-    """The offer at the shaded price; a bid for impressions reserves no more."""
+    """The offer at the shaded price; a bid for impressions reserves no more.
+
+    Bids to a sender without a configured name are not shaded: anyone can report prices under no name.
+    """
     bidder = context.bidder
     currency = offer.campaign.currency
     logged = bidder.logged_bid(imp.imp_id, offer.ad.ad_id)
     if logged is not None and logged.unshaded_nanos == offer.price_nanos:
         price = ShadedPrice(logged.price_nanos, logged.price_propensity, logged.explores_price)
+    elif not context.party.name:
+        return offer
     else:
         price = context.market.shading.price(
             context.party.name,

@@ -2,8 +2,9 @@
 
 A bid in a first-price auction of an exchange teaches where the lowest price lay that would have won: below a bid that
 won, above one that lost, or exactly where a notice reports it. An impression, a bill or a win notice is a win. A loss
-notice with a reason other than the price teaches nothing, and a bid without an event by its end is lost. Each caller
-and currency is a market with a law of its own, of its last `MAX_AUCTIONS`.
+notice with a reason other than the price teaches nothing, and a bid without an event by its end is lost. Each
+configured caller and currency is a market with a law of its own, of its last `MAX_AUCTIONS`: a caller that reports
+false prices moves its own market alone. Senders without a name have none, as anyone can send under no name.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from leadre.auction.shading import Feedback, WinCurves, fit_by_value, fit_histogram, grid
+from leadre.auction.shading import Feedback, WinCurves, fit_by_value, fit_histogram
 from leadre.serve.events.records import EventRecord, RequestRecord
 from leadre.serve.ipc.messages import MarketShading
 from leadre.serve.processes.catalogue_sync import CatalogueSync
@@ -28,7 +29,6 @@ MIN_AUCTIONS = 300  # of a market, from which on its bids are shaded
 NEW_AUCTIONS = 100  # between two fits of a market
 AUCTIONS_A_GROUP = 500
 MAX_GROUPS = 8
-GRID_POINTS = 64
 WAIT_S = 30  # after the end of `exp_s`, until a bid without an event counts as lost
 PRICE_LOSSES = (0, 100, 101, 102, 103)  # OpenRTB: below a floor, or to a higher bid; 0 = no reason is named
 WON = ("win", "bill", "imp")
@@ -73,7 +73,7 @@ class ShadingState:
         if isinstance(record, EventRecord):
             if record.outcome.kind in WON or record.outcome.kind == "loss":
                 self._close(record, record.outcome)
-        elif record.request.get("is_first_price"):
+        elif record.caller and record.request.get("is_first_price"):
             for bid in record.bids:
                 market = (record.caller, bid.currency)
                 self._bids[bid.bid_id] = _OpenBid(market, bid.worth_nanos, bid.price_nanos)
@@ -104,8 +104,9 @@ class ShadingState:
         """Take over the auctions of a snapshot; those of another release are forgotten."""
         with contextlib.suppress(msgspec.DecodeError):
             for caller, currency, auctions in msgspec.msgpack.decode(packed, type=list[tuple[str, str, list[Auction]]]):
-                self._auctions[caller, currency].extend(auctions)
-                self._unfitted[caller, currency] = len(auctions)
+                if caller:  # an earlier release had a market of all others
+                    self._auctions[caller, currency].extend(auctions)
+                    self._unfitted[caller, currency] = len(auctions)
 
     def _follow(self) -> bool:
         """Whether a campaign of the loaded catalogue shades."""
@@ -139,9 +140,8 @@ def fit(auctions: list[Auction]) -> WinCurves:
     array = np.array([(a.worth_nanos, a.bid_nanos, a.low_nanos, a.high_nanos, a.is_won) for a in auctions], float)
     worth_N, bid_N, low_N, high_N, won_N = array.T
     feedback = Feedback(low_N, np.where(high_N > 0, high_N, np.inf), bid_N, won_N > 0)
-    bid_G = grid(max(bid_N.min() / 2, 1.0), worth_N.max() * 1.01 + 1, GRID_POINTS)
     groups = min(max(len(auctions) // AUCTIONS_A_GROUP, 1), MAX_GROUPS)
-    return fit_by_value(fit_histogram, feedback, worth_N, bid_G, groups)
+    return fit_by_value(fit_histogram, feedback, worth_N, groups)
 
 
 def _shown(market: Market, curves: WinCurves) -> MarketShading:

@@ -1,7 +1,7 @@
 """Contract of the pacers: a class of tests; a subclass gives it one pacer. Markets are drawn, small and seeded."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 
 import numpy as np
@@ -105,6 +105,22 @@ class PacerContract:
         later = advance(self.pacer, state, plan, 1_000, Tick(0.18, 200.0, 200))
         assert later.control == state.control
         assert rate_of(self.pacer, later) == self.pacer.rate(later)
+
+    @pytest.mark.parametrize(("jump", "most"), [(0.0, 0.05), (0.01, 0.03), (0.02, 0.02), (0.4, 0.02)])
+    def test_campaign_waits_where_two_jumps_would_take_it_too_far_ahead(self, jump, most):
+        state = start(self.pacer)
+        for ahead, waits in ((most - 1e-3, False), (most + 1e-3, True)):
+            rate = rate_of(self.pacer, replace(state, ahead=ahead, jump=jump))
+            assert (rate.participate == 0) == waits
+
+    def test_jump_is_the_largest_of_late(self):
+        plan = plans.even()
+        state = advance(self.pacer, start(self.pacer), plan, 10_000, Tick(0.001, 210.0, 10))
+        assert state.jump == pytest.approx(0.02)
+        smaller = advance(self.pacer, state, plan, 10_000, Tick(0.002, 240.0, 20))
+        assert 0.95 * 0.02 < smaller.jump < 0.02
+        larger = advance(self.pacer, smaller, plan, 10_000, Tick(0.003, 650.0, 30))
+        assert larger.jump == pytest.approx(0.04)
 
     def test_more_spend_never_raises_the_rate(self):
         plan = plans.even()

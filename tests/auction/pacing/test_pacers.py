@@ -9,7 +9,7 @@ import pytest
 
 from leadre.auction.pacing import plan as plans
 from leadre.auction.pacing.contract import PacerState, Tick, advance
-from leadre.auction.pacing.mirror import LOOSE, MAX_TRAFFIC, SEARCH, STEP
+from leadre.auction.pacing.mirror import LOOSE, MAX_TRAFFIC, SEARCH, STEP, TIGHT
 from leadre.auction.pacing.registry import PACERS
 from leadre.auction.simulate import pace_day
 
@@ -29,7 +29,7 @@ class TestMirror(suite.PacerContract):
         result = pace_day(day, plan, budget, self.pacer, day_auctions=float(forecast_H.sum()))
         spent_at = np.flatnonzero(np.diff(result.spent_T))
         assert len(spent_at) and spent_at[-1] > 18 * 60
-        assert (result.spent_T - result.planned_T).max() <= 0.04 * budget + 16  # the brake, and the wins of a minute
+        assert (result.spent_T - result.planned_T).max() <= 0.05 * budget + 16  # and the wins of a minute
 
     def test_one_step_by_hand(self):
         # A hundredth of an even day and of its 10,000 auctions.
@@ -41,8 +41,9 @@ class TestMirror(suite.PacerContract):
         assert ahead.control == pytest.approx(2.0 + gain * 1.5)
         behind = advance(self.pacer, ahead, plans.even(), 1_000, Tick(0.02, 30.0, 200, 10_000))
         target = 975 / 99
-        assert ahead.control > LOOSE - 1  # where the step has its full length
-        assert behind.control == pytest.approx(ahead.control - STEP * (1 - 5 / target))
+        longer = ((1 + ahead.control) / LOOSE) ** TIGHT
+        assert longer > 1
+        assert behind.control == pytest.approx(ahead.control - STEP * longer * (1 - 5 / target))
 
     def test_step_of_a_loose_budget_is_shorter(self):
         ahead = advance(self.pacer, PacerState(0.2), plans.even(), 1_000, Tick(0.01, 25.0, 100, 10_000))

@@ -49,8 +49,8 @@ def test_forecast_of_few_auctions_leaves_no_hour_empty():
     assert forecast_H[[0, 4, 20, 23]] == pytest.approx(
         [0, 2 / (1 / usual + 1), 1 / (1 / usual + 1), 4 / (1 / usual + 1)]
     )
-    many = plans.forecast([[1_000] * 20 + [0, 0, 1_000, 1_000]])
-    assert many[20] < 1 and many[0] == pytest.approx(1_000, rel=1e-3)
+    many = plans.forecast([[2_000] * 20 + [0, 0, 2_000, 2_000]])
+    assert many[20] == 0 and many[0] == pytest.approx(2_000, rel=1e-3)
 
 
 @pytest.mark.parametrize("days", [1, 2, 3, 7])
@@ -74,8 +74,8 @@ def test_campaign_that_began_at_noon_bids_in_the_morning(days):
 
 
 def test_hours_without_traffic_stay_empty_after_a_whole_day():
-    night = [900] + [0] * 5 + [900] * 18
-    assert plans.by_traffic(plans.forecast([night])).by(6 / HOURS) == pytest.approx(1 / 19, rel=1e-2)
+    plan = plans.by_traffic(plans.forecast([[2_000] + [0] * 5 + [2_000] * 18]))
+    assert plan.by(6 / HOURS) == plan.by(1 / HOURS) == pytest.approx(1 / 19)
 
 
 @given(st.lists(st.lists(st.integers(0, 10**6), min_size=HOURS, max_size=HOURS), min_size=1, max_size=8), st.data())
@@ -84,5 +84,5 @@ def test_forecast_is_above_0_in_the_hours_of_the_campaign_alone(days, data):
     forecast_H = plans.forecast(days, hours)
     if forecast_H is None or not forecast_H.any():
         return
-    assert set(np.flatnonzero(forecast_H)) == hours
+    assert set(np.flatnonzero(forecast_H)) <= hours
     assert np.isfinite(forecast_H).all()

@@ -58,6 +58,9 @@ def new_ads_have_ids(bidder):
 
 def log_and_replay(work, tmp_path, requests):
     """Let a bidder answer and count, and see that each request is answered alike but those that a deadline cut."""
+    callers = tmp_path / "state" / "callers.toml"  # a bid is shaded for a named caller alone
+    callers.parent.mkdir()
+    callers.write_text('[exchange]\naddresses = ["127.0.0.1"]\nmax_open_money = 1e6\n')
     with Bidder(work, tmp_path / "state", "--workers", "2", "--exploration", "0.3") as bidder:
         prepare(bidder, work)
         until(lambda: every_worker_has_a_model(bidder), "a language model")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import msgspec
 import pytest
 
 from leadre.serve.bidding.explanation import explain
 from leadre.serve.bidding.exploration import ExplorationDraws
 from leadre.serve.bidding.shade import COLD_EXPLORATION, EXPLORATION, Shading
-from leadre.serve.callers.party import Party
+from leadre.serve.callers.party import ANYBODY, Party
 from leadre.serve.ipc.messages import MarketShading
 
 from ..alone import IMP, Alone, banner_request
@@ -105,6 +106,16 @@ def test_first_price_of_an_exchange_is_shaded_and_reserves_no_more(alone):
 def test_other_auctions_are_not_shaded(alone, fields):
     (bid,) = bids(alone, **fields)
     assert (bid.price_nanos, bid.unshaded_nanos, bid.price_propensity) == (2_000_000, 0, 0.0)
+
+
+def test_bid_to_a_sender_without_a_name_is_the_value(alone):
+    """Even by a law under no name, and without exploration: reports move none of these bids."""
+    shading = Shading.of([MARKET, msgspec.structs.replace(MARKET, caller="")])
+    for _ in range(40):
+        alone.renew()
+        alone.bidder.market = dataclasses.replace(alone.bidder.market, shading=shading)
+        (bid,) = bids(alone, party=ANYBODY, at=1)
+        assert (bid.price_nanos, bid.unshaded_nanos, bid.price_propensity) == (2_000_000, 0, 0.0)
 
 
 def test_campaign_that_does_not_shade_bids_its_value(alone):

@@ -88,7 +88,7 @@ def test_bid_without_an_event_is_lost_at_its_end():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"request": {}}, {"is_test": True}, {"request": {"is_first_price": False}}], ids=str
+    "fields", [{"request": {}}, {"is_test": True}, {"request": {"is_first_price": False}}, {"caller": ""}], ids=str
 )
 def test_other_auctions_teach_nothing(fields):
     learner = state()
