@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from leadre.tune.threads import Window
 
 WINDOWS = 256  # of the training visits, drawn by the seed
-SEARCHES = 32  # windows of requests
+SEARCHES = 24  # requests, each of another user
 
 
 def measure(
@@ -52,15 +52,14 @@ def measure(
     threads = tune.thread_builder(settings, prompter, logs, live.from_us)
     examples = Examples(threads, live, backbone.layout, settings.new_weight)
     test = logs.requests_of(histories.TEST)
-    windows = threads.serving(test)
-    rng = np.random.default_rng(settings.seed)
-    some = [windows[row] for row in rng.permutation(len(windows))[:SEARCHES]]
+    some = histories.at_most(logs, test, 1, settings.seed)  # of a user: neighbours share most of a thread
+    some = np.sort(np.random.default_rng(settings.seed).permutation(some)[:SEARCHES])
     progress.say("train: measuring the time of searches and steps, and their memory")
     trim_heap()
     steps = _steps(settings, backbone, examples, batches, peak, limit_mb, until_s - time.monotonic())
     searcher = TunedSearcher(BeamSearcher(backbone.eval()), threads, live)
     started_s = time.monotonic()
-    count = sum(1 for _ in searcher.answer(some, VIEWS, beam)) / len(VIEWS)
+    count = sum(1 for _ in searcher.answer(threads.serving(some), VIEWS, beam)) / len(VIEWS)
     return Costs(
         steps=tuple(steps),
         search_s=(time.monotonic() - started_s) / max(count, 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from leadre.tune.threads import Thread, ThreadBuilder, Window, serving_prompt
 View = Literal["all", "new"]
 VIEWS: tuple[View, ...] = ("all", "new")
 THREADS_AT_ONCE = 8
+MAX_REQUESTS_OF_A_THREAD = 64  # its searches run at once, and memory grows with them; the rest is a thread of its own
 
 
 class Ranked(NamedTuple):
@@ -80,7 +82,8 @@ class TunedSearcher:
         The view "new" leaves out the objects of the user's history.
         """
         # a thread of a batch is padded to the largest number of requests, which costs more than padded text
-        threads = sorted(map(self.threads.write, windows), key=lambda thread: (len(thread.ends), len(thread.ids)))
+        parts = chain.from_iterable(_parts(self.threads.write(window)) for window in windows)
+        threads = sorted(parts, key=lambda thread: (len(thread.ends), len(thread.ids)))
         for start in range(0, len(threads), THREADS_AT_ONCE):
             batch = threads[start : start + THREADS_AT_ONCE]
             requests_of = [list(self._requests(thread, views)) for thread in batch]
@@ -107,6 +110,13 @@ class TunedSearcher:
             for view in views:
                 trie, objects = self.live.new(moment) if view == "new" else self.live.all(moment)
                 yield _Request(r, view, objects, BeamRequest(end, trie, objects, pointer_bias_T=pointer_bias_T))
+
+
+def _parts(thread: Thread) -> Iterator[Thread]:
+    """The thread, or several with the same beginning and at most `MAX_REQUESTS_OF_A_THREAD` of its requests each."""
+    for start in range(0, len(thread.ends), MAX_REQUESTS_OF_A_THREAD):
+        part = slice(start, start + MAX_REQUESTS_OF_A_THREAD)
+        yield Thread(thread.ids[: thread.ends[part][-1] + 1], thread.ends[part], thread.requests[part])
 
 
 def search_of(

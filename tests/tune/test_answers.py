@@ -38,6 +38,22 @@ def test_outcomes_are_recall_and_money_of_the_first_ten(small):
     assert list(answers.figures(outcomes)) == names
 
 
+def test_thread_of_many_requests_is_answered_in_parts(small, monkeypatch):
+    """The parts have few requests, and their answers are those of the whole thread."""
+    windows = small.threads().serving(small.logs.requests_of(TEST)[:24])
+    searcher = answers.TunedSearcher(BeamSearcher(small.backbone(seed=3).eval()), small.threads(), small.live)
+    assert max(len(window.requests) for window in windows) > 2
+    whole = {(ranked.r, ranked.view): ranked for ranked in searcher.answer(windows, answers.VIEWS, 8)}
+    monkeypatch.setattr(answers, "MAX_REQUESTS_OF_A_THREAD", 2)
+    parts = [part for window in windows for part in answers._parts(searcher.threads.write(window))]
+    assert max(len(part.requests) for part in parts) == 2
+    split = {(ranked.r, ranked.view): ranked for ranked in searcher.answer(windows, answers.VIEWS, 8)}
+    assert split.keys() == whole.keys()
+    for key, ranked in split.items():
+        np.testing.assert_allclose(ranked.log_p, whole[key].log_p, atol=1e-3)
+        assert ranked.objects[:3].tolist() == whole[key].objects[:3].tolist()
+
+
 def test_view_without_requests_or_money_has_the_figure_zero():
     none = answers.Outcomes(np.zeros(0), np.zeros(0), np.zeros(0))
     free = answers.Outcomes(np.ones(2), np.zeros(2), np.zeros(2))
