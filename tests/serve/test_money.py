@@ -177,3 +177,17 @@ def test_recommended_ad_is_billed_once_at_its_signed_price(bidder, offers):
     for _ in range(3):
         assert bidder.http.get(ad["billing_url"]).status_code == 200
     assert charged(bidder, campaign_id) == CPM
+
+
+def test_outranked_candidate_has_a_lease_for_its_next_auction_until_it_is_paused(bidder):
+    campaign_id, ad_id = bidder.campaign(daily_nanos=1_000 * CPM)
+    _, best = bidder.campaign(bid_nanos=9 * CPM)
+    bidder.list_for("standby", best, ad_id)
+
+    def reserved():
+        return bidder.manage("GET", f"/campaigns/{campaign_id}/budget")["today"]["reserved_nanos"]
+
+    until(reserved, "a lease without a bid")
+    assert reserved() <= 2 * 4 * CPM, "of few bids, in each of two workers"
+    bidder.manage("POST", f"/campaigns/{campaign_id}/pause")
+    until(lambda: not reserved(), "the leases returned")

@@ -28,6 +28,7 @@ _STORE_DAYS = (
     " written_off_nanos = excluded.written_off_nanos"
 )
 _STORE_LEASES = "UPDATE leases SET granted_nanos = ?, held_nanos = ? WHERE lease_id = ?"
+_DELETE_LEASES = "DELETE FROM leases WHERE lease_id = ?"
 _STORE_EVENTS = "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)"
 
 
@@ -81,7 +82,10 @@ class CampaignBudget:
 
 @dataclass(slots=True)
 class OpenLease:
-    """A lease, whose charges belong to ``day``, and the nanos that it still reserves."""
+    """A lease, whose charges belong to ``day``, and the nanos that it still reserves.
+
+    ``granted_nanos``: 0 after its end, if no bid reserved from it: then no event can name it, and its row is deleted.
+    """
 
     lease_id: int
     campaign_id: str
@@ -225,6 +229,7 @@ class Balances:
         write(_STORE_BUDGETS, [(*_amounts(sums), campaign_id) for campaign_id, sums in budgets.items()])
         write(_STORE_DAYS, [(*key, sums.budget_nanos, *_amounts(sums)) for key, sums in days])
         write(_STORE_LEASES, [(lease.granted_nanos, lease.reserved_nanos, lease.lease_id) for lease in leases])
+        write(_DELETE_LEASES, [(lease.lease_id,) for lease in leases if not lease.granted_nanos])
         write(_STORE_EVENTS, list(self._new_events.values()))
         self._changed_days.clear()
         self._changed_leases.clear()

@@ -7,6 +7,7 @@ passes the reply to `accept`, and sends the messages that `releases` returns.
 from __future__ import annotations
 
 from leadre.auction.budget.messages import FOREVER, MAX_LEASE_NANOS, Lease, LeaseRequest, Release
+from leadre.auction.budget.standby import Standby
 from leadre.units import US_PER_S
 
 FIRST_BIDS = 4  # number of bids that the first lease pays for
@@ -43,8 +44,9 @@ class LeasedBudget:
         self.free_nanos = 0
         self._open: list[_OpenLease] = []
         self._ended: list[Release] = []
-        self._awaits_reply = False
+        self._awaited: LeaseRequest | None = None
         self._retry_at_us = 0
+        self.standby = Standby()
         self._next_end_us = FOREVER  # the earliest end of an open lease
         self._began_us = 0  # when the newest open lease was accepted, less `BACK_US`
 
@@ -68,8 +70,7 @@ class LeasedBudget:
 
     def _lease_with(self, nanos: int, now_us: int) -> _OpenLease | None:
         """The oldest lease that has at least ``nanos`` left."""
-        if not self._began_us <= now_us < self._next_end_us:  # rare, and checked often for every campaign
-            self._drop_expired(now_us)
+        self._drop_expired(now_us)
         for entry in self._open:
             if entry.left_nanos >= nanos:
                 return entry
@@ -84,15 +85,33 @@ class LeasedBudget:
         has_bid = self.can_pay(bid_nanos, now_us)
         has_half = has_bid and 2 * self.left_nanos(now_us) >= self._open[-1].lease.nanos
         must_wait = self._retry_at_us - RETRY_US <= now_us < self._retry_at_us  # not since before a clock was set back
-        if self._awaits_reply or must_wait or has_half:
+        if self._awaited or must_wait or has_half:
             return None
         if bid_nanos > MAX_LEASE_NANOS:
             return None
         self.lease_nanos = min(max(self.lease_nanos, FIRST_BIDS * bid_nanos), MAX_LEASE_NANOS)
-        self._awaits_reply = True
-        return LeaseRequest(
+        self._awaited = LeaseRequest(
             worker=self.worker, campaign_id=self.campaign_id, max_nanos=self.lease_nanos, min_nanos=bid_nanos
         )
+        return self._awaited
+
+    def lacks_standby(self, now_us: int) -> bool:
+        """Whether `standby_request` may be called: no lease can pay a candidate's bid, and no reply is awaited."""
+        standby = self.standby
+        return not self._awaited and standby.may_request(now_us) and not self.can_pay(standby.bid_nanos, now_us)
+
+    def standby_request(self, spared_bids: int, now_us: int) -> LeaseRequest:
+        """A request for a standby lease, which leaves ``spared_bids`` free."""
+        bid_nanos = self.standby.requested(now_us)
+        self._awaited = LeaseRequest(
+            worker=self.worker,
+            campaign_id=self.campaign_id,
+            max_nanos=min(FIRST_BIDS * bid_nanos, MAX_LEASE_NANOS),
+            min_nanos=bid_nanos,
+            is_standby=True,
+            spared_nanos=spared_bids * bid_nanos,
+        )
+        return self._awaited
 
     def accept(self, lease: Lease | None, now_us: int) -> None:
         """Store the lease that the ledger granted; None if it granted none.
@@ -100,13 +119,18 @@ class LeasedBudget:
         If the previous lease was granted less than `DRAINED_US` ago, and this one has the requested size, the size of
         the next one doubles: so it never exceeds twice the largest lease that the budget had room for.
         """
-        self._awaits_reply = False
-        self.free_nanos = 0 if lease is None else lease.free_nanos
+        is_standby = self._awaited is not None and self._awaited.is_standby
+        self._awaited = None
+        if is_standby:
+            self.standby.replied(is_granted=lease is not None)
         if lease is None:
-            self._retry_at_us = now_us + RETRY_US
+            if not is_standby:  # a bid may have money that none should wait with
+                self.free_nanos = 0
+                self._retry_at_us = now_us + RETRY_US
             return
+        self.free_nanos = lease.free_nanos
         is_full = lease.nanos >= self.lease_nanos  # a smaller lease is all that the budget has left for one worker
-        if is_full and self._open and now_us - self._open[-1].accepted_at_us < DRAINED_US:
+        if is_full and not is_standby and self._open and now_us - self._open[-1].accepted_at_us < DRAINED_US:
             self.lease_nanos = min(2 * self.lease_nanos, MAX_LEASE_NANOS)
         # End leases with a small remainder: no bid could use it, and it would block budget until the lease expires.
         self._end([entry for entry in self._open if entry.left_nanos * FIRST_BIDS < lease.nanos])
@@ -127,6 +151,8 @@ class LeasedBudget:
         return ended
 
     def _drop_expired(self, now_us: int) -> None:
+        if self._began_us <= now_us < self._next_end_us:
+            return
         # A lease of a time to come was granted before the clock was set back: it belongs to another day.
         expired = [
             entry for entry in self._open if not entry.accepted_at_us - BACK_US <= now_us < entry.lease.expires_at_us

@@ -29,15 +29,18 @@ from leadre.auction.budget.schema import MIGRATIONS, NO_CAP
 from leadre.errors import InputError
 from leadre.units import US_PER_DAY, US_PER_S
 
+LEASE_S = 10.0  # so long a worker without bids holds back what it leased for many
+STANDBY_S = 60.0  # so long it holds back a few bids; renewals of 10,000 campaigns cost the writer little
 KEEP_LEASE_US = 30 * US_PER_DAY  # after its end: a late charge still finds the day of its bid
 
 
 class Ledger:
     """The ledger's only writer. A method returns after its commit is on the disk; `apply` commits once for a batch."""
 
-    def __init__(self, path: Path, *, lease_s: float = 10.0) -> None:
+    def __init__(self, path: Path, *, lease_s: float = LEASE_S, standby_s: float = STANDBY_S) -> None:
         self.connection = database.connect(path, MIGRATIONS)
         self._lease_us = round(lease_s * US_PER_S)
+        self._standby_us = round(standby_s * US_PER_S)
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +81,8 @@ class Ledger:
     def _execute(self, balances: Balances, order: LedgerOrder, now_us: int) -> LedgerResult:
         """Execute one order. ``now_us`` dates a lease; for an event, keys known beyond it are repetitions."""
         if isinstance(order, LeaseRequest):
-            return transfers.lease(balances, order, self._lease_us, now_us)
+            lease_us = self._standby_us if order.is_standby else self._lease_us
+            return transfers.lease(balances, order, lease_us, now_us)
         if isinstance(order, Charge):
             return transfers.post(balances, order, now_us)
         if isinstance(order, Void):

@@ -28,13 +28,16 @@ class Budget:
 class LeaseRequest:
     """A worker's request for budget. Result: a `Lease` of ``min_nanos`` to ``max_nanos``; None if that is not free.
 
-    0 < ``min_nanos`` <= ``max_nanos`` <= `MAX_LEASE_NANOS`.
+    0 < ``min_nanos`` <= ``max_nanos`` <= `MAX_LEASE_NANOS`. ``is_standby``: no bid needs the lease yet. It is granted
+    only if ``spared_nanos`` stay free, and lives longer.
     """
 
     worker: str
     campaign_id: str
     max_nanos: int
     min_nanos: int = 1
+    is_standby: bool = False
+    spared_nanos: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,6 +30,8 @@ def lease(balances: Balances, request: LeaseRequest, lease_us: int, now_us: int)
     if free_nanos < request.min_nanos and not (is_only_bid and request.min_nanos <= budget.event_nanos):
         return None
     nanos = min(request.max_nanos, max(request.min_nanos, free_nanos // MAX_SHARE))
+    if request.is_standby and free_nanos - nanos < request.spared_nanos:
+        return None
     expires_at_us = min(now_us + lease_us, day_ends_us(day, budget.zone))
     lease_id = balances.add_lease(request, day.isoformat(), nanos, expires_at_us + budget.pending_us)
     return Lease(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +47,8 @@ STEP_S = 1.0  # of simulated time, between two exchanges of worker and writer
 SLOWER = 20.0
 MAX_INTERVAL_S = 5.0
 LISTS_AT_ONCE = 1_000
+# Background tasks of a worker that run once, as no simulated day changes what they read.
+RUN_ONCE = ("catalogue", "erased users", "callers", "token keys", "popular list")
 EXCHANGE = Party(name="simulation", share="simulation")  # without a bound on its open bids
 
 
@@ -157,7 +160,7 @@ class _Schedule(Tasks):
 
     def start(self, name: str, interval_s: float, call: Callable[[], Awaitable[object]]) -> None:
         self._due_s[call] = 0.0
-        self._interval_s[call] = simulated_s(interval_s)
+        self._interval_s[call] = math.inf if name in RUN_ONCE else simulated_s(interval_s)
 
     async def run_due(self) -> None:
         """Run the tasks whose interval is over."""

@@ -24,6 +24,7 @@ from leadre.auction.pacing.plan import HOURS
 from leadre.evaluate.simulation.bidder import STEP_S, Bidder, Notice
 from leadre.evaluate.simulation.world import START_US, Auctions, Floats, Ints, World, user_id
 from leadre.progress import Advance
+from leadre.serve.bidding.budgets import STANDBY_US
 from leadre.serve.bidding.context import BidDecision
 from leadre.serve.events.clicks import PARAMETER
 from leadre.serve.protocol import openrtb
@@ -31,9 +32,10 @@ from leadre.types import EventKind, Verdict
 from leadre.units import NANOS_PER_CPM, US_PER_DAY, US_PER_HOUR, US_PER_S
 
 STEP_US = round(STEP_S * US_PER_S)
+IDLE_STEP_US = 20 * US_PER_S  # between two exchanges while nothing happens: leases and pacing go on
 NOTICE_S = 0.2  # from the auction to the notice of its result
 RENDER_S, CLICK_S, CONVERSION_S = 2.0, 20.0, 600.0  # mean delays: auction to impression to click to conversion
-DRAIN_US = US_PER_HOUR  # after the last day, for notices of its bids
+DRAIN_US = STANDBY_US + US_PER_HOUR // 10  # after the last day, for notices of its bids and the end of all leases
 NOBODY = -1
 _PIXELS = re.compile(r'https?://[^"\s<>]+/e/(imp|click)\?[^"\s<>]+')
 _encode = msgspec.json.Encoder().encode
@@ -119,14 +121,15 @@ class Exchange:
 
     async def drain(self, end_us: int) -> None:
         """Send the notices of the last bids, those that come within `DRAIN_US`. Then their reservations end."""
-        await self._step(max(end_us, self._bidder.stepped_us + STEP_US))
         await self._notify_until(end_us + DRAIN_US)
         await self._step(end_us + DRAIN_US)
 
     async def _notify_until(self, until_us: int) -> None:
-        """Send the notices that are due before a time, those of one step at once."""
-        while self._due:
-            at_us = max(self._due[0][0], self._bidder.stepped_us + STEP_US)
+        """Send the notices that are due before a time, those of one step at once. Background tasks run meanwhile."""
+        while True:
+            due_us = self._due[0][0] if self._due else until_us
+            stepped_us = self._bidder.stepped_us
+            at_us = min(max(due_us, stepped_us + STEP_US), stepped_us + IDLE_STEP_US)
             if at_us >= until_us:
                 return
             await self._step(at_us)

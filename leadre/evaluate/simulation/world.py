@@ -80,6 +80,12 @@ class Auctions:
     price_nanos_N: Ints
     is_first_price_N: Bools
 
+    def part(self, start: int, end: int, slower: float = 1.0) -> Auctions:
+        """The requests from ``start`` to ``end``, as if the first came when the days begin, and ``slower``."""
+        columns = {name: column[start:end] for name, column in vars(self).items()}
+        at_us_N = columns["at_us_N"] - columns["at_us_N"][0]
+        return Auctions(**columns | {"at_us_N": START_US + (at_us_N * slower).astype(np.int64)})
+
 
 def draw(options: MarketOptions, object_ids: Sequence[str], titles: Sequence[str], prices: Prices, seed: int) -> World:
     """The market over a catalogue of objects, which may be fewer than its ads: several ads then show one object."""

@@ -65,6 +65,10 @@ class _Offers:
         ad = self._ads[self._rows[k]]
         return _Offer(k, ad, self._campaigns[self._campaign_rows[k]], self._prices[k], self._reserved[k])
 
+    def want_lease(self, k: int) -> None:
+        """Have the worker keep a lease of the campaign for its next auction."""
+        self._budgets.want(self[k].campaign, self._reserved[k], self._now_us)
+
     def request_lease(self, k: int) -> None:
         """Have the worker request a lease for the campaign, so that its next bid can be paid."""
         self._budgets.request_lease(self[k].campaign.campaign_id, self._reserved[k])
@@ -276,9 +280,14 @@ def _at_event_price(ranking: Ranking, offer: _Offer) -> _Offer:
 
 
 def _request_leases(context: RequestContext, considered: select.Considered, offers: _Offers, *, explores: bool) -> None:
-    """Request leases for candidates that lack budget: those ranked above the best payable one, all if ``explores``."""
+    """Request leases for candidates that lack budget: those ranked above the best payable one, all if ``explores``.
+
+    Campaigns of all candidates have a lease for their next auction.
+    """
     if context.bidder.logged_verdict is not None:
         return
+    for k in considered.all:
+        offers.want_lease(k)
     best = considered.payable[0] if considered.payable and not explores else None
     for k in considered.all:
         if k == best:

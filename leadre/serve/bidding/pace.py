@@ -18,7 +18,7 @@ from leadre.serve.bidding.exploration import ExplorationDraws
 from leadre.serve.catalogue.columns import Bools, Ints
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.events.records import PacedCampaign
-from leadre.types import Verdict
+from leadre.types import Campaign, Verdict
 
 Floats = NDArray[np.float64]
 
@@ -41,8 +41,21 @@ class CampaignRates:
     is_paced_C: Bools  # whether it has a plan or a goal
     participate_C: Floats
     multiplier_C: Floats
-    skips_C: Bools  # whether it may skip an auction
-    logged: Mapping[tuple[int, int], PacedCampaign]  # (row, 0 or 1 auctions) -> its part of a record
+    logged_C: Sequence[PacedCampaign | None]  # its part of a record, of one auction; None if it is not paced
+
+    def changed(self, catalogue: CatalogueSnapshot, rates: Mapping[str, Rate]) -> CampaignRates:
+        """The rates after some have changed, for the same catalogue. A request keeps the rates that it started with."""
+        participate_C = self.participate_C.copy()
+        multiplier_C = self.multiplier_C.copy()
+        logged_C = list(self.logged_C)
+        for campaign_id, read in rates.items():
+            row = catalogue.row_of_campaign.get(campaign_id)
+            if row is not None and self.is_paced_C[row]:
+                rate = _rate(catalogue.campaigns[row], read)
+                participate_C[row] = rate.participate
+                multiplier_C[row] = rate.multiplier
+                logged_C[row] = PacedCampaign(campaign_id, rate.participate, rate.multiplier, 1, rate.goal)
+        return CampaignRates(self.is_paced_C, participate_C, multiplier_C, logged_C)
 
 
 def campaign_rates(catalogue: CatalogueSnapshot, rates: Mapping[str, Rate]) -> CampaignRates | None:
@@ -53,21 +66,18 @@ def campaign_rates(catalogue: CatalogueSnapshot, rates: Mapping[str, Rate]) -> C
     is_paced_C = catalogue.columns.is_paced_C
     if not is_paced_C.any():
         return None
-    participate_C = np.ones(len(is_paced_C))
-    multiplier_C = np.ones(len(is_paced_C))
-    logged = {}
-    for row in np.flatnonzero(is_paced_C).tolist():
-        campaign = catalogue.campaigns[row]
-        has_goal = campaign.goal.kind != "bid"
-        rate = rates.get(campaign.campaign_id)
-        if rate is None or (rate.goal is not None) != has_goal:  # a rate from before the goal was set or ended
-            rate = WAITING if has_goal or campaign.pacer != "off" else UNPACED
-        participate_C[row] = rate.participate
-        multiplier_C[row] = rate.multiplier
-        for auctions in (0, 1):
-            paced = PacedCampaign(campaign.campaign_id, rate.participate, rate.multiplier, auctions, rate.goal)
-            logged[row, auctions] = paced
-    return CampaignRates(is_paced_C, participate_C, multiplier_C, participate_C < 1.0, logged)
+    size = len(is_paced_C)
+    unpaced = CampaignRates(is_paced_C, np.ones(size), np.ones(size), [None] * size)
+    campaigns = [catalogue.campaigns[row] for row in np.flatnonzero(is_paced_C).tolist()]
+    return unpaced.changed(catalogue, {c.campaign_id: _rate(c, rates.get(c.campaign_id)) for c in campaigns})
+
+
+def _rate(campaign: Campaign, rate: Rate | None) -> Rate:
+    """The rate that was read for a campaign, unless there is none, or one from before its goal was set or ended."""
+    has_goal = campaign.goal.kind != "bid"
+    if rate is None or (rate.goal is not None) != has_goal:
+        return WAITING if has_goal or campaign.pacer != "off" else UNPACED
+    return rate
 
 
 def paced_nanos(worth_nanos_K: Ints, multiplier_K: Floats, most_nanos_K: Ints | None = None) -> Ints:
@@ -90,10 +100,10 @@ class RequestPacing:
         self.multiplier_K = rates.multiplier_C[campaign_K]
         self._paced_P = np.flatnonzero(rates.is_paced_C[campaign_K])
         self._campaign_P = campaign_K[self._paced_P]
-        skips_P = rates.skips_C[self._campaign_P]
+        skips_P = rates.participate_C[self._campaign_P] < 1.0
         for row in set(self._campaign_P[skips_P].tolist()) if skips_P.any() else ():
             share = rates.participate_C[row]
-            if share <= 0.0 or draws.participation(request_id, rates.logged[row, 0].campaign_id) >= share:
+            if share <= 0.0 or draws.participation(request_id, self._logged(row).campaign_id) >= share:
                 self.multiplier_K[campaign_K == row] = 0.0
 
     def logged(self, verdict_IK: Sequence[NDArray[np.uint8]]) -> tuple[PacedCampaign, ...]:
@@ -108,10 +118,14 @@ class RequestPacing:
                 auctions.setdefault(row, 0)
             for row in set(self._campaign_P[_IS_ELIGIBLE[verdict_P]].tolist()):
                 auctions[row] += 1
-        logged = self._rates.logged
         return tuple(
-            logged[row, count] if count < 2 else _with(logged[row, 1], count) for row, count in auctions.items()
+            self._logged(row) if count == 1 else _with(self._logged(row), count) for row, count in auctions.items()
         )
+
+    def _logged(self, row: int) -> PacedCampaign:
+        paced = self._rates.logged_C[row]
+        assert paced is not None, row
+        return paced
 
 
 def _with(paced: PacedCampaign, eligible: int) -> PacedCampaign:

@@ -67,9 +67,13 @@ class CountsRequest(msgspec.Struct, frozen=True, tag="counts"):
 
 
 class PacingRequest(msgspec.Struct, frozen=True, tag="pacing"):
-    """Read the pacing of the campaigns with a plan, from number ``start`` on. The reply is `PacingReply`."""
+    """Read the pacing of the campaigns with a plan that changed after number ``after``. The reply is `PacingReply`.
 
-    start: int = 0
+    ``instance``: that of the reply with the number; all campaigns have changed since another start of the writer.
+    """
+
+    after: int = 0
+    instance: str = ""
 
 
 class ShadingRequest(msgspec.Struct, frozen=True, tag="shading"):
@@ -187,10 +191,15 @@ class CampaignPacing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PacingReply(msgspec.Struct, frozen=True, tag="pacing_reply"):
-    """The campaigns by ID. ``next_start``: the start of the next request; 0 after the last one."""
+    """The campaigns, oldest change first. ``last``: number of the last change. ``has_more``: others follow it.
+
+    ``instance``: an ID of this start of the writer, within which changes are numbered.
+    """
 
     campaigns: list[CampaignPacing]
-    next_start: int = 0
+    last: int
+    instance: str
+    has_more: bool = False
 
 
 class MarketShading(msgspec.Struct, frozen=True, kw_only=True):

@@ -175,14 +175,14 @@ class ManagementBackend:
     def pacing(self) -> Mapping[str, CampaignPacing]:
         """Campaign ID -> its pacing as of its last tick, of the campaigns with a plan or a goal."""
         campaigns: list[CampaignPacing] = []
-        start = 0
+        request = PacingRequest()
         while True:
-            reply = self._request(PacingRequest(start))
+            reply = self._request(request)
             assert isinstance(reply, PacingReply), reply
             campaigns += reply.campaigns
-            if not reply.next_start:
+            if not reply.has_more:
                 return {campaign.campaign_id: campaign for campaign in campaigns}
-            start = reply.next_start
+            request = PacingRequest(reply.last, reply.instance)
 
     def counts(self) -> Mapping[str, tuple[int, int, int]]:
         """Ad ID -> (impressions, clicks, conversions) since the log began."""

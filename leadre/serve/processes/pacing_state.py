@@ -9,11 +9,14 @@ state, so a start adds the log records behind it.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import secrets
 import sqlite3
 import zlib
 from collections import Counter
+from collections.abc import Collection
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -24,11 +27,11 @@ from leadre.auction.budget.sums import sum_of
 from leadre.auction.goal import GoalState
 from leadre.auction.pacing import day as pacing_day
 from leadre.auction.pacing import plan as plans
-from leadre.auction.pacing.contract import UNPACED, Rate
+from leadre.auction.pacing.contract import UNPACED, WAITING, Rate
 from leadre.auction.pacing.day import CampaignDay, DayFigures, PacingRules
 from leadre.auction.pacing.plan import FORECAST_DAYS, HOURS
 from leadre.serve.events.records import EventRecord, RequestRecord
-from leadre.serve.ipc.messages import CampaignPacing, GoalFigures
+from leadre.serve.ipc.messages import CampaignPacing, GoalFigures, PacingReply
 from leadre.serve.processes.catalogue_sync import CatalogueSync
 from leadre.serve.processes.goal_tracking import GoalTracking
 from leadre.serve.processes.open_money import OpenMoney, OpenSums
@@ -52,6 +55,53 @@ class PacedSnapshot(msgspec.Struct, frozen=True):
     goal: GoalState | None = None
 
 
+class _Change(NamedTuple):
+    """The pacing of a campaign, and the number of the change that it came with."""
+
+    number: int
+    pacing: CampaignPacing
+
+
+class _Shown:
+    """Campaigns as workers and management read them, oldest change first. ``states``: how many bid as in `STATES`."""
+
+    def __init__(self) -> None:
+        self._instance = secrets.token_hex(8)
+        self._changes = 0
+        self._by_campaign: dict[str, _Change] = {}
+        self.states: Counter[str] = Counter()
+
+    def set(self, pacing: CampaignPacing) -> None:
+        self.remove(pacing.campaign_id)
+        self._changes += 1
+        self._by_campaign[pacing.campaign_id] = _Change(self._changes, pacing)
+        self.states[_state(pacing)] += 1
+
+    def remove(self, campaign_id: str) -> None:
+        change = self._by_campaign.pop(campaign_id, None)
+        if change is not None:
+            self.states[_state(change.pacing)] -= 1
+
+    def keep(self, campaign_ids: Collection[str]) -> None:
+        """Remove all other campaigns."""
+        for campaign_id in self._by_campaign.keys() - campaign_ids:
+            self.remove(campaign_id)
+
+    def changes(self, after: int, instance: str, limit: int) -> PacingReply:
+        """The reply to a `PacingRequest`, of at most ``limit`` campaigns."""
+        if instance != self._instance:
+            after = 0
+        newest_first = itertools.takewhile(lambda change: change.number > after, reversed(self._by_campaign.values()))
+        changes = list(newest_first)[::-1]
+        part = changes[:limit]
+        return PacingReply(
+            campaigns=[change.pacing for change in part],
+            last=part[-1].number if part else after,
+            instance=self._instance,
+            has_more=len(part) < len(changes),
+        )
+
+
 class PacingState:
     """States of the campaigns with a plan or a goal. ``exp_s``: `Settings.exp_s`."""
 
@@ -62,7 +112,7 @@ class PacingState:
         self._planned: dict[str, Campaign] = {}
         self._aimed: dict[str, Campaign] = {}  # with a goal
         self._days: dict[str, CampaignDay] = {}
-        self._shown: dict[str, CampaignPacing] = {}  # the same, as workers and management read it
+        self._shown = _Shown()
         self._traffic: dict[str, Traffic] = {}
         self._open = OpenMoney(exp_s)
         self._goals = GoalTracking(exp_s)
@@ -111,16 +161,13 @@ class PacingState:
             if campaign_id in self._aimed:
                 self._goals.tick(campaign, now_us)
             self._show(campaign_id, now_us)
-        states = Counter(map(_state, self._shown.values()))
         for state in STATES:
-            telemetry.PACED_CAMPAIGNS.labels(state).set(states[state])
+            telemetry.PACED_CAMPAIGNS.labels(state).set(self._shown.states[state])
 
-    def rates(self, start: int, limit: int) -> tuple[list[CampaignPacing], int]:
-        """(campaigns from number ``start`` on, next start or 0), as in `PacingReply`."""
-        campaign_ids = sorted(self._shown)
-        part = [self._with_totals(self._shown[name]) for name in campaign_ids[start : start + limit]]
-        end = start + len(part)
-        return part, end if end < len(campaign_ids) else 0
+    def changes(self, after: int, instance: str, limit: int) -> PacingReply:
+        """The reply to a `PacingRequest`, of at most ``limit`` campaigns; the totals of goals are those of now."""
+        reply = self._shown.changes(after, instance, limit)
+        return msgspec.structs.replace(reply, campaigns=list(map(self._with_totals, reply.campaigns)))
 
     def snapshot(self) -> bytes:
         """The states, for `restore`."""
@@ -163,10 +210,10 @@ class PacingState:
         self._planned = {c.campaign_id: c for c in catalogue.campaigns if c.plan != "asap"}
         self._aimed = {c.campaign_id: c for c in catalogue.campaigns if c.goal.kind != "bid"}
         self._campaigns = self._planned | self._aimed
+        self._shown.keep(self._campaigns.keys())
         by_campaign: tuple[tuple[dict[str, Any], dict[str, Campaign]], ...] = (
             (self._days, self._planned),
             (self._traffic, self._planned),
-            (self._shown, self._campaigns),
             (self._due_us, self._campaigns),
         )
         for states, kept in by_campaign:
@@ -174,7 +221,8 @@ class PacingState:
                 del states[campaign_id]
         self._open.keep(self._planned.keys())
         for campaign_id in self._goals.follow(self._aimed):  # the multiplier of another goal holds no more
-            self._shown.pop(campaign_id, None)
+            if campaign_id in self._campaigns:
+                self._shown.set(_shown(campaign_id, self._days.get(campaign_id), WAITING, None))
             self._due_us.pop(campaign_id, None)
 
     def _show(self, campaign_id: str, now_us: int) -> None:
@@ -186,7 +234,7 @@ class PacingState:
             factors = self._goals.factors(campaign_id, rate, now_us)
             rate = Rate(rate.participate, goal.multiplier(factors), factors)
             goal_figures = self._goals.figures(campaign_id, factors, now_us)
-        self._shown[campaign_id] = _shown(campaign_id, day, rate, goal_figures)
+        self._shown.set(_shown(campaign_id, day, rate, goal_figures))
 
     def _with_totals(self, shown: CampaignPacing) -> CampaignPacing:
         """The pacing of a campaign with the totals of its goal as they are now."""

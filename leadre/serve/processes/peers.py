@@ -65,6 +65,7 @@ class WriterClient:
         self.is_away = True
         self.failing_tasks: Sequence[str] = ()
         self.has_counts = True
+        self._seen_pacing = PacingRequest()
 
     async def request(self, request: WriterRequest) -> WriterReply:
         """The writer's reply. PeerError if the writer is away or its disk refuses the write, RefusedError for good."""
@@ -112,16 +113,17 @@ class WriterClient:
             start = reply.next_start
 
     async def pacing(self) -> Mapping[str, Rate]:
-        """How each campaign with a plan or a goal bids."""
+        """How campaigns with a plan or a goal bid: those whose rate may have changed since the last call."""
         rates: dict[str, Rate] = {}
-        start = 0
+        seen = self._seen_pacing
         while True:
-            reply = await self.request(PacingRequest(start))
+            reply = await self.request(seen)
             assert isinstance(reply, PacingReply), reply
             rates |= {paced.campaign_id: paced.rate for paced in reply.campaigns}
-            if not reply.next_start:
+            seen = PacingRequest(reply.last, reply.instance)
+            if not reply.has_more:
+                self._seen_pacing = seen
                 return rates
-            start = reply.next_start
 
     async def shading(self) -> Sequence[MarketShading]:
         """The best bids of all markets."""

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from leadre import telemetry
 from leadre.serve.bidding.pace import campaign_rates
 from leadre.serve.bidding.shade import Shading
@@ -87,6 +89,7 @@ class Renewals:
         objects = market.objects
         if catalogue.ads is not market.catalogue.ads:
             objects = ObjectIndex(objects.ids, catalogue.ads, objects.version)
+        state.bidder.budgets.pause(_paused(catalogue))
         state.bidder.market = replace(
             market,
             catalogue=catalogue,
@@ -187,12 +190,21 @@ class Renewals:
             telemetry.DEGRADED.labels(part).set(part in away)
 
 
+def _paused(catalogue: CatalogueSnapshot) -> Sequence[str]:
+    """The campaigns that are not active, or beyond the limits of their account."""
+    states = catalogue.states
+    rows = np.flatnonzero(~(states.active_C & states.within_C)).tolist()
+    return [catalogue.campaigns[row].campaign_id for row in rows]
+
+
 async def refresh_pacing(state: WorkerState) -> None:
     """Read how paced campaigns bid. While the writer is away they bid as last read, within their leases."""
-    if state.bidder.market.catalogue.columns.is_paced_C.any():
-        state.rates = await state.writer.pacing()
+    if state.bidder.market.pacing is not None:
+        changed = await state.writer.pacing()
+        state.rates |= changed
         market = state.bidder.market
-        state.bidder.market = replace(market, pacing=campaign_rates(market.catalogue, state.rates))
+        if changed and market.pacing is not None:
+            state.bidder.market = replace(market, pacing=market.pacing.changed(market.catalogue, changed))
 
 
 async def refresh_shading(state: WorkerState) -> None:

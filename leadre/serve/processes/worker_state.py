@@ -6,7 +6,7 @@ import itertools
 import os
 import secrets
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import closing
 
 from leadre import database, telemetry
@@ -77,7 +77,7 @@ class WorkerState:
         self.callers = Callers(paths.callers, is_required=settings.require_callers)
         self.database = DatabaseReader(paths.manage_database, records.MIGRATIONS)
         self.counts: Counts = {}
-        self.rates: Mapping[str, Rate] = {}  # campaign -> how it bids, if it has a plan
+        self.rates: dict[str, Rate] = {}  # campaign -> how it bids, if it has a plan
         self.keys = TokenKeys.open(paths.token_keys)
         self.erased = ErasedUsers(paths.erased)
         self.bidder = Bidder(

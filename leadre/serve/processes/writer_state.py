@@ -35,7 +35,6 @@ from leadre.serve.ipc.messages import (
     EventRequest,
     LedgerReply,
     LedgerRequest,
-    PacingReply,
     PacingRequest,
     RecordReply,
     RecordRequest,
@@ -127,8 +126,8 @@ class WriterState:
                 by_ad, next_start = self._derived.counts.by_ad(start)
                 is_whole = self._derived.is_whole
                 return CountsReply(by_ad, self._derived.last, next_start, self._tasks.failing(), is_whole)
-            case PacingRequest(start=start):
-                return PacingReply(*self._derived.pacing.rates(start, MAX_ITEMS))
+            case PacingRequest(after=after, instance=instance):
+                return self._derived.pacing.changes(after, instance, MAX_ITEMS)
             case ShadingRequest():
                 return ShadingReply(self._derived.shading.markets())
             case ReportRequest():

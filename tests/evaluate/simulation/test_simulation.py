@@ -53,8 +53,7 @@ def simulate(folder, requests, seed=0, options=OPTIONS):
     drawn = world.draw(options, OBJECTS, OBJECTS, law, seed)
     auctions = world.auctions(options, law, 0, seed)
     first = int(np.searchsorted(auctions.at_us_N, world.START_US + 14 * US_PER_HOUR))
-    columns = {name: column[first : first + requests] for name, column in vars(auctions).items()}
-    auctions = dataclasses.replace(auctions, **columns)
+    auctions = auctions.part(first, first + requests)
 
     async def day():
         async with Bidder(folder, drawn, Settings(public_url="https://ads.test"), seed) as bidder:

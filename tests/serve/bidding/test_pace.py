@@ -52,6 +52,20 @@ def test_price_is_value_times_multiplier_in_whole_nanos():
     assert prices.tolist() == [1_000_000, 2**60 + 1, 0, 0]
 
 
+def test_changed_rates_are_those_of_a_new_reading_and_requests_keep_theirs(alone):
+    lists(alone, "a", "b", "free", terms={"a": PLAN, "b": PLAN})
+    catalogue = alone.bidder.market.catalogue
+    before = campaign_rates(catalogue, {"c-a": Rate(0.5, 1.0), "c-b": Rate(1.0, 0.25)})
+    kept = before.participate_C.tolist(), before.multiplier_C.tolist(), list(before.logged_C)
+    after = before.changed(catalogue, {"c-b": Rate(1.0, 0.75), "c-free": Rate(0.1, 0.1), "c-unknown": Rate()})
+    read = campaign_rates(catalogue, {"c-a": Rate(0.5, 1.0), "c-b": Rate(1.0, 0.75)})
+    for rates, expected in (
+        (after, (read.participate_C.tolist(), read.multiplier_C.tolist(), read.logged_C)),
+        (before, kept),
+    ):
+        assert (rates.participate_C.tolist(), rates.multiplier_C.tolist(), rates.logged_C) == expected
+
+
 def test_campaign_without_a_plan_has_no_rates(alone):
     lists(alone, "a", terms={"a": {"daily_nanos": 10**12}})
     assert alone.bidder.market.pacing is None

@@ -23,7 +23,7 @@ from ..bidder import Bidder, event_urls, until
 
 WORKERS, BID_NANOS, BUDGET_NANOS = 8, 2_000_000, 1_000_000_000
 KILLS, CLIENTS = 15, 4
-HOLD_S = 610  # a token's life and a lease's
+HOLD_S = 660  # a token's life and a standby lease's
 
 
 class Demand:

@@ -156,7 +156,33 @@ def test_snapshot_of_another_release_begins_anew(day, monkeypatch):
     day = day(daily_nanos=10**9)
     state = day.alone.writer._derived.pacing
     state.restore(b"\x93something else")
-    assert state.rates(0, 10)[0][0].campaign_id == "c-a"
+    assert state.changes(0, "", 10).campaigns[0].campaign_id == "c-a"
+
+
+def test_reader_gets_the_campaigns_that_changed_since_its_last_reply(day):
+    day = day(daily_nanos=10**9)
+    state = day.alone.writer._derived.pacing
+    for name in "bcd":
+        offer(day.alone, name, **PLAN, daily_nanos=10**9)
+    day.wait(61)
+    first = state.changes(0, "", 3)
+    assert len(first.campaigns) == 3 and first.has_more
+    rest = state.changes(first.last, first.instance, 3)
+    assert not rest.has_more
+    read = {paced.campaign_id: paced for paced in [*first.campaigns, *rest.campaigns]}
+    assert sorted(read) == ["c-a", "c-b", "c-c", "c-d"]
+    assert state.changes(rest.last, rest.instance, 3).campaigns == []
+    changed = set()
+    for _ in range(20):
+        day.wait(3)
+        reply = state.changes(rest.last, rest.instance, 3)
+        changed |= {paced.campaign_id for paced in reply.campaigns}
+        rest = reply
+        read |= {paced.campaign_id: paced for paced in reply.campaigns}
+        assert len(reply.campaigns) < 4, "ticks are spread over the minute"
+    assert changed == set(read)
+    assert read == {paced.campaign_id: paced for paced in state.changes(0, "", 9).campaigns}
+    assert len(state.changes(rest.last, "the writer before", 9).campaigns) == 4, "numbers of another start"
 
 
 def test_requests_that_show_nothing_do_not_stop_a_campaign(day):
