@@ -18,12 +18,17 @@ money at least. Figures, the worst over all days:
 - ``jitter_ratio``: standard deviation of the multiplier in the hours 8 to 13, before the burst, if spend is seen five
   minutes late, over that without delay, at budgets of shares; at most 1.5.
 
+Then, for a budget of 10 % of demand on a diurnal and a bursty day, the forecast comes from one or two days of which the
+last has a burst in an hour, or a flood of 100 times its auctions. ``few_days_spent`` is the least share of the budget
+spent, ``few_days_value`` the least expected clicks as a share of those with seven usual days.
+
 Ends with one line of JSON, for the default pacer alone unless others are named.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -111,13 +116,34 @@ def figures(pacer: Pacer, value_N: Floats, price_N: Floats) -> dict[str, float]:
     }
 
 
+def few_days(pacer: Pacer, value_N: Floats, price_N: Floats) -> dict[str, float]:
+    """The least figures over days whose forecast is from one or two days with a burst or a flood."""
+    rows = []
+    for number, kind in enumerate(("diurnal", "bursty")):
+        generator = np.random.default_rng(300 + number)
+        day = day_of(value_N, price_N, kind, generator)
+        budget = int(0.1 * price_N[value_N >= price_N].sum())
+        usual = forecast_of(kind, len(value_N), generator)
+        reference = pace_day(day, plans.by_traffic(usual), budget, pacer, day_auctions=usual.sum()).value(value_N)
+        for days, hour, factor in itertools.product((1, 2), (4, 14, 21), (5.5, 100)):
+            seen = generator.poisson(usual, (days, len(usual)))
+            seen[-1, hour] = seen[-1, hour] * factor
+            hours = plans.forecast(seen.tolist())
+            assert hours is not None
+            result = pace_day(day, plans.by_traffic(hours), budget, pacer, day_auctions=hours.sum())
+            rows.append((result.spent_T[-1] / budget, result.value(value_N) / reference))
+            print(f"{kind:>10} {days} days, {factor} times at {hour}: spent {rows[-1][0]:.4f}, value {rows[-1][1]:.4f}")
+    spent, value = np.min(rows, axis=0)
+    return {"few_days_spent": float(spent), "few_days_value": float(value)}
+
+
 def main(folder: Path, names: list[str]) -> None:
     log = ipinyou.read(folder)
     result = {}
     for name in names:
-        result[name] = {
-            key: round(number, 4) for key, number in figures(PACERS[name], log.value_N, log.price_N).items()
-        }
+        arguments = (PACERS[name], log.value_N, log.price_N)
+        rows = figures(*arguments) | few_days(*arguments)
+        result[name] = {key: round(number, 4) for key, number in rows.items()}
         print(f"{name}: {result[name]}")
     print(json.dumps(result if len(names) > 1 else result[names[0]]))
 

@@ -6,6 +6,8 @@ from functools import cache
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from leadre.auction.pacing import plan as plans
 from leadre.auction.pacing.contract import MIN_MULTIPLIER, PacerState, Tick, advance, rate_of, start
@@ -72,6 +74,17 @@ class PacerContract:
         _, result = paced(self.pacer, kind, budget, delay=5)
         assert self.spent_least * budget <= result.spent_T[-1] <= budget
         assert result.off_plan(budget) <= 2 * self.off_plan_most
+
+    @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.differing_executors])
+    @given(
+        st.lists(st.tuples(st.floats(0, 0.2), st.floats(0, 1_000), st.floats(1, 20)), max_size=60), st.integers(1, 60)
+    )
+    def test_no_auction_is_won_above_its_value_nor_the_money_left(self, auctions, budget):
+        position_N, value_N, price_N = np.array(sorted(auctions)).reshape(-1, 3).T
+        day = Day(position_N, value_N, price_N)
+        result = pace_day(day, plans.even(), budget, self.pacer, day_auctions=None, ticks=48)
+        assert (price_N[result.won_N] <= value_N[result.won_N]).all()
+        assert price_N[result.won_N].sum() <= budget + 1e-9
 
     def test_state_is_plain_and_the_same_ticks_give_the_same_states(self):
         plan = plans.even()

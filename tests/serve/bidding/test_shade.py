@@ -7,6 +7,8 @@ import math
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from leadre.serve.bidding.explanation import explain
 from leadre.serve.bidding.exploration import ExplorationDraws
@@ -55,6 +57,21 @@ def test_price_is_never_below_the_floor_nor_above_the_paced_value():
         drawn = price(draws=(EXPLORATION / 2, place))
         assert drawn.is_drawn and 1_000_000 <= drawn.nanos <= 2_000_000
         assert drawn.propensity == pytest.approx(EXPLORATION / (drawn.nanos * math.log(2)), rel=1e-5)
+
+
+@given(
+    curve=st.lists(st.tuples(st.floats(1, 1e15), st.floats(0, 1e15)), max_size=6),
+    paced=st.integers(1, 10**15),
+    floor=st.integers(0, 10**15),
+    draws=st.tuples(*2 * [st.floats(0, 1, exclude_max=True)]),
+)
+def test_price_of_any_law_is_between_floor_and_paced_value(curve, paced, floor, draws):
+    """A law is what a caller reports: no price of it is above the paced value, which the worker holds a lease for."""
+    breaks = [value for value, _ in sorted(curve)]
+    market = msgspec.structs.replace(MARKET, breaks=[breaks], bids=[[0.0, *(bid for _, bid in curve)]])
+    shaded = price(paced, market=market, floor_nanos=min(floor, paced), draws=draws)
+    assert max(min(floor, paced), 1) <= shaded.nanos <= paced
+    assert shaded.propensity > 0
 
 
 def test_unknown_market_bids_the_value_and_explores_more():
