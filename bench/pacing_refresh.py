@@ -80,11 +80,6 @@ def measure(state: PacingState, ledger: Ledger, catalogue: CatalogueSnapshot) ->
         times[name].append(1000 * (time.process_time() - began_s))
         return result
 
-    def changed() -> CampaignRates:
-        nonlocal seen
-        seen = read(state, seen.last, seen.instance)
-        return known.changed(catalogue, rates_of(seen))
-
     now_us = NOON_US
     for _ in range(70):  # all have ticked, and their ticks are spread
         state.tick(ledger.connection, now_us)
@@ -93,6 +88,12 @@ def measure(state: PacingState, ledger: Ledger, catalogue: CatalogueSnapshot) ->
     rates = campaign_rates(catalogue, rates_of(seen))
     assert rates is not None
     known = rates
+
+    def changed() -> CampaignRates:
+        nonlocal seen
+        seen = read(state, seen.last, seen.instance)
+        return known.changed(catalogue, rates_of(seen))
+
     for _ in range(SECONDS):
         timed("tick", lambda: state.tick(ledger.connection, now_us))  # noqa: B023
         whole = timed("all", lambda: campaign_rates(catalogue, rates_of(read(state, 0, ""))))
