@@ -19,6 +19,13 @@ US_PER = {"s": 1_000_000.0, "ms": 1_000.0, "us": 1.0, "ns": 0.001, "days": float
 _NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _CALENDAR = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])(?:\d{4}|\d{6}|\d{9})?")
 _NUMBER = r"^[+-]?[0-9]+(\.[0-9]+)?$"
+# Forms of databases -> their layout for one quick parse.
+_COMMON = {
+    r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d{1,6})?[+-]\d\d(?::?\d\d)?$": "%Y-%m-%d %H:%M:%S%.f%#z",
+    r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d{1,6})?$": "%Y-%m-%d %H:%M:%S%.f",
+    r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?[+-]\d\d(?::?\d\d)?$": "%Y-%m-%dT%H:%M:%S%.f%#z",
+    r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?$": "%Y-%m-%dT%H:%M:%S%.f",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +84,26 @@ def _from_text(cells: pl.Series, form: TimeFormat) -> pl.Series:
     if not len(others):
         return scaled
     cells = cells.gather(others)
+    common = _from_common(cells, form.zone)
+    if common is not None:
+        return scaled.scatter(others, common)
     is_number = cells.str.contains(_NUMBER).fill_null(False)
     numbers = cells.set(~is_number, None)
     in_unit = _scaled(numbers.cast(pl.Int128, strict=False) if form.unit != "calendar" else numbers, form)
     if form.unit in ("s", "ms"):
         in_unit = in_unit.zip_with(in_unit.is_not_null(), _scaled(numbers.cast(pl.Float64), form))
     return scaled.scatter(others, in_unit.zip_with(is_number, _from_iso(cells, form.zone)))
+
+
+def _from_common(cells: pl.Series, zone: str) -> pl.Series | None:
+    """The same as `_from_iso` at a quarter of the cost, if all cells have one common form; otherwise None."""
+    for pattern, layout in _COMMON.items():
+        if cells.str.contains(pattern).all():
+            offset_zone = "UTC" if layout.endswith("z") else None
+            parsed = cells.str.to_datetime(layout, time_unit="us", time_zone=offset_zone, strict=False)
+            micros = parsed.to_physical().cast(pl.Float64)
+            return micros if offset_zone else _to_utc(micros, zone)
+    return None
 
 
 def _scaled(numbers: pl.Series, form: TimeFormat, unit: str = "") -> pl.Series:

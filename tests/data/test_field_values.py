@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from leadre.data import run
+from leadre.data import run, times
 from leadre.errors import InputError
 from tests.data.conftest import START, market, read_folder, write
 
@@ -331,3 +331,18 @@ def test_a_bad_element_of_an_array_on_one_line_leaves_the_others(logs: Logs) -> 
     tables = read_folder(folder, max_bad_share=0.3)
     assert tables.ads["ad_id"].to_list() == ["a0", "a1", "a2", "a3"]
     assert tables.bad_rows.select("file", "row", "column").rows() == [("ads.json", 5, "price")]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Rome"])
+@pytest.mark.parametrize("offset", ["", "+02", "-0330", "+05:45"])
+@pytest.mark.parametrize("mark", [" ", "T"])
+def test_times_of_one_form_are_read_as_beside_another_form(zone: str, offset: str, mark: str) -> None:
+    """A column of one form is parsed at once; a last cell of another form makes each cell a case of its own."""
+    days = ["2026-03-29", "2026-10-25", "2024-02-29", "2026-02-30", "2026-13-01", "0000-00-00", "1980-01-01"]
+    clocks = ["02:30:00", "00:00:00.5", "23:59:59.999999", "24:00:00", "12:60:00"]
+    cells = [f"{day}{mark}{clock}{offset}" for day in days for clock in clocks] + [None]
+    form = times.TimeFormat(zone=zone)
+    quick = times.micros(pl.Series(cells, dtype=pl.String), form)
+    each = times.micros(pl.Series([*cells, "2026-03-01"]), form)
+    assert [part.to_list() for part in quick] == [part.head(len(cells)).to_list() for part in each]
+    assert quick[0].drop_nulls().len() > 5
