@@ -343,6 +343,6 @@ def test_times_of_one_form_are_read_as_beside_another_form(zone: str, offset: st
     cells = [f"{day}{mark}{clock}{offset}" for day in days for clock in clocks] + [None]
     form = times.TimeFormat(zone=zone)
     quick = times.micros(pl.Series(cells, dtype=pl.String), form)
-    each = times.micros(pl.Series([*cells, "2026-03-01"]), form)
-    assert [part.to_list() for part in quick] == [part.head(len(cells)).to_list() for part in each]
+    beside = times.micros(pl.Series([*cells, "2026-03-01"]), form)
+    assert [part.to_list() for part in quick] == [part.head(len(cells)).to_list() for part in beside]
     assert quick[0].drop_nulls().len() > 5
