@@ -158,33 +158,32 @@ class Plan:
 def choose(costs: Costs, *, left_s: float | None, limit_mb: float, epochs: int, max_steps: int = 0) -> Plan:
     """The plan for ``left_s`` seconds (None = no bound) and ``limit_mb`` of memory.
 
-    ``epochs`` and ``max_steps`` (0 = none) are bounds of the config. Raises InputError if too little of either is left.
+    ``epochs`` and ``max_steps`` (0 = none) are bounds of the config. If the time is too short for `MIN_STEPS`, the plan
+    is the least that gives a report. Raises InputError if too little memory is left.
     """
     if left_s is None:
         batch = choose_batch(costs.steps, limit_mb, math.inf)
         unbounded = f"no budget: {epochs} epochs of steps of {batch.batch_tokens:,} positions, all test requests"
         return Plan(changes={"tune": {"batch_tokens": batch.batch_tokens}}, reasons=(unbounded,))
+    least_s = MIN_STEPS * costs.steps[0].seconds / (1 - GENERATE_SHARE - EVALUATE_SHARE - VALIDATE_SHARE)
+    late = [f"{max(left_s, 0):.0f} s of the budget are left; the least that gives a report takes about {least_s:.0f} s"]
+    reasons = late if left_s < least_s else []
+    left_s = max(left_s, least_s)
     lists = choose_visits(costs.visits_U, GENERATE_SHARE * left_s / costs.search_s)
     checks = choose_visits(costs.validation_U, VALIDATE_SHARE * left_s / costs.search_s)
     search_s = (lists.total + checks.total) * costs.search_s
     tune_s = (1 - EVALUATE_SHARE) * left_s - search_s
     batch = choose_batch(costs.steps, limit_mb, tune_s)
     all_steps = min(max_steps or epochs * batch.epoch_steps, epochs * batch.epoch_steps)
-    steps = min(int(tune_s / batch.seconds), all_steps)
-    if steps < min(MIN_STEPS, all_steps):
-        needed_s = MIN_STEPS * batch.seconds / (1 - GENERATE_SHARE - EVALUATE_SHARE - VALIDATE_SHARE)
-        raise InputError(
-            f"budget: {max(left_s, 0):.0f} s are left for fine-tuning, lists and report, which need at least "
-            f"{needed_s:.0f} s here; what is finished is kept: run the command again, or raise --budget"
-        )
+    steps = min(max(int(tune_s / batch.seconds), MIN_STEPS), all_steps)
     tune: dict[str, object] = {"batch_tokens": batch.batch_tokens, "max_steps": steps, "validate_every": steps}
     tune |= {"validate_users": checks.users or len(costs.validation_U), "validate_visits": checks.visits or max(VISITS)}
-    reasons = (
+    reasons += [
         f"{steps:,} steps of about {batch.batch_tokens:,} positions, {batch.seconds:.2f} s each: "
         f"{steps / batch.epoch_steps:.2g} passes over the training visits",
         f"{batch.peak_mb:,.0f} MB in a step, of {limit_mb:,.0f} MB that may be taken",
         f"lists for {lists.total:,} of {sum(costs.visits_U):,} test requests, {costs.search_s:.2f} s each",
-    )
+    ]
     generate: dict[str, object] = {"users": lists.users, "visits": lists.visits}
     changes: Changes = {"tune": tune, "generate": generate, "evaluate": {"channels": RIVALS}}
-    return Plan(changes=changes, reasons=reasons)
+    return Plan(changes=changes, reasons=tuple(reasons))

@@ -83,6 +83,8 @@ def run(settings: Config) -> str:
         codebook = artifact.read(settings.folder("semid"), artifact.CODEBOOK)
         output = _output(settings, stages, [tables, codebook])
         if not output.is_current():
+            if budget_s is not None and time.monotonic() - started_s >= budget_s:
+                raise InputError(f"budget: nothing is left of {settings.budget} after data and IDs; raise --budget")
             plan = _choose(stages, [tables, codebook], started_s, budget_s, peak, limit_mb)
             _write(output, plan)
         changes, reasons = _read(output.folder)

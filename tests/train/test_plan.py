@@ -90,9 +90,17 @@ def test_no_budget_keeps_all_requests_and_epochs():
 
 
 @pytest.mark.parametrize("left_s", [-5.0, 0.0, 6.0])
-def test_too_little_time_is_refused_with_the_time_that_is_needed(left_s):
-    with pytest.raises(InputError, match=r"s are left for fine-tuning.*at least 8 s here.*--budget"):
-        plans.choose(costs(), left_s=left_s, limit_mb=10_000, epochs=3)
+def test_too_little_time_gives_the_least_plan_and_a_reason(left_s):
+    plan = plans.choose(costs(), left_s=left_s, limit_mb=10_000, epochs=3)
+    assert (
+        plan.reasons[0]
+        == f"{max(left_s, 0):.0f} s of the budget are left; the least that gives a report takes about 8 s"
+    )
+    assert plan.changes["tune"]["max_steps"] == 8
+    assert plan.changes["tune"]["batch_tokens"] == 512
+    assert plan.changes["generate"] == {"users": 4, "visits": 5}
+    in_time = plans.choose(costs(), left_s=60.0, limit_mb=10_000, epochs=3)
+    assert "budget" not in in_time.reasons[0]
 
 
 def test_learnt_prior_needs_requests_a_small_inventory_and_time():
