@@ -28,7 +28,8 @@ def check_types(frames: Sequence[pl.DataFrame], key: str) -> None:
 def plain(users: pl.DataFrame, key: str) -> tuple[pl.DataFrame, list[str]]:
     """(the frame with text and numbers alone, the columns left out because words cannot express them).
 
-    Truth values are ``true`` and ``false``, dates ISO 8601, lists of texts are joined by commas, NaN is missing.
+    Truth values are ``true`` and ``false``, dates ISO 8601. Lists of texts or whole numbers are joined by commas.
+    NaN is missing.
     """
     left_out = []
     for column, kind in users.schema.items():
@@ -41,8 +42,8 @@ def plain(users: pl.DataFrame, key: str) -> tuple[pl.DataFrame, list[str]]:
             users = users.with_columns(values.cast(TEXT))
         elif isinstance(kind, pl.Datetime):
             users = users.with_columns(values.dt.to_string("iso:strict"))
-        elif kind == pl.List(pl.String):
-            users = users.with_columns(values.list.join(", "))
+        elif isinstance(kind, pl.List) and (kind.inner == TEXT or kind.inner.is_integer()):
+            users = users.with_columns(values.cast(pl.List(TEXT)).list.join(", "))
         else:
             left_out.append(column)
     return users.drop(left_out), left_out

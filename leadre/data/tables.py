@@ -12,8 +12,10 @@ Money is int64 in billionths of the currency (``_nanos``), time is UTC in micros
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -222,6 +224,7 @@ def raw_columns(name: str) -> dict[str, pl.DataType]:
 class FileColumns:
     """The columns that are read from the files of a table: plain names (`plain_name`) and types.
 
+    The name of a field of an object (JSON) or struct (Parquet) has that of its column before a dot: ``geo.country``.
     ``others``: all further columns are read as well. ``header``: the names of the columns of files without a header.
     """
 
@@ -232,9 +235,15 @@ class FileColumns:
     quoted: bool = True  # in separated files, quotes around a field are no text
     amounts: tuple[str, ...] = ()  # columns of money in units of a currency
 
+    @cached_property
+    def parents(self) -> frozenset[str]:
+        """Plain names of columns of which fields are read."""
+        return frozenset(name[: dot.start()] for name in self.known for dot in re.finditer(r"\.", name))
+
     def reads(self, column: str) -> bool:
         """Whether values of the column are loaded."""
-        return self.others or plain_name(column) in self.known
+        name = plain_name(column)
+        return self.others or name in self.known or name in self.parents
 
 
 def file_columns(name: str) -> FileColumns:

@@ -165,9 +165,10 @@ def test_profile_is_the_same_from_every_form(logs: Logs, form: str) -> None:
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
 def test_lists_and_nested_profile_columns(logs: Logs, capsys: Capture, form: str) -> None:
-    users = [{"user_id": "u0", "interests": ["garden", "shoes"], "vector": [0.5, 1.0]}]
+    users = [{"user_id": "u0", "interests": ["garden", "shoes"], "codes": [7, 12], "vector": [0.5, 1.0]}]
     tables = read_folder(logs(form, users=users))
     assert tables.users["interests"][0] == "garden, shoes"
+    assert tables.users["codes"][0] == "7, 12"
     if form == "parquet":
         assert "neither words nor numbers are left out: vector" in capsys.readouterr().err
 

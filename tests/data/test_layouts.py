@@ -8,7 +8,9 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pytest
 
 from leadre.data.sources import mapping
@@ -193,6 +195,51 @@ def open_bandit(folder: Path) -> None:
     text(folder, "all.csv", header, rows)
 
 
+ITEM_FEATURES = ("100", "101", "102", "112", "114", "115", "116", "117", "118", "119", "120", "121", "122")
+
+
+def tencentgr(folder: Path) -> None:
+    (folder / "seq_offsets.pkl").write_bytes(b"no pickle")
+    lines = []
+    for user in range(6):
+        profile = {"103": 86, "104": 2, "105": 7, "106": [14, 15, 11], "107": [19], "108": [4], "109": 1, "110": [2]}
+        records: list[list[Any]] = [[user, None, profile, None, None, int(START.timestamp())]]
+        for n in range(user, ROWS, 6):
+            features = dict.fromkeys(ITEM_FEATURES[: 13 - n % 2], n % 4)
+            records.append([user, n % 4, None, features, n % 2, int(at(n).timestamp())])
+        lines.append(json.dumps(records))
+    text(folder, "seq.jsonl", "", lines)
+
+
+def tencentgr_parquet(folder: Path) -> None:
+    for name in ("seq", "user_feat", "item_feat"):
+        (folder / name).mkdir()
+    (folder / "indexer.pkl").write_bytes(b"no pickle")
+    items = [{"item_id": n} | {name: n if n or name != "115" else None for name in ITEM_FEATURES} for n in range(4)]
+    pl.DataFrame(items[::-1]).write_parquet(folder / "item_feat" / "part-0.parquet")
+    users = [
+        {
+            "user_id": n,
+            "103": 86,
+            "104": 2,
+            "105": 7,
+            "106": [14, 15, 11],
+            "107": [19],
+            "108": [4],
+            "109": 1,
+            "110": [2],
+        }
+        for n in range(6)
+    ]
+    pl.DataFrame(users).write_parquet(folder / "user_feat" / "part-0.parquet")
+    for user in range(6):
+        records = [
+            {"item_id": n % 4, "action_type": 2 * (n % 2), "timestamp": int(at(n).timestamp())}
+            for n in range(user, ROWS, 6)
+        ]
+        pl.DataFrame({"user_id": [user], "seq": [records]}).write_parquet(folder / "seq" / f"part-{user}.parquet")
+
+
 LOGS: dict[str, Callable[[Path], None]] = {
     "movielens": movielens,
     "movielens-recbole": movielens_recbole,
@@ -207,6 +254,8 @@ LOGS: dict[str, Callable[[Path], None]] = {
     "retailrocket": retailrocket,
     "amazon-2023": amazon_2023,
     "open-bandit": open_bandit,
+    "tencentgr": tencentgr,
+    "tencentgr-parquet": tencentgr_parquet,
 }
 
 
@@ -250,6 +299,9 @@ def test_values_of_layouts(tmp_path: Path) -> None:
         "open-bandit": START + timedelta(microseconds=4101),
     }
     assert first == exact
+    for name in ("tencentgr", "tencentgr-parquet"):
+        assert read[name].ads.sort("ad_id")["title"][2].startswith("ad f100-2 f101-2 f102-2 f112-2")
+        assert read[name].users["f106"].to_list() == ["14, 15, 11"] * 6
     assert read["mind"].ads["title"][0] == '"Goal" says 0'
     assert read["movielens"].ads["category_path"][0].to_list() == ["Drama", "Comedy"]
     assert read["movielens-recbole"].users["zip_code"][0] == "00000"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,66 @@ def test_entries_of_a_list_become_rows(folder: Path, form: str) -> None:
     assert mapped(folder, events=events).events.height == sum(map(len, shown))
 
 
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_fields_of_objects_are_columns(folder: Path, form: str) -> None:
+    """A visit with the place of its user and a list of the ads that it showed."""
+    rows = [
+        {
+            "user": {"id": f"u{n % 5}", "home": {"town": f"t{n % 2}"}},
+            "shown": [{"ad": f"b{k}", "Second": n} for k in range(n % 4)],
+        }
+        for n in range(60)
+    ]
+    if form == "parquet":
+        pl.DataFrame(rows).write_parquet(folder / "visits.parquet")
+    else:
+        text = json.dumps(rows[0] | {"shown": None}) + "\n" + "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "visits.jsonl").write_text(text)
+    events = {"file": f"visits.{form}", "explode": "shown", "user_id": '"user.id"', "at": '"shown.Second"'}
+    events |= {"domain": "'ad'", "item_id": '"shown.ad"', "action": "'conversion'", "placement_id": '"user.home.town"'}
+    read = mapped(folder, events=events | {"time_unit": "s", "time_origin": "2026-01-01", "unordered": True}).events
+    assert read.height == sum(n % 4 for n in range(60))
+    last = read.sort("at")["user_id", "item_id", "placement_id", "at"].row(-1)
+    assert last == ("u4", "b2", "t1", datetime(2026, 1, 1, 0, 0, 59, tzinfo=UTC))
+
+
+def test_columns_without_lists_or_fields_are_refused(folder: Path) -> None:
+    pl.DataFrame({"cookie": [1], "creative": ["b1"]}).write_parquet(folder / "wide.parquet")
+    with pytest.raises(InputError, match=r"explode = 'cookie': is no list in wide\.parquet but Int64"):
+        mapped(folder, events=EVENTS | {"file": "wide.parquet", "explode": "cookie"})
+    (folder / "wide.jsonl").write_text('{"user": 5}\n')
+    with pytest.raises(InputError, match=r"wide\.jsonl, row 1: cannot be read: .*is a JSON int, and the mapping reads"):
+        mapped(folder, events=EVENTS | {"file": "wide.jsonl", "user_id": '"user.id"'})
+
+
+def arrays(folder: Path, lines: list[Any], form: str = "jsonl", **options: Any) -> Tables:
+    """The tables of lines that are arrays, by a mapping with a header."""
+    (folder / f"arrays.{form}").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    events = {"file": f"arrays.{form}", "header": ["who", "ad", "second", "kind"], "where": "ad IS NOT NULL"}
+    events |= {"user_id": "who", "at": "second", "time_unit": "s", "time_origin": "2026-01-01", "domain": "'ad'"}
+    events |= {"item_id": "ad", "action": "kind"}
+    return read_folder(folder, columns={"ads": ADS}, events=events, **options)
+
+
+def test_json_arrays_are_rows_by_the_header(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line is one row, or an array of them; a faulty row makes its line bad."""
+    rows = [[f"u{n % 5}", f"b{n % 4}", n, "conversion"] for n in range(60)]
+    lines: list[Any] = [*rows[:20], rows[20:40], [["u0", None, 0, None]], [], rows[40:]]
+    assert arrays(folder, lines, max_bad_share=0.0).events.height == 60
+    assert "events: 1 of 23 rows meet no condition of the mapping" in capsys.readouterr().err
+    tables = arrays(folder, [*lines, [rows[0], [["u0"], "b0", 60, "conversion"]], rows[0][:3], 5], max_bad_share=0.5)
+    assert tables.events.height == 60
+    assert tables.bad_rows["row"].to_list() == [25, 26, 27]
+    for why, part in zip(
+        tables.bad_rows["why"], ("does not fit", "3 values, but .* header has 4 names", "is not an object"), strict=True
+    ):
+        assert re.search(part, why)
+    (folder / "arrays.jsonl").unlink()
+    assert arrays(folder, [rows], form="json").events.height == 60
+    with pytest.raises(InputError, match=r"arrays\.json, row 1: text after the end of the array"):
+        arrays(folder, lines, form="json")
+
+
 def test_joined_file_gives_columns(folder: Path) -> None:
     events = EVENTS | {"join": {"file": "feed.csv", "on": "creative"}, "placement_id": "concat('shelf ', sku)"}
     del events["value"]  # a column of both files
@@ -157,6 +218,7 @@ def test_bad_rows_of_a_mapped_table_name_the_row_of_the_file(folder: Path) -> No
         ({"file": "nothing*.csv"}, r"no such file in .*; it has feed\.csv, log-0\.csv, log-1\.csv"),
         ({"time_unit": "minutes"}, r"time_unit = 'minutes': must be one of us, s, ms, ns, calendar"),
         ({"time_zone": "Mars"}, r"--time-zone 'Mars': no such zone"),
+        ({"explode": "cookies"}, r"\[data\.events\]: log-0\.csv has no column 'cookies'"),
         ({"unordered": "yes"}, r"unordered: must be true or false"),
         ({"actions": [{"act": "'click'"}]}, r"actions: unknown key 'act'; the nearest is 'at'"),
         ({"join": {"file": "feed.csv"}}, r"join: must be a table with file and on"),

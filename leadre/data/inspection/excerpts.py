@@ -7,6 +7,7 @@ in digits alone (``log-01.csv``, ``log-02.csv``) are one table.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import glob
 import json
 import os
@@ -144,6 +145,8 @@ def _excerpt(folder: Path, to: Path, name: str, paths: list[Path], options: File
     is_guessed = False
     if parts[0].form == "separated":
         columns, is_guessed = _sniff(copies[0], options)
+    elif parts[0].form == "json lines":
+        columns = dataclasses.replace(columns, header=_invented_header(_array_width(copies[0])))
     rows = [raw.read(copy, columns, options) for copy in copies]
     bad = sum(part.bad.height for part in rows)
     frame = pl.concat([part.frame for part in rows], how="diagonal_relaxed").drop(ROW)
@@ -242,7 +245,7 @@ def _sniff(part: Part, options: FileOptions) -> tuple[FileColumns, bool]:
         if _regularity(rows) < 2 and folders.FORMS.get(Path(part.label).suffix.lower()) != "separated":
             raise InputError("has no commas, tabs, semicolons or pipes that separate columns")
         has_header, is_guessed = _has_header(rows)
-        header = () if has_header else tuple(f"column_{n + 1}" for n in range(len(rows[0])))
+        header = () if has_header else _invented_header(len(rows[0]))
         known = {plain_name(field): TEXT for field in header or rows[0]}
         columns = FileColumns(table="the log", known=known, others=True, header=header, quoted=quoted)
         try:
@@ -253,6 +256,22 @@ def _sniff(part: Part, options: FileOptions) -> tuple[FileColumns, bool]:
         else:
             return columns, is_guessed
     raise AssertionError("the second pass returns or raises")
+
+
+def _invented_header(width: int) -> tuple[str, ...]:
+    return tuple(f"column_{n + 1}" for n in range(width))
+
+
+def _array_width(part: Part) -> int:
+    """The number of values of the first row of JSON lines, if it is an array; 0 for other rows."""
+    try:
+        row = json.loads(next(_first_lines(part), ""))
+    except (ValueError, RecursionError):
+        return 0
+    if isinstance(row, list) and row and all(isinstance(entry, list) for entry in row):
+        row = row[0]
+    is_row = isinstance(row, list) and not all(isinstance(value, dict) for value in row)
+    return len(row) if is_row else 0
 
 
 def _first_lines(part: Part) -> Iterator[str]:

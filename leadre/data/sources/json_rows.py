@@ -1,7 +1,8 @@
 """JSON lines, and JSON arrays over any lines: one object for each row.
 
 Every value of a column of the schema is converted to text (`_as_text`). Profile columns of users keep their types.
-Other columns are not read, so a value of any type may be in them.
+Other columns are not read, so a value of any type may be in them. Fields of an object within a row are columns
+``column.field``. With a header, a row may be an array of values, and a line an array of such rows.
 """
 
 from __future__ import annotations
@@ -42,9 +43,12 @@ def read(
     """
     scan.check_encoding(path, label)
     rows = _Rows(columns, label, columns.amounts if decimal_comma else ())
-    is_array = _first_character(path) == "["
+    is_array = _first_character(path) == "[" and (may_be_array or not columns.header)
     if is_array and not may_be_array:
-        raise InputError(f"{label}: is one JSON array and not an object on each line; give it the ending .json")
+        raise InputError(
+            f"{label}: is one JSON array and not an object on each line; give it the ending .json, or a"
+            " mapping with a header for arrays on each line"
+        )
     if is_array:
         _check_utf8(path, label)
         _read_array(path, label, max_field_bytes, rows.add)
@@ -55,6 +59,14 @@ def read(
                 if line.strip():
                     rows.add_text(line, number)
     return rows.frames()
+
+
+class _CellError(ValueError):
+    """A row that cannot be read, with the column of the fault."""
+
+    def __init__(self, column: str, why: str) -> None:
+        super().__init__(why)
+        self.column = column
 
 
 class _Rows:
@@ -79,32 +91,67 @@ class _Rows:
             return
         self.add(row, number)
 
-    def add(self, row: object, number: int) -> None:
-        """Add one parsed element."""
-        column = ""
+    def add(self, element: object, number: int) -> None:
+        """Add one parsed element: a row, or an array of rows, of which all are good or the element is bad."""
         try:
-            if not isinstance(row, dict):
-                raise ValueError(f"is not an object but {type(row).__name__}")
-            cells = {}
-            for column, value in row.items():
+            rows = [self._cells(row) for row in self._objects(element)]
+        except _CellError as error:
+            self._refuse(number, error.column, error)
+            return
+        self._rows += rows
+        self._numbers += [number] * len(rows)
+        if len(self._rows) >= _CHUNK_ROWS:
+            self._flush()
+
+    def _objects(self, element: object) -> list[dict[str, Any]]:
+        """The rows of an element. Raises _CellError for an element that is neither an object nor fits the header."""
+        header = self.columns.header
+        if isinstance(element, dict):
+            return [element]
+        if not isinstance(element, list) or not header:
+            raise _CellError("", f"is not an object but {type(element).__name__}")
+        rows = element if all(isinstance(row, list) for row in element) else [element]
+        for row in rows:
+            if len(row) != len(header):
+                raise _CellError("", f"{len(row)} values, but the mapping's header has {len(header)} names")
+        return [dict(zip(header, row, strict=True)) for row in rows]
+
+    def _cells(self, row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        """Column -> cell. ``prefix``: of the columns of an object within a row. Raises _CellError."""
+        cells: dict[str, Any] = {}
+        for key, value in row.items():
+            column = prefix + key
+            name = plain_name(column)
+            if name in self.columns.parents:
+                cells |= self._fields(column, value)
+                continue
+            try:
                 if column in (ROW, FILE):
                     raise ValueError("is a name that is reserved for the place of a row; rename it")
-                kind = self.columns.known.get(plain_name(column))
+                kind = self.columns.known.get(name)
                 if kind is not None:
-                    text = _as_text(plain_name(column), value, kind)
-                    has_point = isinstance(value, float) and plain_name(column) in self.with_comma
+                    text = _as_text(name, value, kind)
+                    has_point = isinstance(value, float) and name in self.with_comma
                     cells[column] = text.replace(".", ",") if has_point and text is not None else text
                 elif self.columns.others:
                     cells[column] = _checked_text(value) if isinstance(value, str) else value
                 else:
                     self._unread[column] = None
-        except ValueError as error:
-            self._refuse(number, column, error)
-            return
-        self._rows.append(cells)
-        self._numbers.append(number)
-        if len(self._rows) == _CHUNK_ROWS:
-            self._flush()
+            except ValueError as error:
+                raise _CellError(column, str(error)) from error
+        return cells
+
+    def _fields(self, column: str, value: object) -> dict[str, Any]:
+        """The cells of an object, or one cell with those of a list of objects, which a mapping can explode."""
+        prefix = f"{column}."
+        if value is None:
+            return {}
+        if isinstance(value, dict):
+            return self._cells(value, prefix)
+        if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+            raise _CellError(column, f"is a JSON {type(value).__name__}, and the mapping reads fields of objects")
+        entries = [self._cells(entry, prefix) for entry in value]
+        return {column: [{key.removeprefix(prefix): cell for key, cell in cells.items()} for cells in entries]}
 
     def frames(self) -> tuple[pl.DataFrame, pl.DataFrame]:
         """(rows, bad rows). A column that is not read is there without values, for its name."""
@@ -128,6 +175,9 @@ class _Rows:
     def _series(self, key: str, values: list[Any]) -> pl.Series:
         """Text for a column of the schema; a profile column keeps the one type of its values, or is JSON text."""
         types = {type(value) for value in values if value is not None}
+        if plain_name(key) in self.columns.parents:
+            fields = dict.fromkeys(field for entries in values for entry in entries or () for field in entry)
+            return pl.Series(key, values, dtype=pl.List(pl.Struct(dict.fromkeys(fields, pl.String))))
         if plain_name(key) in self.columns.known or not types or types == {str}:
             return pl.Series(key, values, dtype=pl.String)
         if len(types) == 1 and types <= {bool, int, float}:
@@ -135,8 +185,9 @@ class _Rows:
                 return pl.Series(key, values)
             except (OverflowError, pl.exceptions.PolarsError):  # a number beyond 64 bits
                 pass
-        if types == {list} and all(isinstance(entry, str) for value in values for entry in value or ()):
-            return pl.Series(key, values, dtype=pl.List(pl.String))
+        if types == {list} and all(_are_words(value) for value in values if value):
+            lists = [value if value is None else [str(entry) for entry in value] for value in values]
+            return pl.Series(key, lists, dtype=pl.List(pl.String))
         texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
         return pl.Series(key, texts, dtype=pl.String)
 
@@ -197,6 +248,11 @@ def _read_array(path: Path, label: str, max_field_bytes: int, add: Callable[[obj
             line += text.count("\n", at, start)
             at = start
             if text.startswith("]", at):
+                if text[at + 1 :].strip() or file.read(scan.BLOCK_BYTES).strip():
+                    raise InputError(
+                        f"{label}, row {line}: text after the end of the array; an array or object on each line needs"
+                        " the ending .jsonl"
+                    )
                 return
             try:
                 element, end = decoder.raw_decode(text, at)
@@ -233,8 +289,8 @@ def _as_text(column: str, value: object, kind: pl.DataType) -> str | None:
     """A JSON value as the text of a CSV cell. Raises ValueError for a value that no cell can express."""
     if value is None:
         return None
-    if isinstance(value, list) and kind == tables.TEXTS and all(isinstance(entry, str) for entry in value):
-        value = LIST_MARK + LIST_MARK.join(entry.replace(LIST_MARK, " ") for entry in value) if value else None
+    if isinstance(value, list) and kind == tables.TEXTS and _are_words(value):
+        value = LIST_MARK + LIST_MARK.join(str(entry).replace(LIST_MARK, " ") for entry in value) if value else None
     elif isinstance(value, bool | list | dict) or (isinstance(value, float) and kind == tables.WHOLE):
         raise ValueError(f"{json.dumps(value)} is a JSON {type(value).__name__}, which does not fit")
     elif isinstance(value, float) and column.endswith("_id"):
@@ -242,6 +298,11 @@ def _as_text(column: str, value: object, kind: pl.DataType) -> str | None:
     elif isinstance(value, float) and "e" in repr(value):
         value = format(Decimal(repr(value)), "f")  # 0.00005, for which writers of JSON have 5e-05
     return None if value is None else _checked_text(str(value))
+
+
+def _are_words(values: list[Any]) -> bool:
+    """Whether all entries of a list are texts or whole numbers, such as codes."""
+    return all(isinstance(entry, str | int) and not isinstance(entry, bool) for entry in values)
 
 
 def _checked_text(text: str) -> str:

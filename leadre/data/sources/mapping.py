@@ -2,9 +2,9 @@
 
 In the config of a run ``[data.columns.TABLE]`` maps ads, contents, users, inventory or requests, and ``[data.events]``
 the events. A key that is no setting (`TableMapping`) is a column of the table; its value is an expression of Polars'
-SQL over the columns of the file: ``user_id = "cookie"``, ``domain = "'ad'"``. Expressions compute values and read no
-files. One row of a log may be several events: each entry of ``actions`` gives one, with its own columns, where its
-``where`` is true.
+SQL over the columns of the file: ``user_id = "cookie"``, ``domain = "'ad'"``; the fields of an object within a row are
+columns ``"column.field"``. Expressions compute values and read no files. One row of a log may be several events: each
+entry of ``actions`` gives one, with its own columns, where its ``where`` is true.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class TableMapping:
         known: dict[str, pl.DataType] = {}
         for column, expression in self._expressions():
             for name in self._parsed(column, expression).meta.root_names():
-                is_list = kinds.get(column) == TEXTS and plain_name(name) not in known
+                may_be_list = kinds.get(column) == TEXTS or self._is_of_profile(column)
+                is_list = may_be_list and plain_name(name) not in known
                 known[plain_name(name)] = TEXTS if is_list else TEXT
         for name in (self.explode, *([self.join.on] if self.join else [])):
             if name:
@@ -89,7 +90,10 @@ class TableMapping:
             frame = frame.with_columns(key).join(joined, on=self.join.on, how="left", maintain_order="left")
         if self.explode:
             self._check_names([self.explode], frame.columns, file)
-            frame = self._exploded(frame)
+            frame = self._exploded(frame, file)
+        if not frame.height:
+            return pl.DataFrame(schema={ROW: pl.Int64})
+        frame = self._unnested(frame)
         if self.where:
             frame = self._filtered(frame, self.where, file)
         frames = []
@@ -106,6 +110,8 @@ class TableMapping:
             values = self._computed(frame, column, expression, file).alias(column)
             if self.list_separator and kinds.get(column) == TEXTS and values.dtype == TEXT:
                 values = values.replace("", None).str.split(self.list_separator)
+            if self._is_of_profile(column) and values.dtype == TEXT:
+                values = values.str.strip_prefix(LIST_MARK).str.replace_all(LIST_MARK, ", ", literal=True)
             series.append(values)
         return pl.DataFrame(series)
 
@@ -127,13 +133,35 @@ class TableMapping:
                 " JSON are text: TRY_CAST(column AS DOUBLE) gives a number"
             ) from error
 
-    def _exploded(self, frame: pl.DataFrame) -> pl.DataFrame:
+    def _exploded(self, frame: pl.DataFrame, file: str) -> pl.DataFrame:
         values = pl.col(self.explode)
-        if frame.schema[self.explode] == TEXT:
+        kind = frame.schema[self.explode]
+        if kind == pl.Null:
+            return frame.clear()
+        if kind != TEXT and not isinstance(kind, pl.List):
+            raise InputError(f"{self.place} explode = {self.explode!r}: is no list in {file} but {kind}")
+        if kind == TEXT:
             marked = values.str.contains(LIST_MARK, literal=True)
             plain = values.str.split(self.explode_separator)
             values = pl.when(marked).then(values.str.split(LIST_MARK).list.slice(1)).otherwise(plain)
         return frame.with_columns(values).explode(self.explode, empty_as_null=False, keep_nulls=False)
+
+    def _unnested(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with a column for each field of the structs of which the expressions read fields."""
+        parents = self.file_columns().parents
+        columns = frame.columns
+        for column in columns:
+            kind = frame.schema[column]
+            if isinstance(kind, pl.Struct) and plain_name(column) in parents:
+                names = {f"{column}.{field.name}": field.name for field in kind.fields}
+                fields = [pl.col(column).struct.field(field).alias(name) for name, field in names.items()]
+                frame = frame.select(pl.exclude(column, *names), *fields)
+                columns += names  # a field may be a struct
+        return frame
+
+    def _is_of_profile(self, column: str) -> bool:
+        """Whether the column is one of a user's profile, in which lists are texts joined by commas."""
+        return SCHEMAS[self.table].others and column not in raw_columns(self.table) and column != "where"
 
     def _parsed(self, column: str, expression: str) -> pl.Expr:
         try:

@@ -113,7 +113,8 @@ class _TableReader:
         self._joined = None if mapping is None or mapping.join is None else self._read_joined(folder, mapping.join)
         self._notes: dict[str, list[str]] = {}  # note -> files
         self._rows_read = 0
-        self._rows_without = 0  # rows from which the conditions of the mapping make nothing
+        self._lines_read = 0
+        self._lines_without = 0  # lines from which the conditions of the mapping make nothing
         self._rows_matched = 0  # rows with a row of the joined file
 
     def read(self, parts: list[Part]) -> pl.DataFrame:
@@ -128,9 +129,9 @@ class _TableReader:
             progress.say(f"data: {labels[0]}" + f" and {len(labels) - 1:,} more" * (len(labels) > 1) + f": {note}")
         if self.mapping is not None and self.mapping.join is not None:
             self._say_matches(self.mapping.join)
-        if self._rows_without:
+        if self._lines_without:
             progress.say(
-                f"data: {self.name}: {self._rows_without:,} of {self._rows_read:,} rows meet no condition of"
+                f"data: {self.name}: {self._lines_without:,} of {self._lines_read:,} rows meet no condition of"
                 " the mapping"
             )
         if schema.others:
@@ -155,8 +156,10 @@ class _TableReader:
         if self.mapping is not None and frame.height:
             unmapped = frame
             frame = self.mapping.rows(unmapped, self._joined, part.label, self._rows_read)
+            lines = unmapped[ROW].n_unique()  # a line of JSON may hold several rows
             self._rows_read += unmapped.height
-            self._rows_without += unmapped.height - frame[ROW].n_unique()
+            self._lines_read += lines
+            self._lines_without += lines - frame[ROW].n_unique()
             if self.mapping.join is not None and self._joined is not None:
                 keys = unmapped[self.mapping.join.on].cast(pl.String)
                 self._rows_matched += keys.is_in(self._joined[self.mapping.join.on].implode()).arg_true().len()
