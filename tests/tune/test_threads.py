@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 
 from leadre.data.histories import AD, TEST, TRAIN, VALID
+from leadre.data.inventories import Inventories
 from leadre.data.moment import of_requests
 from leadre.tune.prompts import PromptBlocks, PromptWriter
 from leadre.tune.threads import ThreadBuilder, Window
@@ -22,13 +24,20 @@ def cut_at(logs, r):
     relevant = np.repeat(kept_R, np.diff(logs.relevant_offsets))
     lengths = np.diff(logs.relevant_offsets)[kept_R]
     event_names = ("at_us_E", "object_E", "ad_E", "domain_E", "value_nanos_E", "request_E")
-    request_names = tuple(f"request_{n}_R" for n in ("user", "at_us", "placement", "inventory", "split"))
+    request_names = tuple(f"request_{n}_R" for n in ("user", "at_us", "placement", "split"))
+    ids = pl.Series("inventory_id", [f"set {number}" for number in logs.inventories.set_R[kept_R]])
+    live = pl.DataFrame({"inventory_id": ids, "ad": [logs.inventory(r) for r in np.flatnonzero(kept_R)]}).unique(
+        "inventory_id"
+    )
+    requests = pl.DataFrame({"inventory_id": ids, "at": pl.from_epoch(pl.Series(logs.request_at_us_R[kept_R]), "us")})
+    windows = live.explode("ad").select("inventory_id", ad_id=pl.lit(logs.ads["ad_id"]).gather("ad"))
     past = replace(
         logs,
         event_offsets=np.concatenate([[0], np.cumsum(np.bincount(user_E[kept_E], minlength=len(logs.users)))]),
         relevant_offsets=np.concatenate([[0], np.cumsum(lengths)]),
         relevant_ads=logs.relevant_ads[relevant],
         relevant_value_nanos=logs.relevant_value_nanos[relevant],
+        inventories=Inventories.of(requests, windows, logs.ads["ad_id"]),
         **{name: getattr(logs, name)[kept_E] for name in event_names},
         **{name: getattr(logs, name)[kept_R] for name in request_names},
     )
