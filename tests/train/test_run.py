@@ -92,7 +92,7 @@ def test_options_of_the_config_hold(write_config, finished, tmp_path, capsys):
     ("flags", "message"),
     [
         (("--budget", "soon"), "budget = 'soon'"),
-        (("--budget", "0.1s"), "nothing is left of 0.1s after data and IDs"),
+        (("--budget", "0.001s"), "nothing is left of 0.001s after data and IDs"),
         (("--memory-gb", "0.5"), "memory: 500 MB may be taken"),
         (("--stages", "nothing.toml"), "nothing.toml: cannot read this config"),
     ],

@@ -11,7 +11,7 @@ from leadre.auction.pacing.contract import GoalFactors, Rate
 from leadre.data.bids import PRIOR_RATES
 from leadre.serve.bidding.explanation import explain
 from leadre.serve.bidding.pace import campaign_rates
-from leadre.serve.callers.party import RECOMMEND
+from leadre.serve.callers.party import RECOMMEND, Party
 from leadre.serve.events.records import PacedCampaign
 from leadre.serve.processes.recommend import RecommendRequest
 from leadre.serve.protocol.openrtb import NoBid
@@ -159,8 +159,9 @@ def test_own_auction_charges_the_paid_event_by_the_goal(tmp_path, mechanism, ter
 def test_shaded_bid_is_at_most_the_bid(alone):
     put(alone, a=CPC | {"shading": True})
     aim(alone, a=50.0)
+    exchange = Party(name="exchange", share="exchange")
     for _ in range(20):
-        bid = bid_of(alone.bid(at=1))
+        bid = bid_of(alone.bid(party=exchange, at=1))
         assert bid.unshaded_nanos == 20_000_000 >= bid.price_nanos
 
 
