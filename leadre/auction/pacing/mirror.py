@@ -2,10 +2,12 @@
 
 The dual m is the value of one more unit of budget. Each eligible auction moves it against the difference between its
 share of the plan and its cost, in units of that share: ``m <- m - eta (1 - cost / target)``, with ``eta`` one over the
-root of a day's auctions. A tick adds the auctions of its time, as many as `MAX_TRAFFIC` times the mean at most: in a
-burst, and when spend is seen late, a longer step would swing. The bid of a surplus maximiser is value / (1 + m).
-Steps grow slowly with 1 + m: equal ones would leave a tight budget with the bids of a market that has changed, and
-steps in proportion to 1 + m would follow each of the few wins of a small budget.
+root of a day's auctions. A tick counts at least as the auctions that are expected of its time: by their own number,
+ticks with many auctions by chance, which spend much, would weigh more than those with few, and a budget with few
+auctions a tick would stay unspent. It counts as `MAX_TRAFFIC` times the expected ones at most: in a burst, and when
+spend is seen late, a longer step would swing. Steps grow slowly with 1 + m: equal ones would leave a tight budget with
+the bids of a market that has changed, and steps in proportion to 1 + m would follow each of the few wins of a small
+budget. The bid of a surplus maximiser is value / (1 + m).
 
 The dual of a new campaign starts high. Until its spend first exceeds the plan, it falls by a share of itself as well:
 additive steps are too short to cross orders of magnitude.
@@ -20,6 +22,7 @@ from leadre.auction.value import surplus_under_budget
 
 STEP = 0.5
 MAX_TRAFFIC = 1.5
+OUTAGE = 5.0  # expected auctions; a tick of more that has none is an outage, and teaches nothing
 LOOSE = 3.0  # the 1 + m of a whole step: a step is shorter below it, as spend reacts more there, and longer above
 TIGHT = 0.25  # power of (1 + m) / LOOSE by which the step grows above it
 SEARCH = 60.0  # fall of the logarithm of the dual over a day of search: by a half in a quarter of an hour
@@ -35,8 +38,10 @@ class Mirror:
     def step(self, state: PacerState, slot: Slot) -> tuple[float, float]:
         error = 1.0 - slot.spent_nanos / slot.target_nanos
         length = slot.tick.position - state.position
-        usual = slot.day_auctions * length
-        auctions = min(slot.eligible, MAX_TRAFFIC * usual)
+        expected = slot.day_auctions * length
+        if not slot.eligible and expected > OUTAGE:
+            return state.control, state.error
+        auctions = min(max(slot.eligible, expected), MAX_TRAFFIC * expected)
         tightness = (1.0 + state.control) / LOOSE
         scale = min(tightness, tightness**TIGHT)
         change = STEP * scale * auctions / math.sqrt(slot.day_auctions) * error

@@ -53,6 +53,25 @@ class TestMirror(suite.PacerContract):
         burst = advance(self.pacer, PacerState(2.0), plans.even(), 1_000, Tick(0.01, 25.0, 5_000, 10_000))
         assert burst.control == pytest.approx(2.0 + STEP * 3.0 / LOOSE * MAX_TRAFFIC * 1.5)
 
+    def test_quiet_tick_counts_as_the_auctions_that_were_expected(self):
+        quiet = advance(self.pacer, PacerState(2.0), plans.even(), 1_000, Tick(0.01, 25.0, 10, 10_000))
+        assert quiet.control == pytest.approx(2.0 + STEP * 3.0 / LOOSE * 1.5)
+
+    def test_outage_teaches_nothing_and_an_empty_minute_of_few_auctions_does(self):
+        outage = advance(self.pacer, PacerState(2.0), plans.even(), 1_000, Tick(0.01, 0.0, 0, 10_000))
+        empty = advance(self.pacer, PacerState(2.0), plans.even(), 1_000, Tick(0.01, 0.0, 0, 400))
+        assert outage.control == 2.0 > empty.control
+
+    def test_budget_with_few_auctions_a_minute_is_spent(self):
+        """1.4 auctions a minute: with steps by their number alone .84 and .92 of these budgets were spent."""
+        rng = np.random.default_rng(1)
+        price_N = 50 * rng.lognormal(0, 1, 2_000)
+        day = suite.Day(np.sort(rng.random(2_000)), price_N**0.15 * rng.lognormal(3.3, 0.7, 2_000), price_N)
+        for share in (0.05, 0.25):
+            budget = int(share * price_N[day.value_N >= price_N].sum())
+            result = pace_day(day, plans.even(), budget, self.pacer, day_auctions=2_000.0)
+            assert result.spent_T[-1] >= 0.95 * budget
+
     def test_buys_more_value_than_throttling(self):
         budget = int(0.1 * suite.demand("diurnal"))
         day, result = suite.paced(self.pacer, "diurnal", budget)
