@@ -69,7 +69,15 @@ def test_target_cost_of_a_click_is_followed_shown_and_kept(bidder):
     assert shown["goal"]["realised_nanos"] == 4 * price_nanos and shown["goal"]["target_nanos"] == CLICK
     assert shown["today"] is None and shown["multiplier"] > 0
     bidder.kill("writer")
-    until(lambda: "writer" not in bidder.away(), "a writer")
+
+    def answers():
+        response = bidder.http.get(
+            f"http://127.0.0.1:{bidder.manage_port}/campaigns/{campaign_id}/pacing",
+            headers={"authorization": f"Bearer {bidder.operator}"},
+        )
+        return response.status_code == 200  # 503 while the writer is away, which `/readyz` may not know yet
+
+    until(answers, "a writer")
     until_goal(bidder, campaign_id, **figures)
     until(lambda: bidder.fresh(user={"id": campaign_id}), "a bid of the new writer's multiplier")
 
