@@ -53,7 +53,7 @@ class Inventories:
         is ad a, ascending.
         """
         ids = requests["inventory_id"].unique().sort()
-        group_R = positions(requests["inventory_id"], ids)
+        group_R = positions(requests["inventory_id"], ids).astype(np.int64)  # products with times exceed 32 bits
         group_W = positions(windows["inventory_id"], ids, missing=True).astype(np.int64)
         if (group_W < 0).any():
             windows = windows.filter(group_W >= 0)
@@ -80,7 +80,7 @@ class Inventories:
         set_P, position_S = _equal_sets(ad_W, first_W, last_W, len(requests), len(ad_ids))
         return cls(
             position_R=position_R,
-            group_R=group_R,
+            group_R=group_R.astype(np.int32),
             window_offsets=np.searchsorted(group_W, np.arange(len(ids) + 1)),
             is_fixed_G=np.bincount(group_W[is_part_W], minlength=len(ids)) == 0,
             ad_W=ad_W,
