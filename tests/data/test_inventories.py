@@ -147,16 +147,16 @@ def sets_of(checked: Tables) -> dict[str, set[int]]:
     return {name: set(logs.inventory(r).tolist()) for r, name in enumerate(ids)}
 
 
-def test_keys_of_many_ids_and_times_do_not_overflow() -> None:
+def test_many_ids_and_times_exceed_no_key() -> None:
     """60,000 IDs x 80,000 times exceed 32 bits. Each request has one ad; with keys of 32 bits many had none."""
     requests = 80_000
     ids = [f"i{r % 60_000:05d}" for r in range(requests)]
     ad_ids = pl.Series([f"a{i:05d}" for i in range(60_000)])
-    asked = pl.DataFrame({"inventory_id": ids, "at": pl.from_epoch(pl.int_range(requests, eager=True), "s")})
+    visits = pl.DataFrame({"inventory_id": ids, "at": pl.from_epoch(pl.int_range(requests, eager=True), "s")})
     open_end = pl.lit(None, pl.Datetime("us", "UTC"))
     windows = pl.DataFrame({"inventory_id": [f"i{i:05d}" for i in range(60_000)], "ad_id": ad_ids}).with_columns(
         starts_at=open_end, ends_at=open_end
     )
-    live = Inventories.of(asked, windows, ad_ids)
+    live = Inventories.of(visits, windows, ad_ids)
     assert (live.sizes_R == 1).all()
     assert [live.ads(r).tolist() for r in (0, 59_999, 60_000, 79_999)] == [[0], [59_999], [0], [19_999]]
