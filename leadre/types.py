@@ -165,6 +165,16 @@ class Campaign:
     shading: bool = False
     goal: Goal = field(default_factory=Goal)
 
+    @property
+    def has_plan(self) -> bool:
+        """Whether the money of a day has a plan."""
+        return self.plan != "asap"
+
+    @property
+    def has_goal(self) -> bool:
+        """Whether bids aim at a target, and not at the worth that the bid states."""
+        return self.goal.kind != "bid"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Signals:

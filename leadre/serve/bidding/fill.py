@@ -227,12 +227,12 @@ def _priced(
     settings = context.bidder.settings
     if context.request.is_first_price and offer.campaign.shading:
         shaded = _shaded(context, imp, ranking, offer)
-        return _at_event_price(ranking, shaded) if offer.campaign.goal.kind != "bid" else shaded
+        return _at_event_price(ranking, shaded) if offer.campaign.has_goal else shaded
     if not context.request.is_own_auction:
-        return _at_event_price(ranking, offer) if offer.campaign.goal.kind != "bid" else offer
+        return _at_event_price(ranking, offer) if offer.campaign.has_goal else offer
     if settings.mechanism == "first_price":
         is_paced = offer.price_nanos != ranking.worth_K[offer.position]
-        return _at_event_price(ranking, offer) if is_paced or offer.campaign.goal.kind != "bid" else offer
+        return _at_event_price(ranking, offer) if is_paced or offer.campaign.has_goal else offer
     currency = offer.campaign.currency
     lower = [k for k in payable[payable.index(offer.position) + 1 :] if offers[k].campaign.currency == currency]
     competitors = [offer.position, *lower]

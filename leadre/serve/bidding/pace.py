@@ -74,9 +74,8 @@ def campaign_rates(catalogue: CatalogueSnapshot, rates: Mapping[str, Rate]) -> C
 
 def _rate(campaign: Campaign, rate: Rate | None) -> Rate:
     """The rate that was read for a campaign, unless there is none, or one from before its goal was set or ended."""
-    has_goal = campaign.goal.kind != "bid"
-    if rate is None or (rate.goal is not None) != has_goal:
-        return WAITING if has_goal or campaign.pacer != "off" else UNPACED
+    if rate is None or (rate.goal is not None) != campaign.has_goal:
+        return WAITING if campaign.has_goal or campaign.pacer != "off" else UNPACED
     return rate
 
 

@@ -38,7 +38,7 @@ def expected_nanos(catalogue: CatalogueSnapshot, counts: Counts) -> NDArray[np.i
 
 def most_nanos(catalogue: CatalogueSnapshot, counts: Counts) -> NDArray[np.int64] | None:
     """[A] the highest price of one impression of each ad, at the campaign's bid; None if no campaign has a goal."""
-    if all(campaign.goal.kind == "bid" for campaign in catalogue.campaigns):
+    if not any(campaign.has_goal for campaign in catalogue.campaigns):
         return None
     return _expected_nanos(catalogue, attrgetter("bid_type"), attrgetter("bid_nanos"), counts)
 

@@ -145,10 +145,8 @@ class CatalogueColumns:
         self.changes_us = sorted(dates)  # between two of them, the same campaigns have begun and not ended
         limited = [bool(campaign.total_nanos or campaign.daily_nanos or campaign.cap_per_day) for campaign in campaigns]
         self.limited_C: Bools = np.array(limited, np.bool_)  # whether it has a budget or a frequency cap
-        self.has_goal_C: Bools = np.array([campaign.goal.kind != "bid" for campaign in campaigns], np.bool_)
-        self.is_paced_C: Bools = self.has_goal_C | np.array(
-            [campaign.plan != "asap" for campaign in campaigns], np.bool_
-        )
+        self.has_goal_C: Bools = np.array([campaign.has_goal for campaign in campaigns], np.bool_)
+        self.is_paced_C: Bools = self.has_goal_C | np.array([campaign.has_plan for campaign in campaigns], np.bool_)
         self.any_shading = any(campaign.shading for campaign in campaigns)
         self.pays_for_C = np.array([PAYS_FOR[campaign.bid_type] for campaign in campaigns], np.str_)  # action
         self.pays_for_impression_C: Bools = self.pays_for_C == "impression"
@@ -195,7 +193,7 @@ def valued_at(campaign: Campaign) -> BidType:
 
 def worth_nanos(campaign: Campaign) -> int:
     """Value of one event of `valued_at`."""
-    return campaign.goal.worth_nanos if campaign.goal.kind != "bid" else campaign.bid_nanos
+    return campaign.goal.worth_nanos if campaign.has_goal else campaign.bid_nanos
 
 
 def with_parent_codes(codes: Iterable[str]) -> set[str]:

@@ -111,7 +111,7 @@ def _check_plan(where: str, campaign: Campaign) -> None:
     _check_one_of(where, "plan", campaign.plan, PLANS)
     _check_one_of(where, "pacer", campaign.pacer, PACERS)
     has_day = campaign.daily_nanos or (campaign.total_nanos and campaign.ends_at_us)
-    if campaign.plan != "asap" and not has_day:
+    if campaign.has_plan and not has_day:
         rule = "'asap' for a campaign with neither daily_nanos, nor total_nanos with an end: no money belongs to a day"
         raise fault(where, "plan", campaign.plan, rule)
     shares = campaign.hour_shares
@@ -138,7 +138,7 @@ def _check_goal(where: str, campaign: Campaign) -> None:
         raise fault(
             where, "bid_type", campaign.bid_type, f"{rule} is a fixed price; set bid_nanos to the target instead"
         )
-    if goal.kind != "bid" and not campaign.bid_nanos:
+    if campaign.has_goal and not campaign.bid_nanos:
         raise fault(where, "bid_nanos", 0, "above 0: with a goal it is the highest price of a bid")
     is_roas = goal.kind == "roas"
     if is_roas:
@@ -152,7 +152,7 @@ def _check_goal(where: str, campaign: Campaign) -> None:
         if not 1 <= goal.worth_nanos <= MAX_BID_NANOS:
             rule = f"such that conversion_nanos / target_return is from 1 to {MAX_BID_NANOS:,}"
             raise fault(where, "goal.target_return", goal.target_return, rule)
-    elif goal.kind != "bid":
+    elif campaign.has_goal:
         _check_range(where, "goal.target_nanos", goal.target_nanos, 1, MAX_BID_NANOS)
     for field, is_used in (
         ("target_nanos", goal.kind in ("cpc", "cpa")),

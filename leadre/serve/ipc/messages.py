@@ -166,6 +166,16 @@ class GoalFigures(msgspec.Struct, frozen=True, kw_only=True):
     expected_actions: float
     factors: GoalFactors
 
+    @property
+    def cost_of_action_nanos(self) -> int | None:
+        """Realised cost of an action; None before the first one."""
+        return round(self.cost_nanos / self.actions) if self.actions else None
+
+    @property
+    def return_on_cost(self) -> float | None:
+        """Realised value of conversions over cost; None before any cost."""
+        return self.value_nanos / self.cost_nanos if self.cost_nanos else None
+
 
 class CampaignPacing(msgspec.Struct, frozen=True, kw_only=True):
     """Pacing of one campaign as of its last tick: how it bids, and the money of its day.

@@ -78,15 +78,14 @@ class GoalProgress(BaseModel):
 
     @classmethod
     def of(cls, goal: Goal, figures: GoalFigures) -> GoalProgress:
-        cost_nanos = figures.cost_nanos
         is_roas = goal.kind == "roas"
         return cls(
             kind=goal.kind,
             target_nanos=goal.worth_nanos,
-            realised_nanos=round(cost_nanos / figures.actions) if figures.actions else None,
+            realised_nanos=figures.cost_of_action_nanos,
             target_return=goal.target_return if is_roas else None,
-            realised_return=figures.value_nanos / cost_nanos if is_roas and cost_nanos else None,
-            cost_nanos=cost_nanos,
+            realised_return=figures.return_on_cost if is_roas else None,
+            cost_nanos=figures.cost_nanos,
             actions=figures.actions,
             value_nanos=figures.value_nanos,
             expected_actions=figures.expected_actions,
@@ -111,13 +110,11 @@ def get_pacing(key: Caller, store: CampaignStoreDep, backend: BackendDep, campai
     campaign = store.campaign(campaign_id)
     if campaign is None or not is_own(key, campaign.advertiser_id):
         raise MissingError("nothing has this ID")
-    has_plan = campaign.plan != "asap"
-    has_goal = campaign.goal.kind != "bid"
-    pacing = backend.pacing().get(campaign_id) if has_plan or has_goal else None
+    pacing = backend.pacing().get(campaign_id) if campaign.has_plan or campaign.has_goal else None
     today = goal = None
-    if pacing is not None and has_plan:
+    if pacing is not None and campaign.has_plan:
         today = DayPacing.model_validate(pacing, from_attributes=True)
-    if pacing is not None and has_goal and pacing.goal is not None:
+    if pacing is not None and campaign.has_goal and pacing.goal is not None:
         goal = GoalProgress.of(campaign.goal, pacing.goal)
     return PacingResponse(
         campaign_id=campaign_id,

@@ -9,7 +9,7 @@ from leadre.types import Campaign
 
 def plan_view(campaign: Campaign, pacing: CampaignPacing | None) -> dict[str, str]:
     """The plan of a campaign: spend and plan as shares of the day's money, and how it bids."""
-    if campaign.plan == "asap" or pacing is None:
+    if not campaign.has_plan or pacing is None:
         return {"plan": "", "pace": "", "spent_share": "", "planned_share": ""}
     budget_nanos = max(pacing.budget_nanos, 1)
     share = pacing.multiplier * pacing.participate
@@ -29,15 +29,14 @@ def plan_view(campaign: Campaign, pacing: CampaignPacing | None) -> dict[str, st
 def goal_text(campaign: Campaign, pacing: CampaignPacing | None) -> str:
     """The goal of a campaign, and the realised cost of its actions."""
     goal = campaign.goal
-    if goal.kind == "bid" or pacing is None or pacing.goal is None:
+    if not campaign.has_goal or pacing is None or pacing.goal is None:
         return ""
     figures = pacing.goal
     if goal.kind == "roas":
-        realised = figure(figures.value_nanos / figures.cost_nanos) if figures.cost_nanos else NO_VALUE
-        text = f"return {realised} of target {figure(goal.target_return)}"
+        realised = figures.return_on_cost
+        text = f"return {NO_VALUE if realised is None else figure(realised)} of target {figure(goal.target_return)}"
     else:
-        realised = (
-            money(round(figures.cost_nanos / figures.actions), campaign.currency) if figures.actions else NO_VALUE
-        )
-        text = f"{goal.kind.upper()} {realised} of target {amount(goal.target_nanos)}"
+        nanos = figures.cost_of_action_nanos
+        cost = NO_VALUE if nanos is None else money(nanos, campaign.currency)
+        text = f"{goal.kind.upper()} {cost} of target {amount(goal.target_nanos)}"
     return f"{text} · {figures.actions:,} actions · bids x {figure(pacing.multiplier)}"

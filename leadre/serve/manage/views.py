@@ -124,7 +124,7 @@ def campaigns(store: CampaignStore, backend: Backend, campaign_id: str) -> View:
     shown = [campaign for campaign in selected if campaign is not None]
     days, problem = _days(backend, shown)
     pacing: Mapping[str, CampaignPacing] = {}
-    if not problem and any(campaign.plan != "asap" or campaign.goal.kind != "bid" for campaign in shown):
+    if not problem and any(campaign.has_plan or campaign.has_goal for campaign in shown):
         try:
             pacing = backend.pacing()
         except PeerError as error:

@@ -207,8 +207,8 @@ class PacingState:
         if catalogue is self._catalogue:
             return
         self._catalogue = catalogue
-        self._planned = {c.campaign_id: c for c in catalogue.campaigns if c.plan != "asap"}
-        self._aimed = {c.campaign_id: c for c in catalogue.campaigns if c.goal.kind != "bid"}
+        self._planned = {c.campaign_id: c for c in catalogue.campaigns if c.has_plan}
+        self._aimed = {c.campaign_id: c for c in catalogue.campaigns if c.has_goal}
         self._campaigns = self._planned | self._aimed
         self._shown.keep(self._campaigns.keys())
         by_campaign: tuple[tuple[dict[str, Any], dict[str, Campaign]], ...] = (
