@@ -204,6 +204,12 @@ def load(cls: type[C], *, section: str, path: Path | None, flags: Mapping[str, s
     return cls(**{name: values.pop(name) for name in required}).changed(values)
 
 
+def load_stages(settings: Common, path: Path | None, stages: Mapping[str, type[Common]]) -> dict[str, Any]:
+    """The configs of ``stages``, by section, from the file at ``path``, with the shared options of ``settings``."""
+    shared = {field.name: show(getattr(settings, field.name)) for field in dataclasses.fields(Common)}
+    return {section: load(cls, section=section, path=path, flags=shared) for section, cls in stages.items()}
+
+
 def keys_of(section: str, path: Path | None) -> set[str]:
     """The options that the file at ``path`` sets for a stage, shared keys included. Raises InputError."""
     return {key for key, _, _ in _toml_items(section, path)}

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
 
 PLAN = artifact.Kind("plan", 1)
 FILE = "plan.json"
+STAGES: Mapping[str, type[config.Common]] = {
+    "data": data.Config,
+    "semid": semid.Config,
+    "tune": tune.Config,
+    "generate": generate.Config,
+    "evaluate": evaluate.Config,
+}
 NEEDED_SPLITS = ("train", "valid", "test")
 
 
@@ -118,23 +126,14 @@ def show(settings: Config) -> str:
         progress.say(
             "train: options that are chosen by measurement have their defaults here, until the command has run"
         )
-    sections |= {name: _own(getattr(stages, name)) for name in ("data", "semid", "tune", "generate", "evaluate")}
+    sections |= {name: _own(getattr(stages, name)) for name in STAGES}
     return "\n\n".join(f"[{name}]\n{config.lines(values)}" for name, values in sections.items())
 
 
 def load(settings: Config) -> StageConfigs:
     """The stages' configs from the file ``stages``, with the shared keys of ``settings``."""
-    shared = {name: config.show(getattr(settings, name)) for name in ("run", "work", "seed", "threads")}
-    path = settings.stages
-    sections = ("data", "semid", "tune", "generate", "evaluate")
-    return StageConfigs(
-        data=config.load(data.Config, section="data", path=path, flags=shared),
-        semid=config.load(semid.Config, section="semid", path=path, flags=shared),
-        tune=config.load(tune.Config, section="tune", path=path, flags=shared),
-        generate=config.load(generate.Config, section="generate", path=path, flags=shared),
-        evaluate=config.load(evaluate.Config, section="evaluate", path=path, flags=shared),
-        fixed={section: config.keys_of(section, path) for section in sections},
-    )
+    configs = config.load_stages(settings, settings.stages, STAGES)
+    return StageConfigs(**configs, fixed={section: config.keys_of(section, settings.stages) for section in STAGES})
 
 
 def _summary(tables: artifact.Artifact) -> dict[str, Any]:

@@ -75,16 +75,16 @@ def run(settings: Config) -> None:
 
 def load(settings: Config) -> StageConfigs:
     """The stages' configs from the file ``stages``, with the shared keys of ``settings``."""
-    shared = {name: config.show(getattr(settings, name)) for name in ("run", "work", "seed", "threads")}
-    path = settings.stages
-    return StageConfigs(
-        data=config.load(data.Config, section="data", path=path, flags=shared),
-        semid=config.load(semid.Config, section="semid", path=path, flags=shared),
-        tune=config.load(tune.Config, section="tune", path=path, flags=shared),
-        dpo=config.load(run_dpo.Config, section="tune-dpo", path=path, flags=shared),
-        generate=config.load(generate.Config, section="generate", path=path, flags=shared),
-        evaluate=config.load(evaluate.Config, section="evaluate", path=path, flags=shared),
-    )
+    stages = {
+        "data": data.Config,
+        "semid": semid.Config,
+        "tune": tune.Config,
+        "tune-dpo": run_dpo.Config,
+        "generate": generate.Config,
+        "evaluate": evaluate.Config,
+    }
+    configs = config.load_stages(settings, settings.stages, stages)
+    return StageConfigs(dpo=configs.pop("tune-dpo"), **configs)
 
 
 def make(settings: Config, stages: StageConfigs, rows: Sequence[Variant], row: Variant, seed: int) -> artifact.Artifact:
