@@ -52,7 +52,7 @@ class AutoInt:
         tokens = len(spec.fields) + len(spec.numbers) + len(spec.user_tables) + len(spec.sequences)
         layers.init_mlp(initial, rng, "out", (tokens * self.width, len(spec.labels)))
         if self.deep:
-            inputs = shared.pooled_user_width(spec) + shared.candidate_width(spec)
+            inputs = shared.side_by_side_width(spec)
             layers.init_mlp(initial, rng, "deep", (inputs, *self.deep, len(spec.labels)))
         return initial
 
@@ -81,7 +81,7 @@ class AutoInt:
         logit_RCH = layers.mlp(params, "out", x.reshape(*x.shape[:-2], -1))
         if not self.deep:
             return logit_RCH
-        inputs = layers.concat([shared.candidate(params, spec, batch), state["user"][:, None]])
+        inputs = shared.side_by_side(shared.candidate(params, spec, batch), state)
         return logit_RCH + layers.mlp(params, "deep", inputs)
 
     def _attend(self, x: Array, *weights: Array) -> Array:

@@ -30,7 +30,7 @@ class DcnV2:
     def init(self, spec: FeatureSpec, rng: np.random.Generator) -> Initial:
         """Parameters before training."""
         initial = shared.init_inputs(spec, rng)
-        width = shared.pooled_user_width(spec) + shared.candidate_width(spec)
+        width = shared.side_by_side_width(spec)
         for layer in range(self.depth):
             initial[f"cross.{layer}.down"] = rng.normal(0, width**-0.5, (width, self.rank)).astype(np.float32)
             layers.init_dense(initial, rng, f"cross.{layer}.up", self.rank, width)
@@ -46,7 +46,7 @@ class DcnV2:
 
     def score(self, params: Params, spec: FeatureSpec, state: State, batch: Batch) -> Array:
         """Log-odds [R, C, H]."""
-        x0 = layers.concat([shared.candidate(params, spec, batch), state["user"][:, None]])
+        x0 = shared.side_by_side(shared.candidate(params, spec, batch), state)
         x = x0
         for layer in range(self.depth):
             x = x0 * layers.dense(params, f"cross.{layer}.up", x @ params[f"cross.{layer}.down"]) + x

@@ -37,7 +37,7 @@ class FinalMlp:
         """Parameters before training."""
         initial = shared.init_inputs(spec, rng)
         width_of = {"user": shared.pooled_user_width(spec), "candidate": shared.candidate_width(spec)}
-        width = sum(width_of.values())
+        width = shared.side_by_side_width(spec)
         labels = len(spec.labels)
         for stream in STREAMS:
             if self.gate:
@@ -60,7 +60,7 @@ class FinalMlp:
     def score(self, params: Params, spec: FeatureSpec, state: State, batch: Batch) -> Array:
         """Log-odds [R, C, H]."""
         candidate = shared.candidate(params, spec, batch)
-        inputs = layers.concat([candidate, state["user"][:, None]])
+        inputs = shared.side_by_side(candidate, state)
         gated = dict.fromkeys(STREAMS, inputs)
         if self.gate:
             gated["user"] = inputs * state["gate"][:, None]

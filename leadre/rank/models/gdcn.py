@@ -33,7 +33,7 @@ class Gdcn:
     def init(self, spec: FeatureSpec, rng: np.random.Generator) -> Initial:
         """Parameters before training; gates start at one half."""
         initial = shared.init_inputs(spec, rng)
-        width = shared.pooled_user_width(spec) + shared.candidate_width(spec)
+        width = shared.side_by_side_width(spec)
         for layer in range(self.depth):
             for part in ("cross", "gate"):
                 down = rng.normal(0, width**-0.5, (width, self.rank))
@@ -52,7 +52,7 @@ class Gdcn:
 
     def score(self, params: Params, spec: FeatureSpec, state: State, batch: Batch) -> Array:
         """Log-odds [R, C, H]."""
-        x0 = layers.concat([shared.candidate(params, spec, batch), state["user"][:, None]])
+        x0 = shared.side_by_side(shared.candidate(params, spec, batch), state)
         x = x0
         for layer in range(self.depth):
             gate = layers.sigmoid(x @ params[f"gate.{layer}.down"] @ params[f"gate.{layer}.up.weight"])

@@ -169,6 +169,16 @@ def candidate_width(spec: FeatureSpec) -> int:
     return width(spec) + number_width(spec)
 
 
+def side_by_side(candidate_RCD: Array, state: State) -> Array:
+    """`candidate` beside the `pooled_user` in ``state["user"]``, [R, C, `side_by_side_width`]."""
+    return layers.concat([candidate_RCD, state["user"][:, None]])
+
+
+def side_by_side_width(spec: FeatureSpec) -> int:
+    """Columns of `side_by_side`."""
+    return candidate_width(spec) + pooled_user_width(spec)
+
+
 def init_head(initial: Initial, rng: np.random.Generator, spec: FeatureSpec, inputs: int) -> None:
     """The last layers, on ``inputs`` of the model beside numbers, user and context."""
     inputs += number_width(spec) + user_width(spec)
