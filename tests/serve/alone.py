@@ -28,7 +28,15 @@ from leadre.serve.catalogue import eligibility
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.catalogue.objects import ObjectIndex
-from leadre.serve.ipc.messages import EventRequest, LedgerReply, LedgerRequest, PacingReply, PacingRequest
+from leadre.serve.ipc.messages import (
+    AppendRequest,
+    CampaignPacing,
+    EventRequest,
+    LedgerReply,
+    LedgerRequest,
+    PacingReply,
+    PacingRequest,
+)
 from leadre.serve.paths import StatePaths
 from leadre.serve.processes.writer_state import WriterState
 from leadre.serve.protocol import openrtb
@@ -62,6 +70,13 @@ class Spy:
 def banner_request(**fields: Any) -> Request:
     """A request for one banner, from its JSON; ``fields`` replace or extend it."""
     return openrtb.read(json.dumps({"id": "r", "imp": [IMP]} | fields).encode())
+
+
+def pacing_of(writer: WriterState, now_us: int) -> list[CampaignPacing]:
+    """The pacing of all campaigns with a plan or a goal, as the writer replies it."""
+    (reply,) = writer.handle([PacingRequest()], now_us)
+    assert isinstance(reply, PacingReply)
+    return reply.campaigns
 
 
 class Alone:
@@ -125,6 +140,13 @@ class Alone:
         """The decision on `banner_request` of the fields."""
         return self.respond(banner_request(**fields), tmax_s, party)
 
+    def bid_logged(self, **fields: Any) -> bidder.BidDecision:
+        """The decision on `banner_request` of the fields, whose record the log gets."""
+        request = banner_request(**fields)
+        decision = self.respond(request)
+        self.writer.handle([AppendRequest([self.record(request, decision)])], self.clock.wall_us)
+        return decision
+
     def respond(self, request: Request, tmax_s: float = 1.0, party: Party = ANYBODY) -> bidder.BidDecision:
         """The decision on a request of a sender."""
         decision = respond.respond(request, self.bidder, self.clock.wall_us, self.clock.elapsed_s + tmax_s, party)
@@ -144,9 +166,7 @@ class Alone:
 
     def _market(self, counts, object_ids=()) -> bidder.Market:
         catalogue = eligibility.load(self._reader)
-        (reply,) = self.writer.handle([PacingRequest()], self.clock.wall_us)
-        assert isinstance(reply, PacingReply)
-        rates = {paced.campaign_id: paced.rate for paced in reply.campaigns}
+        rates = {paced.campaign_id: paced.rate for paced in pacing_of(self.writer, self.clock.wall_us)}
         return bidder.Market(
             catalogue,
             expected_nanos(catalogue, counts),

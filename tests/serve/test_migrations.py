@@ -34,7 +34,7 @@ from leadre.serve.events.erased import ErasedUsers
 from leadre.serve.events.event_log import LogEntry
 from leadre.serve.events.records import EventRecord, RequestRecord, StatusRecord
 from leadre.serve.events.tokens import TokenKeys
-from leadre.serve.ipc.messages import AppendRequest, CountsRequest, EventRequest, RecordRequest
+from leadre.serve.ipc.messages import CountsRequest, EventRequest, RecordRequest
 from leadre.serve.manage import auth
 from leadre.serve.manage.auth import ApiKeys
 from leadre.serve.paths import StatePaths
@@ -332,10 +332,8 @@ def test_bidder_continues_from_the_state_of_november_2026(state: StatePaths, exp
             assert [reply.outcome for reply in bidder.writer.handle(events, bidder.clock.wall_us)] == [outcome] * 2
         bidder.respond(banner_request(id="n-1", user={"id": "user-4"}))
         bidder.renew()
-        request = banner_request(id="n-2", user={"id": "user-4"})
-        decision = bidder.respond(request)
+        decision = bidder.bid_logged(id="n-2", user={"id": "user-4"})
         assert chosen(decision) == ["daily-1"]
-        bidder.writer.handle([AppendRequest([bidder.record(request, decision)])], bidder.clock.wall_us)
         urls = urls_of(decision.rendered[0])
         assert bidder.post_events(("imp", urls["imp"]), ("click", urls["click"])) == ["new", "new"]
         (counts,) = bidder.writer.handle([CountsRequest()], bidder.clock.wall_us)

@@ -9,10 +9,10 @@ from leadre.auction.budget import schema
 from leadre.errors import InputError
 from leadre.serve.events import clicks
 from leadre.serve.events.caller_ids import CallerIds, clean_ledger
-from leadre.serve.ipc.messages import AppendRequest, EventRequest, RecordRequest
+from leadre.serve.ipc.messages import EventRequest, RecordRequest
 from leadre.serve.processes.writer_state import WriterState
 
-from ..alone import Alone, banner_request, urls_of
+from ..alone import Alone, urls_of
 from ..conftest import make_ad, make_campaign
 
 SECRET = "alice-7f3a@mail.example"
@@ -35,9 +35,7 @@ def files_with(folder, text):
 
 def convert(bidder, event_id):
     """A bid, its record, and its conversion; returns the outcome of the conversion."""
-    request = banner_request(id=f"r-{SECRET}")
-    decision = bidder.respond(request)
-    bidder.writer.handle([AppendRequest([bidder.record(request, decision)])], bidder.clock.wall_us)
+    decision = bidder.bid_logged(id=f"r-{SECRET}")
     text = urls_of(decision.rendered[0])["click"].split("t=")[1]
     keys = bidder.writer.token_keys
     click_id = clicks.click_id(keys, keys.check(text, "click", bidder.clock.wall_us), bidder.clock.wall_us)

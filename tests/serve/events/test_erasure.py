@@ -4,11 +4,11 @@ import polars as pl
 import pytest
 
 from leadre.serve.events import erasure, event_log, table_position
-from leadre.serve.ipc.messages import AppendRequest, EraseReply, EraseRequest, RecordRequest
+from leadre.serve.ipc.messages import EraseReply, EraseRequest, RecordRequest
 from leadre.serve.processes.table_writer import TableWriter
 from leadre.serve.processes.writer_state import WriterState
 
-from ..alone import Alone, banner_request, urls_of
+from ..alone import Alone, urls_of
 from ..conftest import make_ad, make_campaign
 
 USER = "user-to-erase-4711"
@@ -16,9 +16,7 @@ USER = "user-to-erase-4711"
 
 def serve(bidder, name, user_id):
     """A bid for a user, its record and an impression; returns the outcome of the impression."""
-    request = banner_request(id=name, user={"id": user_id})
-    decision = bidder.respond(request)
-    bidder.writer.handle([AppendRequest([bidder.record(request, decision)])], bidder.clock.wall_us)
+    decision = bidder.bid_logged(id=name, user={"id": user_id})
     return bidder.post_events(("imp", urls_of(decision.rendered[0])["imp"]))
 
 

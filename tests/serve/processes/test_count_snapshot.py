@@ -5,11 +5,11 @@ import pytest
 
 from leadre.serve.events import event_log
 from leadre.serve.events.log_writer import retain
-from leadre.serve.ipc.messages import AppendRequest, CountsRequest, RecordRequest, ReportRequest
+from leadre.serve.ipc.messages import CountsRequest, RecordRequest, ReportRequest
 from leadre.serve.processes import count_snapshot
 from leadre.serve.processes.writer_state import SNAPSHOT_US
 
-from ..alone import NOON_US, Alone, banner_request, urls_of
+from ..alone import NOON_US, Alone, urls_of
 from ..conftest import make_ad, make_campaign
 
 REPORT = ReportRequest(["c1"], 0, 1 << 52)
@@ -18,9 +18,7 @@ REPORT = ReportRequest(["c1"], 0, 1 << 52)
 def serve(bidder, *names):
     """A bid, its record and its events for each name, in a segment of their own."""
     for name in names:
-        request = banner_request(id=name, user={"id": f"user-{name}"})
-        decision = bidder.respond(request)
-        bidder.writer.handle([AppendRequest([bidder.record(request, decision)])], bidder.clock.wall_us)
+        decision = bidder.bid_logged(id=name, user={"id": f"user-{name}"})
         urls = urls_of(decision.rendered[0])
         assert bidder.post_events(("imp", urls["imp"]), ("click", urls["click"])) == ["new", "new"]
     bidder.writer.log.rotate()

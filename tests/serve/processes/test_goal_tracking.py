@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from leadre.data.bids import PRIOR_RATES
-from leadre.serve.ipc.messages import AppendRequest, EraseRequest, EventRequest, PacingRequest
+from leadre.serve.ipc.messages import AppendRequest, EraseRequest, EventRequest
 from leadre.serve.paths import StatePaths
 from leadre.serve.processes.writer_state import WriterState
 from leadre.types import Goal
 
-from ..alone import Alone, banner_request, urls_of
+from ..alone import Alone, banner_request, pacing_of, urls_of
 from ..bidding.test_respond import offer
 
 CLICK = 10**9
@@ -39,11 +39,7 @@ class Market:
 
     def request(self, **fields):
         """The rendered bid of a request, which the log gets; None without one."""
-        request = banner_request(**fields)
-        decision = self.alone.respond(request)
-        record = self.alone.record(request, decision)
-        self.alone.writer.handle([AppendRequest([record])], self.alone.clock.wall_us)
-        return next(iter(decision.rendered), None)
+        return next(iter(self.alone.bid_logged(**fields).rendered), None)
 
     def post(self, rendered, kind, url_kind="", **fields):
         request = event_of(self.alone, rendered, kind, url_kind, **fields)
@@ -55,7 +51,8 @@ class Market:
 
     @property
     def pacing(self):
-        return pacing_of(self.alone.writer, self.alone.clock.wall_us)
+        (campaign,) = pacing_of(self.alone.writer, self.alone.clock.wall_us)
+        return campaign
 
     @property
     def goal(self):
@@ -66,12 +63,6 @@ def event_of(alone, rendered, kind, url_kind="", **fields):
     """An event of a bid; ``url_kind``: whose token it has, if it is another's."""
     token = re.search(r"[?&]t=([^&]+)", urls_of(rendered)[url_kind or kind])[1]
     return EventRequest(kind=kind, token=token, at_us=alone.clock.wall_us, token_kind=url_kind or None, **fields)
-
-
-def pacing_of(writer, now_us):
-    (reply,) = writer.handle([PacingRequest()], now_us)
-    (campaign,) = reply.campaigns
-    return campaign
 
 
 @pytest.fixture
@@ -164,7 +155,8 @@ def test_goal_survives_a_kill_of_the_writer(market, tmp_path):
         market.alone.clock.wall_us += 61 * 1_000_000
         for state in (again, writer):
             state.maintain(market.alone.clock.wall_us)
-        assert pacing_of(again, market.alone.clock.wall_us).goal == market.goal
+        (campaign,) = pacing_of(again, market.alone.clock.wall_us)
+        assert campaign.goal == market.goal
         assert market.goal.actions == 5
     finally:
         again.close()
@@ -218,8 +210,7 @@ def test_another_target_keeps_the_state_and_another_kind_does_not(market):
     assert market.goal is None and market.pacing.multiplier <= 1
     offer(market.alone, "a", bid_nanos=2_000_000)
     market.wait(2)
-    (reply,) = market.alone.writer.handle([PacingRequest()], market.alone.clock.wall_us)
-    assert reply.campaigns == []
+    assert pacing_of(market.alone.writer, market.alone.clock.wall_us) == []
 
 
 def test_plan_and_goal_join_their_duals(market):

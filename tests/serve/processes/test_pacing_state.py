@@ -8,14 +8,14 @@ import shutil
 import pytest
 
 from leadre import telemetry
-from leadre.serve.ipc.messages import AppendRequest, EventRequest, PacingRequest
+from leadre.serve.ipc.messages import EventRequest
 from leadre.serve.paths import StatePaths
 from leadre.serve.processes.pacing_state import STATES, TICK_US
 from leadre.serve.processes.writer_state import WriterState
 from leadre.types import Targeting
 from leadre.units import US_PER_HOUR, US_PER_S
 
-from ..alone import NOON_US, Alone, banner_request, urls_of
+from ..alone import NOON_US, Alone, pacing_of, urls_of
 from ..bidding.test_respond import offer
 
 MIDNIGHT_US = NOON_US - 12 * US_PER_HOUR
@@ -42,16 +42,11 @@ class Day:
 
     def request(self, **fields):
         """Send a request; the rendered bid, or None."""
-        request = banner_request(**fields)
-        decision = self.alone.respond(request)
-        record = self.alone.record(request, decision)
-        self.alone.writer.handle([AppendRequest([record])], self.alone.clock.wall_us)
-        return next(iter(decision.rendered), None)
+        return next(iter(self.alone.bid_logged(**fields).rendered), None)
 
     @property
     def pacing(self):
-        (reply,) = self.alone.writer.handle([PacingRequest()], self.alone.clock.wall_us)
-        (campaign,) = reply.campaigns
+        (campaign,) = pacing_of(self.alone.writer, self.alone.clock.wall_us)
         return campaign
 
 
@@ -143,9 +138,8 @@ def test_state_survives_a_kill_of_the_writer(day, tmp_path):
         assert again._derived.pacing._traffic == before[0]
         day.alone.clock.wall_us += 61 * US_PER_S
         again.maintain(day.alone.clock.wall_us)
-        (reply,) = again.handle([PacingRequest()], day.alone.clock.wall_us)
+        (campaign,) = pacing_of(again, day.alone.clock.wall_us)
         writer.maintain(day.alone.clock.wall_us)
-        (campaign,) = reply.campaigns
         assert campaign.spent_nanos == pytest.approx(day.pacing.spent_nanos, abs=20_000)
         assert campaign.multiplier == pytest.approx(day.pacing.multiplier, rel=0.05)
     finally:
@@ -243,8 +237,7 @@ def test_campaign_without_a_plan_is_forgotten(day):
     day = day(daily_nanos=10**9)
     offer(day.alone, "a", plan="asap", daily_nanos=10**9)
     day.wait(1)
-    (reply,) = day.alone.writer.handle([PacingRequest()], day.alone.clock.wall_us)
-    assert reply.campaigns == [] and day.alone.bidder.market.pacing is None
+    assert pacing_of(day.alone.writer, day.alone.clock.wall_us) == [] and day.alone.bidder.market.pacing is None
 
 
 def test_days_are_those_of_the_campaign(day):
