@@ -67,12 +67,12 @@ def day_of(value_N: Floats, price_N: Floats, kind: str, generator: np.random.Gen
 
 
 def forecast_of(kind: str, auctions: int, generator: np.random.Generator) -> Floats:
-    """[hours] the forecast from seven other days."""
-    usual = traffic("diurnal" if kind == "bursty" else kind).reshape(24, 60).sum(1)
+    """[quarters] the forecast from seven other days."""
+    usual = traffic("diurnal" if kind == "bursty" else kind).reshape(plans.QUARTERS, -1).sum(1)
     days = [generator.poisson(auctions * level * usual).tolist() for level in generator.uniform(0.8, 1.2, 7)]
-    hours = plans.forecast(days)
-    assert hours is not None
-    return hours
+    quarters = plans.forecast(days)
+    assert quarters is not None
+    return quarters
 
 
 def figures(pacer: Pacer, value_N: Floats, price_N: Floats) -> dict[str, float]:
@@ -81,16 +81,16 @@ def figures(pacer: Pacer, value_N: Floats, price_N: Floats) -> dict[str, float]:
     for number, kind in enumerate(DRAWS * ("diurnal", "bursty", "dead night")):
         generator = np.random.default_rng(100 + number)
         day = day_of(value_N, price_N, kind, generator)
-        hours = forecast_of(kind, len(value_N), generator)
-        plan = plans.by_traffic(hours)
+        forecast_Q = forecast_of(kind, len(value_N), generator)
+        plan = plans.by_traffic(forecast_Q)
         won_N = value_N >= price_N
         demand = price_N[won_N].sum()
         budgets = {f"{share:.0%}": int(share * demand) for share in SHARES}
         budgets |= {f"{wins} wins": int(wins * price_N[won_N].mean()) for wins in WINS}
         for name, budget in budgets.items():
-            result = pace_day(day, plan, budget, pacer, day_auctions=hours.sum())
+            result = pace_day(day, plan, budget, pacer, day_auctions=forecast_Q.sum())
             unpaced = pace_day(day, plan, budget, None, day_auctions=None)
-            late = pace_day(day, plan, budget, pacer, day_auctions=hours.sum(), delay=DELAY)
+            late = pace_day(day, plan, budget, pacer, day_auctions=forecast_Q.sum(), delay=DELAY)
             ratio = result.value(value_N) / unpaced.value(value_N)
             if name.endswith("%"):
                 jitter.append(float(late.multiplier_T[STEADY].std() / result.multiplier_T[STEADY].std()))
@@ -126,11 +126,11 @@ def few_days(pacer: Pacer, value_N: Floats, price_N: Floats) -> dict[str, float]
         usual = forecast_of(kind, len(value_N), generator)
         reference = pace_day(day, plans.by_traffic(usual), budget, pacer, day_auctions=usual.sum()).value(value_N)
         for days, hour, factor in itertools.product((1, 2), (4, 14, 21), (5.5, 100)):
-            seen = generator.poisson(usual, (days, len(usual)))
-            seen[-1, hour] = seen[-1, hour] * factor
-            hours = plans.forecast(seen.tolist())
-            assert hours is not None
-            result = pace_day(day, plans.by_traffic(hours), budget, pacer, day_auctions=hours.sum())
+            seen = generator.poisson(usual, (days, len(usual))).astype(float)
+            seen[-1, 4 * hour : 4 * hour + 4] *= factor
+            forecast_Q = plans.forecast(seen.tolist())
+            assert forecast_Q is not None
+            result = pace_day(day, plans.by_traffic(forecast_Q), budget, pacer, day_auctions=forecast_Q.sum())
             rows.append((result.spent_T[-1] / budget, result.value(value_N) / reference))
             print(f"{kind:>10} {days} days, {factor} times at {hour}: spent {rows[-1][0]:.4f}, value {rows[-1][1]:.4f}")
     spent, value = np.min(rows, axis=0)

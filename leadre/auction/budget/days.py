@@ -32,11 +32,15 @@ def day_of_slot(slot: int, zone: str) -> tuple[date, int, int]:
 
 
 @lru_cache(maxsize=4096)
-def hours_of_day(day: date, zone: str) -> tuple[int, ...]:
-    """The hour of the clock in each slot of `SLOT_US` of a day: 96 slots, fewer or more if clocks change on it."""
+def quarters_of_day(day: date, zone: str) -> tuple[int, ...]:
+    """The quarter of an hour of the clock, 0 to 95, in each slot of `SLOT_US` of a day.
+
+    It has 96 slots, fewer or more if clocks change on it.
+    """
     start_us = day_ends_us(day - timedelta(days=1), zone)
     instants_us = range(start_us, day_ends_us(day, zone), SLOT_US)
-    return tuple((EPOCH + timedelta(microseconds=at_us)).astimezone(_zone(zone)).hour for at_us in instants_us)
+    clock_S = [(EPOCH + timedelta(microseconds=at_us)).astimezone(_zone(zone)) for at_us in instants_us]
+    return tuple(clock.hour * 4 + clock.minute // 15 for clock in clock_S)
 
 
 def _zone(name: str) -> zoneinfo.ZoneInfo:

@@ -40,8 +40,8 @@ class DayFigures:
 
     ``position``: the elapsed part of the day. The campaign runs from the position ``opens`` to ``closes``.
     ``spent_nanos``: charged on the day, or expected of the bids that wait for their event. ``eligible``: auctions of
-    the day in which the campaign could have bid; ``traffic_DH``: the same in an hour, of earlier days, as
-    `plan.by_hour`. ``hour_S``: the hour of the clock in each quarter of an hour of the day.
+    the day in which the campaign could have bid; ``traffic_DQ``: the same in a quarter of an hour, of earlier days, as
+    `plan.by_quarter`. ``quarter_S``: the quarter of the clock in each quarter of an hour of the day.
     """
 
     day: str
@@ -49,18 +49,18 @@ class DayFigures:
     budget_nanos: int
     spent_nanos: float
     eligible: int
-    traffic_DH: Sequence[Sequence[float]] = ()
+    traffic_DQ: Sequence[Sequence[float]] = ()
     opens: float = 0.0
     closes: float = 1.0
-    hour_S: tuple[int, ...] = USUAL_DAY
+    quarter_S: tuple[int, ...] = USUAL_DAY
 
 
 @dataclass(frozen=True, kw_only=True)
 class CampaignDay:
     """The state of a campaign's pacing. ``begins``: position of the frame; ``before_nanos``: spent before it.
 
-    ``opens``, ``closes``, ``hour_S``: as in `DayFigures`. ``before_eligible``: auctions of the day before the frame.
-    ``forecast_H``: auctions expected of each hour, () without a forecast.
+    ``opens``, ``closes``, ``quarter_S``: as in `DayFigures`. ``before_eligible``: auctions of the day before the frame.
+    ``forecast_Q``: auctions expected of each quarter, () without a forecast.
     """
 
     day: str
@@ -72,14 +72,14 @@ class CampaignDay:
     before_eligible: int
     budget_nanos: int
     spent_nanos: float
-    forecast_H: tuple[float, ...] = ()
+    forecast_Q: tuple[float, ...] = ()
     opens: float = 0.0
-    hour_S: tuple[int, ...] = USUAL_DAY
+    quarter_S: tuple[int, ...] = USUAL_DAY
 
     @property
     def plan(self) -> Plan:
         """The plan of the frame."""
-        return _plan(self.rules, self.forecast_H, self.hour_S, self.begins, self.closes)
+        return _plan(self.rules, self.forecast_Q, self.quarter_S, self.begins, self.closes)
 
     @property
     def planned_nanos(self) -> float:
@@ -107,8 +107,8 @@ def tick(before: CampaignDay | None, rules: PacingRules, figures: DayFigures) ->
     if rules.pacer != "off" and spent_nanos < budget_nanos:
         since = max(figures.position - before.begins, MINUTE)
         expected = (figures.eligible - before.before_eligible) / since
-        if before.forecast_H:
-            expected = plans.auctions_of(before.forecast_H, before.hour_S) or expected
+        if before.forecast_Q:
+            expected = plans.auctions_of(before.forecast_Q, before.quarter_S) or expected
         now = Tick(figures.position, spent_nanos, figures.eligible, expected)
         pacer = advance(PACERS[rules.pacer], pacer, before.plan, round(budget_nanos), now)
     elif figures.position > pacer.position:  # without money there is nothing to learn
@@ -138,7 +138,7 @@ def day_budget_nanos(daily_nanos: int, total_left_nanos: int | None, open_us: in
 def _continues(before: CampaignDay, rules: PacingRules, figures: DayFigures) -> bool:
     """Whether the frame of the last tick covers this one."""
     goes_back = before.begins < before.pacer.position > figures.position + MINUTE
-    is_same_day = (before.day, before.hour_S) == (figures.day, figures.hour_S)
+    is_same_day = (before.day, before.quarter_S) == (figures.day, figures.quarter_S)
     is_same = (before.rules, before.opens, before.closes) == (rules, figures.opens, figures.closes)
     return is_same_day and is_same and not goes_back
 
@@ -154,7 +154,7 @@ def _begin(before: CampaignDay | None, rules: PacingRules, figures: DayFigures) 
         pacer = start(PACERS[rules.pacer], before.pacer if before is not None and keeps else None)
     before_eligible = 0 if follows else figures.eligible
     pacer = replace(pacer, position=begins, eligible=before_eligible)
-    forecast_H = plans.forecast(figures.traffic_DH, rules.hours)
+    forecast_Q = plans.forecast(figures.traffic_DQ, rules.hours)
     return CampaignDay(
         day=figures.day,
         rules=rules,
@@ -166,23 +166,23 @@ def _begin(before: CampaignDay | None, rules: PacingRules, figures: DayFigures) 
         before_eligible=before_eligible,
         budget_nanos=figures.budget_nanos,
         spent_nanos=figures.spent_nanos,
-        forecast_H=() if forecast_H is None else tuple(forecast_H.tolist()),
-        hour_S=figures.hour_S,
+        forecast_Q=() if forecast_Q is None else tuple(forecast_Q.tolist()),
+        quarter_S=figures.quarter_S,
     )
 
 
 @lru_cache(maxsize=4096)
 def _plan(
-    rules: PacingRules, forecast_H: tuple[float, ...], hour_S: tuple[int, ...], begins: float, closes: float
+    rules: PacingRules, forecast_Q: tuple[float, ...], quarter_S: tuple[int, ...], begins: float, closes: float
 ) -> Plan:
     if rules.plan == "hours":
-        plan = plans.by_traffic(rules.hour_shares, rules.hours, hour_S)
+        plan = plans.by_hours(rules.hour_shares, rules.hours, quarter_S)
     elif rules.plan == "front_loaded":
-        plan = plans.front_loaded(rules.hours, hour_S)
-    elif rules.plan == "traffic" and forecast_H:
-        plan = plans.by_traffic(forecast_H, rules.hours, hour_S)
+        plan = plans.front_loaded(rules.hours, quarter_S)
+    elif rules.plan == "traffic" and forecast_Q:
+        plan = plans.by_traffic(forecast_Q, rules.hours, quarter_S)
     else:
-        plan = plans.even(rules.hours, hour_S)
+        plan = plans.even(rules.hours, quarter_S)
     return plan if begins <= 0.0 and closes >= 1.0 else _between(plan, begins, closes)
 
 

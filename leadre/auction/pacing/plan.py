@@ -3,7 +3,8 @@
 A position is the elapsed part of the campaign's day, 0 to 1. A plan is in real time: on a day on which clocks change,
 an hour that is skipped has no money, and one that is passed twice has money twice.
 
-Letters: S equal parts of the day, quarters of an hour for a plan by hours; D days, H hours of the clock.
+Letters: S equal parts of the day, quarters of an hour for most plans; D days, H hours and Q quarters of an hour of the
+clock.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 HOURS = 24
-QUARTERS = 4  # of an hour
-USUAL_DAY: tuple[int, ...] = tuple(hour for hour in range(HOURS) for _ in range(QUARTERS))  # hour of each quarter
+QUARTERS_OF_HOUR = 4
+QUARTERS = HOURS * QUARTERS_OF_HOUR
+USUAL_DAY: tuple[int, ...] = tuple(range(QUARTERS))  # the quarter of the clock in each part of a day
 FORECAST_DAYS = 7
-TRIMMED_DAYS = 3  # from so many days on the highest count of an hour is left out
-MAX_PEAK = 3.0  # of fewer days: the most that an hour counts, in median hours of its day
-EMPTY = 1e-3  # of the mean hour: fewer auctions are none
+TRIMMED_DAYS = 3  # from so many days on the day with the highest count of an hour is left out of it
+MAX_PEAK = 3.0  # of fewer days: the most that a quarter counts, in median quarters of its day
+EMPTY = 1e-3  # of the mean quarter: fewer auctions are none
 
 
 @dataclass(frozen=True)
@@ -50,81 +52,106 @@ class Plan:
         return [0.0, *np.cumsum(self.share_S).tolist()]
 
 
-def even(hours: Collection[int] = (), hour_S: Sequence[int] = USUAL_DAY) -> Plan:
+def even(hours: Collection[int] = (), quarter_S: Sequence[int] = USUAL_DAY) -> Plan:
     """Evenly by the clock, within the hours in which the campaign bids; () = all.
 
-    ``hour_S``: the hour of each quarter of the day. If the day has none of the ``hours``, it is planned evenly.
+    ``quarter_S``: the quarter of the clock in each part of the day. If the day has none of the ``hours``, it is planned
+    evenly.
     """
-    weight_S = _open(hours)[list(hour_S)]
-    return Plan.of(weight_S if weight_S.any() else np.ones(len(hour_S)))
+    weight_S = _open(hours)[list(quarter_S)]
+    return Plan.of(weight_S if weight_S.any() else np.ones(len(quarter_S)))
 
 
-def front_loaded(hours: Collection[int] = (), hour_S: Sequence[int] = USUAL_DAY) -> Plan:
+def front_loaded(hours: Collection[int] = (), quarter_S: Sequence[int] = USUAL_DAY) -> Plan:
     """At twice the mean rate when the day begins, falling to 0 at its end, within the campaign's hours; as `even`."""
-    weight_S = _open(hours)[list(hour_S)] * (len(hour_S) - np.arange(len(hour_S)) - 0.5)
-    return Plan.of(weight_S) if weight_S.any() else even(hours, hour_S)
+    weight_S = _open(hours)[list(quarter_S)] * (len(quarter_S) - np.arange(len(quarter_S)) - 0.5)
+    return Plan.of(weight_S) if weight_S.any() else even(hours, quarter_S)
+
+
+def by_hours(share_H: Sequence[float], hours: Collection[int] = (), quarter_S: Sequence[int] = USUAL_DAY) -> Plan:
+    """In proportion to shares of the hours of the clock; evenly if the campaign's hours have none."""
+    return by_traffic(np.repeat(np.asarray(share_H, float), QUARTERS_OF_HOUR), hours, quarter_S)
 
 
 def by_traffic(
-    auctions_H: Sequence[float] | Floats, hours: Collection[int] = (), hour_S: Sequence[int] = USUAL_DAY
+    auctions_Q: Sequence[float] | Floats, hours: Collection[int] = (), quarter_S: Sequence[int] = USUAL_DAY
 ) -> Plan:
-    """In proportion to the auctions of each hour; evenly if none is expected within the campaign's hours."""
-    weight_S = (_open(hours) * np.asarray(auctions_H, float))[list(hour_S)]
-    return Plan.of(weight_S) if weight_S.any() else even(hours, hour_S)
+    """In proportion to the auctions of each quarter; evenly if none is expected within the campaign's hours."""
+    weight_S = (_open(hours) * np.asarray(auctions_Q, float))[list(quarter_S)]
+    return Plan.of(weight_S) if weight_S.any() else even(hours, quarter_S)
 
 
-def auctions_of(forecast_H: Sequence[float], hour_S: Sequence[int]) -> float:
+def auctions_of(forecast_Q: Sequence[float], quarter_S: Sequence[int]) -> float:
     """Auctions that a forecast expects of a day."""
-    return sum(forecast_H[hour] for hour in hour_S) / QUARTERS
+    return sum(forecast_Q[quarter] for quarter in quarter_S)
 
 
-def by_hour(eligible_H: Sequence[int], hour_S: Sequence[int]) -> Sequence[float]:
-    """[H] auctions of a day in an hour of real time; NaN for an hour that the day skipped.
+def by_quarter(eligible_Q: Sequence[int], quarter_S: Sequence[int]) -> Sequence[float]:
+    """[Q] auctions of a day in a quarter of an hour of real time; NaN for a quarter that the day skipped.
 
-    ``eligible_H``: auctions by the hour of the clock.
+    ``eligible_Q``: auctions by the quarter of the clock.
     """
-    if hour_S == USUAL_DAY:
-        return eligible_H
-    quarters_H = np.bincount(hour_S, minlength=HOURS)
-    rate_H = np.asarray(eligible_H) * QUARTERS / np.where(quarters_H > 0, quarters_H, np.nan)
-    return [float(rate) for rate in rate_H]
+    if quarter_S == USUAL_DAY:
+        return eligible_Q
+    times_Q = np.bincount(quarter_S, minlength=QUARTERS)
+    rate_Q = np.asarray(eligible_Q) / np.where(times_Q > 0, times_Q, np.nan)
+    return [float(rate) for rate in rate_Q]
 
 
-def forecast(auctions_DH: Sequence[Sequence[float]], hours: Collection[int] = ()) -> Floats | None:
-    """[H] eligible auctions to expect of each hour, by up to `FORECAST_DAYS` whole days before this one.
+def forecast(auctions_DQ: Sequence[Sequence[float]], hours: Collection[int] = ()) -> Floats | None:
+    """[Q] eligible auctions to expect of each quarter of an hour, by up to `FORECAST_DAYS` whole days before this one.
 
-    None until one day with auctions has been seen; 0 outside of ``hours``, () = all. The hours before the first
+    None until one day with auctions has been seen; 0 outside of ``hours``, () = all. The quarters before the first
     auction are unknown, as NaN is: a campaign that begins at noon learns nothing of mornings. The mean of each hour
     is that of a gamma law whose prior, the mean of all hours, counts as one auction: an hour that had none by chance
-    is not expected to have none.
+    is not expected to have none. The mean of its quarters has that of the hour as a prior, which counts as one too.
 
-    Anyone can send requests, and one flooded hour would keep the budget back. From three days on the highest count of
-    each hour is left out; of fewer days no count is above `MAX_PEAK` times the median hour of its day.
+    Anyone can send requests, and one flooded hour would keep the budget back. From three days on the day with the
+    highest count is left out of each hour; of fewer days no count is above `MAX_PEAK` times the median quarter of its
+    day.
     """
-    days_DH = np.array([day_H for day_H in auctions_DH[-FORECAST_DAYS:] if np.nansum(day_H) > 0], float)
-    if not len(days_DH):
+    days_DQ = np.array([day_Q for day_Q in auctions_DQ[-FORECAST_DAYS:] if np.nansum(day_Q) > 0], float)
+    if not len(days_DQ):
         return None
-    days_DH[0, : np.argmax(days_DH[0] > 0)] = np.nan
-    is_trimmed = len(days_DH) >= TRIMMED_DAYS
-    if not is_trimmed:
-        medians_D = [np.median(day_H[day_H > 0]) for day_H in days_DH]
-        days_DH = np.minimum(days_DH, MAX_PEAK * np.array(medians_D)[:, None])
-    count_H = np.isfinite(days_DH).sum(0)
-    sum_H = np.nansum(days_DH, 0)
-    if is_trimmed:
-        sum_H -= np.where(count_H > 1, np.nan_to_num(days_DH).max(0), 0.0)
-        count_H = np.maximum(count_H - 1, np.minimum(count_H, 1))
-    open_H = _open(hours)
-    usual = (open_H * sum_H).sum() / max((open_H * count_H).sum(), 1)
+    days_DQ[0, : np.argmax(days_DQ[0] > 0)] = np.nan
+    if len(days_DQ) < TRIMMED_DAYS:
+        medians_D = [np.median(day_Q[day_Q > 0]) for day_Q in days_DQ]
+        days_DQ = np.minimum(days_DQ, MAX_PEAK * np.array(medians_D)[:, None])
+    else:
+        _leave_out_highest(days_DQ)
+    count_Q = np.isfinite(days_DQ).sum(0)
+    sum_Q = np.nansum(days_DQ, 0)
+    open_Q = _open(hours)
+    usual = (open_Q * sum_Q).sum() / max((open_Q * count_Q).sum(), 1)
     if not usual:
-        return np.zeros(HOURS)
-    forecast_H = open_H * (1 + sum_H) / (1 / usual + count_H)
-    return np.where(forecast_H < EMPTY * usual, 0.0, forecast_H)
+        return np.zeros(QUARTERS)
+    hour_Q = _gamma_mean(_of_hour(sum_Q), _of_hour(count_Q), usual)
+    forecast_Q = open_Q * _gamma_mean(sum_Q, count_Q, hour_Q)
+    return np.where(forecast_Q < EMPTY * usual, 0.0, forecast_Q)
+
+
+def _leave_out_highest(days_DQ: Floats) -> None:
+    """Set each hour to NaN on the day with most auctions in it, unless no other day has the hour."""
+    days_DHQ = days_DQ.reshape(len(days_DQ), HOURS, QUARTERS_OF_HOUR)
+    several_H = np.flatnonzero(np.isfinite(days_DHQ).any(2).sum(0) > 1)
+    days_DHQ[np.nansum(days_DHQ, 2).argmax(0)[several_H], several_H] = np.nan
+
+
+def _gamma_mean(sum_Q: Floats, count_Q: Floats, prior_Q: Floats | float) -> Floats:
+    """[Q] mean count of so many counts of a sum, drawn to a prior mean that counts as one auction."""
+    mean_Q: Floats = (1 + sum_Q) / (1 / prior_Q + count_Q)
+    return mean_Q
+
+
+def _of_hour(x_Q: Floats) -> Floats:
+    """[Q] the sum over the hour of each quarter."""
+    return np.repeat(x_Q.reshape(HOURS, QUARTERS_OF_HOUR).sum(1), QUARTERS_OF_HOUR)
 
 
 def _open(hours: Collection[int]) -> Floats:
+    """[Q] 1 within the hours, 0 outside; () = all."""
     if not hours:
-        return np.ones(HOURS)
+        return np.ones(QUARTERS)
     open_H = np.zeros(HOURS)
     open_H[list(hours)] = 1.0
-    return open_H
+    return np.repeat(open_H, QUARTERS_OF_HOUR)

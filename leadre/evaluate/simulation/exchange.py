@@ -20,7 +20,8 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 import numpy as np
 
-from leadre.auction.pacing.plan import HOURS
+from leadre.auction.budget.days import SLOT_US
+from leadre.auction.pacing.plan import HOURS, QUARTERS, QUARTERS_OF_HOUR
 from leadre.evaluate.simulation.bidder import STEP_S, Bidder, Notice
 from leadre.evaluate.simulation.world import START_US, Auctions, Floats, Ints, World, user_id
 from leadre.progress import Advance
@@ -54,7 +55,7 @@ class DayLog:
     ``best_value_nanos_N`` its true value. ``verdict_N``: `Verdict.code` of that candidate.
 
     ``demand_nanos_HC``: money that each campaign would spend without pacing or budget, while all others bid as they
-    did. ``eligible_HC``: auctions in which it could bid.
+    did, by hour. ``eligible_QC``: auctions in which it could bid, by quarter of an hour.
     """
 
     auctions: Auctions
@@ -66,7 +67,7 @@ class DayLog:
     best_value_nanos_N: Floats
     verdict_N: Ints
     demand_nanos_HC: Floats
-    eligible_HC: Ints
+    eligible_QC: Ints
     bid_ids: list[str] = field(default_factory=list)
 
     @classmethod
@@ -83,7 +84,7 @@ class DayLog:
             best_value_nanos_N=np.zeros(requests),
             verdict_N=np.zeros(requests, np.int64),
             demand_nanos_HC=np.zeros((HOURS, campaigns)),
-            eligible_HC=np.zeros((HOURS, campaigns), np.int64),
+            eligible_QC=np.zeros((QUARTERS, campaigns), np.int64),
         )
 
 
@@ -217,15 +218,15 @@ class Exchange:
             winner = int(np.flatnonzero(rows_K == catalogue.row_of_ad[state.bid.ad_id])[0])
             rival = fit_K[winner] + np.log(state.bid.price_nanos)
             wins &= (score_K[candidate] >= rival) | (campaigns == campaign_K[winner])
-        hour = int((log.auctions.at_us_N[n] - START_US) % US_PER_DAY // US_PER_HOUR)
-        log.eligible_HC[hour, [self._campaign_row(row) for row in campaigns.tolist()]] += 1
+        quarter = int((log.auctions.at_us_N[n] - START_US) % US_PER_DAY // SLOT_US)
+        log.eligible_QC[quarter, [self._campaign_row(row) for row in campaigns.tolist()]] += 1
         for row, k in zip(campaigns[wins].tolist(), candidate[wins].tolist(), strict=True):
             campaign = catalogue.campaigns[row]
             if campaign.bid_type != "cpm":
                 cost_nanos = self._value_nanos(user, int(rows_K[k]))
             else:
                 cost_nanos = float(worth_K[k]) if log.auctions.is_first_price_N[n] else price_nanos
-            log.demand_nanos_HC[hour, self._campaign_row(row)] += cost_nanos
+            log.demand_nanos_HC[quarter // QUARTERS_OF_HOUR, self._campaign_row(row)] += cost_nanos
 
     def _campaign_row(self, row: int) -> int:
         """The row of the world of a campaign of the catalogue."""

@@ -119,7 +119,7 @@ def campaign_days(
                 demand=float(demand_H.sum()),
                 is_feasible=bool((demand_H >= MARGIN * planned_H).all()),
                 charges_of_budget=budget_nanos / price_nanos if price_nanos else 0.0,
-                eligible=int(log.eligible_HC[:, row].sum()),
+                eligible=int(log.eligible_QC[:, row].sum()),
                 bids=int(bids_C[row]),
                 wins=int(wins_C[row]),
                 spent_M=spent_M,

@@ -201,8 +201,8 @@ def _plans(settings: Config, days: Sequence[DayLog]) -> list[Plan]:
         return [plan] * settings.market.campaigns
     plan_C = []
     for row in range(settings.market.campaigns):
-        hours = plans.forecast([log.eligible_HC[:, row].tolist() for log in days[:-1]])
-        plan_C.append(plans.even() if hours is None else plans.by_traffic(hours))
+        forecast_Q = plans.forecast([log.eligible_QC[:, row].tolist() for log in days[:-1]])
+        plan_C.append(plans.even() if forecast_Q is None else plans.by_traffic(forecast_Q))
     return plan_C
 
 

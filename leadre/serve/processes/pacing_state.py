@@ -8,7 +8,6 @@ state, so a start adds the log records behind it.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import secrets
 import sqlite3
@@ -22,19 +21,19 @@ import msgspec
 
 from leadre import telemetry
 from leadre.auction import goal
-from leadre.auction.budget.days import SLOT_US, day_of_slot, hours_of_day
+from leadre.auction.budget.days import SLOT_US, day_of_slot, quarters_of_day
 from leadre.auction.budget.sums import sum_of
-from leadre.auction.goal import GoalState
 from leadre.auction.pacing import day as pacing_day
 from leadre.auction.pacing import plan as plans
 from leadre.auction.pacing.contract import UNPACED, WAITING, Rate
 from leadre.auction.pacing.day import CampaignDay, DayFigures, PacingRules
-from leadre.auction.pacing.plan import FORECAST_DAYS, HOURS
+from leadre.auction.pacing.plan import FORECAST_DAYS, QUARTERS
 from leadre.serve.events.records import EventRecord, RequestRecord
 from leadre.serve.ipc.messages import CampaignPacing, GoalFigures, PacingReply
 from leadre.serve.processes.catalogue_sync import CatalogueSync
 from leadre.serve.processes.goal_tracking import GoalTracking
 from leadre.serve.processes.open_money import OpenMoney, OpenSums
+from leadre.serve.processes.pacing_snapshot import PacedSnapshot, Traffic, pack, unpack
 from leadre.types import Campaign
 from leadre.units import US_PER_S
 
@@ -42,17 +41,6 @@ TICK_US = 60 * US_PER_S  # between two ticks of a campaign; the ticks of campaig
 
 
 STATES = ("wait", "less", "full")
-Traffic = dict[str, list[int]]  # day -> auctions of each hour
-
-
-class PacedSnapshot(msgspec.Struct, frozen=True):
-    """One campaign in the snapshot."""
-
-    campaign_id: str
-    day: CampaignDay | None
-    traffic: Traffic
-    sums: OpenSums
-    goal: GoalState | None = None
 
 
 class _Change(NamedTuple):
@@ -176,30 +164,29 @@ class PacingState:
             PacedSnapshot(
                 campaign_id=name,
                 day=self._days.get(name),
-                traffic=self._traffic.get(name, {}),
+                traffic_Q=self._traffic.get(name, {}),
                 sums=self._open.sums(name) if name in self._planned else OpenSums(),
                 goal=self._goals.state(name),
             )
             for name in self._campaigns
         ]
-        return msgspec.msgpack.encode((self._last_us, campaigns))
+        return pack(self._last_us, campaigns)
 
     def restore(self, packed: bytes) -> None:
-        """Take over the states of a snapshot. Those of another release are forgotten."""
+        """Take over the states of a snapshot, as far as this release can read them."""
         self._follow()
-        with contextlib.suppress(msgspec.DecodeError):
-            self._last_us, campaigns = msgspec.msgpack.decode(packed, type=tuple[int, list[PacedSnapshot]])
-            for paced in campaigns:
-                name = paced.campaign_id
-                if name in self._planned:
-                    self._traffic[name] = paced.traffic
-                    self._open.restore(self._planned[name], paced.sums, self._last_us)
-                    if paced.day is not None:
-                        self._days[name] = paced.day
-                if name in self._aimed and paced.goal is not None:
-                    self._goals.restore(self._aimed[name], paced.goal)
-                if name in self._days or (name in self._aimed and paced.goal is not None):
-                    self._show(name, self._last_us)
+        self._last_us, campaigns = unpack(packed, self._campaigns)
+        for paced in campaigns:
+            name = paced.campaign_id
+            if name in self._planned:
+                self._traffic[name] = paced.traffic_Q
+                self._open.restore(self._planned[name], paced.sums, self._last_us)
+                if paced.day is not None:
+                    self._days[name] = paced.day
+            if name in self._aimed and paced.goal is not None:
+                self._goals.restore(self._aimed[name], paced.goal)
+            if name in self._days or (name in self._aimed and paced.goal is not None):
+                self._show(name, self._last_us)
 
     def _follow(self) -> None:
         """Follow the catalogue: forget campaigns that have no plan or goal any more."""
@@ -261,11 +248,11 @@ def _count(traffic: Traffic, zone: str, eligible: int, at_us: int) -> None:
     day, start_us, _ = day_of_slot(at_us // SLOT_US, zone)
     name = day.isoformat()
     if name not in traffic:
-        traffic[name] = [0] * HOURS
+        traffic[name] = [0] * QUARTERS
         for oldest in sorted(traffic)[: -FORECAST_DAYS - 1]:
             del traffic[oldest]
     if name in traffic:
-        traffic[name][hours_of_day(day, zone)[(at_us - start_us) // SLOT_US]] += eligible
+        traffic[name][quarters_of_day(day, zone)[(at_us - start_us) // SLOT_US]] += eligible
 
 
 def _figures(
@@ -291,14 +278,14 @@ def _figures(
         ),
         spent_nanos=open_money.spent_nanos(campaign, name, charged_nanos),
         eligible=sum(traffic.get(name, ())),
-        traffic_DH=[
-            plans.by_hour(eligible_H, hours_of_day(date.fromisoformat(other), campaign.zone))
-            for other, eligible_H in sorted(traffic.items())
+        traffic_DQ=[
+            plans.by_quarter(eligible_Q, quarters_of_day(date.fromisoformat(other), campaign.zone))
+            for other, eligible_Q in sorted(traffic.items())
             if other < name
         ],
         opens=(opens_us - start_us) / length_us,
         closes=(closes_us - start_us) / length_us,
-        hour_S=hours_of_day(day, campaign.zone),
+        quarter_S=quarters_of_day(day, campaign.zone),
     )
 
 
@@ -310,6 +297,6 @@ def _shown(campaign_id: str, day: CampaignDay | None, rate: Rate, goal_figures: 
         budget_nanos=day.budget_nanos if day else 0,
         spent_nanos=round(day.spent_nanos) if day else 0,
         planned_nanos=round(day.planned_nanos) if day else 0,
-        has_forecast=bool(day and day.forecast_H),
+        has_forecast=bool(day and day.forecast_Q),
         goal=goal_figures,
     )

@@ -39,7 +39,7 @@ def market(kind):
 
 def paced(pacer, kind, budget, delay=0):
     day, forecast_H = market(kind)
-    plan = plans.by_traffic(forecast_H)
+    plan = plans.by_hours(forecast_H)
     assert day.is_feasible(plan, budget), "the market of the test cannot spend the budget"
     return day, pace_day(day, plan, budget, pacer, day_auctions=float(forecast_H.sum()), delay=delay)
 

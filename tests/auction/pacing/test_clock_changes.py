@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from leadre.auction.budget.days import EPOCH, SLOT_US, day_ends_us, day_of_slot, hours_of_day
+from leadre.auction.budget.days import EPOCH, SLOT_US, day_ends_us, day_of_slot, quarters_of_day
 from leadre.auction.pacing import plan as plans
 from leadre.auction.pacing.contract import WAITING
 from leadre.auction.pacing.day import DayFigures, PacingRules, tick
@@ -45,24 +45,30 @@ def changed_days(draw):
 
 
 @cache
-def clock_hours(day, zone):
-    """The hour of the clock in each minute of a day."""
+def clock_quarters(day, zone):
+    """The quarter of an hour of the clock in each minute of a day."""
     start_us, end_us = span_us(day, zone)
     begin = EPOCH + timedelta(microseconds=start_us)
     clock = zoneinfo.ZoneInfo(zone)
-    return [
-        (begin + timedelta(minutes=minute)).astimezone(clock).hour for minute in range((end_us - start_us) // MINUTE_US)
+    minutes = [
+        (begin + timedelta(minutes=minute)).astimezone(clock) for minute in range((end_us - start_us) // MINUTE_US)
     ]
+    return [minute.hour * 4 + minute.minute // 15 for minute in minutes]
+
+
+def clock_hours(day, zone):
+    """The hour of the clock in each minute of a day."""
+    return [quarter // 4 for quarter in clock_quarters(day, zone)]
 
 
 @given(changed_days())
 @settings(deadline=None, max_examples=60)
-def test_quarters_of_a_day_have_the_hours_of_its_clock(zone_day):
+def test_quarters_of_a_day_are_those_of_its_clock(zone_day):
     zone, day = zone_day
-    hour_S = hours_of_day(day, zone)
-    assert np.repeat(hour_S, 15).tolist() == clock_hours(day, zone)
+    quarter_S = quarters_of_day(day, zone)
+    assert np.repeat(quarter_S, 15).tolist() == clock_quarters(day, zone)
     start_us, end_us = span_us(day, zone)
-    assert len(hour_S) * SLOT_US == end_us - start_us
+    assert len(quarter_S) * SLOT_US == end_us - start_us
     assert {day_of_slot(at_us // SLOT_US, zone)[0] for at_us in (start_us, end_us - 1)} == {day}
 
 
@@ -90,7 +96,7 @@ def test_money_of_a_plan_is_spent_in_real_time_within_the_hours(zone_day, hours,
         eligible=0,
         opens=opens / count,
         closes=closes / count,
-        hour_S=hours_of_day(day, zone),
+        quarter_S=quarters_of_day(day, zone),
     )
     plan = tick(None, rules, figures).plan
     planned_M = [plan.by((minute + 1) / count) for minute in range(count)]
@@ -110,7 +116,7 @@ def test_campaign_bids_in_its_hours_and_waits_in_others(zone_day, hours, part):
         budget_nanos=10**9,
         spent_nanos=0.0,
         eligible=0,
-        hour_S=hours_of_day(day, zone),
+        quarter_S=quarters_of_day(day, zone),
     )
     day_state = tick(None, PacingRules("even", "mirror", hours=tuple(hours)), figures)
     is_open = hour_M[minute] in hours
@@ -133,28 +139,35 @@ def test_campaign_bids_in_its_hours_and_waits_in_others(zone_day, hours, part):
     ],
 )
 def test_quarters_of_days_by_hand(zone, day, hours):
-    quarters_H = np.bincount(hours_of_day(date.fromisoformat(day), zone), minlength=24)
+    quarters_H = np.bincount(np.array(quarters_of_day(date.fromisoformat(day), zone)) // 4, minlength=24)
     assert quarters_H.tolist() == [hours.get(hour, 4) for hour in range(24)]
 
 
-def test_traffic_of_a_changed_day_is_counted_in_an_hour_of_real_time():
-    spring = hours_of_day(date(2026, 3, 29), "Europe/Berlin")
-    autumn = hours_of_day(date(2026, 10, 25), "Europe/Berlin")
-    counted = [60] * 24
-    assert plans.by_hour(counted, autumn)[1:4] == [60, 30, 60]
-    assert np.isnan(plans.by_hour(counted, spring)[2])
-    assert plans.by_hour(counted, plans.USUAL_DAY) == counted
-    forecast_H = plans.forecast([plans.by_hour([60, 60, 0] + [60] * 21, spring)])
-    assert forecast_H == pytest.approx(np.full(24, 60.0)), "a skipped hour is unknown, not empty"
-    assert plans.auctions_of(forecast_H.tolist(), autumn) == pytest.approx(25 * 60)
-    assert plans.by_traffic(forecast_H, (), autumn) == plans.even((), autumn)
+def test_traffic_of_a_changed_day_is_counted_in_a_quarter_of_real_time():
+    spring = quarters_of_day(date(2026, 3, 29), "Europe/Berlin")
+    autumn = quarters_of_day(date(2026, 10, 25), "Europe/Berlin")
+    counted = [60] * 96
+    assert plans.by_quarter(counted, autumn)[7:13] == [60, 30, 30, 30, 30, 60]
+    assert np.isnan(plans.by_quarter(counted, spring)[8:12]).all()
+    assert plans.by_quarter(counted, plans.USUAL_DAY) == counted
+    forecast_Q = plans.forecast([plans.by_quarter([60] * 8 + [0] * 4 + [60] * 84, spring)])
+    assert forecast_Q == pytest.approx(np.full(96, 60.0)), "a skipped hour is unknown, not empty"
+    assert plans.auctions_of(forecast_Q.tolist(), autumn) == pytest.approx(100 * 60)
+    assert plans.by_traffic(forecast_Q, (), autumn) == plans.even((), autumn)
+
+
+def test_half_hour_that_is_passed_twice_is_counted_twice():
+    """On Lord Howe Island clocks go from 2:00 back to 1:30."""
+    autumn = quarters_of_day(date(2026, 4, 5), "Australia/Lord_Howe")
+    counted = [60] * 4 + [60, 60, 120, 120] + [60] * 88
+    assert plans.by_quarter(counted, autumn) == [60] * 96
 
 
 def test_hour_that_the_day_skips_plans_the_day_evenly():
     """The campaign bids in no other hour, so its plan moves no money."""
-    spring = hours_of_day(date(2026, 3, 29), "Europe/Berlin")
+    spring = quarters_of_day(date(2026, 3, 29), "Europe/Berlin")
     assert plans.even([2], spring) == plans.front_loaded([2], spring) == plans.even((), spring)
 
 
 def test_calendar_day_of_the_utc_zone_is_usual():
-    assert hours_of_day(date(2026, 3, 29), "UTC") == plans.USUAL_DAY
+    assert quarters_of_day(date(2026, 3, 29), "UTC") == plans.USUAL_DAY

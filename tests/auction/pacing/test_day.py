@@ -128,8 +128,8 @@ def test_hours_of_the_plan_are_the_hours_of_bids():
 
 def test_traffic_plan_is_even_until_a_day_was_seen():
     rules = PacingRules("traffic", "mirror")
-    night = [3_000 if hour < 6 else 1_000 for hour in range(24)]
-    seen = run(rules, figures(0.0, traffic_DH=[night]), figures(0.25, traffic_DH=[night]))
+    night = [3_000 if quarter < 24 else 1_000 for quarter in range(96)]
+    seen = run(rules, figures(0.0, traffic_DQ=[night]), figures(0.25, traffic_DQ=[night]))
     unseen = run(rules, figures(0.0), figures(0.25))
     assert seen.planned_nanos == pytest.approx(BUDGET / 2, rel=1e-3)
     assert unseen.planned_nanos == pytest.approx(BUDGET / 4)
@@ -163,5 +163,5 @@ def test_budget_of_a_day_is_the_daily_one_or_its_part_of_the_total(daily, left, 
 
 
 def test_state_survives_its_bytes():
-    day = run(PacingRules("traffic", "throttle", hours=(1, 2)), figures(0.0, traffic_DH=[[5] * 24]), figures(0.05))
+    day = run(PacingRules("traffic", "throttle", hours=(1, 2)), figures(0.0, traffic_DQ=[[5] * 96]), figures(0.05))
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(day), type=CampaignDay) == day

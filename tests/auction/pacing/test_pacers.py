@@ -24,7 +24,7 @@ class TestMirror(suite.PacerContract):
     @pytest.mark.parametrize("wins", [12, 40])
     def test_tiny_budget_lasts_the_day(self, wins):
         day, forecast_H = suite.market("diurnal")
-        plan = plans.by_traffic(forecast_H)
+        plan = plans.by_hours(forecast_H)
         budget = wins * 4  # cheap wins cost about 4
         result = pace_day(day, plan, budget, self.pacer, day_auctions=float(forecast_H.sum()))
         spent_at = np.flatnonzero(np.diff(result.spent_T))
@@ -87,7 +87,7 @@ class TestThrottle(suite.PacerContract):
         """At one price for all, a lower bid wins as often until it wins nothing; a throttle still spends by plan."""
         day, forecast_H = suite.market("diurnal")
         fixed = suite.Day(day.position_N, np.full(len(day.price_N), 50.0), np.full(len(day.price_N), 5.0))
-        plan = plans.by_traffic(forecast_H)
+        plan = plans.by_hours(forecast_H)
         budget = 20_000
         result = pace_day(fixed, plan, budget, self.pacer, day_auctions=float(forecast_H.sum()))
         assert result.spent_T[-1] >= 0.95 * budget

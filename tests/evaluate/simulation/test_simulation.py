@@ -112,7 +112,7 @@ def test_demand_without_budget_is_at_least_what_was_spent(simulated):
     for row, campaign in enumerate(simulated.world.campaigns):
         if campaign.bid_type == "cpm":
             assert demand_C[row] >= 0.9 * simulated.charged[campaign.campaign_id]  # exploration wins auctions besides
-    assert (simulated.log.eligible_HC.sum(0) > 0).all()
+    assert (simulated.log.eligible_QC.sum(0) > 0).all()
 
 
 @pytest.mark.parametrize(("options", "is_below"), [(PACED, True), (dataclasses.replace(PACED, pacer="off"), False)])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 
 from leadre import telemetry
@@ -18,6 +22,7 @@ from leadre.units import US_PER_HOUR, US_PER_S
 from ..alone import NOON_US, Alone, pacing_of, urls_of
 from ..bidding.test_respond import offer
 
+BY_HOUR = Path(__file__).parent.parent / "golden" / "pacing_by_hour.json"
 MIDNIGHT_US = NOON_US - 12 * US_PER_HOUR
 PLAN = {"plan": "even", "bid_nanos": 2_000_000}  # a CPM of 2
 
@@ -146,11 +151,34 @@ def test_state_survives_a_kill_of_the_writer(day, tmp_path):
         again.close()
 
 
-def test_snapshot_of_another_release_begins_anew(day, monkeypatch):
+def test_unreadable_snapshot_begins_anew(day):
     day = day(daily_nanos=10**9)
     state = day.alone.writer._derived.pacing
     state.restore(b"\x93something else")
     assert state.changes(0, "", 10).campaigns[0].campaign_id == "c-a"
+
+
+def test_counts_by_hour_of_the_release_before_go_on_by_quarter(day):
+    """The golden file is the state of a campaign with a traffic plan at 6:02 of its second day."""
+    last_us, (stored,) = json.loads(BY_HOUR.read_text())
+    day = day(daily_nanos=10**9, plan="traffic")
+    state = day.alone.writer._derived.pacing
+    broken = stored | {"campaign_id": "c-b", "sums": "another release's"}
+    offer(day.alone, "b", **PLAN, daily_nanos=10**9)
+    state.restore(msgspec.msgpack.encode((last_us, [broken, stored])))
+    for name, count_H in stored["traffic"].items():
+        assert np.reshape(state._traffic["c-a"][name], (24, 4)).sum(1).tolist() == count_H
+    assert {campaign.campaign_id: campaign.has_forecast for campaign in pacing_of_state(state)} == {"c-a": True}
+    day.alone.clock.wall_us = MIDNIGHT_US + 36 * US_PER_HOUR
+    day.wait(1)
+    assert state._days["c-a"].begins == 0, "no new plan of the rest of the day"
+    forecast_H = stored["day"]["forecast_H"]
+    noon = sum(forecast_H[:12]) / sum(forecast_H)
+    assert state._days["c-a"].planned_nanos == pytest.approx(noon * 1e9, rel=1e-3)
+
+
+def pacing_of_state(state):
+    return state.changes(0, "", 10).campaigns
 
 
 def test_reader_gets_the_campaigns_that_changed_since_its_last_reply(day):
@@ -262,6 +290,6 @@ def test_early_hour_of_a_day_of_23_hours_is_bid_in_and_counted(day):
     day.request()
     day.renew()
     assert day.request()
-    assert day.alone.writer._derived.pacing._traffic["c-a"]["2026-03-08"][3] == 2
+    assert day.alone.writer._derived.pacing._traffic["c-a"]["2026-03-08"][12] == 2
     day.wait(3_600)
     assert day.pacing.participate == 0
