@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import _thread
+import math
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
 
 import psutil
 
@@ -15,16 +18,57 @@ from leadre.errors import InputError
 
 MB = 2**20
 SAMPLE_S = 0.02
-CGROUP = Path("/sys/fs/cgroup")  # version 2; a container has its own limit there
+INTERRUPT_EVERY_S = 1.0
+_INTERRUPT = signal.SIGUSR1  # shells start background commands with SIGINT ignored
+_PROC_CGROUP = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+class _CgroupFiles(NamedTuple):
+    """Files of a version of control groups with the memory of a group."""
+
+    root: str
+    limit: str
+    used: str
+    inactive: str  # field of memory.stat
+
+
+_VERSION_1 = _CgroupFiles("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_VERSION_2 = _CgroupFiles("", "memory.max", "memory.current", "inactive_file")
 
 
 def free_mb() -> float:
-    """The memory that a new process could take without swapping, within the limit of a container."""
-    free = float(psutil.virtual_memory().available)
-    with suppress(OSError, ValueError):  # no container, or "max"
-        limit = int((CGROUP / "memory.max").read_text())
-        free = min(free, limit - int((CGROUP / "memory.current").read_text()))
-    return free / MB
+    """The memory that a new process could take without swapping, within the limits of its container."""
+    return min(float(psutil.virtual_memory().available), _free_in_cgroups()) / MB
+
+
+def _free_in_cgroups() -> float:
+    """Bytes that the control groups of this process leave, the outer ones too; infinite without a limit.
+
+    The page cache of files counts as used there. The kernel frees its inactive part before it stops a process.
+    """
+    free = math.inf
+    with suppress(OSError):
+        for line in _PROC_CGROUP.read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number != "0" and "memory" not in controllers.split(","):
+                continue
+            files = _VERSION_2 if number == "0" else _VERSION_1
+            root = _CGROUPS / files.root
+            group = root / path.lstrip("/")  # within a container, the root is the container's own group
+            for folder in {root, group, *(parent for parent in group.parents if parent.is_relative_to(root))}:
+                free = min(free, _free_in_cgroup(folder, files))
+    return free
+
+
+def _free_in_cgroup(folder: Path, files: _CgroupFiles) -> float:
+    try:
+        limit = int((folder / files.limit).read_text())
+        used = int((folder / files.used).read_text())
+        stat = dict(line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines())
+        return limit - used + int(stat.get(files.inactive, 0))
+    except (OSError, ValueError):  # no such group, or "max"
+        return math.inf
 
 
 class Peak:
@@ -46,36 +90,49 @@ class Peak:
         return now_mb
 
 
+class _ExceededError(BaseException):
+    """Ends a stage that took too much memory. No Exception, as a stage may catch these."""
+
+
 @contextmanager
 def watch(limit_mb: float) -> Iterator[Peak]:
     """Measure the memory of this process meanwhile, and print a line when nothing else has for ten seconds.
 
-    Ends what runs by an InputError if the process takes more than ``limit_mb``: other processes need the rest.
+    Ends what runs by an InputError if the process takes more than ``limit_mb``: other processes need the rest. A stage
+    that continues is interrupted again. Only the main thread can be watched.
     """
     peak = Peak()
     done = threading.Event()
-    exceeded: list[float] = []
+    exceeded_mb = 0.0
+    main = threading.get_ident()
 
     def look() -> None:
-        while not done.wait(SAMPLE_S):
+        nonlocal exceeded_mb
+        while not done.wait(INTERRUPT_EVERY_S if exceeded_mb else SAMPLE_S):
             now_mb = peak.sample()
-            if now_mb > limit_mb:
-                exceeded.append(now_mb)
-                _thread.interrupt_main()
-                return
+            if exceeded_mb or now_mb > limit_mb:
+                exceeded_mb = exceeded_mb or now_mb
+                signal.pthread_kill(main, _INTERRUPT)  # also ends a system call
             progress.sign_of_life(f"train: running, {now_mb:,.0f} MB")
 
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        if not done.is_set():
+            raise _ExceededError
+
     thread = threading.Thread(target=look, name="watch", daemon=True)
+    handler = signal.signal(_INTERRUPT, interrupt)
     thread.start()
     try:
-        yield peak
-    except KeyboardInterrupt:
-        if not exceeded:
+        try:
+            yield peak
+        finally:
+            done.set()
+            thread.join()
+            signal.signal(_INTERRUPT, handler)
+    except (_ExceededError, KeyboardInterrupt):
+        if not exceeded_mb:
             raise
         raise InputError(
-            f"memory: the command took {exceeded[0]:,.0f} MB of {limit_mb:,.0f} MB that may be taken; finished stages "
-            "are kept: free some memory, or lower --memory-gb, and run the command again"
+            f"memory: the command took {exceeded_mb:,.0f} MB of {limit_mb:,.0f} MB that may be taken; finished stages "
+            "are kept: free some memory, or lower --memory-gb, and run the command again, which continues"
         ) from None
-    finally:
-        done.set()
-        thread.join()

@@ -19,6 +19,7 @@ Changes = Mapping[str, Mapping[str, object]]  # by stage: option -> value
 BATCHES = (512, 1024, 2048, 3072, 4096)  # positions of a step, from the smallest that is tried
 WANTED_STEPS = 100  # a larger batch is taken only if it leaves as many
 MIN_STEPS = 8
+MAX_BUDGET_S = 10_000 * S_PER_HOUR
 FREE_SHARE = 0.6  # of the free memory that a run may take
 MIN_MEMORY_MB = 1_000  # of the process with its libraries and the smallest language model
 HEAP_GROWTH = 1.3  # batches of other lengths leave holes in the heap
@@ -66,6 +67,18 @@ class Costs:
     validation_U: tuple[int, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """Options that the config sets, so that the plan leaves them; None = the plan chooses. 0 as in `leadre tune`."""
+
+    max_steps: int | None = None
+    validate_users: int | None = None
+    validate_visits: int | None = None
+    validate_every: int | None = None
+    users: int | None = None
+    visits: int | None = None
+
+
 class Visits(NamedTuple):
     """Requests to answer: ``users`` drawn users (0 = all), at most ``visits`` of each (0 = all), ``total`` requests."""
 
@@ -78,10 +91,14 @@ def seconds_of(budget: str) -> float | None:
     """The seconds of a budget: ``90s``, ``10m``, ``1.5h``; None for ``none``. Raises InputError."""
     if budget == "none":
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|m|h)", budget.strip())
-    if match is None or not float(match[1]):
-        raise InputError(f"budget = {budget!r}: write a number with its unit: 90s, 10m, 2h; or none")
-    return float(match[1]) * {"s": 1, "m": S_PER_MINUTE, "h": S_PER_HOUR}[match[2]]
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(s|m|h)", budget.strip())
+    seconds = float(match[1]) * {"s": 1, "m": S_PER_MINUTE, "h": S_PER_HOUR}[match[2]] if match else 0.0
+    if not 0 < seconds <= MAX_BUDGET_S:
+        raise InputError(
+            f"budget = {budget[:40]!r}: write a number with its unit: 90s, 10m, 2h, at most"
+            f" {MAX_BUDGET_S // S_PER_HOUR:,}h; or none"
+        )
+    return seconds
 
 
 def memory_limit_mb(most_mb: float, free_mb: float) -> float:
@@ -115,22 +132,29 @@ def has_learnt_prior(requests: int, live_ads: float, budget_s: float | None) -> 
     return is_affordable and requests >= MIN_REQUESTS_OF_LEARNT_PRIOR and live_ads <= MAX_LIVE_OF_LEARNT_PRIOR
 
 
-def choose_visits(visits_U: Sequence[int], affordable: float) -> Visits:
+def choose_visits(
+    visits_U: Sequence[int], affordable: float, users: int | None = None, visits: int | None = None
+) -> Visits:
     """Requests that cost at most ``affordable``, of as many users as possible: first fewer visits of each, then users.
 
-    At least one request is chosen.
+    At least one request is chosen. ``users`` and ``visits`` are fixed unless None, also if they cost more.
     """
-    for cap in (0, *VISITS):
-        count = sum(min(visits, cap or visits) for visits in visits_U)
+    drawn = min(users or len(visits_U), len(visits_U)) / len(visits_U)
+    for cap in (0, *VISITS) if visits is None else (visits,):
+        count = round(drawn * sum(min(of_user, cap or of_user) for of_user in visits_U))
         if count <= affordable:
-            return Visits(0, cap, count)
+            break
+    if users is not None or count <= affordable:
+        return Visits(users or 0, cap, count)
     mean = count / len(visits_U)
     users = max(1, min(int(affordable / mean), len(visits_U)))
     return Visits(users, cap, round(users * mean))
 
 
-def choose_batch(steps: Sequence[StepCost], limit_mb: float, tune_s: float) -> StepCost:
-    """The largest measured batch within the memory that leaves `WANTED_STEPS` in ``tune_s``, or else the smallest.
+def choose_batch(
+    steps: Sequence[StepCost], limit_mb: float, tune_s: float, wanted_steps: int = WANTED_STEPS
+) -> StepCost:
+    """The largest measured batch within the memory that leaves ``wanted_steps`` in ``tune_s``, or else the smallest.
 
     Raises InputError if the smallest exceeds the memory.
     """
@@ -143,7 +167,7 @@ def choose_batch(steps: Sequence[StepCost], limit_mb: float, tune_s: float) -> S
             f"{limit_mb:,.0f} MB that may be taken; free some, raise --memory-gb, or set fewer `layers` or a smaller "
             "`batch_tokens` in [tune]"
         )
-    slow_enough = [cost for cost in fitting if cost.seconds * WANTED_STEPS <= tune_s]
+    slow_enough = [cost for cost in fitting if cost.seconds * wanted_steps <= tune_s]
     return (slow_enough or fitting[:1])[-1]
 
 
@@ -155,35 +179,62 @@ class Plan:
     reasons: tuple[str, ...]
 
 
-def choose(costs: Costs, *, left_s: float | None, limit_mb: float, epochs: int, max_steps: int = 0) -> Plan:
-    """The plan for ``left_s`` seconds (None = no bound) and ``limit_mb`` of memory.
+def choose(costs: Costs, *, left_s: float | None, limit_mb: float, epochs: int, fixed: Fixed | None = None) -> Plan:
+    """The plan for ``left_s`` seconds (None = no bound) and ``limit_mb`` of memory, with the options that are fixed.
 
-    ``epochs`` and ``max_steps`` (0 = none) are bounds of the config. If the time is too short for `MIN_STEPS`, the plan
-    is the least that gives a report. Raises InputError if too little memory is left.
+    If the time is too short for `MIN_STEPS`, the plan is the least that gives a report. Raises InputError if too little
+    memory is left.
     """
+    fixed = fixed or Fixed()
     if left_s is None:
         batch = choose_batch(costs.steps, limit_mb, math.inf)
-        unbounded = f"no budget: {epochs} epochs of steps of {batch.batch_tokens:,} positions, all test requests"
-        return Plan(changes={"tune": {"batch_tokens": batch.batch_tokens}}, reasons=(unbounded,))
+        lists = choose_visits(costs.visits_U, math.inf, fixed.users, fixed.visits)
+        steps = min(fixed.max_steps or epochs * batch.epoch_steps, epochs * batch.epoch_steps)
+        reasons = [
+            "no budget: all steps and test requests that the config allows",
+            *_reasons(costs, batch, steps, lists),
+        ]
+        return Plan(changes={"tune": {"batch_tokens": batch.batch_tokens}}, reasons=tuple(reasons))
     least_s = MIN_STEPS * costs.steps[0].seconds / (1 - GENERATE_SHARE - EVALUATE_SHARE - VALIDATE_SHARE)
-    late = [f"{max(left_s, 0):.0f} s of the budget are left; the least that gives a report takes about {least_s:.0f} s"]
-    reasons = late if left_s < least_s else []
+    reasons = []
+    if left_s < least_s:
+        left = f"{max(left_s, 0):.0f} s of the budget are left"
+        reasons.append(f"{left}; the least that gives a report takes about {least_s:.0f} s")
     left_s = max(left_s, least_s)
-    lists = choose_visits(costs.visits_U, GENERATE_SHARE * left_s / costs.search_s)
-    checks = choose_visits(costs.validation_U, VALIDATE_SHARE * left_s / costs.search_s)
-    search_s = (lists.total + checks.total) * costs.search_s
-    tune_s = (1 - EVALUATE_SHARE) * left_s - search_s
-    batch = choose_batch(costs.steps, limit_mb, tune_s)
-    all_steps = min(max_steps or epochs * batch.epoch_steps, epochs * batch.epoch_steps)
-    steps = min(max(int(tune_s / batch.seconds), MIN_STEPS), all_steps)
-    tune: dict[str, object] = {"batch_tokens": batch.batch_tokens, "max_steps": steps, "validate_every": steps}
-    tune |= {"validate_users": checks.users or len(costs.validation_U), "validate_visits": checks.visits or max(VISITS)}
+    lists = choose_visits(costs.visits_U, GENERATE_SHARE * left_s / costs.search_s, fixed.users, fixed.visits)
+    most_checks = VALIDATE_SHARE * left_s / costs.search_s
+    checks = choose_visits(costs.validation_U, most_checks, fixed.validate_users, fixed.validate_visits)
+    check_s = checks.total * costs.search_s
+    tune_s = (1 - EVALUATE_SHARE) * left_s - lists.total * costs.search_s - check_s
+    # Besides the validation at the end, a fixed interval gives one every so many steps.
+    check_s_of_step = check_s / fixed.validate_every if fixed.validate_every else 0.0
+    with_checks = [cost._replace(seconds=cost.seconds + check_s_of_step) for cost in costs.steps]
+    batch = choose_batch(with_checks, limit_mb, tune_s, fixed.max_steps or WANTED_STEPS)
+    all_steps = epochs * batch.epoch_steps
+    affordable_steps = max(int(tune_s / batch.seconds), MIN_STEPS)
+    steps = min(affordable_steps if fixed.max_steps is None else fixed.max_steps or all_steps, all_steps)
+    missing_s = steps * batch.seconds - tune_s
+    if missing_s > 0 and not reasons:
+        reasons.append(f"options that the config sets: they take {missing_s:.0f} s more than the budget leaves")
     reasons += [
-        f"{steps:,} steps of about {batch.batch_tokens:,} positions, {batch.seconds:.2f} s each: "
-        f"{steps / batch.epoch_steps:.2g} passes over the training visits",
+        *_reasons(costs, batch, steps, lists),
         f"{batch.peak_mb:,.0f} MB in a step, of {limit_mb:,.0f} MB that may be taken",
-        f"lists for {lists.total:,} of {sum(costs.visits_U):,} test requests, {costs.search_s:.2f} s each",
     ]
+    tune: dict[str, object] = {
+        "batch_tokens": batch.batch_tokens,
+        "max_steps": steps,
+        "validate_every": fixed.validate_every or steps,
+        "validate_users": checks.users or len(costs.validation_U),
+        "validate_visits": checks.visits or max(VISITS),
+    }
     generate: dict[str, object] = {"users": lists.users, "visits": lists.visits}
     changes: Changes = {"tune": tune, "generate": generate, "evaluate": {"channels": RIVALS}}
     return Plan(changes=changes, reasons=tuple(reasons))
+
+
+def _reasons(costs: Costs, batch: StepCost, steps: int, lists: Visits) -> list[str]:
+    return [
+        f"{steps:,} steps of about {batch.batch_tokens:,} positions, {batch.seconds:.2f} s each: "
+        f"{steps / batch.epoch_steps:.2g} passes over the training visits",
+        f"lists for {lists.total:,} of {sum(costs.visits_U):,} test requests, {costs.search_s:.2f} s each",
+    ]

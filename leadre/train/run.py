@@ -225,7 +225,16 @@ def _choose(
         until_s=until_s,
     )
     left_s = None if budget_s is None else until_s - time.monotonic()
-    return plans.choose(costs, left_s=left_s, limit_mb=limit_mb, epochs=schedule.epochs, max_steps=schedule.max_steps)
+    return plans.choose(costs, left_s=left_s, limit_mb=limit_mb, epochs=schedule.epochs, fixed=_fixed(stages))
+
+
+def _fixed(stages: StageConfigs) -> plans.Fixed:
+    """The options of the plan that the file sets."""
+    names = {field.name for field in dataclasses.fields(plans.Fixed)}
+    values: dict[str, Any] = {}
+    for section, stage in (("tune", stages.tune), ("generate", stages.generate)):
+        values |= {name: stage.flat()[name] for name in names & stages.fixed[section]}
+    return plans.Fixed(**values)
 
 
 def _write(output: artifact.Output, plan: Plan) -> None:

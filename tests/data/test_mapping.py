@@ -132,6 +132,34 @@ def test_fields_of_objects_are_columns(folder: Path, form: str) -> None:
     assert last == ("u4", "b2", "t1", datetime(2026, 1, 1, 0, 0, 59, tzinfo=UTC))
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"user.id": "k9", "user": {"id": "u1"}, "shown": [{"ad": "b1"}]}',
+        '{"user": {"id": "u1"}, "user.id": "k9", "shown": [{"ad": "b1"}]}',
+        '{"user": {"id": "u1"}, "shown": [{"ad": "b1"}], "user": {"id": "k9"}}',
+        '{"user": {"id": "u1", "id": "k9"}, "shown": [{"ad": "b1"}]}',
+    ],
+)
+@pytest.mark.parametrize("form", ["jsonl", "json"])
+def test_second_value_of_a_column_is_not_lost(folder: Path, row: str, form: str) -> None:
+    events = {"file": f"visits.{form}", "explode": "shown", "user_id": '"user.id"', "at": "'2026-01-01'"}
+    events |= {"domain": "'ad'", "item_id": '"shown.ad"', "action": "'conversion'"}
+    (folder / f"visits.{form}").write_text(row if form == "jsonl" else f"[\n{row}]")
+    with pytest.raises(InputError, match=rf"visits\.{form}, row .*(has two values|has the key .* twice)"):
+        mapped(folder, events=events)
+
+
+def test_field_with_the_name_of_a_column_is_refused(folder: Path) -> None:
+    """A key beside the list of objects that has it, and a column beside a struct."""
+    events = EVENTS | {"explode": "shown", "item_id": '"shown.ad"'}
+    (folder / "wide.jsonl").write_text('{"shown": [{"ad": "b1"}], "shown.ad": "b2"}\n')
+    pl.DataFrame({"shown": [[{"ad": "b1"}]], "shown.ad": ["b2"]}).write_parquet(folder / "wide.parquet")
+    for form in ("jsonl", "parquet"):
+        with pytest.raises(InputError, match=rf"wide\.{form}: has a column 'shown\.ad' and a field of 'shown'"):
+            mapped(folder, events=events | {"file": f"wide.{form}"})
+
+
 def test_columns_without_lists_or_fields_are_refused(folder: Path) -> None:
     pl.DataFrame({"cookie": [1], "creative": ["b1"]}).write_parquet(folder / "wide.parquet")
     with pytest.raises(InputError, match=r"explode = 'cookie': is no list in wide\.parquet but Int64"):
@@ -153,15 +181,16 @@ def arrays(folder: Path, lines: list[Any], form: str = "jsonl", **options: Any) 
 def test_json_arrays_are_rows_by_the_header(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A line is one row, or an array of them; a faulty row makes its line bad."""
     rows = [[f"u{n % 5}", f"b{n % 4}", n, "conversion"] for n in range(60)]
-    lines: list[Any] = [*rows[:20], rows[20:40], [["u0", None, 0, None]], [], rows[40:]]
+    lines: list[Any] = [*rows[:20], rows[20:40], [["u0", None, 0, None]], rows[40:]]
     assert arrays(folder, lines, max_bad_share=0.0).events.height == 60
     assert "events: 1 of 23 rows meet no condition of the mapping" in capsys.readouterr().err
-    tables = arrays(folder, [*lines, [rows[0], [["u0"], "b0", 60, "conversion"]], rows[0][:3], 5], max_bad_share=0.5)
+    bad = [[rows[0], [["u0"], "b0", 60, "conversion"]], rows[0][:3], 5, []]
+    tables = arrays(folder, [*lines, *bad], max_bad_share=0.5)
     assert tables.events.height == 60
-    assert tables.bad_rows["row"].to_list() == [25, 26, 27]
-    for why, part in zip(
-        tables.bad_rows["why"], ("does not fit", "3 values, but .* header has 4 names", "is not an object"), strict=True
-    ):
+    assert tables.bad_rows["row"].to_list() == [24, 25, 26, 27]
+    header = "values, but .* header has 4 names"
+    reasons = ("does not fit", f"3 {header}", "is not an object", f"0 {header}")
+    for why, part in zip(tables.bad_rows["why"], reasons, strict=True):
         assert re.search(part, why)
     (folder / "arrays.jsonl").unlink()
     assert arrays(folder, [rows], form="json").events.height == 60
@@ -193,6 +222,9 @@ def test_rows_that_match_no_row_of_a_joined_file_are_counted(folder: Path, capsy
     assert "events: 135 of 182 rows match a row of shelves.csv by creative" in capsys.readouterr().err
     (folder / "shelves.csv").write_text("creative,shelf\nB0,top\n B1,top")
     with pytest.raises(InputError, match=r"join of events with shelves\.csv: none of 182 rows has a creative that"):
+        mapped(folder, events=events)
+    (folder / "shelves.csv").write_text("creative,shelf\n")
+    with pytest.raises(InputError, match=r"join of events with shelves\.csv: the file has no rows; fill it"):
         mapped(folder, events=events)
 
 

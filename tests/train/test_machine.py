@@ -1,5 +1,7 @@
 """Memory of this process, and the lines of a long command."""
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -10,15 +12,41 @@ from leadre.errors import InputError
 from leadre.train import machine
 
 
-def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+def write_cgroup(folder, names, limit_mb, used_mb, inactive_mb):
+    folder.mkdir(parents=True, exist_ok=True)
+    limit, used, inactive = names
+    (folder / limit).write_text(f"{limit_mb if limit_mb == 'max' else limit_mb * machine.MB}\n")
+    (folder / used).write_text(f"{used_mb * machine.MB}\n")
+    (folder / "memory.stat").write_text(f"anon 7\n{inactive} {inactive_mb * machine.MB}\nactive_file 9\n")
+
+
+@pytest.mark.parametrize(
+    ("lines", "root", "names"),
+    [
+        ("0::/job/step\n", ".", ("memory.max", "memory.current", "inactive_file")),
+        (
+            "5:devices:/\n4:cpu,memory:/job/step\n0::/\n",
+            "memory",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_free_memory_is_that_of_the_container_with_its_page_cache(lines, root, names, tmp_path, monkeypatch):
+    (tmp_path / "cgroup").write_text(lines)
+    monkeypatch.setattr(machine, "_PROC_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
     unlimited = machine.free_mb()
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("0\n")
-    assert machine.free_mb() == pytest.approx(unlimited, rel=0.5)
-    (tmp_path / "memory.max").write_text(str(300 * machine.MB))
-    (tmp_path / "memory.current").write_text(str(100 * machine.MB))
+    assert unlimited > 300
+    write_cgroup(tmp_path / root, names, 300, 250, 150)  # the group of the container, seen from inside
     assert machine.free_mb() == 200
+    write_cgroup(tmp_path / root / "job", names, 100, 60, 40)  # an outer group
+    assert machine.free_mb() == 80
+    write_cgroup(tmp_path / root / "job" / "step", names, 2**43, 60, 0)  # no limit in version 1
+    assert machine.free_mb() == 80
+    if names[0] == "memory.max":
+        write_cgroup(tmp_path / root / "job", names, "max", 60, 40)
+        assert machine.free_mb() == 200
 
 
 def test_peak_is_measured():
@@ -33,6 +61,36 @@ def test_peak_is_measured():
 def test_command_that_takes_too_much_memory_ends_with_words():
     with pytest.raises(InputError, match=r"memory: the command took .* of 1 MB"), machine.watch(1.0):
         threading.Event().wait(20)
+
+
+def test_stage_that_swallows_an_interruption_is_interrupted_again(monkeypatch):
+    monkeypatch.setattr(machine, "INTERRUPT_EVERY_S", 0.05)
+    survived = []
+
+    def stage():
+        while len(survived) < 3:
+            try:
+                threading.Event().wait(20)
+            except BaseException as error:
+                survived.append(type(error))
+        threading.Event().wait(20)
+
+    with pytest.raises(InputError, match="run the command again, which continues"), machine.watch(1.0):
+        stage()
+    assert len(survived) == 3
+
+
+def test_memory_is_bounded_in_a_background_command():
+    """A shell starts background commands with SIGINT ignored."""
+    code = """
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from leadre.train import machine
+with machine.watch(1.0):
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
+    assert "InputError: memory: the command took" in done.stderr
 
 
 def test_interruption_by_the_user_stays_one():

@@ -6,7 +6,7 @@ import pytest
 
 from leadre.errors import InputError
 from leadre.train import plan as plans
-from leadre.train.plan import Costs, StepCost
+from leadre.train.plan import Costs, Fixed, StepCost
 
 STEPS = (StepCost(512, 0.5, 1000.0, 2000), StepCost(1024, 1.0, 1500.0, 1000), StepCost(2048, 2.0, 2500.0, 500))
 
@@ -22,7 +22,24 @@ def test_budget_is_parsed(budget, seconds):
     assert plans.seconds_of(budget) == seconds
 
 
-@pytest.mark.parametrize("budget", ["", "10", "m", "0m", "-1m", "10 days", "nan m"])
+@pytest.mark.parametrize(
+    "budget",
+    [
+        "",
+        "10",
+        "m",
+        "0m",
+        "-1m",
+        "10 days",
+        "nan m",
+        "inf h",
+        "1e3 s",
+        "9" * 400 + "s",
+        "9" * 308 + "h",
+        "10001h",
+        "\u0967\u0966m",
+    ],
+)
 def test_budget_without_number_or_unit_is_refused(budget):
     with pytest.raises(InputError, match=r"budget = .*10m"):
         plans.seconds_of(budget)
@@ -81,12 +98,51 @@ def test_steps_fill_the_time_that_lists_and_report_leave():
 def test_steps_end_with_the_epochs_or_the_bound_of_the_config():
     few = costs(steps=[cost._replace(epoch_steps=5) for cost in STEPS])
     assert plans.choose(few, left_s=4_000, limit_mb=10_000, epochs=2).changes["tune"]["max_steps"] == 10
-    assert plans.choose(few, left_s=4_000, limit_mb=10_000, epochs=2, max_steps=3).changes["tune"]["max_steps"] == 3
+    assert (
+        plans.choose(few, left_s=4_000, limit_mb=10_000, epochs=2, fixed=Fixed(max_steps=3)).changes["tune"][
+            "max_steps"
+        ]
+        == 3
+    )
+
+
+def test_options_that_the_config_sets_are_in_the_plan_and_its_reasons():
+    plan = plans.choose(costs(), left_s=400, limit_mb=10_000, epochs=3, fixed=Fixed(max_steps=5, users=10, visits=4))
+    assert plan.changes["tune"]["max_steps"] == plan.changes["tune"]["validate_every"] == 5
+    assert plan.changes["generate"] == {"users": 10, "visits": 4}
+    assert plan.reasons[0].startswith("5 steps of about 2,048 positions")
+    assert plan.reasons[1] == "lists for 40 of 500 test requests, 0.10 s each"
+    # Lists of all requests leave less time for steps.
+    all_requests = costs(steps=STEPS[:1], search_s=0.5)
+    free = plans.choose(all_requests, left_s=400, limit_mb=10_000, epochs=3).changes["tune"]["max_steps"]
+    plan = plans.choose(all_requests, left_s=400, limit_mb=10_000, epochs=3, fixed=Fixed(users=0, visits=0))
+    assert plan.changes["tune"]["max_steps"] < free
+    assert plan.reasons[1] == "lists for 500 of 500 test requests, 0.50 s each"
+
+
+def test_fixed_validations_take_their_time_from_the_steps():
+    fixed = Fixed(validate_every=10, validate_users=20, validate_visits=5)
+    plan = plans.choose(costs(), left_s=400, limit_mb=10_000, epochs=3, fixed=fixed)
+    tune = plan.changes["tune"]
+    assert (tune["validate_every"], tune["validate_users"], tune["validate_visits"]) == (10, 20, 5)
+    # 100 requests of .1 s are 10 s at the end and 1 s a step, beside 50 s of lists and 80 s of evaluation.
+    assert tune["max_steps"] == int((0.8 * 400 - 50 - 10) / (tune["batch_tokens"] / 1024 + 1))
+
+
+def test_fixed_options_beyond_the_budget_are_a_reason():
+    plan = plans.choose(costs(), left_s=100, limit_mb=10_000, epochs=3, fixed=Fixed(max_steps=400))
+    # The smallest batch takes 200 s. Of the budget 80 s are left for it, lists (25 s) and validations (5 s).
+    assert plan.changes["tune"]["batch_tokens"] == 512
+    assert plan.reasons[0] == "options that the config sets: they take 150 s more than the budget leaves"
 
 
 def test_no_budget_keeps_all_requests_and_epochs():
     plan = plans.choose(costs(), left_s=None, limit_mb=10_000, epochs=3)
     assert plan.changes == {"tune": {"batch_tokens": 2048}}
+    assert plan.reasons[1].startswith("1,500 steps of about 2,048 positions, 2.00 s each: 3 passes")
+    plan = plans.choose(costs(), left_s=None, limit_mb=10_000, epochs=3, fixed=Fixed(max_steps=50, users=5))
+    assert plan.reasons[1].startswith("50 steps of about 2,048 positions, 2.00 s each: 0.1 passes")
+    assert plan.reasons[2] == "lists for 50 of 500 test requests, 0.10 s each"
 
 
 @pytest.mark.parametrize("left_s", [-5.0, 0.0, 6.0])

@@ -84,6 +84,8 @@ def test_options_of_the_config_hold(write_config, finished, tmp_path, capsys):
         config_of(tmp_path, "tune-sft").items() >= {"max_steps": 2, "batch_tokens": 900, "learnt_prior": False}.items()
     )
     assert config_of(tmp_path, "generate")["users"] == 3
+    reasons = json.loads((tmp_path / "small" / "train" / "plan.json").read_text())["reasons"]
+    assert any(reason.startswith("2 steps of about 900 positions") for reason in reasons)
     assert config_of(tmp_path, "semid")["levels"] == [8, 6]
     assert not (tmp_path / "small" / "channels" / "sasrec").exists()
 

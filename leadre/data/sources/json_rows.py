@@ -85,7 +85,7 @@ class _Rows:
     def add_text(self, text: str, number: int) -> None:
         """Parse one object; ``number``: its row."""
         try:
-            row = json.loads(text, parse_constant=_raise_constant)
+            row = _DECODER.decode(text)
         except (ValueError, RecursionError) as error:
             self._refuse(number, "", error)
             return
@@ -110,7 +110,7 @@ class _Rows:
             return [element]
         if not isinstance(element, list) or not header:
             raise _CellError("", f"is not an object but {type(element).__name__}")
-        rows = element if all(isinstance(row, list) for row in element) else [element]
+        rows = element if element and all(isinstance(row, list) for row in element) else [element]
         for row in rows:
             if len(row) != len(header):
                 raise _CellError("", f"{len(row)} values, but the mapping's header has {len(header)} names")
@@ -123,7 +123,8 @@ class _Rows:
             column = prefix + key
             name = plain_name(column)
             if name in self.columns.parents:
-                cells |= self._fields(column, value)
+                for field, cell in self._fields(column, value).items():
+                    _set_once(cells, field, cell)
                 continue
             try:
                 if column in (ROW, FILE):
@@ -132,9 +133,9 @@ class _Rows:
                 if kind is not None:
                     text = _as_text(name, value, kind)
                     has_point = isinstance(value, float) and name in self.with_comma
-                    cells[column] = text.replace(".", ",") if has_point and text is not None else text
+                    _set_once(cells, column, text.replace(".", ",") if has_point and text is not None else text)
                 elif self.columns.others:
-                    cells[column] = _checked_text(value) if isinstance(value, str) else value
+                    _set_once(cells, column, _checked_text(value) if isinstance(value, str) else value)
                 else:
                     self._unread[column] = None
             except ValueError as error:
@@ -192,6 +193,13 @@ class _Rows:
         return pl.Series(key, texts, dtype=pl.String)
 
 
+def _set_once(cells: dict[str, Any], column: str, cell: object) -> None:
+    """Raises _CellError for a second value: of the key "geo.country" beside an object geo with the field country."""
+    if column in cells:
+        raise _CellError(column, "has two values in the row: a key of this name, and a field of an object; rename one")
+    cells[column] = cell
+
+
 def scan_json_lines(path: Path, label: str, max_field_bytes: int) -> None:
     """Raise InputError for invalid UTF-8 or a line over the limit; constant memory."""
     row = 1
@@ -237,7 +245,6 @@ def _read_array(path: Path, label: str, max_field_bytes: int, add: Callable[[obj
 
     The row is the line on which the element begins, or one more than that of the last element if they share a line.
     """
-    decoder = json.JSONDecoder(parse_constant=_raise_constant)
     with path.open(encoding="utf-8-sig") as file:
         text = file.read(scan.BLOCK_BYTES)
         at = text.index("[") + 1
@@ -255,7 +262,7 @@ def _read_array(path: Path, label: str, max_field_bytes: int, add: Callable[[obj
                     )
                 return
             try:
-                element, end = decoder.raw_decode(text, at)
+                element, end = _DECODER.raw_decode(text, at)
             except (ValueError, RecursionError) as error:
                 more = "" if len(text) - at > max_field_bytes else file.read(scan.BLOCK_BYTES)
                 if not more and len(text) - at > max_field_bytes:
@@ -315,9 +322,21 @@ def _raise_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError for a key that it has twice: one of the values would be lost."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"an object has the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return values
+
+
 def _last_key(path: Path, start: int, length: int) -> str:
     """The last ``"key":`` in ``length`` bytes from ``start``: the field that contains the fault of a JSON line."""
     with path.open("rb") as file:
         file.seek(start)
         keys = re.findall(rb'"([A-Za-z0-9_ -]{1,64})"\s*:', file.read(length))
     return keys[-1].decode() if keys else "unknown"
+
+
+_DECODER = json.JSONDecoder(parse_constant=_raise_constant, object_pairs_hook=_object)

@@ -10,7 +10,7 @@ entry of ``actions`` gives one, with its own columns, where its ``where`` is tru
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from typing import Any
@@ -93,7 +93,7 @@ class TableMapping:
             frame = self._exploded(frame, file)
         if not frame.height:
             return pl.DataFrame(schema={ROW: pl.Int64})
-        frame = self._unnested(frame)
+        frame = _unnested(frame, self.file_columns().parents, file)
         if self.where:
             frame = self._filtered(frame, self.where, file)
         frames = []
@@ -145,19 +145,6 @@ class TableMapping:
             plain = values.str.split(self.explode_separator)
             values = pl.when(marked).then(values.str.split(LIST_MARK).list.slice(1)).otherwise(plain)
         return frame.with_columns(values).explode(self.explode, empty_as_null=False, keep_nulls=False)
-
-    def _unnested(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The frame with a column for each field of the structs of which the expressions read fields."""
-        parents = self.file_columns().parents
-        columns = frame.columns
-        for column in columns:
-            kind = frame.schema[column]
-            if isinstance(kind, pl.Struct) and plain_name(column) in parents:
-                names = {f"{column}.{field.name}": field.name for field in kind.fields}
-                fields = [pl.col(column).struct.field(field).alias(name) for name, field in names.items()]
-                frame = frame.select(pl.exclude(column, *names), *fields)
-                columns += names  # a field may be a struct
-        return frame
 
     def _is_of_profile(self, column: str) -> bool:
         """Whether the column is one of a user's profile, in which lists are texts joined by commas."""
@@ -220,6 +207,27 @@ def parse(columns: Mapping[str, Any] | None, events: Mapping[str, Any] | None) -
     for mapping in mappings.values():
         mapping.file_columns()  # parses all expressions
     return mappings
+
+
+def _unnested(frame: pl.DataFrame, parents: Collection[str], file: str) -> pl.DataFrame:
+    """The frame with a column for each field of the structs ``parents``, of which the expressions read fields.
+
+    Raises InputError if a column has the name that a field would get.
+    """
+    columns = frame.columns
+    for column in columns:
+        kind = frame.schema[column]
+        if isinstance(kind, pl.Struct) and plain_name(column) in parents:
+            names = {f"{column}.{field.name}": field.name for field in kind.fields}
+            for name in names:
+                if name in frame.columns:
+                    raise InputError(
+                        f"{file}: has a column {name!r} and a field of {column!r} of this name; rename one"
+                    )
+            fields = [pl.col(column).struct.field(field).alias(name) for name, field in names.items()]
+            frame = frame.select(pl.exclude(column), *fields)
+            columns += names  # a field may be a struct
+    return frame
 
 
 def _table(table: str, section: object) -> TableMapping:

@@ -179,10 +179,13 @@ class _TableReader:
     def _say_matches(self, join: mappings.Join) -> None:
         """Say how many rows have a row of the joined file. Raises InputError if none has."""
         if not self._rows_matched and self._joined is not None:
-            keys = ", ".join(map(repr, self._joined[join.on].head(3).to_list())) or "no rows"
+            place = f"[data] join of {self.name} with {join.file}"
+            if not self._joined.height:
+                raise InputError(f"{place}: the file has no rows; fill it, or remove the join")
+            keys = ", ".join(map(repr, self._joined[join.on].head(3).to_list()))
             raise InputError(
-                f"[data] join of {self.name} with {join.file}: none of {self._rows_read:,} rows has a {join.on} that is"
-                f" in the file, which begins with {keys}; keys are compared as text, letter by letter"
+                f"{place}: none of {self._rows_read:,} rows has a {join.on} that is in the file, which begins with"
+                f" {keys}; keys are compared as text, letter by letter"
             )
         progress.say(
             f"data: {self.name}: {self._rows_matched:,} of {self._rows_read:,} rows match a row of {join.file} by"
