@@ -34,6 +34,7 @@ from leadre.redact import redact
 VERBS = {
     "train": "leadre.train.run",
     "data": "leadre.data.run",
+    "data-fetch": "leadre.data.fetch.run",
     "semid": "leadre.semid.run",
     "tune": "leadre.tune.run",
     "tune-dpo": "leadre.tune.preferences.run",

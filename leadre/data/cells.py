@@ -172,6 +172,8 @@ def _profile(raw: pl.Series, is_number: bool) -> tuple[pl.Series, pl.Series]:
         raw = raw.cast(TEXT).str.strip_chars(" \t\r\n").replace("", None)
     if raw.dtype.is_float():
         return raw, raw.is_infinite().fill_null(False)
+    if is_number and raw.dtype.is_decimal():
+        raw = raw.cast(pl.Float64)
     if not is_number or raw.dtype != TEXT:
         return raw, raw.is_null() & False
     is_whole = raw.drop_nulls().str.contains(r"^[+-]?\d{1,18}$").all()

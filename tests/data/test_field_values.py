@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,14 @@ def test_profile_is_the_same_from_every_form(logs: Logs, form: str) -> None:
     assert shown[0] == ["01000", "12345678901234567", "24", "true", "nan"]
     assert shown[1] == ["99000", "12345678901234568", "30", "false", "7"]
     assert read_folder(logs(form, users=PROFILES), profile_numbers=("age",)).users["age"].dtype == pl.Int64
+
+
+def test_decimals_of_a_profile_are_numbers_if_declared(logs: Logs) -> None:
+    folder = logs("parquet")
+    users = pl.DataFrame({"user_id": ["u0", "u1"], "income": [Decimal("12.50"), None]})
+    users.write_parquet(folder / "users.parquet")
+    assert read_folder(folder).users["income"].to_list() == ["12.50", None, None]
+    assert read_folder(folder, profile_numbers=("income",)).users["income"].to_list() == [12.5, None, None]
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])

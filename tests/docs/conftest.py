@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
 from leadre.__main__ import main
+from tests.data.fetch import servers
 
 from ..serve.bidder import until
 from .pages import Scratch
@@ -58,7 +60,20 @@ def scratch(tmp_path, request, pretrained):
             scratch.start("leadre serve --config configs/demo.toml", url, "bidder")
             until(lambda: "writer" not in httpx.get(url).json()["away"], "ready for events")
 
-    with Scratch(tmp_path, {"world-run": copy_run, "bidder": start_bidder}) as scratch:
+    def start_shop(scratch: Scratch) -> None:
+        """The database and the bucket of a shop, whose addresses are in the environment."""
+        address = running.enter_context(servers.postgresql())
+        servers.execute(address, *servers.SHOP)
+        endpoint = running.enter_context(servers.object_store())
+        servers.put(f"{endpoint}/shop-articles")
+        for number, title in enumerate(("Ten trails", "Care of leather")):
+            article = f"content_id,title\nc{number},{title}\n".encode()
+            servers.put(f"{endpoint}/shop-articles/2026/{number}.csv", article)
+        scratch.environment |= {"SHOP_DSN": address, "AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
+        scratch.environment |= {"AWS_ACCESS_KEY_ID": "example", "AWS_SECRET_ACCESS_KEY": "example"}
+
+    setups = {"world-run": copy_run, "bidder": start_bidder, "shop": start_shop}
+    with ExitStack() as running, Scratch(tmp_path, setups) as scratch:
         (tmp_path / "work").mkdir()
         (tmp_path / "work" / "pretrained").symlink_to(pretrained)
         yield scratch

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from leadre.artifact import META
 from leadre.data.tables import SCHEMAS, Tables
 from leadre.errors import InputError
 
@@ -80,7 +81,7 @@ def unread(folder: Path, read: Sequence[Part]) -> list[str]:
     names = []
     in_use = {part.label.split("/")[0] for part in read}
     for entry in _visible(folder):
-        if entry.name in in_use:
+        if entry.name in in_use or entry.name == META:
             continue
         if _table_of(entry) is not None:
             if not entry.is_dir() and _form(entry) is None:

@@ -1,0 +1,1 @@
+"""Tables of a log from a database and from an object store, as files."""
