@@ -1,6 +1,6 @@
 """A market of arrays: second-price auctions with real prices, on which one campaign's pacers and bidders are tried.
 
-Letters: N auctions of the day in the order of their time, T ticks.
+Letters: N auctions of the day in the order of their time, T ticks, P parts of ticks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadre.auction.bidders.contract import Bidder, Seen
-from leadre.auction.pacing.contract import UNPACED, Pacer, Tick, advance, rate_of, start
+from leadre.auction.pacing.contract import MAX_EARLY, UNPACED, Pacer, Tick, advance, burst_of, rate_of, start
 from leadre.auction.pacing.plan import HOURS, Plan
 
 Floats = NDArray[np.float64]
@@ -45,8 +45,8 @@ class Day:
 
 @dataclass(frozen=True)
 class PacedDay:
-    """The result of a day. Sums are as of the end of each tick; ``multiplier_T`` is the mean factor of the value
-    that the tick bid."""
+    """The result of a day. Sums are as of the end of each tick; ``multiplier_T`` is the factor of the value that was
+    bid then, times the probability to take part."""
 
     spent_T: Floats
     planned_T: Floats
@@ -75,18 +75,19 @@ def pace_day(
 ) -> PacedDay:
     """Bid through a day, with a tick of the pacer after each part of it; None bids the value.
 
-    ``day_auctions``: of the forecast. ``delay``: ticks after which the pacer sees what was spent. A budget that cannot
-    pay a price does not win the auction.
+    ``day_auctions``: of the forecast, by which a tick with a burst of auctions has early ticks within. ``delay``: ticks
+    after which the pacer sees what was spent. A budget that cannot pay a price does not win the auction.
     """
-    tick_N = np.minimum((day.position_N * ticks).astype(np.int64), ticks - 1)
-    bounds = np.searchsorted(tick_N, np.arange(ticks + 1)).tolist()
-    draws_N = np.random.default_rng(seed).random(len(tick_N))
-    won_N = np.zeros(len(tick_N), bool)
+    end_P = _ends(day.position_N, ticks, burst_of(day_auctions or np.inf))
+    bounds = [0, *np.searchsorted(day.position_N, end_P[:-1]).tolist(), len(day.position_N)]
+    seen_P = np.searchsorted(end_P, end_P - delay / ticks + 1e-9)
+    draws_N = np.random.default_rng(seed).random(len(day.position_N))
+    won_N = np.zeros(len(day.position_N), bool)
     spent = [0.0]
     multipliers = []
     state = None if pacer is None else start(pacer)
-    for tick in range(ticks):
-        part = slice(bounds[tick], bounds[tick + 1])
+    for number, end in enumerate(end_P.tolist()):
+        part = slice(bounds[number], bounds[number + 1])
         rate = UNPACED if pacer is None or state is None else rate_of(pacer, state)
         wants_N = (day.value_N[part] * rate.multiplier >= day.price_N[part]) & (draws_N[part] < rate.participate)
         won_N[part] = wants_N & _payable(day.price_N[part] * wants_N, budget_nanos - spent[-1])
@@ -94,22 +95,28 @@ def pace_day(
         multipliers.append(rate.participate * rate.multiplier)
         if pacer is not None and state is not None:
             past = slice(max(0, part.stop - SAMPLE), part.stop)
-            state = advance(
-                pacer,
-                state,
-                plan,
-                budget_nanos,
-                Tick(
-                    position=(tick + 1) / ticks,
-                    spent_nanos=spent[max(tick + 1 - delay, 0)],
-                    eligible=part.stop,
-                    day_auctions=day_auctions,
-                    value_N=day.value_N[past],
-                    price_N=day.price_N[past],
-                ),
+            seen = Tick(
+                position=end,
+                spent_nanos=spent[seen_P[number]],
+                eligible=part.stop,
+                day_auctions=day_auctions,
+                value_N=day.value_N[past],
+                price_N=day.price_N[past],
             )
+            state = advance(pacer, state, plan, budget_nanos, seen)
     planned = [budget_nanos * plan.by((tick + 1) / ticks) for tick in range(ticks)]
-    return PacedDay(np.array(spent[1:]), np.array(planned), np.array(multipliers), won_N)
+    last_T = np.searchsorted(end_P, np.arange(1, ticks + 1) / ticks - 1e-9)
+    return PacedDay(np.array(spent[1:])[last_T], np.array(planned), np.array(multipliers)[last_T], won_N)
+
+
+def _ends(position_N: Floats, ticks: int, burst: float) -> Floats:
+    """[P] the ends of ticks and of the early ticks within those that have more auctions than ``burst``."""
+    count_T = np.histogram(position_N, ticks, range=(0, 1))[0]
+    parts_T = np.clip(np.ceil(count_T / burst), 1, MAX_EARLY).astype(np.int64)
+    first_T = parts_T.cumsum() - parts_T
+    within_P = np.arange(parts_T.sum()) - np.repeat(first_T, parts_T) + 1
+    ends_P: Floats = (np.repeat(np.arange(ticks), parts_T) + within_P / np.repeat(parts_T, parts_T)) / ticks
+    return ends_P
 
 
 def _payable(cost_N: Floats, left_nanos: float) -> Sequence[bool] | Bools:

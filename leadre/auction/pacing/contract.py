@@ -28,6 +28,10 @@ MAX_AHEAD = 0.05  # of the budget
 MIN_AHEAD = 0.02  # up to it a campaign bids after any jump: open bids that are never shown would stop it
 JUMPS = 2.0  # a campaign waits for its plan if so many jumps could take it further ahead than `MAX_AHEAD`
 JUMP_MEMORY = 1 / 24  # of a day, after which a jump counts a third
+MINUTE = 1 / 1_440  # of a day: from one tick to the next
+BURST = 2.0  # times the mean auctions of a minute; after so many a tick is early
+MIN_BURST = 10  # auctions
+MAX_EARLY = 10  # ticks in a minute
 
 
 class GoalFactors(NamedTuple):
@@ -60,7 +64,8 @@ class PacerState:
     ``position`` of the day, ``spent_nanos`` and ``eligible`` auctions of the day as of the last tick. ``control`` is
     the pacer's own: a dual, a log-multiplier or a probability. ``error``: the pacer's own memory of the last tick.
     ``ahead``: spent less planned, as a share of the budget. ``jump``: the largest spend of a tick above its plan, of
-    late, as the same share.
+    late, as the same share. ``lost_nanos``: spend that the pacer learned from and that fell back, as open bids were
+    lost; the next spend repays it.
     """
 
     control: float
@@ -70,6 +75,7 @@ class PacerState:
     eligible: int = 0
     ahead: float = 0.0
     jump: float = 0.0
+    lost_nanos: float = 0.0
 
     @property
     def waits(self) -> bool:
@@ -148,7 +154,8 @@ def advance(pacer: Pacer, state: PacerState, plan: Plan, budget_nanos: int, tick
     memory = math.exp(-(tick.position - state.position) / JUMP_MEMORY)
     jump = max(ahead - state.ahead, state.jump * memory)
     if state.waits or plan.by(tick.position) <= plan.by(state.position):
-        return PacerState(state.control, state.error, tick.position, tick.spent_nanos, tick.eligible, ahead, jump)
+        unlearned = (tick.position, tick.spent_nanos, tick.eligible, ahead, jump, state.lost_nanos)
+        return PacerState(state.control, state.error, *unlearned)
     left_nanos = max(budget_nanos - state.spent_nanos, 0.0)
     planned = plan.by(state.position)
     rest = max(1.0 - planned, 1e-9)
@@ -157,9 +164,10 @@ def advance(pacer: Pacer, state: PacerState, plan: Plan, budget_nanos: int, tick
     next_share = plan.by(tick.position + length) - plan.by(tick.position)
     least_nanos = MIN_TARGET * budget_nanos * length
     day_auctions = tick.day_auctions or tick.eligible / tick.position
+    spent_nanos = tick.spent_nanos - state.spent_nanos - state.lost_nanos
     slot = Slot(
         target_nanos=max(left_nanos * min(share / rest, 1.0), least_nanos),
-        spent_nanos=max(tick.spent_nanos - state.spent_nanos, 0.0),
+        spent_nanos=max(spent_nanos, 0.0),
         eligible=max(tick.eligible - state.eligible, 0),
         day_auctions=max(day_auctions, MIN_AUCTIONS),
         ahead=ahead,
@@ -167,7 +175,16 @@ def advance(pacer: Pacer, state: PacerState, plan: Plan, budget_nanos: int, tick
         tick=tick,
     )
     control, error = pacer.step(state, slot)
-    return PacerState(control, error, tick.position, tick.spent_nanos, tick.eligible, ahead, jump)
+    learned = (tick.position, tick.spent_nanos, tick.eligible, ahead, jump, max(-spent_nanos, 0.0))
+    return PacerState(control, error, *learned)
+
+
+def burst_of(day_auctions: float) -> float:
+    """Auctions since a tick after which the next one is early, so that a minute's spend does not outrun the pacer.
+
+    ``day_auctions``: as in `Tick`. There are at most `MAX_EARLY` ticks in a minute.
+    """
+    return max(BURST * day_auctions * MINUTE, MIN_BURST)
 
 
 def clip(x: float, low: float, high: float) -> float:

@@ -15,12 +15,22 @@ from functools import lru_cache
 import numpy as np
 
 from leadre.auction.pacing import plan as plans
-from leadre.auction.pacing.contract import UNPACED, WAITING, PacerState, Rate, Tick, advance, rate_of, start
+from leadre.auction.pacing.contract import (
+    MINUTE,
+    UNPACED,
+    WAITING,
+    PacerState,
+    Rate,
+    Tick,
+    advance,
+    burst_of,
+    rate_of,
+    start,
+)
 from leadre.auction.pacing.plan import USUAL_DAY, Plan
 from leadre.auction.pacing.registry import PACERS
 from leadre.types import PacerName, PlanName
 
-MINUTE = 1 / 1_440
 MINUTES_A_QUARTER = 15
 
 
@@ -60,7 +70,7 @@ class CampaignDay:
     """The state of a campaign's pacing. ``begins``: position of the frame; ``before_nanos``: spent before it.
 
     ``opens``, ``closes``, ``quarter_S``: as in `DayFigures`. ``before_eligible``: auctions of the day before the frame.
-    ``forecast_Q``: auctions expected of each quarter, () without a forecast.
+    ``forecast_Q``: auctions expected of each quarter, () without a forecast. ``auctions``: expected of the day.
     """
 
     day: str
@@ -75,6 +85,12 @@ class CampaignDay:
     forecast_Q: tuple[float, ...] = ()
     opens: float = 0.0
     quarter_S: tuple[int, ...] = USUAL_DAY
+    auctions: float = 0.0
+
+    @property
+    def burst(self) -> float:
+        """Auctions after which the next tick is early; as `burst_of`."""
+        return burst_of(self.auctions)
 
     @property
     def plan(self) -> Plan:
@@ -104,11 +120,11 @@ def tick(before: CampaignDay | None, rules: PacingRules, figures: DayFigures) ->
     pacer = before.pacer
     budget_nanos = figures.budget_nanos - before.before_nanos
     spent_nanos = figures.spent_nanos - before.before_nanos
+    since = max(figures.position - before.begins, MINUTE)
+    expected = (figures.eligible - before.before_eligible) / since
+    if before.forecast_Q:
+        expected = plans.auctions_of(before.forecast_Q, before.quarter_S) or expected
     if rules.pacer != "off" and spent_nanos < budget_nanos:
-        since = max(figures.position - before.begins, MINUTE)
-        expected = (figures.eligible - before.before_eligible) / since
-        if before.forecast_Q:
-            expected = plans.auctions_of(before.forecast_Q, before.quarter_S) or expected
         now = Tick(figures.position, spent_nanos, figures.eligible, expected)
         pacer = advance(PACERS[rules.pacer], pacer, before.plan, round(budget_nanos), now)
     elif figures.position > pacer.position:  # without money there is nothing to learn
@@ -119,7 +135,13 @@ def tick(before: CampaignDay | None, rules: PacingRules, figures: DayFigures) ->
             eligible=figures.eligible,
             ahead=spent_nanos / max(budget_nanos, 1.0) - before.plan.by(figures.position),
         )
-    return replace(before, pacer=pacer, budget_nanos=figures.budget_nanos, spent_nanos=figures.spent_nanos)
+    return replace(
+        before,
+        pacer=pacer,
+        budget_nanos=figures.budget_nanos,
+        spent_nanos=figures.spent_nanos,
+        auctions=expected,
+    )
 
 
 def day_budget_nanos(daily_nanos: int, total_left_nanos: int | None, open_us: int, rest_us: int) -> int:

@@ -25,7 +25,7 @@ from leadre.auction.budget.days import SLOT_US, day_of_slot, quarters_of_day
 from leadre.auction.budget.sums import sum_of
 from leadre.auction.pacing import day as pacing_day
 from leadre.auction.pacing import plan as plans
-from leadre.auction.pacing.contract import UNPACED, WAITING, Rate
+from leadre.auction.pacing.contract import MAX_EARLY, UNPACED, WAITING, Rate
 from leadre.auction.pacing.day import CampaignDay, DayFigures, PacingRules
 from leadre.auction.pacing.plan import FORECAST_DAYS, QUARTERS
 from leadre.serve.events.records import EventRecord, RequestRecord
@@ -90,6 +90,48 @@ class _Shown:
         )
 
 
+class _TickTimes:
+    """The time of the next tick of each campaign: spread over the minute, and earlier after a burst of auctions."""
+
+    def __init__(self) -> None:
+        self._due_us: dict[str, int] = {}
+        self._until_early: dict[str, float] = {}  # auctions before an early tick
+
+    def is_due(self, campaign_id: str, now_us: int) -> bool:
+        """Whether a tick is due; if so, the next one is a minute later."""
+        due_us = self._due_us.get(campaign_id, 0)
+        if due_us - TICK_US <= now_us < due_us:
+            return False
+        is_first = campaign_id not in self._due_us
+        offset_us = zlib.crc32(campaign_id.encode()) % TICK_US if is_first else 0
+        self._due_us[campaign_id] = now_us + TICK_US - offset_us
+        return True
+
+    def set_burst(self, campaign_id: str, auctions: float) -> None:
+        """The next tick is early after so many auctions."""
+        self._until_early[campaign_id] = auctions
+
+    def add(self, campaign_id: str, eligible: int) -> None:
+        """Count auctions; after a burst the next tick is brought forward."""
+        left = self._until_early.get(campaign_id)
+        if left is None or campaign_id not in self._due_us:
+            return
+        if left > eligible:
+            self._until_early[campaign_id] = left - eligible
+        else:
+            del self._until_early[campaign_id]  # the next tick sets it again
+            self._due_us[campaign_id] -= TICK_US - TICK_US // MAX_EARLY
+
+    def forget(self, campaign_id: str) -> None:
+        self._due_us.pop(campaign_id, None)
+        self._until_early.pop(campaign_id, None)
+
+    def keep(self, campaign_ids: Collection[str]) -> None:
+        """Forget all other campaigns."""
+        for campaign_id in self._due_us.keys() - campaign_ids:
+            self.forget(campaign_id)
+
+
 class PacingState:
     """States of the campaigns with a plan or a goal. ``exp_s``: `Settings.exp_s`."""
 
@@ -104,7 +146,7 @@ class PacingState:
         self._traffic: dict[str, Traffic] = {}
         self._open = OpenMoney(exp_s)
         self._goals = GoalTracking(exp_s)
-        self._due_us: dict[str, int] = {}
+        self._ticks = _TickTimes()
         self._last_us = 0  # time of the newest request
 
     def add(self, record: RequestRecord | EventRecord) -> None:
@@ -124,6 +166,7 @@ class PacingState:
             if paced.eligible and paced.campaign_id in self._planned:
                 zone = self._planned[paced.campaign_id].zone
                 _count(self._traffic.setdefault(paced.campaign_id, {}), zone, paced.eligible, record.at_us)
+                self._ticks.add(paced.campaign_id, paced.eligible)
         for bid in record.bids:
             if (campaign := self._planned.get(bid.campaign_id)) is not None:
                 day, _, _ = day_of_slot(record.at_us // SLOT_US, campaign.zone)
@@ -137,15 +180,14 @@ class PacingState:
         self._open.expire(now_us)
         self._goals.expire(now_us)
         for campaign_id, campaign in self._campaigns.items():
-            due_us = self._due_us.get(campaign_id, 0)
-            if due_us - TICK_US <= now_us < due_us:
+            if not self._ticks.is_due(campaign_id, now_us):
                 continue
-            is_first = campaign_id not in self._due_us
-            offset_us = zlib.crc32(campaign_id.encode()) % TICK_US if is_first else 0
-            self._due_us[campaign_id] = now_us + TICK_US - offset_us
             if campaign_id in self._planned:
                 figures = _figures(ledger, campaign, self._open, self._traffic.get(campaign_id, {}), now_us)
-                self._days[campaign_id] = pacing_day.tick(self._days.get(campaign_id), _rules(campaign), figures)
+                day = pacing_day.tick(self._days.get(campaign_id), _rules(campaign), figures)
+                self._days[campaign_id] = day
+                if campaign_id not in self._aimed:  # a goal learns once a minute
+                    self._ticks.set_burst(campaign_id, day.burst)
             if campaign_id in self._aimed:
                 self._goals.tick(campaign, now_us)
             self._show(campaign_id, now_us)
@@ -201,16 +243,16 @@ class PacingState:
         by_campaign: tuple[tuple[dict[str, Any], dict[str, Campaign]], ...] = (
             (self._days, self._planned),
             (self._traffic, self._planned),
-            (self._due_us, self._campaigns),
         )
         for states, kept in by_campaign:
             for campaign_id in states.keys() - kept.keys():
                 del states[campaign_id]
+        self._ticks.keep(self._campaigns.keys())
         self._open.keep(self._planned.keys())
         for campaign_id in self._goals.follow(self._aimed):  # the multiplier of another goal holds no more
             if campaign_id in self._campaigns:
                 self._shown.set(_shown(campaign_id, self._days.get(campaign_id), WAITING, None))
-            self._due_us.pop(campaign_id, None)
+            self._ticks.forget(campaign_id)
 
     def _show(self, campaign_id: str, now_us: int) -> None:
         """Set how workers and management see a campaign."""

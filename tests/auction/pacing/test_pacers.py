@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from leadre.auction.pacing import plan as plans
-from leadre.auction.pacing.contract import PacerState, Tick, advance
+from leadre.auction.pacing.contract import PacerState, Rate, Tick, advance, rate_of, start
 from leadre.auction.pacing.mirror import LOOSE, MAX_TRAFFIC, SEARCH, STEP, TIGHT
 from leadre.auction.pacing.registry import PACERS
 from leadre.auction.simulate import pace_day
@@ -77,6 +77,63 @@ class TestMirror(suite.PacerContract):
         day, result = suite.paced(self.pacer, "diurnal", budget)
         _, throttled = suite.paced(PACERS["throttle"], "diurnal", budget)
         assert result.value(day.value_N) > 1.5 * throttled.value(day.value_N)
+
+
+class RecordingPacer:
+    """Bids half of the value and keeps the slots."""
+
+    def __init__(self):
+        self.slots = []
+
+    def start(self):
+        return 0.0
+
+    def step(self, state, slot):
+        self.slots.append(slot)
+        return 0.0, 0.0
+
+    def rate(self, state):
+        return Rate(multiplier=0.5)
+
+
+def test_spend_of_open_bids_that_are_lost_is_learned_once():
+    pacer = RecordingPacer()
+    state = start(pacer)
+    for number, spent in enumerate((100.0, 40.0, 90.0, 150.0), 1):
+        state = advance(pacer, state, plans.even(), 10_000, Tick(number / 50, spent, 100 * number))
+    assert [slot.spent_nanos for slot in pacer.slots] == [100, 0, 0, 50]
+
+
+def test_bids_that_are_open_at_a_tick_and_lost_after_it_leave_no_lag():
+    """12 auctions a minute. At a third of the ticks a bid is open that costs the money of two minutes, and is lost."""
+    generator = np.random.default_rng(0)
+    pacer = PACERS["mirror"]
+    price_MN = generator.lognormal(0, 1, (1_440, 12))
+    budget = int(0.05 * price_MN[price_MN < 2].sum())
+    state = PacerState(2.0, 1.0)
+    spent = 0.0
+    off_plan = []
+    for minute, price_N in enumerate(price_MN, 1):
+        rate = rate_of(pacer, state)
+        spent += price_N[price_N < 2 * rate.multiplier * rate.participate].sum()
+        open_nanos = budget / 720 * (generator.random() < 0.3)
+        state = advance(
+            pacer, state, plans.even(), budget, Tick(minute / 1_440, spent + open_nanos, 12 * minute, 17_280)
+        )
+        off_plan.append(spent / budget - minute / 1_440)
+    assert min(off_plan) > -0.02, "behind by .08 if each open bid is learned from as spend"
+
+
+def test_minute_with_a_burst_has_early_ticks():
+    pacer = RecordingPacer()
+    minute_N = np.sort(np.concatenate([np.repeat(np.arange(1_440), 10), np.full(90, 700), np.full(990, 800)]))
+    position_N = (minute_N + np.arange(len(minute_N)) % 100 / 100) / 1_440
+    day = suite.Day(np.sort(position_N), np.ones(len(minute_N)), np.ones(len(minute_N)))
+    result = pace_day(day, plans.even(), 1_000, pacer, day_auctions=1_440 * 10)
+    eligible = np.array([slot.eligible for slot in pacer.slots])
+    assert len(pacer.slots) == 1_440 + 4 + 9, "twice the usual auctions a tick, at most ten ticks"
+    assert eligible.sum() == len(minute_N) and eligible.max() == pytest.approx(100, abs=15)
+    assert len(result.spent_T) == len(result.multiplier_T) == 1_440
 
 
 class TestThrottle(suite.PacerContract):

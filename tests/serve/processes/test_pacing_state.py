@@ -207,6 +207,20 @@ def test_reader_gets_the_campaigns_that_changed_since_its_last_reply(day):
     assert len(state.changes(rest.last, "the writer before", 9).campaigns) == 4, "numbers of another start"
 
 
+def test_burst_of_auctions_brings_the_tick_forward(day):
+    """Ten auctions are a burst for a campaign with few. Ticks are at least 6 seconds apart, a minute without one."""
+    day = day(daily_nanos=10**9)
+    state = day.alone.writer._derived.pacing
+    day.wait(61)
+    seen = []
+    for auctions, seconds in ((0, 7), (9, 7), (1, 1), (20, 3), (0, 3), (0, 40)):
+        for _ in range(auctions):
+            day.request()
+        day.wait(seconds)
+        seen.append(state._days["c-a"].pacer.eligible)
+    assert seen == [0, 0, 10, 10, 30, 30]
+
+
 def test_requests_that_show_nothing_do_not_stop_a_campaign(day):
     """A sender gets a bid every 10 seconds and shows none. The campaign waits while the bids are believed."""
     day = day(daily_nanos=20_000_000)
