@@ -40,10 +40,10 @@ class Verdict(StrEnum):
     BELOW_FLOOR = "below floor"
     PACED = "paced"  # without pacing it would be above the floor, or outrank the winner
     UNKNOWN_USER_CAP = "frequency cap of an unknown user"  # impressions of an unknown user cannot be counted
-    FREQUENCY_CAP = "frequency cap"
+    FREQUENCY_CAP = "frequency cap"  # no room, or not known: the store is down, or many caps of the user are full
     NO_BUDGET = "no budget"  # used up, or the worker has no lease yet
     OPEN_BIDS = "open bids of the caller"  # as many as it may have, or its share of the budget
-    NOT_EVALUATED = "not evaluated"  # in old logs only
+    NOT_EVALUATED = "not evaluated"  # the deadline was over before the imp; in old logs also one that was not ranked
 
     def __init__(self, _: str) -> None:
         self.code = len(type(self).__members__)

@@ -235,11 +235,11 @@ def _skip_reason(logged: RequestRecord, world: ReplayWorld, *, has_ranker: bool)
     """Why a request cannot be compared, as a key of `SKIPPED`; "" if nothing speaks against it before its replay."""
     if "options" not in logged.versions:
         return "release"
-    if logged.versions["options"] != record.digest(world.settings):
+    if logged.versions["options"] not in (record.digest(world.settings), _old_digest(world)):
         return "options"
     if logged.is_known and not logged.user_id:
         return "user"
-    if logged.reason == LATE or logged.is_cut:
+    if logged.reason == LATE or logged.is_cut or _has_late_imp(logged):
         return "late"
     if logged.is_degraded:
         return "store"
@@ -248,6 +248,15 @@ def _skip_reason(logged: RequestRecord, world: ReplayWorld, *, has_ranker: bool)
     if "ranker" in logged.versions and not has_ranker:
         return "ranker"
     return "" if _has_history(logged, world.store) else "history"
+
+
+def _old_digest(world: ReplayWorld) -> str:
+    return record.digest(world.settings, has_old_rules=True)
+
+
+def _has_late_imp(logged: RequestRecord) -> bool:
+    """Whether the deadline ended the request before one of its imps."""
+    return any(set(verdicts) == {Verdict.NOT_EVALUATED} for verdicts in logged.verdicts.values())
 
 
 def _has_history(logged: RequestRecord, store: Store) -> bool:
@@ -282,10 +291,11 @@ async def _decide_again(logged: RequestRecord, bidder: Bidder, world: ReplayWorl
     bidder.logged_bid = lambda imp_id, ad_id: bids.get((imp_id, ad_id))
     bidder.generate = generate
     bidder.logged_verdict = logged_verdict
+    bidder.has_old_rules = logged.versions["options"] == _old_digest(world)
     bidder.new_id = lambda: logged.request_id
     request = record.request_of(logged)
     decision = await respond(request, bidder, logged.at_us, until_s=1.0)
-    return record.record(request, decision, logged.at_us, record.digest(world.settings), is_degraded=False)
+    return record.record(request, decision, logged.at_us, logged.versions["options"], is_degraded=False)
 
 
 def _compare(logged: RequestRecord, replayed: RequestRecord, report: ReplayReport, is_bfloat16: bool) -> None:

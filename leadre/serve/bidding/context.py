@@ -68,7 +68,9 @@ class Bidder:
     ``market`` is replaced when the catalogue, the rates or the model change. ``generate`` is None without a language
     model. ``logged_verdict`` is set in a replay: (imp ID, ad ID) -> `Verdict.BID` or the verdict of `LIMITS`
     as logged. Budgets and caps depended on all other requests of that moment, so a replay reads their
-    outcome from the log. So does ``logged_bid`` with the shaded price of a bid.
+    outcome from the log. So does ``logged_bid`` with the shaded price of a bid. ``has_old_rules``: in a
+    replay of a release up to November 2026, whose equal candidates kept the order of their source, and whose
+    mechanism let ads of one advertiser price each other.
     """
 
     settings: Settings
@@ -84,6 +86,7 @@ class Bidder:
     logged_verdict: Callable[[str, str], Verdict] | None = None
     logged_bid: Callable[[str, str], Bid | None] = lambda imp_id, ad_id: None
     open_bids: OpenBids = field(default_factory=OpenBids)
+    has_old_rules: bool = False
 
 
 @dataclass(frozen=True)

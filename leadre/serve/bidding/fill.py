@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leadre.auction.budget.days import day_of
 from leadre.serve.bidding import select
 from leadre.serve.bidding.budgets import has_budget
+from leadre.serve.bidding.caps import RequestCaps
 from leadre.serve.bidding.charge import charge
 from leadre.serve.bidding.context import ImpState, RequestContext
 from leadre.serve.bidding.ranked_candidates import Ranking
@@ -20,9 +20,7 @@ from leadre.serve.bidding.select import Bools, Codes
 from leadre.serve.bidding.shade import ShadedPrice
 from leadre.serve.bidding.value import bid_rate
 from leadre.serve.protocol import openrtb
-from leadre.store.contract import Cap
 from leadre.types import Ad, Bid, Campaign, Impression, Verdict
-from leadre.units import EPOCH_ORDINAL
 
 
 class _Offer(NamedTuple):
@@ -44,8 +42,9 @@ class _Offer(NamedTuple):
 class _Offers:
     """The candidates of one imp, by their position in K. No method reserves cap or budget."""
 
-    def __init__(self, context: RequestContext, imp: Impression, ranking: Ranking) -> None:
+    def __init__(self, context: RequestContext, imp: Impression, ranking: Ranking, caps: RequestCaps) -> None:
         bidder = context.bidder
+        self._caps = caps
         self._ads = context.market.catalogue.ads
         self._campaigns = context.market.catalogue.campaigns
         self._rows = ranking.rows
@@ -78,10 +77,12 @@ class _Offers:
         self._open_bids.want(self._party.share, self[k].campaign.campaign_id, self._now_us)
 
     def limit(self, k: int) -> Verdict | None:
-        """Why the candidate cannot be bid now: a cap but no known user, no budget, or open bids. None if it can be."""
+        """Why the candidate cannot be bid now: no room or known user for a cap, no budget, open bids. None: it can."""
         campaign = self._campaigns[self._campaign_rows[k]]
         if campaign.cap_per_day and not self._user_id:  # their impressions are not counted
             return Verdict.UNKNOWN_USER_CAP
+        if self._caps.is_full(self._imp_id, self._ads[self._rows[k]], campaign):
+            return Verdict.FREQUENCY_CAP
         if self._logged_verdict is not None:
             verdict = self._logged_verdict(self._imp_id, self[k].ad.ad_id)
             return verdict if verdict in (Verdict.NO_BUDGET, Verdict.OPEN_BIDS) else None
@@ -106,25 +107,30 @@ class _Offers:
 
 
 def fill_imp(
-    context: RequestContext, state: ImpState, ranking: Ranking, eligible_K: Bools, earlier_bids: Sequence[Bid]
+    context: RequestContext,
+    state: ImpState,
+    ranking: Ranking,
+    caps: RequestCaps,
+    eligible_K: Bools,
+    earlier_bids: Sequence[Bid],
 ) -> None:
     """Ranking -> filter -> select -> reserve: set the bid of ``state``, or leave it None.
 
     ``eligible_K``: whether targeting, blocks and formats allow a candidate.
 
-    filter: by eligibility, duplicates, currency and floor, then by budget.
+    filter: by eligibility, duplicates, currency and floor, then by budget and the caps found full by earlier imps.
     select: epsilon-greedy among the candidates that can be paid; the bid has the propensity.
     reserve: frequency cap and budget. Only this step has side effects.
     """
     state.verdict_K = _filter(context, state, ranking, eligible_K, earlier_bids)
     order_K = ranking.order_K
     ranked_R = order_K[state.verdict_K[order_K] == Verdict.NOT_SELECTED.code]
-    offers = _Offers(context, state.imp, ranking)
+    offers = _Offers(context, state.imp, ranking, caps)
     ranked = ranked_R.tolist()
     first_api_ad = ranking.candidates.first_api_ad if ranking.candidates.api_ads else None
     considered = select.consider(ranked, ranking.limited, offers.limit, first_api_ad)
     state.considered = considered.all
-    winner = _select_and_reserve(context, state, considered, offers, ranking, slot=len(earlier_bids))
+    winner = _select_and_reserve(context, state, considered, offers, ranking, caps, slot=len(earlier_bids))
     if winner is not None:
         lower_R = ranked_R[ranked.index(winner) + 1 :]
         state.verdict_K[lower_R] = Verdict.OUTRANKED.code
@@ -174,6 +180,7 @@ def _select_and_reserve(
     considered: select.Considered,
     offers: _Offers,
     ranking: Ranking,
+    caps: RequestCaps,
     *,
     slot: int,
 ) -> int | None:
@@ -188,19 +195,19 @@ def _select_and_reserve(
     explore_draw, choice_draw = context.bidder.draws.pair(context.request_id, state.imp.imp_id)
     _request_leases(context, considered, offers, explores=explore_draw < epsilon)
     choices = considered.payable
-    while choices and not _reserve_cap(context, state, offers[choices[0]]):
+    while choices and not _reserve_cap(caps, state, offers[choices[0]]):
         choices = choices[1:]
     if not choices:
         return None
     has_best = choices[0] < candidates.first_api_ad or not candidates.explores_api_ads
     if explore_draw >= epsilon and not has_best:
-        _void_cap(context, state, offers[choices[0]])
+        _void_cap(caps, state, offers[choices[0]])
         return None
     selected, propensity = select.epsilon_greedy(len(choices), epsilon, explore_draw, choice_draw, has_best=has_best)
     offer = offers[choices[selected]]
     if selected:
-        _void_cap(context, state, offers[choices[0]])
-        if not _reserve_cap(context, state, offer):
+        _void_cap(caps, state, offers[choices[0]])
+        if not _reserve_cap(caps, state, offer):
             return None
     offer = _priced(context, state.imp, ranking, offer, offers, considered.payable, slot)
     state.action_nanos = offer.action_nanos
@@ -221,8 +228,8 @@ def _priced(
     """The offer at the price of the bidder's mechanism, if the bidder is the seller of the imp, or shaded for a
     caller's first price. The bidder's own first price is the paced bid.
 
-    Candidates of its currency compete that passed the filter and have budget; a frequency cap that has no room is known
-    of those alone that were tried before it. ``slot``: ads of the response above this one.
+    Candidates of its currency and of other advertisers compete that passed the filter and have budget; a frequency cap
+    that has no room is known of those alone that were tried before it. ``slot``: ads of the response above this one.
     """
     settings = context.bidder.settings
     if context.request.is_first_price and offer.campaign.shading:
@@ -234,8 +241,12 @@ def _priced(
         is_paced = offer.price_nanos != ranking.worth_K[offer.position]
         return _at_event_price(ranking, offer) if is_paced or offer.campaign.has_goal else offer
     currency = offer.campaign.currency
-    lower = [k for k in payable[payable.index(offer.position) + 1 :] if offers[k].campaign.currency == currency]
-    competitors = [offer.position, *lower]
+    lower = map(offers.__getitem__, payable[payable.index(offer.position) + 1 :])
+    owner = "" if context.bidder.has_old_rules else offer.ad.advertiser_id
+    rivals = [
+        other.position for other in lower if other.campaign.currency == currency and other.ad.advertiser_id != owner
+    ]
+    competitors = [offer.position, *rivals]
     price = charge(
         settings.mechanism,
         settings.effects_from(slot, len(context.request.imps)),
@@ -282,9 +293,9 @@ def _at_event_price(ranking: Ranking, offer: _Offer) -> _Offer:
 def _request_leases(context: RequestContext, considered: select.Considered, offers: _Offers, *, explores: bool) -> None:
     """Request leases for candidates that lack budget: those ranked above the best payable one, all if ``explores``.
 
-    Campaigns of all candidates have a lease for their next auction.
+    Campaigns of all candidates have a lease for their next auction. A test reserves nothing.
     """
-    if context.bidder.logged_verdict is not None:
+    if context.bidder.logged_verdict is not None or context.request.is_test:
         return
     for k in considered.all:
         offers.want_lease(k)
@@ -299,35 +310,16 @@ def _request_leases(context: RequestContext, considered: select.Considered, offe
             offers.want(k)
 
 
-def _reserve_cap(context: RequestContext, state: ImpState, offer: _Offer) -> bool:
-    """Reserve an impression under the campaign's frequency cap, and set the verdict.
-
-    False if the cap has no room, or its store is down or locked by another process: the next candidate is bid.
-    """
-    bidder = context.bidder
-    campaign = offer.campaign
-    verdict = Verdict.BID
-    if campaign.cap_per_day and not context.request.is_test:
-        if bidder.logged_verdict is not None:
-            verdict = bidder.logged_verdict(state.imp.imp_id, offer.ad.ad_id)
-        else:
-            day = day_of(context.now_us, campaign.zone).toordinal() - EPOCH_ORDINAL
-            cap = Cap(campaign.campaign_id, day, campaign.cap_per_day)
-            until_us = context.until_us(state.imp)
-            state.cap_id = bidder.user_store.reserve(
-                context.user_id, cap, now_us=context.now_us, until_us=until_us, holder=context.party.cap_holder
-            )
-            state.cap_day = day
-            verdict = Verdict.BID if state.cap_id else Verdict.FREQUENCY_CAP
+def _reserve_cap(caps: RequestCaps, state: ImpState, offer: _Offer) -> bool:
+    """Reserve an impression under the campaign's frequency cap, and set the verdict. If False, the next one is bid."""
+    verdict = caps.reserve(state, offer.ad, offer.campaign)
     state.verdict_K[offer.position] = verdict.code
     return verdict is Verdict.BID
 
 
-def _void_cap(context: RequestContext, state: ImpState, offer: _Offer) -> None:
+def _void_cap(caps: RequestCaps, state: ImpState, offer: _Offer) -> None:
     """Undo `_reserve_cap`."""
-    if state.cap_id:
-        context.bidder.user_store.void(state.cap_id)
-    state.cap_id = ""
+    caps.void(state)
     state.verdict_K[offer.position] = Verdict.NOT_SELECTED.code
 
 

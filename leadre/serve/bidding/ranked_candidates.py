@@ -5,12 +5,13 @@ Letters: C campaigns, K candidates in the order of their source, R candidates th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leadre.auction.mechanism import tie_keys
 from leadre.serve.bidding import select
 from leadre.serve.bidding.context import Candidates, RequestContext
 from leadre.serve.bidding.pace import RequestPacing, paced_nanos
@@ -26,7 +27,8 @@ class Ranking:
     ad to the user (`value.values`). Both read the ranker's ``rates``, if there are any.
     pace: the price is the value times the multiplier of the campaign (`pace.RequestPacing`), with a goal at most the
     campaign's own bid (``most_K``; None if no candidate has a goal).
-    rank: by fit x price. No rate compares two currencies: the one that the request names first ranks first.
+    rank: by fit x price, equal ones by a hash of request and ad. No rate compares two currencies: the one that the
+    request names first ranks first.
 
     ``worth_K``: prices before pacing. ``reserved``: expected charge of each: the price of an impression, or the value
     of the event that the campaign pays for, which a caller's auction does not price. ``limited``: for each candidate,
@@ -50,7 +52,7 @@ class Ranking:
             self.price_K = paced_nanos(self.worth_K, self.pacing.multiplier_K, self.most_K)  # pace
         self.currency_K = catalogue.columns.currency_C[campaign_K]
         self._log_value_K = select.log_values(self.score_K, self.price_K)
-        self.order_K = select.rank(self._log_value_K)
+        self.order_K = select.rank(self._log_value_K, _tie_keys(context, candidates))
         if len(catalogue.currencies) > 1:
             named = [_place(context.request.currencies, currency) for currency in catalogue.currencies]
             is_api_ad_K = np.arange(len(self.rows_K)) >= candidates.first_api_ad
@@ -106,6 +108,14 @@ class Ranking:
     @cached_property
     def _log_worth_K(self) -> NDArray[np.float64]:
         return select.log_values(self.score_K, self.unpaced_K)
+
+
+def _tie_keys(context: RequestContext, candidates: Candidates) -> Callable[[select.Ints], NDArray[np.uint64]] | None:
+    """The order of equal candidates, from their positions; None if they keep that of the source."""
+    if context.bidder.has_old_rules:
+        return None
+    ad_ids = candidates.ad_ids
+    return lambda positions: tie_keys(context.request_id, [ad_ids[k] for k in positions.tolist()])
 
 
 def _place(currencies: Sequence[str], currency: str) -> int:

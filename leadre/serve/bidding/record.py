@@ -104,8 +104,11 @@ def request_of(logged: RequestRecord) -> Request:
     return msgspec.convert(logged.request | ids, Request, strict=False)
 
 
-def digest(settings: Settings) -> str:
-    """A short hash of the options that decide bids: a replay with other options compares nothing."""
+def digest(settings: Settings, *, has_old_rules: bool = False) -> str:
+    """A short hash of the options that decide bids: a replay with other options compares nothing.
+
+    ``has_old_rules``: the digest of a release with the rules of `Bidder.has_old_rules`.
+    """
     deciding: tuple[object, ...] = (
         settings.seat,
         settings.vendor_id,
@@ -117,6 +120,8 @@ def digest(settings: Settings) -> str:
     )
     if settings.mechanism != "first_price":  # the digests of logs before the option stay
         deciding += (settings.mechanism, settings.slot_effects)
+    if not has_old_rules:
+        deciding += ("tie_keys", "rivals")
     return hashlib.blake2b(repr(deciding).encode(), digest_size=4).hexdigest()
 
 

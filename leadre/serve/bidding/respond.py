@@ -16,6 +16,7 @@ import numpy as np
 from leadre.creative import banner as creatives
 from leadre.errors import PeerError
 from leadre.serve.bidding.api_ads import with_api_ads
+from leadre.serve.bidding.caps import RequestCaps
 from leadre.serve.bidding.context import BidDecision, Bidder, Candidates, ImpState, Market, RequestContext
 from leadre.serve.bidding.fill import fill_imp
 from leadre.serve.bidding.ranked_candidates import Ranking
@@ -39,6 +40,7 @@ MAX_GENERATED = 50  # objects that one generation returns
 
 # Verdict of a candidate -> reason for no bid. The verdict of the latest step is first, and wins.
 NO_BID_REASONS = {
+    Verdict.NOT_EVALUATED: NoBid.INSUFFICIENT_TIME,
     Verdict.FREQUENCY_CAP: NoBid.DAILY_USER_CAP,
     Verdict.NO_BUDGET: NoBid.BUDGET_EXHAUSTED,
     Verdict.OPEN_BIDS: NoBid.TOO_MANY_OPEN,
@@ -74,10 +76,14 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float,
         return BidDecision(request_id=request_id, permissions=permissions, reason=NoBid.INSUFFICIENT_TIME)
     rates = _rates(context, candidates, eligible_IK, until_s)  # no ranker, no time or an error: counts price the ads
     ranking = Ranking(context, candidates, rates)
+    caps = RequestCaps(context)
     imps = [ImpState(imp) for imp in request.imps]
     for imp, eligible_K in zip(imps, eligible_IK, strict=True):
+        if bidder.clock.monotonic_s() > until_s:  # the imps before it keep their bids
+            imp.verdict_K = np.full(len(eligible_K), Verdict.NOT_EVALUATED.code, np.uint8)
+            continue
         earlier_bids = [other.bid for other in imps if other.bid]
-        fill_imp(context, imp, ranking, eligible_K, earlier_bids)  # no ad is left: no bid
+        fill_imp(context, imp, ranking, caps, eligible_K, earlier_bids)  # no ad is left: no bid
     rendered = [_rendered(context, imp, imp.bid) for imp in imps if imp.bid]
     return BidDecision(
         request_id=request_id,

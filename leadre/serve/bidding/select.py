@@ -35,9 +35,21 @@ def log_values(score_K: NDArray[np.float64], price_nanos_K: Ints) -> NDArray[np.
     return values_K
 
 
-def rank(log_value_K: NDArray[np.float64]) -> Ints:
-    """Positions [K] in descending order of `log_values`; ties keep the order of the source."""
-    return (-log_value_K).argsort(kind="stable")
+def rank(log_value_K: NDArray[np.float64], tie_keys: Callable[[Ints], NDArray[np.uint64]] | None = None) -> Ints:
+    """Positions [K] in descending order of `log_values`.
+
+    ``tie_keys``: positions [N] -> [N] the ascending order of equal values; called only if there are any. With None they
+    keep the order of the source.
+    """
+    order_K = (-log_value_K).argsort(kind="stable")
+    sorted_K = log_value_K[order_K]
+    equals_next_K = sorted_K[1:] == sorted_K[:-1]
+    if tie_keys is None or not equals_next_K.any():
+        return order_K
+    is_tied_K = np.append(equals_next_K, False) | np.append(False, equals_next_K)
+    tied_N = order_K[is_tied_K]
+    order_K[is_tied_K] = tied_N[np.lexsort((tie_keys(tied_N), -sorted_K[is_tied_K]))]
+    return order_K
 
 
 def by_currency(order_K: Ints, is_api_ad_K: Bools, place_K: Ints) -> Ints:

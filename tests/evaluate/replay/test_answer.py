@@ -19,10 +19,10 @@ from ...serve.alone import Alone, banner_request
 from ...serve.conftest import make_ad, make_campaign
 
 
-def replayed(alone, *records):
+def replayed(alone, *records, has_old_rules=False):
     """The report of a replay of records, which the log gets first."""
     settings = alone.bidder.settings
-    options = {"options": digest(settings)}
+    options = {"options": digest(settings, has_old_rules=has_old_rules)}
     records = [msgspec.structs.replace(record, versions=record.versions | options) for record in records]
     alone.writer.handle([AppendRequest(records)], alone.clock.wall_us)
     world = ReplayWorld(
@@ -77,4 +77,20 @@ def test_prices_of_a_mechanism_replay_alike(tmp_path, mechanism):
     verdicts = {verdict for record in records for row in record.verdicts.values() for verdict in row}
     assert {Verdict.BID, Verdict.NO_BUDGET, Verdict.NOT_SELECTED} <= verdicts
     assert any(bid.price_nanos not in (9_000_000, 6_000_000, 5_000_000) for record in records for bid in record.bids)
+    assert report.alike == report.compared == len(records), report.differences
+
+
+def test_records_of_releases_that_kept_ties_and_priced_by_own_ads_replay_alike(tmp_path):
+    """Two equal ads of one advertiser: such a release offered the first of the source, at the price of the second."""
+    with Alone(tmp_path / "state", mechanism="gsp") as alone:
+        alone.campaign_store.put_campaign(make_campaign("c"))
+        for name in ("a", "b"):
+            alone.campaign_store.put_ad(make_ad(name, campaign_id="c"))
+        alone.put_list("*", "a", "b", log_p=[-1.0, -1.0])
+        alone.renew()
+        alone.bidder.has_old_rules = True
+        request = RecommendRequest(count=1).bid_request("r")
+        records = [alone.record(request, alone.respond(request, party=RECOMMEND)) for _ in range(8)]
+        report = replayed(alone, *records, has_old_rules=True)
+    assert {(bid.ad_id, bid.price_nanos) for record in records for bid in record.bids} == {("a", 2_000_000)}
     assert report.alike == report.compared == len(records), report.differences

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from math import log
 
 import numpy as np
@@ -18,6 +19,7 @@ from leadre.serve.processes.recommend import RecommendRequest
 from leadre.serve.run import Config, settings_of
 
 from ..alone import Alone, chosen, urls_of
+from ..conftest import make_ad
 from .test_respond import offer
 
 
@@ -58,6 +60,11 @@ def test_api_ads_without_a_probability_set_no_price():
     assert charge("gsp", (1.0,), bids, bids, np.array([log(0.5), -1e6]), 1).action_nanos == 1
 
 
+def rival(alone, name, **terms):
+    """Add an advertiser with one campaign and one ad, all of one name."""
+    offer(alone, name, advertiser_id=name, **terms)
+
+
 @pytest.fixture
 def site(tmp_path):
     """A bidder with three ads of equal fit, which bid a CPM of 9, 6 and 2."""
@@ -65,7 +72,7 @@ def site(tmp_path):
     def make(mechanism, **settings):
         alone = Alone(tmp_path / mechanism, mechanism=mechanism, **settings)
         for name, cpm in (("high", 9), ("middle", 6), ("low", 2)):
-            offer(alone, name, bid_nanos=cpm * 1_000_000, total_nanos=10**12)
+            rival(alone, name, bid_nanos=cpm * 1_000_000, total_nanos=10**12)
         alone.put_list("*", "high", "middle", "low", log_p=[-1.0, -1.0, -1.0])
         recommended(alone, 3)  # requests leases
         alone.renew()
@@ -121,8 +128,8 @@ def test_slot_effects_discount_the_lower_slots(site):
 
 def test_click_costs_the_price_of_the_mechanism(tmp_path):
     with Alone(tmp_path / "state", mechanism="gsp") as alone:
-        offer(alone, "click", bid_type="cpc", bid_nanos=10**9, total_nanos=10**12)
-        offer(alone, "view", bid_nanos=2_000_000, total_nanos=10**12)
+        rival(alone, "click", bid_type="cpc", bid_nanos=10**9, total_nanos=10**12)
+        rival(alone, "view", bid_nanos=2_000_000, total_nanos=10**12)
         alone.put_list("*", "click", "view", log_p=[-1.0, -1.0])
         recommended(alone, 1)
         decision = recommended(alone, 1)
@@ -134,6 +141,37 @@ def test_click_costs_the_price_of_the_mechanism(tmp_path):
         urls = urls_of(rendered)
         assert alone.post_events(("imp", urls["imp"]), ("click", urls["click"])) == ["new", "new"]
         assert alone.writer.ledger.spent("c-click") == action_nanos
+
+
+@pytest.mark.parametrize(("mechanism", "prices"), [("gsp", [1_000_000, 1_000_000]), ("vcg", [200_000, 1_000_000])])
+def test_ads_of_one_advertiser_do_not_set_the_price_of_each_other(tmp_path, mechanism, prices):
+    """Four ads of a campaign and one of another campaign of its advertiser are above the only rival.
+
+    Two slots, .8 of them the second: by VCG both ads together pay .2 + .8 of the rival's bid, which they keep out.
+    """
+    with Alone(tmp_path / "state", mechanism=mechanism, slot_effects=(1.0, 0.8)) as alone:
+        own = ["a0", "a1", "a2", "a3", "other"]
+        for name in ("a0", "other"):
+            offer(alone, name, advertiser_id="A", bid_nanos=4_000_000)
+        for name in own[1:4]:
+            alone.campaign_store.put_ad(make_ad(name, campaign_id="c-a0", advertiser_id="A", object_id=name))
+        rival(alone, "rival", bid_nanos=1_000_000)
+        alone.put_list("*", *own, "rival", log_p=[-1.0] * 6)
+        (first, second) = recommended(alone, 2).rendered
+        assert {first.bid.advertiser_id, second.bid.advertiser_id} == {"A"}
+        assert [first.bid.price_nanos, second.bid.price_nanos] == pytest.approx(prices, abs=1)
+
+
+@pytest.mark.parametrize("mechanism", ["first_price", "gsp"])
+def test_equal_bids_share_the_requests(tmp_path, mechanism):
+    with Alone(tmp_path / "state", mechanism=mechanism) as alone:
+        for name in ("a", "b", "c"):
+            rival(alone, name)
+        alone.put_list("*", "a", "b", "c", log_p=[-1.0] * 3)
+        alone.renew()
+        request = RecommendRequest(count=1).bid_request("r")
+        winners = Counter(chosen(alone.respond(request, party=RECOMMEND))[0] for _ in range(90))
+        assert min(winners[name] for name in ("a", "b", "c")) >= 15, winners
 
 
 def test_bid_of_an_exchange_is_its_price(site):

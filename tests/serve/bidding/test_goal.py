@@ -144,7 +144,7 @@ def test_multiplier_of_a_goal_that_has_ended_is_not_used(alone):
 @pytest.mark.parametrize("terms", [CPC, CPA])
 def test_own_auction_charges_the_paid_event_by_the_goal(tmp_path, mechanism, terms):
     with Alone(tmp_path / "state", mechanism=mechanism) as alone:
-        put(alone, a=terms, b={"bid_nanos": 2_000_000})
+        put(alone, a=terms, b={"bid_nanos": 2_000_000, "advertiser_id": "rival"})
         aim(alone, a=1.5)
         decision = alone.respond(RecommendRequest(count=1).bid_request("r"), party=RECOMMEND)
         assert chosen(decision) == ["a"]

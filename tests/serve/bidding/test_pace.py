@@ -39,6 +39,9 @@ def pace(alone, **rates):
             alone.renew()
 
 
+RIVAL = {"advertiser_id": "rival"}
+
+
 def lists(alone, *names, terms=None):
     for name in names:
         offer(alone, name, **(terms or {}).get(name, {}))
@@ -150,7 +153,7 @@ def test_mechanism_prices_the_paced_bid(tmp_path):
 
     with Alone(tmp_path / "state", mechanism="gsp") as alone:
         terms = {"bid_type": "cpc", "bid_nanos": 10**9}
-        lists(alone, "a", "b", terms={"a": PLAN | terms, "b": PLAN | terms | {"bid_nanos": 5 * 10**8}})
+        lists(alone, "a", "b", terms={"a": PLAN | terms, "b": PLAN | terms | RIVAL | {"bid_nanos": 5 * 10**8}})
         pace(alone, a=(1.0, 0.8), b=(1.0, 1.0))
         decision = alone.respond(RecommendRequest(count=1).bid_request("r"), party=RECOMMEND)
         assert chosen(decision) == ["a"]

@@ -10,6 +10,7 @@ import pytest
 
 from leadre.data.bids import PRIOR_RATES
 from leadre.errors import PeerError
+from leadre.serve.bidding.budgets import SEARCH_US
 from leadre.serve.bidding.respond import MIN_GENERATE_S
 from leadre.serve.ipc.messages import GenerateReply
 from leadre.serve.protocol.openrtb import NoBid
@@ -30,8 +31,10 @@ def alone(tmp_path):
 
 def offer(alone, name, ad=None, **terms):
     """Add a campaign and its only ad ``name``, which shows the object of this name."""
-    alone.campaign_store.put_campaign(make_campaign(f"c-{name}", **terms))
-    alone.campaign_store.put_ad(make_ad(name, campaign_id=f"c-{name}", object_id=name, **ad or {}))
+    campaign = make_campaign(f"c-{name}", **terms)
+    alone.campaign_store.put_campaign(campaign)
+    fields = {"campaign_id": f"c-{name}", "object_id": name, "advertiser_id": campaign.advertiser_id}
+    alone.campaign_store.put_ad(make_ad(name, **fields | (ad or {})))
 
 
 @pytest.fixture
@@ -241,9 +244,13 @@ def test_capped_ad_is_not_bid_for_an_unknown_user(alone):
 
 def test_test_request_needs_no_budget_and_no_cap(alone):
     offer(alone, "a", cap_per_day=1, daily_nanos=1)
-    alone.put_list("*", "a")
+    offer(alone, "b", daily_nanos=10**12)
+    alone.put_list("*", "a", "b")
     alone.renew()
     assert [chosen(alone.bid(test=1)) for _ in range(3)] == [["a"]] * 3
+    alone.clock.wall_us += 2 * SEARCH_US
+    alone.renew()
+    assert alone.budgets.left_nanos("c-b", alone.clock.wall_us) == 0, "not even a lease for the next auction"
     assert "reserve" not in {name for name, _ in alone.store.calls}
 
 

@@ -22,6 +22,19 @@ def test_rank_keeps_the_order_of_the_source_among_ties():
     assert select.rank(np.zeros(0)).tolist() == []
 
 
+def test_equal_values_alone_are_ordered_by_their_keys():
+    tied = []
+
+    def keys(positions):
+        tied.extend(positions.tolist())
+        return (100 - positions).astype(np.uint64)  # the last position first
+
+    assert select.rank(np.array([1.0, 2.0, 1.0, 3.0, 2.0, 1.0]), keys).tolist() == [3, 4, 1, 5, 2, 0]
+    assert sorted(tied) == [0, 1, 2, 4, 5]
+    assert select.rank(np.array([1.0, 2.0]), lambda positions: pytest.fail("nothing is tied")).tolist() == [1, 0]
+    assert select.rank(np.zeros(0), keys).tolist() == []
+
+
 def test_filter_gives_the_first_reason_that_drops_a_candidate():
     price_K = np.array([5, 5, 4, 4, 4, 4, 4])
     floor_K = np.array([5, 6, 6, select.UNKNOWN_FLOOR, 6, 6, 6])
