@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leadre import metrics
+from leadre import metrics, progress
 from leadre.lm.backbone import Backbone
 from leadre.lm.beam import BeamPolicy, BeamRequest
 from leadre.lm.decode import BeamSearcher
@@ -150,7 +150,8 @@ def _recall_by_title(backbone: Backbone, sampler: AlignmentSampler, objects: Obj
     trie = build(live.codes_OL[ads], live.sizes, None if live.rates_O is None else live.rates_O[ads])
     searcher = BeamSearcher(backbone)
     recalls = list[float]()
-    for start in range(0, len(objects), BATCH_SIZE):
+    starts = range(0, len(objects), BATCH_SIZE)
+    for start in progress.bar(starts, len(starts), "tune: batches of ads found by their titles"):
         batch = objects[start : start + BATCH_SIZE]
         prompts = [texts.question_and_answer(ID_OF_TITLE, texts.fields(o))[0] for o in batch]
         requests = [(ids, [BeamRequest(len(ids) - 1, trie, ads)]) for ids in prompts]
@@ -165,7 +166,8 @@ def greedy(backbone: Backbone, prompts: Sequence[Ids], stop: int, max_tokens: in
     answers: list[Ids] = [np.zeros(0, np.int32)] * len(prompts)
     order = np.argsort([len(ids) for ids in prompts], kind="stable")
     lengths = np.array([len(prompts[i]) for i in order])
-    for start, end in _equal_lengths(lengths):
+    runs = _equal_lengths(lengths)
+    for start, end in progress.bar(runs, len(runs), "tune: batches of answers in words"):
         batch = order[start:end]
         words_BT = _decode(backbone, np.stack([prompts[i] for i in batch]), stop, max_tokens)
         for i, words in zip(batch.tolist(), words_BT, strict=True):
