@@ -46,6 +46,13 @@ class Auction(msgspec.Struct, frozen=True, array_like=True):
     is_won: bool
 
 
+class _Snapshot(msgspec.Struct, frozen=True):
+    """The auctions of each market, and the laws that were fitted to them."""
+
+    auctions: list[tuple[str, str, list[Auction]]]
+    laws: list[MarketShading]
+
+
 class _OpenBid(NamedTuple):
     market: Market
     worth_nanos: int
@@ -97,16 +104,24 @@ class ShadingState:
         return list(self._fitted.values())
 
     def snapshot(self) -> bytes:
-        """The auctions, for `restore`. Bids whose event is still to come teach nothing after a start."""
-        return msgspec.msgpack.encode([(*market, list(auctions)) for market, auctions in self._auctions.items()])
+        """Auctions and laws, for `restore`. Bids whose event is still to come teach nothing after a start."""
+        auctions = [(*market, list(auctions)) for market, auctions in self._auctions.items()]
+        return msgspec.msgpack.encode(_Snapshot(auctions, self.markets()))
 
     def restore(self, packed: bytes) -> None:
-        """Take over the auctions of a snapshot; those of another release are forgotten."""
+        """Take over a snapshot; one of another release is forgotten.
+
+        The laws are part of it: new fits of many markets take minutes, in which callers would be bid the full value.
+        """
         with contextlib.suppress(msgspec.DecodeError):
-            for caller, currency, auctions in msgspec.msgpack.decode(packed, type=list[tuple[str, str, list[Auction]]]):
-                if caller:  # an earlier release had a market of all others
-                    self._auctions[caller, currency].extend(auctions)
-                    self._unfitted[caller, currency] = len(auctions)
+            stored = msgspec.msgpack.decode(packed, type=_Snapshot | list[tuple[str, str, list[Auction]]])
+            if isinstance(stored, list):  # of November 2026: without laws, with a market of all callers without a name
+                stored = _Snapshot([market for market in stored if market[0]], [])
+            self._fitted = {(law.caller, law.currency): law for law in stored.laws}
+            for caller, currency, auctions in stored.auctions:
+                market = (caller, currency)
+                self._auctions[market].extend(auctions)
+                self._unfitted[market] = 0 if market in self._fitted else len(auctions)
 
     def _follow(self) -> bool:
         """Whether a campaign of the loaded catalogue shades."""

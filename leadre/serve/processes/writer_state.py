@@ -58,7 +58,7 @@ from leadre.units import US_PER_DAY, US_PER_HOUR, US_PER_S
 FORGET_US = US_PER_S // 5  # between two batches of events that the ledger forgets
 SNAPSHOT_US = 60 * US_PER_S  # between two snapshots of the counts; a start after a kill reads the log of this time
 PACING_US = US_PER_S  # between two searches for campaigns whose tick is due
-SHADING_US = 10 * US_PER_S  # between two fits, of one market each: bookings wait for some hundredths of a second
+SHADING_US = 10 * US_PER_S  # between two fits, of one market each: bookings wait for up to a quarter of a second
 RECOUNT_US = 60 * US_PER_S  # between two starts of the process that counts the history, if it fails
 RETAIN_US = US_PER_HOUR  # between two removals of what is older than ``retain_days``
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -137,12 +138,17 @@ def test_few_auctions_are_no_market():
     assert len(learned("prices", MIN_AUCTIONS).markets()) == 1
 
 
-def test_auctions_survive_their_snapshot():
+def test_auctions_and_laws_survive_their_snapshot():
     learner = learned("prices", 400)
     again = state()
     again.restore(learner.snapshot())
+    assert again.markets() == learner.markets(), "before the first tick"
+    assert again._auctions == learner._auctions
+    again = state()
+    auctions = list(learner._auctions["exchange", "USD"])
+    again.restore(msgspec.msgpack.encode([("exchange", "USD", auctions), ("", "USD", auctions)]))  # without laws
     again.tick(0)
-    assert again.markets()[0].bids == learner.markets()[0].bids
+    assert again.markets() == learner.markets()
     again = state()
     again.restore(b"of another release")
     assert again.markets() == []
