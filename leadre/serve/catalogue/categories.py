@@ -20,8 +20,18 @@ _FIRST_CODE = re.compile(r"IAB\d+(-\d+)?")
 
 def coded(codes: Iterable[str], cattax: int) -> tuple[Code, ...]:
     """The codes with their taxonomies. ``cattax``: the number that the ad or the request names for them."""
-    named = UNKNOWN if cattax == FIRST else cattax
-    return tuple((FIRST if _FIRST_CODE.fullmatch(code) else named, code) for code in codes)
+    return tuple((_taxonomy(code, cattax), code) for code in codes)
+
+
+def taxonomies(codes: Iterable[str], cattax: int) -> frozenset[int]:
+    """The taxonomies of `coded`."""
+    return frozenset(_taxonomy(code, cattax) for code in codes)
+
+
+def _taxonomy(code: str, cattax: int) -> int:
+    if _FIRST_CODE.fullmatch(code):
+        return FIRST
+    return UNKNOWN if cattax == FIRST else cattax
 
 
 def with_parent(code: Code) -> tuple[Code, ...]:

@@ -6,7 +6,7 @@ Letters: A ads, C campaigns, N rows of either.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence, Set
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
@@ -77,6 +77,8 @@ class CategoryIndex:
     def __init__(self, codes_of_ads: Sequence[Collection[categories.Code]]) -> None:
         self._own = ValueIndex(codes_of_ads)
         self._taxonomies = ValueIndex([{taxonomy for taxonomy, _ in codes} for codes in codes_of_ads])
+        parents = {above for codes in codes_of_ads for code in codes for above in categories.with_parent(code)}
+        self._texts = frozenset(text for _, text in parents)
         # A code without its taxonomy, as a list of unknown taxonomy has it, is beside the one with it.
         self._blockable = ValueIndex(
             [
@@ -85,24 +87,27 @@ class CategoryIndex:
             ]
         )
 
-    def blocked_by(self, listed: Sequence[categories.Code]) -> Bools:
+    def among(self, texts: Set[str], cattax: int) -> frozenset[categories.Code]:
+        """The codes of a list that an ad has, or an ad below them. ``cattax`` is that of the list."""
+        return frozenset(categories.coded(self._texts & texts, cattax))
+
+    def blocked_by(self, listed: Iterable[categories.Code]) -> Bools:
         """[A] whether a category of the ad, or the one above it, is listed. An unknown taxonomy matches any."""
         entries: set[Hashable] = set()
         for taxonomy, code in listed:
             entries |= {code} if taxonomy == categories.UNKNOWN else {(taxonomy, code), (categories.UNKNOWN, code)}
         return self._blockable.any_of(entries)
 
-    def allowed_by(self, listed: Sequence[categories.Code]) -> Bools:
+    def allowed_by(self, listed: Set[categories.Code], taxonomies: Set[int]) -> Bools:
         """[A] whether the ad has a category in the taxonomies of the list, and each such category is allowed.
 
         A category is allowed if it or the one above it is listed. One of unknown taxonomy is not.
         """
-        taxonomies = {taxonomy for taxonomy, _ in listed} - {categories.UNKNOWN}
-        allowed = set(listed)
+        taxonomies = taxonomies - {categories.UNKNOWN}
         refused = [
             code
             for code in self._own.values()
-            if code[0] in taxonomies and allowed.isdisjoint(categories.with_parent(code))  # type: ignore[index,arg-type]
+            if code[0] in taxonomies and listed.isdisjoint(categories.with_parent(code))  # type: ignore[index,arg-type]
         ]
         return self._taxonomies.any_of(taxonomies) & ~self._own.any_of(refused)
 

@@ -103,7 +103,7 @@ class CatalogueSnapshot:
             lambda: self._campaign_rules(request, now_us, segments),
             len(self.campaigns),
         )
-        ok_A = self._ad_masks.get(ad_key(request), lambda: self._ad_rules(request), len(self.ads))
+        ok_A = self._ad_masks.get(ad_key(self.columns, request), lambda: self._ad_rules(request), len(self.ads))
         return Eligibility(self.campaign_A, ok_C, ok_A, [self._imp_mask(imp) for imp in request.imps])
 
     def _imp_mask(self, imp: Impression) -> Bools:

@@ -22,7 +22,7 @@ from leadre.units import US_PER_S
 
 Rules = Iterator[tuple[str, Bools]]  # (rule, whether a campaign or an ad passes); one that all pass may be missing
 
-MAX_LISTED = 1000  # texts in the lists of a request that has a key; longer lists would make large keys
+MAX_LISTED = 1000  # blocked domains of a request that has a key; a longer list would make a large one
 
 # Rule -> its condition, for people. Campaign rules run first, as campaigns are few.
 CAMPAIGN_RULES = {
@@ -123,14 +123,14 @@ def ad_rules(columns: CatalogueColumns, states: States, ignored_rules: Collectio
     if not states.approved_A.all():
         yield "review", states.approved_A
     if request.blocked_categories:
-        listed = categories.coded(request.blocked_categories, request.cattax)
+        listed, taxonomies = _listed(columns, request.blocked_categories, request.cattax)
         yield "blocked_category", ~columns.ad_categories.blocked_by(listed)
-        taxonomies = {taxonomy for taxonomy, _ in listed} - {categories.UNKNOWN}
-        if taxonomies and "unknown_category" not in ignored_rules:
-            yield "unknown_category", columns.ad_categories.is_known(taxonomies)
+        known = taxonomies - {categories.UNKNOWN}
+        if known and "unknown_category" not in ignored_rules:
+            yield "unknown_category", columns.ad_categories.is_known(known)
     if request.allowed_categories:
-        listed = categories.coded(request.allowed_categories, request.cattax)
-        yield "allowed_category", columns.ad_categories.allowed_by(listed)
+        listed, taxonomies = _listed(columns, request.allowed_categories, request.cattax)
+        yield "allowed_category", columns.ad_categories.allowed_by(listed, taxonomies)
     if request.blocked_domains:
         yield "blocked_domain", ~columns.hosts.blocked_by(request.blocked_domains)
     if request.blocked_apps and not columns.apps.all_none:
@@ -142,16 +142,18 @@ def ad_rules(columns: CatalogueColumns, states: States, ignored_rules: Collectio
             yield "unknown_language", ~languages.none_N
 
 
-def ad_key(request: Request) -> Hashable:
-    """The key of `ad_rules`; None if the lists of the request are long."""
-    lists = (
-        request.blocked_categories,
-        request.allowed_categories,
+def ad_key(columns: CatalogueColumns, request: Request) -> Hashable:
+    """The key of `ad_rules`; None if the list of blocked domains is long. It has no code, app or tag that no ad has."""
+    if len(request.blocked_domains) > MAX_LISTED:
+        return None
+    return (
+        _listed(columns, request.blocked_categories, request.cattax),
+        _listed(columns, request.allowed_categories, request.cattax),
         request.blocked_domains,
-        request.blocked_apps,
-        request.allowed_languages,
+        columns.apps.among(request.blocked_apps),
+        columns.languages.among(request.allowed_languages),
+        bool(request.allowed_languages),
     )
-    return (request.cattax, *lists) if sum(map(len, lists)) <= MAX_LISTED else None
 
 
 def imp_rules(columns: CatalogueColumns, imp: Impression) -> Rules:
@@ -168,6 +170,13 @@ def imp_key(columns: CatalogueColumns, imp: Impression) -> Hashable:
     """The key of `imp_rules`."""
     attributes = columns.attributes.among(imp.blocked_attributes)
     return bool(imp.sizes), columns.sizes.among(imp.sizes), attributes, imp.is_secure
+
+
+def _listed(
+    columns: CatalogueColumns, codes: frozenset[str], cattax: int
+) -> tuple[frozenset[categories.Code], frozenset[int]]:
+    """(the codes of a list that matter to an ad, the taxonomies of all its codes)."""
+    return columns.ad_categories.among(codes, cattax), categories.taxonomies(codes, cattax)
 
 
 def _targeting(

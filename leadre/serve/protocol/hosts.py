@@ -16,6 +16,7 @@ import idna
 from publicsuffixlist import PublicSuffixList
 
 MAX_HOST_CHARS = 253  # RFC 1035
+MAX_WRITTEN_CHARS = 4 * MAX_HOST_CHARS  # a name in another script is at most its ASCII form; the rest is ignorable
 _PLAIN = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*", re.ASCII)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:(?=//)", re.ASCII)
 _PORT = re.compile(r":[0-9]*$", re.ASCII)
@@ -25,7 +26,8 @@ def host_of(text: str) -> str:
     """The host that a URL or an entry of a list names: lower case, ASCII, without "www."; "" if it names none.
 
     ``https://WWW.Shop.example:443/a``, ``//shop.example``, ``*.shop.example`` and ``shop.example.`` are all
-    ``shop.example``. Names of other scripts are in their ASCII form (IDNA 2008 with the mapping of UTS 46).
+    ``shop.example``. Names of other scripts are in their ASCII form (IDNA 2008 with the mapping of UTS 46). The time
+    grows with the length of the text, which a stranger may have written.
     """
     host = text.strip().lower()
     if not _PLAIN.fullmatch(host):
@@ -55,7 +57,8 @@ def _suffixes() -> PublicSuffixList:
 
 def _authority(text: str) -> str:
     """The host's part of a URL in lower case, with or without a scheme."""
-    text = _SCHEME.sub("", text).removeprefix("//")
+    scheme = _SCHEME.match(text)  # a search would start again at each letter
+    text = text[scheme.end() if scheme else 0 :].removeprefix("//")
     text = re.split(r"[/?#\\]", text, maxsplit=1)[0].rpartition("@")[2]
     if text.startswith("["):
         return text[1:].partition("]")[0]
@@ -66,6 +69,8 @@ def _ascii(host: str) -> str:
     host = host.removeprefix("*.").strip(".")
     if host.isascii():
         return host
+    if len(host) > MAX_WRITTEN_CHARS:
+        return ""
     try:
         return idna.encode(host, uts46=True).decode()
     except (idna.IDNAError, UnicodeError):  # no name that can be registered; it is compared as it is written

@@ -103,3 +103,13 @@ def test_masks_that_are_kept_are_bounded():
         domains = frozenset(f"{number}-{entry}.test" for entry in range(rules.MAX_LISTED))
         catalogue.eligibility(dataclasses.replace(REQUEST, blocked_domains=domains | {"one-more.test"}), NOON_US)
     assert not catalogue._ad_masks._masks
+
+
+def test_values_that_no_ad_has_share_one_mask():
+    catalogue = snapshot([make_campaign()], [make_ad(iab_categories=("IAB1-2",), language="de")])
+    for number in range(10):
+        names = frozenset(f"IAB{number + 30}-{entry}" for entry in range(2 * rules.MAX_LISTED))
+        others = {"blocked_apps": names, "allowed_languages": frozenset({"de", f"q{number}"})}
+        request = dataclasses.replace(REQUEST, blocked_categories=names | {"IAB1"}, **others)
+        assert not catalogue.eligibility(request, NOON_US).in_any_imp().any()
+    assert len(catalogue._ad_masks._masks) == 1

@@ -68,6 +68,12 @@ def test_domains_above_a_host():
     assert list(with_parents("")) == []
 
 
+@pytest.mark.timeout(60)  # a search for the scheme takes an hour
+@pytest.mark.parametrize("text", ["{}", "https://{}", "{}/", "{}:80", "a.{}!", "{}\u00e9"])
+def test_long_text_names_no_host_and_takes_no_long_time(text):
+    assert host_of(text.format("a" * 500_000)) == ""
+
+
 @given(st.text() | st.from_regex(r"(https?://)?[a-zA-Z0-9.:@/\[\]*-]{0,30}", fullmatch=True))
 def test_any_text_has_a_host_or_none(text):
     host = host_of(text)
