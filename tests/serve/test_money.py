@@ -7,7 +7,7 @@ import pytest
 
 from leadre.serve.events.tokens import TokenKeys
 
-from .bidder import click_id, event_urls, until
+from .bidder import bids_in, click_id, event_urls, until
 
 CPM = 2_000_000  # nanos of one impression
 
@@ -106,14 +106,32 @@ def test_cap_is_held_for_as_long_as_the_bid_may_be_shown(offers):
     until(lambda: len(ask(imp=[imp])) == 1, "the cap is free again")
 
 
-def test_page_gets_no_url_that_ends_its_reservations(bidder, offers):
+def page_bid(bidder, user_id):
+    """The bid that a publisher's page gets for a user."""
     bidder.manage("PUT", "/origins", {"origins": ["https://news.example"]})
-    offers("page")
-    request = {"id": "page", "imp": [{"id": "1", "banner": {"w": 300, "h": 250}}], "user": {"id": "page"}}
+    request = {"id": "page", "at": 1, "imp": [{"id": "1", "banner": {"w": 300, "h": 250}}], "user": {"id": user_id}}
     headers = {"origin": "https://news.example"}
-    response = bidder.http.post(f"{bidder.url}/openrtb2/auction", json=request, headers=headers)
-    (bid,) = response.json()["seatbid"][0]["bid"]
-    assert "lurl" not in bid and "/e/loss" not in response.text
+
+    def ask():
+        return bidder.http.post(f"{bidder.url}/openrtb2/auction", json=request, headers=headers)
+
+    until(lambda: ask().status_code == 200, "the origin is known to the worker")
+    (bid,) = bids_in(ask())
+    return bid
+
+
+def test_page_gets_no_url_that_ends_its_reservations_and_none_for_prices_to_learn(bidder, offers):
+    offers("page")
+    bid = page_bid(bidder, "page")
+    assert "lurl" not in bid and "/e/loss" not in str(bid) and "&min=" not in str(bid)
+
+
+def test_page_cannot_set_the_price_of_its_bid(bidder, offers):
+    campaign_id, _ = offers("set-price")
+    bill = page_bid(bidder, "set-price")["burl"].partition("&price=")[0]
+    assert bidder.http.get(f"{bill}&price=0.000001").status_code == 200
+    assert bidder.http.get(f"{bill}&price=2").status_code == 200
+    assert charged(bidder, campaign_id) == CPM
 
 
 def test_token_of_one_kind_reports_no_other(bidder, offers):
@@ -174,8 +192,8 @@ def test_recommended_ad_is_billed_once_at_its_signed_price(bidder, offers):
     headers = {"authorization": f"Bearer {bidder.operator}"}
     response = bidder.http.post(f"{bidder.url}/v1/recommend", json={"user_id": "reader", "count": 1}, headers=headers)
     (ad,) = response.json()["ads"]
-    for _ in range(3):
-        assert bidder.http.get(ad["billing_url"]).status_code == 200
+    for price in ("&price=0.000001", "", "&price=2"):
+        assert bidder.http.get(ad["billing_url"] + price).status_code == 200
     assert charged(bidder, campaign_id) == CPM
 
 

@@ -276,6 +276,7 @@ def _token(context: RequestContext, state: ImpState, bid: Bid) -> Token:
         rate_micro=round(state.rate.p * MICRO) if state.rate else 0,
         rate_event=state.rate.event if state.rate else "",
         rate_slice=state.rate.slice if state.rate else "",
+        has_fixed_price=context.party.has_fixed_price,
     )
 
 

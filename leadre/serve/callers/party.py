@@ -25,6 +25,7 @@ class Party:
     reservations under a user's frequency cap count against it; those of other keys count once they are shown.
     ``exp_s``: the time in which its bids may be shown; 0 = that of the settings. ``sends_no_price``: it fills no
     clearing price into a URL, so the signed price is billed. ``may_test``: its test requests get a user's own ads.
+    ``has_fixed_price``: the bidder alone sets the price of its impressions, so a price in a bill is ignored.
     """
 
     name: str = ""  # of a configured caller; "" is any other sender
@@ -34,6 +35,7 @@ class Party:
     exp_s: int = 0
     sends_no_price: bool = False
     may_test: bool = False
+    has_fixed_price: bool = False
 
     @property
     def sender(self) -> str:
@@ -43,4 +45,4 @@ class Party:
 
 ANYBODY = Party()
 OPERATOR = Party(share="operator", may_test=True)
-RECOMMEND = Party(share="recommend")  # a site's own server, which has a key
+RECOMMEND = Party(share="recommend", has_fixed_price=True)  # a site's own server, which has a key

@@ -83,6 +83,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     rate_micro: int = 0  # millionths: the probability of ``rate_event`` for one impression, as the bid assumed
     rate_event: Literal["", "click", "conv"] = ""
     rate_slice: str = ""  # `leadre.serve.events.calibration.SLICES`
+    has_fixed_price: bool = False  # a bill costs ``price_cap_nanos``, also if it states another price
 
     @property
     def shown_until_us(self) -> int:

@@ -70,7 +70,7 @@ class BidRoutes:
             try:
                 request = openrtb.read(await body_of(scope, receive))
                 if is_page:
-                    request = _with_headers(request, scope)
+                    request = _of_page(request, scope)
                 self._refusals.left_out(request.left_out)
                 if request.is_test and not party.may_test and await is_operator(self.worker, scope):
                     party = OPERATOR
@@ -125,8 +125,12 @@ async def refuse_party(route: str, refusal: Refusal, send: Send, headers: Header
     await reply(send, refusal.status, headers=[(b"www-authenticate", b"Bearer")] if refusal.status == 401 else [])
 
 
-def _with_headers(request: Request, scope: Scope) -> Request:
-    """The request with the privacy signals of the reader's browser. An exchange's headers are those of its server."""
+def _of_page(request: Request, scope: Scope) -> Request:
+    """The request with the privacy signals of the reader's browser; an exchange's headers are those of its server.
+
+    A page is no exchange with prices to learn, also if its ``at`` is 1: bids to it are not shaded.
+    """
+    request = replace(request, is_first_price=False)
     gpc = is_yes(header(scope, b"sec-gpc").decode("latin-1"))
     dnt = is_yes(header(scope, b"dnt").decode("latin-1"))
     if not (gpc or dnt):

@@ -1,8 +1,8 @@
 """Reading an event from its URL or message: its token, price and value, or why it is refused. Pure.
 
 The clearing price of a bid is a macro in its `burl` that the exchange fills in. Prebid fills none: such a bill costs
-the signed price if its token has `bills_signed_price`. A price that cannot be billed does not use the event
-up, so that the true one still counts.
+the signed price if its token has `bills_signed_price`. With `has_fixed_price` nothing else can be billed. A price that
+cannot be billed does not use the event up, so that the true one still counts.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def paid_nanos(text: str, token: Token) -> int | Refusal:
     """The price of a notice, in nanos of one impression: at most the signed price."""
     if text.startswith(AUDIT):
         return Refusal("audit", 204)
-    if token.bills_signed_price and (not text or _MACRO.fullmatch(text)):
+    if token.has_fixed_price or (token.bills_signed_price and (not text or _MACRO.fullmatch(text))):
         return token.price_cap_nanos
     nanos = openrtb.paid_nanos(text)
     return min(nanos, token.price_cap_nanos) if nanos else Refusal("price", 400)

@@ -87,7 +87,7 @@ class Identification:
             bounds.append(Bound(cap_holder, pages.page_network_open_bids, money_nanos))
         if not self._origins.take(origin):
             return Refusal(429, "origin", self._retry_after_s(pages.page_origin_per_s))
-        return Party(bounds=tuple(bounds), share=origin_key, cap_holder=cap_holder)
+        return Party(bounds=tuple(bounds), share=origin_key, cap_holder=cap_holder, has_fixed_price=True)
 
     def _hash(self, kind: str, text: str) -> str:
         """A short key of an origin or a network, which tokens and stores may have."""

@@ -136,7 +136,7 @@ def read(body: bytes) -> Request:
         blocked_seats=frozenset(request.bseat or ()),
         has_deals_only=bool(banners) and not public,
         is_test=request.test == 1,
-        is_first_price=request.at == FIRST_PRICE and not is_prebid,
+        is_first_price=request.at == FIRST_PRICE,
         bills_signed_price=request.at == FIRST_PRICE or is_prebid,
         left_out=left_out,
     )

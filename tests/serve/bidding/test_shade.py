@@ -119,7 +119,11 @@ def test_first_price_of_an_exchange_is_shaded_and_reserves_no_more(alone):
     assert bid.price_propensity == 1 - EXPLORATION
 
 
-@pytest.mark.parametrize("fields", [{"at": 2}, {}, {"at": 1, "ext": {"prebid": {"channel": {"name": "pbjs"}}}}])
+def test_caller_cannot_turn_shading_off(alone):
+    assert usual(alone, at=1, ext={"prebid": {"channel": {"name": "pbjs"}}}).price_nanos == 700_000
+
+
+@pytest.mark.parametrize("fields", [{"at": 2}, {}])
 def test_other_auctions_are_not_shaded(alone, fields):
     (bid,) = bids(alone, **fields)
     assert (bid.price_nanos, bid.unshaded_nanos, bid.price_propensity) == (2_000_000, 0, 0.0)

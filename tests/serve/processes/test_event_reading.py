@@ -62,9 +62,14 @@ def test_bill_without_a_price_costs_the_signed_one_where_the_auction_has_no_othe
     assert read_event("bill", price=price, terms={"bills_signed_price": True}).price_nanos == BID_NANOS
 
 
-def test_audit_is_not_billed(read_event):
-    for is_signed in (False, True):
-        assert read_event("bill", price="AUDIT", terms={"bills_signed_price": is_signed}) == Refusal("audit", 204)
+@pytest.mark.parametrize("price", ["0.000001", "9", "0", "x", ""])
+def test_price_in_a_bill_of_a_fixed_price_is_ignored(read_event, price):
+    assert read_event("bill", price=price, terms={"has_fixed_price": True}).price_nanos == BID_NANOS
+
+
+@pytest.mark.parametrize("terms", [{}, {"bills_signed_price": True}, {"has_fixed_price": True}], ids=str)
+def test_audit_is_not_billed(read_event, terms):
+    assert read_event("bill", price="AUDIT", terms=terms) == Refusal("audit", 204)
 
 
 def test_event_is_late_after_its_own_time(read_event):
