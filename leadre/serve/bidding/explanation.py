@@ -147,6 +147,23 @@ class Explanation:
     units: dict[str, str] = field(default_factory=lambda: UNITS)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AccountExplanation:
+    """The fields of an `Explanation` that an account may see, with its own bids and candidates."""
+
+    request_id: str
+    caller_request_id: str
+    at_us: int
+    at: str
+    is_test: bool
+    no_bid_reason: str
+    bids: list[ExplainedBid]
+    candidates: list[ExplainedCandidate]
+    prices_as_of: Literal["bid", "now"]
+    is_degraded: bool
+    units: dict[str, str]
+
+
 def explain(
     record: RequestRecord,
     catalogue: CatalogueSnapshot,
@@ -195,11 +212,12 @@ def explain(
     )
 
 
-def of_account(explanation: Explanation, advertiser_id: str) -> Explanation | None:
+def of_account(explanation: Explanation, advertiser_id: str) -> AccountExplanation | None:
     """The part of an explanation that an account may see: its own candidates and bids, and nothing of user and request.
 
     None if no candidate is the account's: to it the request is unknown. Probabilities of a known user are left out, and
     prices that contain one: an account that knows the caller's request would learn what the user has bought.
+    Versions are left out, as they have the time and number of the user's events, and so are names of placements.
     """
     candidates = [candidate for candidate in explanation.candidates if candidate.advertiser_id == advertiser_id]
     if not candidates:
@@ -214,7 +232,19 @@ def of_account(explanation: Explanation, advertiser_id: str) -> Explanation | No
             else bid
             for bid in bids
         ]
-    return replace(explanation, user_id="", candidates=candidates, bids=bids, request={})
+    return AccountExplanation(
+        request_id=explanation.request_id,
+        caller_request_id=explanation.caller_request_id,
+        at_us=explanation.at_us,
+        at=explanation.at,
+        is_test=explanation.is_test,
+        no_bid_reason=explanation.no_bid_reason,
+        bids=bids,
+        candidates=candidates,
+        prices_as_of=explanation.prices_as_of,
+        is_degraded=explanation.is_degraded,
+        units=explanation.units,
+    )
 
 
 def _impersonal(candidate: ExplainedCandidate) -> ExplainedCandidate:

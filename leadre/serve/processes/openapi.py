@@ -11,14 +11,22 @@ from typing import Any, get_args
 import msgspec
 
 from leadre import __version__, telemetry
-from leadre.serve.bidding.explanation import Explanation
+from leadre.serve.bidding.explanation import AccountExplanation, Explanation
 from leadre.serve.manage import auth
 from leadre.serve.processes.event_reading import Conversion
 from leadre.serve.processes.recommend import RecommendRequest, RecommendResponse
 from leadre.serve.protocol import openrtb_schema as wire
 from leadre.types import EventKind
 
-TYPES = (wire.Request, wire.Response, RecommendRequest, RecommendResponse, Explanation, Conversion)
+TYPES = (
+    wire.Request,
+    wire.Response,
+    RecommendRequest,
+    RecommendResponse,
+    Explanation,
+    AccountExplanation,
+    Conversion,
+)
 ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
 NO_KEY = {"description": "No key in force.", "content": {"application/json": {"schema": ERROR}}}
 NO_SCOPE = {"description": "The key lacks the scope.", "content": {"application/json": {"schema": ERROR}}}
@@ -181,7 +189,7 @@ def _explain() -> Json:
         "operationId": "explain",
         "summary": "A recent request, explained",
         "description": "Candidates with their values and verdicts, bids with their propensities, versions of all"
-        " artifacts; an account gets its own candidates and bids alone."
+        " artifacts; an account gets its own candidates and bids alone, in fewer fields."
         " The last 20,000 requests are known, each a moment after its answer.",
         "security": _key("explain"),
         "parameters": [
@@ -189,7 +197,7 @@ def _explain() -> Json:
         ],
         "responses": {
             "200": {"description": "The explanation; `units` has the meaning of its fields."}
-            | _content(_ref("Explanation")),
+            | _content({"anyOf": [_ref("Explanation"), _ref("AccountExplanation")]}),
             "401": NO_KEY,
             "403": NO_SCOPE,
             "429": LIMITED,

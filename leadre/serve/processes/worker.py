@@ -18,7 +18,7 @@ from leadre.background import Tasks
 from leadre.clock import MachineClock
 from leadre.errors import PeerError, RefusedError
 from leadre.serve.bidding.context import BidDecision
-from leadre.serve.bidding.explanation import Explanation, explain, of_account
+from leadre.serve.bidding.explanation import AccountExplanation, Explanation, explain, of_account
 from leadre.serve.bidding.record import digest, record
 from leadre.serve.bidding.respond import respond
 from leadre.serve.callers.open_bids import OpenBids
@@ -107,7 +107,7 @@ class Worker:
         decision = await self._decide(request.bid_request(self.state.new_id()), arrived_s, RECOMMEND)
         return recommend_response(decision, self.state.bidder.market.catalogue)
 
-    async def explain(self, request_id: str, account: str) -> Explanation | None:
+    async def explain(self, request_id: str, account: str) -> Explanation | AccountExplanation | None:
         """A recent request with its candidates and their verdicts; None if unknown. PeerError: writer away.
 
         ``account``: the account to which alone the explanation is shown; "" = an operator.

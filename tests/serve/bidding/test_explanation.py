@@ -113,5 +113,7 @@ def test_account_sees_its_own_candidates_and_bids_alone(alone):
     assert (tea.p, tea.fit, tea.value_nanos, tea.price_nanos) == (None, None, None, 2_000_000)
     unknown = of_account(dataclasses.replace(explanation, has_user=False), "tea Ltd")
     assert unknown.candidates[0].p == pytest.approx(0.5), "of nobody in particular"
+    private = {"user_id", "has_user", "placements", "versions", "request", "is_cut"}
+    assert private == msgspec.to_builtins(explanation).keys() - msgspec.to_builtins(shown["tea"]).keys()
     text = msgspec.json.encode(shown["mug"]).decode().lower()
     assert not [word for word in ("tea", "shoes", "known") if word in text]
