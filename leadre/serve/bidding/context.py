@@ -125,7 +125,8 @@ class ImpState:
 
     ``verdict_K``: `Verdict.code` of each candidate.
     ``considered``: positions of the candidates whose budgets and caps were checked. ``lease_id`` and ``cap_id`` are
-    the reservations of the bid; 0 and "" if it needs none. ``reserved_nanos``: of the lease. ``cap_day``: day of the
+    the reservations of the bid; 0 and "" if it needs none. ``reserved_nanos``: of the lease. ``open_nanos``:
+    of the sender's open bids. ``cap_day``: day of the
     cap, since 1970. ``action_nanos``: price of the paid event, if the bidder's own auction sets it. ``rate``: that of
     the bid, for `leadre.serve.events.calibration`; None if its outcome is no event of one.
     """
@@ -136,6 +137,7 @@ class ImpState:
     bid: Bid | None = None
     lease_id: int = 0
     reserved_nanos: int = 0
+    open_nanos: int = 0
     cap_id: str = ""
     cap_day: int = 0
     action_nanos: int = 0

@@ -331,6 +331,7 @@ def _reserve_budget(context: RequestContext, state: ImpState, offer: _Offer) -> 
     assert lease_id is not None, f"{offer.campaign.campaign_id}: can_pay found a lease for {offer.reserved_nanos} nanos"
     state.lease_id = lease_id
     state.reserved_nanos = offer.reserved_nanos if lease_id else 0
+    state.open_nanos = offer.reserved_nanos
     bidder.open_bids.add(
         context.party,
         offer.campaign.campaign_id if lease_id else "",

@@ -263,6 +263,7 @@ def _token(context: RequestContext, state: ImpState, bid: Bid) -> Token:
         currency=bid.currency,
         lease_id=state.lease_id,
         reserved_nanos=state.reserved_nanos,
+        open_nanos=state.open_nanos,
         cap_id=state.cap_id,
         cap_day=state.cap_day,
         bills_signed_price=context.request.bills_signed_price or context.party.sends_no_price,

@@ -84,6 +84,7 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     rate_event: Literal["", "click", "conv"] = ""
     rate_slice: str = ""  # `leadre.serve.events.calibration.SLICES`
     has_fixed_price: bool = False  # a bill costs ``price_cap_nanos``, also if it states another price
+    open_nanos: int = 0  # of the sender's open bids, for this bid; 0 in tokens of releases up to November 2026
 
     @property
     def shown_until_us(self) -> int:

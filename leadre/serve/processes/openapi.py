@@ -11,7 +11,8 @@ from typing import Any, get_args
 import msgspec
 
 from leadre import __version__, telemetry
-from leadre.serve.bidding.explanation import AccountExplanation, Explanation
+from leadre.serve.bidding.account_explanation import AccountExplanation
+from leadre.serve.bidding.explanation import Explanation
 from leadre.serve.manage import auth
 from leadre.serve.processes.event_reading import Conversion
 from leadre.serve.processes.recommend import RecommendRequest, RecommendResponse

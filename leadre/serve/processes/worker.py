@@ -17,8 +17,9 @@ from leadre import telemetry
 from leadre.background import Tasks
 from leadre.clock import MachineClock
 from leadre.errors import PeerError, RefusedError
+from leadre.serve.bidding.account_explanation import AccountExplanation, of_account
 from leadre.serve.bidding.context import BidDecision
-from leadre.serve.bidding.explanation import AccountExplanation, Explanation, explain, of_account
+from leadre.serve.bidding.explanation import Explanation, explain
 from leadre.serve.bidding.record import digest, record
 from leadre.serve.bidding.respond import respond
 from leadre.serve.callers.open_bids import OpenBids
@@ -211,7 +212,7 @@ def close_open_bid(open_bids: OpenBids, kind: EventKind, token: Token) -> None:
     if (is_shown or kind == "loss") and not token.is_test:
         campaign_id = token.campaign_id if token.lease_id else ""
         until_us = token.shown_until_us
-        nanos = token.reserved_nanos or token.price_cap_nanos
+        nanos = token.open_nanos or token.reserved_nanos or token.price_cap_nanos
         open_bids.close(token.sender, campaign_id, token.currency, nanos, until_us, is_shown=is_shown)
 
 

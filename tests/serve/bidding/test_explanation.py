@@ -8,7 +8,8 @@ import math
 import msgspec
 import pytest
 
-from leadre.serve.bidding.explanation import UNITS, explain, of_account
+from leadre.serve.bidding.account_explanation import of_account
+from leadre.serve.bidding.explanation import UNITS, explain
 from leadre.serve.events.records import without_user
 from leadre.types import Verdict
 

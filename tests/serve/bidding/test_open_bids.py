@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
+from leadre.serve.bidding.shade import Shading
 from leadre.serve.callers.party import Bound, Party
-from leadre.serve.ipc.messages import EventRequest
+from leadre.serve.ipc.messages import EventRequest, MarketShading
+from leadre.serve.processes.worker import close_open_bid
 from leadre.serve.protocol.openrtb import NoBid
 from leadre.types import Verdict
 from leadre.units import NANOS_PER_UNIT
@@ -55,6 +59,22 @@ def show(alone, decision):
     assert [reply.outcome for reply in alone.writer.handle([bill], alone.clock.wall_us)] == ["new"]
     until_us = alone.clock.wall_us + alone.bidder.settings.exp_s * 1_000_000
     alone.bidder.open_bids.close(HONEST.sender, bid.campaign_id, bid.currency, bid.price_nanos, until_us, is_shown=True)
+
+
+def test_lost_bids_that_were_shaded_give_their_whole_room_back(alone):
+    """A bid for clicks is open at its worth, and its price is below it; without a budget no lease has the sum."""
+    campaign(alone, bid_type="cpc", shading=True)
+    market = MarketShading(caller="honest", currency="USD", edges=[], breaks=[[0.0]], bids=[[0.0, 1.0]])
+    alone.bidder.market = dataclasses.replace(alone.bidder.market, shading=Shading.of([market]))
+    room_nanos = alone.bidder.open_bids.room_nanos(HONEST, "USD", alone.clock.wall_us)
+    decisions = [alone.bid(at=1, party=HONEST) for _ in range(20)]
+    assert any(bid.price_nanos < bid.worth_nanos for decision in decisions for bid in [decision.rendered[0].bid])
+    for decision in decisions[1:]:
+        token = alone.writer.token_keys.check(token_of(decision.rendered[0].lurl), "loss", alone.clock.wall_us)
+        close_open_bid(alone.bidder.open_bids, "loss", token)
+    worth_nanos = decisions[0].rendered[0].bid.worth_nanos
+    left_nanos = alone.bidder.open_bids.room_nanos(HONEST, "USD", alone.clock.wall_us)
+    assert left_nanos == room_nanos - worth_nanos, "one bid is open"
 
 
 def test_three_requests_in_the_name_of_a_user_leave_the_frequency_cap_to_other_callers(alone):

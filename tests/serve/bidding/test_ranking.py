@@ -10,8 +10,9 @@ import pytest
 
 from leadre import telemetry
 from leadre.data import bids
+from leadre.serve.bidding.account_explanation import of_account
 from leadre.serve.bidding.api_ads import LOWEST_LOG_P
-from leadre.serve.bidding.explanation import explain, of_account
+from leadre.serve.bidding.explanation import explain
 from leadre.serve.bidding.ranking import FORGET
 from leadre.serve.bidding.select import log_values, rank
 from leadre.serve.bidding.value import bid_rate, values
