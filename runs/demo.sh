@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From real logs to generated ads on a laptop: `make demo` runs this. 20 to 30 minutes on 2 cores, no GPU needed.
+# From real logs to generated ads on a laptop: `make demo` runs this. About 25 minutes on 2 cores, no GPU needed.
 #
 # Each line is one stage. It reads the artifacts of earlier stages, writes its own under work/demo/, and is skipped if inputs
 # and config are unchanged: run this script again after a kill, or after a change of one section of the config.

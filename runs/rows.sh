@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Rows of LEADRE that show what its parts are worth (leadre/evaluate/ablation/variants.py has all rows):
 #
-#   bash runs/rows.sh screen      one seed at the demo's length, on the validation weeks: configs/rows.toml
+#   bash runs/rows.sh screen      one seed, 380 steps, on the validation weeks: configs/rows.toml
 #   bash runs/rows.sh seeds       three seeds at journey length, on the test weeks: configs/seeds.toml
 #   bash runs/rows.sh seeds 2     seed 2 alone, without a comparison: the parts of a long run, on any day
 #
