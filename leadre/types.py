@@ -115,13 +115,15 @@ class Goal:
 
     The others win the most actions, while money charged is at most the target: ``target_nanos`` a click ("cpc") or a
     conversion ("cpa"), or ``target_return`` of conversion value for each unit of money ("roas"). ``conversion_nanos``:
-    expected value of a conversion, of "roas"; later, reported values correct it.
+    expected value of a conversion, of "roas"; later, reported values correct it. ``since_us``: when a stored campaign
+    got this goal, set by the store; 0 for one that had it from the beginning. Events of earlier bids are not of it.
     """
 
     kind: GoalKind = "bid"
     target_nanos: int = 0
     target_return: float = 0.0
     conversion_nanos: int = 0
+    since_us: int = 0
 
     @property
     def worth_nanos(self) -> int:

@@ -25,6 +25,7 @@ from leadre.serve.bidding.value import expected_nanos, most_nanos
 from leadre.serve.callers.party import ANYBODY, Party
 from leadre.serve.catalogue import database as records
 from leadre.serve.catalogue import eligibility
+from leadre.serve.catalogue.audit import Author
 from leadre.serve.catalogue.campaigns import CampaignStore
 from leadre.serve.catalogue.database import ManageDatabase
 from leadre.serve.catalogue.objects import ObjectIndex
@@ -86,7 +87,7 @@ class Alone:
         self.clock = ManualClock(NOON_US)
         self.paths = StatePaths(folder=folder, store=f"lmdb:{folder / 'lists'}")
         self._records = ManageDatabase(self.paths.manage_database)
-        self.campaign_store = CampaignStore(self._records)
+        self.campaign_store = CampaignStore(self._records, Author(clock=self.clock))
         self._reader = database.connect(self.paths.manage_database, records.MIGRATIONS, read_only=True)
         self.writer = WriterState(self.paths, retain_days=90, clock=self.clock)
         self.store = Spy(open_store(self.paths.store))

@@ -94,7 +94,7 @@ def test_explanation_and_status_page_show_goal_and_reason(bidder):
     (row,) = [candidate for candidate in candidates if candidate["ad_id"] == ad_id]
     assert row["worth_nanos"] == pytest.approx(row["rate"] * CLICK, rel=1e-3) and row["rate_event"] == "click"
     assert (row["price_nanos"], row["multiplier"]) == (520_000, pytest.approx(1.1))
-    factors = {"correction": 1.0, "return_dual": 10.0, "budget_dual": 0.0}
+    factors = {"correction": pytest.approx(1.0), "return_dual": 10.0, "budget_dual": 0.0}
     assert row["goal"] == {"kind": "cpc", "target_nanos": CLICK, "most_nanos": 520_000} | factors
     for kind in ("bill", "click"):
         bidder.http.get(event_urls(bid)[kind])

@@ -26,7 +26,8 @@ from leadre.serve.callers.party import ANYBODY, Party
 from leadre.serve.catalogue import categories
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.catalogue.shared_masks import Eligibility
-from leadre.serve.events.tokens import GRACE_US, MICRO, Token, event_url, nonce
+from leadre.serve.events.records import NANO
+from leadre.serve.events.tokens import GRACE_US, Token, event_url, nonce
 from leadre.serve.ipc.messages import GenerateRequest
 from leadre.serve.protocol import consent
 from leadre.serve.protocol.openrtb import NoBid, Rendered
@@ -274,10 +275,10 @@ def _token(context: RequestContext, state: ImpState, bid: Bid) -> Token:
         may_measure=permissions.measure,
         may_profile=permissions.add_to_profile,
         sender="" if context.request.is_test else context.party.sender,
-        rate_micro=round(state.rate.p * MICRO) if state.rate else 0,
         rate_event=state.rate.event if state.rate else "",
         rate_slice=state.rate.slice if state.rate else "",
         has_fixed_price=context.party.has_fixed_price,
+        rate_nano=round(state.rate.p * NANO) if state.rate else 0,
     )
 
 

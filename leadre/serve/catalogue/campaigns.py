@@ -92,6 +92,7 @@ class CampaignStore:
         """
         with self._database.lock:
             before = self.campaign(campaign.campaign_id)
+            campaign = _with_goal_time(campaign, before, self._author.clock.now_us())
             is_old = before is not None and dataclasses.replace(campaign, status=before.status) == before
             if not (is_old and campaign.status in STATUSES):  # a limit of a later release must not prevent a pause
                 campaign = checked_campaign(campaign)
@@ -207,6 +208,16 @@ def write(
         f" ON CONFLICT ({key}) DO UPDATE SET body = excluded.body, version = excluded.version",
         ((name, _encode(item).decode(), version) for name, item in items),
     )
+
+
+def _with_goal_time(campaign: Campaign, before: Campaign | None, now_us: int) -> Campaign:
+    """A campaign with the time of its goal: that of the stored one if it counts the same actions by the same value."""
+    goal = campaign.goal
+    since_us = 0
+    if before is not None and campaign.has_goal:
+        is_alike = (goal.kind, goal.conversion_nanos) == (before.goal.kind, before.goal.conversion_nanos)
+        since_us = before.goal.since_us if is_alike else now_us
+    return dataclasses.replace(campaign, goal=dataclasses.replace(goal, since_us=since_us))
 
 
 def _checked_ads(

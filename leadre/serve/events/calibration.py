@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from leadre import telemetry
-from leadre.serve.events.tokens import MICRO, Token
+from leadre.serve.events.tokens import Token
 from leadre.types import EventKind
 
 SLICES = ("seen", "new", "counts")  # a ranker's rate, by whether the object was in the history; the rate of counts
@@ -55,14 +55,14 @@ class CalibrationWatch:
 
     def add(self, kind: EventKind, token: Token) -> None:
         """Add a new event of a bid; only events of bids with a rate count, and no tests."""
-        if token.is_test or not token.may_measure or token.rate_slice not in SLICES:
+        rate = token.rate
+        if token.is_test or not token.may_measure or token.rate_slice not in SLICES or rate is None:
             return
         sums = self.sums[token.charge_type, token.rate_slice]
         if kind == "imp":
-            p = token.rate_micro / MICRO
-            sums.add_impression(p)
-            telemetry.EXPECTED_EVENTS.labels(token.charge_type, token.rate_slice).inc(p)
-        elif kind == token.rate_event:
+            sums.add_impression(rate.p)
+            telemetry.EXPECTED_EVENTS.labels(token.charge_type, token.rate_slice).inc(rate.p)
+        elif kind == rate.event:
             sums.add_event()
             telemetry.OBSERVED_EVENTS.labels(token.charge_type, token.rate_slice).inc()
         telemetry.MISCALIBRATED.labels(token.charge_type, token.rate_slice).set(sums.is_alarming)

@@ -11,6 +11,9 @@
 
 An impression after a loss is counted again. Its bill is paid from the free budget, as others may have the reservation.
 
+A conversion that the page has reported may be sent by the server too, with its value: the record says so, and goals
+count it once.
+
 A batch is one transaction of the ledger around one append to the event log: post, append and sync, commit, acknowledge.
 A crash before the sync leaves no trace. After a crash between sync and commit the next `EventProcessor` finds records
 behind the ledger's last number and posts them. So log and ledger both have each event once.
@@ -34,7 +37,7 @@ from leadre.auction.budget.messages import Charge, ChargeResult, Void
 from leadre.errors import InputError, StorageError
 from leadre.serve.events import event_log
 from leadre.serve.events.log_writer import EventLog
-from leadre.serve.events.records import EventRecord
+from leadre.serve.events.records import AssumedRate, EventRecord
 from leadre.serve.events.tokens import Token
 from leadre.types import BidType, EventKind, Outcome
 from leadre.units import US_PER_DAY, US_PER_HOUR
@@ -47,12 +50,14 @@ CLOCK_ERROR_US = 2 * US_PER_HOUR
 
 CHARGED_AT: dict[BidType, EventKind] = {"cpm": "bill", "cpc": "click", "cpa": "conv"}
 SHOWN: tuple[EventKind, ...] = ("imp", "bill")  # a bid with one of these events was shown
+KeyKind = EventKind | Literal["sale"]  # "sale": the first conversion of a click that a server has sent
 # Kind -> the kinds of earlier events of the bid that decide its effect.
-NEEDED: dict[EventKind, tuple[EventKind, ...]] = {
+NEEDED: dict[EventKind, tuple[KeyKind, ...]] = {
     "loss": SHOWN,
-    "bill": ("loss",),
+    "imp": ("bill",),
+    "bill": ("loss", "imp"),
     "click": ("loss",),
-    "conv": ("loss", "conv", *SHOWN),
+    "conv": ("loss", "conv", "sale", *SHOWN),
 }
 SERVER_SCOPE, TEST_SCOPE = "conv", "test"  # first parts of the keys of conversions that a server sends
 CATCH_UP = 1_000  # records that are posted at once
@@ -89,11 +94,14 @@ class EventEffect:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EarlierEvents:
-    """Known events of a bid: whether it was shown (imp or bill), was lost, and has had a conversion."""
+    """Known events of a bid: whether it was shown (imp or bill) and was lost, and who has sent a conversion.
+
+    ``converted_by`` is read for a conversion from a server.
+    """
 
     was_shown: bool = False
     was_lost: bool = False
-    has_converted: bool = False
+    converted_by: Literal["", "page", "server"] = ""
 
 
 NOTHING = EarlierEvents()
@@ -113,7 +121,7 @@ def decide(report: EventReport, now_us: int, earlier: EarlierEvents) -> tuple[Ev
         return None, ""
     cap = _cap_action(kind, token, earlier.was_shown)
     price_nanos = min(report.price_nanos, token.price_cap_nanos) if kind in ("win", "bill") else 0
-    owed_nanos = 0 if earlier.has_converted else _owed_nanos(kind, token, price_nanos)
+    owed_nanos = 0 if earlier.converted_by else _owed_nanos(kind, token, price_nanos)
     if not (token.may_measure or owed_nanos or kind in ("win", "bill", "loss")):
         return None, cap
     is_known_user = token.may_measure and token.may_profile and token.user_id != ""
@@ -139,9 +147,12 @@ def decide(report: EventReport, now_us: int, earlier: EarlierEvents) -> tuple[Ev
         is_test=token.is_test,
         min_to_win_nanos=report.min_to_win_nanos,
         loss_reason=report.loss_reason,
-        bid_at_us=token.issued_at_us if kind in ("click", "conv") else 0,
+        bid_at_us=token.issued_at_us if kind in ("click", "conv", *SHOWN) else 0,
+        rate=_assumed_rate(kind, token, was_shown=earlier.was_shown),
+        earlier_conversion=earlier.converted_by,
         is_training=is_known_user and kind in ("imp", "click", "conv") and not token.is_test,
-        click_key=_key(token, "conv") if report.event_id and not earlier.has_converted else "",
+        click_key=_key(token, "conv") if report.event_id and not earlier.converted_by else "",
+        sale_key=_key(token, "sale") if report.event_id and earlier.converted_by != "server" else "",
     )
     return record, cap
 
@@ -195,14 +206,12 @@ class EventProcessor:
         if token.user_id and self._is_erased(token.user_id):
             report = replace(report, token=msgspec.structs.replace(token, user_id=""))
 
-        def is_known(kind: EventKind) -> bool:
+        def is_known(kind: KeyKind) -> bool:
             return kind in NEEDED.get(report.kind, ()) and balances.event(_key(token, kind), certain_us) is not None
 
-        earlier = EarlierEvents(
-            was_shown=any(map(is_known, SHOWN)),
-            was_lost=is_known("loss"),
-            has_converted=report.event_id != "" and is_known("conv"),
-        )
+        earlier = EarlierEvents(was_shown=any(map(is_known, SHOWN)), was_lost=is_known("loss"))
+        if report.event_id and is_known("conv"):
+            earlier = replace(earlier, converted_by="server" if is_known("sale") else "page")
         record, cap = decide(report, now_us, earlier)
         if record is None:
             return EventEffect(cap=cap)
@@ -251,9 +260,10 @@ def _post(balances: Balances, record: EventRecord, now_us: int) -> ChargeResult:
         known_until_us=record.known_until_us,
     )
     result = transfers.post(balances, charge, now_us)
-    if record.click_key and result.is_new:
+    if result.is_new:
         until_us = record.outcome.at_us + 2 * CONVERSION_US + CLOCK_ERROR_US  # as `_identity`
-        balances.add_event(KnownEvent(record.click_key, record.outcome.campaign_id, "", until_us))
+        for key in filter(None, (record.click_key, record.sale_key)):
+            balances.add_event(KnownEvent(key, record.outcome.campaign_id, "", until_us))
     return result
 
 
@@ -262,6 +272,14 @@ def _owed_nanos(kind: EventKind, token: Token, price_nanos: int) -> int:
     if kind != CHARGED_AT[token.charge_type] or token.is_test:
         return 0
     return price_nanos if kind == "bill" else token.charge_nanos
+
+
+def _assumed_rate(kind: EventKind, token: Token, *, was_shown: bool) -> AssumedRate | None:
+    """`EventRecord.rate`. A bid for impressions counts its impression with the charge, by the bill: one that is never
+    billed would look like one for nothing. Another bid counts it once, by imp or bill.
+    """
+    is_impression = kind == CHARGED_AT["cpm"] if token.charge_type == "cpm" else kind in SHOWN and not was_shown
+    return token.rate if is_impression or kind in ("click", "conv") else None
 
 
 def is_from_server(record: EventRecord) -> bool:
@@ -285,7 +303,7 @@ def _keys(report: EventReport, now_us: int) -> list[str]:
     return [own, *(_key(report.token, kind) for kind in NEEDED.get(report.kind, ()))]
 
 
-def _key(token: Token, kind: EventKind) -> str:
+def _key(token: Token, kind: KeyKind) -> str:
     return f"{token.nonce.hex()}/{kind}"
 
 

@@ -7,12 +7,14 @@ field has a default, so that logs of earlier releases are read.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from leadre.auction.pacing.contract import GoalFactors
 from leadre.types import Bid, Candidate, Outcome, Verdict
+
+NANO = 10**9  # rates of tokens and records are in billionths
 
 
 class RankedCandidates(msgspec.Struct, frozen=True, array_like=True):
@@ -68,6 +70,18 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
     caller: str = ""  # the exchange of a first-price auction
 
 
+class AssumedRate(msgspec.Struct, frozen=True, array_like=True):
+    """The probability of an event for one impression, as a bid assumed it, in billionths."""
+
+    event: Literal["click", "conv"]
+    nano: int
+
+    @property
+    def p(self) -> float:
+        """The probability."""
+        return self.nano / NANO
+
+
 class EventRecord(msgspec.Struct, frozen=True, kw_only=True, tag="happened"):
     """An event and its effect. Events of the same ``key`` are one event until ``known_until_us``."""
 
@@ -81,8 +95,12 @@ class EventRecord(msgspec.Struct, frozen=True, kw_only=True, tag="happened"):
     is_training: bool = False  # may be written to the tables for training
     min_to_win_nanos: int = 0  # the lowest price that would have won, if a win or loss reports it
     loss_reason: int = 0  # OpenRTB's; 0 = none is named
-    bid_at_us: int = 0  # time of the bid, of a click or conversion
+    bid_at_us: int = 0  # time of the bid, of an impression, bill, click or conversion
+    # Of the bid: on clicks, conversions, and the one event by which its impression counts (`outcomes.decide`).
+    rate: AssumedRate | None = None
+    earlier_conversion: Literal["", "page", "server"] = ""  # of a click: who sent one before this, which is a server's
     click_key: str = ""  # of a conversion from a server: the click whose one charge is used up from then on
+    sale_key: str = ""  # of the first conversion of a click from a server: later ones are further sales
 
 
 class StatusRecord(msgspec.Struct, frozen=True, kw_only=True, tag="switched"):

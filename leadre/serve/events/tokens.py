@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
 from leadre.errors import ExpiredError, ForgedError, InputError
 from leadre.serve.events import durable
+from leadre.serve.events.records import AssumedRate
 from leadre.types import BidType, EventKind
 from leadre.units import US_PER_DAY, US_PER_HOUR, US_PER_S
 
@@ -37,7 +38,6 @@ KEY_BYTES = 32
 NONCE_BYTES = 12
 MAX_CHARS = 4096  # of a token; a longer one is rejected unread
 GRACE_US = 600 * US_PER_S  # from the end of a bid's ``exp`` to the end of its token: a refused notice is sent again
-MICRO = 10**6  # rates of tokens are in millionths
 CLICK_US = US_PER_HOUR  # from the end of the other events of a bid to the end of its clicks: a page stays open
 # From the replacement of a key to its removal. Events of its tokens are accepted for a shorter time: a click is
 # redirected for a week after its bid, and the conversions of an impression may take as long.
@@ -80,16 +80,24 @@ class Token(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     cap_day: int = 0  # of ``cap_id``: days since 1970
     bills_signed_price: bool = False  # a bill without a price costs ``price_cap_nanos``
     sender: str = ""  # keys under which the bid is open (`Party.sender`)
-    rate_micro: int = 0  # millionths: the probability of ``rate_event`` for one impression, as the bid assumed
+    rate_micro: int = 0  # of earlier releases: ``rate_nano`` in millionths
     rate_event: Literal["", "click", "conv"] = ""
     rate_slice: str = ""  # `leadre.serve.events.calibration.SLICES`
     has_fixed_price: bool = False  # a bill costs ``price_cap_nanos``, also if it states another price
     open_nanos: int = 0  # of the sender's open bids, for this bid; 0 in tokens of releases up to November 2026
+    rate_nano: int = 0  # billionths: the probability of ``rate_event`` for one impression, as the bid assumed
 
     @property
     def shown_until_us(self) -> int:
         """The end of the time in which the bid may be shown."""
         return self.expires_at_us - GRACE_US
+
+    @property
+    def rate(self) -> AssumedRate | None:
+        """The rate that the bid assumed; None without one."""
+        if not self.rate_event:
+            return None
+        return AssumedRate(self.rate_event, self.rate_nano or 1_000 * self.rate_micro)
 
     def ends_at_us(self, kind: EventKind) -> int:
         """The time of the last event of a kind."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 from pydantic import BaseModel, Field, StrictFloat, StrictInt
@@ -148,6 +147,6 @@ class CampaignResponse(BaseModel):
                 "ends_at": time_of(campaign.ends_at_us) if campaign.ends_at_us else None,
                 "targeting": {name: sorted(getattr(targeting, name)) for name in TargetingForm.model_fields},
                 "hour_shares": list(campaign.hour_shares),
-                "goal": GoalForm(**dataclasses.asdict(campaign.goal)),
+                "goal": GoalForm(**{name: getattr(campaign.goal, name) for name in GoalForm.model_fields}),
             }
         )

@@ -1,13 +1,12 @@
 """Goals of campaigns in the writer: impressions, charges and actions from the event log, and the multiplier of each.
 
-A bid is remembered until its impression may come. Actions come later, and need no memory of their bid.
+An event says when its bid was made and what the bid predicted, so no bid is remembered.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,27 +17,26 @@ from leadre.serve.catalogue.columns import worth_nanos
 from leadre.serve.events.outcomes import SHOWN, is_from_server
 from leadre.serve.events.records import EventRecord
 from leadre.serve.ipc.messages import GoalFigures
-from leadre.types import Bid, Campaign, EventKind
+from leadre.types import Campaign, EventKind
 from leadre.units import US_PER_S
 
 ACTIONS: Mapping[str, EventKind] = {"cpc": "click", "cpa": "conv", "roas": "conv"}  # by kind of goal
-WAIT_S = 300  # after the end of `exp_s`, in which the event of an impression usually comes
+# Without ticks, as when a start reads the log, events credit the impressions before them.
+CREDIT_US = 600 * US_PER_S
 
 
-@dataclass
-class _Bid:
-    campaign_id: str
-    predicted: float
-    is_shown: bool = False
+class _Action(NamedTuple):
+    """What an event adds to the actions of a campaign; ``weight``: as in `goal.with_action`."""
+
+    events: int
+    value_nanos: int
+    weight: float
 
 
 class GoalTracking:
-    """The states of campaigns with a goal. ``exp_s``: `Settings.exp_s`."""
+    """The states of campaigns with a goal."""
 
-    def __init__(self, exp_s: int) -> None:
-        self._open_us = (exp_s + WAIT_S) * US_PER_S
-        self._bids: dict[str, _Bid] = {}
-        self._ends: list[tuple[int, str]] = []  # a heap
+    def __init__(self) -> None:
         self._states: dict[str, GoalState] = {}
 
     def follow(self, campaigns: Mapping[str, Campaign]) -> set[str]:
@@ -46,7 +44,7 @@ class GoalTracking:
 
         Another kind of goal has another state, another target has the same.
         """
-        states = {name: GoalState(c.goal.kind, c.goal.conversion_nanos) for name, c in campaigns.items()}
+        states = {name: _new_state(campaign) for name, campaign in campaigns.items()}
         changed = self._states.keys() - states.keys()
         for name, state in states.items():
             before = self._states.get(name)
@@ -55,50 +53,41 @@ class GoalTracking:
             else:
                 changed.add(name)
         self._states = states
-        self._bids = {bid_id: bid for bid_id, bid in self._bids.items() if bid.campaign_id in states}
         return changed
 
-    def add_bid(self, campaign: Campaign, bid: Bid, at_us: int) -> None:
-        """Remember the predicted actions of a bid."""
-        predicted = bid.worth_nanos / max(worth_nanos(campaign), 1)
-        self._bids[bid.bid_id] = _Bid(campaign.campaign_id, predicted)
-        heapq.heappush(self._ends, (at_us + self._open_us, bid.bid_id))
-
     def add_event(self, campaign: Campaign, record: EventRecord) -> None:
-        """Add the impression, charge or action of an event."""
+        """Add the impression, charge or action of an event of a bid that was made under the goal."""
         outcome = record.outcome
         state = self._states[campaign.campaign_id]
-        if outcome.kind == "loss":
-            bid = self._bids.get(outcome.bid_id)
-            if bid is not None and not bid.is_shown:
-                del self._bids[outcome.bid_id]
-        elif outcome.kind in SHOWN:
-            state = self._with_impression(state, campaign, record)
+        bid_at_us = record.bid_at_us or outcome.at_us  # records of the first release have it of clicks and conversions
+        if bid_at_us < min(state.since_us, state.learns_from_us):
+            return
+        if outcome.at_us - state.credited_us > CREDIT_US:
+            state = goal.credited(state, outcome.at_us)
+        kind = ACTIONS[campaign.goal.kind]
+        is_predicted = record.rate is not None and record.rate.event == kind
+        is_learned = is_predicted and bid_at_us >= state.learns_from_us
         if outcome.charge_nanos:
-            state = goal.with_charge(state, outcome.charge_nanos)
-        if outcome.kind == ACTIONS[campaign.goal.kind]:
-            # Anyone may send the value of a page's conversion; that of a server comes with the advertiser's key.
-            value_nanos = outcome.value_nanos if is_from_server(record) else state.unit_nanos
-            weight = value_nanos / state.unit_nanos if state.unit_nanos else 1.0
-            delay_us = outcome.at_us - record.bid_at_us if record.bid_at_us else 0
-            state = goal.with_action(state, delay_us, value_nanos, weight)
+            state = goal.with_charge(state, outcome.charge_nanos, moves_dual=is_predicted)
+        if outcome.kind in SHOWN and record.rate is not None and is_learned:
+            state = goal.with_impression(state, record.rate.p, bid_at_us)
+        if outcome.kind == kind:
+            action = _action(state.unit_nanos, record)
+            state = goal.with_totals(state, action.events, action.value_nanos)
+            if is_learned:
+                state = goal.with_action(state, outcome.at_us - bid_at_us, action.weight)
         self._states[campaign.campaign_id] = state
 
-    def expire(self, now_us: int) -> None:
-        """Forget bids whose impression comes no more."""
-        while self._ends and self._ends[0][0] <= now_us:
-            self._bids.pop(heapq.heappop(self._ends)[1], None)
-
     def tick(self, campaign: Campaign, now_us: int) -> None:
-        """Learn from the impressions and charges since the last tick."""
+        """Learn from the impressions, charges and actions since the last tick."""
         name = campaign.campaign_id
         self._states[name] = goal.advance(self._states[name], worth_nanos(campaign), now_us)
 
-    def factors(self, campaign_id: str, paced: Rate, now_us: int) -> GoalFactors:
+    def factors(self, campaign_id: str, paced: Rate) -> GoalFactors:
         """The parts of a campaign's multiplier. That of a pacer is 1 / (1 + m), and m is the dual of its budget."""
         state = self._states[campaign_id]
         budget_dual = 1 / max(paced.multiplier, MIN_MULTIPLIER) - 1
-        return GoalFactors(goal.correction(state, now_us), state.return_dual, budget_dual)
+        return GoalFactors(state.correction, state.return_dual, budget_dual)
 
     def figures(self, campaign_id: str, factors: GoalFactors, now_us: int) -> GoalFigures:
         """Cost and actions of a campaign since its goal was set."""
@@ -122,24 +111,34 @@ class GoalTracking:
         """The state of a campaign, for `restore`."""
         return self._states.get(campaign_id)
 
-    def restore(self, campaign: Campaign, state: GoalState) -> None:
-        """Take over a state of a snapshot, if it is of the campaign's goal. Bids that were open then are unknown."""
-        if _is_alike(state, self._states[campaign.campaign_id]):
+    def restore(self, campaign: Campaign, state: GoalState) -> bool:
+        """Take over a state of a snapshot, if it is of the campaign's goal. Returns whether it is."""
+        is_alike = _is_alike(state, self._states[campaign.campaign_id])
+        if is_alike:
             self._states[campaign.campaign_id] = state
+        return is_alike
 
-    def _with_impression(self, state: GoalState, campaign: Campaign, record: EventRecord) -> GoalState:
-        outcome = record.outcome
-        bid = self._bids.get(outcome.bid_id)
-        if bid is None:
-            # Of a bid before a start: as many actions as its price is worth, so that the dual learns nothing from it.
-            worth = worth_nanos(campaign) * goal.correction(state, outcome.at_us)
-            return replace(state, new_shown=state.new_shown + outcome.charge_nanos / max(worth, 1.0))
-        if bid.is_shown:
-            return state
-        bid.is_shown = True
-        return goal.with_impression(state, bid.predicted, outcome.at_us)
+
+def _new_state(campaign: Campaign) -> GoalState:
+    aim = campaign.goal
+    return GoalState(aim.kind, aim.conversion_nanos, since_us=aim.since_us, learns_from_us=aim.since_us)
 
 
 def _is_alike(state: GoalState, other: GoalState) -> bool:
-    """Whether two states are of one kind of goal, and count actions alike."""
-    return (state.kind, state.unit_nanos) == (other.kind, other.unit_nanos)
+    """Whether two states are of one goal: of one kind, set at one time, with actions that count alike."""
+    return (state.kind, state.unit_nanos, state.since_us) == (other.kind, other.unit_nanos, other.since_us)
+
+
+def _action(unit_nanos: int, record: EventRecord) -> _Action:
+    """The action of a click or conversion. A click has one conversion; a target return adds the value of further sales.
+
+    Anyone may send the value of a page's conversion, so it counts as the expected one. That of a server comes with the
+    advertiser's key; it replaces the one of the page.
+    """
+    value_nanos = record.outcome.value_nanos if is_from_server(record) else unit_nanos
+    weight = goal.weight_of(value_nanos, unit_nanos)
+    if record.earlier_conversion == "page":
+        return _Action(0, value_nanos - unit_nanos, weight - 1.0)
+    if record.earlier_conversion == "server" and not unit_nanos:
+        return _Action(0, 0, 0.0)
+    return _Action(1, value_nanos, weight)

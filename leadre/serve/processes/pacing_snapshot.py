@@ -1,7 +1,8 @@
 """The states of paced campaigns in the snapshot of the counters, of this release and of the one before.
 
 The release before counted auctions by hour, with a forecast by hour. Its counts are spread over the quarters of each
-hour, and a day that it began keeps its plan. A campaign whose state cannot be read starts without a past.
+hour, and a day that it began keeps its plan. Its goals forgot late actions wrongly: their duals and totals are kept,
+and their correction as far as it lowers bids. A campaign whose state cannot be read starts without a past.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import msgspec
 
 from leadre.auction.budget.days import quarters_of_day
+from leadre.auction import goal
 from leadre.auction.goal import GoalState
 from leadre.auction.pacing.day import CampaignDay
 from leadre.auction.pacing.plan import QUARTERS_OF_HOUR
@@ -23,6 +25,34 @@ from leadre.types import Campaign
 Traffic = dict[str, list[int]]  # day -> auctions of each quarter of an hour of the clock
 
 
+class EarlierGoalState(msgspec.Struct, frozen=True):
+    """`GoalState` of the release before."""
+
+    kind: str
+    unit_nanos: int
+    return_dual: float
+    shown_H: tuple[tuple[int, float], ...]
+    old_shown: float
+    actions: float
+    cost_nanos: int
+    events: int
+    value_nanos: int
+
+    def state(self, at_us: int) -> GoalState:
+        """The state at a time. Its correction is the lower bound of what was learned: all actions count as due."""
+        shown = self.old_shown + sum(predicted for _, predicted in self.shown_H)
+        state = GoalState(
+            kind=self.kind,
+            unit_nanos=self.unit_nanos,
+            learns_from_us=at_us,
+            return_dual=self.return_dual,
+            cost_nanos=self.cost_nanos,
+            events=self.events,
+            value_nanos=self.value_nanos,
+        )
+        return goal.with_past(state, self.actions, shown)
+
+
 class PacedSnapshot(msgspec.Struct, frozen=True):
     """One campaign in the snapshot."""
 
@@ -30,7 +60,8 @@ class PacedSnapshot(msgspec.Struct, frozen=True):
     day: CampaignDay | None
     traffic_Q: Traffic
     sums: OpenSums
-    goal: GoalState | None = None
+    goal: EarlierGoalState | None = None  # of the release before
+    goal_state: GoalState | None = None
 
 
 def pack(last_us: int, campaigns: Sequence[PacedSnapshot]) -> bytes:
@@ -50,7 +81,14 @@ def unpack(packed: bytes, campaigns: Mapping[str, Campaign]) -> tuple[int, list[
         if campaign is not None:
             with contextlib.suppress(msgspec.ValidationError):
                 readable.append(msgspec.convert(_by_quarter(state, campaign.zone), PacedSnapshot))
-    return last_us, readable
+    return last_us, [_with_goal_state(state, last_us) for state in readable]
+
+
+def _with_goal_state(paced: PacedSnapshot, last_us: int) -> PacedSnapshot:
+    """The snapshot with the goal of the release before in the form of this one."""
+    if paced.goal is None:
+        return paced
+    return msgspec.structs.replace(paced, goal=None, goal_state=paced.goal.state(last_us))
 
 
 def _by_quarter(state: dict[str, Any], zone: str) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class PacingState:
         self._shown = _Shown()
         self._traffic: dict[str, Traffic] = {}
         self._open = OpenMoney(exp_s)
-        self._goals = GoalTracking(exp_s)
+        self._goals = GoalTracking()
         self._ticks = _TickTimes()
         self._last_us = 0  # time of the newest request
 
@@ -171,14 +171,11 @@ class PacingState:
             if (campaign := self._planned.get(bid.campaign_id)) is not None:
                 day, _, _ = day_of_slot(record.at_us // SLOT_US, campaign.zone)
                 self._open.add(campaign, day.isoformat(), bid, record.at_us)
-            if (campaign := self._aimed.get(bid.campaign_id)) is not None:
-                self._goals.add_bid(campaign, bid, record.at_us)
 
     def tick(self, ledger: sqlite3.Connection, now_us: int) -> None:
         """Compute the rates of the campaigns whose tick is due."""
         self._follow()
         self._open.expire(now_us)
-        self._goals.expire(now_us)
         for campaign_id, campaign in self._campaigns.items():
             if not self._ticks.is_due(campaign_id, now_us):
                 continue
@@ -208,7 +205,7 @@ class PacingState:
                 day=self._days.get(name),
                 traffic_Q=self._traffic.get(name, {}),
                 sums=self._open.sums(name) if name in self._planned else OpenSums(),
-                goal=self._goals.state(name),
+                goal_state=self._goals.state(name),
             )
             for name in self._campaigns
         ]
@@ -225,9 +222,11 @@ class PacingState:
                 self._open.restore(self._planned[name], paced.sums, self._last_us)
                 if paced.day is not None:
                     self._days[name] = paced.day
-            if name in self._aimed and paced.goal is not None:
-                self._goals.restore(self._aimed[name], paced.goal)
-            if name in self._days or (name in self._aimed and paced.goal is not None):
+            is_known = name in self._days
+            if name in self._aimed:
+                goal_state = paced.goal_state
+                is_known = goal_state is not None and self._goals.restore(self._aimed[name], goal_state)
+            if is_known:
                 self._show(name, self._last_us)
 
     def _follow(self) -> None:
@@ -260,7 +259,7 @@ class PacingState:
         rate = UNPACED if day is None else day.rate
         goal_figures = None
         if campaign_id in self._aimed:
-            factors = self._goals.factors(campaign_id, rate, now_us)
+            factors = self._goals.factors(campaign_id, rate)
             rate = Rate(rate.participate, goal.multiplier(factors), factors)
             goal_figures = self._goals.figures(campaign_id, factors, now_us)
         self._shown.set(_shown(campaign_id, day, rate, goal_figures))

@@ -16,6 +16,7 @@ from leadre.serve.bidding.explanation import explain
 from leadre.serve.bidding.ranking import FORGET
 from leadre.serve.bidding.select import log_values, rank
 from leadre.serve.bidding.value import bid_rate, values
+from leadre.serve.events.records import AssumedRate
 from leadre.serve.rankers.rates import Rates
 from leadre.types import Verdict
 
@@ -219,7 +220,7 @@ def test_the_token_of_a_bid_has_its_rate(alone):
     ranked(alone, {"show": 0.5, "click": 0.02})
     (rendered,) = alone.bid(user={"id": "known"}).rendered
     token = alone.writer.token_keys.check(urls_of(rendered)["imp"].split("t=")[1], "imp", alone.clock.wall_us)
-    assert (token.rate_micro, token.rate_event, token.rate_slice) == (20_000, "click", "seen")
+    assert (token.rate, token.rate_slice) == (AssumedRate("click", 20_000_000), "seen")
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_rates_of_zero_with_events_alarm():
 
 def test_events_of_other_kinds_tests_and_bids_without_a_rate_are_not_summed():
     watch = CalibrationWatch()
-    rate = {"rate_micro": 20_000, "rate_event": "click", "rate_slice": "new"}
+    rate = {"rate_nano": 20_000_000, "rate_event": "click", "rate_slice": "new"}
     watch.add("imp", make_token(1, 1, charge_type="cpc", **rate))
     for kind in ("conv", "view", "bill", "win"):
         watch.add(kind, make_token(1, 1, charge_type="cpc", **rate))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 
+import msgspec
 import numpy as np
 import pytest
 
+from leadre.auction.goal import START_DUAL
 from leadre.data.bids import PRIOR_RATES
 from leadre.serve.ipc.messages import AppendRequest, EraseRequest, EventRequest
 from leadre.serve.paths import StatePaths
+from leadre.serve.processes.pacing_snapshot import EarlierGoalState
+from leadre.serve.processes.open_money import OpenSums
 from leadre.serve.processes.writer_state import WriterState
 from leadre.types import Goal
 
@@ -20,6 +24,7 @@ from ..bidding.test_respond import offer
 CLICK = 10**9
 CTR = PRIOR_RATES["cpc"]
 CPC = {"bid_nanos": 50_000_000, "goal": Goal(kind="cpc", target_nanos=CLICK)}
+CPA = {"bid_type": "cpc", "bid_nanos": CLICK, "goal": Goal(kind="cpa", target_nanos=5 * CLICK)}
 ROAS = {"bid_nanos": 50_000_000, "goal": Goal(kind="roas", target_return=4.0, conversion_nanos=40 * CLICK)}
 
 
@@ -58,6 +63,22 @@ class Market:
     def goal(self):
         return self.pacing.goal
 
+    @property
+    def state(self):
+        return self.alone.writer._derived.pacing._goals.state("c-a")
+
+    @property
+    def shown(self):
+        """Predicted actions of the impressions shown."""
+        return sum(predicted for _, predicted in self.state.shown_N) + self.state.fresh[1]
+
+    def kill(self, folder):
+        """A writer that starts from the files as they are now: nothing was closed."""
+        shutil.copytree(self.alone.paths.folder, folder)
+        return WriterState(
+            StatePaths(folder=folder, store=f"lmdb:{folder / 'lists'}"), retain_days=90, clock=self.alone.clock
+        )
+
 
 def event_of(alone, rendered, kind, url_kind="", **fields):
     """An event of a bid; ``url_kind``: whose token it has, if it is another's."""
@@ -94,8 +115,7 @@ def test_impressions_charges_and_clicks_are_counted_once(market):
     assert market.post(shown, "bill", price_nanos=4_000_000) == "known"
     assert market.post(lost, "loss") == "new"
     market.wait()
-    state = market.alone.writer._derived.pacing._goals.state("c-a")
-    assert sum(predicted for _, predicted in state.shown_H) == pytest.approx(CTR)
+    assert market.shown == pytest.approx(CTR)
     assert (market.goal.cost_nanos, market.goal.actions) == (4_000_000, 1)
     assert silent is not None
 
@@ -147,9 +167,7 @@ def test_goal_survives_a_kill_of_the_writer(market, tmp_path):
     market.post(rendered, "bill", price_nanos=3_000_000)
     market.post(rendered, "click")
     writer = market.alone.writer
-    folder = shutil.copytree(market.alone.paths.folder, tmp_path / "killed")  # nothing was closed
-    paths = StatePaths(folder=folder, store=f"lmdb:{folder / 'lists'}")
-    again = WriterState(paths, retain_days=90, clock=market.alone.clock)
+    again = market.kill(tmp_path / "killed")
     try:
         assert again._derived.pacing._goals.state("c-a") == writer._derived.pacing._goals.state("c-a")
         market.alone.clock.wall_us += 61 * 1_000_000
@@ -162,16 +180,156 @@ def test_goal_survives_a_kill_of_the_writer(market, tmp_path):
         again.close()
 
 
-def test_bill_of_a_bid_before_a_start_moves_no_dual(market):
+def test_bids_that_are_open_at_a_start_teach_as_others_do(market, tmp_path):
+    """A bid for clicks with a target per conversion: its impression and its charge come after the start."""
+    market = market(**CPA)
+    rendered = market.request()
+    market.wait()
+    market.alone.writer._derived.save()
+    again = market.kill(tmp_path / "killed")
+    events = [event_of(market.alone, rendered, kind) for kind in ("imp", "click")]
+    try:
+        for writer in (market.alone.writer, again):
+            for event in events:
+                assert writer.handle([event], market.alone.clock.wall_us)[0].outcome == "new"
+        assert again._derived.pacing._goals.state("c-a") == market.state
+        assert market.shown == pytest.approx(PRIOR_RATES["cpa"], rel=1e-6)
+        assert (market.state.new_shown, market.state.new_nanos) == (market.shown, market.goal.cost_nanos)
+        assert market.goal.cost_nanos > 0
+    finally:
+        again.close()
+
+
+def test_goal_is_learned_again_from_the_log_without_a_snapshot(market, tmp_path):
+    """Impressions of ten hours, without a click: a writer that reads them at once knows the same."""
+    market = market(**CPC)
+    counts = {"a": (10**9, 10**9 // 2, 0)}
+    for _ in range(10):
+        market.alone.renew(counts)
+        market.post(market.request(), "bill", price_nanos=3_000_000)
+        market.wait(3_600)
+    market.alone.paths.counts.unlink(missing_ok=True)
+    again = market.kill(tmp_path / "killed")
+    try:
+        again.maintain(market.alone.clock.wall_us)
+        state = again._derived.pacing._goals.state("c-a")
+        assert state.correction == pytest.approx(market.state.correction, rel=0.02)
+        assert state.correction < 0.6 and state.cost_nanos == 30_000_000
+    finally:
+        again.close()
+
+
+def test_impression_of_a_bid_for_impressions_counts_with_its_charge(market):
+    """A page that sends the impression of a bid that nobody bills looks like one for nothing."""
     market = market(**CPC)
     rendered = market.request()
-    goals = market.alone.writer._derived.pacing._goals
-    goals._bids.clear()  # as after a start
-    before = goals.state("c-a").return_dual
-    market.post(rendered, "bill", price_nanos=5_000_000)
+    market.post(rendered, "imp")
+    assert (market.shown, market.state.new_shown) == (0.0, 0.0)
+    market.post(rendered, "bill", price_nanos=1_000_000)
+    assert market.shown == pytest.approx(CTR)
+
+
+@pytest.mark.parametrize("kinds", [("imp", "bill"), ("bill", "imp")])
+def test_impression_of_a_bid_for_clicks_counts_once(market, kinds):
+    market = market(**CPA)
+    rendered = market.request()
+    for kind in kinds:
+        assert market.post(rendered, kind, price_nanos=1_000_000 if kind == "bill" else 0) == "new"
+    assert market.shown == pytest.approx(PRIOR_RATES["cpa"], rel=1e-6)
+
+
+def test_impression_after_a_loss_counts_as_its_click_does(market):
+    market = market(**CPC)
+    rendered = market.request()
+    for kind in ("loss", "bill", "click"):
+        assert market.post(rendered, kind, price_nanos=1_000_000 if kind == "bill" else 0) == "new"
+    assert market.shown == pytest.approx(CTR)
+    assert (market.goal.actions, market.goal.cost_nanos) == (1, 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"bid_nanos": 2_000_000}, CPC),
+        ({"bid_nanos": 50_000_000, "goal": Goal(kind="cpa", target_nanos=CLICK)}, CPC),
+        (ROAS, ROAS | {"goal": Goal(kind="roas", target_return=4.0, conversion_nanos=20 * CLICK)}),
+    ],
+)
+def test_actions_of_bids_from_before_the_goal_do_not_count(market, before, after):
+    """Late ones of bids that had another goal or none, and their charges; then one of the goal's own."""
+    kind, url_kind = ("conv", "imp") if after["goal"].kind == "roas" else ("click", "")
+    market = market(**before)
+    early = [market.request() for _ in range(21)]
+    for rendered in early[:20]:
+        market.post(rendered, "bill", price_nanos=1_000_000)
     market.wait()
-    assert goals.state("c-a").return_dual == pytest.approx(before)
-    assert market.goal.cost_nanos == 5_000_000
+    offer(market.alone, "a", **after)
+    market.wait()
+    for rendered in early[:20]:
+        assert market.post(rendered, kind, url_kind) == "new"
+    assert market.post(early[20], "bill", price_nanos=1_000_000) == "new"
+    market.wait()
+    assert (market.goal.actions, market.goal.cost_nanos) == (0, 0)
+    assert market.goal.factors[:2] == (pytest.approx(1.0), START_DUAL)
+    own = market.request()
+    market.post(own, "bill", price_nanos=1_000_000)
+    market.post(own, kind, url_kind)
+    assert (market.goal.actions, market.goal.cost_nanos) == (1, 1_000_000)
+    assert sum(market.state.actions_B) == 1
+
+
+def test_goal_that_was_changed_and_changed_back_begins_without_a_past(market):
+    """Between two looks of the writer at the catalogue."""
+    market = market(**CPC)
+    market.post(market.request(), "bill", price_nanos=1_000_000)
+    market.wait()
+    offer(market.alone, "a", bid_nanos=2_000_000)
+    offer(market.alone, "a", **CPC)
+    market.wait()
+    assert (market.goal.cost_nanos, market.shown) == (0, 0.0)
+
+
+def test_sale_that_page_and_server_report_is_one_action(market):
+    """In any order; further sales of the click are none either: the target is for a click's conversion."""
+    market = market(**CPA)
+    for orders in (("", "order-1"), ("order-2", ""), ("order-3", "order-4"), ("", "order-5", "order-6")):
+        rendered = market.request()
+        market.post(rendered, "imp")
+        before = market.goal.actions
+        for order in orders:
+            market.post(rendered, "conv", "imp", event_id=order)
+        assert (market.goal.actions - before, sum(market.state.actions_B)) == (1, before + 1), orders
+
+
+def test_value_of_the_server_replaces_that_of_the_page(market):
+    """And a further sale of the click adds to it."""
+    market = market(**ROAS)
+    rendered = market.request()
+    market.post(rendered, "bill", price_nanos=1_000_000)
+    values = [("", 10**13, 1.0), ("order-1", 80 * CLICK, 2.0), ("order-2", 20 * CLICK, 2.5)]
+    for order, value_nanos, total in values:
+        market.convert(rendered, value_nanos, order)
+        assert sum(market.state.actions_B) == total
+        assert market.goal.value_nanos == total * 40 * CLICK
+    assert market.goal.actions == 2
+
+
+def test_snapshot_of_the_first_release_keeps_totals_dual_and_a_low_correction(market):
+    """It forgot late actions wrongly, so that its correction is kept as far as it lowers bids."""
+    market = market(**CPC)
+    early = market.request()
+    market.wait()
+    earlier = EarlierGoalState("cpc", 0, 3.0, ((1, 40.0), (2, 60.0)), 100.0, 80.0, 7_000_000, 90, 0)
+    paced = {"campaign_id": "c-a", "day": None, "traffic_Q": {}, "sums": OpenSums(), "goal": earlier}
+    pacing = market.alone.writer._derived.pacing
+    pacing.restore(msgspec.msgpack.encode((market.alone.clock.wall_us, [paced])))
+    market.wait()
+    assert (market.goal.cost_nanos, market.goal.actions) == (7_000_000, 90)
+    assert market.goal.factors.return_dual == 3.0
+    assert market.goal.factors.correction == pytest.approx(0.4, abs=0.02)
+    learned = market.state.actions_B
+    market.post(early, "click")
+    assert market.goal.actions == 91 and market.state.actions_B == learned, "its impression is not known any more"
 
 
 def test_pause_and_a_clock_set_back_keep_what_was_learned(market):
@@ -230,8 +388,7 @@ def test_value_of_a_page_counts_as_expected_and_that_of_a_server_as_sent(market)
         market.convert(rendered, value, event_id)
         market.wait()
         assert market.goal.actions == number + 1
-    state = market.alone.writer._derived.pacing._goals.state("c-a")
-    assert state.actions == 1 + 2 + 10, "the highest counts as ten"
+    assert sum(market.state.actions_B) == 1 + 2 + 10, "the highest counts as ten"
     assert market.goal.value_nanos == 40 * CLICK + 80 * CLICK + 10**13
 
 
