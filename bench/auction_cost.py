@@ -43,7 +43,7 @@ from leadre.serve.bidding.record import record
 from leadre.serve.bidding.respond import respond
 from leadre.serve.bidding.shade import NO_SHADING, Shading
 from leadre.serve.bidding.user_store import UserStore
-from leadre.serve.bidding.value import expected_nanos
+from leadre.serve.bidding.value import ad_prices
 from leadre.serve.callers.party import Party
 from leadre.serve.catalogue import eligibility
 from leadre.serve.catalogue.campaigns import CampaignStore
@@ -152,7 +152,7 @@ def decisions(folder: Path, terms: dict[str, object], shading: Shading) -> Calla
     store.put_lists("v", {"u": StoredList("v", 1, ads, tuple(-0.1 * number for number in range(CANDIDATES)))})
     store.switch("v")
     rates = {f"c{number}": Rate(multiplier=0.5 + 0.02 * number) for number in range(CANDIDATES)}
-    prices_A = expected_nanos(catalogue, {})
+    prices_A = ad_prices(catalogue, {}).expected_nanos_A
     objects = ObjectIndex((), catalogue.ads, "")
     numbers = itertools.count()
     bidder = Bidder(

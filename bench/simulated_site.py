@@ -16,7 +16,7 @@ from leadre.serve.bidding.context import Bidder, Market
 from leadre.serve.bidding.exploration import ExplorationDraws
 from leadre.serve.bidding.respond import respond
 from leadre.serve.bidding.user_store import UserStore
-from leadre.serve.bidding.value import expected_nanos
+from leadre.serve.bidding.value import ad_prices
 from leadre.serve.callers.open_bids import OpenBids
 from leadre.serve.callers.registry import parse, token_hash
 from leadre.serve.catalogue import database as records
@@ -99,7 +99,8 @@ class Site:
         )
 
     def _market(self) -> Market:
-        return Market(self.catalogue, expected_nanos(self.catalogue, {}), ObjectIndex((), self.catalogue.ads, ""))
+        expected_nanos_A = ad_prices(self.catalogue, {}).expected_nanos_A
+        return Market(self.catalogue, expected_nanos_A, ObjectIndex((), self.catalogue.ads, ""))
 
     async def _send(self, orders: list[LedgerOrder]) -> list[Lease | None]:
         leases = [order for order in orders if isinstance(order, LeaseRequest)]

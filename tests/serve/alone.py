@@ -21,7 +21,7 @@ from leadre.serve.bidding.pace import campaign_rates
 from leadre.serve.bidding.ranking import RankingGuard
 from leadre.serve.bidding.select import verdicts_of
 from leadre.serve.bidding.user_store import POPULAR_LIST_S, UserStore
-from leadre.serve.bidding.value import expected_nanos, most_nanos
+from leadre.serve.bidding.value import ad_prices
 from leadre.serve.callers.party import ANYBODY, Party
 from leadre.serve.catalogue import database as records
 from leadre.serve.catalogue import eligibility
@@ -168,12 +168,13 @@ class Alone:
     def _market(self, counts, object_ids=()) -> bidder.Market:
         catalogue = eligibility.load(self._reader)
         rates = {paced.campaign_id: paced.rate for paced in pacing_of(self.writer, self.clock.wall_us)}
+        prices = ad_prices(catalogue, counts)
         return bidder.Market(
             catalogue,
-            expected_nanos(catalogue, counts),
+            prices.expected_nanos_A,
             ObjectIndex(object_ids, catalogue.ads, "model-1"),
             pacing=campaign_rates(catalogue, rates),
-            most_nanos_A=most_nanos(catalogue, counts),
+            most_nanos_A=prices.most_nanos_A,
         )
 
     async def _send(self, orders: list[LedgerOrder]) -> list[Lease | None]:

@@ -34,7 +34,7 @@ from leadre.serve.bidding.pace import campaign_rates
 from leadre.serve.bidding.ranking import RankingGuard
 from leadre.serve.bidding.respond import respond
 from leadre.serve.bidding.user_store import UserStore
-from leadre.serve.bidding.value import expected_nanos, most_nanos
+from leadre.serve.bidding.value import ad_prices
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.catalogue.objects import ObjectIndex
 from leadre.serve.events import event_log
@@ -209,12 +209,13 @@ def _with_markets(world: ReplayWorld, objects: ObjectIndex, last: int) -> Iterat
         while number < position and (entry := next(entries, None)) is not None:
             number = entry.number
             _count(entry.record, counts)
+        prices = ad_prices(world.catalogue, counts)
         market = Market(
             world.catalogue,
-            expected_nanos(world.catalogue, counts),
+            prices.expected_nanos_A,
             objects,
             position,
-            most_nanos_A=most_nanos(world.catalogue, counts),
+            most_nanos_A=prices.most_nanos_A,
         )
         yield from ((logged, market) for logged in by_position[position])
 

@@ -31,32 +31,31 @@ MIN_P = 1e-9  # of a rate, so that its logarithm is finite
 Counts = Mapping[str, tuple[int, int, int]]  # ad -> impressions, clicks, conversions
 
 
-def expected_nanos(catalogue: CatalogueSnapshot, counts: Counts) -> NDArray[np.int64]:
-    """[A] nanos of one impression of each ad, by its goal or its bid; for CPM the bid itself."""
-    return _expected_nanos(catalogue, valued_at, worth_nanos, counts)
+class AdPrices(NamedTuple):
+    """Nanos of one impression of each ad, as in `Market`."""
+
+    expected_nanos_A: Ints
+    most_nanos_A: Ints | None
 
 
-def most_nanos(catalogue: CatalogueSnapshot, counts: Counts) -> NDArray[np.int64] | None:
-    """[A] the highest price of one impression of each ad, at the campaign's bid; None if no campaign has a goal."""
-    if not any(campaign.has_goal for campaign in catalogue.campaigns):
-        return None
-    return _expected_nanos(catalogue, attrgetter("bid_type"), attrgetter("bid_nanos"), counts)
-
-
-def _expected_nanos(
-    catalogue: CatalogueSnapshot,
-    bid_type_of: Callable[[Campaign], BidType],
-    nanos_of: Callable[[Campaign], int],
-    counts: Counts,
-) -> NDArray[np.int64]:
+def ad_prices(catalogue: CatalogueSnapshot, counts: Counts) -> AdPrices:
+    """The expected value of one impression of each ad, by its goal or its bid, which it is itself for CPM; and the
+    highest price, at the campaign's bid, if any campaign has a goal.
+    """
     counts_AE = np.zeros((len(catalogue.ads), len(bids.ACTIONS)))
     for ad_id, counts_E in counts.items():  # mostly of few ads
         row = catalogue.row_of_ad.get(ad_id)
         if row is not None:
             counts_AE[row] = counts_E
-    bid_type_C = np.array([bid_type_of(campaign) for campaign in catalogue.campaigns])
-    nanos_C = np.array([nanos_of(campaign) for campaign in catalogue.campaigns], np.int64)
-    return bids.expected_nanos(bid_type_C[catalogue.campaign_A], nanos_C[catalogue.campaign_A], counts_AE)
+
+    def nanos(bid_type_of: Callable[[Campaign], BidType], nanos_of: Callable[[Campaign], int]) -> Ints:
+        bid_type_C = np.array([bid_type_of(campaign) for campaign in catalogue.campaigns])
+        nanos_C = np.array([nanos_of(campaign) for campaign in catalogue.campaigns], np.int64)
+        return bids.expected_nanos(bid_type_C[catalogue.campaign_A], nanos_C[catalogue.campaign_A], counts_AE)
+
+    has_goals = any(campaign.has_goal for campaign in catalogue.campaigns)
+    most_nanos_A = nanos(attrgetter("bid_type"), attrgetter("bid_nanos")) if has_goals else None
+    return AdPrices(nanos(valued_at, worth_nanos), most_nanos_A)
 
 
 @dataclass(frozen=True, eq=False)

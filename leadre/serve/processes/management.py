@@ -15,7 +15,7 @@ from leadre.background import Tasks
 from leadre.clock import Clock, MachineClock
 from leadre.errors import PeerError, RefusedError, StorageError, StoreDown
 from leadre.serve.bidding.explanation import Explanation, explain
-from leadre.serve.bidding.value import expected_nanos, most_nanos
+from leadre.serve.bidding.value import ad_prices
 from leadre.serve.catalogue import eligibility
 from leadre.serve.catalogue.database import MIGRATIONS, ManageDatabase
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
@@ -199,8 +199,8 @@ class ManagementBackend:
             known = self._snapshot
             self._snapshot = eligibility.load(connection) if known is None else eligibility.refresh(known, connection)
             catalogue = self._snapshot
-        expected_nanos_A = expected_nanos(catalogue, by_ad)
-        return explain(reply.record, catalogue, expected_nanos_A, last, most_nanos(catalogue, by_ad))
+        prices = ad_prices(catalogue, by_ad)
+        return explain(reply.record, catalogue, prices.expected_nanos_A, last, prices.most_nanos_A)
 
     def lists(self) -> Lists:
         """Version of the current lists, and when they were generated."""

@@ -12,7 +12,7 @@ import numpy as np
 from leadre import telemetry
 from leadre.serve.bidding.pace import campaign_rates
 from leadre.serve.bidding.shade import Shading
-from leadre.serve.bidding.value import expected_nanos, most_nanos
+from leadre.serve.bidding.value import ad_prices
 from leadre.serve.catalogue import eligibility
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.catalogue.objects import ObjectIndex
@@ -90,11 +90,12 @@ class Renewals:
         if catalogue.ads is not market.catalogue.ads:
             objects = ObjectIndex(objects.ids, catalogue.ads, objects.version)
         state.bidder.budgets.pause(_paused(catalogue))
+        prices = ad_prices(catalogue, state.counts)
         state.bidder.market = replace(
             market,
             catalogue=catalogue,
-            expected_nanos_A=expected_nanos(catalogue, state.counts),
-            most_nanos_A=most_nanos(catalogue, state.counts),
+            expected_nanos_A=prices.expected_nanos_A,
+            most_nanos_A=prices.most_nanos_A,
             objects=objects,
             ranker=ranker,
             pacing=campaign_rates(catalogue, state.rates),
@@ -143,10 +144,11 @@ class Renewals:
         state = self._state
         state.counts, log_position = await state.writer.counts()
         market = state.bidder.market
+        prices = ad_prices(market.catalogue, state.counts)
         state.bidder.market = replace(
             market,
-            expected_nanos_A=expected_nanos(market.catalogue, state.counts),
-            most_nanos_A=most_nanos(market.catalogue, state.counts),
+            expected_nanos_A=prices.expected_nanos_A,
+            most_nanos_A=prices.most_nanos_A,
             log_position=log_position,
         )
 

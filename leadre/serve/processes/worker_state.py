@@ -20,7 +20,7 @@ from leadre.serve.bidding.exploration import ExplorationDraws
 from leadre.serve.bidding.pace import campaign_rates
 from leadre.serve.bidding.ranking import RankingGuard
 from leadre.serve.bidding.user_store import UserStore
-from leadre.serve.bidding.value import Counts, expected_nanos, most_nanos
+from leadre.serve.bidding.value import Counts, ad_prices
 from leadre.serve.callers.open_bids import OpenBids
 from leadre.serve.callers.registry import Callers
 from leadre.serve.catalogue import database as records
@@ -80,14 +80,15 @@ class WorkerState:
         self.rates: dict[str, Rate] = {}  # campaign -> how it bids, if it has a plan
         self.keys = TokenKeys.open(paths.token_keys)
         self.erased = ErasedUsers(paths.erased)
+        prices = ad_prices(catalogue, {})
         self.bidder = Bidder(
             settings=settings,
             market=Market(
                 catalogue,
-                expected_nanos(catalogue, {}),
+                prices.expected_nanos_A,
                 ObjectIndex((), catalogue.ads, ""),
                 pacing=campaign_rates(catalogue, {}),
-                most_nanos_A=most_nanos(catalogue, {}),
+                most_nanos_A=prices.most_nanos_A,
             ),
             user_store=UserStore(open_store(paths.store, lock_ms=LOCK_MS), self.clock, self.erased.__contains__),
             budgets=Budgets(self._name, self.writer.send_orders, settings.workers),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from leadre.data.bids import PRIOR_IMPRESSIONS, PRIOR_RATES
-from leadre.serve.bidding.value import expected_nanos
+from leadre.serve.bidding.value import ad_prices
 
 from ..conftest import make_ad, make_campaign
 
@@ -19,22 +19,23 @@ def catalogue(*terms):
 
 
 def test_value_of_a_cpm_ad_is_its_bid():
-    assert expected_nanos(catalogue(("cpm", 2_000_000)), {"a0": (1000, 900, 800)}).tolist() == [2_000_000]
+    assert ad_prices(catalogue(("cpm", 2_000_000)), {"a0": (1000, 900, 800)}).expected_nanos_A.tolist() == [2_000_000]
 
 
 def test_prior_rate_counts_before_any_observation():
-    value_A = expected_nanos(catalogue(("cpc", 10**9), ("cpa", 10**9)), {})
+    value_A = ad_prices(catalogue(("cpc", 10**9), ("cpa", 10**9)), {}).expected_nanos_A
     assert value_A.tolist() == [round(10**9 * PRIOR_RATES["cpc"]), round(10**9 * PRIOR_RATES["cpa"])]
 
 
 def test_rate_is_smoothed_towards_that_of_ads_of_the_same_bid_type():
     """1,000 impressions and 10 clicks, and an ad that was never shown; clicks on CPM ads do not count."""
     counts = {"a0": (1000, 10, 0), "a2": (500, 500, 0), "unknown": (9, 9, 9)}
-    clicked, unseen, _ = expected_nanos(catalogue(("cpc", 10**9), ("cpc", 10**9), ("cpm", 1)), counts).tolist()
+    shown = catalogue(("cpc", 10**9), ("cpc", 10**9), ("cpm", 1))
+    clicked, unseen, _ = ad_prices(shown, counts).expected_nanos_A.tolist()
     overall = (10 + PRIOR_IMPRESSIONS * PRIOR_RATES["cpc"]) / (1000 + PRIOR_IMPRESSIONS)
     assert unseen == int(10**9 * overall)
     assert clicked == int(10**9 * (10 + PRIOR_IMPRESSIONS * overall) / (1000 + PRIOR_IMPRESSIONS))
 
 
 def test_rate_is_at_most_one():
-    assert expected_nanos(catalogue(("cpc", 100)), {"a0": (0, 10_000, 0)}).tolist() == [100]
+    assert ad_prices(catalogue(("cpc", 100)), {"a0": (0, 10_000, 0)}).expected_nanos_A.tolist() == [100]
