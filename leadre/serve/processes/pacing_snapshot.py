@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from leadre.auction.budget.days import quarters_of_day
 from leadre.auction import goal
+from leadre.auction.budget.days import quarters_of_day
 from leadre.auction.goal import GoalState
 from leadre.auction.pacing.day import CampaignDay
 from leadre.auction.pacing.plan import QUARTERS_OF_HOUR

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from leadre.errors import ExpiredError, ForgedError, InputError, LeadreError, TokenError
 from leadre.serve.events import tokens
 from leadre.serve.events.outcomes import CONVERSION_US
+from leadre.serve.events.records import AssumedRate
 from leadre.serve.events.tokens import KEPT_US, Token, TokenKeys
 from leadre.types import EventKind
 
@@ -196,6 +197,13 @@ def test_token_with_a_missing_field_is_rejected_and_with_a_further_field_read() 
     assert KEYS.check(signed([*fields, "new"]), "imp", 0) == TOKEN
     with pytest.raises(ForgedError, match="written by another release"):
         KEYS.check(signed(fields[: FIELDS_IN_2026_11 - 1]), "imp", 0)
+
+
+def test_rate_of_a_token_of_the_release_before_is_in_millionths() -> None:
+    before = msgspec.structs.replace(TOKEN, rate_event="click", rate_micro=500, rate_nano=0)
+    now = msgspec.structs.replace(TOKEN, rate_event="click", rate_micro=0, rate_nano=500_001)
+    assert before.rate == AssumedRate("click", 500_000) and now.rate == AssumedRate("click", 500_001)
+    assert msgspec.structs.replace(now, rate_event="").rate is None
 
 
 def test_event_urls() -> None:

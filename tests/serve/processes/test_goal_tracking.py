@@ -13,8 +13,8 @@ from leadre.auction.goal import START_DUAL
 from leadre.data.bids import PRIOR_RATES
 from leadre.serve.ipc.messages import AppendRequest, EraseRequest, EventRequest
 from leadre.serve.paths import StatePaths
-from leadre.serve.processes.pacing_snapshot import EarlierGoalState
 from leadre.serve.processes.open_money import OpenSums
+from leadre.serve.processes.pacing_snapshot import EarlierGoalState
 from leadre.serve.processes.writer_state import WriterState
 from leadre.types import Goal
 
