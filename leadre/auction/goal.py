@@ -186,16 +186,17 @@ def _correction(state: GoalState) -> float:
 def _intensity(state: GoalState) -> Floats:
     """[B] actions over predicted ones in each range of delays.
 
-    As far as impressions have not passed a range, it has the usual share of the actions, of as many as the others
-    suggest. Together these fill up to the predicted actions and a standard deviation: fast actions are a sign of short
-    delays, and not of more actions.
+    The prior of a range is the usual share of the predicted actions; as far as impressions have not passed it, of as
+    many actions as the others suggest. Priors fill up to the predicted actions and a standard deviation: fast actions
+    are a sign of short delays, and not of more actions.
     """
     usual_B = _usual(state.kind)
     due_B, actions_B = np.array(state.due_B), np.array(state.actions_B)
     due = float(usual_B @ due_B) + PRIOR_ACTIONS
     ratio = max(float(actions_B.sum()) + PRIOR_ACTIONS, 0.0) / due
+    prior_B = PRIOR_ACTIONS / (due_B + PRIOR_ACTIONS)  # the weight of the prior
     seen_B = actions_B / (due_B + PRIOR_ACTIONS)
-    unseen_B = ratio * usual_B * PRIOR_ACTIONS / (due_B + PRIOR_ACTIONS)
+    unseen_B = prior_B * usual_B * (1.0 - prior_B + prior_B * ratio)
     unseen = float(unseen_B.sum())
     room = max(1.0 + due**-0.5 - float(seen_B.sum()), 0.0)
     return seen_B + unseen_B * (room / unseen if room < unseen else 1.0)

@@ -59,7 +59,7 @@ def test_correction_is_actions_over_predicted_ones():
     state = goal.advance(state, TARGET, later_us)
     assert state.due_B == pytest.approx([100.0] * 15)
     assert state.actions_B[:3] == (0.0, 50.0, 0.0)
-    assert state.correction == pytest.approx(50 / 105 + 55 / 105 * 5 / 105)
+    assert state.correction == pytest.approx(50 / 105 + 5 / 105 * (100 / 105 + 5 / 105 * 55 / 105))
     assert goal.expected(state, later_us) == 0.0 and state.shown_N == ()
 
 
