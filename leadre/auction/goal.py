@@ -187,8 +187,8 @@ def _intensity(state: GoalState) -> Floats:
     """[B] actions over predicted ones in each range of delays.
 
     The prior of a range is the usual share of the predicted actions; as far as impressions have not passed it, of as
-    many actions as the others suggest. Priors fill up to the predicted actions and a standard deviation: fast actions
-    are a sign of short delays, and not of more actions.
+    many actions as the others suggest. More actions there than usual are a sign of short delays, and lower it; priors
+    fill up to the predicted actions and a standard deviation.
     """
     usual_B = _usual(state.kind)
     due_B, actions_B = np.array(state.due_B), np.array(state.actions_B)
@@ -196,7 +196,8 @@ def _intensity(state: GoalState) -> Floats:
     ratio = max(float(actions_B.sum()) + PRIOR_ACTIONS, 0.0) / due
     prior_B = PRIOR_ACTIONS / (due_B + PRIOR_ACTIONS)  # the weight of the prior
     seen_B = actions_B / (due_B + PRIOR_ACTIONS)
-    unseen_B = prior_B * usual_B * (1.0 - prior_B + prior_B * ratio)
+    level = min(ratio, 1.0 / max(ratio, 1e-9))
+    unseen_B = prior_B * usual_B * (1.0 - prior_B + prior_B * level)
     unseen = float(unseen_B.sum())
     room = max(1.0 + due**-0.5 - float(seen_B.sum()), 0.0)
     return seen_B + unseen_B * (room / unseen if room < unseen else 1.0)
