@@ -92,7 +92,7 @@ class CampaignStore:
         """
         with self._database.lock:
             before = self.campaign(campaign.campaign_id)
-            campaign = _with_goal_time(campaign, before, self._author.clock.now_us())
+            campaign = _with_goal_time(campaign, before, self._author)
             is_old = before is not None and dataclasses.replace(campaign, status=before.status) == before
             if not (is_old and campaign.status in STATUSES):  # a limit of a later release must not prevent a pause
                 campaign = checked_campaign(campaign)
@@ -104,13 +104,8 @@ class CampaignStore:
             if before != campaign:
                 limits.check_campaign(self._database.connection, campaign, before)
                 with self._database.writing() as version:
-                    write(
-                        self._database.connection,
-                        "campaigns",
-                        "campaign_id",
-                        [(campaign.campaign_id, campaign)],
-                        version,
-                    )
+                    stored = [(campaign.campaign_id, campaign)]
+                    write(self._database.connection, "campaigns", "campaign_id", stored, version)
                     self._audit(change_of("campaign", campaign.campaign_id, before, campaign))
         return before is None
 
@@ -210,13 +205,13 @@ def write(
     )
 
 
-def _with_goal_time(campaign: Campaign, before: Campaign | None, now_us: int) -> Campaign:
+def _with_goal_time(campaign: Campaign, before: Campaign | None, author: Author) -> Campaign:
     """A campaign with the time of its goal: that of the stored one if it counts the same actions by the same value."""
     goal = campaign.goal
     since_us = 0
     if before is not None and campaign.has_goal:
         is_alike = (goal.kind, goal.conversion_nanos) == (before.goal.kind, before.goal.conversion_nanos)
-        since_us = before.goal.since_us if is_alike else now_us
+        since_us = before.goal.since_us if is_alike else author.clock.now_us()
     return dataclasses.replace(campaign, goal=dataclasses.replace(goal, since_us=since_us))
 
 

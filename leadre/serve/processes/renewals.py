@@ -94,8 +94,7 @@ class Renewals:
         state.bidder.market = replace(
             market,
             catalogue=catalogue,
-            expected_nanos_A=prices.expected_nanos_A,
-            most_nanos_A=prices.most_nanos_A,
+            **prices._asdict(),
             objects=objects,
             ranker=ranker,
             pacing=campaign_rates(catalogue, state.rates),
@@ -147,8 +146,7 @@ class Renewals:
         prices = ad_prices(market.catalogue, state.counts)
         state.bidder.market = replace(
             market,
-            expected_nanos_A=prices.expected_nanos_A,
-            most_nanos_A=prices.most_nanos_A,
+            **prices._asdict(),
             log_position=log_position,
         )
 
