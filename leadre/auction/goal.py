@@ -112,7 +112,7 @@ def with_totals(state: GoalState, events: int, value_nanos: int) -> GoalState:
 
 
 def weight_of(value_nanos: int, unit_nanos: int) -> float:
-    """What a conversion counts for: 1, or for a target return its value over the expected one."""
+    """The weight of a conversion: 1, or for a target return its value over the expected one."""
     return min(value_nanos / unit_nanos, MAX_WEIGHT) if unit_nanos else 1.0
 
 

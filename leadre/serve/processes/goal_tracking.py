@@ -1,6 +1,6 @@
 """Goals of campaigns in the writer: impressions, charges and actions from the event log, and the multiplier of each.
 
-An event says when its bid was made and what the bid predicted, so no bid is remembered.
+An event has the time of its bid and the rate that the bid predicted, so no bid is remembered.
 """
 
 from __future__ import annotations

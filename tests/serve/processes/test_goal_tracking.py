@@ -220,7 +220,7 @@ def test_goal_is_learned_again_from_the_log_without_a_snapshot(market, tmp_path)
 
 
 def test_impression_of_a_bid_for_impressions_counts_with_its_charge(market):
-    """A page that sends the impression of a bid that nobody bills looks like one for nothing."""
+    """A page that sends the impression of a bid that is not billed looks like one for nothing."""
     market = market(**CPC)
     rendered = market.request()
     market.post(rendered, "imp")
