@@ -150,7 +150,7 @@ def credited(state: GoalState, now_us: int) -> GoalState:
         known.append((min(state.fresh[0], now_us), state.fresh[1]))
     due_B = np.array(state.due_B)
     if known:
-        at_us_N, shown_N = (np.array(column, np.float64) for column in zip(*known, strict=True))
+        at_us_N, shown_N = np.array(known, np.float64).T
         before_us_N = np.full(len(known), float(state.credited_us))
         before_us_N[len(state.shown_N) :] = -np.inf  # nothing of the fresh ones is credited yet
         passed_NB = _passed(now_us - at_us_N) - _passed(before_us_N - at_us_N)
@@ -170,7 +170,7 @@ def credited(state: GoalState, now_us: int) -> GoalState:
 def expected(state: GoalState, now_us: int) -> float:
     """Actions of the impressions shown that are still to come."""
     batches = [*state.shown_N, state.fresh]
-    at_us_N, shown_N = (np.array(column, np.float64) for column in zip(*batches, strict=True))
+    at_us_N, shown_N = np.array(batches, np.float64).T
     return max(float((shown_N @ (1.0 - _passed(now_us - at_us_N))) @ _intensity(state)), 0.0)
 
 
@@ -191,7 +191,8 @@ def _intensity(state: GoalState) -> Floats:
     fill up to the predicted actions and a standard deviation.
     """
     usual_B = _usual(state.kind)
-    due_B, actions_B = np.array(state.due_B), np.array(state.actions_B)
+    due_B = np.array(state.due_B)
+    actions_B = np.array(state.actions_B)
     due = float(usual_B @ due_B) + PRIOR_ACTIONS
     ratio = max(float(actions_B.sum()) + PRIOR_ACTIONS, 0.0) / due
     prior_B = PRIOR_ACTIONS / (due_B + PRIOR_ACTIONS)  # the weight of the prior

@@ -11,8 +11,8 @@
 
 An impression after a loss is counted again. Its bill is paid from the free budget, as others may have the reservation.
 
-A conversion that the page has reported may be sent by the server too, with its value: the record has a field for it, and goals
-count it once.
+A conversion that the page has reported may be sent by the server too, with its value: the record has a field for it, so
+that goals count it once.
 
 A batch is one transaction of the ledger around one append to the event log: post, append and sync, commit, acknowledge.
 A crash before the sync leaves no trace. After a crash between sync and commit the next `EventProcessor` finds records

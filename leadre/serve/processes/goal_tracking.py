@@ -26,7 +26,7 @@ CREDIT_US = 600 * US_PER_S
 
 
 class _Action(NamedTuple):
-    """What an event adds to the actions of a campaign; ``weight``: as in `goal.with_action`."""
+    """The actions that an event adds to a campaign; ``weight``: as in `goal.with_action`."""
 
     events: int
     value_nanos: int
