@@ -205,6 +205,8 @@ def test_outranked_candidate_has_a_lease_for_its_next_auction_until_it_is_paused
     def reserved():
         return bidder.manage("GET", f"/campaigns/{campaign_id}/budget")["today"]["reserved_nanos"]
 
+    assert not reserved(), "a test request reserves nothing"
+    assert bidder.bids(user={"id": "standby"})
     until(reserved, "a lease without a bid")
     assert reserved() <= 2 * 4 * CPM, "of few bids, in each of two workers"
     bidder.manage("POST", f"/campaigns/{campaign_id}/pause")
