@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,6 +205,7 @@ def _intensity(state: GoalState) -> Floats:
     return seen_B + unseen_B * (room / unseen if room < unseen else 1.0)
 
 
+@cache
 def _usual(kind: str) -> Floats:
     """[B] the share of actions with a delay in each range, by the usual delay."""
     later = np.exp(-np.array(EDGES_S) / USUAL_DELAY_S[kind])

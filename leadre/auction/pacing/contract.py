@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -153,9 +153,11 @@ def advance(pacer: Pacer, state: PacerState, plan: Plan, budget_nanos: int, tick
     ahead = tick.spent_nanos / budget_nanos - plan.by(tick.position)
     memory = math.exp(-(tick.position - state.position) / JUMP_MEMORY)
     jump = max(ahead - state.ahead, state.jump * memory)
+    seen = replace(
+        state, position=tick.position, spent_nanos=tick.spent_nanos, eligible=tick.eligible, ahead=ahead, jump=jump
+    )
     if state.waits or plan.by(tick.position) <= plan.by(state.position):
-        unlearned = (tick.position, tick.spent_nanos, tick.eligible, ahead, jump, state.lost_nanos)
-        return PacerState(state.control, state.error, *unlearned)
+        return seen
     left_nanos = max(budget_nanos - state.spent_nanos, 0.0)
     planned = plan.by(state.position)
     rest = max(1.0 - planned, 1e-9)
@@ -175,8 +177,7 @@ def advance(pacer: Pacer, state: PacerState, plan: Plan, budget_nanos: int, tick
         tick=tick,
     )
     control, error = pacer.step(state, slot)
-    learned = (tick.position, tick.spent_nanos, tick.eligible, ahead, jump, max(-spent_nanos, 0.0))
-    return PacerState(control, error, *learned)
+    return replace(seen, control=control, error=error, lost_nanos=max(-spent_nanos, 0.0))
 
 
 def burst_of(day_auctions: float) -> float:

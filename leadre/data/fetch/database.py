@@ -74,9 +74,7 @@ def copy(address: str, variable: str, queries: Mapping[str, str], folder: Path) 
 def _copy_query(cursor: dbapi.Cursor, name: str, query: str, path: Path, hidden: set[str]) -> int:
     """Write the rows of one query; their number."""
     place = f"[data-fetch.queries] {name}"
-    query = (
-        query.rstrip().rstrip(";").rstrip() + "\n"
-    )  # the driver puts it into brackets, which a comment must not hide
+    query = query.rstrip().rstrip(";").rstrip() + "\n"  # the driver adds a bracket, which a comment must not hide
     rows = 0
     try:
         cursor.execute(query)

@@ -31,7 +31,7 @@ class Config(config.Common):
 
     database: str = config.option("DATABASE_URL", "environment variable that has the address of the database")
     queries: dict[str, Any] | None = config.option(
-        None, "the section [data-fetch.queries]: table -> query in SQL (docs/logs.md)"
+        None, "the section [data-fetch.queries]: table -> query in SQL (docs/databases.md)"
     )
     objects: dict[str, Any] | None = config.option(
         None, "the section [data-fetch.objects]: table -> s3://BUCKET/KEY, or s3://BUCKET/PREFIX/ for all below it"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from leadre.serve.bidding.explanation import RANKER, ExplainedBid, ExplainedCandidate, Explanation
@@ -45,19 +45,8 @@ def of_account(explanation: Explanation, advertiser_id: str) -> AccountExplanati
             else bid
             for bid in bids
         ]
-    return AccountExplanation(
-        request_id=explanation.request_id,
-        caller_request_id=explanation.caller_request_id,
-        at_us=explanation.at_us,
-        at=explanation.at,
-        is_test=explanation.is_test,
-        no_bid_reason=explanation.no_bid_reason,
-        bids=bids,
-        candidates=candidates,
-        prices_as_of=explanation.prices_as_of,
-        is_degraded=explanation.is_degraded,
-        units=explanation.units,
-    )
+    shown = {field.name: getattr(explanation, field.name) for field in fields(AccountExplanation)}
+    return AccountExplanation(**shown | {"bids": bids, "candidates": candidates})
 
 
 def _impersonal(candidate: ExplainedCandidate) -> ExplainedCandidate:

@@ -44,7 +44,7 @@ class _Offers:
 
     def __init__(self, context: RequestContext, imp: Impression, ranking: Ranking, caps: RequestCaps) -> None:
         bidder = context.bidder
-        self._caps = caps
+        self.caps = caps
         self._ads = context.market.catalogue.ads
         self._campaigns = context.market.catalogue.campaigns
         self._rows = ranking.rows
@@ -81,7 +81,7 @@ class _Offers:
         campaign = self._campaigns[self._campaign_rows[k]]
         if campaign.cap_per_day and not self._user_id:  # their impressions are not counted
             return Verdict.UNKNOWN_USER_CAP
-        if self._caps.is_full(self._imp_id, self._ads[self._rows[k]], campaign):
+        if self.caps.is_full(self._imp_id, self._ads[self._rows[k]], campaign):
             return Verdict.FREQUENCY_CAP
         if self._logged_verdict is not None:
             verdict = self._logged_verdict(self._imp_id, self[k].ad.ad_id)
@@ -130,7 +130,7 @@ def fill_imp(
     first_api_ad = ranking.candidates.first_api_ad if ranking.candidates.api_ads else None
     considered = select.consider(ranked, ranking.limited, offers.limit, first_api_ad)
     state.considered = considered.all
-    winner = _select_and_reserve(context, state, considered, offers, ranking, caps, slot=len(earlier_bids))
+    winner = _select_and_reserve(context, state, considered, offers, ranking, slot=len(earlier_bids))
     if winner is not None:
         lower_R = ranked_R[ranked.index(winner) + 1 :]
         state.verdict_K[lower_R] = Verdict.OUTRANKED.code
@@ -180,7 +180,6 @@ def _select_and_reserve(
     considered: select.Considered,
     offers: _Offers,
     ranking: Ranking,
-    caps: RequestCaps,
     *,
     slot: int,
 ) -> int | None:
@@ -195,19 +194,19 @@ def _select_and_reserve(
     explore_draw, choice_draw = context.bidder.draws.pair(context.request_id, state.imp.imp_id)
     _request_leases(context, considered, offers, explores=explore_draw < epsilon)
     choices = considered.payable
-    while choices and not _reserve_cap(caps, state, offers[choices[0]]):
+    while choices and not _reserve_cap(offers.caps, state, offers[choices[0]]):
         choices = choices[1:]
     if not choices:
         return None
     has_best = choices[0] < candidates.first_api_ad or not candidates.explores_api_ads
     if explore_draw >= epsilon and not has_best:
-        _void_cap(caps, state, offers[choices[0]])
+        _void_cap(offers.caps, state, offers[choices[0]])
         return None
     selected, propensity = select.epsilon_greedy(len(choices), epsilon, explore_draw, choice_draw, has_best=has_best)
     offer = offers[choices[selected]]
     if selected:
-        _void_cap(caps, state, offers[choices[0]])
-        if not _reserve_cap(caps, state, offer):
+        _void_cap(offers.caps, state, offers[choices[0]])
+        if not _reserve_cap(offers.caps, state, offer):
             return None
     offer = _priced(context, state.imp, ranking, offer, offers, considered.payable, slot)
     state.action_nanos = offer.action_nanos

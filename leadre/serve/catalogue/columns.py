@@ -77,8 +77,6 @@ class CategoryIndex:
     def __init__(self, codes_of_ads: Sequence[Collection[categories.Code]]) -> None:
         self._own = ValueIndex(codes_of_ads)
         self._taxonomies = ValueIndex([{taxonomy for taxonomy, _ in codes} for codes in codes_of_ads])
-        parents = {above for codes in codes_of_ads for code in codes for above in categories.with_parent(code)}
-        self._texts = frozenset(text for _, text in parents)
         # A code without its taxonomy, as a list of unknown taxonomy has it, is beside the one with it.
         self._blockable = ValueIndex(
             [
@@ -87,9 +85,9 @@ class CategoryIndex:
             ]
         )
 
-    def among(self, texts: Set[str], cattax: int) -> frozenset[categories.Code]:
+    def among(self, texts: Iterable[str], cattax: int) -> frozenset[categories.Code]:
         """The codes of a list that an ad has, or an ad below them. ``cattax`` is that of the list."""
-        return frozenset(categories.coded(self._texts & texts, cattax))
+        return frozenset(categories.coded((text for text in texts if text in self._blockable), cattax))
 
     def blocked_by(self, listed: Iterable[categories.Code]) -> Bools:
         """[A] whether a category of the ad, or the one above it, is listed. An unknown taxonomy matches any."""

@@ -64,7 +64,6 @@ class RecommendRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             categories=tuple(self.categories),
             country=country,
             is_own_auction=True,
-            bills_signed_price=True,
         )
 
 
