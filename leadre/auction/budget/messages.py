@@ -75,7 +75,10 @@ class Void:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Charge:
-    """Nanos that an advertiser owes for an event. Each ``event_id`` counts once. Result: a `ChargeResult`."""
+    """Nanos that an advertiser owes for an event. Each ``event_id`` counts once. Result: a `ChargeResult`.
+
+    ``reserved_nanos``: of the lease, for the bid. No bid is charged twice, so what its charge leaves of them is free.
+    """
 
     event_id: str
     campaign_id: str
@@ -83,6 +86,7 @@ class Charge:
     at_us: int
     lease_id: int = 0  # 0 = none
     known_until_us: int = FOREVER  # until then a repeated event_id is ignored
+    reserved_nanos: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

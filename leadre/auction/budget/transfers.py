@@ -1,8 +1,9 @@
 """The four orders of the ledger: lease, post, void and release.
 
 They are the two-phase transfers of accounting: a lease reserves a part of a budget for the bids of one worker; an event
-posts a part of the reservation as a charge; a lost bid voids its part; the worker releases what it never bid; and
-`Ledger.expire` ends the rest when the last event of the lease can no longer come.
+posts its bid's part of the reservation as a charge, and what it does not cost is free; a lost bid voids its part; the
+worker releases what it never bid; and `Ledger.expire` ends the rest when the last event of the lease can no longer
+come.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def post(balances: Balances, charge: Charge, now_us: int) -> ChargeResult:
 
     The charge belongs to the day of its lease, or without a lease to the day of the event.
     """
-    assert charge.nanos >= 0, charge
+    assert charge.nanos >= 0 and charge.reserved_nanos >= 0, charge
     known = balances.event(charge.event_id, now_us)
     if known is not None:
         return ChargeResult(nanos=known.charged_nanos, written_off_nanos=known.written_off_nanos, is_new=False)
@@ -74,7 +75,7 @@ def _charge(balances: Balances, charge: Charge) -> tuple[str, int]:
     lease = balances.lease(charge.lease_id)
     if lease is not None and lease.campaign_id == charge.campaign_id:
         day = lease.day
-        balances.free(lease, charge.nanos)
+        balances.free(lease, max(charge.nanos, charge.reserved_nanos))
     else:
         day = day_of(charge.at_us, budget.zone).isoformat()
     if budget.event_nanos:

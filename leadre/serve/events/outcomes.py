@@ -10,6 +10,7 @@
 | conv | page or server | cpa, once a click | |
 
 An impression after a loss is counted again. Its bill is paid from the free budget, as others may have the reservation.
+A loss after an impression voids nothing: the bill is paid from the reservation. A bill below the bid frees the rest.
 
 A conversion that the page has reported may be sent by the server too, with its value: the record has a field for it, so
 that goals count it once.
@@ -50,14 +51,15 @@ CLOCK_ERROR_US = 2 * US_PER_HOUR
 
 CHARGED_AT: dict[BidType, EventKind] = {"cpm": "bill", "cpc": "click", "cpa": "conv"}
 SHOWN: tuple[EventKind, ...] = ("imp", "bill")  # a bid with one of these events was shown
-KeyKind = EventKind | Literal["sale"]  # "sale": the first conversion of a click that a server has sent
+# "sale": the first conversion of a click that a server has sent; "kept": a loss that voids nothing, of an ad shown.
+KeyKind = EventKind | Literal["sale", "kept"]
 # Kind -> the kinds of earlier events of the bid that decide its effect.
 NEEDED: dict[EventKind, tuple[KeyKind, ...]] = {
     "loss": SHOWN,
     "imp": ("bill",),
-    "bill": ("loss", "imp"),
-    "click": ("loss",),
-    "conv": ("loss", "conv", "sale", *SHOWN),
+    "bill": ("loss", "kept", "imp"),
+    "click": ("loss", "kept"),
+    "conv": ("loss", "kept", "conv", "sale", *SHOWN),
 }
 SERVER_SCOPE, TEST_SCOPE = "conv", "test"  # first parts of the keys of conversions that a server sends
 CATCH_UP = 1_000  # records that are posted at once
@@ -94,9 +96,9 @@ class EventEffect:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EarlierEvents:
-    """Known events of a bid: whether it was shown (imp or bill) and was lost, and who has sent a conversion.
+    """Known events of a bid: whether it was shown (imp or bill) and was lost before, and who has sent a conversion.
 
-    ``converted_by`` is read for a conversion from a server.
+    ``was_lost``: its reservation is void. ``converted_by`` is read for a conversion from a server.
     """
 
     was_shown: bool = False
@@ -143,6 +145,7 @@ def decide(report: EventReport, now_us: int, earlier: EarlierEvents) -> tuple[Ev
         lease_id=0 if earlier.was_lost else token.lease_id,
         owed_nanos=owed_nanos,
         void_nanos=token.reserved_nanos if kind == "loss" and not (earlier.was_shown or token.is_test) else 0,
+        reserved_nanos=token.reserved_nanos if owed_nanos else 0,
         known_until_us=known_until_us,
         is_test=token.is_test,
         min_to_win_nanos=report.min_to_win_nanos,
@@ -209,7 +212,8 @@ class EventProcessor:
         def is_known(kind: KeyKind) -> bool:
             return kind in NEEDED.get(report.kind, ()) and balances.event(_key(token, kind), certain_us) is not None
 
-        earlier = EarlierEvents(was_shown=any(map(is_known, SHOWN)), was_lost=is_known("loss"))
+        was_lost = is_known("loss") and not is_known("kept")
+        earlier = EarlierEvents(was_shown=any(map(is_known, SHOWN)), was_lost=was_lost)
         if report.event_id and is_known("conv"):
             earlier = replace(earlier, converted_by="server" if is_known("sale") else "page")
         record, cap = decide(report, now_us, earlier)
@@ -258,11 +262,13 @@ def _post(balances: Balances, record: EventRecord, now_us: int) -> ChargeResult:
         at_us=record.outcome.at_us,
         lease_id=record.lease_id,
         known_until_us=record.known_until_us,
+        reserved_nanos=record.reserved_nanos,
     )
     result = transfers.post(balances, charge, now_us)
     if result.is_new:
         until_us = record.outcome.at_us + 2 * CONVERSION_US + CLOCK_ERROR_US  # as `_identity`
-        for key in filter(None, (record.click_key, record.sale_key)):
+        kept_key = f"{record.key.removesuffix('loss')}kept" if record.outcome.kind == "loss" and record.lease_id else ""
+        for key in filter(None, (record.click_key, record.sale_key, kept_key)):
             balances.add_event(KnownEvent(key, record.outcome.campaign_id, "", until_us))
     return result
 

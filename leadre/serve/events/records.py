@@ -90,6 +90,7 @@ class EventRecord(msgspec.Struct, frozen=True, kw_only=True, tag="happened"):
     lease_id: int = 0
     owed_nanos: int = 0  # the price of the event; ``outcome.charge_nanos`` is the part that the budget paid
     void_nanos: int = msgspec.field(default=0, name="refund_nanos")  # reservation of a lost bid that returns
+    reserved_nanos: int = 0  # of the lease, for a bid that the event charges; 0 in logs up to November 2026
     known_until_us: int = 0
     is_test: bool = False
     is_training: bool = False  # may be written to the tables for training

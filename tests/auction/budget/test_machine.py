@@ -78,8 +78,10 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.used_nanos(campaign) <= self.budget_nanos[campaign], "a cut ends new leases"
             self.leases.append(lease)
 
-    @rule(campaign=CAMPAIGNS, event=st.integers(0, 60), nanos=NANOS, which=WHICH, ago=st.integers(0, 60))
-    def charge(self, campaign: str, event: int, nanos: int, which: int, ago: int) -> None:
+    @rule(
+        campaign=CAMPAIGNS, event=st.integers(0, 60), nanos=NANOS, reserved=NANOS, which=WHICH, ago=st.integers(0, 60)
+    )
+    def charge(self, campaign: str, event: int, nanos: int, reserved: int, which: int, ago: int) -> None:
         """An event in time, late, repeated, without its lease, or with the lease of another campaign."""
         lease = self.lease_of(which)
         held = self.reserved_by(lease) if lease and lease.campaign_id == campaign else 0
@@ -89,6 +91,7 @@ class LedgerMachine(RuleBasedStateMachine):
             nanos=nanos,
             at_us=self.now_us - ago * US_PER_S,
             lease_id=lease.lease_id if lease else 0,
+            reserved_nanos=reserved,
         )
         (charged,) = self.ledger.apply([order], self.now_us)
         assert isinstance(charged, ChargeResult)
