@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from datetime import datetime
 
 import polars as pl
 
 from leadre.data import histories
 from leadre.data.inventories import Inventories
-from leadre.data.tables import Tables, inventories_of
+from leadre.data.tables import TIME, Tables, inventories_of
 from leadre.errors import InputError
 
 
@@ -53,12 +54,12 @@ def launch_late(tables: Tables, object_ids: pl.Series, *, positive: str, keep_em
         before = _with_outcome(tables.events, tables.requests, positive)
         after = _with_outcome(events, tables.requests, positive)
         empty_ids = pl.concat([empty_ids, before.join(after, on="request_id", how="anti")])
-    requests, inventories = _without_ads(
-        pl.concat([tables.requests, tables.empty_requests]),
-        pl.concat([tables.inventories, tables.empty_inventories]),
-        ads,
-    )
-    requests = requests.sort("at", "user_id", "request_id")
+    inventories = _live_from(launched_at, pl.concat([tables.inventories, tables.empty_inventories]), ads)
+    requests = pl.concat([tables.requests, tables.empty_requests]).sort("at", "user_id", "request_id")
+    last_training_at = requests.filter(pl.col("split") == "train")["at"].max()
+    assert last_training_at is None or last_training_at < launched_at, (last_training_at, launched_at)
+    live = Inventories.of(requests, inventories, inventories["ad_id"].unique().sort())
+    requests = requests.filter(live.sizes_R > 0)
     empty = requests.join(empty_ids, on="request_id", how="semi", maintain_order="left")
     requests = requests.join(empty_ids, on="request_id", how="anti", maintain_order="left")
     inventories, empty_inventories = inventories_of(requests, empty, inventories)
@@ -72,23 +73,12 @@ def launch_late(tables: Tables, object_ids: pl.Series, *, positive: str, keep_em
     )
 
 
-def _without_ads(
-    requests: pl.DataFrame, inventories: pl.DataFrame, ads: pl.Series
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(requests, inventories) where training requests have inventories without these ads.
-
-    Splits may share an inventory, so the training requests get a copy of it.
-    """
-    with_ads = inventories.filter(pl.col("ad_id").is_in(ads.implode())).select("inventory_id").unique()
-    early = with_ads.with_columns(early_id=pl.col("inventory_id") + "-before-launch")
-    copies = inventories.join(early, on="inventory_id").filter(~pl.col("ad_id").is_in(ads.implode()))
-    copies = copies.with_columns(inventory_id="early_id").select(inventories.columns)
-    inventory_id = pl.when(pl.col("split") == "train").then(pl.coalesce("early_id", "inventory_id"))
-    requests = requests.join(early, on="inventory_id", how="left", maintain_order="left")
-    requests = requests.with_columns(inventory_id=inventory_id.otherwise("inventory_id")).drop("early_id")
-    inventories = pl.concat([inventories, copies])
-    live = Inventories.of(requests, inventories, inventories["ad_id"].unique().sort())
-    return requests.filter(live.sizes_R > 0), inventories
+def _live_from(launched_at: datetime, inventories: pl.DataFrame, ads: pl.Series) -> pl.DataFrame:
+    """The inventories, in which the windows of ``ads`` begin at ``launched_at`` at the earliest."""
+    start = pl.max_horizontal("starts_at", pl.lit(launched_at, TIME))
+    is_late = pl.col("ad_id").is_in(ads.implode())
+    inventories = inventories.with_columns(starts_at=pl.when(is_late).then(start).otherwise("starts_at"))
+    return inventories.filter((pl.col("starts_at") < pl.col("ends_at")).fill_null(True))
 
 
 def _with_outcome(events: pl.DataFrame, requests: pl.DataFrame, positive: str) -> pl.DataFrame:

@@ -166,25 +166,18 @@ def _drop_contradictions(
 
 
 def _with_inventories(requests: pl.DataFrame, windows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(requests with ``inventory_id``, the inventories).
+    """(requests with ``inventory_id``, the inventories: each window of the log once).
 
-    Placements without windows of their own share an inventory. Another placement's inventory has its own windows and a
-    copy of those that hold in all placements.
+    Placements without windows of their own share an inventory ID. A window of all placements has none.
     """
-    everywhere = windows.filter(pl.col("placement_id").is_null())
-    own = windows.join(requests, on="placement_id", how="semi")
-    numbers = own.select("placement_id").unique().sort("placement_id").with_row_index("number", offset=1)
-    inventories = pl.concat(
-        [
-            everywhere.with_columns(number=pl.lit(0, pl.UInt32)).select("number", *_WINDOW),
-            everywhere.join(numbers.select("number"), how="cross").select("number", *_WINDOW),
-            own.join(numbers, on="placement_id").select("number", *_WINDOW),
-        ]
-    )
+    own = windows.join(requests, on="placement_id", how="semi").select("placement_id").unique()
+    numbers = own.sort("placement_id").with_row_index("number", offset=1)
     inventory_id = (pl.lit("inventory-") + pl.col("number").cast(pl.String).str.zfill(6)).alias("inventory_id")
     requests = requests.join(numbers, on="placement_id", how="left", maintain_order="left")
     requests = requests.with_columns(pl.col("number").fill_null(0)).with_columns(inventory_id)
-    return requests.drop("number"), inventories.select(inventory_id, *_WINDOW)
+    windows = windows.join(numbers, on="placement_id", how="left")
+    windows = windows.filter(pl.col("placement_id").is_null() | pl.col("number").is_not_null())
+    return requests.drop("number"), windows.select(inventory_id, *_WINDOW)
 
 
 def _examples(bad_rows: pl.DataFrame) -> str:

@@ -20,7 +20,7 @@ def summarise(tables: Tables) -> dict[str, dict[str, float]]:
         "requests": {name: int(splits.get(name, 0)) for name in ("train", "valid", "test")},
         "events": {f"{domain} {action}": n for domain, action, n in actions.iter_rows()},
         "inventory": {
-            "windows": len(live.ad_W),
+            "windows": live.windows,
             "live_sets": len(live.request_S),
             "mean_ads_per_request": float(live.sizes_R.mean()) if len(live.sizes_R) else 0.0,
         },

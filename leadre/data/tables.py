@@ -142,14 +142,12 @@ class Tables:
 def inventories_of(
     requests: pl.DataFrame, empty: pl.DataFrame, inventories: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(the inventories of ``requests``, those that only ``empty`` requests have), both sorted."""
-    own = requests.select("inventory_id").unique()
-    only_empty = empty.select("inventory_id").unique().join(own, on="inventory_id", how="anti")
+    """(the inventories of ``requests`` with the windows of all, those that only ``empty`` requests have), sorted."""
     inventories = inventories.sort(list(INVENTORIES))
-    first, second = (
-        inventories.join(ids, on="inventory_id", how="semi", maintain_order="left") for ids in (own, only_empty)
-    )
-    return first, second
+    own = requests["inventory_id"].unique()
+    of_empty = pl.col("inventory_id").is_in(empty["inventory_id"].unique().implode())
+    of_requests = pl.col("inventory_id").is_null() | pl.col("inventory_id").is_in(own.implode())
+    return inventories.filter(of_requests), inventories.filter(of_empty & ~of_requests)
 
 
 def always_live(ads: pl.DataFrame) -> pl.DataFrame:

@@ -66,7 +66,7 @@ def live_ads(requests: pl.DataFrame, inventories: pl.DataFrame) -> list[tuple[st
                 {
                     ad_id
                     for name, ad_id, starts_at, ends_at in windows
-                    if name == inventory_id
+                    if name in (None, inventory_id)
                     and (starts_at is None or starts_at <= at)
                     and (ends_at is None or at < ends_at)
                 }

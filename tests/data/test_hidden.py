@@ -16,6 +16,7 @@ from leadre.lm.prior import response_rates
 from leadre.semid import codebook as codebooks
 from leadre.semid import embed, rkmeans
 from leadre.semid import run as semid
+from tests.data.conftest import live_ads
 
 SMALL = {"source": "world", "world_users": 60, "world_ads": 60, "world_contents": 12}
 
@@ -83,19 +84,22 @@ def test_run_without_hidden_objects_writes_no_hidden_file(work, cold):
     assert not load(work / "plain" / "data").hidden_O.any()
 
 
-def test_training_requests_get_a_copy_of_a_shared_inventory():
+def test_shared_windows_of_hidden_ads_begin_at_the_launch():
     tables = world.read(seed=3, users=24, ads=40, contents=12)
-    inventory_id = tables.inventories["inventory_id"][0]
-    requests = tables.requests.with_columns(inventory_id=pl.lit(inventory_id))
-    everything = always_live(pl.DataFrame({"inventory_id": inventory_id, "ad_id": tables.ads["ad_id"]}))
-    shared = dataclasses.replace(tables, requests=requests, inventories=everything)
+    everywhere = always_live(tables.ads.select(pl.lit(None, pl.String).alias("inventory_id"), "ad_id"))
     ids = tables.ads["object_id"][:4].unique()
-    late = hidden.launch_late(shared, ids, positive="conversion", keep_empty=False)
-    of_split = dict(late.requests.group_by("split").agg(pl.col("inventory_id").unique().first()).iter_rows())
-    assert of_split == {"train": f"{inventory_id}-before-launch", "valid": inventory_id, "test": inventory_id}
-    sizes = dict(late.inventories.group_by("inventory_id").len().iter_rows())
-    hidden_ads = tables.ads["object_id"].is_in(ids.implode()).sum()
-    assert sizes == {inventory_id: 40, f"{inventory_id}-before-launch": 40 - hidden_ads}
+    ads = set(tables.ads.filter(pl.col("object_id").is_in(ids.implode()))["ad_id"])
+    late = hidden.launch_late(
+        dataclasses.replace(tables, inventories=everywhere), ids, positive="conversion", keep_empty=False
+    )
+    assert len(late.inventories) == len(everywhere)
+    everything = set(tables.ads["ad_id"])
+    live = dict(zip(late.requests["split"], live_ads(late.requests, late.inventories), strict=True))
+    assert {split: set(ads) for split, ads in live.items()} == {
+        "train": everything - ads,
+        "valid": everything,
+        "test": everything,
+    }
 
 
 def test_keep_empty_keeps_requests_without_an_outcome():
@@ -112,8 +116,8 @@ def test_keep_empty_keeps_requests_without_an_outcome():
         training = late.empty_requests.filter(pl.col("split") == "train")
         assert training["inventory_id"].is_in(known.implode()).all()
         ads = tables.ads.filter(pl.col("object_id").is_in(ids.implode()))["ad_id"]
-        live = late.empty_inventories.join(training, on="inventory_id", how="semi")
-        assert not live["ad_id"].is_in(ads.implode()).any()
+        live = live_ads(training, pl.concat([late.inventories, late.empty_inventories]))
+        assert not set(ads) & {ad for shown in live for ad in shown}
 
 
 def test_empty_requests_stay_empty_and_lose_the_hidden_ads_of_training():
@@ -126,10 +130,9 @@ def test_empty_requests_stay_empty_and_lose_the_hidden_ads_of_training():
     assert set(late.requests["request_id"]) == set(parts["requests"]["request_id"])
     live = pl.concat([late.inventories, late.empty_inventories])
     assert live.is_unique().all()
-    of_split = late.empty_requests.join(live, on="inventory_id").group_by("split").agg(pl.col("ad_id").unique())
+    sets = zip(late.empty_requests["split"], live_ads(late.empty_requests, live), strict=True)
     ads = set(tables.ads.filter(pl.col("object_id").is_in(ids.implode()))["ad_id"])
-    by_split = {split: ads & set(live_ads) for split, live_ads in of_split.iter_rows()}
-    assert by_split["train"] == set() and by_split["test"]
+    assert {split for split, shown in sets if ads & set(shown)} == {"valid", "test"}
 
 
 def test_invalid_shares_and_logs_are_rejected(tmp_path):

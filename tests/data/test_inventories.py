@@ -22,7 +22,9 @@ ITEM_A = np.array([0, 1, 1, 2, 0], np.int32)  # several ads of an item
 hours = st.integers(0, 8)  # few hours, so that bounds coincide with each other and with requests
 bounds = st.none() | hours
 moments = st.lists(st.tuples(st.sampled_from(["left", "right"]), hours), min_size=1, max_size=12)
-windows = st.lists(st.tuples(st.sampled_from(["left", "right", "never"]), st.integers(0, ADS - 1), bounds, bounds))
+windows = st.lists(
+    st.tuples(st.sampled_from([None, "left", "right", "never"]), st.integers(0, ADS - 1), bounds, bounds)
+)
 
 
 def at(hour: int | None) -> datetime | None:
@@ -109,6 +111,15 @@ def test_requests_of_a_log_have_the_ads_live_at_their_placement_and_time(visits,
     held_out = {f"r{n}" for n in range(len(visits) - 2, len(visits))}
     launched = {name: ads if name in held_out else ads - {0, 1} for name, ads in expected.items()}
     assert sets_of(late) == {name: ads for name, ads in launched.items() if ads}
+
+
+def test_window_of_all_placements_is_stored_once() -> None:
+    placements = [f"p{n}" for n in range(40)]
+    visits = [(placements[n % 40], n - 60, n % 5) for n in range(240)]
+    live = [(None, ad, None, None) for ad in range(5)] + [(name, ANCHOR, None, None) for name in placements]
+    derived = derive(visits, live)
+    assert len(derived.inventories) == len(live)
+    assert all(ads == set(range(6)) for ads in sets_of(derived).values())
 
 
 def derive(visits, live) -> Tables:
