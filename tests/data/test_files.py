@@ -37,7 +37,7 @@ def test_three_forms_give_the_same_tables(logs: Logs, form: str) -> None:
     assert tables.users.rows() == [("u0", 20, "Genoa"), ("u1", 21, "Genoa"), ("u2", None, None)]
     assert tables.events["at"].min() == START and tables.events["value_nanos"].sum() == 60 * 5_000_000_000
     assert tables.requests["split"].value_counts().sort("split").rows() == [("test", 6), ("train", 48), ("valid", 6)]
-    assert tables.inventories.rows() == [("inventory-000000", f"a{n}", None, None) for n in range(4)]
+    assert tables.inventories.rows() == [(None, f"a{n}", None, None) for n in range(4)]
 
 
 def test_table_can_be_a_folder_of_files(logs: Logs) -> None:
