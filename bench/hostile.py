@@ -115,7 +115,9 @@ class Market:
         self.seed = seed
         rates_O = self.live.rates_O
         assert rates_O is not None, "the model was tuned without a prior"
-        met = np.unique(self.logs.ad_object_A[self.logs.inventories.ever_live(np.ones(len(self.logs.request_split_R), np.bool_))])
+        met = np.unique(
+            self.logs.ad_object_A[self.logs.inventories.ever_live(np.ones(len(self.logs.request_split_R), np.bool_))]
+        )
         never = np.setdiff1d(np.arange(len(rates_O)), met)
         self.weight = float(rates_O[never].min()) if len(never) else float(np.median(rates_O))
 
