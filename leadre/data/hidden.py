@@ -35,7 +35,7 @@ def launch_late(tables: Tables, object_ids: pl.Series, *, positive: str, keep_em
     are dropped. Raises InputError if there are no held-out requests.
     """
     launched_at = tables.requests.filter(pl.col("split") != "train")["at"].min()
-    if launched_at is None:
+    if not isinstance(launched_at, datetime):
         raise InputError(
             "--hide: the log has no validation or test requests, so a hidden object would never be live; set --hide 0,"
             " or move --valid-from and --test-from"
@@ -56,8 +56,7 @@ def launch_late(tables: Tables, object_ids: pl.Series, *, positive: str, keep_em
         empty_ids = pl.concat([empty_ids, before.join(after, on="request_id", how="anti")])
     inventories = _live_from(launched_at, pl.concat([tables.inventories, tables.empty_inventories]), ads)
     requests = pl.concat([tables.requests, tables.empty_requests]).sort("at", "user_id", "request_id")
-    last_training_at = requests.filter(pl.col("split") == "train")["at"].max()
-    assert last_training_at is None or last_training_at < launched_at, (last_training_at, launched_at)
+    assert (requests.filter(pl.col("split") == "train")["at"] < launched_at).all(), "training ends after the launch"
     live = Inventories.of(requests, inventories, inventories["ad_id"].unique().sort())
     requests = requests.filter(live.sizes_R > 0)
     empty = requests.join(empty_ids, on="request_id", how="semi", maintain_order="left")

@@ -39,7 +39,7 @@ class _Spans(NamedTuple):
     end_W: I64
 
     def at(self, rows: I64 | Mask) -> _Spans:
-        return _Spans(*(column[rows] for column in self))
+        return _Spans(self.group_W[rows], self.item_W[rows], self.start_W[rows], self.end_W[rows])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
