@@ -142,10 +142,12 @@ class Scratch:
         )
         try:
             output, _ = process.communicate(timeout=PATIENCE_S)
-        except subprocess.TimeoutExpired as error:
+        except BaseException as error:  # the time limit of the test too
             os.killpg(process.pid, signal.SIGKILL)
             with suppress(subprocess.TimeoutExpired):  # what left the group may hold the pipe
                 process.communicate(timeout=5.0)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
             output = (error.stdout or b"").decode(errors="replace")
             raise PageError(f"{where}: not done after {PATIENCE_S:.0f} s\n{output}") from error
         if process.returncode:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 
 import pytest
@@ -125,11 +127,48 @@ def test_server_runs_until_the_page_ends(scratch) -> None:
         os.kill(pid, 0)
 
 
+HANGS = fenced("sh", "echo begun; mkfifo alive; sleep 99 <> alive > out 2>&1 & wait")
+
+
+def has_ended(scratch) -> bool:
+    """Whether the child of `HANGS` has ended: it alone holds the other end of the pipe."""
+    for _ in range(300):
+        try:
+            os.close(os.open(scratch.folder / "alive", os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            return True
+        time.sleep(0.1)  # until the system has ended it
+    return False
+
+
 def test_block_that_hangs_is_stopped_with_its_children(scratch, monkeypatch) -> None:
     monkeypatch.setattr(pages, "PATIENCE_S", 2.0)
     with pytest.raises(PageError, match=r"(?s)not done after 2 s.*begun"):
-        run(scratch, fenced("sh", "echo begun; mkfifo alive; sleep 99 <> alive > out 2>&1 & wait"))
-    with pytest.raises(OSError):  # only the child holds the other end, until the system has ended it
-        for _ in range(300):
-            os.close(os.open(scratch.folder / "alive", os.O_WRONLY | os.O_NONBLOCK))
-            time.sleep(0.1)
+        run(scratch, HANGS)
+    assert has_ended(scratch)
+
+
+def test_children_of_a_block_end_with_a_test_that_is_stopped(scratch) -> None:
+    """As the time limit of a test does it: a signal whose handler raises."""
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    def send() -> None:
+        while not (scratch.folder / "out").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    sender = threading.Thread(target=send, daemon=True)
+    try:
+        sender.start()
+        with pytest.raises(Stopped):
+            run(scratch, HANGS)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    sender.join()
+    assert has_ended(scratch)
