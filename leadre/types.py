@@ -281,10 +281,11 @@ class Candidate(msgspec.Struct, frozen=True):
 class Bid(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An offer for one impression. ``propensity`` is the probability with which the policy chose this ad.
 
-    ``worth_nanos``: expected value of the impression to the advertiser, before pacing. ``reserved_nanos``:
-    of the budget, for what the bid may be charged. Both are 0 in logs up to November 2026. ``unshaded_nanos``: the
-    price before shading; 0 if the price was not shaded. ``price_propensity``: then the probability of this price, or
-    the density of one that exploration drew (``explores_price``).
+    ``worth_nanos``: expected value of the impression to the advertiser, before pacing. ``ranked_nanos``: the price that
+    ranked the ad, before shading and before the bidder's own mechanism. ``action_nanos``: the charge of the click or
+    conversion that the campaign pays for; 0 if it pays for impressions. ``reserved_nanos``: of the budget, for what the
+    bid may be charged. All four are 0 in logs up to November 2026. ``price_propensity``: of a shaded price, its
+    probability, or the density of one that exploration drew (``explores_price``); 0 if the price is not shaded.
     """
 
     bid_id: str
@@ -299,7 +300,8 @@ class Bid(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     propensity: float
     worth_nanos: int = 0
     reserved_nanos: int = 0
-    unshaded_nanos: int = 0
+    ranked_nanos: int = msgspec.field(default=0, name="unshaded_nanos")
+    action_nanos: int = 0
     price_propensity: float = 0.0
     explores_price: bool = False
 

@@ -3,7 +3,7 @@
 From the log come the request, its time, the event counts that its prices used, how campaigns were paced, shaded prices,
 and the verdicts that depended on other requests: budgets and frequency caps. The replay repeats the rest: consent,
 targeting, the user's list or the language model, prices, selection and exploration. It compares candidates, scores,
-verdicts, winner, price and propensity, or the reason for no bid.
+verdicts, winner, prices and propensity, or the reason for no bid.
 
 A request is compared only if the catalogue, lists, model and options that decided it are still in use. The report
 counts the others by reason (`SKIPPED`).
@@ -353,6 +353,10 @@ def _aspects(logged: RequestRecord, replayed: RequestRecord) -> Iterator[tuple[s
         ("propensity", "propensity"),
     ):
         yield what, _bids(logged, name), _bids(replayed, name)
+    for what, name in (("ranked price", "ranked_nanos"), ("charge of the event", "action_nanos")):
+        known = {imp_id: nanos for imp_id, nanos in _bids(logged, name).items() if nanos}  # older logs lack it
+        again = _bids(replayed, name)
+        yield what, known, {imp_id: again.get(imp_id) for imp_id in known}
 
 
 def _candidates(decided: RequestRecord) -> list[tuple[str, str]]:

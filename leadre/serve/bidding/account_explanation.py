@@ -39,14 +39,18 @@ def of_account(explanation: Explanation, advertiser_id: str) -> AccountExplanati
     if explanation.has_user:
         priced = {candidate.ad_id for candidate in candidates if candidate.rate_source == RANKER}
         candidates = [_impersonal(candidate) for candidate in candidates]
-        bids = [
-            replace(bid, price_nanos=None, price_cpm=None, unshaded_nanos=None, price_propensity=None)
-            if bid.ad_id in priced
-            else bid
-            for bid in bids
-        ]
+        bids = [_without_prices(bid) if bid.ad_id in priced or _has_fit(bid) else bid for bid in bids]
     shown = {field.name: getattr(explanation, field.name) for field in fields(AccountExplanation)}
     return AccountExplanation(**shown | {"bids": bids, "candidates": candidates})
+
+
+def _has_fit(bid: ExplainedBid) -> bool:
+    """Whether the price has the fits of ads in it: the bidder's mechanism sets it by them, and shading does not."""
+    return bid.price_nanos != bid.ranked_nanos and bid.price_propensity is None
+
+
+def _without_prices(bid: ExplainedBid) -> ExplainedBid:
+    return replace(bid, price_nanos=None, price_cpm=None, ranked_nanos=None, action_nanos=None, price_propensity=None)
 
 
 def _impersonal(candidate: ExplainedCandidate) -> ExplainedCandidate:

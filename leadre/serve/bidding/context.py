@@ -126,9 +126,8 @@ class ImpState:
     ``verdict_K``: `Verdict.code` of each candidate.
     ``considered``: positions of the candidates whose budgets and caps were checked. ``lease_id`` and ``cap_id`` are
     the reservations of the bid; 0 and "" if it needs none. ``reserved_nanos``: of the lease. ``open_nanos``:
-    of the sender's open bids. ``cap_day``: day of the
-    cap, since 1970. ``action_nanos``: price of the paid event, if the bidder's own auction sets it. ``rate``: that of
-    the bid, for `leadre.serve.events.calibration`; None if its outcome is no event of one.
+    of the sender's open bids. ``cap_day``: day of the cap, since 1970. ``rate``: that of the bid, for
+    `leadre.serve.events.calibration`; None if its outcome is no event of one.
     """
 
     imp: Impression
@@ -140,7 +139,6 @@ class ImpState:
     open_nanos: int = 0
     cap_id: str = ""
     cap_day: int = 0
-    action_nanos: int = 0
     rate: BidRate | None = None
 
 

@@ -1,7 +1,8 @@
 """Explanation of a request for people: its log record with the names, prices and values of the candidates.
 
 Names come from the current catalogue, so the log need not hold them. The log holds the prices of bids alone; the price
-of any other candidate is computed again, from the current campaigns and event rates (``prices_as_of``).
+of any other candidate is computed again, from the current campaigns and event rates (``prices_as_of``), and all are
+ranked by the class that ranked them for the bid.
 """
 
 from __future__ import annotations
@@ -10,19 +11,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from leadre.auction.pacing.contract import UNPACED, GoalFactors
 from leadre.errors import InputError
+from leadre.serve.bidding.logged_ranking import LoggedRanking, logged_ranking
 from leadre.serve.bidding.record import request_of
-from leadre.serve.catalogue.columns import PAYS_FOR, valued_at, worth_nanos
+from leadre.serve.bidding.value import AdPrices
+from leadre.serve.catalogue.columns import PAYS_FOR, valued_at
 from leadre.serve.catalogue.eligibility import CatalogueSnapshot
 from leadre.serve.events.records import PacedCampaign, RequestRecord
-from leadre.types import Bid, Campaign, Candidate, Request, Verdict
+from leadre.types import Bid, Campaign, Request, Verdict
 from leadre.units import NANOS_PER_CPM, US_PER_S
 
 MAX_EXPONENT = 700.0  # a float holds its exponential
@@ -35,13 +37,15 @@ UNITS = {
     " impressions shown over predicted ones; return_dual falls while the campaign pays less for actions than its"
     " target; budget_dual is 0 while no budget binds. The bid is at most most_nanos",
     "participate": "of pacing: probability with which the campaign took part in the request; 1 without a plan",
-    "price_nanos": "price of one impression, in billionths of the currency: worth x multiplier, or what a bid offered",
-    "unshaded_nanos": "the price of a bid before shading; None if it was not shaded",
+    "price_nanos": "price of one impression, in billionths of the currency. Of a candidate: worth x multiplier, at most"
+    " goal.most_nanos; 0 if the campaign took no part. Of a bid: the offer, by shading or the bidder's mechanism lower",
+    "ranked_nanos": "the price of a bid's candidate, which ranked it; null in logs up to November 2026",
+    "action_nanos": "charge of the click or conversion that the campaign pays for; null if it pays for impressions",
     "price_propensity": "of a shaded price: its probability, or the density of a price that exploration drew",
     "price_cpm": "the same price for 1,000 impressions, in the currency, as in a bid",
     "fit": "how well the ad fits the user: p, or with a ranker its rate over the mean rate of the candidates;"
     " 1 where the price contains the rate",
-    "value_nanos": "fit x price_nanos, by which candidates are ranked",
+    "value_nanos": "fit x price_nanos, by which candidates are ranked; the request draws the order of equal ones",
     "rate": "probability of rate_event: that of the ranker for the user, calibrated, or the observed one of the ad",
     "rate_uncalibrated": "the ranker's probability before its calibration",
     "rate_source": "`ranker`, or `counts`: the ad has no rate of the ranker",
@@ -112,7 +116,8 @@ class ExplainedBid:
     price_nanos: int | None
     price_cpm: float | None
     currency: str
-    unshaded_nanos: int | None
+    ranked_nanos: int | None
+    action_nanos: int | None
     price_propensity: float | None
     size: tuple[int, int]
     source: str
@@ -121,7 +126,7 @@ class ExplainedBid:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """A request, its bids or the reason for none, and its logged candidates by descending value.
+    """A request, its bids or the reason for none, and its logged candidates in the order of their rank.
 
     ``request_id`` is the bidder's own, ``caller_request_id`` the caller's. ``user_id`` is "" if it is unknown, may not
     be stored, or was erased; ``has_user``: a list or profile of the user was looked up. ``placements``: imp -> the
@@ -158,23 +163,8 @@ def explain(
     ``log_position``.
     """
     then = (record.versions.get("book"), record.versions.get("counts"))
-    bids = [_bid(bid, catalogue) for bid in record.bids]
-    bid_of = {bid.ad_id: bid for bid in record.bids}
-    paced = {campaign.campaign_id: campaign for campaign in record.paced}
-    candidates = []
     request = _request(record)
-    for position, candidate in enumerate(record.candidates):
-        row = catalogue.row_of_ad.get(candidate.ad_id)
-        price_nanos = None if row is None else int(expected_nanos_A[row])
-        verdicts = {imp_id: row_K[position] for imp_id, row_K in record.verdicts.items()}
-        passed = [] if request is None else catalogue.undecided_rules(request, candidate.ad_id)
-        failed = [] if request is None else _failed_rules(request, candidate.ad_id, verdicts, catalogue, record.at_us)
-        rate = _rate(record, position, row, catalogue, price_nanos)
-        worth_nanos = price_nanos if rate.price_nanos is None else rate.price_nanos
-        most_nanos = None if row is None or most_nanos_A is None else int(most_nanos_A[row])
-        price = _Price.of(worth_nanos, bid_of.get(candidate.ad_id), paced.get(_campaign_id(row, catalogue)), most_nanos)
-        candidates.append(_candidate(candidate, catalogue, price, rate, verdicts, passed, failed))
-    candidates.sort(key=lambda candidate: -(candidate.value_nanos or 0.0))  # stable: ties in the order of the source
+    logged = logged_ranking(record, request, catalogue, AdPrices(expected_nanos_A, most_nanos_A))
     return Explanation(
         request_id=record.request_id,
         caller_request_id=record.caller_request_id,
@@ -184,8 +174,8 @@ def explain(
         has_user=record.is_known,
         is_test=record.is_test,
         no_bid_reason=record.reason,
-        bids=bids,
-        candidates=candidates,
+        bids=[_bid(bid, catalogue) for bid in record.bids],
+        candidates=[_candidate(record, request, catalogue, logged, position) for position in logged.order],
         placements=record.placements,
         prices_as_of="bid" if then == (str(catalogue.version), str(log_position)) else "now",
         is_degraded=record.is_degraded,
@@ -227,7 +217,8 @@ def _bid(bid: Bid, catalogue: CatalogueSnapshot) -> ExplainedBid:
         price_nanos=bid.price_nanos,
         price_cpm=bid.price_nanos / NANOS_PER_CPM,
         currency=bid.currency,
-        unshaded_nanos=bid.unshaded_nanos or None,
+        ranked_nanos=bid.ranked_nanos or None,
+        action_nanos=bid.action_nanos or None,
         price_propensity=bid.price_propensity or None,
         size=bid.size,
         source=bid.source,
@@ -237,7 +228,7 @@ def _bid(bid: Bid, catalogue: CatalogueSnapshot) -> ExplainedBid:
 
 @dataclass(frozen=True, kw_only=True)
 class _Rate:
-    """The rate of a candidate. ``price_nanos``: from the ranker's rate; None if counts price the ad."""
+    """The rate of a candidate, and how well it fits the user."""
 
     fit: float
     rate: float | None = None
@@ -245,64 +236,14 @@ class _Rate:
     event: str = ""
     source: str = ""
     slice: str = ""
-    price_nanos: int | None = None
 
 
-class _Price(NamedTuple):
-    """Value of a candidate, pacing of its campaign, and price; None for an ad that is unknown."""
-
-    worth_nanos: int | None
-    multiplier: float
-    participate: float
-    nanos: int | None
-    goal: GoalFactors | None = None
-    most_nanos: int | None = None
-
-    @classmethod
-    def of(
-        cls, worth_nanos: int | None, bid: Bid | None, paced: PacedCampaign | None, most_nanos: int | None
-    ) -> _Price:
-        participate, multiplier, goal = UNPACED
-        if paced is not None:
-            participate = paced.participate
-            multiplier = paced.multiplier
-            goal = paced.goal
-        most_nanos = None if goal is None else most_nanos
-        if bid is not None:
-            worth_nanos = bid.worth_nanos or bid.price_nanos
-            return cls(worth_nanos, multiplier, participate, bid.price_nanos, goal, most_nanos)
-        nanos = worth_nanos if worth_nanos is None or multiplier == 1.0 else math.floor(worth_nanos * multiplier)
-        if nanos is not None and most_nanos is not None:
-            nanos = min(nanos, most_nanos)
-        return cls(worth_nanos, multiplier, participate, nanos, goal, most_nanos)
-
-
-def _goal(campaign: Campaign | None, price: _Price) -> ExplainedGoal | None:
-    if campaign is None or price.goal is None:
-        return None
-    return ExplainedGoal(
-        kind=campaign.goal.kind,
-        target_nanos=campaign.goal.worth_nanos,
-        most_nanos=price.most_nanos,
-        **price.goal._asdict(),
-    )
-
-
-def _campaign_id(row: int | None, catalogue: CatalogueSnapshot) -> str:
-    return "" if row is None else catalogue.ads[row].campaign_id
-
-
-def _rate(
-    record: RequestRecord, position: int, row: int | None, catalogue: CatalogueSnapshot, counted_nanos: int | None
-) -> _Rate:
-    """The rate of a candidate, from the record if the ranker has scored it, else from the price of its counts."""
+def _rate(record: RequestRecord, logged: LoggedRanking, position: int, campaign: Campaign | None) -> _Rate:
+    """The rate of a candidate: that of the ranker if it has scored the ad, else that of its counts now."""
     ranked = record.ranked
     fit = math.exp(record.candidates[position].log_p if ranked is None else ranked.log_fit[position])
-    campaign = None if row is None else catalogue.campaigns[catalogue.campaign_A[row]]
-    pays_for = "" if campaign is None else PAYS_FOR[valued_at(campaign)]
     p = record.scores[position] if record.scores else None
     if ranked is not None and p is not None:
-        is_priced = ranked.is_price and campaign is not None and pays_for == ranked.event
         log_odds = ranked.log_odds[position]
         return _Rate(
             fit=fit,
@@ -311,25 +252,40 @@ def _rate(
             event=ranked.event,
             source=RANKER,
             slice="new" if ranked.is_new[position] else "seen",
-            price_nanos=math.floor(worth_nanos(campaign) * p) if is_priced and campaign is not None else None,
         )
-    if campaign is None or counted_nanos is None or pays_for == "impression":
+    k = logged.k_of.get(position)
+    counted = None if k is None else logged.counted_rate(k)
+    if campaign is None or counted is None:
         return _Rate(fit=fit)
-    return _Rate(fit=fit, rate=counted_nanos / max(worth_nanos(campaign), 1), event=pays_for, source=COUNTS)
+    return _Rate(fit=fit, rate=counted.p, event=PAYS_FOR[valued_at(campaign)], source=COUNTS)
+
+
+def _goal(campaign: Campaign, paced: PacedCampaign | None, most_nanos: int | None) -> ExplainedGoal | None:
+    if paced is None or paced.goal is None:
+        return None
+    return ExplainedGoal(
+        kind=campaign.goal.kind,
+        target_nanos=campaign.goal.worth_nanos,
+        most_nanos=most_nanos,
+        **paced.goal._asdict(),
+    )
 
 
 def _candidate(
-    candidate: Candidate,
+    record: RequestRecord,
+    request: Request | None,
     catalogue: CatalogueSnapshot,
-    price: _Price,
-    rate: _Rate,
-    verdicts: dict[str, Verdict],
-    undecided_rules: list[str],
-    failed_rules: list[str],
+    logged: LoggedRanking,
+    position: int,
 ) -> ExplainedCandidate:
+    candidate = record.candidates[position]
     row = catalogue.row_of_ad.get(candidate.ad_id)
     ad = None if row is None else catalogue.ads[row]
     campaign = None if row is None else catalogue.campaigns[catalogue.campaign_A[row]]
+    paced = next((paced for paced in record.paced if campaign and paced.campaign_id == campaign.campaign_id), None)
+    verdicts = {imp_id: row_K[position] for imp_id, row_K in record.verdicts.items()}
+    rate = _rate(record, logged, position, campaign)
+    price = logged.price(position)
     return ExplainedCandidate(
         ad_id=candidate.ad_id,
         title=ad.title if ad else "",
@@ -345,14 +301,16 @@ def _candidate(
         rate_source=rate.source,
         slice=rate.slice,
         worth_nanos=price.worth_nanos,
-        multiplier=price.multiplier,
-        participate=price.participate,
-        goal=_goal(campaign, price),
+        multiplier=paced.multiplier if paced else 1.0,
+        participate=paced.participate if paced else 1.0,
+        goal=_goal(campaign, paced, price.most_nanos) if campaign else None,
         price_nanos=price.nanos,
         price_cpm=None if price.nanos is None else price.nanos / NANOS_PER_CPM,
         currency=campaign.currency if campaign else "",
         value_nanos=None if price.nanos is None else rate.fit * price.nanos,
         verdicts=verdicts,
-        undecided_rules=undecided_rules,
-        failed_rules=failed_rules,
+        undecided_rules=[] if request is None else catalogue.undecided_rules(request, candidate.ad_id),
+        failed_rules=[]
+        if request is None
+        else _failed_rules(request, candidate.ad_id, verdicts, catalogue, record.at_us),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -100,9 +101,11 @@ class RequestPacing:
         self._paced_P = np.flatnonzero(rates.is_paced_C[campaign_K])
         self._campaign_P = campaign_K[self._paced_P]
         skips_P = rates.participate_C[self._campaign_P] < 1.0
+        self._absent: set[int] = set()
         for row in set(self._campaign_P[skips_P].tolist()) if skips_P.any() else ():
             share = rates.participate_C[row]
-            if share <= 0.0 or draws.participation(request_id, self._logged(row).campaign_id) >= share:
+            if share <= 0.0 or draws.participation(request_id, self._rate(row).campaign_id) >= share:
+                self._absent.add(row)
                 self.multiplier_K[campaign_K == row] = 0.0
 
     def logged(self, verdict_IK: Sequence[NDArray[np.uint8]]) -> tuple[PacedCampaign, ...]:
@@ -117,15 +120,15 @@ class RequestPacing:
                 auctions.setdefault(row, 0)
             for row in set(self._campaign_P[_IS_ELIGIBLE[verdict_P]].tolist()):
                 auctions[row] += 1
-        return tuple(
-            self._logged(row) if count == 1 else _with(self._logged(row), count) for row, count in auctions.items()
-        )
+        return tuple(self._logged(row, count) for row, count in auctions.items())
 
-    def _logged(self, row: int) -> PacedCampaign:
+    def _rate(self, row: int) -> PacedCampaign:
         paced = self._rates.logged_C[row]
         assert paced is not None, row
         return paced
 
-
-def _with(paced: PacedCampaign, eligible: int) -> PacedCampaign:
-    return PacedCampaign(paced.campaign_id, paced.participate, paced.multiplier, eligible, paced.goal)
+    def _logged(self, row: int, eligible: int) -> PacedCampaign:
+        rate = self._rate(row)
+        if eligible == rate.eligible and row not in self._absent:
+            return rate
+        return msgspec.structs.replace(rate, eligible=eligible, is_absent=row in self._absent)

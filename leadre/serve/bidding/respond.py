@@ -19,7 +19,8 @@ from leadre.serve.bidding.api_ads import with_api_ads
 from leadre.serve.bidding.caps import RequestCaps
 from leadre.serve.bidding.context import BidDecision, Bidder, Candidates, ImpState, Market, RequestContext
 from leadre.serve.bidding.fill import fill_imp
-from leadre.serve.bidding.ranked_candidates import Ranking
+from leadre.serve.bidding.price import Prices
+from leadre.serve.bidding.ranked_candidates import ranked, request_pacing
 from leadre.serve.bidding.select import VERDICTS, Bools
 from leadre.serve.bidding.user_store import UserStore
 from leadre.serve.callers.party import ANYBODY, Party
@@ -76,7 +77,9 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float,
     if bidder.clock.monotonic_s() > until_s:
         return BidDecision(request_id=request_id, permissions=permissions, reason=NoBid.INSUFFICIENT_TIME)
     rates = _rates(context, candidates, eligible_IK, until_s)  # no ranker, no time or an error: counts price the ads
-    ranking = Ranking(context, candidates, rates)
+    pacing = request_pacing(context, candidates)
+    ranking = ranked(context, candidates, rates, pacing)
+    prices = Prices(context, ranking)
     caps = RequestCaps(context)
     imps = [ImpState(imp) for imp in request.imps]
     for imp, eligible_K in zip(imps, eligible_IK, strict=True):
@@ -84,7 +87,7 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float,
             imp.verdict_K = np.full(len(eligible_K), Verdict.NOT_EVALUATED.code, np.uint8)
             continue
         earlier_bids = [other.bid for other in imps if other.bid]
-        fill_imp(context, imp, ranking, caps, eligible_K, earlier_bids)  # no ad is left: no bid
+        fill_imp(context, imp, ranking, prices, caps, eligible_K, earlier_bids)  # no ad is left: no bid
     rendered = [_rendered(context, imp, imp.bid) for imp in imps if imp.bid]
     return BidDecision(
         request_id=request_id,
@@ -96,7 +99,7 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float,
         candidates=candidates,
         rates=rates,
         values=ranking.values,
-        paced=ranking.pacing.logged([state.verdict_K for state in imps]) if ranking.pacing is not None else (),
+        paced=pacing.logged([state.verdict_K for state in imps]) if pacing is not None else (),
         versions=_versions(context.market, stored, candidates, rates),
     )
 
@@ -260,7 +263,7 @@ def _token(context: RequestContext, state: ImpState, bid: Bid) -> Token:
         user_id=context.user_id if permissions.add_to_profile or permissions.measure or state.cap_id else "",
         charge_type=campaign.bid_type,
         price_cap_nanos=bid.price_nanos,
-        charge_nanos=state.action_nanos or campaign.bid_nanos,
+        charge_nanos=bid.action_nanos,
         currency=bid.currency,
         lease_id=state.lease_id,
         reserved_nanos=state.reserved_nanos,

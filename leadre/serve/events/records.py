@@ -35,7 +35,8 @@ class RankedCandidates(msgspec.Struct, frozen=True, array_like=True):
 class PacedCampaign(msgspec.Struct, frozen=True, array_like=True):
     """How a campaign with a plan bid in a request: the probability to take part, and the factor of its value.
 
-    ``eligible``: imps in which it could have bid. ``goal``: as in `Rate`.
+    ``eligible``: imps in which it could have bid. ``goal``: as in `Rate`. ``is_absent``: it took no part; False in logs
+    up to November 2026.
     """
 
     campaign_id: str
@@ -43,6 +44,7 @@ class PacedCampaign(msgspec.Struct, frozen=True, array_like=True):
     multiplier: float
     eligible: int
     goal: GoalFactors | None = None
+    is_absent: bool = False
 
 
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):

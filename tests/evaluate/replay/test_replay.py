@@ -85,7 +85,7 @@ def log_and_replay(work, tmp_path, requests):
         Verdict.FREQUENCY_CAP,
         Verdict.DUPLICATE,
     }
-    assert any(bid.unshaded_nanos for record in answered(bidder.state) for bid in record.bids)
+    assert any(bid.price_propensity for record in answered(bidder.state) for bid in record.bids)
     assert expected <= verdicts, "the traffic must meet every way in which a bid fails"
 
 

@@ -135,7 +135,7 @@ def test_click_costs_the_price_of_the_mechanism(tmp_path):
         decision = recommended(alone, 1)
         (rendered,) = decision.rendered
         assert rendered.bid.ad_id == "click"
-        action_nanos = decision.imps[0].action_nanos
+        action_nanos = rendered.bid.action_nanos
         assert action_nanos == pytest.approx(2_000_000 / PRIOR_RATES["cpc"], rel=1e-6)
         assert rendered.bid.price_nanos == pytest.approx(2_000_000, abs=1)
         urls = urls_of(rendered)

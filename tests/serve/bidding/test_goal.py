@@ -115,7 +115,7 @@ def test_price_of_a_click_follows_the_conversions_that_are_expected_of_it(alone)
         decision = alone.bid()
         bid = bid_of(decision)
         assert bid.price_nanos == pytest.approx(click_nanos * CTR, rel=1e-6) and bid.reserved_nanos == bid.price_nanos
-        assert decision.imps[0].action_nanos == pytest.approx(click_nanos, rel=1e-6)
+        assert bid.action_nanos == pytest.approx(click_nanos, rel=1e-6)
 
 
 def test_target_return_is_worth_the_expected_value_over_it(alone):
@@ -149,9 +149,8 @@ def test_own_auction_charges_the_paid_event_by_the_goal(tmp_path, mechanism, ter
         decision = alone.respond(RecommendRequest(count=1).bid_request("r"), party=RECOMMEND)
         assert chosen(decision) == ["a"]
         bid = bid_of(decision)
-        per_click = 1.0 if terms is CPC else CTR
-        state = decision.imps[0]
-        assert state.action_nanos * per_click == pytest.approx(bid.price_nanos, rel=1e-4)
+        click_nanos = 0 if terms is CPC else bid.price_nanos / CTR  # the one pays for impressions, the other for clicks
+        assert bid.action_nanos == pytest.approx(click_nanos, rel=1e-4)
         worth = 1.5 * (WORTH if terms is CPC else 5 * CLICK * CONVERSIONS)
         assert bid.price_nanos == pytest.approx(worth if mechanism == "first_price" else 2_000_000, rel=1e-4)
 
@@ -162,7 +161,7 @@ def test_shaded_bid_is_at_most_the_bid(alone):
     exchange = Party(name="exchange", share="exchange")
     for _ in range(20):
         bid = bid_of(alone.bid(party=exchange, at=1))
-        assert bid.unshaded_nanos == 20_000_000 >= bid.price_nanos
+        assert bid.ranked_nanos == 20_000_000 >= bid.price_nanos
 
 
 def test_explanation_has_goal_and_reasons(alone):

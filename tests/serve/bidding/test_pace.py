@@ -91,7 +91,7 @@ def test_bid_for_clicks_reserves_the_click_and_not_the_price(alone):
     pace(alone, a=(1.0, 0.5))
     (bid,) = [rendered.bid for rendered in alone.bid().rendered]
     worth = int(alone.bidder.market.expected_nanos_A[0])
-    assert (bid.price_nanos, bid.reserved_nanos) == (worth // 2, worth)
+    assert (bid.price_nanos, bid.reserved_nanos, bid.action_nanos) == (worth // 2, worth, 10**9)
 
 
 def test_candidate_below_the_floor_by_pacing_alone_is_paced(alone):
@@ -116,7 +116,7 @@ def test_request_in_which_pacing_drops_all_ads_names_the_reason(alone):
     assert alone.bid().reason is NoBid.PACED, "it waits until its rate is known"
     pace(alone, a=(0.0, 1.0))
     decision = alone.bid()
-    assert decision.reason is NoBid.PACED and decision.paced == (PacedCampaign("c-a", 0.0, 1.0, 1),)
+    assert decision.reason is NoBid.PACED and decision.paced == (PacedCampaign("c-a", 0.0, 1.0, 1, is_absent=True),)
 
 
 def test_campaign_takes_part_with_its_probability_in_all_imps_or_none(alone):
@@ -141,9 +141,9 @@ def test_own_auction_charges_the_paced_bid(alone):
     lists(alone, "a", terms={"a": PLAN | {"bid_type": "cpc", "bid_nanos": 10**9}})
     pace(alone, a=(1.0, 0.5))
     decision = alone.respond(RecommendRequest(count=1).bid_request("r"), party=RECOMMEND)
-    (state,) = decision.imps
-    assert state.action_nanos == 500_000_000
-    assert state.bid.reserved_nanos == state.bid.price_nanos == int(alone.bidder.market.expected_nanos_A[0]) // 2
+    (bid,) = [rendered.bid for rendered in decision.rendered]
+    assert bid.action_nanos == 500_000_000
+    assert bid.reserved_nanos == bid.price_nanos == int(alone.bidder.market.expected_nanos_A[0]) // 2
 
 
 def test_mechanism_prices_the_paced_bid(tmp_path):
@@ -157,7 +157,7 @@ def test_mechanism_prices_the_paced_bid(tmp_path):
         pace(alone, a=(1.0, 0.8), b=(1.0, 1.0))
         decision = alone.respond(RecommendRequest(count=1).bid_request("r"), party=RECOMMEND)
         assert chosen(decision) == ["a"]
-        assert decision.imps[0].action_nanos == pytest.approx(5 * 10**8, rel=1e-4)
+        assert decision.imps[0].bid.action_nanos == pytest.approx(5 * 10**8, rel=1e-4)
 
 
 def test_explanation_has_worth_multiplier_and_price(alone):

@@ -110,7 +110,7 @@ def usual(alone, **fields):
 
 def test_first_price_of_an_exchange_is_shaded_and_reserves_no_more(alone):
     bid = usual(alone, at=1)
-    assert (bid.ad_id, bid.price_nanos, bid.unshaded_nanos, bid.reserved_nanos) == (
+    assert (bid.ad_id, bid.price_nanos, bid.ranked_nanos, bid.reserved_nanos) == (
         "shaded",
         700_000,
         2_000_000,
@@ -126,7 +126,7 @@ def test_caller_cannot_turn_shading_off(alone):
 @pytest.mark.parametrize("fields", [{"at": 2}, {}])
 def test_other_auctions_are_not_shaded(alone, fields):
     (bid,) = bids(alone, **fields)
-    assert (bid.price_nanos, bid.unshaded_nanos, bid.price_propensity) == (2_000_000, 0, 0.0)
+    assert (bid.price_nanos, bid.ranked_nanos, bid.price_propensity) == (2_000_000, 2_000_000, 0.0)
 
 
 def test_bid_to_a_sender_without_a_name_is_the_value(alone):
@@ -136,14 +136,14 @@ def test_bid_to_a_sender_without_a_name_is_the_value(alone):
         alone.renew()
         alone.bidder.market = dataclasses.replace(alone.bidder.market, shading=shading)
         (bid,) = bids(alone, party=ANYBODY, at=1)
-        assert (bid.price_nanos, bid.unshaded_nanos, bid.price_propensity) == (2_000_000, 0, 0.0)
+        assert (bid.price_nanos, bid.ranked_nanos, bid.price_propensity) == (2_000_000, 2_000_000, 0.0)
 
 
 def test_campaign_that_does_not_shade_bids_its_value(alone):
     alone.campaign_store.set_campaign_status("c-shaded", "paused")
     alone.renew()
     (bid,) = bids(alone, at=1)
-    assert (bid.ad_id, bid.price_nanos, bid.unshaded_nanos) == ("plain", 1_900_000, 0)
+    assert (bid.ad_id, bid.price_nanos, bid.ranked_nanos) == ("plain", 1_900_000, 1_900_000)
 
 
 def test_shaded_bid_meets_the_floor(alone):
@@ -155,4 +155,4 @@ def test_explanation_has_the_price_before_shading(alone):
     market = alone.bidder.market
     decision = alone.respond(request, party=EXCHANGE)
     (bid,) = explain(alone.record(request, decision), market.catalogue, market.expected_nanos_A, 0).bids
-    assert bid.unshaded_nanos == 2_000_000 and bid.price_nanos < 2_000_000 and bid.price_propensity
+    assert bid.ranked_nanos == 2_000_000 and bid.price_nanos < 2_000_000 and bid.price_propensity
