@@ -65,7 +65,7 @@ class PacerState:
     the pacer's own: a dual, a log-multiplier or a probability. ``error``: the pacer's own memory of the last tick.
     ``ahead``: spent less planned, as a share of the budget. ``jump``: the largest spend of a tick above its plan, of
     late, as the same share. ``lost_nanos``: spend that the pacer learned from and that fell back, as open bids were
-    lost; the next spend repays it.
+    lost; the next spend repays it. ``day_auctions``: as in `Slot`; 0 before the first slot.
     """
 
     control: float
@@ -76,6 +76,7 @@ class PacerState:
     ahead: float = 0.0
     jump: float = 0.0
     lost_nanos: float = 0.0
+    day_auctions: float = 0.0
 
     @property
     def waits(self) -> bool:
@@ -177,7 +178,8 @@ def advance(pacer: Pacer, state: PacerState, plan: Plan, budget_nanos: int, tick
         tick=tick,
     )
     control, error = pacer.step(state, slot)
-    return replace(seen, control=control, error=error, lost_nanos=max(-spent_nanos, 0.0))
+    lost_nanos = max(-spent_nanos, 0.0)
+    return replace(seen, control=control, error=error, lost_nanos=lost_nanos, day_auctions=slot.day_auctions)
 
 
 def burst_of(day_auctions: float) -> float:
