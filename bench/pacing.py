@@ -22,6 +22,9 @@ Then, for a budget of 10 % of demand on a diurnal and a bursty day, the forecast
 last has a burst in an hour, or a flood of 100 times its auctions. ``few_days_spent`` is the least share of the budget
 spent, ``few_days_value`` the least expected clicks as a share of those with seven usual days.
 
+Last, diurnal days of 1,500 and 4,000 of these auctions, one and three a minute, with budgets of the money of 60 to 210
+wins: ``few_auctions_on_plan`` is the share of days within 5 % of the plan, ``few_auctions_off_plan`` the worst of them.
+
 Ends with one line of JSON, for the default pacer alone unless others are named.
 """
 
@@ -44,6 +47,9 @@ SHARES = (0.02, 0.1, 0.25, 0.5)
 WINS = (37, 183, 725)
 DELAY = 5  # minutes
 DRAWS = 4
+FEW_AUCTIONS = (1_500, 4_000)
+FEW_WINS = (60, 120, 160, 210)
+FEW_DRAWS = 12
 STEADY = slice(8 * 60, 13 * 60)
 
 
@@ -137,12 +143,32 @@ def few_days(pacer: Pacer, value_N: Floats, price_N: Floats) -> dict[str, float]
     return {"few_days_spent": float(spent), "few_days_value": float(value)}
 
 
+def few_auctions(pacer: Pacer, value_N: Floats, price_N: Floats) -> dict[str, float]:
+    """How far budgets of few auctions are off their plan; those that are not feasible do not count."""
+    off_plan = []
+    for auctions, wins, draw in itertools.product(FEW_AUCTIONS, FEW_WINS, range(FEW_DRAWS)):
+        generator = np.random.default_rng(5_000 + draw)
+        some_N = np.sort(generator.choice(len(value_N), auctions, replace=False))
+        day = day_of(value_N[some_N], price_N[some_N], "diurnal", generator)
+        forecast_Q = forecast_of("diurnal", auctions, generator)
+        plan = plans.by_traffic(forecast_Q)
+        budget = int(wins * day.price_N[day.value_N >= day.price_N].mean())
+        if day.is_feasible(plan, budget):
+            result = pace_day(day, plan, budget, pacer, day_auctions=forecast_Q.sum())
+            off_plan.append(result.off_plan(budget))
+    print(f"few auctions: {len(off_plan)} days, median {np.median(off_plan):.4f} off the plan")
+    return {
+        "few_auctions_on_plan": float(np.mean(np.array(off_plan) <= 0.05)),
+        "few_auctions_off_plan": max(off_plan),
+    }
+
+
 def main(folder: Path, names: list[str]) -> None:
     log = ipinyou.read(folder)
     result = {}
     for name in names:
         arguments = (PACERS[name], log.value_N, log.price_N)
-        rows = figures(*arguments) | few_days(*arguments)
+        rows = figures(*arguments) | few_days(*arguments) | few_auctions(*arguments)
         result[name] = {key: round(number, 4) for key, number in rows.items()}
         print(f"{name}: {result[name]}")
     print(json.dumps(result if len(names) > 1 else result[names[0]]))
