@@ -66,4 +66,4 @@ class Mirror:
 def _step(dual: float, day_auctions: float) -> float:
     """Change of the dual by an auction that is eligible and spends nothing."""
     tightness = (1.0 + dual) / LOOSE
-    return STEP * min(tightness, tightness**TIGHT) / math.sqrt(max(day_auctions, MIN_AUCTIONS))
+    return STEP * min(tightness, math.pow(tightness, TIGHT)) / math.sqrt(max(day_auctions, MIN_AUCTIONS))
