@@ -47,19 +47,14 @@ class Bids:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The result of one auction: slot by slot the winner and the money that it owes.
+    """The result of one auction: slot by slot the winner and the money that it owes for an action.
 
-    ``winner_J``: positions in K. ``action_nanos_J``: price of one action, never above the bid. ``impression_nanos_J``:
-    the same price for one response in the slot, whether it is seen or not: action price x rate x slot effect.
-    ``threshold_nanos_J``: the lowest bid for an action that would win the slot, for questions of regret.
-    ``has_tie``: whether two bidders with the same score competed for a slot.
+    ``winner_J``: positions in K. ``action_nanos_J``: price of one action, never above the bid. A response in the slot,
+    seen or not, costs this x rate x slot effect on average.
     """
 
     winner_J: NDArray[np.intp]
     action_nanos_J: Ints
-    impression_nanos_J: Ints
-    threshold_nanos_J: Ints
-    has_tie: bool
 
 
 Mechanism = Callable[[Bids, Sequence[float]], Outcome]  # second argument: slot effects, descending, above 0
@@ -132,12 +127,10 @@ class _Ranked:
         order_K = np.lexsort((bids.tie_K, -score_K))
         order_R = order_K[meets_reserve_K[order_K]]
         slots = min(len(effects), len(order_R))
-        score_R = score_K[order_R]
         self._bids = bids
         self.effect_J = effects[:slots]
         self.winner_J = order_R[:slots]
-        self._has_tie = bool((np.diff(score_R[: slots + 1]) == 0).any())
-        self._next_score_J = np.append(score_R[1:], 0.0)[:slots]
+        self._next_score_J = np.append(score_K[order_R[1:]], 0.0)[:slots]
 
     @property
     def threshold_JJ(self) -> Floats:
@@ -153,14 +146,5 @@ class _Ranked:
 
     def outcome(self, price_J: Floats) -> Outcome:
         """The outcome at exact prices of an action. The seller's nanos are rounded up, but never above the bid."""
-        bids = self._bids
-        bid_J = bids.bid_nanos_K[self.winner_J]
-        chance_J = bids.rate_K[self.winner_J] * self.effect_J
-        threshold_J = np.ceil(self.threshold_JJ.diagonal()).astype(np.int64)
-        return Outcome(
-            winner_J=self.winner_J,
-            action_nanos_J=np.minimum(np.ceil(price_J).astype(np.int64), bid_J),
-            impression_nanos_J=np.minimum(np.ceil(price_J * chance_J), np.floor(bid_J * chance_J)).astype(np.int64),
-            threshold_nanos_J=np.minimum(threshold_J, bid_J),
-            has_tie=self._has_tie,
-        )
+        bid_J = self._bids.bid_nanos_K[self.winner_J]
+        return Outcome(winner_J=self.winner_J, action_nanos_J=np.minimum(np.ceil(price_J).astype(np.int64), bid_J))

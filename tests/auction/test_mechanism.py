@@ -59,6 +59,11 @@ def replaced(bids, bid_nanos_K):
     )
 
 
+def impression_nanos(outcome, bids, effects):
+    """[J] mean price of a response in each slot."""
+    return outcome.action_nanos_J * bids.rate_K[outcome.winner_J] * np.array(effects)[: len(outcome.winner_J)]
+
+
 def gain(outcome, bids, effects, bidder, value_nanos):
     slots = np.flatnonzero(outcome.winner_J == bidder)
     if not len(slots):
@@ -73,7 +78,7 @@ EFFECTS = (1.0, 0.5)
 
 
 @pytest.mark.parametrize(
-    ("name", "winners", "action_nanos", "impression_nanos"),
+    ("name", "winners", "action_nanos", "response_nanos"),
     [
         ("first_price", [0, 1], [10_000, 30_000], [2_000, 750]),
         ("second_price", [0], [7_500], [1_500]),  # 1,500 / .2
@@ -81,11 +86,11 @@ EFFECTS = (1.0, 0.5)
         ("vcg", [0, 1], [6_250, 20_000], [1_250, 500]),  # (.5 x 1,500 + .5 x 1,000) / .2
     ],
 )
-def test_hand_worked_prices(name, winners, action_nanos, impression_nanos):
+def test_hand_worked_prices(name, winners, action_nanos, response_nanos):
     outcome = MECHANISMS[name](THREE, EFFECTS)
     assert outcome.winner_J.tolist() == winners
     assert outcome.action_nanos_J.tolist() == action_nanos
-    assert outcome.impression_nanos_J.tolist() == impression_nanos
+    assert impression_nanos(outcome, THREE, EFFECTS).tolist() == response_nanos
 
 
 def test_squashing_inverts_its_own_weight():
@@ -113,7 +118,6 @@ def test_bidder_alone_pays_its_reserve():
     for mechanism in (second_price, gsp, vcg):
         outcome = mechanism(bids_of([10_000], [0.5], reserves=[1_000]), (1.0, 0.5))
         assert outcome.action_nanos_J.tolist() == [2_000]
-        assert outcome.impression_nanos_J.tolist() == [1_000]
 
 
 def test_bid_equal_to_its_reserve_wins():
@@ -163,7 +167,7 @@ def test_vcg_charges_the_externality(data):
     rates = data.draw(st.lists(st.sampled_from((0.25, 0.5, 1.0)), min_size=count, max_size=count))
     bids = bids_of([int(s * 10**6 / r) for s, r in zip(scores, rates, strict=True)], rates, [reserve] * count)
     outcome = vcg(bids, effects)
-    paid = dict(zip(outcome.winner_J.tolist(), outcome.impression_nanos_J.tolist(), strict=True))
+    paid = dict(zip(outcome.winner_J.tolist(), impression_nanos(outcome, bids, effects).tolist(), strict=True))
     expected = brute_force_vcg(bids, effects)
     assert paid.keys() == expected.keys()
     for bidder in paid:
@@ -177,7 +181,6 @@ def test_gsp_price_is_the_lowest_bid_that_keeps_the_slot(market):
     outcome = gsp(bids, effects)
     for slot, winner in enumerate(outcome.winner_J.tolist()):
         price_nanos = int(outcome.action_nanos_J[slot])
-        assert price_nanos == outcome.threshold_nanos_J[slot]
         for bid_nanos, keeps in ((price_nanos + 1, True), (price_nanos - 2, False)):
             if not 0 <= bid_nanos <= bids.bid_nanos_K[winner]:
                 continue
@@ -214,10 +217,8 @@ def test_laws_of_every_mechanism(name, market, data):
     mechanism = MECHANISMS[name]
     outcome = mechanism(bids, effects)
     slot_of = {winner: slot for slot, winner in enumerate(outcome.winner_J.tolist())}
-    chance_J = bids.rate_K[outcome.winner_J] * np.array(effects)[: len(outcome.winner_J)]
     # individually rational, and no price below the reserve but by rounding
     assert (outcome.action_nanos_J <= bids.bid_nanos_K[outcome.winner_J]).all()
-    assert (outcome.impression_nanos_J <= bids.bid_nanos_K[outcome.winner_J] * chance_J).all()
     least_J = bids.reserve_nanos_K[outcome.winner_J] / bids.rate_K[outcome.winner_J]
     assert (outcome.action_nanos_J >= np.floor(least_J)).all()
     assert len(outcome.winner_J) <= len(effects)
@@ -257,7 +258,7 @@ def test_one_slot_is_a_second_price(market):
 @settings(deadline=None, max_examples=60)
 def test_gsp_takes_at_least_as_much_as_vcg(market):
     bids, effects = market
-    assert (gsp(bids, effects).impression_nanos_J >= vcg(bids, effects).impression_nanos_J - 1).all()
+    assert (gsp(bids, effects).action_nanos_J >= vcg(bids, effects).action_nanos_J - 1).all()
 
 
 def test_equal_bids_share_evenly_over_requests():
@@ -266,7 +267,6 @@ def test_equal_bids_share_evenly_over_requests():
     for request in range(2_000):
         bids = bids_of([5, 5, 5, 5], ties=tie_keys(f"request-{request}", names))
         outcome = second_price(bids, (1.0,))
-        assert outcome.has_tie
         wins[outcome.winner_J[0]] += 1
     expected = 2_000 / 4
     assert ((wins - expected) ** 2 / expected).sum() < 16.3  # chi-square with 3 degrees of freedom, p = .001

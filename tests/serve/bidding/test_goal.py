@@ -199,4 +199,4 @@ def test_replay_reads_the_multiplier_from_the_log(alone):
     record = alone.record(request, alone.respond(request))
     dearer = tuple(msgspec.structs.replace(paced, multiplier=0.9) for paced in record.paced)
     report = replayed(alone, msgspec.structs.replace(record, paced=dearer))
-    assert [difference.what for difference in report.differences] == ["price"]
+    assert [difference.what for difference in report.differences] == ["price", "ranked price"]
