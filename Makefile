@@ -17,7 +17,7 @@ help:
 	@echo 'make serve   lists for all users of the demo, then a bidder at http://127.0.0.1:8080'
 	@echo 'make page    a publisher'"'"'s page with Prebid.js that requests its bids, at http://127.0.0.1:8090/page.html'
 	@echo 'make docs    the documentation site: site/index.html'
-	@echo 'make test    all tests, in two processes; `make test JOBS=4` takes four'
+	@echo 'make test    all tests, in three processes; `make test JOBS=4` takes four'
 	@echo 'make soak    the long tests: minutes each, one of an hour'
 	@echo 'make check   format, lint, types, layout, language'
 	@echo 'make format  let ruff format and fix, and update the tree in ARCHITECTURE.md'
@@ -86,7 +86,8 @@ docs: setup
 
 # A file's tests run in one process, in their order: files share a bidder, a trained model and a market.
 # A process that dies is not replaced: the next one would begin with the same test.
-JOBS ?= 2
+# Three on two cores: a test that waits for a process, the disk or the next renewal leaves its core to the others.
+JOBS ?= 3
 test: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations 12
 
