@@ -65,6 +65,12 @@ class Config(config.Common):
         above=0,
         at_most=1,
     )
+    squashing: float = config.option(
+        1.0,
+        "power of the rate in the order of /v1/recommend: 1 ranks by bid x rate, 0 by the bid of the event alone",
+        at_least=0,
+        at_most=1,
+    )
     exp_s: int = config.option(
         EXP_S, "seconds after a bid in which it may be shown: budget and frequency cap are reserved as long", at_least=1
     )
@@ -169,6 +175,7 @@ def settings_of(config: Config) -> Settings:
         exploration=config.exploration,
         mechanism=config.mechanism,
         slot_effects=config.slot_effects,
+        squashing=config.squashing,
         exp_s=config.exp_s,
         post_view=config.post_view,
         workers=config.workers,

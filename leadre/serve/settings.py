@@ -14,7 +14,8 @@ class Settings:
     """Settings of a bidder. ``exploration``: the share of imps whose ad is drawn uniformly.
 
     ``mechanism``: charges the ads of `/v1/recommend`. ``slot_effects``: probability that the ad of each slot is seen,
-    relative to the first, descending; further slots are seen as often as the last one named.
+    relative to the first, descending; further slots are seen as often as the last one named. ``squashing``: power of
+    the rate in the order of these ads, in [0, 1]; 1 is an order by bid x rate.
     """
 
     public_url: str
@@ -30,6 +31,7 @@ class Settings:
 
     mechanism: MechanismName = "first_price"
     slot_effects: tuple[float, ...] = (1.0,)
+    squashing: float = 1.0
     workers: int = 1  # bid workers, which share the bounds of a caller
     require_callers: bool = False  # whether an exchange's requests are refused while no caller is configured
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from leadre.auction.mechanism import MECHANISMS, Bids
+from leadre.auction.mechanism import MECHANISMS, Bids, squashed
 
 MIN_WEIGHT = 1e-300
 
@@ -33,14 +33,16 @@ def charge(
     value_nanos_K: NDArray[np.int64],
     log_score_K: NDArray[np.float64],
     floor_nanos: int,
+    squashing: float = 1.0,
 ) -> Charge:
     """The charge of the first candidate, which wins the first of the slots that are left.
 
     ``value_nanos_K``: bid x rate of the paid event, at least 1. ``log_score_K``: logarithm of the other factor of the
     order. ``slot_effects`` are those of the slots left. An ad that exploration has selected pays for its own rank.
+    ``squashing``: power of the rates in the order.
     """
     rate_K = value_nanos_K / bid_nanos_K
-    weight_K = np.maximum(np.exp(log_score_K - log_score_K.max()), MIN_WEIGHT) * rate_K
+    weight_K = np.maximum(np.exp(log_score_K - log_score_K.max()), MIN_WEIGHT) * squashed(rate_K, squashing)
     bids = Bids(
         bid_nanos_K=bid_nanos_K,
         rate_K=rate_K,

@@ -147,7 +147,7 @@ class BidDecision:
     """The bids of a request or the reason for none, and the details that its log record keeps.
 
     ``request_id`` is the bidder's own, as exchanges may reuse theirs. ``user_id`` is "" for an unknown user.
-    ``versions``: artifact -> version of all that the decision used.
+    ``versions``: artifact -> version of all that the decision used. ``squashing``: power of the rates in the order.
     """
 
     request_id: str
@@ -161,6 +161,7 @@ class BidDecision:
     values: Values | None = None
     paced: tuple[PacedCampaign, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    squashing: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ UNITS = {
     "price_cpm": "the same price for 1,000 impressions, in the currency, as in a bid",
     "fit": "how well the ad fits the user: p, or with a ranker its rate over the mean rate of the candidates;"
     " 1 where the price contains the rate",
-    "value_nanos": "fit x price_nanos, by which candidates are ranked; the request draws the order of equal ones",
+    "value_nanos": "fit x price_nanos, by which candidates are ranked (with --squashing, by fit x bid of the event x"
+    " rate to its power); the request draws the order of equal ones",
     "rate": "probability of rate_event: that of the ranker for the user, calibrated, or the observed one of the ad",
     "rate_uncalibrated": "the ranker's probability before its calibration",
     "rate_source": "`ranker`, or `counts`: the ad has no rate of the ranker",

@@ -106,6 +106,7 @@ def logged_ranking(
         rates,
         currencies=request.currencies if request else (),
         ties=ties(record.request_id, candidates.ad_ids),
+        squashing=record.squashing,
         logged_nanos={k: bid.ranked_nanos for k, bid in bids.items() if bid.ranked_nanos},
     )
     return LoggedRanking(record, catalogue, ranking, values_now, position_K)

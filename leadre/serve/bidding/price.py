@@ -95,6 +95,7 @@ class Prices:
             ranking.price_K[competitors],
             ranking.score_K[competitors],
             floor_nanos(imp, self._campaign(competitors[0]).currency),
+            ranking.squashing,
         )
         return price._replace(
             impression_nanos=charged.impression_nanos,

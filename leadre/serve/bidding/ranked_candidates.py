@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from leadre.auction.mechanism import tie_keys
+from leadre.auction.mechanism import squashed, tie_keys
 from leadre.serve.bidding import select
 from leadre.serve.bidding.context import Candidates, RequestContext
 from leadre.serve.bidding.pace import RequestPacing, paced_nanos
@@ -43,8 +43,9 @@ class Ranking:
     value: ``values``: expected nanos of one impression, the campaign's bid x the rate of the event it pays for, and the
     fit of the ad to the user (`value.values`).
     pace: the price is the value times the multiplier of the campaign, with a goal at most the campaign's own bid.
-    rank: by fit x price, equal ones by ``ties``; None keeps the order of the source. No rate compares two currencies:
-    the one that comes first in ``currencies`` ranks first.
+    rank: by fit x price, the latter as the bid for an event x its rate to the power ``squashing``; equal ones by
+    ``ties``; None keeps the order of the source. No rate compares two currencies: the one that comes first in
+    ``currencies`` ranks first.
 
     ``worth_K``: prices before pacing. ``rates``: of the ranker that ``values`` read. ``logged_nanos``: position -> the
     price that the log has.
@@ -60,6 +61,7 @@ class Ranking:
         *,
         currencies: Sequence[str],
         ties: TieKeys | None,
+        squashing: float = 1.0,
         logged_nanos: Mapping[int, int] | None = None,
     ) -> None:
         self._columns = catalogue.columns
@@ -77,7 +79,12 @@ class Ranking:
             self.price_K = self.price_K.copy()
             self.price_K[list(logged_nanos)] = list(logged_nanos.values())
         self.currency_K = self._columns.currency_C[self.campaign_K]
-        self._log_value_K = select.log_values(self.score_K, self.price_K)
+        self.squashing = squashing
+        self._rank_score_K = self.score_K
+        if squashing != 1.0:
+            rate_K = np.maximum(self.price_K, 1) / self.event_nanos(range(len(self.rows_K)))
+            self._rank_score_K = self.score_K + np.log(squashed(rate_K, squashing) / rate_K)
+        self._log_value_K = select.log_values(self._rank_score_K, self.price_K)
         self.order_K = select.rank(self._log_value_K, ties)
         if len(catalogue.currencies) > 1:
             places = [_place(currencies, currency) for currency in catalogue.currencies]
@@ -117,7 +124,7 @@ class Ranking:
 
     @cached_property
     def _log_worth_K(self) -> NDArray[np.float64]:
-        return select.log_values(self.score_K, self.unpaced_K)
+        return select.log_values(self._rank_score_K, self.unpaced_K)
 
 
 def ranked(
@@ -135,6 +142,7 @@ def ranked(
         else PacedBids(pacing.multiplier_K, most_nanos(market.catalogue, market.most_nanos_A, candidates.rows_K)),
         rates,
         currencies=context.request.currencies,
+        squashing=context.bidder.settings.squashing if context.request.is_own_auction else 1.0,
         ties=None if context.bidder.has_old_rules else ties(context.request_id, candidates.ad_ids),
     )
 

@@ -95,6 +95,7 @@ def record(
         ranked=_ranked(decision, position_L),
         paced=decision.paced,
         caller=caller if request.is_first_price else "",
+        squashing=decision.squashing,
     )
 
 
@@ -120,6 +121,8 @@ def digest(settings: Settings, *, has_old_rules: bool = False) -> str:
     )
     if settings.mechanism != "first_price":  # the digests of logs before the option stay
         deciding += (settings.mechanism, settings.slot_effects)
+    if settings.squashing != 1.0:
+        deciding += ("squashing", settings.squashing)
     if not has_old_rules:
         deciding += ("tie_keys", "rivals")
     return hashlib.blake2b(repr(deciding).encode(), digest_size=4).hexdigest()

@@ -101,6 +101,7 @@ async def respond(request: Request, bidder: Bidder, now_us: int, until_s: float,
         values=ranking.values,
         paced=pacing.logged([state.verdict_K for state in imps]) if pacing is not None else (),
         versions=_versions(context.market, stored, candidates, rates),
+        squashing=ranking.squashing,
     )
 
 

@@ -70,6 +70,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
     ranked: RankedCandidates | None = None
     paced: tuple[PacedCampaign, ...] = ()
     caller: str = ""  # the exchange of a first-price auction
+    squashing: float = 1.0  # power of the rates in the order of the candidates
 
 
 class AssumedRate(msgspec.Struct, frozen=True, array_like=True):

@@ -38,6 +38,14 @@ def test_price_holds_the_rank_against_fit_times_value():
     assert charged("vcg", effects=(1.0,)).action_nanos == 3_000
 
 
+def test_squashed_price_holds_the_rank_by_the_same_power():
+    """Bids of 10,000 and 25,000 at rates of .25 and .04: scores 5,000 and 5,000 with a power of .5."""
+    bids = np.array([10_000, 25_000, 4_000])
+    values = np.array([2_500, 1_000, 360])
+    assert charge("gsp", (1.0,), bids, values, np.zeros(3), 1, 0.5) == (10_000, 2_500)
+    assert charge("gsp", (1.0,), bids[1:], values[1:], np.zeros(2), 1, 0.5) == (6_000, 240)
+
+
 def test_ad_that_outranks_none_pays_the_floor_and_no_ad_more_than_its_bid():
     assert charged("gsp", bids=(9_000,), fits=(0.5,), floor=700).action_nanos == 700
     assert charged("vcg", bids=(9_000,), fits=(0.5,)).action_nanos == 1

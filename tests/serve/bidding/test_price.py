@@ -9,6 +9,7 @@ import pytest
 
 from leadre.auction.mechanism import tie_keys
 from leadre.auction.pacing.contract import Rate
+from leadre.data.bids import PRIOR_RATES
 from leadre.serve.bidding.account_explanation import of_account
 from leadre.serve.bidding.explanation import explain
 from leadre.serve.bidding.pace import campaign_rates
@@ -141,6 +142,25 @@ def test_equal_candidates_are_explained_in_the_order_that_was_drawn(alone):
         assert order == sorted(names, key=keys.get) and order[:1] == chosen(decision)
         orders.add(tuple(order))
     assert len(orders) == 5
+
+
+@pytest.mark.parametrize("mechanism", ["first_price", "gsp"])
+def test_squashing_ranks_recommended_ads_and_prices_and_explains_them_alike(tmp_path, mechanism):
+    """A click of 1.00 at a rate of .005 against an impression at a CPM of 6: 5 < 6, and 1 x .005 ^ .9 > .006."""
+    for squashing, order in ((1.0, ["view", "click"]), (0.9, ["click", "view"])):
+        with Alone(tmp_path / f"{squashing}", mechanism=mechanism, squashing=squashing) as alone:
+            put(alone, "click", bid_type="cpc", bid_nanos=10**9)
+            put(alone, "view", bid_nanos=6_000_000)
+            alone.put_list("*", "view", "click", log_p=[-1.0, -1.0])
+            record, _ = recommended(alone)
+            record = records.decode(records.encode(record))
+            (bid,) = record.bids
+            assert bid.ad_id == order[0] and [row.ad_id for row in explained(alone, record).candidates] == order
+            if (mechanism, squashing) == ("gsp", 0.9):
+                assert bid.action_nanos * PRIOR_RATES["cpc"] ** 0.9 == pytest.approx(6_000_000, rel=1e-3)
+            report = replayed(alone, record)
+            assert (report.compared, report.differences) == (1, [])
+            assert chosen(alone.bid()) == ["view"], "the auction of an exchange is by value"
 
 
 def test_candidates_in_another_currency_are_explained_behind_those_of_the_first(alone):
