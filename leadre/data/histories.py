@@ -69,6 +69,7 @@ class Logs:
     relevant_value_nanos: I64  # their money, summed over the request
     inventories: Inventories
     clock: Clock = "instants"
+    history_begin_R: I64 | None = None  # first event of each history, where it is not the user's first; `moment.cut`
 
     @property
     def hidden_O(self) -> Mask:
@@ -102,7 +103,9 @@ class Logs:
 
     def history(self, r: int) -> slice:
         """The history of request ``r``, oldest first: a slice of every array named ``_E``."""
-        return slice(int(self.event_offsets[self.request_user_R[r]]), self.history_end(r))
+        begin_R = self.history_begin_R
+        begin = self.event_offsets[self.request_user_R[r]] if begin_R is None else begin_R[r]
+        return slice(int(begin), self.history_end(r))
 
     def inventory(self, r: int) -> I32:
         """Ad indices live in request ``r``, ascending."""

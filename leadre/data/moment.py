@@ -157,6 +157,7 @@ class Moments(Sequence[Moment]):
     at_us_M: I64
     placement_M: I32
     inventory_M: I32  # argument of ``inventories``
+    begin_M: I64  # begin of the history: index of the user's first event, or a later one of logs that are `cut`
     end_M: I64  # end of the history: index of the user's first event at or after the moment
     is_training_M: Mask
     now_us: int | None = None
@@ -178,7 +179,7 @@ class Moments(Sequence[Moment]):
             profile=self.profiles[user],
             at_us=int(self.at_us_M[index]),
             placement=int(self.placement_M[index]),
-            history=self._history(slice(int(self.logs.event_offsets[user]), int(self.end_M[index]))),
+            history=self._history(slice(int(self.begin_M[index]), int(self.end_M[index]))),
             inventory=self.inventories(int(self.inventory_M[index])),
             is_training=bool(self.is_training_M[index]),
         )
@@ -190,6 +191,10 @@ class Moments(Sequence[Moment]):
     def timeline(self, user: int) -> History:
         """All events of a user."""
         return self._history(slice(int(self.logs.event_offsets[user]), int(self.logs.event_offsets[user + 1])))
+
+    def first_visits(self) -> NDArray[np.int64]:
+        """Begin of each history in ``visits``, int64 [M]: index of its first visit."""
+        return np.searchsorted(self.visits.event_offsets[:-1], self.begin_M, side="left")
 
     def visits_before(self) -> NDArray[np.int64]:
         """End of each history in ``visits``, int64 [M]: index of the first visit at or after the moment."""
@@ -227,10 +232,24 @@ def of_requests(logs: Logs) -> Moments:
         at_us_M=logs.request_at_us_R,
         placement_M=logs.request_placement_R,
         inventory_M=live.set_R,
+        begin_M=logs.event_offsets[logs.request_user_R] if logs.history_begin_R is None else logs.history_begin_R,
         end_M=ends_R,
         is_training_M=logs.request_split_R == TRAIN,
     )
     return dataclasses.replace(moments, placement_E=_placements(moments))
+
+
+def cut(logs: Logs, visits: int) -> Logs:
+    """Logs in which a request outside of training sees the last ``visits`` visits of its user's history alone.
+
+    Models are trained as before; nothing that answers a request of another split knows the earlier events.
+    """
+    moments = of_requests(logs)
+    begins_V = moments.visits.event_offsets
+    first_R = np.maximum(moments.visits_before() - visits, moments.first_visits())
+    return dataclasses.replace(
+        logs, history_begin_R=np.where(moments.is_training_M, moments.begin_M, begins_V[first_R])
+    )
 
 
 def recently_live(logs: Logs, now_us: int, days: int) -> I32:
@@ -256,6 +275,7 @@ def as_of(logs: Logs, now_us: int, users: NDArray[np.int64], ads: I32) -> Moment
         at_us_M=at_us_M,
         placement_M=np.full(count, -1, np.int32),
         inventory_M=np.zeros(count, np.int32),
+        begin_M=logs.event_offsets[users],
         end_M=logs.ends_before(users.astype(np.int32), at_us_M),
         is_training_M=np.zeros(count, np.bool_),
         now_us=now_us,

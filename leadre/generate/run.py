@@ -22,6 +22,9 @@ class Config(config.Common):
     split: Literal["train", "valid", "test"] = config.option("test", "split of the requests to generate lists for")
     users: int = config.option(0, "only the requests of this many users, drawn by the seed; 0 = all", at_least=0)
     visits: int = config.option(0, "at most this many requests of each user, drawn by the seed; 0 = all", at_least=0)
+    last_visits: int = config.option(
+        -1, "show this many last visits of each history, to ask how sparse users are served; -1 = all", at_least=-1
+    )
     beam: int = config.option(24, "beams per request, at least as many as ads per list", at_least=1)
     top: int = config.option(20, "ads per list", at_least=1)
     step: str = config.option("generate", "name of the artifact's folder: generate, or generate-NAME")
@@ -31,6 +34,8 @@ def run(config: Config) -> None:
     """Write ``work/<run>/<step>`` unless it is current. Raises ArtifactError if data, IDs or model are missing."""
     if config.step != "generate" and not config.step.startswith("generate-"):
         raise InputError(f"--step {config.step}: must be generate or generate-NAME; other folders are of other stages")
+    if config.last_visits >= 0 and config.split == "train":
+        raise InputError("--last-visits: histories of training requests stay whole; use --split valid or test")
     folder = config.folder(config.step)
     parents = [
         artifact.read(config.folder("data"), artifact.TABLES),
@@ -41,13 +46,18 @@ def run(config: Config) -> None:
     output = artifact.Output(folder=folder, kind=artifact.LISTS, config=effective, seed=config.seed, parents=parents)
     if output.skip("generate"):
         return
-    from leadre.data import histories
+    from leadre.data import histories, moment
     from leadre.generate import batch
     from leadre.tune import model as saved
 
     saved.check_ids(parents[2], parents[1])
     with output.create() as temporary:
-        engine = batch.load(*parents, training=config.split == "train", threads=config.threads)
+        logs = histories.load(parents[0])
+        if config.last_visits >= 0:
+            logs = moment.cut(logs, config.last_visits)
+        moments = moment.of_requests(logs)
+        training = config.split == "train"
+        engine = batch.load(*parents, training=training, threads=config.threads, moments=moments)
         requests = histories.choose_requests(
             engine.threads.logs, split=config.split, users=config.users, visits=config.visits, seed=config.seed
         )

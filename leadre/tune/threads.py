@@ -58,8 +58,8 @@ class ThreadBuilder:
         self.logs = moments.logs
         self.visits = moments.visits
         self.visit_R = moments.visits_before()  # the visit that each request answers or precedes
-        first_R = self.visits.user_offsets[moments.user_M]
-        assert bool(np.all(self.visit_R >= first_R)), "a request points before its user's first visit"
+        self.first_R = moments.first_visits()
+        assert bool(np.all(self.visit_R >= self.first_R)), "a request points before its user's first visit"
         ends_V = prompter.positions_before(self.visits, self.logs.object_E)
         # about how many positions precede each visit; one entry more: a request may follow the last visit
         self.tokens_V = np.append(ends_V, ends_V[-1])
@@ -94,27 +94,31 @@ class ThreadBuilder:
         """Windows for these requests; the start of each depends on its own history only."""
         windows: list[Window] = []
         for user, requests in self._by_user(np.sort(requests_R)):
-            first = int(self.visits.user_offsets[user])
-            starts = serving_starts(self.tokens_V, first, self.visit_R[requests], self.prompter.blocks.short_tokens)
-            for start in np.unique(starts):
-                inside = requests[starts == start]
-                windows.append(Window(user, int(start), int(self.visit_R[inside[-1]]) + 1, inside))
+            first_Q = self.first_R[requests]
+            starts_Q = serving_starts(self.tokens_V, first_Q, self.visit_R[requests], self.prompter.blocks.short_tokens)
+            for first, start in np.unique(np.stack([first_Q, starts_Q], 1), axis=0).tolist():
+                inside = requests[(first_Q == first) & (starts_Q == start)]
+                windows.append(Window(user, start, int(self.visit_R[inside[-1]]) + 1, inside))
         return windows
 
     def write(self, window: Window) -> Thread:
         """The thread of a window. A request sees nothing of its own visit but the context."""
         moments = list(self.moments.at(window.requests))
-        ids, ends = write_thread(self.prompter, moments, window.start - int(self.visits.user_offsets[window.user]))
+        ids, ends = write_thread(self.prompter, moments, self._start(window))
         return Thread(ids, ends, window.requests)
 
     def prefix(self, window: Window) -> Ids:
         """The prefix of a window's thread."""
         moment = self.moments[int(window.requests[-1])]
-        return self.prompter.prefix(moment, window.start - int(self.visits.user_offsets[window.user]))
+        return self.prompter.prefix(moment, self._start(window))
 
     def length(self, window: Window) -> int:
         """About how many positions the visits of a window take."""
         return int(self.tokens_V[window.stop] - self.tokens_V[window.start])
+
+    def _start(self, window: Window) -> int:
+        """The first visit of a window, counted from the first one of its requests' histories."""
+        return window.start - int(self.first_R[window.requests[-1]])
 
     def _stop(self, start: int, last: int, limit: int) -> int:
         stop = int(np.searchsorted(self.tokens_V, self.tokens_V[start] + limit, side="right")) - 1
@@ -146,14 +150,14 @@ def learnable(logs: Logs, burn_in: float, from_us: int = 0, visits: int = 0) -> 
 
 
 def serving_starts(
-    tokens_V: NDArray[np.int64], first: int, visits_Q: NDArray[np.int64], step: int
+    tokens_V: NDArray[np.int64], first_Q: int | NDArray[np.int64], visits_Q: NDArray[np.int64], step: int
 ) -> NDArray[np.int64]:
-    """The first visit of the threads of requests at ``visits_Q`` of a user whose visits begin at ``first``.
+    """The first visit of the threads of requests at ``visits_Q``, whose histories begin at the visits ``first_Q``.
 
     ``tokens_V`` are the positions before each visit, ``step`` those of a step of the grid.
     """
-    tokens_Q = tokens_V[visits_Q] - tokens_V[first]
-    from_Q = np.maximum(tokens_Q // step - 1, 0) * step + tokens_V[first]
+    tokens_Q = tokens_V[visits_Q] - tokens_V[first_Q]
+    from_Q = np.maximum(tokens_Q // step - 1, 0) * step + tokens_V[first_Q]
     return np.asarray(np.searchsorted(tokens_V, from_Q, side="left"), np.int64)
 
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from leadre.data.histories import AD, CONTENT, TEST
-from leadre.data.moment import as_of, group_visits, history_of, of_requests
+from leadre.data.histories import AD, CONTENT, TEST, TRAIN, VALID, first_seen
+from leadre.data.moment import as_of, cut, group_visits, history_of, of_requests
 from leadre.generate.channels import repeats
 from leadre.generate.lists.profiles import profiles
 from leadre.lm.prior import InventoryPrior, PriceExponents
@@ -198,3 +198,41 @@ def test_users_as_of_now_are_in_no_placement_and_not_in_training(small):
         assert (moment.at_us, moment.placement, moment.is_training) == (now_us, -1, False)
         assert moment.inventory is moments[0].inventory and moment.inventory.ads.tolist() == ads.tolist()
     assert small.moments[int(logs.requests_of(TEST)[0])].is_training is False
+
+
+@pytest.mark.parametrize("visits", [0, 1, 3, 1_000])
+def test_cut_logs_show_the_last_visits_of_a_history_and_leave_training_as_it_was(small, visits):
+    whole = of_requests(small.logs)
+    logs = cut(small.logs, visits)
+    moments = of_requests(logs)
+    shortened = 0
+    for r in range(len(moments)):
+        before = whole[r].history
+        assert len(moments[r].history) == logs.history(r).stop - logs.history(r).start
+        if logs.request_split_R[r] == TRAIN:
+            assert len(moments[r].history) == len(before)
+            continue
+        times = np.unique(before.at_us_E)[len(np.unique(before.at_us_E)) - visits :] if visits else np.array([])
+        seen_E = np.isin(before.at_us_E, times)
+        for name in ("at_us_E", "object_E", "domain_E", "value_nanos_E", "placement_E"):
+            np.testing.assert_array_equal(
+                getattr(moments[r].history, name), getattr(before, name)[seen_E], err_msg=name
+            )
+        assert first_seen(logs, r).sum() >= first_seen(small.logs, r).sum()
+        shortened += len(moments[r].history) < len(before)
+    assert (shortened > 0) == (visits < 1_000)
+
+
+@pytest.mark.parametrize("visits", [0, 1, 3])
+def test_prompts_of_cut_logs_are_those_of_the_cut_histories(small, visits):
+    logs = cut(small.logs, visits)
+    threads = small.threads(logs)
+    requests = np.flatnonzero(np.isin(logs.request_split_R, (VALID, TEST)))
+    windows = threads.serving(requests)
+    assert sorted(np.concatenate([window.requests for window in windows]).tolist()) == requests.tolist()
+    for window in windows:
+        thread = threads.write(window)
+        assert thread.ids[: len(threads.prefix(window))].tobytes() == threads.prefix(window).tobytes()
+        for r, end in zip(thread.requests.tolist(), thread.ends.tolist(), strict=True):
+            alone = serving_prompt(threads.prompter, threads.moments[r])
+            np.testing.assert_array_equal(thread.ids[: end + 1], alone)

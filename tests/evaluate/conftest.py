@@ -17,7 +17,16 @@ QUICK = ("popularity", "own_frequency")
 
 
 def write_lists(
-    root: Path, logs, *, step="generate", seed: int = 0, swap=None, data=None, split=histories.TEST, model=None
+    root: Path,
+    logs,
+    *,
+    step="generate",
+    seed: int = 0,
+    swap=None,
+    data=None,
+    split=histories.TEST,
+    model=None,
+    config=None,
 ) -> Path:
     """Write random lists for every request of a split and both views; `swap(request, view, ads)` replaces a list."""
     data = data or artifact.read(root / "data", artifact.TABLES)
@@ -31,7 +40,7 @@ def write_lists(
             if ads is not None:
                 rows.append({"request": r, "view": view, "ads": ads.tolist(), "scores": [0.0] * len(ads)})
     schema = {"request": pl.Int32, "view": pl.String, "ads": pl.List(pl.Int32), "scores": pl.List(pl.Float32)}
-    with artifact.create(root / step, kind=artifact.LISTS, config={}, seed=seed, parents=parents) as folder:
+    with artifact.create(root / step, kind=artifact.LISTS, config=config or {}, seed=seed, parents=parents) as folder:
         pl.DataFrame(rows, schema=schema).write_parquet(folder / "lists.parquet")
         generated = [{"ad_id": "x", "title": "<script>alert(1)</script>", "logprob": -1.5}]
         case = {"request": rows[0]["request"], "prompt": "Who? <b>& what</b>", "generated": generated}

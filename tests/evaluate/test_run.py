@@ -15,6 +15,7 @@ import pytest
 from leadre import artifact
 from leadre.data import histories, prices
 from leadre.data import run as data_run
+from leadre.data.moment import cut
 from leadre.errors import ArtifactError, InputError
 from leadre.evaluate import run
 from leadre.evaluate.retrieval import measure as retrieval
@@ -193,6 +194,19 @@ def test_lists_of_other_logs_are_refused(run_folder, tmp_path):
     helpers.write_lists(work / "tiny", logs, data=other)
     with pytest.raises(ArtifactError, match="other logs than"):
         run.run(helpers.config(Config, work))
+
+
+def test_lists_and_rivals_see_equally_much_of_a_history(run_folder):
+    work, logs = run_folder
+    helpers.write_lists(work / "tiny", logs)
+    with pytest.raises(ArtifactError, match="generated with --last-visits -1, not 0"):
+        run.run(helpers.config(Config, work, last_visits=0))
+    helpers.write_lists(work / "tiny", cut(logs, 0), config={"last_visits": 0})
+    run.run(helpers.config(Config, work, last_visits=0, channels=("own_frequency",)))
+    figures = json.loads((work / "tiny" / "evaluate" / "metrics.json").read_text())
+    assert figures["requests"]["all"] == figures["requests"]["new"], "without a history every object is new"
+    own = [figures["views"][view]["own_frequency"]["recall@10"]["mean"] for view in ("all", "new")]
+    assert own[0] == own[1], "a user without a history has no counts"
 
 
 def test_users_are_drawn_by_the_seed(run_folder, said):
