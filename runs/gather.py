@@ -3,14 +3,15 @@
     python runs/gather.py                              # again, from the files that retrieval.json names
     python runs/gather.py journey=FILE beauty/test=FILE,FILE,FILE
 
-SET=FILE takes both views of a file. SET/VIEW=FILE takes the view `all` alone, under another name, for logs in which
-both views are equal. Several files are seeds of one run, on the same requests. A file may also be one of
+SET=FILE takes both views of a file. SET/VIEW=FILE takes the view `all` alone, under another name: for logs in which
+both views are equal, and for a set of several runs. Several files are seeds of one run, on the same requests. A file may also be one of
 `bench/channels.py`, which has rivals alone, by seed and without money.
 
 retrieval.json: set -> view -> row -> metric -> mean, lo, hi (95 % bootstrap interval over users) and, except for the
 row `leadre`, diff: the paired difference row - leadre. `rival` is true for rows without LEADRE's lists. With several
 seeds, each figure is the mean over seeds; the mean of their intervals is about as wide as the interval of the mean, or
-wider. The key `about` has files, numbers of requests and users, and how often each row of the test set has been read.
+wider. The key `about` has, by SET or SET/VIEW, the files, numbers of requests and users, and how often each row of the
+test set has been read.
 """
 
 from __future__ import annotations
@@ -39,9 +40,8 @@ def gather(sources: Mapping[str, Sequence[str]], root: Path) -> dict[str, Any]:
         first = runs[0]
         assert all(run["requests"] == first["requests"] for run in runs), f"{source}: seeds of different requests"
         views = {view: "all"} if view else {shown: shown for shown in first["views"]}  # name here -> name in the files
-        result[name] = {shown: table([run["views"][measured] for run in runs]) for shown, measured in views.items()}
-        result["about"][name] = {
-            "source": source,
+        result.setdefault(name, {}).update({shown: table([run["views"][measured] for run in runs]) for shown, measured in views.items()})
+        result["about"][source] = {
             "files": list(files),
             "split": first["split"],
             "requests": {shown: first["requests"].get(measured) for shown, measured in views.items()},
@@ -92,7 +92,7 @@ def average(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def sources_of(content: Mapping[str, Any]) -> dict[str, list[str]]:
     """The sources from which a retrieval.json was gathered."""
-    return {about["source"]: about["files"] for about in content["about"].values()}
+    return {source: about["files"] for source, about in content["about"].items()}
 
 
 def main(arguments: Sequence[str]) -> None:

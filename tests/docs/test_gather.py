@@ -50,6 +50,15 @@ def test_rows_have_the_documented_shape_and_are_ordered_by_recall(tmp_path: Path
     assert content["about"]["journey"]["requests"] == {"all": 7, "new": 7}
 
 
+def test_a_set_of_several_runs_keeps_all_and_is_gathered_again(tmp_path: Path) -> None:
+    files = [write(tmp_path, f"{n}.json", metrics({"leadre": (0.1 * n, None)}, requests=n)) for n in (1, 2)]
+    sources = {"sparse/1": [files[0]], "sparse/2": [files[1]]}
+    content = gather.gather(sources, tmp_path)
+    assert [content["sparse"][view]["leadre"]["recall@10"]["mean"] for view in ("1", "2")] == [0.1, 0.2]
+    assert [content["about"][source]["requests"] for source in sources] == [{"1": 1}, {"2": 2}]
+    assert gather.sources_of(content) == sources
+
+
 def test_seeds_are_averaged(tmp_path: Path) -> None:
     first = write(tmp_path, "0.json", metrics({"leadre": (0.3, None), "sasrec": (0.4, 0.1)}))
     second = write(tmp_path, "1.json", metrics({"leadre": (0.3, None), "sasrec": (0.6, 0.3), "als": (0.1, -0.2)}))

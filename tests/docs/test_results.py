@@ -125,7 +125,9 @@ def against(retrieval: Any, test_set: str, view: str) -> str:
 
 def headline(retrieval: Any, *methods: str) -> str:
     """Recall of a few methods on every test set, with a mark that compares them with LEADRE."""
-    views = [(test_set, view) for test_set in retrieval if test_set != "about" for view in retrieval[test_set]]
+    sources = [source for source, about in retrieval["about"].items() if about["split"] == "test"]
+    test_sets = dict.fromkeys(source.partition("/")[0] for source in sources)
+    views = [(test_set, view) for test_set in test_sets for view in retrieval[test_set]]
     first = retrieval[views[0][0]][views[0][1]]
     rows = [
         [
@@ -145,14 +147,24 @@ def _mean_and_mark(cell: Cell | None) -> str:
 def readings(retrieval: Any, *test_sets: str) -> str:
     """Requests and users of each test set, and how often its rows have been read."""
     rows = []
-    for test_set in (name for name in test_sets if name in retrieval):
-        about = retrieval["about"][test_set]
+    by_set = {source.partition("/")[0]: about for source, about in retrieval["about"].items()}
+    for test_set, about in ((name, by_set[name]) for name in test_sets if name in by_set):
         counts = sorted(set(about["readings"].values()))
         for view, requests in about["requests"].items():
             if requests is not None:
                 read = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
                 rows.append([f"{test_set}: {view}", f"{requests:,}", f"{about['users'][view]:,}", read])
     return table(["test set", "requests", "users", "readings of a row"], rows)
+
+
+def sparse(retrieval: Any) -> str:
+    """Recall of every method by the visits of a history that it sees, with a mark that compares it with LEADRE."""
+    views = retrieval.get("sparse", {})
+    if not views:
+        return "\nNot measured yet.\n\n"
+    methods = ordered(views[next(iter(views))])
+    rows = [[title(method), *(_mean_and_mark(views[view][method]["recall@10"]) for view in views)] for method in methods]
+    return table(["R@10 by visits of a history", *views], rows)
 
 
 def steps(ablation: Any, *columns: str) -> str:
@@ -269,6 +281,7 @@ TABLES = (
     against,
     headline,
     readings,
+    sparse,
     steps,
     without,
     pair,
