@@ -23,7 +23,7 @@ class Config(config.Common):
     users: int = config.option(0, "only the requests of this many users, drawn by the seed; 0 = all", at_least=0)
     visits: int = config.option(0, "at most this many requests of each user, drawn by the seed; 0 = all", at_least=0)
     last_visits: int = config.option(
-        -1, "show this many last visits of each history, to ask how sparse users are served; -1 = all", at_least=-1
+        -1, "show this many last visits of each history: how sparse users are served; -1 = all", at_least=-1
     )
     beam: int = config.option(24, "beams per request, at least as many as ads per list", at_least=1)
     top: int = config.option(20, "ads per list", at_least=1)
