@@ -40,7 +40,9 @@ def gather(sources: Mapping[str, Sequence[str]], root: Path) -> dict[str, Any]:
         first = runs[0]
         assert all(run["requests"] == first["requests"] for run in runs), f"{source}: seeds of different requests"
         views = {view: "all"} if view else {shown: shown for shown in first["views"]}  # name here -> name in the files
-        result.setdefault(name, {}).update({shown: table([run["views"][measured] for run in runs]) for shown, measured in views.items()})
+        result.setdefault(name, {}).update(
+            {shown: table([run["views"][measured] for run in runs]) for shown, measured in views.items()}
+        )
         result["about"][source] = {
             "files": list(files),
             "split": first["split"],

@@ -163,7 +163,9 @@ def sparse(retrieval: Any) -> str:
     if not views:
         return "\nNot measured yet.\n\n"
     methods = ordered(views[next(iter(views))])
-    rows = [[title(method), *(_mean_and_mark(views[view][method]["recall@10"]) for view in views)] for method in methods]
+    rows = [
+        [title(method), *(_mean_and_mark(views[view][method]["recall@10"]) for view in views)] for method in methods
+    ]
     return table(["R@10 by visits of a history", *views], rows)
 
 
