@@ -4,8 +4,8 @@
     python runs/gather.py journey=FILE beauty/test=FILE,FILE,FILE
 
 SET=FILE takes both views of a file. SET/VIEW=FILE takes the view `all` alone, under another name: for logs in which
-both views are equal, and for a set of several runs. Several files are seeds of one run, on the same requests. A file may also be one of
-`bench/channels.py`, which has rivals alone, by seed and without money.
+both views are equal, and for a set of several runs. Several files are seeds of one run, on the same requests. A file
+may also be one of `bench/channels.py`, which has rivals alone, by seed and without money.
 
 retrieval.json: set -> view -> row -> metric -> mean, lo, hi (95 % bootstrap interval over users) and, except for the
 row `leadre`, diff: the paired difference row - leadre. `rival` is true for rows without LEADRE's lists. With several
