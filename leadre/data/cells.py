@@ -58,9 +58,10 @@ def conform(
     raw = _with_plain_names(name, raw, file)
     schema = SCHEMAS[name]
     known = {column: kind for column, kind in raw_columns(name).items() if column in raw.columns}
-    blank = [column for column in known if raw.schema[column] in (pl.String, pl.Categorical, pl.Enum)]
-    cells = pl.col(blank).cast(TEXT).str.strip_chars(" \t\r\n")
-    raw = raw.with_columns(pl.when(cells != "").then(cells))
+    texts = [column for column in known if raw.schema[column] in (pl.String, pl.Categorical, pl.Enum)]
+    raw = raw.with_columns(pl.col(texts).cast(TEXT).str.strip_chars(" \t\r\n"))
+    with_blanks = [column for column in texts if (raw[column].str.len_bytes() == 0).any()]
+    raw = raw.with_columns(pl.when(pl.col(with_blanks) != "").then(pl.col(with_blanks)))
     typed = raw.select(ROW)
     bad = []
     for column, kind in known.items():

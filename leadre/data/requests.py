@@ -62,7 +62,7 @@ def derive(
     live = Inventories.of(requests, inventories, ad_ids)
     events, bad_rows = _drop_contradictions(events, requests, live, ad_ids)
     requests = requests.filter(live.sizes_R > 0)
-    hits = histories.positives(events, positive).filter(pl.col("domain") == "ad")
+    hits = histories.positives(events.filter(pl.col("domain") == "ad"), positive)
     all_requests = requests
     if not keep_empty:
         requests = requests.join(hits.select("request_id").unique(), on="request_id", how="semi", maintain_order="left")
@@ -118,11 +118,12 @@ def _without_late(
 
 
 def _with_request_ids(events: pl.DataFrame) -> pl.DataFrame:
+    rows = events.select((pl.col("domain") == "ad") & pl.col("request_id").is_null()).to_series().arg_true()
+    if not len(rows):
+        return events
     derived_id = pl.format("{}@{}", "user_id", pl.col("at").dt.epoch("us"))
-    is_ad = pl.col("domain") == "ad"
-    return events.with_columns(
-        request_id=pl.when(is_ad).then(pl.coalesce("request_id", derived_id)).otherwise("request_id")
-    )
+    ids = events.select("user_id", "at")[rows].select(derived_id).to_series()
+    return events.with_columns(events["request_id"].scatter(rows, ids))
 
 
 def _from_events(events: pl.DataFrame) -> pl.DataFrame:
@@ -142,16 +143,16 @@ def _drop_contradictions(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(events without ad events that contradict their request, those as bad rows)."""
     request_columns = requests.select("request_id", r_user="user_id", r_at="at").with_row_index("r")
-    joined = events.join(request_columns, on="request_id", how="left", maintain_order="left")
-    is_ad = pl.col("domain") == "ad"
-    of_request = joined.select(is_ad & pl.col("r").is_not_null()).to_series()
-    pairs = joined.filter(of_request)
+    of_ads = events.with_row_index("e").filter(pl.col("domain") == "ad")
+    joined = of_ads.join(request_columns, on="request_id", how="left", maintain_order="left")
+    has_request = joined["r"].is_not_null()
+    pairs = joined.filter(has_request)
     is_live = np.zeros(len(joined), np.bool_)
-    is_live[of_request.to_numpy()] = live.is_live(pairs["r"].to_numpy(), tables.positions(pairs["item_id"], ad_ids))
+    is_live[has_request.to_numpy()] = live.is_live(pairs["r"].to_numpy(), tables.positions(pairs["item_id"], ad_ids))
     joined = joined.with_columns(is_live=is_live)
-    other_user = is_ad & (pl.col("user_id") != pl.col("r_user"))
-    early = is_ad & (pl.col("at") < pl.col("r_at"))
-    absent = is_ad & ~pl.col("is_live")
+    other_user = pl.col("user_id") != pl.col("r_user")
+    early = pl.col("at") < pl.col("r_at")
+    absent = ~pl.col("is_live")
     rules = (
         ("request_id", other_user, pl.format("belongs to another user: request {} is {}'s", "request_id", "r_user")),
         ("at", early, pl.format("is before its request: {} begins {}", "request_id", "r_at")),
@@ -162,7 +163,10 @@ def _drop_contradictions(
         rule = rule.fill_null(False)
         bad_rows.append(tables.as_bad_rows("events", joined.filter(rule), column, why))
         joined = joined.filter(~rule)
-    return joined.select(events.columns), pl.concat(bad_rows)
+    if len(joined) < len(of_ads):
+        bad_events = of_ads["e"].filter(~of_ads["e"].is_in(joined["e"].implode()))
+        events = events.with_row_index("e").filter(~pl.col("e").is_in(bad_events.implode())).drop("e")
+    return events, pl.concat(bad_rows)
 
 
 def _with_inventories(requests: pl.DataFrame, windows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

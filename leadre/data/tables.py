@@ -195,15 +195,9 @@ def sanitise(name: str, frame: pl.DataFrame) -> pl.DataFrame:
         cleaned = _cleaned(frame[column], DESCRIPTION_CHARS)
         frame = frame.with_columns(cleaned.fill_null("") if column == "title" else cleaned)
     if "category_path" in frame.columns:
-        parts = _cleaned(frame["category_path"].explode(empty_as_null=False, keep_nulls=False), text.MAX_CHARS)
-        lengths = frame["category_path"].list.len().fill_null(0).to_list()
-        flat = parts.to_list()
-        start = 0
-        paths = []
-        for length in lengths:
-            paths.append([part for part in flat[start : start + length] if part])
-            start += length
-        frame = frame.with_columns(pl.Series("category_path", paths, dtype=TEXTS))
+        parts = frame["category_path"].explode().drop_nulls().unique()
+        part = pl.element().replace(parts, _cleaned(parts, text.MAX_CHARS)) if len(parts) else pl.element()
+        frame = frame.with_columns(pl.col("category_path").fill_null([]).list.eval(part.drop_nulls()))
     return frame
 
 
@@ -341,5 +335,6 @@ def shorten(value: object, limit: int = 60) -> str:
 
 def _cleaned(values: pl.Series, max_chars: int) -> pl.Series:
     """The cleaned values, each distinct value cleaned once; null if no character is left."""
-    clean = {value: text.clean(value, max_chars) or None for value in values.drop_nulls().unique().to_list()}
-    return pl.Series(values.name, [None if v is None else clean[v] for v in values.to_list()], dtype=TEXT)
+    distinct = values.drop_nulls().unique()
+    clean = [text.clean(value, max_chars) or None for value in distinct.to_list()]
+    return values.replace(distinct, pl.Series(clean, dtype=TEXT)) if len(distinct) else values

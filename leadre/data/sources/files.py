@@ -125,35 +125,45 @@ def _keep_apart(log: RawLog, ads: pl.DataFrame, prefix: str) -> pl.DataFrame:
 
 def _check_events(log: RawLog, ads: pl.DataFrame, contents: pl.DataFrame, options: FileOptions) -> None:
     """Drop events that are not in time order for their user, and events of unknown items."""
-    content_ids = pl.concat([ads["object_id"], contents["content_id"]]).unique()
-    is_ad = pl.col("domain") == "ad"
-    known_ad = pl.col("item_id").is_in(ads["ad_id"].implode())
-    known_content = pl.col("item_id").is_in(content_ids.implode())
-    unknown = pl.when(is_ad).then(~known_ad).otherwise(~known_content)
-    if not options.unordered:
+    if not options.unordered and not log.frames["events"]["at"].is_sorted():
         before = pl.col("at").cum_max().shift(1).over("user_id")
         log.frames["events"] = log.frames["events"].with_columns(__latest=before)
         why = "goes backwards: {} after {} of this user; sort the log or pass --unordered true"
         log.drop("events", "at", pl.col("at") < pl.col("__latest"), pl.format(why, "at", "__latest"))
         log.frames["events"] = log.frames["events"].drop("__latest")
-    log.frames["events"] = log.frames["events"].join(
-        log.reasons(), on=["domain", "item_id"], how="left", maintain_order="left"
-    )
+    content_ids = pl.concat([ads["object_id"], contents["content_id"]]).unique()
+    events = log.frames["events"]
+    is_unknown = _unknown_items(events, {"ad": ads["ad_id"], "content": content_ids})
+    if not is_unknown.any():
+        return
+    events = events.with_columns(is_unknown.alias("__unknown"))
+    log.frames["events"] = events.join(log.reasons(), on=["domain", "item_id"], how="left", maintain_order="left")
     left_out = pl.format("is of an item that was left out: {} ({})", "item_id", "__left_out")
     item = pl.coalesce(left_out, pl.format("is unknown: no {} has the ID {}", "domain", "item_id"))
-    log.drop("events", "item_id", unknown, item)
-    log.frames["events"] = log.frames["events"].drop("__left_out")
+    log.drop("events", "item_id", pl.col("__unknown"), item)
+    log.frames["events"] = log.frames["events"].drop("__left_out", "__unknown")
+
+
+def _unknown_items(events: pl.DataFrame, ids_of: dict[str, pl.Series]) -> pl.Series:
+    """Mask of the events of an item that is not among the IDs of its domain."""
+    unknown = pl.repeat(False, events.height, dtype=pl.Boolean, eager=True)
+    for domain, ids in ids_of.items():
+        rows = (events["domain"] == domain).arg_true()
+        is_known = events["item_id"].gather(rows).is_in(ids.implode())
+        unknown = unknown.scatter(rows.filter(~is_known), True)
+    return unknown
 
 
 def _check_money(events: pl.DataFrame) -> None:
     """Raise InputError if the values of a request do not fit into int64 together: they are summed in later stages."""
-    sums = events.group_by("request_id", maintain_order=True).agg(
+    paid = events.filter(pl.col("value_nanos") > 0, pl.col("request_id").is_not_null())
+    sums = paid.group_by("request_id", maintain_order=True).agg(
         pl.col("value_nanos").cast(pl.Int128).sum().alias("sum")
     )
-    too_large = sums.filter((pl.col("sum") > MAX_NANOS) & pl.col("request_id").is_not_null())
+    too_large = sums.filter(pl.col("sum") > MAX_NANOS)
     if too_large.height:
         request_id = too_large["request_id"][0]
-        rows = events.filter((pl.col("request_id") == request_id) & (pl.col("value_nanos") > 0))
+        rows = paid.filter(pl.col("request_id") == request_id)
         raise InputError(
             f"{rows[FILE][0]}, row {rows[ROW][0]}, column 'value_nanos': the values of the request {request_id!r} are"
             f" more than {MAX_NANOS:,} billionths together; correct the amounts"

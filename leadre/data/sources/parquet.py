@@ -1,4 +1,8 @@
-"""Parquet files: the columns that a table reads, checked batch by batch before they are loaded."""
+"""Parquet files: the columns that a table reads, their texts checked.
+
+Columns that could hold a field of gigabytes are checked batch by batch before they are loaded; in others such a check
+follows the loading, and only to find the place of a fault.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from leadre import checked_parquet
 from leadre.data.sources import scan
 from leadre.data.tables import ROW, FileColumns, check_reserved
 from leadre.errors import InputError
+
+_LARGE_BYTES = 1 << 28  # of a text column in a row group, unpacked
 
 
 def read(path: Path, columns: FileColumns, label: str, max_field_bytes: int) -> pl.DataFrame:
@@ -32,9 +38,8 @@ def read(path: Path, columns: FileColumns, label: str, max_field_bytes: int) -> 
                     f"{label}: column {repeated[0]!r} occurs {names.count(repeated[0])} times; keep one of them"
                 )
             read_names = [name for name in names if columns.reads(name)]
-            _scan(file, read_names, label, max_field_bytes)
+            frame = _load(path, file, read_names, label, max_field_bytes) if read_names else pl.DataFrame()
             rows = file.metadata.num_rows
-        frame = pl.read_parquet(path, columns=read_names, hive_partitioning=False) if read_names else pl.DataFrame()
     except (pa.ArrowException, pl.exceptions.PolarsError, UnicodeDecodeError) as error:  # the last: of a column's name
         raise InputError(
             f"{label}: not a Parquet file that can be read ({scan.first_line(error)}); write the file again"
@@ -44,12 +49,25 @@ def read(path: Path, columns: FileColumns, label: str, max_field_bytes: int) -> 
     return pl.DataFrame([numbers, *frame.get_columns()]).with_columns(unread)
 
 
+def _load(path: Path, file: pq.ParquetFile, names: list[str], label: str, max_field_bytes: int) -> pl.DataFrame:
+    """The columns; InputError for a text that is too long or not UTF-8."""
+    text_names = [name for name in names if _is_text(file.schema_arrow.field(name).type)]
+    largest = [_check_chunk_sizes(file, name, label, max_field_bytes) for name in text_names]
+    if max(largest, default=0) > _LARGE_BYTES:
+        _scan(file, text_names, label, max_field_bytes)
+    try:
+        frame = pl.read_parquet(path, columns=names, hive_partitioning=False)
+    except pl.exceptions.PolarsError:
+        _scan(file, text_names, label, max_field_bytes)
+        raise
+    if any((frame[name].str.len_bytes() > max_field_bytes).any() for name in text_names):
+        _scan(file, text_names, label, max_field_bytes)
+    return frame
+
+
 def _scan(file: pq.ParquetFile, names: list[str], label: str, max_field_bytes: int) -> None:
-    """Check length and UTF-8 of every text column, batch by batch."""
-    schema = file.schema_arrow
-    texts_of = [name for name in names if _is_text(schema.field(name).type)]
-    for name in texts_of:
-        _check_chunk_sizes(file, name, label, max_field_bytes)
+    """Check length and UTF-8 of text columns, batch by batch."""
+    for name in names:
         row = 1
         for batch in file.iter_batches(batch_size=1 << 16, columns=[name]):
             texts = batch.column(0)
@@ -64,19 +82,21 @@ def _scan(file: pq.ParquetFile, names: list[str], label: str, max_field_bytes: i
             row += len(texts)
 
 
-def _check_chunk_sizes(file: pq.ParquetFile, name: str, label: str, max_field_bytes: int) -> None:
-    """Raise InputError, before any read, if by the byte counts of the footer the mean field exceeds the limit."""
+def _check_chunk_sizes(file: pq.ParquetFile, name: str, label: str, max_field_bytes: int) -> int:
+    """The unpacked bytes of the column's largest chunk, by the footer; InputError if the mean field is too long."""
     first = 1
+    largest = 0
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
         for index in range(group.num_columns):
             chunk = group.column(index)
-            if (
-                chunk.path_in_schema == name
-                and chunk.total_uncompressed_size > (max_field_bytes + 64) * group.num_rows + 4096
-            ):
+            if chunk.path_in_schema != name:
+                continue
+            largest = max(largest, chunk.total_uncompressed_size)
+            if chunk.total_uncompressed_size > (max_field_bytes + 64) * group.num_rows + 4096:
                 scan.too_long(label, first, name, max_field_bytes)
         first += group.num_rows
+    return largest
 
 
 def _first_invalid_utf8(values: pa.Array) -> int:

@@ -71,10 +71,12 @@ class RawLog:
         frame = self.frames[name]
         rule = rule.fill_null(False)
         dropped = frame.filter(rule)
+        if not dropped.height:
+            return
         self.bad.append(tables.as_bad_rows(name, dropped, column, why))
         self.frames[name] = frame.filter(~rule)
         key = SCHEMAS[name].key
-        if key is not None and dropped.height:
+        if key is not None:
             self.left_out.setdefault(name, []).append(dropped.select(key, ROW, FILE))
 
     def check_share(self, max_share: float) -> None:

@@ -114,12 +114,20 @@ class _Scanner:
         self.column += int(after.sum())
         self._open_bytes = self._size - int(self._ends[-1]) - 1 if len(self._ends) else self._open_bytes + self._size
         data = np.frombuffer(block, np.uint8)
-        is_quote = (data == ord('"')) & self.has_quotes
-        inside = (np.cumsum(is_quote) + self.quoted) % 2 == 1
-        self._line_ends = np.flatnonzero((data == ord("\n")) & ~inside)
-        self._ends = np.flatnonzero(((data == ord("\n")) | (data == self.separator)) & ~inside)
-        self._check_quotes(data, np.flatnonzero(is_quote), inside)
-        self.quoted = bool(inside[-1]) if len(data) else self.quoted
+        is_line_end = data == ord("\n")
+        is_end = is_line_end | (data == self.separator)
+        quotes = np.flatnonzero(data == ord('"')) if self.has_quotes else np.empty(0, np.int64)
+        is_inside = np.zeros(0, np.bool_)
+        if len(quotes) or self.quoted:
+            marks = np.zeros(len(data), np.uint8)
+            marks[quotes] = 1
+            is_inside = (np.cumsum(marks, dtype=np.uint8) + self.quoted) % 2 == 1  # the overflow of 256 is even
+            is_line_end &= ~is_inside
+            is_end &= ~is_inside
+        self._line_ends = np.flatnonzero(is_line_end)
+        self._ends = np.flatnonzero(is_end)
+        self._check_quotes(data, quotes, is_inside[quotes])
+        self.quoted = bool(is_inside[-1]) if len(is_inside) else self.quoted
         self._size = len(data)
 
     def has_stray_quote(self) -> bool:
@@ -141,22 +149,23 @@ class _Scanner:
         number = int(sizes.argmax())
         return int(sizes[number]), int(self._ends[number - 1]) + 1 if number else 0
 
-    def _check_quotes(self, data: np.ndarray, quotes: np.ndarray, inside: np.ndarray) -> None:
+    def _check_quotes(self, data: np.ndarray, quotes: np.ndarray, is_opening: np.ndarray) -> None:
+        """``is_opening``: for each quote, whether its field is inside quotes after it."""
         if not len(data):
             return
-        before = np.concatenate([[self._last], data[:-1]])
-        opens = quotes[inside[quotes]]
+        opens = quotes[is_opening]
         # A quote opens a field at its start; after a quote, it is the second of a pair.
-        can_open = np.isin(before[opens], [self.separator, ord("\n"), ord('"'), ord("\r")])
+        before = np.where(opens > 0, data[opens - 1], self._last)
+        can_open = np.isin(before, [self.separator, ord("\n"), ord('"'), ord("\r")])
         if self.row == 1 and self._last == ord("\n") and not self.column:
             can_open |= (opens == 3) & data[:3].tobytes().startswith(b"\xef\xbb\xbf")
-        can_follow = np.isin(data, [self.separator, ord("\n"), ord("\r"), ord('"')])
-        closes = quotes[~inside[quotes]]
-        followed = closes[closes + 1 < len(data)] + 1
-        is_bad = not can_open.all() or not can_follow[followed].all() or (self._is_closed and not can_follow[0])
-        self._has_stray_quote |= bool(is_bad)
+        closes = quotes[~is_opening]
+        followed = data[closes[closes + 1 < len(data)] + 1]
+        after = np.append(followed, data[0]) if self._is_closed else followed
+        can_follow = np.isin(after, [self.separator, ord("\n"), ord("\r"), ord('"')])
+        self._has_stray_quote |= not (can_open.all() and can_follow.all())
         self._last = int(data[-1])
-        self._is_closed = bool(data[-1] == ord('"') and not inside[-1])
+        self._is_closed = bool(len(closes) and closes[-1] == len(data) - 1)
 
 
 def _header(path: Path, columns: FileColumns, label: str, max_field_bytes: int) -> tuple[list[str], str]:
