@@ -1,11 +1,12 @@
-"""Parquet files: the columns that a table reads, their texts checked.
+"""Parquet files: the columns that a table reads, checked batch by batch as they are loaded.
 
-Columns that could hold a field of gigabytes are checked batch by batch before they are loaded; in others such a check
-follows the loading, and only to find the place of a fault.
+Arrow reads them, since the reader of Polars panics at some damaged files. It reads texts as dictionaries, whose
+distinct values are checked once.
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import polars as pl
@@ -18,7 +19,7 @@ from leadre.data.sources import scan
 from leadre.data.tables import ROW, FileColumns, check_reserved
 from leadre.errors import InputError
 
-_LARGE_BYTES = 1 << 28  # of a text column in a row group, unpacked
+_BATCH_ROWS = 1 << 16
 
 
 def read(path: Path, columns: FileColumns, label: str, max_field_bytes: int) -> pl.DataFrame:
@@ -38,8 +39,12 @@ def read(path: Path, columns: FileColumns, label: str, max_field_bytes: int) -> 
                     f"{label}: column {repeated[0]!r} occurs {names.count(repeated[0])} times; keep one of them"
                 )
             read_names = [name for name in names if columns.reads(name)]
-            frame = _load(path, file, read_names, label, max_field_bytes) if read_names else pl.DataFrame()
+            text_names = [name for name in read_names if _is_text(file.schema_arrow.field(name).type)]
+            for name in text_names:
+                _check_chunk_sizes(file, name, label, max_field_bytes)
             rows = file.metadata.num_rows
+        with pq.ParquetFile(path, read_dictionary=text_names) as file:
+            frame = _load(file, read_names, label, max_field_bytes) if read_names else pl.DataFrame()
     except (pa.ArrowException, pl.exceptions.PolarsError, UnicodeDecodeError) as error:  # the last: of a column's name
         raise InputError(
             f"{label}: not a Parquet file that can be read ({scan.first_line(error)}); write the file again"
@@ -49,54 +54,47 @@ def read(path: Path, columns: FileColumns, label: str, max_field_bytes: int) -> 
     return pl.DataFrame([numbers, *frame.get_columns()]).with_columns(unread)
 
 
-def _load(path: Path, file: pq.ParquetFile, names: list[str], label: str, max_field_bytes: int) -> pl.DataFrame:
-    """The columns; InputError for a text that is too long or not UTF-8."""
-    text_names = [name for name in names if _is_text(file.schema_arrow.field(name).type)]
-    largest = [_check_chunk_sizes(file, name, label, max_field_bytes) for name in text_names]
-    if max(largest, default=0) > _LARGE_BYTES:
-        _scan(file, text_names, label, max_field_bytes)
+def _load(file: pq.ParquetFile, names: list[str], label: str, max_field_bytes: int) -> pl.DataFrame:
+    """The columns. Raises InputError for a text that is too long or not UTF-8, before more rows are loaded."""
+    without_rows = pa.RecordBatch.from_pylist([], schema=pa.schema([file.schema_arrow.field(name) for name in names]))
+    frames = []
+    row = 1
+    for batch in chain([without_rows], file.iter_batches(batch_size=_BATCH_ROWS, columns=names)):
+        columns = [_series(batch.column(name), row, name, label, max_field_bytes) for name in names]
+        frames.append(pl.DataFrame(columns))
+        row += len(batch)
+    return pl.concat(frames, rechunk=True)
+
+
+def _series(values: pa.Array, row: int, name: str, label: str, max_field_bytes: int) -> pl.Series:
+    """``row``: number of the first value."""
+    if not pa.types.is_dictionary(values.type) or not _is_text(values.type.value_type):
+        return pl.Series(name, values)
+    sizes = pc.binary_length(values.dictionary.cast(pa.large_binary()))
     try:
-        frame = pl.read_parquet(path, columns=names, hive_partitioning=False)
-    except pl.exceptions.PolarsError:
-        _scan(file, text_names, label, max_field_bytes)
-        raise
-    if any((frame[name].str.len_bytes() > max_field_bytes).any() for name in text_names):
-        _scan(file, text_names, label, max_field_bytes)
-    return frame
+        values.dictionary.validate(full=True)
+    except pa.ArrowInvalid:
+        as_bytes = pc.take(values.dictionary.cast(pa.large_binary()), values.indices)
+        scan.invalid_utf8(label, row + _first_invalid_utf8(as_bytes), name)
+    if (pc.max(sizes).as_py() or 0) > max_field_bytes:
+        too_long = pc.index(pc.greater(pc.take(sizes, values.indices), max_field_bytes), True).as_py()
+        scan.too_long(label, row + too_long, name, max_field_bytes)
+    return pl.Series(name, values.dictionary).gather(pl.Series(values.indices))
 
 
-def _scan(file: pq.ParquetFile, names: list[str], label: str, max_field_bytes: int) -> None:
-    """Check length and UTF-8 of text columns, batch by batch."""
-    for name in names:
-        row = 1
-        for batch in file.iter_batches(batch_size=1 << 16, columns=[name]):
-            texts = batch.column(0)
-            as_bytes = texts.cast(pa.large_binary())
-            if len(texts) and (pc.max(pc.binary_length(as_bytes)).as_py() or 0) > max_field_bytes:
-                too_long = pc.index(pc.greater(pc.binary_length(as_bytes), max_field_bytes), True).as_py()
-                scan.too_long(label, row + too_long, name, max_field_bytes)
-            try:
-                texts.validate(full=True)
-            except pa.ArrowInvalid:
-                scan.invalid_utf8(label, row + _first_invalid_utf8(as_bytes), name)
-            row += len(texts)
-
-
-def _check_chunk_sizes(file: pq.ParquetFile, name: str, label: str, max_field_bytes: int) -> int:
-    """The unpacked bytes of the column's largest chunk, by the footer; InputError if the mean field is too long."""
+def _check_chunk_sizes(file: pq.ParquetFile, name: str, label: str, max_field_bytes: int) -> None:
+    """Raise InputError, before any read, if by the byte counts of the footer the mean field exceeds the limit."""
     first = 1
-    largest = 0
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
         for index in range(group.num_columns):
             chunk = group.column(index)
-            if chunk.path_in_schema != name:
-                continue
-            largest = max(largest, chunk.total_uncompressed_size)
-            if chunk.total_uncompressed_size > (max_field_bytes + 64) * group.num_rows + 4096:
+            if (
+                chunk.path_in_schema == name
+                and chunk.total_uncompressed_size > (max_field_bytes + 64) * group.num_rows + 4096
+            ):
                 scan.too_long(label, first, name, max_field_bytes)
         first += group.num_rows
-    return largest
 
 
 def _first_invalid_utf8(values: pa.Array) -> int:
