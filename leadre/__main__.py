@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -64,10 +65,20 @@ def _run(arguments: list[str]) -> int:
         _print(show(effective) if show else config.lines(effective.flat()))
         return 0
     extras.require(f"`leadre {command_of(section)}`", *extras.COMMANDS[section])
-    output = module.run(effective)
+    with _shows_life(section):
+        output = module.run(effective)
     if isinstance(output, str):  # alone on stdout, for another program: KEY=$(leadre serve key --name NAME)
         _print(output)
     return 0
+
+
+def _shows_life(section: str) -> AbstractContextManager[None]:
+    """Lines of a command that works for long; a bidder may be silent, and `train` shows its memory as well."""
+    if section == "train" or section.startswith("serve"):
+        return nullcontext()
+    from leadre import progress  # costs 50 ms, which --help does not need
+
+    return progress.alive(f"{command_of(section)}: running")
 
 
 def _command(arguments: list[str]) -> tuple[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from leadre.units import S_PER_HOUR, S_PER_MINUTE
 
 LOG_EVERY_S = 8.0  # without a terminal: often enough to see life, seldom enough to read the log
 SILENCE_S = 10.0  # after which `sign_of_life` prints a line
+LOOK_EVERY_S = 0.5  # how often `alive` looks for silence
 LOG_FIRST_S = 2.0  # the first estimate comes earlier
 
 T = TypeVar("T")
@@ -47,6 +49,25 @@ def sign_of_life(text: str) -> None:
     """Print one line if none was printed for ten seconds; nothing in a terminal, whose bars show that time passes."""
     if not console.is_terminal and time.monotonic() - console.said_s >= SILENCE_S:
         say(f"{text}, nothing new for {duration(time.monotonic() - console.said_s)}")
+
+
+@contextmanager
+def alive(text: str) -> Iterator[None]:
+    """Meanwhile print ``text`` when nothing else was printed for ten seconds, such as in one long call of a library."""
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(LOOK_EVERY_S):
+            sign_of_life(text)
+
+    console.said_s = time.monotonic()
+    thread = threading.Thread(target=look, name="alive", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 @contextmanager

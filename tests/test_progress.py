@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import pytest
 
@@ -43,6 +44,17 @@ def test_log_shows_life_but_no_estimate_while_nothing_is_done(now_s, capsys):
 )
 def test_duration_has_its_two_largest_units(seconds, text):
     assert progress.duration(seconds) == text
+
+
+def test_long_call_without_lines_shows_life(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SILENCE_S", 0.0)
+    monkeypatch.setattr(progress, "LOOK_EVERY_S", 0.001)
+    text = ""
+    with progress.alive("data: running"):
+        while not text:
+            text = capsys.readouterr().err
+    assert text.startswith("data: running, nothing new for ")
+    assert all(thread.name != "alive" for thread in threading.enumerate())
 
 
 class Closed(io.StringIO):

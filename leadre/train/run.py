@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,13 @@ STAGES: Mapping[str, type[config.Common]] = {
     "tune": tune.Config,
     "generate": generate.Config,
     "evaluate": evaluate.Config,
+}
+FOLDERS: Mapping[str, artifact.Kind] = {
+    "data": artifact.TABLES,
+    "semid": artifact.CODEBOOK,
+    "train": PLAN,
+    "tune-sft": artifact.MODEL,
+    "generate": artifact.LISTS,
 }
 NEEDED_SPLITS = ("train", "valid", "test")
 
@@ -82,6 +90,7 @@ def run(settings: Config) -> str:
     free_mb = machine.free_mb()
     limit_mb = plans.memory_limit_mb(1000 * settings.memory_gb, free_mb)
     stages = load(settings)
+    before = _seconds_of(settings)
     with machine.watch(plans.FREE_SHARE * free_mb) as peak:
         data.run(stages.data)
         tables = artifact.read(settings.folder("data"), artifact.TABLES)
@@ -103,7 +112,10 @@ def run(settings: Config) -> str:
         generate.run(stages.generate)
         evaluate.run(stages.evaluate)
     elapsed = progress.duration(time.monotonic() - started_s)
-    progress.say(f"train: {elapsed}, {max(peak.mb, artifact.peak_rss_mb()):,.0f} MB of memory at most; the report:")
+    earlier = _earlier(before, _seconds_of(settings))
+    progress.say(
+        f"train: {elapsed}{earlier}, {max(peak.mb, artifact.peak_rss_mb()):,.0f} MB of memory at most; the report:"
+    )
     return str(settings.folder("evaluate") / "report.html")
 
 
@@ -134,6 +146,26 @@ def load(settings: Config) -> StageConfigs:
     """The stages' configs from the file ``stages``, with the shared keys of ``settings``."""
     configs = config.load_stages(settings, settings.stages, STAGES)
     return StageConfigs(**configs, fixed={section: config.keys_of(section, settings.stages) for section in STAGES})
+
+
+def _seconds_of(settings: Config) -> dict[tuple[str, str], float]:
+    """(folder, hash) of each finished stage -> the seconds that it took."""
+    seconds = {}
+    for name, kind in FOLDERS.items():
+        with suppress(ArtifactError):
+            finished = artifact.glance(settings.folder(name), kind)
+            seconds[name, finished.meta.get(artifact.META_HASH, "")] = float(finished.meta["wall_s"])
+    return seconds
+
+
+def _earlier(before: Mapping[tuple[str, str], float], now: Mapping[tuple[str, str], float]) -> str:
+    """Words on the stages that earlier commands finished and this one took over; "" if there are none."""
+    names = [name for name, _ in before.keys() & now.keys()]
+    if not names:
+        return ""
+    taken_s = sum(before[key] for key in before.keys() & now.keys())
+    in_order = [name for name in FOLDERS if name in names]
+    return f" beside {progress.duration(taken_s)} of earlier commands ({', '.join(in_order)})"
 
 
 def _summary(tables: artifact.Artifact) -> dict[str, Any]:

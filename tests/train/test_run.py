@@ -6,8 +6,10 @@ import shutil
 import polars as pl
 import pytest
 
+from leadre import artifact
 from leadre.__main__ import main
 from leadre.train import probe
+from leadre.train import run as train_stage
 
 STAGES = ("data", "semid", "train", "tune-sft", "generate", "evaluate")
 
@@ -106,6 +108,30 @@ def test_input_that_cannot_work_ends_with_words(finished, flags, message, tmp_pa
     assert train(path, tmp_path, *flags) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "small" / "tune-sft").exists()
+
+
+def test_time_of_stages_of_earlier_commands_is_shown(tmp_path):
+    settings = train_stage.Config(run="small", work=tmp_path)
+
+    def finish(name, seed):
+        output = {"kind": train_stage.FOLDERS[name], "config": {}, "seed": seed, "parents": []}
+        with artifact.create(settings.folder(name), **output) as folder:
+            (folder / "part").write_text(f"{seed}")
+
+    assert train_stage._earlier({}, train_stage._seconds_of(settings)) == ""
+    finish("semid", 0)
+    finish("data", 0)
+    before = dict.fromkeys(train_stage._seconds_of(settings), 125.0)
+    finish("tune-sft", 0)
+    assert (
+        train_stage._earlier(before, train_stage._seconds_of(settings))
+        == " beside 4 min 10 s of earlier commands (data, semid)"
+    )
+    finish("semid", 1)
+    assert (
+        train_stage._earlier(before, train_stage._seconds_of(settings))
+        == " beside 2 min 5 s of earlier commands (data)"
+    )
 
 
 def test_missing_logs_are_named_before_any_work(tmp_path, capsys):
