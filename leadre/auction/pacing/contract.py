@@ -31,7 +31,8 @@ JUMP_MEMORY = 1 / 24  # of a day, after which a jump counts a third
 MINUTE = 1 / 1_440  # of a day: from one tick to the next
 BURST = 2.0  # times the mean auctions of a minute; after so many a tick is early
 MIN_BURST = 10  # auctions
-MAX_EARLY = 10  # ticks in a minute
+MAX_EARLY = 10  # ticks in a minute, of bursts of auctions
+BURST_SHARE = 0.01  # of the budget; after bids for so much the next tick is at once
 
 
 class GoalFactors(NamedTuple):

@@ -16,6 +16,7 @@ import numpy as np
 
 from leadre.auction.pacing import plan as plans
 from leadre.auction.pacing.contract import (
+    BURST_SHARE,
     MINUTE,
     UNPACED,
     WAITING,
@@ -91,6 +92,11 @@ class CampaignDay:
     def burst(self) -> float:
         """Auctions after which the next tick is early; as `burst_of`."""
         return burst_of(self.auctions)
+
+    @property
+    def burst_nanos(self) -> float:
+        """Money of bids after which the next tick is at once: others that wait leave a campaign many auctions."""
+        return BURST_SHARE * self.budget_nanos
 
     @property
     def plan(self) -> Plan:

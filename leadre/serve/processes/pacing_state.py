@@ -91,11 +91,12 @@ class _Shown:
 
 
 class _TickTimes:
-    """The time of the next tick of each campaign: spread over the minute, and earlier after a burst of auctions."""
+    """The time of the next tick of each campaign: spread over the minute, earlier after a burst of auctions or bids."""
 
     def __init__(self) -> None:
         self._due_us: dict[str, int] = {}
         self._until_early: dict[str, float] = {}  # auctions before an early tick
+        self._until_now: dict[str, float] = {}  # nanos of bids before a tick at once
 
     def is_due(self, campaign_id: str, now_us: int) -> bool:
         """Whether a tick is due; if so, the next one is a minute later."""
@@ -107,9 +108,10 @@ class _TickTimes:
         self._due_us[campaign_id] = now_us + TICK_US - offset_us
         return True
 
-    def set_burst(self, campaign_id: str, auctions: float) -> None:
-        """The next tick is early after so many auctions."""
+    def set_burst(self, campaign_id: str, auctions: float, nanos: float) -> None:
+        """The next tick is early after so many auctions, and at once after bids for so much money."""
         self._until_early[campaign_id] = auctions
+        self._until_now[campaign_id] = nanos
 
     def add(self, campaign_id: str, eligible: int) -> None:
         """Count auctions; after a burst the next tick is brought forward."""
@@ -122,9 +124,21 @@ class _TickTimes:
             del self._until_early[campaign_id]  # the next tick sets it again
             self._due_us[campaign_id] -= TICK_US - TICK_US // MAX_EARLY
 
+    def add_bid(self, campaign_id: str, nanos: int, now_us: int) -> None:
+        """Count the money of a bid; after a burst of bids the next tick is now."""
+        left = self._until_now.get(campaign_id)
+        if left is None or campaign_id not in self._due_us:
+            return
+        if left > nanos:
+            self._until_now[campaign_id] = left - nanos
+        else:
+            del self._until_now[campaign_id]
+            self._due_us[campaign_id] = now_us
+
     def forget(self, campaign_id: str) -> None:
         self._due_us.pop(campaign_id, None)
         self._until_early.pop(campaign_id, None)
+        self._until_now.pop(campaign_id, None)
 
     def keep(self, campaign_ids: Collection[str]) -> None:
         """Forget all other campaigns."""
@@ -171,6 +185,7 @@ class PacingState:
             if (campaign := self._planned.get(bid.campaign_id)) is not None:
                 day, _, _ = day_of_slot(record.at_us // SLOT_US, campaign.zone)
                 self._open.add(campaign, day.isoformat(), bid, record.at_us)
+                self._ticks.add_bid(bid.campaign_id, bid.reserved_nanos or bid.price_nanos, record.at_us)
 
     def tick(self, ledger: sqlite3.Connection, now_us: int) -> None:
         """Compute the rates of the campaigns whose tick is due."""
@@ -184,7 +199,7 @@ class PacingState:
                 day = pacing_day.tick(self._days.get(campaign_id), _rules(campaign), figures)
                 self._days[campaign_id] = day
                 if campaign_id not in self._aimed:  # a goal learns once a minute
-                    self._ticks.set_burst(campaign_id, day.burst)
+                    self._ticks.set_burst(campaign_id, day.burst, day.burst_nanos)
             if campaign_id in self._aimed:
                 self._goals.tick(campaign, now_us)
             self._show(campaign_id, now_us)

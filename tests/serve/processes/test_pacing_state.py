@@ -221,6 +221,22 @@ def test_burst_of_auctions_brings_the_tick_forward(day):
     assert seen == [0, 0, 10, 10, 30, 30]
 
 
+def test_bids_for_a_hundredth_of_the_budget_bring_the_tick_forward(day):
+    """Where other campaigns wait, one campaign may win each of a minute's auctions before its next tick."""
+    day = day(daily_nanos=20_000_000)  # a bid is more than a hundredth of it
+    day.request()
+    day.renew()
+    day.wait(61)
+    state = day.alone.writer._derived.pacing
+    before = state._days["c-a"].pacer
+    assert day.request() is not None
+    day.wait(2)
+    after = state._days["c-a"].pacer
+    assert after.spent_nanos > before.spent_nanos
+    day.wait(3)
+    assert state._days["c-a"].pacer == after, "one bid, one tick"
+
+
 def test_requests_that_show_nothing_do_not_stop_a_campaign(day):
     """A sender gets a bid every 10 seconds and shows none. The campaign waits while the bids are believed."""
     day = day(daily_nanos=20_000_000)
