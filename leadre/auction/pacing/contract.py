@@ -192,4 +192,4 @@ def burst_of(day_auctions: float) -> float:
 
 
 def clip(x: float, low: float, high: float) -> float:
-    return float(np.clip(x, low, high))
+    return min(max(x, low), high)
