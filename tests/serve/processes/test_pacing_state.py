@@ -222,7 +222,7 @@ def test_burst_of_auctions_brings_the_tick_forward(day):
 
 
 def test_bids_for_a_hundredth_of_the_budget_bring_the_tick_forward(day):
-    """Where other campaigns wait, one campaign may win each of a minute's auctions before its next tick."""
+    """A campaign may win each auction of a minute before its next tick, while others wait for their plan."""
     day = day(daily_nanos=20_000_000)  # a bid is more than a hundredth of it
     day.request()
     day.renew()
