@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from leadre.auction.pacing.plan import HOURS
 from leadre.evaluate import plots, report
@@ -17,6 +18,7 @@ from leadre.evaluate.simulation.measure import OFF_PLAN, SPENT, CampaignDay
 from leadre.evaluate.simulation.world import MINUTES
 from leadre.units import NANOS_PER_CPM, US_PER_DAY, US_PER_HOUR
 
+PAYS_FOR = {"cpm": "impressions", "cpc": "clicks", "cpa": "conversions"}
 COLOURS = {"cpm": plots.OURS, "cpc": plots.ACCENT, "cpa": "#009E73"}
 EVERY = 5  # minutes between two points of a curve
 
@@ -46,15 +48,26 @@ def spend_figure(campaigns: Sequence[CampaignDay]) -> Figure:
         ax: Axes = figure.subplots()
         hours = np.arange(1, MINUTES + 1)[::EVERY] * HOURS / MINUTES
         judged = [campaign for campaign in campaigns if campaign.is_judged]
-        ax.axhspan(-OFF_PLAN, OFF_PLAN, color=plots.OURS, alpha=0.10, lw=0)
-        for campaign in judged:
+        ax.axhspan(-OFF_PLAN, OFF_PLAN, color=plots.OURS, alpha=0.10, lw=0, label=f"within {OFF_PLAN:.0%}")
+        labels = set()
+        for campaign in sorted(judged, key=lambda campaign: not campaign.is_on_plan):
             off = (campaign.spent_M - campaign.planned_M)[::EVERY]
-            colour = COLOURS[campaign.bid_type] if campaign.is_on_plan else plots.INK
-            ax.plot(hours, off, color=colour, lw=0.8, alpha=0.35 if campaign.is_on_plan else 0.8)
+            label = f"on plan, pays for {PAYS_FOR[campaign.bid_type]}" if campaign.is_on_plan else "not on plan"
+            ax.plot(
+                hours,
+                off,
+                color=COLOURS[campaign.bid_type] if campaign.is_on_plan else plots.INK,
+                lw=0.8,
+                alpha=0.45 if campaign.is_on_plan else 0.8,
+                label=label if label not in labels else None,
+            )
+            labels.add(label)
         ax.set_xlim(0, HOURS)
         ax.set_xticks(range(0, HOURS + 1, 4))
         ax.set_xlabel("hour of the campaign's day")
-        ax.set_ylabel("spend less plan, of the budget")
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        ax.set_ylabel("spend less plan, in % of the budget")
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False, fontsize=9)
         ax.grid(color=plots.FAINT, lw=0.8)
         ax.set_axisbelow(True)
     return figure
@@ -74,7 +87,11 @@ def market_figure(log: DayLog) -> Figure:
             ("bids", has_bid_N, plots.KIN),
             ("wins", has_won_N, plots.OURS),
         ):
-            left.stairs(np.bincount(hour_N[is_of_N], minlength=HOURS), color=colour, lw=1.8, label=label)
+            count_H = np.bincount(hour_N[is_of_N], minlength=HOURS)
+            if label == "requests":  # an area, since bids may hide a line
+                left.stairs(count_H, color=colour, alpha=0.25, fill=True, label=label)
+            else:
+                left.stairs(count_H, color=colour, lw=1.8, label=label)
         for label, is_of_N, nanos_N, colour in (
             ("lowest winning bid, all requests", np.ones(len(hour_N), bool), auctions.price_nanos_N, plots.RIVAL),
             ("bid", has_bid_N, log.bid_nanos_N, plots.KIN),
@@ -84,8 +101,9 @@ def market_figure(log: DayLog) -> Figure:
             sum_H = np.bincount(hour_N[is_of_N], nanos_N[is_of_N], HOURS)
             mean_H = np.divide(sum_H, count_H, out=np.full(HOURS, np.nan), where=count_H > 0) / NANOS_PER_CPM
             right.plot(np.arange(HOURS) + 0.5, mean_H, color=colour, lw=1.8, label=label)
-        left.set_ylabel("in an hour")
-        right.set_ylabel("mean CPM")
+        left.set_ylabel("per hour")
+        left.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        right.set_ylabel("mean price per 1,000 impressions")
         for ax in (left, right):
             ax.set_xlim(0, HOURS)
             ax.set_ylim(0, None)
@@ -93,7 +111,7 @@ def market_figure(log: DayLog) -> Figure:
             ax.set_xlabel("hour (UTC)")
             ax.grid(color=plots.FAINT, lw=0.8)
             ax.set_axisbelow(True)
-            ax.legend(frameon=False, fontsize=9)
+            ax.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
@@ -113,16 +131,18 @@ def campaigns_figure(campaigns: Sequence[CampaignDay]) -> Figure:
                         ms=4.5,
                         mec=colour,
                         mfc=colour if is_judged else "white",
-                        label=f"{bid_type}{'' if is_judged else ', not judged'}",
+                        label=f"{PAYS_FOR[bid_type]}{'' if is_judged else ', not judged'}",
                     )
         ax.axhline(1.0, color=plots.INK, lw=0.8)
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.set_ylim(0, None)
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         ax.set_xlabel("demand over budget")
-        ax.set_ylabel("spent, of the budget")
+        ax.set_ylabel("spent, in % of the budget")
         ax.grid(color=plots.FAINT, lw=0.8)
         ax.set_axisbelow(True)
-        ax.legend(frameon=False, fontsize=9)
+        figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 

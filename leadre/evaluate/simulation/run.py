@@ -2,8 +2,8 @@
 
 Campaigns with budgets bid over the ads of the run; competitors' prices come from histograms, clicks and conversions
 from known rates; the ledger holds the budgets. The bidder's options are those of [serve] in the same config. Writes
-``work/<run>/evaluate-simulate``: simulation.json, campaigns.csv and report.html, of the last day. Its TOML section is
-[evaluate-simulate].
+``work/<run>/evaluate-simulate``: simulation.json, campaigns.csv, report.html, spend.png and market.png, of the last
+day. Its TOML section is [evaluate-simulate].
 """
 
 from __future__ import annotations
@@ -165,6 +165,7 @@ def _scratch(settings: Config) -> Iterator[Path]:
 
 
 def _write(settings: Config, output: artifact.Output, world: World, simulated: Simulated) -> None:
+    from leadre.evaluate import plots
     from leadre.evaluate.simulation import measure, report
 
     last = settings.days - 1
@@ -179,6 +180,8 @@ def _write(settings: Config, output: artifact.Output, world: World, simulated: S
         _write_campaigns(temporary / "campaigns.csv", campaigns)
         page = report.page(settings.run, figures, log, campaigns)
         (temporary / "report.html").write_text(page, encoding="utf-8")
+        plots.png(report.spend_figure(campaigns), temporary / "spend.png")
+        plots.png(report.market_figure(log), temporary / "market.png")
     for line in summary(figures):
         progress.say(f"simulate: {line}")
     progress.say(

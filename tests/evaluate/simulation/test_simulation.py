@@ -237,6 +237,8 @@ def test_command_writes_figures_campaigns_and_report(market, tmp_path, said):
     with (folder / "campaigns.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 12 and sum(int(row["wins"]) for row in rows) == figures["wins"]
+    for name in ("spend.png", "market.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
     page = (folder / "report.html").read_text()
     assert page.count("<svg") >= 3 and "campaign-0011" in page
     assert any("requests/s" in line for line in said)
