@@ -26,8 +26,13 @@ def value_under_budget(budget_dual: float) -> float:
     return _bounded(1.0, budget_dual)
 
 
+def value_at_return(return_dual: float) -> float:
+    """Multiplier of a value maximiser with a target return: (1 + l) / l."""
+    return value_at_return_under_budget(return_dual, 0.0)
+
+
 def value_at_return_under_budget(return_dual: float, budget_dual: float) -> float:
-    """Multiplier of a value maximiser with a target return: (1 + l) / (m + l); m is 0 without a budget."""
+    """Multiplier of a value maximiser with a target return and a budget: (1 + l) / (m + l)."""
     return _bounded(1.0 + return_dual, budget_dual + return_dual)
 
 

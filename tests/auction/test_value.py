@@ -15,7 +15,7 @@ PRICES = np.linspace(0.05, 12.0, 240)  # of auctions, for a value of 1
         (value.surplus_under_budget(0.7), lambda p: (1 - p) - 0.7 * p),
         (value.value_under_budget(0.7), lambda p: 1 - 0.7 * p),
         (value.value_under_budget(2.5), lambda p: 1 - 2.5 * p),
-        (value.value_at_return_under_budget(0.4, 0.0), lambda p: 1 + 0.4 * (1 - p)),
+        (value.value_at_return(0.4), lambda p: 1 + 0.4 * (1 - p)),
         (value.value_at_return_under_budget(0.4, 0.7), lambda p: 1 + 0.4 * (1 - p) - 0.7 * p),
     ],
 )
@@ -30,7 +30,7 @@ def test_multiplier_is_bounded_without_a_binding_constraint():
     assert value.surplus_under_budget(0.0) == 1.0
     for multiplier in (
         value.value_under_budget(0.0),
-        value.value_at_return_under_budget(0.0, 0.0),
+        value.value_at_return(0.0),
     ):
         assert multiplier == value.MAX_MULTIPLIER
 
