@@ -278,7 +278,7 @@ class Candidate(msgspec.Struct, frozen=True):
     log_p: float
 
 
-class Bid(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Bid(msgspec.Struct, frozen=True, kw_only=True):
     """An offer for one impression. ``propensity`` is the probability with which the policy chose this ad.
 
     ``worth_nanos``: expected value of the impression to the advertiser, before pacing. ``ranked_nanos``: the price that

@@ -132,6 +132,8 @@ def _patches(path: Path, users: Collection[str]) -> Iterator[tuple[str, Patch]]:
     for record, frame, body in _records(path, users):
         user = covers(users, records.user_of(record))
         new = erased_body(body, users) if user else user_texts.scrubbed_body(body, users)
+        if len(new) != len(body):
+            raise StorageError(f"{path}: record {frame.number} of {len(body)} bytes cannot be erased; please report it")
         if new != body:
             yield user, Patch(path.name, frame.start, framed_body(frame.number, frame.written_at_us, new))
 
@@ -201,7 +203,7 @@ def erased_body(body: bytes, users: Collection[str]) -> bytes:
     else:
         del fields["user_id"]
         fields.get("asked", {}).pop("segments", None)
-    for name in (PADDING, PADDING + "_"):  # the length of bytes has a gap of one where its prefix grows
+    for name in (PADDING, PADDING + "_", PADDING + "__"):  # the length of bytes has gaps of two where its prefix grows
         spare = len(body) - len(msgspec.msgpack.encode(fields | {name: b""}))
         for prefix in (0, 1, 3):
             padded: bytes = msgspec.msgpack.encode(fields | {name: bytes(max(0, spare - prefix))})

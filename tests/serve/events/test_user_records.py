@@ -19,7 +19,7 @@ from leadre.serve.events import event_log, records, user_records, user_texts
 from leadre.serve.events.event_log import MAGIC
 from leadre.serve.events.log_writer import EventLog
 from leadre.serve.events.records import EventRecord, RequestRecord
-from leadre.types import Outcome, Verdict
+from leadre.types import Bid, Outcome, Verdict
 
 from .test_event_log import REQUEST, event, flipped, segments
 
@@ -57,6 +57,36 @@ def test_every_length_of_an_id_can_be_padded(chars: int) -> None:
     record = request("u" * chars)
     body = records.encode(record)
     assert len(user_records.erased_body(body, [record.user_id])) == len(body)
+
+
+def test_records_are_written_in_their_shortest_form() -> None:
+    """An erasure decodes a record without its types and writes it again, in the same length.
+
+    msgspec takes three bytes for the head of a map of 16 and more fields of which some are left out.
+    """
+    shortest = [event(1, USER), REQUEST, request(USER, bids=(REQUEST.bids[0], full_bid()))]
+    for record in shortest:
+        body = records.encode(record)
+        assert msgspec.msgpack.encode(msgspec.msgpack.decode(body)) == body
+
+
+def full_bid() -> Bid:
+    """A bid whose numbers all differ from their defaults."""
+    bid = REQUEST.bids[0]
+    numbers = ("worth_nanos", "reserved_nanos", "ranked_nanos", "action_nanos")
+    changes = dict.fromkeys(numbers, 10**12) | {"price_propensity": 0.5, "explores_price": True}
+    return msgspec.structs.replace(bid, **changes)
+
+
+def test_record_of_another_length_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with EventLog(tmp_path) as log:
+        log.append([request("another", caller_request_id=USER)], 5)
+        log.rotate()
+    before = segments(tmp_path)[0].read_bytes()
+    monkeypatch.setattr(user_texts, "scrubbed_body", lambda body, users: body[:-2])
+    with pytest.raises(StorageError, match="cannot be erased"):
+        user_records.erase(tmp_path, tmp_path / "journal", [USER])
+    assert segments(tmp_path)[0].read_bytes() == before
 
 
 def test_record_of_an_older_release_is_erased_in_its_length() -> None:
