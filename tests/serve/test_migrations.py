@@ -258,9 +258,7 @@ def _without_new_fields(new: Any, old: Any) -> Any:
     """A value without the fields, of it and of values within it, that the old one lacks."""
     if isinstance(old, dict):
         return {name: _without_new_fields(new[name], value) for name, value in old.items()}
-    if isinstance(old, list) and len(new) == len(old):
-        return [_without_new_fields(*pair) for pair in zip(new, old, strict=True)]
-    return new
+    return list(map(_without_new_fields, new, old)) if isinstance(old, list) and len(new) == len(old) else new
 
 
 def _with_old_words(record: RequestRecord) -> RequestRecord:
