@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,\
 	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 
-.PHONY: help setup demo journey serve page docs test soak static check format bench
+.PHONY: help setup demo journey serve page docs test soak check format bench
 .DELETE_ON_ERROR:
 
 help:
@@ -94,13 +94,10 @@ test: setup
 soak: setup
 	$(BIN)/python -m pytest -m soak
 
-# The parts of `check` that are no tests; the rest of it is in `test` too.
-static: setup
+check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-
-check: static
 	$(BIN)/python -m pytest -q tests/test_layout.py tests/test_language.py
 	$(MKDOCS) build --strict --quiet
 

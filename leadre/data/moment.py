@@ -240,10 +240,12 @@ def of_requests(logs: Logs) -> Moments:
 
 
 def cut(logs: Logs, visits: int) -> Logs:
-    """Logs in which a request outside of training sees the last ``visits`` visits of its user's history alone.
+    """Logs in which a request outside of training sees the last ``visits`` visits of its user's history alone; -1: all.
 
     Models are trained as before; nothing that answers a request of another split knows the earlier events.
     """
+    if visits < 0:
+        return logs
     moments = of_requests(logs)
     begins_V = moments.visits.event_offsets
     first_R = np.maximum(moments.visits_before() - visits, moments.first_visits())

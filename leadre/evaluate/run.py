@@ -73,9 +73,7 @@ def run(config: Config) -> None:
     from leadre.evaluate import report
     from leadre.evaluate.retrieval import measure as retrieval
 
-    logs = histories.load(data)
-    if config.last_visits >= 0:
-        logs = moment.cut(logs, config.last_visits)
+    logs = moment.cut(histories.load(data), config.last_visits)
     requests_R = choose(config, logs, lists)
     views = views_of(logs, requests_R)
     methods = _methods(config, logs, data, {OURS: lists, **extras}, views)

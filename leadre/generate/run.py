@@ -52,10 +52,7 @@ def run(config: Config) -> None:
 
     saved.check_ids(parents[2], parents[1])
     with output.create() as temporary:
-        logs = histories.load(parents[0])
-        if config.last_visits >= 0:
-            logs = moment.cut(logs, config.last_visits)
-        moments = moment.of_requests(logs)
+        moments = moment.of_requests(moment.cut(histories.load(parents[0]), config.last_visits))
         training = config.split == "train"
         engine = batch.load(*parents, training=training, threads=config.threads, moments=moments)
         requests = histories.choose_requests(

@@ -115,25 +115,23 @@ class _TickTimes:
 
     def add(self, campaign_id: str, eligible: int) -> None:
         """Count auctions; after a burst the next tick is brought forward."""
-        left = self._until_early.get(campaign_id)
-        if left is None or campaign_id not in self._due_us:
-            return
-        if left > eligible:
-            self._until_early[campaign_id] = left - eligible
-        else:
-            del self._until_early[campaign_id]  # the next tick sets it again
+        if self._is_used_up(self._until_early, campaign_id, eligible):
             self._due_us[campaign_id] -= TICK_US - TICK_US // MAX_EARLY
 
     def add_bid(self, campaign_id: str, nanos: int, now_us: int) -> None:
         """Count the money of a bid; after a burst of bids the next tick is now."""
-        left = self._until_now.get(campaign_id)
-        if left is None or campaign_id not in self._due_us:
-            return
-        if left > nanos:
-            self._until_now[campaign_id] = left - nanos
-        else:
-            del self._until_now[campaign_id]
+        if self._is_used_up(self._until_now, campaign_id, nanos):
             self._due_us[campaign_id] = now_us
+
+    def _is_used_up(self, left: dict[str, float], campaign_id: str, amount: float) -> bool:
+        """Take the amount off what is left; whether nothing is left now. The next tick sets it again."""
+        if campaign_id not in left or campaign_id not in self._due_us:
+            return False
+        left[campaign_id] -= amount
+        if left[campaign_id] > 0:
+            return False
+        del left[campaign_id]
+        return True
 
     def forget(self, campaign_id: str) -> None:
         self._due_us.pop(campaign_id, None)
