@@ -1,10 +1,9 @@
 """Rankers of field interactions on a planted law: how much of the possible does each of them learn?
 
 The law is a product of ``order`` signs among 12 fields (`leadre/data/worlds/interaction.py`). A seed draws law, rows
-and initial weights. The figure of a model is the share of the possible: the gain of its log loss over the base rate,
-divided by that of the true log-odds. Intervals are those of Student over the seeds. Networks that are compared have
-about as many parameters, and the rate of each is the best on validation rows of one seed, as are leaves and rate of
-the trees. Claims are in bench/RESULTS.md, and the figures in docs/results/rank-models.json.
+and initial weights. Figures and intervals are those of `planted_rankers`. Networks that are compared have about as many
+parameters, and the rate of each is the best on validation rows of one seed, as are leaves and rate of the trees.
+Claims are in bench/RESULTS.md, and the figures in docs/results/rank-models.json.
 
 Finished trainings are kept in ``--cache``, so that a killed run continues; delete it after a change of a model.
 """
@@ -15,32 +14,29 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import lightgbm
 import numpy as np
+import planted_rankers
 import torch
-from scipy.special import expit
-from scipy.stats import t as student
+from planted_rankers import PAGES, Results, milliseconds, serving, summary, with_1000_candidates
 
-from leadre.data import counts
 from leadre.data.worlds import interaction
-from leadre.rank import dimensions, measure, planted, train
-from leadre.rank.inputs import GAP_ROWS, Positions, RequestInputs, collate
+from leadre.rank import dimensions, planted, train
+from leadre.rank.inputs import collate
 from leadre.rank.models.autoint import AutoInt
 from leadre.rank.models.dcnv2 import DcnV2
 from leadre.rank.models.finalmlp import FinalMlp
 from leadre.rank.models.gdcn import Gdcn
-from leadre.rank.models.registry import RANKERS
-from leadre.rank.models.shared import Ranker, fit_numbers
+from leadre.rank.models.shared import Ranker
 from leadre.rank.rows import Example
-from leadre.rank.spec import CONTEXT, PROFILE, FeatureSpec
 
-FIGURES = Path(__file__).parents[1] / "docs" / "results" / "rank-models.json"
+FIGURES = PAGES / "rank-models.json"
 CANDIDATES = 8
 REQUESTS = (3000, 600, 2000)  # of training, validation and test
 FIELDS, VALUES = 12, 10
@@ -93,7 +89,7 @@ def main() -> None:
     assert options.seeds > 1, "an interval needs two seeds"
     torch.set_num_threads(1)
     names = options.models.split(",")
-    results = Results(options.cache)
+    results = Results(options.cache, Fit, measured)
     rates = {name: best_rate(name, results) for name in dict.fromkeys((*names, PLAIN))}
     orders = {name: (TUNED_ON,) if name in DEPTHS else ORDERS for name in names}
 
@@ -111,52 +107,15 @@ def main() -> None:
         claim["tables"] = {
             title: summary(of("gdcn", TUNED_ON, columns), of("gdcn", TUNED_ON)) for title, columns in COLUMNS.items()
         }
-        claim["serving"] = serving()
+        claim["serving"] = serving(SERVED)
         FIGURES.write_text(json.dumps(claim, indent=1) + "\n")
     sys.stdout.write(json.dumps(claim) + "\n")
-
-
-class Results:
-    """Finished trainings, one JSON line each."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._done: dict[Fit, dict[str, float]] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                row = json.loads(line)
-                self._done[Fit(**row["fit"])] = row["result"]
-
-    def of(self, fit: Fit) -> dict[str, float]:
-        """The result of a training, which runs unless it is there."""
-        if fit not in self._done:
-            self._done[fit] = measured(fit)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
-                file.write(json.dumps({"fit": asdict(fit), "result": self._done[fit]}) + "\n")
-            sys.stderr.write(f"{fit} {self._done[fit]}\n")
-        return self._done[fit]
 
 
 def best_rate(name: str, results: Results) -> float:
     """The rate with the lowest validation loss on the first seed."""
     rates = range(len(BOOSTING)) if name == TREES else RATES
     return min(rates, key=lambda rate: results.of(Fit(model=name, order=TUNED_ON, seed=0, rate=rate))["valid_loss"])
-
-
-def summary(results: list[dict[str, float]], others: list[dict[str, float]]) -> dict[str, Any]:
-    """Means over seeds; of the share of the possible, and of it less that of ``others``, intervals (lo, mean, hi)."""
-    means = {name: round(float(np.mean([result[name] for result in results])), 4) for name in results[0]}
-    share = np.array([result["share"] for result in results])
-    other = np.array([result["share"] for result in others])
-    return means | {"share": interval(share), "less": interval(share - other), "shares": share.tolist()}
-
-
-def interval(values: np.ndarray) -> dict[str, float]:
-    """Mean and 95 % interval of Student."""
-    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    mean = values.mean()
-    return {"mean": round(mean, 4), "lo": round(mean - half, 4), "hi": round(mean + half, 4)}
 
 
 @cache
@@ -173,16 +132,9 @@ def measured(fit: Fit) -> dict[str, float]:
     fitted = forest(fit) if fit.model == TREES else network(fit)
     seconds = time.thread_time() - start_s
     _, (_, valid, test), _ = data(fit.order, fit.seed)
-    label_N = test.label_RC.ravel()
-    losses = [
-        float(measure.log_losses(label_N, expit(logit)).mean()) for logit in (fitted.test_N, test.logit_RC.ravel())
-    ]
-    base = float(measure.log_losses(label_N, np.full(len(label_N), label_N.mean())).mean())
-    return {
-        "share": round((base - losses[0]) / (base - losses[1]), 4),
-        "auc": round(measure.auc(label_N, fitted.test_N), 4),
-        "auc_possible": round(measure.auc(label_N, test.logit_RC.ravel()), 4),
-        "valid_loss": round(float(measure.log_losses(valid.label_RC.ravel(), expit(fitted.valid_N)).mean()), 5),
+    figures = planted_rankers.scores(test.label_RC.ravel(), fitted.test_N, test.logit_RC.ravel())
+    return figures | {
+        "valid_loss": planted_rankers.valid_loss(valid.label_RC.ravel(), fitted.valid_N),
         "parameters": fitted.parameters,
         "columns_law": fitted.columns_law,
         "columns_noise": fitted.columns_noise,
@@ -220,7 +172,7 @@ def network(fit: Fit) -> Fitted:
     columns = [0] * len(spec.widths)
     columns[::2] = [spec.widths[name] for name in spec.user_tables]
     columns[1::2] = [spec.widths[name] for name in spec.fields]
-    request = collate([rows_of_1000(test)])
+    request = collate([with_1000_candidates(test)])
     return Fitted(
         valid_N=logit[0][..., 0].ravel(),
         test_N=logit[1][..., 0].ravel(),
@@ -255,76 +207,6 @@ def forest(fit: Fit) -> Fitted:
         columns_noise=1,
         ms_1000=milliseconds(lambda: trees.predict(request, raw_score=True, num_threads=1)),
     )
-
-
-def rows_of_1000(examples: list[Example]) -> RequestInputs:
-    """A request with 1,000 candidates: those of many requests."""
-    fields = np.concatenate([row.inputs.field_CK for row in examples])[:1000]
-    first = examples[0].inputs
-    return replace(
-        first,
-        field_CK=fields,
-        number_CF=np.zeros((1000, 1), np.float32),
-        content_C=np.zeros(1000, np.int32),
-        is_new_C=np.ones(1000, np.bool_),
-    )
-
-
-def serving() -> dict[str, float]:
-    """Milliseconds per 1,000 candidates of the rankers as they are served, with the features of a log.
-
-    All counts, groups and a prefix of the semantic ID beside the object, four profile columns, full sequences.
-    """
-    rng = np.random.default_rng(0)
-    fields = ("object", *counts.GROUPINGS, "sid1")
-    profile = ("a", "b", "c", "d")
-    tables = dict.fromkeys((*fields, *(PROFILE + name for name in profile), *CONTEXT), 4000)
-    spec = FeatureSpec(
-        labels=("click",),
-        rows="live",
-        negatives=1.0,
-        popularity="frozen",
-        fields=fields,
-        profile=profile,
-        tables=tables,
-    )
-
-    def rows(*shape: int) -> np.ndarray:
-        return rng.integers(0, 4000, shape).astype(np.int32)
-
-    sequences = {
-        part.name: Positions(
-            field_TK=rows(part.length, len(fields)),
-            content_T=rows(part.length),
-            gap_T=rows(part.length) % GAP_ROWS,
-            count_T=np.ones(part.length, np.float32),
-        )
-        for part in spec.sequences
-    }
-    request = RequestInputs(
-        number_CF=rng.normal(size=(1000, len(spec.numbers))).astype(np.float32),
-        field_CK=rows(1000, len(fields)),
-        content_C=rows(1000),
-        user_P=rows(len(spec.user_tables)),
-        sequences=sequences,
-        is_new_C=np.ones(1000, np.bool_),
-    )
-    batch = collate([request])
-    result = {}
-    for name in SERVED:
-        params = RANKERS[name].init(spec, rng) | fit_numbers(request.number_CF)
-        result[name] = milliseconds(partial(train.logits, RANKERS[name], spec, params, batch))
-    return result
-
-
-def milliseconds(score: Callable[[], object]) -> float:
-    """Median processor time of a call."""
-    times = []
-    for _ in range(9):
-        start_s = time.thread_time()
-        score()
-        times.append(time.thread_time() - start_s)
-    return round(1000 * float(np.median(times)), 2)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,21 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from leadre.evaluate import report
+from tests.docs import rank_tables
+from tests.docs.tables import MARKS, Cell, figure, table
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 PAGES = [ROOT / "README.md", *sorted(RESULTS.glob("*.md"))]
 TABLE = re.compile(r"(?<=<!-- table: )(.+?)( -->\n)(.*?)(?=<!-- end of table -->)", re.S)
 FIGURE = re.compile(r"(?<![\w.])(\.\d{3,4})(?!\d)")  # .373: a metric, in prose or in a table
-MARKS = {"above": "▲", "below": "▽", "tie": "=", "": ""}
 LABELS = {"recall": "R", "ndcg": "nDCG", "gmv": "GMV", "value": "mean price, top ", "coverage": "coverage"}
 PARTS = {
     "cold": "hidden lines",
@@ -43,13 +44,6 @@ METHODS = {
     "ids_only": "`ids_only`: prompts without words",
 }
 
-Cell = Mapping[str, Any]
-
-
-def figure(value: float, digits: int = 3) -> str:
-    """`0.3729` -> `.373`, the notation of all pages."""
-    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
-
 
 def difference(cell: Cell) -> str:
     """The paired difference of a cell with its interval and mark; empty for a reference row."""
@@ -66,12 +60,6 @@ def heading(column: str) -> str:
     view, _, metric = column.partition("/")
     name, _, k = metric.partition("@")
     return f"{PARTS.get(view, view)}: {LABELS[name]}{'' if name == 'value' else '@'}{k}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, with the blank lines around it that Markdown needs after a comment."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n" + "".join("| " + " | ".join(cell.strip() for cell in row) + " |\n" for row in lines) + "\n"
 
 
 def title(method: str) -> str:
@@ -212,71 +200,6 @@ def channels(measured: Any, *views: str) -> str:
     return table(["method", "seeds", *(heading(f"{view}/{metric}") for view, metric in cells)], rows)
 
 
-RANKERS = {
-    "trees": "LightGBM, fields as categories",
-    "mlp": "plain network",
-    "dcnv2": "DCNv2",
-    "gdcn": "GDCN",
-    "autoint1": "AutoInt, one block",
-    "autoint2": "AutoInt, two blocks",
-    "autoint+": "AutoInt+: two blocks beside a network",
-    "streams": "two networks",
-    "streams+bilinear": "+ bilinear form",
-    "finalmlp": "+ gates: FinalMLP",
-}
-
-
-def planted(claim: Any, *names: str) -> str:
-    """Rankers on the planted law of products: the share of the possible by order, parameters, time of a score."""
-    rows = []
-    for name in names:
-        orders = {key: cell for key, cell in claim["models"][name].items() if key.startswith("order")}
-        size = next(iter(orders.values()))
-        cells = [text for cell in orders.values() for text in (_share(cell), _seeds(cell))]
-        rows.append([RANKERS[name], *cells, f"{size['parameters']:,.0f}", f"{size['ms_1000']:.1f}"])
-    head = [text for key in orders for text in (f"product of {key.removeprefix('order')} fields", "each seed")]
-    return table(["ranker", *head, "parameters", "ms per 1,000"], rows)
-
-
-def depths(claim: Any) -> str:
-    """Cross layers with and without gates by their number, the share of the possible."""
-    models = claim["models"]
-    layers = sorted(int(name.removeprefix("cross")) for name in models if name.startswith("cross"))
-    rows = [
-        [title, *(f"{_share(cell)} ({_seeds(cell)})" for n in layers if (cell := models[f"{name}{n}"]["order4"]))]
-        for name, title in (("cross", "CN-V2: no gates"), ("gated", "GCN: gates"))
-    ]
-    return table(["cross network alone", *(f"{depth} layers" if depth > 1 else "1 layer" for depth in layers)], rows)
-
-
-def narrow(claim: Any) -> str:
-    """GDCN with narrow tables."""
-    rows = [
-        [name, _share(cell), _seeds(cell), f"{cell['parameters']:,.0f}", *(figure(cell[key], 1) for key in COLUMNS)]
-        for name, cell in claim["tables"].items()
-    ]
-    return table(["tables", "share of the possible", "each seed", "parameters", *COLUMNS.values()], rows)
-
-
-COLUMNS = {"columns_law": "columns, fields of the law", "columns_noise": "columns, noise"}
-
-
-def serving(claim: Any) -> str:
-    """Time of a score of rankers with their defaults and the features of a log."""
-    rows = [[f"`{name}`", f"{ms:.0f}"] for name, ms in sorted(claim["serving"].items(), key=lambda row: row[1])]
-    return table(["ranker", "ms per 1,000 candidates"], rows)
-
-
-def _share(cell: Cell) -> str:
-    share = cell["share"]
-    mark = MARKS["above" if cell["less"]["lo"] > 0 else "below" if cell["less"]["hi"] < 0 else "tie"]
-    return f"{figure(share['mean'])} ± {figure(share['hi'] - share['mean'])} {mark}"
-
-
-def _seeds(cell: Cell) -> str:
-    return " ".join(figure(round(share, 2) + 0.0, 2) for share in cell["shares"])  # + 0.0: no sign before zero
-
-
 TABLES = (
     means,
     differences,
@@ -288,10 +211,7 @@ TABLES = (
     without,
     pair,
     channels,
-    planted,
-    depths,
-    narrow,
-    serving,
+    *rank_tables.TABLES,
 )
 KINDS: dict[str, Callable[..., str]] = {function.__name__: function for function in TABLES}
 

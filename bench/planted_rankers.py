@@ -1,0 +1,153 @@
+"""Parts of the benches of rankers on planted laws: finished trainings, intervals, parts of the possible, times.
+
+The figure of a model is the share of the possible: the gain of its log loss over the base rate, divided by that of the
+true log-odds. Intervals are those of Student over the seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import expit
+from scipy.stats import t as student
+
+from leadre.data import counts
+from leadre.rank import measure, train
+from leadre.rank.inputs import GAP_ROWS, Positions, RequestInputs, collate
+from leadre.rank.models.registry import RANKERS
+from leadre.rank.models.shared import fit_numbers
+from leadre.rank.rows import Example
+from leadre.rank.spec import CONTEXT, PROFILE, FeatureSpec
+
+PAGES = Path(__file__).parents[1] / "docs" / "results"
+
+
+class Results:
+    """Finished trainings, one JSON line each, so that a killed run continues; ``fit``: a frozen dataclass."""
+
+    def __init__(self, path: Path, fit: type, measured: Callable[[Any], dict[str, float]]) -> None:
+        self._path = path
+        self._measured = measured
+        self._done: dict[Hashable, dict[str, float]] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                row = json.loads(line)
+                self._done[fit(**row["fit"])] = row["result"]
+
+    def of(self, fit: Any) -> dict[str, float]:
+        """The result of a training, which runs unless it is there."""
+        if fit not in self._done:
+            self._done[fit] = self._measured(fit)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as file:
+                file.write(json.dumps({"fit": asdict(fit), "result": self._done[fit]}) + "\n")
+            sys.stderr.write(f"{fit} {self._done[fit]}\n")
+        return self._done[fit]
+
+
+def summary(results: list[dict[str, float]], others: list[dict[str, float]]) -> dict[str, Any]:
+    """Means over seeds; of the share of the possible, and of it less that of ``others``, intervals (lo, mean, hi)."""
+    means = {name: round(float(np.mean([result[name] for result in results])), 4) for name in results[0]}
+    share = np.array([result["share"] for result in results])
+    other = np.array([result["share"] for result in others])
+    return means | {"share": interval(share), "less": interval(share - other), "shares": share.tolist()}
+
+
+def interval(values: np.ndarray) -> dict[str, float]:
+    """Mean and 95 % interval of Student."""
+    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    mean = values.mean()
+    return {"mean": round(mean, 4), "lo": round(mean - half, 4), "hi": round(mean + half, 4)}
+
+
+def scores(label_N: np.ndarray, logit_N: np.ndarray, true_N: np.ndarray) -> dict[str, float]:
+    """Share of the possible and AUC of log-odds, and the AUC of the true ones."""
+    losses = [float(measure.log_losses(label_N, expit(logit)).mean()) for logit in (logit_N, true_N)]
+    base = float(measure.log_losses(label_N, np.full(len(label_N), label_N.mean())).mean())
+    return {
+        "share": round((base - losses[0]) / (base - losses[1]), 4),
+        "auc": round(measure.auc(label_N, logit_N), 4),
+        "auc_possible": round(measure.auc(label_N, true_N), 4),
+    }
+
+
+def valid_loss(label_N: np.ndarray, logit_N: np.ndarray) -> float:
+    """The log loss by which rates are chosen."""
+    return round(float(measure.log_losses(label_N, expit(logit_N)).mean()), 5)
+
+
+def with_1000_candidates(examples: list[Example]) -> RequestInputs:
+    """The first request with 1,000 candidates: those of many requests."""
+    fields = np.concatenate([row.inputs.field_CK for row in examples])[:1000]
+    return replace(
+        examples[0].inputs,
+        field_CK=fields,
+        number_CF=np.zeros((1000, 1), np.float32),
+        content_C=np.zeros(1000, np.int32),
+        is_new_C=np.ones(1000, np.bool_),
+    )
+
+
+def serving(names: Iterable[str]) -> dict[str, float]:
+    """Milliseconds per 1,000 candidates of the rankers as they are served, with the features of a log.
+
+    All counts, groups and a prefix of the semantic ID beside the object, four profile columns, full sequences.
+    """
+    rng = np.random.default_rng(0)
+    fields = ("object", *counts.GROUPINGS, "sid1")
+    profile = ("a", "b", "c", "d")
+    tables = dict.fromkeys((*fields, *(PROFILE + name for name in profile), *CONTEXT), 4000)
+    spec = FeatureSpec(
+        labels=("click",),
+        rows="live",
+        negatives=1.0,
+        popularity="frozen",
+        fields=fields,
+        profile=profile,
+        tables=tables,
+    )
+
+    def rows(*shape: int) -> np.ndarray:
+        return rng.integers(0, 4000, shape).astype(np.int32)
+
+    sequences = {
+        part.name: Positions(
+            field_TK=rows(part.length, len(fields)),
+            content_T=rows(part.length),
+            gap_T=rows(part.length) % GAP_ROWS,
+            count_T=np.ones(part.length, np.float32),
+        )
+        for part in spec.sequences
+    }
+    request = RequestInputs(
+        number_CF=rng.normal(size=(1000, len(spec.numbers))).astype(np.float32),
+        field_CK=rows(1000, len(fields)),
+        content_C=rows(1000),
+        user_P=rows(len(spec.user_tables)),
+        sequences=sequences,
+        is_new_C=np.ones(1000, np.bool_),
+    )
+    batch = collate([request])
+    result = {}
+    for name in names:
+        params = RANKERS[name].init(spec, rng) | fit_numbers(request.number_CF)
+        result[name] = milliseconds(partial(train.logits, RANKERS[name], spec, params, batch))
+    return result
+
+
+def milliseconds(score: Callable[[], object]) -> float:
+    """Median processor time of a call."""
+    times = []
+    for _ in range(9):
+        start_s = time.thread_time()
+        score()
+        times.append(time.thread_time() - start_s)
+    return round(1000 * float(np.median(times)), 2)

@@ -1,0 +1,74 @@
+"""Tables of the result pages on rankers and planted laws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.docs.tables import MARKS, Cell, figure, table
+
+RANKERS = {
+    "trees": "LightGBM, fields as categories",
+    "mlp": "plain network",
+    "dcnv2": "DCNv2",
+    "gdcn": "GDCN",
+    "autoint1": "AutoInt, one block",
+    "autoint2": "AutoInt, two blocks",
+    "autoint+": "AutoInt+: two blocks beside a network",
+    "streams": "two networks",
+    "streams+bilinear": "+ bilinear form",
+    "finalmlp": "+ gates: FinalMLP",
+}
+
+
+def planted(claim: Any, *names: str) -> str:
+    """Rankers on the planted law of products: the share of the possible by order, parameters, time of a score."""
+    rows = []
+    for name in names:
+        orders = {key: cell for key, cell in claim["models"][name].items() if key.startswith("order")}
+        size = next(iter(orders.values()))
+        cells = [text for cell in orders.values() for text in (_share(cell), _seeds(cell))]
+        rows.append([RANKERS[name], *cells, f"{size['parameters']:,.0f}", f"{size['ms_1000']:.1f}"])
+    head = [text for key in orders for text in (f"product of {key.removeprefix('order')} fields", "each seed")]
+    return table(["ranker", *head, "parameters", "ms per 1,000"], rows)
+
+
+def depths(claim: Any) -> str:
+    """Cross layers with and without gates by their number, the share of the possible."""
+    models = claim["models"]
+    layers = sorted(int(name.removeprefix("cross")) for name in models if name.startswith("cross"))
+    rows = [
+        [title, *(f"{_share(cell)} ({_seeds(cell)})" for n in layers if (cell := models[f"{name}{n}"]["order4"]))]
+        for name, title in (("cross", "CN-V2: no gates"), ("gated", "GCN: gates"))
+    ]
+    return table(["cross network alone", *(f"{depth} layers" if depth > 1 else "1 layer" for depth in layers)], rows)
+
+
+def narrow(claim: Any) -> str:
+    """GDCN with narrow tables."""
+    rows = [
+        [name, _share(cell), _seeds(cell), f"{cell['parameters']:,.0f}", *(figure(cell[key], 1) for key in COLUMNS)]
+        for name, cell in claim["tables"].items()
+    ]
+    return table(["tables", "share of the possible", "each seed", "parameters", *COLUMNS.values()], rows)
+
+
+COLUMNS = {"columns_law": "columns, fields of the law", "columns_noise": "columns, noise"}
+
+
+def serving(claim: Any) -> str:
+    """Time of a score of rankers with their defaults and the features of a log."""
+    rows = [[f"`{name}`", f"{ms:.0f}"] for name, ms in sorted(claim["serving"].items(), key=lambda row: row[1])]
+    return table(["ranker", "ms per 1,000 candidates"], rows)
+
+
+def _share(cell: Cell) -> str:
+    share = cell["share"]
+    mark = MARKS["above" if cell["less"]["lo"] > 0 else "below" if cell["less"]["hi"] < 0 else "tie"]
+    return f"{figure(share['mean'])} ± {figure(share['hi'] - share['mean'])} {mark}"
+
+
+def _seeds(cell: Cell) -> str:
+    return " ".join(figure(round(share, 2) + 0.0, 2) for share in cell["shares"])  # + 0.0: no sign before zero
+
+
+TABLES = (planted, depths, narrow, serving)
