@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from leadre import stderr
 
 NICE = 10  # of what may be late, as the table writer and an erasure: bids and bookings come first
 METRIC_FILES = ("counter", "histogram", "gauge_livemax")  # names of `prometheus_client`, for the kinds of `telemetry`
+BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")  # read when numpy is imported
 METRIC_BYTES = 256 << 10  # about 2,500 series of a kind; the library doubles the file beyond
 
 
@@ -30,6 +32,16 @@ def set_up() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with_parent, args=(parent.join,), daemon=True).start()
+
+
+def use_one_blas_thread() -> None:
+    """Let numpy compute in the thread that calls it, unless the environment has another number of threads.
+
+    A worker solves systems of a few dozen unknowns. Threads of BLAS that wait for these keep every core busy.
+    """
+    assert "numpy" not in sys.modules, "numpy has started its threads"
+    for name in BLAS_THREADS:
+        os.environ.setdefault(name, "1")
 
 
 def _count_dropped_text() -> None:

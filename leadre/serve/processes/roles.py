@@ -33,6 +33,7 @@ SLOW_REPLY_S = 300.0  # of the management API: an import or an erasure takes a m
 
 def run_worker(plan: Plan, listening: socket.socket) -> None:
     """Run a bid worker until SIGTERM."""
+    process_setup.use_one_blas_thread()
     process_setup.set_up()
     _wait_for_database(plan.paths.manage_database)
     from leadre.serve.processes.connections import Limits

@@ -34,6 +34,22 @@ except SystemExit as ended:
     print(ended.code, set({HEAVY}) & set(sys.modules))
 """
 
+BLAS = """
+from types import SimpleNamespace
+import threadpoolctl
+from leadre.serve.processes import process_setup, roles
+def stop(_):
+    raise SystemExit
+process_setup.set_up = lambda: None
+roles._wait_for_database = stop  # the first step of a worker after its set-up
+try:
+    roles.run_worker(SimpleNamespace(paths=SimpleNamespace(manage_database=None)), None)
+except SystemExit:
+    pass
+import numpy.linalg
+print({pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"})
+"""
+
 METRICS = """
 import os, resource, sys
 from leadre.serve.processes import process_setup
@@ -50,6 +66,12 @@ def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_processes_other_than_the_model_server_do_not_import_torch() -> None:
     assert run(OTHERS).stdout.splitlines() == ["set()"]
+
+
+def test_worker_computes_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert run(BLAS).stdout.splitlines() == ["{1}"]
 
 
 def test_missing_artifact_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
