@@ -184,9 +184,12 @@ class Moments(Sequence[Moment]):
             is_training=bool(self.is_training_M[index]),
         )
 
-    def at(self, rows: Iterable[int]) -> Iterator[Moment]:
-        """The Moments at these indices, in the order given."""
-        return (self[int(row)] for row in rows)
+    def at(self, rows: Iterable[int], first_visit: int | None = None) -> Iterator[Moment]:
+        """The Moments at these indices, in the order given; their histories begin at ``first_visit`` if it is given."""
+        if first_visit is None:
+            return (self[int(row)] for row in rows)
+        begin_M = np.broadcast_to(self.visits.event_offsets[first_visit], len(self))
+        return dataclasses.replace(self, begin_M=begin_M).at(rows)
 
     def timeline(self, user: int) -> History:
         """All events of a user."""
@@ -199,6 +202,11 @@ class Moments(Sequence[Moment]):
     def visits_before(self) -> NDArray[np.int64]:
         """End of each history in ``visits``, int64 [M]: index of the first visit at or after the moment."""
         return np.searchsorted(self.visits.event_offsets[:-1], self.end_M, side="left")
+
+    def last_visits(self, count_M: NDArray[np.int64] | int) -> Moments:
+        """The same moments with at most the last ``count_M`` visits of each history."""
+        first_M = np.maximum(self.visits_before() - count_M, self.first_visits())
+        return dataclasses.replace(self, begin_M=self.visits.event_offsets[first_M])
 
     def _history(self, rows: slice) -> History:
         logs = self.logs
@@ -247,11 +255,8 @@ def cut(logs: Logs, visits: int) -> Logs:
     if visits < 0:
         return logs
     moments = of_requests(logs)
-    begins_V = moments.visits.event_offsets
-    first_R = np.maximum(moments.visits_before() - visits, moments.first_visits())
-    return dataclasses.replace(
-        logs, history_begin_R=np.where(moments.is_training_M, moments.begin_M, begins_V[first_R])
-    )
+    begin_R = moments.last_visits(visits).begin_M
+    return dataclasses.replace(logs, history_begin_R=np.where(moments.is_training_M, moments.begin_M, begin_R))
 
 
 def recently_live(logs: Logs, now_us: int, days: int) -> I32:

@@ -38,7 +38,7 @@ class Training:
     """Sizes and training of the network; the best on the validation weeks of the `journey` source (LOG.md)."""
 
     units: int = 64
-    epochs: int = 8
+    epochs: int = 6
     batch: int = 64  # visits
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4

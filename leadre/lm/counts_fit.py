@@ -2,12 +2,14 @@
 
 Everything is fitted forward in time: the count tables of the training visits end before the first of them. A prior that
 has seen the answers of a training visit would leave nothing to learn there, so there are networks that have not seen a
-group of users, with these tables, beside the network of all users, with the tables of the end of training.
+group of users, with these tables, beside the network of all users, with the tables of the end of training. Some of the
+training visits count once more with a part of their history: users of whom little is known are rare among them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +21,7 @@ from leadre import artifact, progress
 from leadre.data import collaborative_fit
 from leadre.data import counts as tables
 from leadre.data.histories import TRAIN, train_end_us
-from leadre.data.moment import of_requests
+from leadre.data.moment import Moments, of_requests
 from leadre.errors import InputError
 from leadre.lm import counts
 from leadre.lm.counts import Training
@@ -31,10 +33,14 @@ if TYPE_CHECKING:
 NAME = "counts_network"  # of the channel and its folder
 HISTORY_SHARE = 0.65  # of the training requests: the tables of the training visits end with them
 MAX_VISITS = 7_000
+SHORT_SHARE = 0.5  # of the training visits: once more, with a shortened history
+EMPTY_SHARE = 0.15  # of the shortened histories
 TRAINING = Training()
 SETTINGS: Mapping[str, object] = {
     "history_share": HISTORY_SHARE,
     "max_visits": MAX_VISITS,
+    "short_share": SHORT_SHARE,
+    "empty_share": EMPTY_SHARE,
     "folds": FOLDS,
     **dataclasses.asdict(TRAINING),
 }
@@ -61,16 +67,31 @@ def fit(logs: Logs, seed: int, threads: int) -> CountsNetworks:
     early = tables.fit(logs, before_us, collaborative_fit.fit(logs, before_us, seed, threads))
     requests = training_visits(logs, before_us, rng)
     moments = of_requests(logs)
-    visits = ((moments[r], logs.ad_object_A[logs.relevant(r)[0]]) for r in requests.tolist())
-    bar = progress.bar(visits, total=len(requests), label="features of training visits")
-    examples = counts.examples(bar, early, rng)
+    short = requests[rng.random(len(requests)) < SHORT_SHARE]
+    every = np.concatenate([requests, short])
+    shown = itertools.chain(moments.at(requests), shortened(moments, short, rng).at(short))
+    visits = ((moment, logs.ad_object_A[logs.relevant(r)[0]]) for moment, r in zip(shown, every.tolist(), strict=True))
+    examples = counts.examples(progress.bar(visits, total=len(every), label="features of training visits"), early, rng)
     final = tables.fit(logs, end_us, collaborative_fit.fit(logs, end_us, seed, threads))
     full = counts.fit(examples, final, TRAINING, seed)
-    fold_V = logs.request_user_R[requests] % FOLDS
+    fold_V = logs.request_user_R[every] % FOLDS
     # with visits of one fold alone, the other's network has nothing to learn from; then it learns from all
     others = (examples.of(fold_V != fold) if (fold_V != fold).any() else examples for fold in range(FOLDS))
     held_out = tuple(counts.fit(part, early, TRAINING, seed) for part in others)  # the examples of one fold at a time
     return CountsNetworks(full=full, held_out=held_out)
+
+
+def shortened(moments: Moments, rows: NDArray[np.int64], rng: np.random.Generator) -> Moments:
+    """The same moments, those at ``rows`` with a number of last visits alone: drawn in equal ratios from none to all.
+
+    `EMPTY_SHARE` of them have an empty history.
+    """
+    visits_N = (moments.visits_before() - moments.first_visits())[rows]
+    kept_N = np.exp(rng.uniform(0, np.log(visits_N + 1))).astype(np.int64) - 1
+    kept_N[rng.random(len(rows)) < EMPTY_SHARE] = 0
+    kept_M = np.full(len(moments), len(moments.visits))
+    kept_M[rows] = kept_N
+    return moments.last_visits(kept_M)
 
 
 def tables_end_us(logs: Logs) -> int:

@@ -104,8 +104,7 @@ class TunedSearcher:
 
     def _requests(self, thread: Thread, views: Sequence[View]) -> Iterator[_Request]:
         objects_T = self.searcher.backbone.layout.objects(thread.ids)
-        moments = self.threads.moments.at(thread.requests)
-        for r, end, moment in zip(thread.requests.tolist(), thread.ends.tolist(), moments, strict=True):
+        for r, end, moment in zip(thread.requests.tolist(), thread.ends.tolist(), thread.moments, strict=True):
             pointer_bias_T = self.live.pointer_bias(moment, objects_T)
             for view in views:
                 trie, objects = self.live.new(moment) if view == "new" else self.live.all(moment)
@@ -116,7 +115,9 @@ def _parts(thread: Thread) -> Iterator[Thread]:
     """The thread, or several with the same beginning and at most `MAX_REQUESTS_OF_A_THREAD` of its requests each."""
     for start in range(0, len(thread.ends), MAX_REQUESTS_OF_A_THREAD):
         part = slice(start, start + MAX_REQUESTS_OF_A_THREAD)
-        yield Thread(thread.ids[: thread.ends[part][-1] + 1], thread.ends[part], thread.requests[part])
+        yield Thread(
+            thread.ids[: thread.ends[part][-1] + 1], thread.ends[part], thread.requests[part], thread.moments[part]
+        )
 
 
 def search_of(

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leadre.data.histories import first_seen
+from leadre.data.moment import Moment
 from leadre.lm.beam import repeatable
 from leadre.lm.layout import Layout
 from leadre.lm.prior import InventoryPrior
@@ -114,19 +114,18 @@ class Examples:
         visits = int(tokens_V[window.stop] - tokens_V[window.start])
         return prefix + visits + self.branch_count(window.requests) * (len(self.layout.sizes) - 1)
 
-    def targets(self, r: int) -> Targets:
-        """The objects acted on in request ``r`` among all live objects and, if new to the user, among new ones."""
+    def targets(self, r: int, moment: Moment) -> Targets:
+        """The objects acted on in request ``r`` among all live objects and, if new to ``moment``, among new ones."""
         ads, _ = self.logs.relevant(r)
-        objects, first_ad = np.unique(self.logs.ad_object_A[ads], return_index=True)
+        objects = np.unique(self.logs.ad_object_A[ads])
         codes = self.live.codes_OL[objects]
-        moment = self.threads.moments[r]
         trie, live_objects = self.live.all(moment)
         live = [live_objects]
         priors = path_priors(trie, codes)
         views = np.zeros(len(codes), np.int64)
         weights = np.full(len(objects), len(objects) ** -0.5)  # the weight of a basket grows with the root of its size
         branches = np.arange(len(objects))
-        is_new = first_seen(self.logs, r)[first_ad]
+        is_new = ~np.isin(objects, moment.history.object_E)
         if self.new_weight and is_new.any():
             new_trie, new_objects = self.live.new(moment)
             live.append(new_objects)
@@ -173,7 +172,8 @@ class Examples:
         )
 
     def _row(self, thread: Thread) -> _Row:
-        return _Row(thread, [self.targets(int(r)) for r in thread.requests], self.layout)
+        targets = [self.targets(int(r), moment) for r, moment in zip(thread.requests, thread.moments, strict=True)]
+        return _Row(thread, targets, self.layout)
 
     def _pointer_bias(self, row: _Row, length: int) -> NDArray[np.float32]:
         """float32 [N, length] of a thread's targets: -inf at positions that the pointer may not copy."""
@@ -181,10 +181,10 @@ class Examples:
         ids_T[: row.thread_length] = row.ids[: row.thread_length]
         objects_T = self.layout.objects(ids_T)
         parts = []
-        for r, end, target in zip(row.requests, row.ends, row.targets, strict=True):
+        for moment, end, target in zip(row.moments, row.ends, row.targets, strict=True):
             views = len(target.live)
             may_copy = repeatable(self.layout, np.tile(ids_T, (views, 1)), np.full(views, end), target.live)
-            bias_T = self.live.pointer_bias(self.threads.moments[r], objects_T)
+            bias_T = self.live.pointer_bias(moment, objects_T)
             if bias_T is None:
                 bias_T = np.zeros_like(objects_T, np.float32)
             parts.append(np.where(may_copy, bias_T, np.float32(-np.inf))[target.view_N])
@@ -200,7 +200,7 @@ class _Row:
 
     def __init__(self, thread: Thread, targets: list[Targets], layout: Layout) -> None:
         self.thread_length = len(thread.ids)
-        self.requests = thread.requests.tolist()
+        self.moments = thread.moments
         self.ends = thread.ends.tolist()
         self.targets = targets
         self.predicts = list[list[int]]()

@@ -64,6 +64,9 @@ class Config(config.Common):
     train_visits: int = config.option(
         5_000, "the last training requests of a user that are targets, the others are history only; 0 = all", at_least=0
     )
+    short_share: float = config.option(
+        0.0, "share of training windows that are short and tell of nothing before them", at_least=0, at_most=1
+    )
     schedule: TrainingSchedule = config.group(TrainingSchedule())
     new_weight: float = config.option(
         0.5, "weight of new conversions ranked among new ads, beside all conversions", at_least=0
@@ -202,7 +205,10 @@ def thread_builder(config: Config, prompter: PromptWriter, logs: Logs, from_us: 
     from leadre.data import moment
     from leadre.tune.threads import ThreadBuilder
 
-    threads = ThreadBuilder(prompter, moment.of_requests(logs), config.burn_in, from_us, config.train_visits)
+    moments = moment.of_requests(logs)
+    threads = ThreadBuilder(
+        prompter, moments, config.burn_in, from_us, config.train_visits, short_share=config.short_share
+    )
     if not len(threads.train_R):
         raise InputError(
             "the data artifact has no training requests with an outcome; check the split options of `leadre data`"

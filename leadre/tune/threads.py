@@ -25,10 +25,12 @@ from leadre.tune.prompts import PromptWriter
 class Window:
     """Visits ``start .. stop`` (exclusive) of a user, and the moments answered among them, ascending by time.
 
+    ``first`` is the visit that their histories begin with: the earliest that the prompt may tell of. ``first``,
     ``start`` and ``stop`` index the visits of all users; ``requests`` index the Moments of the `ThreadBuilder`.
     """
 
     user: int
+    first: int
     start: int
     stop: int
     requests: NDArray[np.int64]
@@ -36,24 +38,36 @@ class Window:
 
 @dataclass(frozen=True)
 class Thread:
-    """A window's prompt, and for each of its requests the position whose next token is the answer's first code."""
+    """A window's prompt, and for each of its requests the position whose next token is the answer's first code.
+
+    ``moments``: those of the requests, with the histories that the prompt tells of.
+    """
 
     ids: Ids
     ends: NDArray[np.int64]
     requests: NDArray[np.int64]
+    moments: Sequence[Moment]
 
 
 class ThreadBuilder:
     """Cuts the visits of ``moments`` into windows and writes their threads.
 
     ``burn_in`` is the share of training time whose requests are context only, never targets; so are those before
-    ``from_us``, and all but the last ``visits`` of a user (0 = no bound).
+    ``from_us``, and all but the last ``visits`` of a user (0 = no bound). ``short_share`` of the training windows are
+    short and tell of nothing before them, so that a model also learns to answer users of whom little is known.
     """
 
     def __init__(
-        self, prompter: PromptWriter, moments: Moments, burn_in: float = 0.0, from_us: int = 0, visits: int = 0
+        self,
+        prompter: PromptWriter,
+        moments: Moments,
+        burn_in: float = 0.0,
+        from_us: int = 0,
+        visits: int = 0,
+        short_share: float = 0.0,
     ) -> None:
         self.prompter = prompter
+        self.short_share = short_share
         self.moments = moments
         self.logs = moments.logs
         self.visits = moments.visits
@@ -78,14 +92,17 @@ class ThreadBuilder:
         budget = 2 * self.prompter.blocks.short_tokens
         windows = []
         for user, requests in self._by_user(self.train_R if requests_R is None else requests_R):
-            start = int(self.visits.user_offsets[user])
+            first = start = int(self.visits.user_offsets[user])
             last = int(self.visit_R[requests[-1]]) + 1
             limit = int(budget * rng.uniform(0.3, 1.0))
             while start < last:
+                is_short = self.short_share > 0 and rng.random() < self.short_share
+                if is_short:
+                    limit = int(budget ** rng.random())  # from one visit to a whole window, in equal ratios
                 stop = self._stop(start, last, limit)
                 inside = requests[(self.visit_R[requests] >= start) & (self.visit_R[requests] < stop)]
                 if len(inside):
-                    windows.append(Window(user, start, stop, inside))
+                    windows.append(Window(user, start if is_short else first, start, stop, inside))
                 start = stop
                 limit = budget
         return windows
@@ -98,27 +115,23 @@ class ThreadBuilder:
             starts_Q = serving_starts(self.tokens_V, first_Q, self.visit_R[requests], self.prompter.blocks.short_tokens)
             for first, start in np.unique(np.stack([first_Q, starts_Q], 1), axis=0).tolist():
                 inside = requests[(first_Q == first) & (starts_Q == start)]
-                windows.append(Window(user, start, int(self.visit_R[inside[-1]]) + 1, inside))
+                windows.append(Window(user, first, start, int(self.visit_R[inside[-1]]) + 1, inside))
         return windows
 
     def write(self, window: Window) -> Thread:
         """The thread of a window. A request sees nothing of its own visit but the context."""
-        moments = list(self.moments.at(window.requests))
-        ids, ends = write_thread(self.prompter, moments, self._start(window))
-        return Thread(ids, ends, window.requests)
+        moments = list(self.moments.at(window.requests, window.first))
+        ids, ends = write_thread(self.prompter, moments, window.start - window.first)
+        return Thread(ids, ends, window.requests, moments)
 
     def prefix(self, window: Window) -> Ids:
         """The prefix of a window's thread."""
-        moment = self.moments[int(window.requests[-1])]
-        return self.prompter.prefix(moment, self._start(window))
+        (moment,) = self.moments.at(window.requests[-1:], window.first)
+        return self.prompter.prefix(moment, window.start - window.first)
 
     def length(self, window: Window) -> int:
         """About how many positions the visits of a window take."""
         return int(self.tokens_V[window.stop] - self.tokens_V[window.start])
-
-    def _start(self, window: Window) -> int:
-        """The first visit of a window, counted from the first one of its requests' histories."""
-        return window.start - int(self.first_R[window.requests[-1]])
 
     def _stop(self, start: int, last: int, limit: int) -> int:
         stop = int(np.searchsorted(self.tokens_V, self.tokens_V[start] + limit, side="right")) - 1

@@ -123,3 +123,34 @@ def test_a_model_without_information_ranks_by_the_network(small, fit):
             log_p = scores - np.log(np.exp(scores - scores.max()).sum()) - scores.max()
             assert len(result.rows) == len(objects)
             np.testing.assert_allclose(result.log_p, log_p[result.rows], atol=0.02)  # bfloat16
+
+
+def test_shortened_histories_are_the_last_visits(small):
+    moments = small.moments
+    visits_M = moments.visits_before() - moments.first_visits()
+    rows = np.flatnonzero(visits_M > 10)[::2]
+    short = counts_fit.shortened(moments, rows, np.random.default_rng(0))
+    kept_N = (short.visits_before() - short.first_visits())[rows]
+    assert 0 < (kept_N == 0).sum() < len(rows) / 2
+    assert kept_N.max() > 5 and np.median(kept_N) < np.median(visits_M[rows]) / 2
+    for r in rows[:20].tolist():
+        shown = short[r].history.object_E.tolist()
+        assert shown == moments[r].history.object_E[len(moments[r].history) - len(shown) :].tolist()
+    others = np.setdiff1d(np.arange(len(moments)), rows)
+    assert np.array_equal(short.begin_M[others], moments.begin_M[others])
+
+
+def test_some_training_visits_count_again_with_a_short_history(small, monkeypatch):
+    seen = []
+
+    def spy(visits, tables, rng):
+        return examples((seen.append(moment) or (moment, acted) for moment, acted in visits), tables, rng)
+
+    examples = counts_fit.counts.examples
+    monkeypatch.setattr(counts_fit.counts, "examples", spy)
+    counts_fit.fit(small.logs, 0, 1)
+    visits = [(moment.user, moment.at_us) for moment in seen]
+    whole = {visit: len(moment.history) for visit, moment in zip(visits, seen, strict=True) if visits.count(visit) == 1}
+    again = [len(moment.history) for moment in seen[len(set(visits)) :]]
+    assert len(whole) > 0.3 * len(set(visits)) and len(again) > 0.3 * len(set(visits))
+    assert np.median(again) < np.median(list(whole.values())) / 2

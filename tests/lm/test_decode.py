@@ -256,7 +256,7 @@ def test_training_and_serving_compute_the_same_log_likelihood(name, money, small
     codes = iter(batch.targets_NL.tolist())
     expected = []
     for r in np.concatenate([window.requests for window in windows]).tolist():
-        targets = examples.targets(r)
+        targets = examples.targets(r, small.moments[r])
         expected += [scored[r, VIEWS[view], object_of[tuple(next(codes))]] for view in targets.view_N]
     assert {view for _, view, _ in scored} == set(VIEWS)
     assert len(expected) == len(log_p_N) > 20

@@ -112,7 +112,7 @@ def by_hand(small, hand, new_weight):
 
 def test_targets_of_both_views_by_hand(small, hand):
     examples, live = by_hand(small, hand, new_weight=0.5)
-    targets = examples.targets(0)
+    targets = examples.targets(0, examples.threads.moments[0])
     assert targets.codes_NL.tolist() == live.codes_OL[[1, 2, 3, 2, 3]].tolist()
     assert targets.branch_N.tolist() == [0, 1, 2, 1, 2]  # an object has one branch in both views
     assert targets.weights_N.tolist() == pytest.approx([3**-0.5] * 3 + [0.5 * 2**-0.5] * 2)
@@ -128,7 +128,7 @@ def test_targets_of_both_views_by_hand(small, hand):
 
 def test_new_weight_zero_leaves_the_view_of_new_objects_out(small, hand):
     examples, _ = by_hand(small, hand, new_weight=0.0)
-    targets = examples.targets(0)
+    targets = examples.targets(0, examples.threads.moments[0])
     assert len(targets.codes_NL) == len(targets.weights_N) == 3
     assert all(len(prior) == 3 for prior in targets.priors)
 

@@ -80,8 +80,9 @@ def test_training_thread_is_that_of_a_log_which_ends_at_the_request(small, threa
         end = int(thread.ends[at])
         past, there = cut_at(small.logs, r)
         then = small.threads(past)
-        start = window.start - threads.visits.user_offsets[window.user] + then.visits.user_offsets[window.user]
-        begun = then.write(Window(window.user, int(start), int(then.visit_R[there]) + 1, np.array([there])))
+        first = int(then.visits.user_offsets[window.user])
+        start = first + window.start - window.first
+        begun = then.write(Window(window.user, first, start, int(then.visit_R[there]) + 1, np.array([there])))
         assert begun.ids.tobytes() == thread.ids[: end + 1].tobytes()
         checked += 1
     assert checked > 5
@@ -258,3 +259,34 @@ def test_requests_in_the_burn_in_are_context_and_no_targets(small):
     requests = np.flatnonzero(logs.request_split_R == TEST)
     for window, same in zip(every.serving(requests), late.serving(requests), strict=True):
         assert window.start == same.start and np.array_equal(every.write(window).ids, late.write(same).ids)
+
+
+def test_short_windows_tell_of_their_own_visits_alone(small):
+    threads = ThreadBuilder(small.prompter(), of_requests(small.logs), short_share=1.0)
+    windows = threads.training(seed=0)
+    assert sorted(np.concatenate([window.requests for window in windows]).tolist()) == threads.train_R.tolist()
+    sizes = [window.stop - window.start for window in windows]
+    assert min(sizes) == 1 and max(sizes) > 3
+    first = small.layout.words + small.layout.codes
+    for window in windows[::5]:
+        thread = threads.write(window)
+        begin, end = (threads.visits.event_offsets[visit] for visit in (window.start, window.stop))
+        shown = small.logs.object_E[begin:end]
+        assert {int(i) - first for i in thread.ids if i >= first} <= set(shown.tolist())
+        assert thread.ids[: len(threads.prefix(window))].tolist() == threads.prefix(window).tolist()
+        for r, moment in zip(window.requests.tolist(), thread.moments, strict=True):
+            visit = int(threads.visit_R[r])
+            assert (
+                moment.history.object_E.tolist()
+                == small.logs.object_E[begin : threads.visits.event_offsets[visit]].tolist()
+            )
+
+
+def test_share_of_short_windows(small):
+    def windows(share):
+        return ThreadBuilder(small.prompter(), of_requests(small.logs), short_share=share).training(seed=0)
+
+    whole, some = windows(0.0), windows(0.5)
+    assert all(window.first == small.moments.visits.user_offsets[window.user] for window in whole)
+    short = [window.first > small.moments.visits.user_offsets[window.user] for window in some]
+    assert 0.3 < np.mean(short) < 0.7
