@@ -62,7 +62,7 @@ def row_counts(logs: Logs) -> tuple[F64, F64]:
         rows = db.sql(
             f"""select household_id, line, count(*), count(*) filter (live.line is not null)
             from transactions t join product_line using (product_id)
-            left join live using (store_id, week, line) where week <= {journey.TRAIN_WEEKS[1]} group by 1, 2"""
+            left join live using (market, week, line) where week <= {journey.TRAIN_WEEKS[1]} group by 1, 2"""
         ).fetchall()
     user_index = {name: u for u, name in enumerate(logs.users["user_id"])}
     for household, line, count, promoted in rows:  # ads are sorted by ID, which is the line number

@@ -1,14 +1,14 @@
-"""Cold-start data: tables in which some objects are first launched when training ends.
+"""Cold-start data: tables in which some objects are first launched when training ends, or some days before.
 
-Before the first held-out request a hidden object is in no event and live in no request; from then on it is an object
-like any other. The tables themselves lack it, so no later stage can train on it or count it as shown without a click.
+Before its launch a hidden object is in no event and live in no request; from then on it is an object like any other.
+The tables themselves lack it, so no later stage can train on it or count it as shown without a click.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import polars as pl
 
@@ -28,26 +28,27 @@ def draw(object_ids: pl.Series, share: float, seed: int) -> pl.Series:
     return ids.filter(pl.Series([int.from_bytes(digest) < share * 2**64 for digest in hashes], dtype=pl.Boolean))
 
 
-def launch_late(tables: Tables, object_ids: pl.Series, *, positive: str, keep_empty: bool) -> Tables:
-    """The tables as if the ads of these objects were launched at the first held-out request.
+def launch_late(tables: Tables, object_ids: pl.Series, *, positive: str, keep_empty: bool, days: float = 0.0) -> Tables:
+    """The tables as if the ads of these objects were launched ``days`` before the first held-out request.
 
     Training requests that lose all their outcomes are empty requests, unless ``keep_empty``. Those without a live ad
     are dropped. Raises InputError if there are no held-out requests.
     """
-    launched_at = tables.requests.filter(pl.col("split") != "train")["at"].min()
-    if not isinstance(launched_at, datetime):
+    ended_at = tables.requests.filter(pl.col("split") != "train")["at"].min()
+    if not isinstance(ended_at, datetime):
         raise InputError(
             "--hide: the log has no validation or test requests, so a hidden object would never be live; set --hide 0,"
             " or move --valid-from and --test-from"
         )
+    launched_at = ended_at - timedelta(days=days)
     ads = tables.ads.filter(pl.col("object_id").is_in(object_ids.implode()))["ad_id"]
-    training = tables.requests.filter(pl.col("split") == "train")
+    before_launch = tables.requests.filter(pl.col("at") < launched_at)
     is_hidden = (
         pl.when(pl.col("domain") == "ad")
         .then(pl.col("item_id").is_in(ads.implode()))
         .otherwise(pl.col("item_id").is_in(object_ids.implode()))
     )
-    is_early = (pl.col("at") < launched_at) | pl.col("request_id").is_in(training["request_id"].implode())
+    is_early = (pl.col("at") < launched_at) | pl.col("request_id").is_in(before_launch["request_id"].implode())
     events = tables.events.filter(~(is_hidden & is_early.fill_null(False)))
     empty_ids = tables.empty_requests.select("request_id")
     if not keep_empty:
@@ -56,7 +57,7 @@ def launch_late(tables: Tables, object_ids: pl.Series, *, positive: str, keep_em
         empty_ids = pl.concat([empty_ids, before.join(after, on="request_id", how="anti")])
     inventories = _live_from(launched_at, pl.concat([tables.inventories, tables.empty_inventories]), ads)
     requests = pl.concat([tables.requests, tables.empty_requests]).sort("at", "user_id", "request_id")
-    assert (requests.filter(pl.col("split") == "train")["at"] < launched_at).all(), "training ends after the launch"
+    assert (requests.filter(pl.col("split") == "train")["at"] < ended_at).all(), "training ends after held-out requests"
     live = Inventories.of(requests, inventories, inventories["ad_id"].unique().sort())
     requests = requests.filter(live.sizes_R > 0)
     empty = requests.join(empty_ids, on="request_id", how="semi", maintain_order="left")

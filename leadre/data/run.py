@@ -46,6 +46,9 @@ class Config(config.Common):
     hide: float = config.option(
         0.0, "share of the advertised objects that are launched when training ends: cold start", at_least=0, below=1
     )
+    hide_days: float = config.option(
+        0.0, "days before training ends at which they are launched: so many days of counts", at_least=0
+    )
     erase: str = config.option(
         "", "remove these users from the run; IDs separated by commas, or a file with one a line"
     )
@@ -58,6 +61,9 @@ class Config(config.Common):
     )
     journey_max_buyers: int = config.option(
         0, "lines of the source journey with more buyers are content and no ads; 0 = no bound", at_least=0
+    )
+    journey_products: bool = config.option(
+        False, "ads of the source journey are products, and live is what any store promotes: ten thousand ads"
     )
     world_users: int = config.option(200, "users of the synthetic market", at_least=1)
     world_ads: int = config.option(120, "ads of the synthetic market", at_least=1)
@@ -75,6 +81,8 @@ def run(config: Config) -> str | None:
     if config.erase:
         _erase(config)
         return None
+    if config.hide_days and not config.hide:
+        raise InputError(f"--hide-days {config.hide_days:g}: no object is hidden; set --hide above 0")
     output = artifact.Output(
         folder=config.folder("data"),
         kind=artifact.TABLES,
@@ -151,8 +159,12 @@ def read(config: Config) -> Tables:
     """The validated tables of the source."""
     if config.source == "journey":
         journey = _journey()
-        buyers = journey.Buyers(at_least=config.journey_min_buyers, at_most=config.journey_max_buyers or None)
-        tables: Tables = journey.read(config.path, config.threads, buyers)
+        task = journey.Task(
+            at_least=config.journey_min_buyers,
+            at_most=config.journey_max_buyers or None,
+            products=config.journey_products,
+        )
+        tables: Tables = journey.read(config.path, config.threads, task)
         return tables
     cut = _cut(config)
     if config.source == "world":
@@ -176,8 +188,11 @@ def _hide(config: Config, tables: Tables, folder: Path) -> Tables:
 
     object_ids = hidden.draw(tables.ads["object_id"].fill_null(tables.ads["ad_id"]), config.hide, config.seed)
     parquet.write(object_ids.to_frame("object_id"), folder / histories.HIDDEN)
-    progress.say(f"data: {len(object_ids):,} objects are hidden until training ends")
-    return hidden.launch_late(tables, object_ids, positive=config.positive, keep_empty=config.keep_empty)
+    until = f"{config.hide_days:g} days before training ends" if config.hide_days else "training ends"
+    progress.say(f"data: {len(object_ids):,} objects are hidden until {until}")
+    return hidden.launch_late(
+        tables, object_ids, positive=config.positive, keep_empty=config.keep_empty, days=config.hide_days
+    )
 
 
 def clean(tables: Tables) -> Tables:

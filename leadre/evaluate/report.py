@@ -23,7 +23,7 @@ from leadre.data.histories import Logs
 from leadre.errors import ArtifactError
 from leadre.evaluate import plots
 from leadre.evaluate.retrieval import slices
-from leadre.evaluate.retrieval.measure import METRICS, Ads, View
+from leadre.evaluate.retrieval.measure import Ads, View
 from leadre.generate.channels.registry import CHANNELS
 from leadre.readings import Reading
 from leadre.semid import codebook
@@ -80,7 +80,7 @@ def write(folder: Path, inputs: ReportInputs) -> None:
         ads=len(inputs.logs.ads),
         live=round(float(np.mean(inputs.logs.inventories.sizes_R[inputs.views[0].requests_V]))),
         views=[_view_table(v, inputs.tables[v.name]) | {"plot": _plot(v, inputs.tables[v.name])} for v in inputs.views],
-        slices=[_view_table(v, inputs.tables[v.name], slices.METRICS) for v in inputs.slices],
+        slices=[_view_table(v, inputs.tables[v.name]) for v in inputs.slices],
         loss=loss_svg,
         alignment=_alignment(inputs.root / "tune-sft" / "alignment.json"),
         preferences=_image_base64(inputs.tuned / "pairs.png"),
@@ -129,7 +129,8 @@ def verdict(cell: Mapping[str, Any]) -> str:
     return "above" if cell["diff"]["mean"] > 0 else "below"
 
 
-def _view_table(v: View, table: Table, columns: Sequence[str] = METRICS) -> dict[str, Any]:
+def _view_table(v: View, table: Table) -> dict[str, Any]:
+    columns = list(table[OURS])
     ordered = sorted(table.items(), key=lambda item: -item[1][HEADLINE]["mean"])
     rows = [
         {

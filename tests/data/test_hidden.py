@@ -1,6 +1,7 @@
 """Hidden objects: drawn by their IDs, absent from the training data, live afterwards."""
 
 import dataclasses
+from datetime import timedelta
 
 import numpy as np
 import polars as pl
@@ -100,6 +101,33 @@ def test_shared_windows_of_hidden_ads_begin_at_the_launch():
         "valid": everything,
         "test": everything,
     }
+
+
+def test_launch_some_days_before_training_ends():
+    """From the launch on, hidden ads are live and in events of training requests; before it, in neither."""
+    tables = world.read(seed=3, users=24, ads=40, contents=12)
+    ids = tables.ads["object_id"][:10].unique()
+    ads = tables.ads.filter(pl.col("object_id").is_in(ids.implode()))["ad_id"].implode()
+    days = 5
+    late, at_end = (
+        hidden.launch_late(tables, ids, positive="conversion", keep_empty=False, days=days) for days in (days, 0)
+    )
+    launched_at = tables.requests.filter(pl.col("split") != "train")["at"].min() - timedelta(days=days)
+    hidden_events = late.events.filter(pl.col("item_id").is_in(ads) | pl.col("item_id").is_in(ids.implode()))
+    before_launch = late.requests.filter(pl.col("at") < launched_at)["request_id"]
+    assert (hidden_events["at"] >= launched_at).all()
+    assert not hidden_events["request_id"].is_in(before_launch.implode()).any()
+    assert len(late.events) > len(at_end.events)
+    early, recent = set(), set()
+    training = late.requests.filter(pl.col("split") == "train")
+    for at, shown in zip(training["at"], live_ads(training, late.inventories), strict=True):
+        (early if at < launched_at else recent).update(shown)
+    assert not early & set(ads.item()) and recent & set(ads.item())
+
+
+def test_days_without_a_hidden_object_are_refused(tmp_path):
+    with pytest.raises(InputError, match="--hide-days 7: no object is hidden; set --hide above 0"):
+        stage.run(stage.Config(run="x", work=tmp_path, hide_days=7, **SMALL))
 
 
 def test_keep_empty_keeps_requests_without_an_outcome():

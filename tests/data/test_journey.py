@@ -79,7 +79,7 @@ def test_total_value_equals_the_sales(tables: Tables) -> None:
 
 @pytest.fixture(scope="module")
 def few_buyers() -> Tables:
-    return journey.read(buyers=journey.Buyers(at_least=10, at_most=19))
+    return journey.read(task=journey.Task(at_least=10, at_most=19))
 
 
 def test_ads_of_few_buyers_are_no_ads_of_the_first_task(tables: Tables, few_buyers: Tables) -> None:
@@ -107,9 +107,22 @@ def test_lines_above_the_bound_are_content_where_they_are_promoted_too(tables: T
     assert len(few_buyers.events) > len(tables.events)
 
 
+def test_products_are_live_wherever_a_store_promotes_them(tables: Tables) -> None:
+    products = journey.read(task=journey.Task(at_least=20, products=True))
+    assert (len(products.ads), products.ads["title"].n_unique()) == (8306, 4661)
+    assert products.ads["title"][0] == "Apples braeburn (bulk&bag), national brand, manufacturer 2"
+    assert products.inventories["inventory_id"].n_unique() == 53
+    sizes = products.inventories.group_by("inventory_id").len()["len"]
+    assert (sizes.min(), sizes.max()) == (3440, 4341)
+    assert (len(products.requests), len(products.empty_requests)) == (113_611, 27_519)
+    assert len(products.requests.join(tables.requests, on="request_id", how="semi")) == 97_068
+    events = products.events.filter(pl.col("domain") == "ad")
+    assert set(events["item_id"]) <= set(products.inventories["ad_id"])
+
+
 def test_bounds_without_a_line_are_refused() -> None:
     with pytest.raises(InputError, match="no line has 30 or more buyers and at most 10"):
-        journey.read(buyers=journey.Buyers(at_least=30, at_most=10))
+        journey.read(task=journey.Task(at_least=30, at_most=10))
 
 
 def test_missing_file(tmp_path: object) -> None:

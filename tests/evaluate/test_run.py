@@ -84,7 +84,7 @@ def test_metrics_json_has_the_documented_shape(done):
     for table in figures["views"].values():
         assert list(table) == ["leadre", "leadre+counts", "control", "popularity", "own_frequency"]
         for method, row in table.items():
-            assert list(row) == list(retrieval.METRICS)
+            assert list(row) == list(retrieval.metrics_of(20))
             for metric, cell in row.items():
                 keys = {"mean", "lo", "hi"} | ({"diff"} if method != "leadre" else set())
                 assert set(cell) == ({"mean"} if metric == "coverage@10" else keys)
@@ -194,6 +194,18 @@ def test_lists_of_other_logs_are_refused(run_folder, tmp_path):
     helpers.write_lists(work / "tiny", logs, data=other)
     with pytest.raises(ArtifactError, match="other logs than"):
         run.run(helpers.config(Config, work))
+
+
+def test_longer_lists_have_one_recall_more(run_folder):
+    work, logs = run_folder
+    helpers.write_lists(work / "tiny", logs, config={"top": 20})
+    with pytest.raises(ArtifactError, match="lists of 20 ads; run `leadre generate` with --top 30"):
+        run.run(helpers.config(Config, work, length=30))
+    helpers.write_lists(work / "tiny", logs, config={"top": 30})
+    run.run(helpers.config(Config, work, length=30, channels=("own_frequency",)))
+    rows = json.loads((work / "tiny" / "evaluate" / "metrics.json").read_text())["views"]["all"]
+    assert list(rows["own_frequency"]) == list(retrieval.metrics_of(30))
+    assert rows["own_frequency"]["recall@30"]["mean"] > rows["own_frequency"]["recall@20"]["mean"]
 
 
 def test_lists_and_rivals_see_equally_much_of_a_history(run_folder):

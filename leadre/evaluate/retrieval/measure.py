@@ -31,7 +31,7 @@ Ints = NDArray[np.int64]
 VIEWS = ("all", "new")
 LIST_LENGTH = 20
 RECALL_AT = (5, 10, 20)
-METRICS = (*(f"recall@{k}" for k in RECALL_AT), "ndcg@10", "gmv@10", "value@10", "coverage@10")
+METRICS = ("ndcg@10", "gmv@10", "value@10", "coverage@10")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,15 @@ class View:
     value_nanos: list[Ints]
     live_ads: Ads  # the ads live in at least one request of the view
     price_A: NDArray[np.float64]  # price of every ad in the log, see `prices.training_prices`
+
+
+def metrics_of(length: int) -> tuple[str, ...]:
+    """The metrics of lists of ``length`` places: longer lists than `LIST_LENGTH` have one recall more."""
+    return *(f"recall@{k}" for k in _recall_at(length)), *METRICS
+
+
+def _recall_at(length: int) -> tuple[int, ...]:
+    return RECALL_AT if length <= LIST_LENGTH else (*RECALL_AT, length)
 
 
 def build_view(logs: Logs, requests_R: Ints, name: str) -> View:
@@ -218,7 +227,7 @@ def measure(v: View, ads_VK: Ads) -> dict[str, metrics.Ratio]:
     ones_V = np.ones(len(relevant_V))
     # metric -> numerator and denominator of each request
     sums: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {
-        f"recall@{k}": (metrics.recall_at(hit_VK, relevant_V, k), ones_V) for k in RECALL_AT
+        f"recall@{k}": (metrics.recall_at(hit_VK, relevant_V, k), ones_V) for k in _recall_at(ads_VK.shape[1])
     }
     sums["ndcg@10"] = (metrics.ndcg_at(hit_VK, relevant_V, 10), ones_V)
     sums["gmv@10"] = (metrics.value_at(value_VK, 10), total_V)
@@ -232,10 +241,20 @@ def measure(v: View, ads_VK: Ads) -> dict[str, metrics.Ratio]:
 
 
 def compare(
-    v: View, methods: Mapping[str, Ads], *, ours: str, resamples: int, seed: int, columns: Sequence[str] = METRICS
+    v: View,
+    methods: Mapping[str, Ads],
+    *,
+    ours: str,
+    resamples: int,
+    seed: int,
+    columns: Sequence[str] | None = None,
 ) -> dict[str, dict[str, dict[str, object]]]:
-    """Return method -> metric -> mean, lo, hi and, except for `ours`, diff: the paired difference method - ours."""
+    """Return method -> metric -> mean, lo, hi and, except for `ours`, diff: the paired difference method - ours.
+
+    ``columns``: the metrics, by default all of `metrics_of`.
+    """
     names = list(methods)
+    columns = columns or metrics_of(methods[ours].shape[1])
     measured = {name: measure(v, ads_VK) for name, ads_VK in methods.items()}
     table: dict[str, dict[str, dict[str, object]]] = {name: {} for name in names}
     for metric in columns:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leadre import progress
+from leadre.data.moment import Moment
 from leadre.lm.backbone import Backbone
 from leadre.lm.layout import Layout
 from leadre.lm.prior import NO_PRICE_EXPONENTS, InventoryPrior
@@ -73,10 +74,10 @@ class PreferenceExamples(Examples):
         rows = self._pairs_of[r]
         return np.unique(np.concatenate([self.pairs.chosen_P[rows], self.pairs.rejected_P[rows]]))
 
-    def targets(self, r: int) -> Targets:
+    def targets(self, r: int, moment: Moment) -> Targets:
         """The objects of the request's pairs, among all live objects."""
         codes = self.live.codes_OL[self.objects(r)]
-        trie, live_objects = self.live.all(self.threads.moments[r])
+        trie, live_objects = self.live.all(moment)
         return Targets(
             codes_NL=codes,
             priors=path_priors(trie, codes),
