@@ -4,8 +4,9 @@
     python runs/gather.py journey=FILE beauty/test=FILE,FILE,FILE
 
 SET=FILE takes both views of a file. SET/VIEW=FILE takes the view `all` alone, under another name: for logs in which
-both views are equal, and for a set of several runs. Several files are seeds of one run, on the same requests. A file
-may also be one of `bench/channels.py`, which has rivals alone, by seed and without money.
+both views are equal, and for a set of several runs. SET/VIEW:NAME=FILE takes another view or a slice, as `cold-new`.
+Several files are seeds of one run, on the same requests. A file may also be one of `bench/channels.py`, which has
+rivals alone, by seed and without money.
 
 retrieval.json: set -> view -> row -> metric -> mean, lo, hi (95 % bootstrap interval over users) and, except for the
 row `leadre`, diff: the paired difference row - leadre. `rival` is true for rows without LEADRE's lists. With several
@@ -24,11 +25,13 @@ from typing import Any
 
 import numpy as np
 
+from leadre.evaluate.retrieval.slices import SLICES
 from leadre.generate.channels.registry import CHANNELS
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "docs" / "results" / "retrieval.json"
-METRICS = ("recall@10", "ndcg@10", "gmv@10")
+METRICS = ("recall@10", "recall@50", "ndcg@10", "gmv@10")
+KIND_OF = dict.fromkeys(SLICES, "slices")  # of the figures in a metrics.json
 
 
 def gather(sources: Mapping[str, Sequence[str]], root: Path) -> dict[str, Any]:
@@ -36,12 +39,17 @@ def gather(sources: Mapping[str, Sequence[str]], root: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"about": {}}
     for source, files in sources.items():
         name, _, view = source.partition("/")
+        view, _, measured_as = view.partition(":")
         runs = [run for file in files for run in runs_of(json.loads((root / file).read_text(encoding="utf-8")))]
         first = runs[0]
         assert all(run["requests"] == first["requests"] for run in runs), f"{source}: seeds of different requests"
-        views = {view: "all"} if view else {shown: shown for shown in first["views"]}  # name here -> name in the files
+        # name here -> name in the files
+        views = {view: measured_as or "all"} if view else {shown: shown for shown in first["views"]}
         result.setdefault(name, {}).update(
-            {shown: table([run["views"][measured] for run in runs]) for shown, measured in views.items()}
+            {
+                shown: table([run[KIND_OF.get(measured, "views")][measured] for run in runs])
+                for shown, measured in views.items()
+            }
         )
         result["about"][source] = {
             "files": list(files),

@@ -105,8 +105,8 @@ def run(config: Config) -> None:
         report.write(temporary, inputs)
         seconds = round(time.monotonic() - started_s, 1)
         peak_rss_mb = round(artifact.peak_rss_mb(), 1)
-        figures = {"views": tables, "slices": by_slice, "rerank": weights, **_population(config, views, read)}
-        figures |= {"seconds": seconds, "peak_rss_mb": peak_rss_mb}
+        figures = {"views": tables, "slices": by_slice, "rerank": weights, "seconds": seconds}
+        figures |= {"peak_rss_mb": peak_rss_mb, **_population(config, [*views, *parts], read)}
         (temporary / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     for line in _summary(tables, views):
         progress.say(line)
@@ -125,7 +125,7 @@ def _record(
 
 
 def _population(config: Config, views: Sequence[View], read: Sequence[Reading]) -> dict[str, object]:
-    """The requests behind the figures: split, seed, numbers of requests and users by view, readings by row."""
+    """The requests behind the figures: split, seed, numbers of requests and users by view or slice, readings by row."""
     from leadre import readings
 
     return {

@@ -65,7 +65,7 @@ class Config(config.Common):
         5_000, "the last training requests of a user that are targets, the others are history only; 0 = all", at_least=0
     )
     short_share: float = config.option(
-        0.0, "share of training windows that are short and tell of nothing before them", at_least=0, at_most=1
+        0.0, "share of training windows that are short and hold nothing before them", at_least=0, at_most=1
     )
     schedule: TrainingSchedule = config.group(TrainingSchedule())
     new_weight: float = config.option(

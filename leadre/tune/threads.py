@@ -25,7 +25,7 @@ from leadre.tune.prompts import PromptWriter
 class Window:
     """Visits ``start .. stop`` (exclusive) of a user, and the moments answered among them, ascending by time.
 
-    ``first`` is the visit that their histories begin with: the earliest that the prompt may tell of. ``first``,
+    ``first`` is the visit that their histories begin with: the earliest that the prompt may hold. ``first``,
     ``start`` and ``stop`` index the visits of all users; ``requests`` index the Moments of the `ThreadBuilder`.
     """
 
@@ -40,7 +40,7 @@ class Window:
 class Thread:
     """A window's prompt, and for each of its requests the position whose next token is the answer's first code.
 
-    ``moments``: those of the requests, with the histories that the prompt tells of.
+    ``moments``: those of the requests, with the histories behind the prompt.
     """
 
     ids: Ids
@@ -54,7 +54,7 @@ class ThreadBuilder:
 
     ``burn_in`` is the share of training time whose requests are context only, never targets; so are those before
     ``from_us``, and all but the last ``visits`` of a user (0 = no bound). ``short_share`` of the training windows are
-    short and tell of nothing before them, so that a model also learns to answer users of whom little is known.
+    short and hold nothing before them, so that a model also learns to answer users of whom little is known.
     """
 
     def __init__(
@@ -92,7 +92,8 @@ class ThreadBuilder:
         budget = 2 * self.prompter.blocks.short_tokens
         windows = []
         for user, requests in self._by_user(self.train_R if requests_R is None else requests_R):
-            first = start = int(self.visits.user_offsets[user])
+            first = int(self.visits.user_offsets[user])
+            start = first
             last = int(self.visit_R[requests[-1]]) + 1
             limit = int(budget * rng.uniform(0.3, 1.0))
             while start < last:

@@ -118,7 +118,8 @@ def test_launch_some_days_before_training_ends():
     assert (hidden_events["at"] >= launched_at).all()
     assert not hidden_events["request_id"].is_in(before_launch.implode()).any()
     assert len(late.events) > len(at_end.events)
-    early, recent = set(), set()
+    early: set[str] = set()
+    recent: set[str] = set()
     training = late.requests.filter(pl.col("split") == "train")
     for at, shown in zip(training["at"], live_ads(training, late.inventories), strict=True):
         (early if at < launched_at else recent).update(shown)

@@ -44,7 +44,7 @@ def test_rows_have_the_documented_shape_and_are_ordered_by_recall(tmp_path: Path
     assert set(content) == {"about", "journey"} and set(content["journey"]) == {"all", "new"}
     rows = content["journey"]["all"]
     assert [(row, rows[row]["rival"]) for row in rows] == [("als", True), ("leadre", False), ("dpo", False)]
-    assert set(rows["als"]) == {"rival", "seeds", "recall@10", "ndcg@10", "gmv@10"}
+    assert set(rows["als"]) == {"rival", "seeds", *gather.METRICS}
     assert rows["als"]["recall@10"] == cell(0.4, 0.1)
     assert "diff" not in rows["leadre"]["recall@10"]
     assert content["about"]["journey"]["requests"] == {"all": 7, "new": 7}
@@ -57,6 +57,18 @@ def test_a_set_of_several_runs_keeps_all_and_is_gathered_again(tmp_path: Path) -
     assert [content["sparse"][view]["leadre"]["recall@10"]["mean"] for view in ("1", "2")] == [0.1, 0.2]
     assert [content["about"][source]["requests"] for source in sources] == [{"1": 1}, {"2": 2}]
     assert gather.sources_of(content) == sources
+
+
+def test_a_slice_is_taken_under_another_name(tmp_path: Path) -> None:
+    content = metrics({"leadre": (0.3, None)})
+    content["slices"] = {"cold-new": {"leadre": {"recall@10": cell(0.1, None)}}}
+    content["requests"]["cold-new"] = content["users"]["cold-new"] = 3
+    file = write(tmp_path, "0.json", content)
+    gathered = gather.gather({"new_ads/0:cold-new": [file], "plain": [file]}, tmp_path)
+    assert gathered["new_ads"]["0"]["leadre"]["recall@10"]["mean"] == 0.1
+    assert gathered["about"]["new_ads/0:cold-new"]["requests"] == {"0": 3}
+    assert set(gathered["plain"]) == {"all", "new"}
+    assert gather.gather(gather.sources_of(gathered), tmp_path) == gathered
 
 
 def test_seeds_are_averaged(tmp_path: Path) -> None:
@@ -72,7 +84,7 @@ def test_seeds_are_averaged(tmp_path: Path) -> None:
 
 def test_rivals_by_seed_have_no_difference_and_no_money(tmp_path: Path) -> None:
     seeds = {
-        seed: {"all": {name: cell(mean, None) for name in gather.METRICS[:2]}}
+        seed: {"all": {name: cell(mean, None) for name in ("recall@10", "ndcg@10")}}
         for seed, mean in (("0", 0.2), ("1", 0.4))
     }
     rows = {"sasrec": {**seeds, "mean": {"all": {"recall@10": {"mean": 0.9}}}}, "als": {"0": seeds["0"]}}

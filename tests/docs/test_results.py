@@ -145,16 +145,14 @@ def readings(retrieval: Any, *test_sets: str) -> str:
     return table(["test set", "requests", "users", "readings of a row"], rows)
 
 
-def sparse(retrieval: Any) -> str:
-    """Recall of every method by the visits of a history that it sees, with a mark that compares it with LEADRE."""
-    views = retrieval.get("sparse", {})
+def by_view(retrieval: Any, name: str, metric: str, heading: str) -> str:
+    """A metric of every method in each view of a set, with a mark that compares it with LEADRE."""
+    views = retrieval.get(name, {})
     if not views:
         return "\nNot measured yet.\n\n"
     methods = ordered(views[next(iter(views))])
-    rows = [
-        [title(method), *(_mean_and_mark(views[view][method]["recall@10"]) for view in views)] for method in methods
-    ]
-    return table(["R@10 by visits of a history", *views], rows)
+    rows = [[title(method), *(_mean_and_mark(views[view][method][metric]) for view in views)] for method in methods]
+    return table([heading, *views], rows)
 
 
 def steps(ablation: Any, *columns: str) -> str:
@@ -206,7 +204,7 @@ TABLES = (
     against,
     headline,
     readings,
-    sparse,
+    by_view,
     steps,
     without,
     pair,

@@ -261,7 +261,7 @@ def test_requests_in_the_burn_in_are_context_and_no_targets(small):
         assert window.start == same.start and np.array_equal(every.write(window).ids, late.write(same).ids)
 
 
-def test_short_windows_tell_of_their_own_visits_alone(small):
+def test_short_windows_hold_their_own_visits_alone(small):
     threads = ThreadBuilder(small.prompter(), of_requests(small.logs), short_share=1.0)
     windows = threads.training(seed=0)
     assert sorted(np.concatenate([window.requests for window in windows]).tolist()) == threads.train_R.tolist()
@@ -286,7 +286,8 @@ def test_share_of_short_windows(small):
     def windows(share):
         return ThreadBuilder(small.prompter(), of_requests(small.logs), short_share=share).training(seed=0)
 
-    whole, some = windows(0.0), windows(0.5)
+    whole = windows(0.0)
+    some = windows(0.5)
     assert all(window.first == small.moments.visits.user_offsets[window.user] for window in whole)
     short = [window.first > small.moments.visits.user_offsets[window.user] for window in some]
     assert 0.3 < np.mean(short) < 0.7
