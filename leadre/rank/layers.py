@@ -101,6 +101,13 @@ def sigmoid(x: Array) -> Array:
     return 0.5 * (1 + np.tanh(0.5 * x)) if isinstance(x, np.ndarray) else x.sigmoid()
 
 
+def logit_of_both(first: Array, second: Array) -> Array:
+    """Log-odds of the product of two probabilities, from their log-odds; finite for all that are."""
+    if isinstance(first, np.ndarray):
+        return -np.logaddexp(np.logaddexp(-first, -second), -first - second)
+    return -(-first).logaddexp(-second).logaddexp(-first - second)
+
+
 def softmax(x: Array, mask: Array | None = None) -> Array:
     """Softmax over the last axis among the entries of ``mask``, all without one; zeros where none is."""
     if mask is None and not isinstance(x, np.ndarray):

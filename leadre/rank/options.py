@@ -35,3 +35,4 @@ class RowOptions:
     )
     empty: bool = option(True, "rows of requests without an action too, so that p is one of any request")
     ids: bool = option(False, "read the semantic IDs: their prefixes as fields, text vectors for muse")
+    clicks: bool = option(False, "learn clicks beside conversions, as a second label of a network; esmm needs them")

@@ -5,6 +5,7 @@ Collaborative scores of the training rows come from a fit on the time before the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +15,15 @@ from leadre.artifact import Artifact
 from leadre.data import collaborative_fit, counts, histories
 from leadre.data.counts import CountTables
 from leadre.data.histories import I32, TRAIN, VALID, Logs, train_end_us
+from leadre.errors import InputError
 from leadre.rank import inputs, rows
 from leadre.rank.inputs import Vocabulary
 from leadre.rank.options import STOP_PART, STOP_SHARE, RowOptions
 from leadre.rank.rows import Example
 from leadre.rank.spec import FeatureSpec
 from leadre.semid import codebook as codebooks
+
+CLICK = "click"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +48,10 @@ def prepare(data: Artifact, codebook: Artifact | None, options: RowOptions, *, s
     codes_OL, content_OW = _ids(logs, codebook)
     seen_O = counts.exposures(logs, 0, train_end_us(logs)) > 0
     known, fields, sizes = inputs.vocabulary(logs, seen_O, codes_OL)
+    positive = str(data.meta["config"]["positive"])
+    clicked_of = _clicked(data, logs, positive, empty=options.empty) if options.clicks else None
     spec = FeatureSpec(
-        labels=(str(data.meta["config"]["positive"]),),
+        labels=(positive, CLICK) if clicked_of else (positive,),
         rows=options.rows,
         negatives=options.negatives,
         popularity=options.popularity,
@@ -62,7 +68,12 @@ def prepare(data: Artifact, codebook: Artifact | None, options: RowOptions, *, s
     for chosen, before_us in periods:
         scores = collaborative_fit.fit(logs, before_us, seed, threads)
         popularity = rows.Popularity(logs, scores, before_us, is_fresh=spec.popularity == "fresh")
-        part = rows.examples(logs, chosen, ads_of, spec, known, popularity, negatives=spec.negatives, seed=seed)
+        part = rows.examples(
+            *(logs, chosen, ads_of, spec, known, popularity),
+            negatives=spec.negatives,
+            seed=seed,
+            clicked_of=clicked_of,
+        )
         parts.append(list(part))
         rows.check_labels(parts[-1], spec)
     return Prepared(
@@ -74,6 +85,17 @@ def prepare(data: Artifact, codebook: Artifact | None, options: RowOptions, *, s
         tables=counts.fit(logs, train_end_us(logs), scores),
         content_OW=content_OW,
     )
+
+
+def _clicked(data: Artifact, logs: Logs, positive: str, *, empty: bool) -> Callable[[int], I32]:
+    """Request -> its clicked ads. InputError if clicks are the positive action already, or no ad has one."""
+    clicked = None if positive == CLICK else rows.acted(data, logs, CLICK, empty=empty)
+    if clicked is None:
+        raise InputError(
+            f"--clicks true: the positive action is {positive!r}, and the second label are clicks of ads beside"
+            " conversions; give `leadre data` a log with both and --positive conversion, or leave --clicks out"
+        )
+    return clicked
 
 
 def _ids(logs: Logs, codebook: Artifact | None) -> tuple[I32, NDArray[np.float32] | None]:

@@ -34,12 +34,16 @@ US_PER_WEEK = 7 * US_PER_DAY
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A request's rows: ``ads`` [C], their labels [C, H], and the inputs of a ranker."""
+    """A request's rows: ``ads`` [C], their labels [C, H], and the inputs of a ranker.
+
+    ``weight_CH``: factors of the log loss of each label, 0 where it is not known; None for 1 everywhere.
+    """
 
     request: int
     ads: I32
     label_CH: Bools
     inputs: RequestInputs
+    weight_CH: NDArray[np.float32] | None = None
 
 
 class Popularity:
@@ -71,24 +75,30 @@ def candidates(data: Artifact, logs: Logs, rows: Literal["live", "shown"], *, em
     """
     if rows == "live":
         return logs.inventory
+    shown = acted(data, logs, "impression", empty=empty)
+    if shown is None:
+        raise InputError("rank: no request has an impression, so no row was shown; set --rows live")
+
+    def of(request: int) -> I32:
+        ads: I32 = np.union1d(shown(request), logs.relevant(request)[0])
+        return ads
+
+    return of
+
+
+def acted(data: Artifact, logs: Logs, action: str, *, empty: bool) -> Callable[[int], I32] | None:
+    """Request -> the ads that have an action in it, ascending; None if no ad has. ``logs``: as in `candidates`."""
     requests = _requests(data, empty=empty)
     events = pl.read_parquet(data.path / "events.parquet", columns=["request_id", "item_id", "domain", "action"])
-    shown = (
-        events.filter((pl.col("domain") == "ad") & (pl.col("action") == "impression"))
+    pairs = (
+        events.filter((pl.col("domain") == "ad") & (pl.col("action") == action))
         .join(requests.select("request_id").with_row_index("request"), on="request_id")
         .join(logs.ads.select(item_id="ad_id").with_row_index("ad"), on="item_id")
         .sort("request", "ad")
     )
-    if not shown.height:
-        raise InputError("rank: no request has an impression, so no row was shown; set --rows live")
-    bounds = np.searchsorted(shown["request"].to_numpy(), np.arange(requests.height + 1))
-    ad_N = shown["ad"].to_numpy().astype(np.int32)
-
-    def of(request: int) -> I32:
-        ads: I32 = np.union1d(ad_N[bounds[request] : bounds[request + 1]], logs.relevant(request)[0])
-        return ads
-
-    return of
+    bounds = np.searchsorted(pairs["request"].to_numpy(), np.arange(requests.height + 1))
+    ad_N = pairs["ad"].to_numpy().astype(np.int32)
+    return (lambda request: ad_N[bounds[request] : bounds[request + 1]]) if pairs.height else None
 
 
 def plain_numbers(data: Artifact) -> NDArray[np.int64]:
@@ -115,16 +125,19 @@ def examples(
     *,
     negatives: float,
     seed: int,
+    clicked_of: Callable[[int], I32] | None = None,
 ) -> Iterator[Example]:
     """The rows of requests, in order of time: the ads ``ads_of`` with a label, and a share ``negatives`` of the others.
 
-    A request without a row is left out. The draw of a request depends on its number and the seed alone.
+    A request without a row is left out. The draw of a request depends on its number and the seed alone. ``clicked_of``
+    gives the second label, a click; an action of the first label counts as a click too.
     """
     moments = of_requests(logs)
     in_time = requests[np.argsort(logs.request_at_us_R[requests], kind="stable")]
     for r in progress.bar(in_time.tolist(), total=len(in_time), label="features of requests"):
         ads = ads_of(r)
         is_label_C = np.isin(ads, logs.relevant(r)[0])
+        labels = [is_label_C] if clicked_of is None else [is_label_C, is_label_C | np.isin(ads, clicked_of(r))]
         kept = is_label_C | (np.random.default_rng([seed, r]).random(len(ads)) < negatives)
         if kept.any():
             moment = moments[r]
@@ -132,7 +145,7 @@ def examples(
             yield Example(
                 request=r,
                 ads=ads[kept],
-                label_CH=is_label_C[kept, None],
+                label_CH=np.stack(labels, axis=1)[kept],
                 inputs=inputs(moment, ads[kept], spec, known, tables),
             )
 

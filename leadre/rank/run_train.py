@@ -36,8 +36,8 @@ if TYPE_CHECKING:  # torch and lightgbm are imported in run, so that --help stay
 class Config(config.Common):
     """Options of ``leadre rank train``."""
 
-    model: Literal["gbdt", "autoint", "dcnv2", "din", "din_paper", "finalmlp", "gdcn", "muse", "tin"] = config.option(
-        "gbdt", "the ranker: boosted trees or a network"
+    model: Literal["gbdt", "autoint", "dcnv2", "din", "din_paper", "esmm", "finalmlp", "gdcn", "muse", "tin"] = (
+        config.option("gbdt", "the ranker: boosted trees or a network")
     )
     training_rows: RowOptions = config.group(RowOptions())
     epochs: int = config.option(3, "epochs of a network, over which its rates fall to zero", at_least=1)
@@ -55,6 +55,8 @@ def run(config: Config) -> None:
     """Write ``work/<run>/rank-train`` unless it is current. InputError for rows from which nothing can be learnt."""
     if config.model == "muse" and not config.training_rows.ids:
         raise InputError("--model muse: searches by the text vectors of the semantic IDs; set --ids true")
+    if config.model == "esmm" and not config.training_rows.clicks:
+        raise InputError("--model esmm: learns conversions as clicks and what follows them; set --clicks true")
     if config.model == "gbdt" and config.table_variance:
         raise InputError("--table-variance: trees have no tables; take a network as --model, or leave it out")
     data = artifact.read(config.folder("data"), artifact.TABLES)

@@ -48,11 +48,11 @@ SEQUENCES = (
 class FeatureSpec:
     """Names of the features, sizes of their tables, and how rows are made.
 
-    ``labels``: the heads, actions of the ad domain. ``rows``: which ads of a request are rows: all live ones, or those
-    that were shown. ``negatives``: share of the rows without a label that training keeps; scores are corrected in the
-    log-odds. ``popularity`` stops at the end of training (frozen) or at the last whole week before a request
-    (fresh). ``tables``: rows of the table of each categorical feature, row 0 included. ``widths``: columns of a table,
-    by name, unless they are those of `models/shared.py`.
+    ``labels``: the heads, actions of the ad domain; scores are those of the first. ``rows``: which ads of a request
+    are rows: all live ones, or those that were shown. ``negatives``: share of the rows without a label that
+    training keeps; scores are corrected in the log-odds. ``popularity`` stops at the end of training (frozen) or at
+    the last whole week before a request (fresh). ``tables``: rows of the table of each categorical feature, row 0
+    included. ``widths``: columns of a table, by name, unless they are those of `models/shared.py`.
     """
 
     labels: tuple[str, ...]

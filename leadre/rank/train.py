@@ -170,14 +170,18 @@ def _size(rows: Sequence[Example], spec: FeatureSpec) -> int:
 
 
 def _loss(ranker: Ranker, spec: FeatureSpec, params: Mapping[str, Tensor], rows: Sequence[Example]) -> Tensor:
-    """Sum of the log losses of the rows' labels."""
+    """Sum of the weighted log losses of the rows' labels."""
     batch = as_tensors(collate([row.inputs for row in rows]))
     label_RCH = torch.zeros((*batch.mask_RC.shape, len(spec.labels)))
-    for target, row in zip(label_RCH, rows, strict=True):
-        target[: len(row.label_CH)] = torch.from_numpy(row.label_CH)
+    weight_RCH = torch.zeros_like(label_RCH)
+    for label_CH, weight_CH, row in zip(label_RCH, weight_RCH, rows, strict=True):
+        label_CH[: len(row.label_CH)] = torch.from_numpy(row.label_CH)
+        weight_CH[: len(row.label_CH)] = 1.0 if row.weight_CH is None else torch.from_numpy(row.weight_CH)
     logit_RCH: Tensor = ranker.score(params, spec, ranker.user(params, spec, batch), batch)
     is_row_RC = batch.mask_RC
-    return functional.binary_cross_entropy_with_logits(logit_RCH[is_row_RC], label_RCH[is_row_RC], reduction="sum")
+    return functional.binary_cross_entropy_with_logits(
+        logit_RCH[is_row_RC], label_RCH[is_row_RC], weight_RCH[is_row_RC], reduction="sum"
+    )
 
 
 @torch.no_grad()

@@ -61,6 +61,52 @@ def serving(claim: Any) -> str:
     return table(["ranker", "ms per 1,000 candidates"], rows)
 
 
+CHAIN = {
+    "clicked": "a network for each action, the conversion's on clicked rows",
+    "clicked+ipw": "+ weights 1 / p(click)",
+    "shared": "shared tables, the conversion's loss on clicked rows",
+    "division": "shared network, p(conversion) / p(click)",
+    "esmm": "ESMM",
+}
+
+
+def chain(claim: Any, *measures: str) -> str:
+    """Figures of models of click and conversion by the correlation of both effects, with marks against the first."""
+    models = claim["models"]
+    columns = [(measure, selection) for measure in measures for selection in models["esmm"]]
+    rows = [
+        [CHAIN[name], *(_interval(cells[selection][measure]) for measure, selection in columns)]
+        for name, cells in models.items()
+    ]
+    head = [f"{MEASURES[measure]}, selection {figure(float(selection), 1)}" for measure, selection in columns]
+    return table(["ranker", *head], rows)
+
+
+def chain_size(claim: Any) -> str:
+    """Parameters of the same models, and time of a score."""
+    rows = [
+        [CHAIN[name], f"{cell['parameters']['value']['mean']:,.0f}", figure(cell["ms_1000"]["value"]["mean"], 1)]
+        for name, cells in claim["models"].items()
+        if (cell := next(iter(cells.values())))
+    ]
+    return table(["ranker", "parameters", "ms per 1,000"], rows)
+
+
+MEASURES = {
+    "share": "share of the possible",
+    "clicked_auc": "AUC of clicked rows",
+    "product_share": "share of the possible",
+    "rare_ratio": "p / truth",
+}
+
+
+def _interval(cell: Cell) -> str:
+    value = cell["value"]
+    less = cell["less"]
+    mark = MARKS["above" if less["lo"] > 0 else "below" if less["hi"] < 0 else "tie"]
+    return f"{figure(value['mean'])} ± {figure(value['hi'] - value['mean'])} {mark}"
+
+
 def _share(cell: Cell) -> str:
     share = cell["share"]
     mark = MARKS["above" if cell["less"]["lo"] > 0 else "below" if cell["less"]["hi"] < 0 else "tie"]
@@ -71,4 +117,4 @@ def _seeds(cell: Cell) -> str:
     return " ".join(figure(round(share, 2) + 0.0, 2) for share in cell["shares"])  # + 0.0: no sign before zero
 
 
-TABLES = (planted, depths, narrow, serving)
+TABLES = (planted, depths, narrow, serving, chain, chain_size)

@@ -151,7 +151,8 @@ class RankerContract:
         swapped = {
             name: values[..., ::-1].copy() if values.shape[-1:] == (2,) else values for name, values in params.items()
         }
+        swapped_spec = dataclasses.replace(spec, labels=("conversion", "click"))
         request = examples[3].inputs
         scores = alone(self.ranker, spec, params, request)
         assert scores.shape[1] == 2 and not np.allclose(scores[:, 0], scores[:, 1])
-        np.testing.assert_allclose(alone(self.ranker, spec, swapped, request), scores[:, ::-1], atol=CLOSE)
+        np.testing.assert_allclose(alone(self.ranker, swapped_spec, swapped, request), scores[:, ::-1], atol=CLOSE)

@@ -177,6 +177,8 @@ def test_slices_and_samples_without_an_action_have_no_ratio():
 def test_bad_options_and_logs_are_refused(work, capsys, tmp_path):
     assert rank(work, "train", "--model", "muse") == 2
     assert "set --ids true" in capsys.readouterr().err
+    assert rank(work, "train", "--model", "esmm") == 2
+    assert "set --clicks true" in capsys.readouterr().err
     assert rank(work, "train", "--table-variance", "0.9") == 2
     assert "trees have no tables" in capsys.readouterr().err
     before = artifact.read(work / "m" / "rank-train", artifact.Kind("ranker", 2)).hash
@@ -185,6 +187,19 @@ def test_bad_options_and_logs_are_refused(work, capsys, tmp_path):
     assert artifact.read(work / "m" / "rank-train", artifact.Kind("ranker", 2)).hash == before
     assert main(["rank", "score", "--work", str(tmp_path), "--run", "m"]) == 2
     assert "leadre data" in capsys.readouterr().err
+
+
+def test_a_ranker_of_two_labels_scores_the_first(work, capsys):
+    """In this market every conversion has a click, and no other ad has."""
+    assert rank(work, "train", "--model", "esmm", "--clicks", "true", "--requests", "60", "--epochs", "1") == 0
+    trained = ranker.load(work / "m" / "rank-train")
+    assert trained.spec.labels == ("conversion", "click")
+    assert rank(work, "calibrate", "--requests", "60") == 0
+    size = ("--world-users", "20", "--world-ads", "40", "--world-contents", "12", "--positive", "click")
+    assert main(["data", "--work", str(work), "--run", "clicks", "--source", "world", *size]) == 0
+    capsys.readouterr()
+    assert main(["rank", "train", "--work", str(work), "--run", "clicks", "--model", "esmm", "--clicks", "true"]) == 2
+    assert "a log with both" in capsys.readouterr().err
 
 
 def test_narrow_tables_are_part_of_the_ranker(work):

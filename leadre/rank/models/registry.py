@@ -8,6 +8,7 @@ from leadre.rank.models.autoint import AutoInt
 from leadre.rank.models.dcnv2 import DcnV2
 from leadre.rank.models.din import Din
 from leadre.rank.models.din_paper import DinPaper
+from leadre.rank.models.esmm import Esmm
 from leadre.rank.models.finalmlp import FinalMlp
 from leadre.rank.models.gdcn import Gdcn
 from leadre.rank.models.muse import Muse
@@ -19,6 +20,7 @@ RANKERS: Mapping[str, Ranker] = {
     "dcnv2": DcnV2(),
     "din": Din(),
     "din_paper": DinPaper(),
+    "esmm": Esmm(),
     "finalmlp": FinalMlp(),
     "gdcn": Gdcn(),
     "muse": Muse(),
