@@ -2,9 +2,9 @@
 
 Each value of a field has an effect on the click and one on the conversion of a row that is clicked; both log-odds are
 sums of effects. ``selection`` is the correlation of the two effects: above 0 clicked rows convert better than others,
-below 0 worse, at 0 a click tells nothing about the conversion. Whether a row would convert if it were clicked is drawn
-for all rows, so a model of clicked rows can be measured on those that nobody clicked. Fields of even number belong to
-the user, and all candidates of a request share them; those of odd number belong to the candidate.
+below 0 worse, at 0 as well as others. Whether a row would convert if it were clicked is drawn for all rows, so a model
+of clicked rows can be measured on rows without a click. Fields of even number belong to the user, and all candidates of
+a request share them; those of odd number belong to the candidate.
 
 Letters: R requests, C candidates, P user fields, K candidate fields, F = P + K, V values.
 """

@@ -10,7 +10,7 @@ label of an action is thus "this action and all before it". Deviations from the 
 - The order of the chain is by name, so it does not depend on the order of the labels. A label outside the chain has
   its network alone. Towers are of `shared.HEAD`; the paper's have four layers of PReLU.
 
-p(conversion | click) is free where clicks are rare, and mostly too high there: calibrate the products, never divide.
+In rows that are rarely clicked, p(conversion | click) is hardly determined: calibrate the products, not their factors.
 """
 
 from __future__ import annotations
