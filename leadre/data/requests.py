@@ -69,7 +69,7 @@ def derive(
     if not requests.height:
         raise InputError(
             f"no request has a {positive!r} of a live ad; check the columns domain and action of events, the inventory"
-            " windows, and --positive (or pass --keep-empty true)\n" + _examples(bad_rows)
+            " windows, and --positive (or pass --keep-empty true)" + _examples(bad_rows)
         )
     requests = requests.with_columns(by_time(requests["at"], cut))
     requests, late = _without_late(requests, hits, positive, keep_empty)
@@ -186,4 +186,4 @@ def _with_inventories(requests: pl.DataFrame, windows: pl.DataFrame) -> tuple[pl
 
 def _examples(bad_rows: pl.DataFrame) -> str:
     columns = ("file", "row", "column", "why")
-    return "\n".join("  {}, row {}: {} {}".format(*row) for row in bad_rows.head(3).select(columns).iter_rows())
+    return "".join("\n  {}, row {}: {} {}".format(*row) for row in bad_rows.head(3).select(columns).iter_rows())

@@ -271,6 +271,7 @@ UNREADABLE: dict[str, tuple[str, bytes, str]] = {
     "damaged gzip": ("a.csv.gz", gzip.compress(b"user,ad\nu1,a1\n")[:-9], "Truncated"),
     "damaged Parquet": ("a.parquet", b"PAR1nonsensePAR1", "a.parquet"),
     "no rows": ("a.csv", b"", "has no rows"),
+    "blank lines": ("a.csv", b"\n \n", "has no rows"),
     "one line": ("a.csv", b"x" * 5000, "longer than 4,096 bytes"),
 }
 

@@ -234,6 +234,8 @@ def _sniff(part: Part, options: FileOptions) -> tuple[FileColumns, bool]:
     if part.compression is None:
         scan.check_encoding(part.path, part.label)
     lines = list(_first_lines(part))
+    if not any(line.strip() for line in lines):
+        raise InputError("has no rows")
     if any("\0" in line for line in lines):
         raise InputError("is no text; write the table as Parquet, CSV or JSON lines")
     for quoted in (True, False):
