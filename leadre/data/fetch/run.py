@@ -1,4 +1,4 @@
-"""Copies a log from a PostgreSQL database or an object store into a folder that `leadre data` reads.
+"""Copies a log from a PostgreSQL or MySQL database, or an object store, into a folder that `leadre data` reads.
 
 Each query of ``[data-fetch.queries]`` gives a Parquet file, all of one snapshot of the database; each address of
 ``[data-fetch.objects]`` gives the object, or the objects below it. The folder ``work/<run>/data-fetch`` appears when
@@ -22,6 +22,8 @@ from leadre.errors import InputError
 FETCHED = artifact.Kind("fetched", 1)
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # a table, or a file that a mapping joins
+_POSTGRESQL = ("postgresql://", "postgres://")
+_MYSQL = ("mysql://", "mariadb://")
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]*)/([^/].*)")
 
 
@@ -43,7 +45,7 @@ class Config(config.Common):
         if not _ENVIRONMENT_NAME.fullmatch(self.database):
             raise InputError(
                 "database: must be the name of an environment variable, such as DATABASE_URL, which has the address"
-                " (postgresql://USER:PASSWORD@HOST/NAME); a config is no place for a password"
+                " (postgresql:// or mysql://USER:PASSWORD@HOST/NAME); a config is no place for a password"
             )
         for section, values in (("queries", self.queries or {}), ("objects", self.objects or {})):
             for name, value in values.items():
@@ -78,18 +80,22 @@ def run(settings: Config) -> None:
             addresses = {name: tuple(_S3.fullmatch(address).groups()) for name, address in objects.items()}  # type: ignore[union-attr]  # checked
             store.copy(addresses, temporary)
         if queries:
-            from leadre.data.fetch import database
-
-            database.copy(_address(settings.database), settings.database, queries, temporary)
+            address = _address(settings.database)
+            if address.startswith(_POSTGRESQL):
+                from leadre.data.fetch import postgresql as database
+            else:
+                from leadre.data.fetch import mysql as database  # type: ignore[no-redef]  # it has the same function
+            database.copy(address, settings.database, queries, temporary)
     progress.say(f"data fetch: -> {output.folder}")
 
 
 def _address(variable: str) -> str:
     address = os.environ.get(variable, "").strip()
-    if not address.startswith(("postgresql://", "postgres://")):
+    if not address.startswith((*_POSTGRESQL, *_MYSQL)):
         state = "is not set" if not address else "has another form"
         raise InputError(
             f"data fetch: the environment variable {variable} {state}: export"
-            f" {variable}=postgresql://USER:PASSWORD@HOST/NAME, with %XX for special characters of the password"
+            f" {variable}=postgresql://USER:PASSWORD@HOST/NAME (or mysql://), with %XX for special characters of the"
+            " password"
         )
     return address

@@ -18,6 +18,13 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def mariadb() -> Iterator[str]:
+    """The address of a MariaDB server."""
+    with servers.mariadb() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
 def store() -> Iterator[str]:
     """The endpoint of an object store."""
     with servers.object_store() as endpoint:

@@ -1,11 +1,17 @@
-"""A real PostgreSQL and a store with the protocol of S3, for tests; both come as wheels of the extra `dev`."""
+"""A real PostgreSQL, a real MariaDB and a store with the protocol of S3, for tests.
+
+The first and the last come as wheels of the extra `dev`; MariaDB is the package mariadb-server of Debian.
+"""
 
 from __future__ import annotations
 
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +61,38 @@ def execute(address: str, *statements: str) -> None:
     with dbapi.connect(address, autocommit=True) as connection, connection.cursor() as cursor:
         for statement in statements:
             cursor.execute(statement)
+
+
+@contextmanager
+def mariadb() -> Iterator[str]:
+    """The address of an empty server, with a user who may do all; skips the test if it is not installed."""
+    pymysql = pytest.importorskip("pymysql")
+    install = shutil.which("mariadb-install-db")
+    server = shutil.which("mariadbd", path="/usr/sbin:/usr/bin")
+    if install is None or server is None:
+        pytest.skip("no MariaDB: apt-get install mariadb-server")
+    with tempfile.TemporaryDirectory(prefix="leadre-", ignore_cleanup_errors=True) as folder:
+        options = ["--no-defaults", f"--datadir={folder}/data", "--user=root"]
+        done = subprocess.run([install, *options, "--skip-test-db"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [server, *options, f"--port={port}", "--bind-address=127.0.0.1", f"--socket={folder}/socket"]
+        command += ["--default-time-zone=+05:00", f"--pid-file={folder}/pid", "--skip-log-bin"]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            while not Path(folder, "socket").exists():
+                assert process.poll() is None, "the server has ended"
+                time.sleep(0.1)
+            root = pymysql.connect(unix_socket=f"{folder}/socket", user="root", autocommit=True)
+            with root, root.cursor() as cursor:
+                cursor.execute("CREATE USER ada@'127.0.0.1'")
+                cursor.execute("GRANT ALL ON *.* TO ada@'127.0.0.1' WITH GRANT OPTION")
+            yield f"mysql://ada@127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(60)
 
 
 @contextmanager

@@ -164,13 +164,13 @@ def test_failed_fetch_leaves_the_folder_and_the_database(address: str, tmp_path:
 
 
 def test_all_queries_read_one_snapshot(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from leadre.data.fetch import database
+    from leadre.data.fetch import copies
 
     def change(line: str) -> None:
         if "users" in line:  # the first query is done
             servers.execute(address, "TRUNCATE shop.log", "DELETE FROM shop.products")
 
-    monkeypatch.setattr(database.progress, "say", change)
+    monkeypatch.setattr(copies.progress, "say", change)
     counts = {"users": "SELECT 1 AS a", "events": "SELECT count(*) AS n FROM shop.products"}
     assert fetch(tmp_path, counts) == 0
     assert pl.read_parquet(tmp_path / "work" / "shop" / "data-fetch" / "events.parquet").item() == 4
@@ -195,7 +195,7 @@ SECRET = "s3cr3t"
     [
         (None, "environment variable SHOP is not set"),
         (f"host=db password={SECRET}", "environment variable SHOP has another form"),
-        (f"mysql://ada:{SECRET}@db/shop", "environment variable SHOP has another form"),
+        (f"oracle://ada:{SECRET}@db/shop", "environment variable SHOP has another form"),
         (f"postgresql://ada:{SECRET}@127.0.0.1:1/shop", "no server listens at this host and port"),
         (f"postgresql://ada:a@{SECRET}@nowhere.invalid/shop", "its host name is unknown"),
         (f"postgresql://ada:{SECRET}/x@127.0.0.1/shop", "its form is wrong"),

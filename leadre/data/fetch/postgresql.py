@@ -6,9 +6,7 @@ Amounts stay exact (numeric is a decimal), and each type that a table cannot hol
 
 from __future__ import annotations
 
-import os
 import re
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,11 +14,9 @@ import adbc_driver_manager
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from adbc_driver_postgresql import dbapi
 
-from leadre import progress
-from leadre.data.fetch import secrets
+from leadre.data.fetch import copies, secrets
 from leadre.data.sources import scan
 from leadre.errors import InputError
 
@@ -67,39 +63,32 @@ def copy(address: str, variable: str, queries: Mapping[str, str], folder: Path) 
         except adbc_driver_manager.Error as error:  # of a server that is not quite PostgreSQL
             raise InputError(f"data fetch: {variable}: no read-only snapshot: {_failed(error, '', hidden)}") from None
         for name, query in queries.items():
-            rows = _copy_query(cursor, name, query, folder / f"{name}.parquet", hidden)
-            progress.say(f"data fetch: {name}: {rows:,} rows")
+            _copy_query(cursor, name, query, folder / f"{name}.parquet", hidden)
 
 
-def _copy_query(cursor: dbapi.Cursor, name: str, query: str, path: Path, hidden: set[str]) -> int:
-    """Write the rows of one query; their number."""
+def _copy_query(cursor: dbapi.Cursor, name: str, query: str, path: Path, hidden: set[str]) -> None:
+    """Write the rows of one query."""
     place = f"[data-fetch.queries] {name}"
     query = query.rstrip().rstrip(";").rstrip() + "\n"  # the driver adds a bracket, which a comment must not hide
-    rows = 0
     try:
         cursor.execute(query)
         with cursor.fetch_record_batch() as batches:
             schema = _schema(batches.schema, place)
-            with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-                for batch in batches:
-                    fields = zip(batches.schema, batch.columns, schema, strict=True)
-                    columns = [_converted(values, field, to, place) for field, values, to in fields]
-                    writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-                    rows += batch.num_rows
-                    if time.monotonic() - progress.console.said_s >= progress.LOG_EVERY_S:
-                        progress.say(f"data fetch: {name}: {rows:,} rows so far")
+            copies.write(path, schema, (_batch(batch, schema, place) for batch in batches))
     except (adbc_driver_manager.Error, pa.ArrowException, OSError) as error:  # the last two of a row, by its server
-        if isinstance(error, OSError) and error.errno:
-            raise InputError(f"{path}: cannot be written ({os.strerror(error.errno)}); free some space") from error
         raise InputError(f"{place}: {_failed(error, query, hidden)}") from None
-    return rows
+
+
+def _batch(batch: pa.RecordBatch, schema: pa.Schema, place: str) -> pa.RecordBatch:
+    """The rows in the types of the file."""
+    fields = zip(batch.schema, batch.columns, schema, strict=True)
+    columns = [_converted(values, field, to, place) for field, values, to in fields]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _schema(schema: pa.Schema, place: str) -> pa.Schema:
     """The types of the file. Raises InputError for a column that cannot be read, or that exists twice."""
-    repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
-    if repeated:
-        raise InputError(f"{place}: two columns have the name {repeated[0]!r}; rename one with AS, or leave it out")
+    copies.check_names(schema.names, place)
     return pa.schema([pa.field(field.name, _type(field, place)) for field in schema])
 
 
