@@ -96,8 +96,8 @@ def with_1000_candidates(examples: list[Example]) -> RequestInputs:
     )
 
 
-def serving(names: Iterable[str]) -> dict[str, float]:
-    """Milliseconds per 1,000 candidates of the rankers as they are served, with the features of a log.
+def serving(names: Iterable[str], candidates: int = 1000) -> dict[str, float]:
+    """Milliseconds of a request with so many candidates of the rankers as they are served, with the features of a log.
 
     All counts, groups and a prefix of the semantic ID beside the object, four profile columns, full sequences.
     """
@@ -128,12 +128,12 @@ def serving(names: Iterable[str]) -> dict[str, float]:
         for part in spec.sequences
     }
     request = RequestInputs(
-        number_CF=rng.normal(size=(1000, len(spec.numbers))).astype(np.float32),
-        field_CK=rows(1000, len(fields)),
-        content_C=rows(1000),
+        number_CF=rng.normal(size=(candidates, len(spec.numbers))).astype(np.float32),
+        field_CK=rows(candidates, len(fields)),
+        content_C=rows(candidates),
         user_P=rows(len(spec.user_tables)),
         sequences=sequences,
-        is_new_C=np.ones(1000, np.bool_),
+        is_new_C=np.ones(candidates, np.bool_),
     )
     batch = collate([request])
     result = {}

@@ -108,6 +108,21 @@ def logit_of_both(first: Array, second: Array) -> Array:
     return -(-first).logaddexp(-second).logaddexp(-first - second)
 
 
+def tanh(x: Array) -> Array:
+    """Hyperbolic tangent."""
+    return np.tanh(x) if isinstance(x, np.ndarray) else x.tanh()
+
+
+def softplus(x: Array) -> Array:
+    """log(1 + e^x), without overflow."""
+    return relu(x) + log1p(exp(-abs(x)))
+
+
+def stack(rows: Sequence[Array]) -> Array:
+    """T arrays [R, D] as [R, T, D]."""
+    return concat(rows).reshape(rows[0].shape[0], len(rows), -1)
+
+
 def softmax(x: Array, mask: Array | None = None) -> Array:
     """Softmax over the last axis among the entries of ``mask``, all without one; zeros where none is."""
     if mask is None and not isinstance(x, np.ndarray):

@@ -24,7 +24,7 @@ from leadre.errors import InputError
 from leadre.rank import layers
 from leadre.rank.checkpoint import Checkpoint, Curve, Reached
 from leadre.rank.inputs import Batch, SequenceBatch, collate
-from leadre.rank.models.shared import CONTENT, Ranker, fit_numbers
+from leadre.rank.models.shared import CONTENT, Assisted, Ranker, State, fit_numbers
 from leadre.rank.processes import ALONE, Processes
 from leadre.rank.rows import Example
 from leadre.rank.spec import FeatureSpec
@@ -80,7 +80,8 @@ def fit(
             for part in np.array_split(order, batches)[len(reached.losses) :]:
                 _set_rates(optimizer, training, done / (training.epochs * batches))
                 done += 1
-                loss = _step(ranker, spec, params, optimizer, [rows[i] for i in part], processes)
+                rng = np.random.default_rng([seed, done, processes.number])
+                loss = _step(ranker, spec, params, optimizer, [rows[i] for i in part], processes, rng)
                 if not math.isfinite(loss):
                     raise InputError(
                         f"the training diverges: its loss is {loss} in step {done}; look for absurd numbers"
@@ -146,14 +147,20 @@ def _step(
     optimizer: torch.optim.AdamW,
     rows: Sequence[Example],
     processes: Processes,
+    rng: np.random.Generator,
 ) -> float:
     """One step of the optimizer on a batch. Returns the mean log loss of its rows before the step."""
     optimizer.zero_grad(set_to_none=processes.count == 1)
     part = processes.part(rows)
     loss = torch.zeros(())
     if part:
-        loss = _loss(ranker, spec, params, part) / _size(rows, spec)
-        loss.backward()
+        batch = as_tensors(collate([row.inputs for row in part]))
+        state = ranker.user(params, spec, batch)
+        loss = _loss(ranker, spec, params, part, batch, state) / _size(rows, spec)
+        assisted = loss
+        if isinstance(ranker, Assisted):
+            assisted = loss + ranker.auxiliary(params, spec, state, batch, rng) / len(rows)
+        assisted.backward()
     loss = loss.detach()
     trained = [tensor for tensor in params.values() if tensor.requires_grad]
     if processes.count > 1:
@@ -169,15 +176,21 @@ def _size(rows: Sequence[Example], spec: FeatureSpec) -> int:
     return sum(len(row.ads) for row in rows) * len(spec.labels)
 
 
-def _loss(ranker: Ranker, spec: FeatureSpec, params: Mapping[str, Tensor], rows: Sequence[Example]) -> Tensor:
-    """Sum of the weighted log losses of the rows' labels."""
-    batch = as_tensors(collate([row.inputs for row in rows]))
+def _loss(
+    ranker: Ranker,
+    spec: FeatureSpec,
+    params: Mapping[str, Tensor],
+    rows: Sequence[Example],
+    batch: Batch,
+    state: State,
+) -> Tensor:
+    """Sum of the weighted log losses of the labels of ``rows``, which are ``batch``."""
     label_RCH = torch.zeros((*batch.mask_RC.shape, len(spec.labels)))
     weight_RCH = torch.zeros_like(label_RCH)
     for label_CH, weight_CH, row in zip(label_RCH, weight_RCH, rows, strict=True):
         label_CH[: len(row.label_CH)] = torch.from_numpy(row.label_CH)
         weight_CH[: len(row.label_CH)] = 1.0 if row.weight_CH is None else torch.from_numpy(row.weight_CH)
-    logit_RCH: Tensor = ranker.score(params, spec, ranker.user(params, spec, batch), batch)
+    logit_RCH: Tensor = ranker.score(params, spec, state, batch)
     is_row_RC = batch.mask_RC
     return functional.binary_cross_entropy_with_logits(
         logit_RCH[is_row_RC], label_RCH[is_row_RC], weight_RCH[is_row_RC], reduction="sum"
@@ -190,14 +203,16 @@ def _validate(
     spec: FeatureSpec,
     params: Mapping[str, Tensor],
     rows: Sequence[Example],
-    batch: int,
+    size: int,
     processes: Processes,
 ) -> float:
     """Mean log loss of the rows' labels."""
     own = processes.part(rows)
     total = torch.zeros((), dtype=torch.float64)
-    for start in range(0, len(own), batch):
-        total += _loss(ranker, spec, params, own[start : start + batch])
+    for start in range(0, len(own), size):
+        part = own[start : start + size]
+        batch = as_tensors(collate([row.inputs for row in part]))
+        total += _loss(ranker, spec, params, part, batch, ranker.user(params, spec, batch))
     processes.add([total])
     return float(total) / _size(rows, spec)
 

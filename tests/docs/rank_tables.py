@@ -55,10 +55,49 @@ def narrow(claim: Any) -> str:
 COLUMNS = {"columns_law": "columns, fields of the law", "columns_noise": "columns, noise"}
 
 
+HISTORIES = {
+    "trees": "LightGBM on counts",
+    "mean": "mean of the events",
+    "din": "DIN",
+    "tin": "TIN",
+    "gru": "GRU",
+    "gru+aux": "GRU + auxiliary loss",
+    "augru": "GRU + AUGRU",
+    "dien": "DIEN: GRU + auxiliary loss + AUGRU",
+}
+
+
+def histories(claim: Any, law: str, control: str, *names: str) -> str:
+    """Rankers on a planted law of histories and on its control: the share of the possible, parameters, time."""
+    rows = []
+    for name in names:
+        cell = claim["laws"][law][name]
+        other = claim["laws"][control].get(name)
+        rows.append(
+            [
+                HISTORIES[name],
+                _share(cell),
+                _seeds(cell),
+                _share(other) if other else "",
+                f"{cell['parameters']:,.0f}",
+                f"{cell['ms_1000']:.1f}",
+            ]
+        )
+    return table(["ranker", law, "each seed", control, "parameters", "ms per 1,000"], rows)
+
+
 def serving(claim: Any) -> str:
-    """Time of a score of rankers with their defaults and the features of a log."""
-    rows = [[f"`{name}`", f"{ms:.0f}"] for name, ms in sorted(claim["serving"].items(), key=lambda row: row[1])]
-    return table(["ranker", "ms per 1,000 candidates"], rows)
+    """Time of a score of rankers with their defaults and the features of a log; may each serve what a bidder scores?"""
+    few = claim.get("serving_few", {})
+    head = ["ranker", "ms per 1,000 candidates", *(["ms per 200", "may serve"] if few else [])]
+    rows = [
+        [f"`{name}`", f"{ms:.0f}", *([f"{few[name]:.1f}", "yes" if few[name] <= BUDGET_MS else "no"] if few else [])]
+        for name, ms in sorted(claim["serving"].items(), key=lambda row: row[1])
+    ]
+    return table(head, rows)
+
+
+BUDGET_MS = 10.0  # of a ranking in a bidder
 
 
 CHAIN = {
@@ -117,4 +156,4 @@ def _seeds(cell: Cell) -> str:
     return " ".join(figure(round(share, 2) + 0.0, 2) for share in cell["shares"])  # + 0.0: no sign before zero
 
 
-TABLES = (planted, depths, narrow, serving, chain, chain_size)
+TABLES = (planted, depths, narrow, histories, serving, chain, chain_size)

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from leadre.rank import train
 from leadre.rank.checkpoint import Checkpoint
+from leadre.rank.models.dien import Dien
 from leadre.rank.models.registry import RANKERS
 from leadre.rank.train import Training
 
@@ -46,6 +47,11 @@ class Failing:
         return self.ranker.score(params, spec, state, batch)
 
 
+class FailingAssisted(Failing):
+    def auxiliary(self, *arguments):
+        return self.ranker.auxiliary(*arguments)
+
+
 @pytest.fixture(scope="module")
 def plain():
     return fit(RANKERS["tin"])
@@ -63,6 +69,26 @@ def test_a_killed_training_resumes_and_ends_with_the_same_bytes(plain, tmp_path,
     }
     assert curve == plain[1]
     assert 1000 - counted.calls < 3 * 9, "the steps before the kill are not repeated"
+
+
+def test_a_killed_training_with_an_auxiliary_loss_resumes_with_the_same_chance(tmp_path):
+    """Its negatives are drawn by seed and step, so those after the kill are those of a plain run."""
+    plain = fit(RANKERS["dien"])
+    checkpoint = Checkpoint(folder=tmp_path, key="a")
+    with pytest.raises(KeyboardInterrupt):
+        fit(FailingAssisted(RANKERS["dien"], 8), checkpoint=checkpoint)
+    weights, curve = fit(FailingAssisted(RANKERS["dien"], 1000), checkpoint=checkpoint)
+    assert curve == plain[1]
+    for name, values in plain[0].items():
+        np.testing.assert_array_equal(weights[name], values)
+
+
+def test_an_auxiliary_loss_is_no_part_of_the_losses_of_a_curve():
+    still = dataclasses.replace(TRAINING, learning_rate=0.0, table_rate=0.0)
+    curves = [fit(Dien(alpha=alpha), still)[1] for alpha in (0.0, 1.0)]
+    assert curves[0] == curves[1]
+    moved = [fit(Dien(alpha=alpha))[0] for alpha in (0.0, 1.0)]
+    assert (moved[0]["interest.state"] != moved[1]["interest.state"]).any()
 
 
 def test_a_checkpoint_of_another_training_is_not_resumed(plain, tmp_path, capsys):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from leadre.rank.models.autoint import AutoInt
 from leadre.rank.models.dcnv2 import DcnV2
+from leadre.rank.models.dien import Dien
 from leadre.rank.models.din import Din
 from leadre.rank.models.din_paper import DinPaper
 from leadre.rank.models.esmm import Esmm
@@ -18,6 +19,7 @@ from leadre.rank.models.tin import Tin
 RANKERS: Mapping[str, Ranker] = {
     "autoint": AutoInt(),
     "dcnv2": DcnV2(),
+    "dien": Dien(),
     "din": Din(),
     "din_paper": DinPaper(),
     "esmm": Esmm(),

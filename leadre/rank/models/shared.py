@@ -10,7 +10,7 @@ width of an object, H labels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,17 @@ class Ranker(Protocol):
 
     def score(self, params: Params, spec: FeatureSpec, state: State, batch: Batch) -> Array:
         """Log-odds [R, C, H] of the labels."""
+        ...
+
+
+@runtime_checkable
+class Assisted(Protocol):
+    """A `Ranker` whose training adds a loss of its own to the log loss; scores and validation have none of it."""
+
+    def auxiliary(
+        self, params: Params, spec: FeatureSpec, state: State, batch: Batch, rng: np.random.Generator
+    ) -> Array:
+        """Sum over the requests of the batch, on tensors. All chance is from ``rng``, so that training resumes."""
         ...
 
 

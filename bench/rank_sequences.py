@@ -1,0 +1,222 @@
+"""Rankers of histories on planted laws: how much of the possible does each of them learn?
+
+Laws are those of `leadre/data/worlds`, their rows those of `leadre/rank/planted_histories.py`. A seed draws rows and
+initial weights. Figures and intervals are those of `planted_rankers`. The rate of each network is the best on
+validation rows of one seed, as are leaves and rate of the trees. Claims are in bench/RESULTS.md, and the figures in
+docs/results/rank-sequences.json.
+
+Finished trainings are kept in ``--cache``, so that a killed run continues; delete it after a change of a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import numpy as np
+import torch
+from planted_rankers import PAGES, Results, milliseconds, scores, serving, summary, valid_loss, with_1000_candidates
+
+from leadre.data.worlds import evolution
+from leadre.data.worlds.history import HistoryRows
+from leadre.rank import planted_histories, train
+from leadre.rank.inputs import collate
+from leadre.rank.models.dcnv2 import DcnV2
+from leadre.rank.models.dien import Dien
+from leadre.rank.models.din import Din
+from leadre.rank.models.shared import HEAD, Ranker
+from leadre.rank.models.tin import Tin
+from leadre.rank.rows import Example
+from leadre.serve.rankers.served import MAX_SCORED
+
+FIGURES = PAGES / "rank-sequences.json"
+CANDIDATES = 8
+RATES = (1e-2, 2e-2)  # of dense layers; tables have three times as much
+BOOSTING = tuple({"num_leaves": leaves, "learning_rate": rate} for leaves in (15, 63) for rate in (0.05, 0.2))
+TREES = "trees"
+PLAIN = "mean"  # the model that others are compared with
+SERVED = ("dien", "din", "tin")  # with their defaults
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """A law, the newest ``length`` events of which are read.
+
+    ``rows``: (requests, seed) -> rows; ``groups``: as in `planted_histories`; ``requests``: of training, validation and
+    test.
+    """
+
+    rows: Callable[[int, int], HistoryRows]
+    groups: planted_histories.Groups
+    length: int
+    requests: tuple[int, int, int] = (4000, 600, 2000)
+    epochs: int = 8
+
+
+def _evolution(requests: int, seed: int, *, shuffled: bool) -> HistoryRows:
+    return evolution.rows(requests, 20, CANDIDATES, seed, shuffled=shuffled)
+
+
+LAWS: Mapping[str, Law] = {
+    "evolution": Law(rows=partial(_evolution, shuffled=False), groups=evolution.groups(), length=20),
+    "shuffled": Law(rows=partial(_evolution, shuffled=True), groups=evolution.groups(), length=20),
+}
+NETWORKS: Mapping[str, Ranker] = {
+    PLAIN: DcnV2(depth=0, deep=HEAD),
+    "din": Din(),
+    "tin": Tin(),
+    "gru": Dien(alpha=0, evolves=False),
+    "gru+aux": Dien(evolves=False),
+    "augru": Dien(alpha=0),
+    "dien": Dien(),
+}
+MODELS: Mapping[str, tuple[str, ...]] = {  # of each law
+    "evolution": (TREES, *NETWORKS),
+    "shuffled": (PLAIN, "din", "gru", "gru+aux"),
+}
+TUNED_ON = {"shuffled": "evolution"}  # a control has the rates of its law
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """One training. ``rate``: of dense layers, or the place in `BOOSTING` for trees."""
+
+    model: str
+    law: str
+    seed: int
+    rate: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, default=Path("work/rank-sequences.jsonl"))
+    parser.add_argument("--laws", default=",".join(LAWS))
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    assert options.seeds > 1, "an interval needs two seeds"
+    torch.set_num_threads(1)
+    results = Results(options.cache, Fit, measured)
+
+    def of(name: str, law: str) -> list[dict[str, float]]:
+        rate = best_rate(name, TUNED_ON.get(law, law), results)
+        return [results.of(Fit(model=name, law=law, seed=n, rate=rate)) for n in range(options.seeds)]
+
+    claim: dict[str, Any] = {"bench": "rank_sequences", "candidates": CANDIDATES}
+    claim["laws"] = {
+        law: {name: summary(of(name, law), of(PLAIN, law)) for name in MODELS[law]} for law in options.laws.split(",")
+    }
+    if set(claim["laws"]) == set(LAWS):
+        claim["serving"] = serving(SERVED)
+        claim["serving_few"] = serving(SERVED, MAX_SCORED)
+        FIGURES.write_text(json.dumps(claim, indent=1) + "\n")
+    sys.stdout.write(json.dumps(claim) + "\n")
+
+
+def best_rate(name: str, law: str, results: Results) -> float:
+    """The rate with the lowest validation loss on the first seed."""
+    rates = range(len(BOOSTING)) if name == TREES else RATES
+    return min(rates, key=lambda rate: results.of(Fit(model=name, law=law, seed=0, rate=rate))["valid_loss"])
+
+
+@cache
+def data(law: str, seed: int) -> list[HistoryRows]:
+    """The rows of training, validation and test."""
+    return [LAWS[law].rows(requests, 10 * seed + part) for part, requests in enumerate(LAWS[law].requests)]
+
+
+def measured(fit: Fit) -> dict[str, float]:
+    """Train and test one model."""
+    start_s = time.thread_time()
+    fitted = forest(fit) if fit.model == TREES else network(fit)
+    seconds = time.thread_time() - start_s
+    _, valid, test = data(fit.law, fit.seed)
+    return scores(test.label_RC.ravel(), fitted.test_N, test.logit_RC.ravel()) | {
+        "valid_loss": valid_loss(valid.label_RC.ravel(), fitted.valid_N),
+        "parameters": fitted.parameters,
+        "ms_1000": fitted.ms_1000,
+        "train_s": round(seconds, 1),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """Log-odds of the validation and test rows, size and speed of the model."""
+
+    valid_N: np.ndarray
+    test_N: np.ndarray
+    parameters: int
+    ms_1000: float
+
+
+def network(fit: Fit) -> Fitted:
+    """A network."""
+    law = LAWS[fit.law]
+    ranker = NETWORKS[fit.model]
+    training = train.Training(epochs=law.epochs, patience=law.epochs, learning_rate=fit.rate, table_rate=3 * fit.rate)
+    spec = planted_histories.spec_of(law.groups, law.length)
+    rows, valid, test = (planted_histories.examples(part, law.groups, law.length) for part in data(fit.law, fit.seed))
+    params, _ = train.fit(ranker, spec, rows, valid, training, fit.seed)
+
+    def logits(part: list[Example]) -> np.ndarray:
+        batches = [collate([row.inputs for row in part[start : start + 200]]) for start in range(0, len(part), 200)]
+        return np.concatenate([train.logits(ranker, spec, params, batch)[..., 0].ravel() for batch in batches])
+
+    request = collate([with_1000_candidates(test)])
+    return Fitted(
+        valid_N=logits(valid),
+        test_N=logits(test),
+        parameters=sum(values.size for name, values in params.items() if not name.startswith("fixed.")),
+        ms_1000=milliseconds(lambda: train.logits(ranker, spec, params, request)),
+    )
+
+
+def forest(fit: Fit) -> Fitted:
+    """LightGBM on counts of the history and the candidate's category; ``parameters`` are its leaves."""
+    law = LAWS[fit.law]
+    rows, valid, test = data(fit.law, fit.seed)
+    features = [history_counts(part, law.groups) for part in (rows, valid, test)]
+    boosting = BOOSTING[int(fit.rate)]
+    options = {"objective": "binary", "seed": fit.seed, "verbosity": -1, "num_threads": 1} | boosting
+    dataset = lightgbm.Dataset(features[0], rows.label_RC.ravel(), categorical_feature=[0, 1])
+    stop = lightgbm.early_stopping(30, verbose=False)
+    valid_set = dataset.create_valid(features[1], valid.label_RC.ravel())
+    trees = lightgbm.train(options, dataset, 1000, valid_sets=[valid_set], callbacks=[stop])
+    request = features[2][:1000]
+    return Fitted(
+        valid_N=trees.predict(features[1], raw_score=True),
+        test_N=trees.predict(features[2], raw_score=True),
+        parameters=trees.best_iteration * int(boosting["num_leaves"]),
+        ms_1000=milliseconds(lambda: trees.predict(request, raw_score=True, num_threads=1)),
+    )
+
+
+def history_counts(rows: HistoryRows, groups: planted_histories.Groups) -> np.ndarray:
+    """Features of each row: the category of the candidate and of the last event, and counts by group and object.
+
+    Counts are the number of events with the candidate's group or object, the number with two decays, and the events
+    since the last of them.
+    """
+    history_RT = rows.history_RT
+    events = history_RT.shape[1]
+    category_O = groups["category"]
+    last_RC = np.repeat(category_O[history_RT[:, -1:]], rows.candidate_RC.shape[1], axis=1)
+    columns = [category_O[rows.candidate_RC], last_RC]
+    ago_T = np.arange(events, 0, -1)
+    for group_O in (*groups.values(), np.arange(len(category_O))):
+        event_RT = group_O[history_RT]
+        candidate_RC = group_O[rows.candidate_RC]
+        same = np.stack([event_RT == candidate_RC[:, c, None] for c in range(candidate_RC.shape[1])], axis=1)
+        columns += [same.sum(2), same @ 0.7**ago_T, same @ 0.97**ago_T, np.where(same, ago_T, 2 * events).min(2)]
+    return np.stack([column.ravel() for column in columns], axis=1)
+
+
+if __name__ == "__main__":
+    main()

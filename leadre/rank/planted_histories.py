@@ -1,0 +1,71 @@
+"""Rows of a planted law of histories as a ranker reads them: objects with their groups, events an hour apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leadre.data import counts
+from leadre.data.worlds.history import HistoryRows
+from leadre.rank.inputs import US_PER_HOUR, Positions, RequestInputs, gap_rows
+from leadre.rank.rows import Example
+from leadre.rank.spec import FeatureSpec, SequenceSpec
+
+Groups = Mapping[str, NDArray[np.int32]]  # field -> the group of each object, from 1 on; row 0 is no object
+
+
+def spec_of(groups: Groups, length: int) -> FeatureSpec:
+    """The spec of a law: the newest ``length`` events are read."""
+    fields = {"object": len(next(iter(groups.values())))}
+    fields |= {name: int(group_O.max()) + 1 for name, group_O in groups.items()}
+    tables = fields | {"hour": 2}
+    return FeatureSpec(
+        labels=("click",),
+        rows="shown",
+        negatives=1.0,
+        popularity="frozen",
+        numbers=counts.NAMES[:1],
+        fields=tuple(fields),
+        profile=(),
+        context=("hour",),
+        sequences=(SequenceSpec(name="ad_short", domain="ad", is_distinct=False, length=length),),
+        tables=tables,
+        widths=dict.fromkeys(tables, 8),
+    )
+
+
+def examples(rows: HistoryRows, groups: Groups, length: int) -> list[Example]:
+    """The rows of each request, with the newest ``length`` events; the last one was an hour ago."""
+    history_RT = rows.history_RT[:, -length:]
+    hours_T = np.arange(history_RT.shape[1], 0, -1)
+    gap_T = gap_rows(hours_T * US_PER_HOUR)
+    candidates = rows.candidate_RC.shape[1]
+    return [
+        Example(
+            request=request,
+            ads=np.arange(candidates, dtype=np.int32),
+            label_CH=rows.label_RC[request, :, None],
+            inputs=RequestInputs(
+                number_CF=np.zeros((candidates, 1), np.float32),
+                field_CK=_fields(rows.candidate_RC[request], groups),
+                content_C=rows.candidate_RC[request],
+                user_P=np.ones(1, np.int32),
+                sequences={
+                    "ad_short": Positions(
+                        field_TK=_fields(history_RT[request], groups),
+                        content_T=history_RT[request],
+                        gap_T=gap_T,
+                        count_T=np.zeros(len(gap_T), np.float32),
+                    )
+                },
+                is_new_C=np.ones(candidates, np.bool_),
+            ),
+        )
+        for request in range(len(rows.label_RC))
+    ]
+
+
+def _fields(objects: NDArray[np.int32], groups: Groups) -> NDArray[np.int32]:
+    return np.stack([objects, *(group_O[objects] for group_O in groups.values())], axis=1)
