@@ -54,6 +54,7 @@ class Backbone(nn.Module):
         self.codes_SD = nn.Parameter(torch.zeros(layout.codes, words_VD.shape[1]))
         self.bias_S = nn.Parameter(torch.zeros(layout.codes))
         self.pointer = Pointer(words_VD.shape[1]) if pointer else None
+        self.departure = 1.0  # from the prior, as a share of what was learnt (`tune.departure`)
         self.register_buffer("words_VD", words_VD, persistent=False)
         self.register_buffer("head_VD", words.head_VD, persistent=False)
         self.register_buffer("objects_OL", torch.from_numpy(layout.rows(codes_OL)), persistent=False)
@@ -151,9 +152,9 @@ class Backbone(nn.Module):
         of `Pointer.mix`; a backbone without pointer ignores them.
         """
         log_p_NC = self.head_log_p(hidden_ND, level, prior_NC)
-        if self.pointer is None or sources is None:
-            return log_p_NC
-        return self.pointer.mix(log_p_NC, hidden_ND, sources, thread_N, pointer_bias_NT, level)
+        if self.pointer is not None and sources is not None:
+            log_p_NC = self.pointer.mix(log_p_NC, hidden_ND, sources, thread_N, pointer_bias_NT, level)
+        return log_p_NC if self.departure == 1 else depart(prior_NC, log_p_NC, self.departure)
 
     def head_log_p(self, hidden_ND: Tensor, level: int, prior_NC: Tensor) -> Tensor:
         """`log_p` without the pointer: it depends on the prompt through the hidden state alone."""
@@ -175,6 +176,16 @@ class Backbone(nn.Module):
 def precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Autocast to bfloat16 matrix products if they are fast on this processor, else float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device))
+
+
+def depart(prior_NC: Tensor, log_p_NC: Tensor, departure: float) -> Tensor:
+    """Log-probabilities [N, C] at a share ``departure`` of the way from the prior to ``log_p_NC``: a geometric mean.
+
+    ``prior_NC`` need not be normalised; where it is -inf, both are.
+    """
+    is_live_NC = prior_NC > -torch.inf
+    scores_NC = torch.where(is_live_NC, prior_NC + departure * (log_p_NC - prior_NC), -torch.inf)
+    return torch.where(is_live_NC, scores_NC - torch.logsumexp(scores_NC, dim=-1, keepdim=True), -torch.inf)
 
 
 @lru_cache
@@ -302,6 +313,7 @@ def save(backbone: Backbone, folder: Path) -> None:
         "sizes": backbone.layout.sizes,
         "pointer": backbone.pointer is not None,
         "embed_scale": backbone.embed_scale,
+        "departure": backbone.departure,
     }
     (folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
@@ -315,4 +327,5 @@ def load(folder: Path, codes_OL: np.ndarray[Any, Any]) -> Backbone:
     words = bodies.Words(state.pop("words_VD"), scale, state.pop("head_VD", None))
     backbone = Backbone(bodies.empty(folder / BODY), words, layout, codes_OL, pointer=facts["pointer"])
     backbone.load_state_dict(state)
+    backbone.departure = facts.get("departure", 1.0)  # of earlier releases: as trained
     return backbone.eval()

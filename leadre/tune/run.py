@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # torch is imported in run, so that --help stays quick
     from leadre.tune.checkpoint import TrainingHistory
     from leadre.tune.prompts import PromptWriter
     from leadre.tune.sft import Validate
-    from leadre.tune.threads import ThreadBuilder
+    from leadre.tune.threads import ThreadBuilder, Window
 
 VALIDATION_BEAM = 20
 
@@ -75,6 +75,9 @@ class Config(config.Common):
         0.0, "share of a step's positions for alignment tasks; 0 = none", at_least=0, below=1
     )
     aux_first: int = config.option(0, "steps of the alignment tasks alone before the main task begins", at_least=0)
+    aux_rate: float = config.option(
+        1.0, "learning rates of these steps, as a multiple of those of the main task", above=0
+    )
     aux_hidden: float = config.option(
         0.0, "share of the titles that no alignment task uses, held out for alignment.json", at_least=0, below=1
     )
@@ -274,7 +277,7 @@ def _train(
     checkpoint: Path,
     resume_key: str,
 ) -> TrainingHistory:
-    from leadre.tune import sft
+    from leadre.tune import departure, sft
     from leadre.tune.batches import Examples
 
     examples = Examples(threads, live, backbone.layout, config.new_weight)
@@ -282,29 +285,54 @@ def _train(
         _add_lora(backbone, config.lora_rank)
     schedule = dataclasses.replace(config.schedule, seed=config.seed)
     validate = validator(schedule, backbone, threads, live)
-    history = sft.train(backbone, examples, schedule, checkpoint, resume_key, validate, sentences, config.aux_first)
+    history = sft.train(
+        backbone,
+        examples,
+        schedule,
+        checkpoint,
+        resume_key,
+        validate,
+        sentences,
+        alignment_first=config.aux_first,
+        alignment_rate=config.aux_rate,
+    )
     if config.adapter == "lora":
         backbone.body = backbone.body.merge_and_unload()
+    windows = validation_windows(schedule, threads, with_outcome=True)
+    figures = departure.choose(backbone, examples, windows, schedule.batch_tokens)
+    if figures:
+        progress.say("tune: " + departure.text(figures, backbone.departure))
     return history
 
 
 def validator(schedule: TrainingSchedule, backbone: Backbone, threads: ThreadBuilder, live: InventoryPrior) -> Validate:
     """A function of no arguments: the outcomes by view of a sample of the validation requests."""
-    import numpy as np
-
-    from leadre.data import histories
     from leadre.tune.answers import measure
 
-    requests = threads.logs.requests_of(histories.VALID)
-    users = np.unique(threads.logs.request_user_R[requests])
-    sample = np.random.default_rng(schedule.seed).permutation(users)[: schedule.validate_users]
-    requests = requests[np.isin(threads.logs.request_user_R[requests], sample)]
-    windows = threads.serving(histories.at_most(threads.logs, requests, schedule.validate_visits, schedule.seed))
+    windows = validation_windows(schedule, threads)
 
     def validate() -> Mapping[str, Outcomes]:
         return measure(backbone, threads, live, windows, VALIDATION_BEAM)
 
     return validate
+
+
+def validation_windows(
+    schedule: TrainingSchedule, threads: ThreadBuilder, *, with_outcome: bool = False
+) -> list[Window]:
+    """The windows of a sample of the validation requests; ``with_outcome``: of those with a positive action."""
+    import numpy as np
+
+    from leadre.data import histories
+
+    requests = threads.logs.requests_of(histories.VALID)
+    users = np.unique(threads.logs.request_user_R[requests])
+    sample = np.random.default_rng(schedule.seed).permutation(users)[: schedule.validate_users]
+    requests = requests[np.isin(threads.logs.request_user_R[requests], sample)]
+    requests = histories.at_most(threads.logs, requests, schedule.validate_visits, schedule.seed)
+    if with_outcome:
+        requests = requests[np.diff(threads.logs.relevant_offsets)[requests] > 0]
+    return threads.serving(requests)
 
 
 def _add_lora(backbone: Backbone, rank: int) -> None:

@@ -44,12 +44,12 @@ def train(
     validate: Validate,
     alignment: AlignmentSampler | None = None,
     alignment_first: int = 0,
+    alignment_rate: float = 1.0,
 ) -> TrainingHistory:
     """Fine-tune ``backbone`` in place and return the history.
 
     Resumes from the checkpoint in ``folder`` if it has the same ``resume_key``. ``alignment`` examples use a part of
-    each step's positions. The first ``alignment_first`` steps train on them alone, with a learning-rate schedule of
-    their own.
+    each step. The first ``alignment_first`` steps train on them alone, at ``alignment_rate`` times the learning rates.
     """
     optimizer = schedule_optimizer(backbone, schedule)
     checkpoint = Checkpoint(folder, resume_key, backbone, optimizer)
@@ -63,7 +63,7 @@ def train(
     with progress.track("tune: steps", steps, done=history.step) as advance:
         for step in range(history.step, steps):
             main_step = step - first  # negative: alignment examples alone
-            rate = learning_rate(step, first) if main_step < 0 else learning_rate(main_step, main_steps)
+            rate = _rate(step, first, main_steps, alignment_rate)
             if main_step == 0:
                 batches = [examples.batch(windows).to(backbone.device) for _, windows in plan[:CENTRING_BATCHES]]
                 centre_code_scores(backbone, batches)
@@ -105,6 +105,11 @@ def schedule_optimizer(backbone: Backbone, schedule: TrainingSchedule) -> torch.
         codes_rate=schedule.codes_learning_rate,
         weight_decay=schedule.weight_decay,
     )
+
+
+def _rate(step: int, first: int, main_steps: int, alignment_rate: float) -> float:
+    """The multiple of the peak rates in a step; the ``first`` ones have a schedule of their own."""
+    return alignment_rate * learning_rate(step, first) if step < first else learning_rate(step - first, main_steps)
 
 
 def _plan(

@@ -237,10 +237,12 @@ def test_equal_requests_of_a_thread_get_equal_results(with_pointer):
     np.testing.assert_allclose(np.stack([b.log_p, c.log_p]), np.stack([a.log_p, a.log_p]), rtol=1e-6)
 
 
+@pytest.mark.parametrize("departure", [1.0, 0.5])
 @pytest.mark.parametrize(("name", "money"), [("with_pointer", 0.0), ("with_pointer", 0.5), ("without_pointer", 0.5)])
-def test_training_and_serving_compute_the_same_log_likelihood(name, money, small, request):
+def test_training_and_serving_compute_the_same_log_likelihood(name, money, departure, small, request, monkeypatch):
     """The log-likelihood of every target in a training batch is the score of its row in a wide beam search."""
     backbone, _ = request.getfixturevalue(name)
+    monkeypatch.setattr(backbone, "departure", departure)
     live = InventoryPrior(small.logs, small.codebook, money=PriceExponents(money, money))
     examples = Examples(small.threads(), live, small.layout, new_weight=0.5)
     windows = examples.threads.training(seed=0)[:6]
