@@ -96,7 +96,7 @@ def with_1000_candidates(examples: list[Example]) -> RequestInputs:
     )
 
 
-def serving(names: Iterable[str], candidates: int = 1000) -> dict[str, float]:
+def serving(names: Iterable[str], candidates: int = 1000, labels: tuple[str, ...] = ("click",)) -> dict[str, float]:
     """Milliseconds of a request with so many candidates of the rankers as they are served, with the features of a log.
 
     All counts, groups and a prefix of the semantic ID beside the object, four profile columns, full sequences.
@@ -106,7 +106,7 @@ def serving(names: Iterable[str], candidates: int = 1000) -> dict[str, float]:
     profile = ("a", "b", "c", "d")
     tables = dict.fromkeys((*fields, *(PROFILE + name for name in profile), *CONTEXT), 4000)
     spec = FeatureSpec(
-        labels=("click",),
+        labels=labels,
         rows="live",
         negatives=1.0,
         popularity="frozen",

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from planted_rankers import PAGES, Results, interval, milliseconds, scores, valid_loss, with_1000_candidates
+from planted_rankers import PAGES, Results, interval, milliseconds, scores, serving, valid_loss, with_1000_candidates
 from scipy.special import expit, logit
 
 from leadre.data.worlds import chain
@@ -47,6 +47,7 @@ SHARED_BOTTOM = DcnV2(depth=0, deep=(80, 40))
 MAX_WEIGHT = 10.0  # of an inverse propensity
 MAX_QUOTIENT = 1 - 1e-6  # of probabilities
 MODELS = ("clicked", "clicked+ipw", "shared", "division", "esmm")
+SERVED = ("dcnv2", "esmm", "gdcn", "tin")  # with their defaults, for both actions
 PLAIN = "clicked"  # the model that others are compared with
 
 
@@ -94,6 +95,7 @@ def main() -> None:
         for name in names
     }
     if set(names) == set(MODELS):
+        claim["serving"] = serving(SERVED, labels=planted.CHAIN)
         FIGURES.write_text(json.dumps(claim, indent=1) + "\n")
     sys.stdout.write(json.dumps(claim) + "\n")
 
