@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 
 from leadre.data import counts
 from leadre.errors import InputError
-from leadre.rank import train
+from leadre.rank import run_train, train
 from leadre.rank.models import gbdt
 from leadre.rank.models.registry import RANKERS
+from leadre.rank.ranker import MODELS
 from leadre.rank.train import Training
 
 from .contract import RankerContract
@@ -28,6 +30,10 @@ Test_dien, Test_din, Test_din_paper, Test_muse, Test_tin = map(_suite, ("dien", 
 
 def test_every_ranker_is_under_contract():
     assert set(RANKERS) == {name.removeprefix("Test_") for name in globals() if name.startswith("Test_")}
+
+
+def test_every_ranker_is_a_model_of_the_command():
+    assert get_args(get_type_hints(run_train.Config)["model"]) == MODELS
 
 
 def test_a_training_that_diverges_is_an_error(market, examples):
