@@ -261,3 +261,27 @@ def test_unread_parquet_columns_are_not_loaded(logs: Logs) -> None:
         table.append_column("blob", pa.array([b"\xff"] * 4).cast(pa.binary()).view(pa.string())), folder / "ads.parquet"
     )
     assert read_folder(folder).ads.height == 4  # the column is no UTF-8
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY", "PLAIN"])
+def test_parquet_texts_are_read_in_every_encoding(logs: Logs, encoding: str) -> None:
+    """Arrow decodes some of them into plain texts alone."""
+    folder = logs(form="parquet")
+    table = pq.read_table(folder / "ads.parquet")
+    encodings = dict.fromkeys(("ad_id", "object_id", "title"), encoding)
+    pq.write_table(table, folder / "ads.parquet", use_dictionary=False, column_encoding=encodings)
+    assert read_folder(folder).ads["title"].to_list() == [f"Thing {n}" for n in range(4)]
+    with pytest.raises(InputError, match=r"ads\.parquet, row 1, column 'title': longer than 5 bytes"):
+        read_folder(folder, max_field_bytes=5)
+
+
+def test_damaged_parquet_is_no_fault_of_permissions(logs: Logs) -> None:
+    path = logs(form="parquet") / "events.parquet"
+    data = bytearray(path.read_bytes())
+    size = int.from_bytes(data[-8:-4], "little")
+    data[-8 - size : -8] = bytes(255 - byte for byte in data[-8 - size : -8])
+    path.write_bytes(bytes(data))
+    with pytest.raises(
+        InputError, match=r"events\.parquet: not a Parquet file that can be read \(.*write the file again"
+    ):
+        read_folder(path.parent)

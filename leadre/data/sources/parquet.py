@@ -43,9 +43,13 @@ def read(path: Path, columns: FileColumns, label: str, max_field_bytes: int) -> 
             for name in text_names:
                 _check_chunk_sizes(file, name, label, max_field_bytes)
             rows = file.metadata.num_rows
-        with pq.ParquetFile(path, read_dictionary=text_names) as file:
+            dictionaries = [name for name in text_names if not _is_delta(file.metadata, name)]
+        with pq.ParquetFile(path, read_dictionary=dictionaries) as file:
             frame = _load(file, read_names, label, max_field_bytes) if read_names else pl.DataFrame()
-    except (pa.ArrowException, pl.exceptions.PolarsError, UnicodeDecodeError) as error:  # the last: of a column's name
+    except (pa.ArrowException, pl.exceptions.PolarsError, UnicodeDecodeError, OSError) as error:
+        # UnicodeDecodeError: of a column's name; OSError without a number: of the format
+        if isinstance(error, OSError) and error.errno:
+            raise
         raise InputError(
             f"{label}: not a Parquet file that can be read ({scan.first_line(error)}); write the file again"
         ) from error
@@ -68,6 +72,8 @@ def _load(file: pq.ParquetFile, names: list[str], label: str, max_field_bytes: i
 
 def _series(values: pa.Array, row: int, name: str, label: str, max_field_bytes: int) -> pl.Series:
     """``row``: number of the first value."""
+    if _is_text(values.type):
+        values = values.dictionary_encode()
     if not pa.types.is_dictionary(values.type) or not _is_text(values.type.value_type):
         return pl.Series(name, values)
     sizes = pc.binary_length(values.dictionary.cast(pa.large_binary()))
@@ -104,6 +110,13 @@ def _first_invalid_utf8(values: pa.Array) -> int:
         except UnicodeDecodeError:
             return index
     raise AssertionError("Arrow found invalid UTF-8 that Python does not")
+
+
+def _is_delta(metadata: pq.FileMetaData, name: str) -> bool:
+    """Whether a column is written as differences, which Arrow decodes into plain texts alone."""
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    chunks = (group.column(index) for group in groups for index in range(group.num_columns))
+    return any("DELTA_" in str(chunk.encodings) for chunk in chunks if chunk.path_in_schema == name)
 
 
 def _is_text(kind: pa.DataType) -> bool:
