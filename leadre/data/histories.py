@@ -11,6 +11,7 @@ Moments, the form that prompts, channels and the prior read.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from leadre.units import US_PER_DAY
 CONTENT, AD = 0, 1
 TRAIN, VALID, TEST = 0, 1, 2
 SPLITS = ("train", "valid", "test")
+MAX_HISTORY = 1 << 14  # events; a log in which nobody has twice as many is not changed
 REQUEST_ORDER = ("user_id", "at", "request_id")  # of the rows R of `Logs`
 # The times of a log are instants, days without an hour (all at midnight UTC), or nothing but an order.
 Clock = Literal["instants", "days", "order"]
@@ -69,7 +71,7 @@ class Logs:
     relevant_value_nanos: I64  # their money, summed over the request
     inventories: Inventories
     clock: Clock = "instants"
-    history_begin_R: I64 | None = None  # first event of each history, where it is not the user's first; `moment.cut`
+    history_begin_R: I64 | None = None  # first event of each history, where not all have the user's first
 
     @property
     def hidden_O(self) -> Mask:
@@ -224,7 +226,7 @@ def build(
     assert live.sizes_R.all(), "requests without a live ad reached the artifact"
     arrays = _events(events, positive, ads, objects, users, requests)
     arrays |= _relevant(arrays, requests)
-    return Logs(
+    logs = Logs(
         ads=ads,
         objects=objects,
         users=users,
@@ -238,6 +240,22 @@ def build(
         inventories=live,
         clock="order" if order_only else clock_of(requests["at"]),
     )
+    if np.diff(logs.event_offsets).max(initial=0) < 2 * MAX_HISTORY:
+        return logs
+    return dataclasses.replace(
+        logs, history_begin_R=history_begins(logs.event_offsets[logs.request_user_R], logs.history_ends())
+    )
+
+
+def history_begins(first_M: I64, end_M: I64) -> I64:
+    """The first event of histories that end before ``end_M``, of users whose first event is ``first_M``.
+
+    A history has all events, or the last `MAX_HISTORY` to twice as many: the begin moves in steps, so that requests of
+    one user that follow each other have one, and prompts with a shared prefix.
+    """
+    steps_M = np.maximum((end_M - first_M) // MAX_HISTORY - 1, 0)
+    result: I64 = first_M + steps_M * MAX_HISTORY
+    return result
 
 
 def clock_of(at: pl.Series) -> Clock:

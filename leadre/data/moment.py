@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from leadre.data.histories import I8, I32, I64, TRAIN, Logs, Mask
+from leadre.data.histories import I8, I32, I64, TRAIN, Logs, Mask, history_begins
 from leadre.units import US_PER_DAY
 
 CACHED_ADS = 1_000_000  # live ads of the cached inventories of a log; with their tries about 64 MB
@@ -157,7 +157,7 @@ class Moments(Sequence[Moment]):
     at_us_M: I64
     placement_M: I32
     inventory_M: I32  # argument of ``inventories``
-    begin_M: I64  # begin of the history: index of the user's first event, or a later one of logs that are `cut`
+    begin_M: I64  # begin of the history: index of the user's first event, or a later one (`history_begins`, `cut`)
     end_M: I64  # end of the history: index of the user's first event at or after the moment
     is_training_M: Mask
     now_us: int | None = None
@@ -275,6 +275,7 @@ def as_of(logs: Logs, now_us: int, users: NDArray[np.int64], ads: I32) -> Moment
     inventory = inventory_of(ads, logs.ad_object_A)
     count = len(users)
     at_us_M = np.full(count, now_us, np.int64)
+    end_M = logs.ends_before(users.astype(np.int32), at_us_M)
     return dataclasses.replace(
         of_requests(logs),
         inventories=lambda _: inventory,
@@ -282,8 +283,8 @@ def as_of(logs: Logs, now_us: int, users: NDArray[np.int64], ads: I32) -> Moment
         at_us_M=at_us_M,
         placement_M=np.full(count, -1, np.int32),
         inventory_M=np.zeros(count, np.int32),
-        begin_M=logs.event_offsets[users],
-        end_M=logs.ends_before(users.astype(np.int32), at_us_M),
+        begin_M=history_begins(logs.event_offsets[users], end_M),
+        end_M=end_M,
         is_training_M=np.zeros(count, np.bool_),
         now_us=now_us,
     )

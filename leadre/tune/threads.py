@@ -92,18 +92,19 @@ class ThreadBuilder:
         budget = 2 * self.prompter.blocks.short_tokens
         windows = []
         for user, requests in self._by_user(self.train_R if requests_R is None else requests_R):
-            first = int(self.visits.user_offsets[user])
-            start = first
-            last = int(self.visit_R[requests[-1]]) + 1
+            visit_Q = self.visit_R[requests]
+            start = int(self.visits.user_offsets[user])
+            last = int(visit_Q[-1]) + 1
             limit = int(budget * rng.uniform(0.3, 1.0))
             while start < last:
                 is_short = self.short_share > 0 and rng.random() < self.short_share
                 if is_short:
                     limit = int(budget ** rng.random())  # from one visit to a whole window, in equal ratios
                 stop = self._stop(start, last, limit)
-                inside = requests[(self.visit_R[requests] >= start) & (self.visit_R[requests] < stop)]
+                inside = requests[slice(*np.searchsorted(visit_Q, (start, stop)))]
                 if len(inside):
-                    windows.append(Window(user, start if is_short else first, start, stop, inside))
+                    first = start if is_short else min(start, int(self.first_R[inside[0]]))
+                    windows.append(Window(user, first, start, stop, inside))
                 start = stop
                 limit = budget
         return windows
@@ -114,9 +115,10 @@ class ThreadBuilder:
         for user, requests in self._by_user(np.sort(requests_R)):
             first_Q = self.first_R[requests]
             starts_Q = serving_starts(self.tokens_V, first_Q, self.visit_R[requests], self.prompter.blocks.short_tokens)
-            for first, start in np.unique(np.stack([first_Q, starts_Q], 1), axis=0).tolist():
-                inside = requests[(first_Q == first) & (starts_Q == start)]
-                windows.append(Window(user, first, start, int(self.visit_R[inside[-1]]) + 1, inside))
+            cuts = np.flatnonzero((np.diff(first_Q) != 0) | (np.diff(starts_Q) != 0)) + 1  # both ascend with time
+            for rows in np.split(np.arange(len(requests)), cuts):
+                stop = int(self.visit_R[requests[rows[-1]]]) + 1
+                windows.append(Window(user, int(first_Q[rows[0]]), int(starts_Q[rows[0]]), stop, requests[rows]))
         return windows
 
     def write(self, window: Window) -> Thread:

@@ -237,6 +237,14 @@ def test_missing_header_is_named(logs: Logs) -> None:
         read_folder(folder)
 
 
+@pytest.mark.parametrize("rest", [b"ad_id,title\na0,Boot\n", b"\0", b"\n\nad_id\n"])
+def test_blank_line_above_the_header_is_named(logs: Logs, rest: bytes) -> None:
+    folder = logs()
+    (folder / "ads.csv").write_bytes(b"\n" + rest)
+    with pytest.raises(InputError, match=r"ads\.csv, row 1: is blank; the first row has the names of the columns"):
+        read_folder(folder)
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_utf16_is_named(logs: Logs, form: str, encoding: str) -> None:

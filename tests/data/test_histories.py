@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from leadre.data import histories, tables, world
+from leadre.data import histories, moment, tables, world
 from leadre.data.histories import AD, CONTENT, Logs, first_seen
 from tests.data.conftest import live_ads
 
@@ -54,6 +54,25 @@ def test_arrays_agree_with_each_other(market: tuple[tables.Tables, Logs]) -> Non
     for u in range(len(logs.users)):
         assert (np.diff(logs.at_us_E[logs.event_offsets[u] : logs.event_offsets[u + 1]]) >= 0).all()
     assert {len(logs.requests_of(split)) > 0 for split in (histories.TRAIN, histories.VALID, histories.TEST)} == {True}
+
+
+def test_history_of_a_million_events_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that follow each other share the begin; nothing changes for users with few events."""
+    source = world.read(seed=3, users=30, ads=40, contents=10)
+    whole = moment.of_requests(histories.of_tables(source, "conversion"))
+    monkeypatch.setattr(histories, "MAX_HISTORY", 8)
+    logs = histories.of_tables(source, "conversion")
+    bounded = moment.of_requests(logs)
+    now = moment.as_of(logs, 2**62, np.arange(len(logs.users)), np.zeros(0, np.int32))
+    sizes = [len(bounded[m].history) for m in range(len(bounded))]
+    all_sizes = [len(whole[m].history) for m in range(len(whole))]
+    assert sizes == [size if size < 16 else 8 + size % 8 for size in all_sizes]
+    assert max(all_sizes) > 16
+    assert max(len(now[m].history) for m in range(len(now))) < 16
+    for m in range(len(bounded)):
+        assert bounded[m].history.object_E.tolist() == whole[m].history.object_E[all_sizes[m] - sizes[m] :].tolist()
+        assert len(logs.object_E[logs.history(m)]) == sizes[m]
+    assert len(np.unique(bounded.begin_M)) < len(np.unique(bounded.end_M)) / 3
 
 
 def hand_made(c: str = "c") -> Logs:

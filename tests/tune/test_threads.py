@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from leadre.data import histories
 from leadre.data.histories import AD, TEST, TRAIN, VALID
 from leadre.data.inventories import Inventories
 from leadre.data.moment import of_requests
@@ -244,6 +245,27 @@ def test_last_requests_of_a_user_are_targets(small):
     expected = [r for user in np.unique(users[everyone]) for r in everyone[users[everyone] == user][-3:]]
     assert 0 < len(bounded) < len(everyone)
     assert bounded.tolist() == expected
+
+
+def test_long_history_costs_a_window_its_end_alone(small, monkeypatch):
+    """A user of a million events: each window reads the last of them, and the IDs of its prompt are as bounded."""
+    monkeypatch.setattr(histories, "MAX_HISTORY", 8)
+    logs = small.logs
+    first_R = logs.event_offsets[logs.request_user_R]
+    logs = replace(logs, history_begin_R=histories.history_begins(first_R, logs.history_ends()))
+    threads = ThreadBuilder(small.prompter(), of_requests(logs))
+    training = threads.training(seed=0)
+    assert sorted(np.concatenate([window.requests for window in training]).tolist()) == threads.train_R.tolist()
+    serving = threads.serving(np.flatnonzero(logs.request_split_R == TEST))
+    assert len({(window.user, window.first) for window in serving}) < sum(len(window.requests) for window in serving)
+    longest = 0
+    for window in [*training, *serving]:
+        thread = threads.write(window)
+        events = threads.visits.event_offsets[[window.first, window.start, window.stop]]
+        assert events[1] - events[0] < 16
+        assert len(thread.moments[-1].history) <= events[2] - events[0]
+        longest = max(longest, int(events[1] - events[0]))
+    assert longest > 0
 
 
 def test_requests_in_the_burn_in_are_context_and_no_targets(small):

@@ -183,6 +183,10 @@ def _header(path: Path, columns: FileColumns, label: str, max_field_bytes: int) 
     split = {separator: _split(text, separator, label, columns.quoted) for separator in SEPARATORS}
     separator = max(SEPARATORS, key=lambda mark: _fit(split[mark], columns))
     names = split[separator]
+    if not text and any(block.strip() for block in scan.blocks(path)):
+        raise InputError(
+            f"{label}, row 1: is blank; the first row has the names of the columns, so delete blank lines above"
+        )
     if columns.header:
         return _declared_header(names, separator, columns.header, label)
     if not any(plain_name(name) in columns.known for name in names):
