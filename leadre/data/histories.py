@@ -29,7 +29,7 @@ from leadre.units import US_PER_DAY
 CONTENT, AD = 0, 1
 TRAIN, VALID, TEST = 0, 1, 2
 SPLITS = ("train", "valid", "test")
-MAX_HISTORY = 1 << 14  # events; a log in which nobody has twice as many is not changed
+MAX_HISTORY = 1 << 14  # events; a user with less than twice as many has them all
 REQUEST_ORDER = ("user_id", "at", "request_id")  # of the rows R of `Logs`
 # The times of a log are instants, days without an hour (all at midnight UTC), or nothing but an order.
 Clock = Literal["instants", "days", "order"]
