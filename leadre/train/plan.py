@@ -125,6 +125,10 @@ def semid_options(objects: int, acted_on: int) -> dict[str, object]:
     return {"levels": levels, **collaborative}
 
 
+# What a learnt prior leaves to learn is little: at the default rates it is noise (LOG.md).
+BESIDE_LEARNT: Mapping[str, object] = {"learning_rate": 1e-4, "codes_learning_rate": 3e-4, "short_share": 0.5}
+
+
 def has_learnt_prior(requests: int, live_ads: float, budget_s: float | None) -> bool:
     """Whether the learnt prior fits log and budget: enough training ``requests``, and not too many live ads in one."""
     rows = min(LEARNT_PRIOR_FROM * requests, LEARNT_PRIOR_VISITS) * min(live_ads, LEARNT_PRIOR_LIVE)

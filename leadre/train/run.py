@@ -201,7 +201,7 @@ def _options_of_log(settings: Config, stages: StageConfigs, tables: artifact.Art
     objects = summary["rows"]["ads"] + summary["rows"]["contents"]
     return {
         "semid": plans.semid_options(objects, _acted_on(tables)),
-        "tune": {"learnt_prior": is_learnt and is_free},
+        "tune": {"learnt_prior": True, **plans.BESIDE_LEARNT} if is_learnt and is_free else {"learnt_prior": False},
     }
 
 

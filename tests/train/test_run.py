@@ -8,6 +8,7 @@ import pytest
 
 from leadre import artifact
 from leadre.__main__ import main
+from leadre.train import plan as plans
 from leadre.train import probe
 from leadre.train import run as train_stage
 
@@ -38,7 +39,9 @@ def test_all_stages_run_with_the_options_that_were_chosen(finished):
         assert config_of(work, stage).items() >= chosen[section].items()
     steps = pl.read_csv(work / "small" / "tune-sft" / "loss.csv")
     assert len(steps) == chosen["tune"]["max_steps"]
-    assert config_of(work, "tune-sft")["learnt_prior"] is True
+    tuned = config_of(work, "tune-sft")
+    assert tuned["learnt_prior"] is True
+    assert tuned.items() >= plans.BESIDE_LEARNT.items()
     assert (work / "small" / "evaluate" / "report.html").is_file()
 
 
