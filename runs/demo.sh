@@ -19,8 +19,8 @@ leadre semid --config configs/demo.toml
 
 # 3. A small language model learns to answer a prompt (profile, purchases, current visit) with the codes of a line that was
 #    bought. It trains under the mask of serving, the lines live at that visit: without it the model would spend its
-#    training on separating live from dead ads, which the mask does already. Alignment tasks (the title of an ID, the ID
-#    of a title, the category of a first code) come first, then take a quarter of each step.
+#    training on separating live from dead ads, which the mask does already. At the end, validation visits decide how far
+#    the model departs from its prior, the counts of household and line.
 leadre tune --config configs/demo.toml
 
 # 4. Conversions differ in value. A second model starts from the first: prices enter prior and pointer, and pairs of lines
