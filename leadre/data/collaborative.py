@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.linalg import lapack
 
 from leadre.data.histories import I32
 from leadre.data.moment import History
@@ -70,7 +72,7 @@ class Collaborative:
         normal_DD = self.gram_DD + (own * (confidence - 1)[:, None]).T @ own
         neighbours = self.similarity_OO[acted]
         return CollaborativeUser(
-            factors_D=np.linalg.solve(normal_DD, own.T @ confidence),
+            factors_D=_solve(normal_DD, own.T @ confidence),
             near_N=neighbours.indices,
             weight_N=np.repeat(weight, np.diff(neighbours.indptr)) * neighbours.data,
         )
@@ -114,3 +116,14 @@ def standardised(scores_IC: Floats) -> Floats:
     centred_IC = scores_IC - scores_IC.mean(axis=0)
     scaled_IC: Floats = np.divide(centred_IC, spread_C, out=np.zeros_like(centred_IC), where=spread_C > MIN_SPREAD)
     return scaled_IC
+
+
+def _solve(normal_DD: NDArray[np.floating[Any]], right_D: NDArray[np.floating[Any]]) -> Floats:
+    """The solution of a system whose matrix is positive definite.
+
+    The general solver of LAPACK starts threads for a matrix of this size, which wait actively: on busy cores a solution
+    took 137 ms in place of .4. Cholesky's does not, and takes a third of the time.
+    """
+    _, solution_D, info = lapack.sposv(normal_DD, right_D)
+    assert info == 0, f"a normal matrix that is not positive definite: {info}"
+    return np.asarray(solution_D, dtype=np.float32)

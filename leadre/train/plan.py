@@ -125,7 +125,7 @@ def semid_options(objects: int, acted_on: int) -> dict[str, object]:
     return {"levels": levels, **collaborative}
 
 
-# What a learnt prior leaves to learn is little: at the default rates it is noise (LOG.md).
+# A learnt prior leaves little to learn: at the default rates it is noise (LOG.md).
 BESIDE_LEARNT: Mapping[str, object] = {"learning_rate": 1e-4, "codes_learning_rate": 3e-4, "short_share": 0.5}
 
 

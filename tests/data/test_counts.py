@@ -121,6 +121,21 @@ def test_collaborative_scores_are_those_of_the_channels(market):
         np.testing.assert_allclose(scores[:, 1], by_knn[m], rtol=1e-3, atol=1e-4)
 
 
+def test_factors_of_a_history_solve_its_normal_equations(market):
+    rng = np.random.default_rng(0)
+    objects = len(market.objects)
+    fit = dataclasses.replace(no_collaborative(objects), factors_OD=rng.normal(size=(objects, 128)).astype(np.float32))
+    moments = [moment for moment in of_requests(market) if len(moment.history)][::30]
+    assert len(moments) > 3
+    for moment in moments:
+        acted, count = np.unique(moment.history.object_E, return_counts=True)
+        own = fit.factors_OD[acted].astype(np.float64)
+        confidence = fit.alpha * np.log1p(count)
+        normal = fit.gram_DD + (own * (confidence - 1)[:, None]).T @ own
+        expected = np.linalg.solve(normal, own.T @ confidence)
+        np.testing.assert_allclose(fit.user(moment.history).factors_D, expected, atol=1e-5)
+
+
 def test_rows_of_some_objects_are_those_among_all(market):
     from leadre.data.collaborative_fit import fit as fitted
 
