@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ import numpy as np
 import torch
 from planted_rankers import PAGES, Results, milliseconds, scores, serving, summary, valid_loss, with_1000_candidates
 
-from leadre.data.worlds import evolution
+from leadre.data.worlds import evolution, long
 from leadre.data.worlds.history import HistoryRows
 from leadre.rank import planted_histories, train
 from leadre.rank.inputs import collate
 from leadre.rank.models.dcnv2 import DcnV2
 from leadre.rank.models.dien import Dien
 from leadre.rank.models.din import Din
+from leadre.rank.models.sdim import Sdim
 from leadre.rank.models.shared import HEAD, Ranker
 from leadre.rank.models.tin import Tin
 from leadre.rank.rows import Example
@@ -42,8 +43,9 @@ CANDIDATES = 8
 RATES = (1e-2, 2e-2)  # of dense layers; tables have three times as much
 BOOSTING = tuple({"num_leaves": leaves, "learning_rate": rate} for leaves in (15, 63) for rate in (0.05, 0.2))
 TREES = "trees"
+LENGTHS = (50, 200, 1000, 4000)
 PLAIN = "mean"  # the model that others are compared with
-SERVED = ("dien", "din", "tin")  # with their defaults
+SERVED = ("dien", "din", "sdim", "tin")  # with their defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +61,23 @@ class Law:
     length: int
     requests: tuple[int, int, int] = (4000, 600, 2000)
     epochs: int = 8
+    batch: int = 64
 
 
 def _evolution(requests: int, seed: int, *, shuffled: bool) -> HistoryRows:
     return evolution.rows(requests, 20, CANDIDATES, seed, shuffled=shuffled)
 
 
+def _long(requests: int, seed: int) -> HistoryRows:
+    return long.rows(requests, 200, 50, CANDIDATES, seed)
+
+
+LONG = Law(rows=_long, groups=long.groups(), length=200, requests=(1500, 300, 1000), epochs=6, batch=32)
 LAWS: Mapping[str, Law] = {
     "evolution": Law(rows=partial(_evolution, shuffled=False), groups=evolution.groups(), length=20),
     "shuffled": Law(rows=partial(_evolution, shuffled=True), groups=evolution.groups(), length=20),
+    "200 events": LONG,
+    "newest 25": replace(LONG, length=25),
 }
 NETWORKS: Mapping[str, Ranker] = {
     PLAIN: DcnV2(depth=0, deep=HEAD),
@@ -77,10 +87,13 @@ NETWORKS: Mapping[str, Ranker] = {
     "gru+aux": Dien(evolves=False),
     "augru": Dien(alpha=0),
     "dien": Dien(),
+    "sdim": Sdim(),
 }
 MODELS: Mapping[str, tuple[str, ...]] = {  # of each law
-    "evolution": (TREES, *NETWORKS),
+    "evolution": (TREES, PLAIN, "din", "tin", "gru", "gru+aux", "augru", "dien"),
     "shuffled": (PLAIN, "din", "gru", "gru+aux"),
+    "200 events": (TREES, PLAIN, "din", "sdim"),
+    "newest 25": (PLAIN, "din", "sdim"),
 }
 TUNED_ON = {"shuffled": "evolution"}  # a control has the rates of its law
 
@@ -114,6 +127,7 @@ def main() -> None:
         law: {name: summary(of(name, law), of(PLAIN, law)) for name in MODELS[law]} for law in options.laws.split(",")
     }
     if set(claim["laws"]) == set(LAWS):
+        claim["lengths"] = {name: milliseconds_by_length(name) for name in ("din", "sdim")}
         claim["serving"] = serving(SERVED)
         claim["serving_few"] = serving(SERVED, MAX_SCORED)
         FIGURES.write_text(json.dumps(claim, indent=1) + "\n")
@@ -146,6 +160,18 @@ def measured(fit: Fit) -> dict[str, float]:
     }
 
 
+def milliseconds_by_length(name: str) -> dict[int, float]:
+    """Milliseconds per 1,000 candidates, user included, by the number of events."""
+    result = {}
+    for length in LENGTHS:
+        spec = planted_histories.spec_of(LONG.groups, length)
+        rows = long.rows(125, length, length // 2, CANDIDATES, seed=0)
+        batch = collate([with_1000_candidates(planted_histories.examples(rows, LONG.groups, length))])
+        params = NETWORKS[name].init(spec, np.random.default_rng(0))
+        result[length] = milliseconds(partial(train.logits, NETWORKS[name], spec, params, batch))
+    return result
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
     """Log-odds of the validation and test rows, size and speed of the model."""
@@ -160,7 +186,13 @@ def network(fit: Fit) -> Fitted:
     """A network."""
     law = LAWS[fit.law]
     ranker = NETWORKS[fit.model]
-    training = train.Training(epochs=law.epochs, patience=law.epochs, learning_rate=fit.rate, table_rate=3 * fit.rate)
+    training = train.Training(
+        epochs=law.epochs,
+        patience=law.epochs,
+        batch=law.batch,
+        learning_rate=fit.rate,
+        table_rate=3 * fit.rate,
+    )
     spec = planted_histories.spec_of(law.groups, law.length)
     rows, valid, test = (planted_histories.examples(part, law.groups, law.length) for part in data(fit.law, fit.seed))
     params, _ = train.fit(ranker, spec, rows, valid, training, fit.seed)

@@ -60,6 +60,7 @@ HISTORIES = {
     "mean": "mean of the events",
     "din": "DIN",
     "tin": "TIN",
+    "sdim": "SDIM",
     "gru": "GRU",
     "gru+aux": "GRU + auxiliary loss",
     "augru": "GRU + AUGRU",
@@ -84,6 +85,13 @@ def histories(claim: Any, law: str, control: str, *names: str) -> str:
             ]
         )
     return table(["ranker", law, "each seed", control, "parameters", "ms per 1,000"], rows)
+
+
+def lengths(claim: Any) -> str:
+    """Time of a score by the number of events."""
+    rows = [[HISTORIES[name], *(f"{ms:.1f}" for ms in times.values())] for name, times in claim["lengths"].items()]
+    head = next(iter(claim["lengths"].values()))
+    return table(["ms per 1,000 by events", *(f"{int(length):,}" for length in head)], rows)
 
 
 def serving(claim: Any) -> str:
@@ -156,4 +164,4 @@ def _seeds(cell: Cell) -> str:
     return " ".join(figure(round(share, 2) + 0.0, 2) for share in cell["shares"])  # + 0.0: no sign before zero
 
 
-TABLES = (planted, depths, narrow, histories, serving, chain, chain_size)
+TABLES = (planted, depths, narrow, histories, lengths, serving, chain, chain_size)

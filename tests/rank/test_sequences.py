@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from leadre.data.worlds import evolution
+from leadre.data.worlds import evolution, long
 from leadre.rank import measure, planted_histories, train
-from leadre.rank.inputs import collate
+from leadre.rank.inputs import Positions, collate
 from leadre.rank.models import dien
 from leadre.rank.models.dien import Dien
+from leadre.rank.models.sdim import Sdim
 from leadre.rank.train import Training
 
 GROUPS = evolution.groups()
@@ -156,3 +157,109 @@ def test_dien_learns_the_order_of_events():
         for part in (test, planted_histories.examples(turned, GROUPS, 6))
     )
     assert auc > 0.72 and auc_turned < auc - 0.05
+
+
+def test_objects_share_a_bucket_by_the_law_of_random_planes():
+    ranker = Sdim(signatures=4000, bits=3)
+    rng = np.random.default_rng(0)
+    planes = np.round(rng.normal(0, 32, (24, 12_000))).astype(np.float32)
+    first, second = rng.normal(size=(2, 24)).astype(np.float32)
+    for mix in (0.0, 0.5, 0.9, 0.99):
+        other = (mix * first + (1 - mix) * second).astype(np.float32)
+        cosine = first @ other / np.linalg.norm(first) / np.linalg.norm(other)
+        shared_bucket = (ranker.signed(planes, first) * ranker.signed(planes, other)).sum() / 4000
+        assert shared_bucket == pytest.approx((1 - np.arccos(cosine) / np.pi) ** 3, abs=0.03)
+
+
+def test_signatures_are_the_same_in_any_batch_and_library():
+    """A sum of floats depends on its order, and the sign of a sum near zero with it."""
+    ranker = Sdim()
+    rng = np.random.default_rng(0)
+    params = ranker.init(planted_histories.spec_of(GROUPS, 10), rng)
+    x = rng.normal(0, 0.1, (3000, 16)).astype(np.float32)
+    x[:500] = x[500:1000] * np.float32(-1)  # opposite vectors have opposite signs, but for sums of zero
+    x[1000:1500] = 0
+    planes = params["fixed.planes"]
+    together = ranker.signed(planes, x)
+    np.testing.assert_array_equal(together, np.concatenate([ranker.signed(planes, row[None]) for row in x]))
+    np.testing.assert_array_equal(together, ranker.signed(torch.from_numpy(planes), torch.from_numpy(x)).numpy())
+    exact = (x * 4096).round().astype(np.int64) @ planes.astype(np.int64) >= 0
+    np.testing.assert_array_equal(together.reshape(3000, 16, 8).argmax(2), exact.reshape(3000, 16, 3) @ [1, 2, 4])
+    assert (together.sum(1) == 16).all()
+
+
+def test_buckets_have_norm_1_so_common_objects_do_not_drown_rare_ones(market, examples):
+    ranker = Sdim()
+    params = drawn(ranker, market.spec)
+    requests = [row.inputs for row in examples[:6]]
+    state = ranker.user(params, market.spec, collate(requests))
+    norm = np.linalg.norm(state["ad_short"], axis=2)
+    empty = np.isclose(state["ad_short"], params["ad_short.nothing"], atol=1e-6).all(2)
+    np.testing.assert_allclose(norm[~empty], 1, atol=1e-4)
+    assert empty.any() and not empty.all()
+    repeated = [
+        dataclasses.replace(
+            request,
+            sequences={
+                name: Positions(
+                    **{f.name: np.repeat(getattr(part, f.name), 3, axis=0) for f in dataclasses.fields(part)}
+                )
+                for name, part in request.sequences.items()
+            },
+        )
+        for request in requests
+    ]
+    again = ranker.user(params, market.spec, collate(repeated))
+    np.testing.assert_allclose(again["ad_short"], state["ad_short"], atol=1e-4)
+
+
+def test_state_of_sdim_has_the_same_size_for_any_history(market, examples):
+    ranker = Sdim()
+    params = drawn(ranker, market.spec)
+    requests = sorted((row.inputs for row in examples), key=lambda row: len(row.sequences["ad_long"].gap_T))
+    shapes = [
+        {name: part.shape for name, part in ranker.user(params, market.spec, collate([request])).items()}
+        for request in (requests[0], requests[-1])
+    ]
+    assert shapes[0] == shapes[1] and shapes[0]["ad_long"][1] == 16 * 8
+
+
+def test_interest_of_sdim_is_the_mean_of_the_buckets_of_the_candidate(market, examples):
+    ranker = Sdim(signatures=2, bits=2)
+    params = drawn(ranker, market.spec)
+    row = max((row.inputs for row in examples), key=lambda row: len(row.sequences["ad_short"].gap_T))
+    part = row.sequences["ad_short"]
+    tables = [params[f"table.{name}"] for name in market.spec.fields]
+
+    def embedded(field_K):
+        return np.concatenate([table[k] for table, k in zip(tables, field_K, strict=True)])
+
+    def signs(x_D, signature):
+        return tuple((x_D * 4096).round() @ params["fixed.planes"][:, 2 * signature : 2 * signature + 2] >= 0)
+
+    v_D = embedded(row.field_CK[0])
+    expected = np.zeros_like(v_D)
+    for signature in (0, 1):
+        total = np.zeros_like(v_D)
+        for field_K, gap, count in zip(part.field_TK, part.gap_T, part.count_T, strict=True):
+            if signs(embedded(field_K), signature) == signs(v_D, signature):
+                total += (1 + count) * (embedded(field_K) + params["table.gap"][gap])
+        expected += (total / np.linalg.norm(total) if total.any() else params["ad_short.nothing"]) / 2
+    state = ranker.user(params, market.spec, collate([row]))
+    np.testing.assert_allclose(
+        ranker.signed(params["fixed.planes"], v_D) @ state["ad_short"][0] / 2, expected, atol=1e-4
+    )
+
+
+def test_events_far_back_decide_the_law_of_long_histories():
+    rows = long.rows(400, 120, 40, 8, seed=0)
+    topic_O = long.groups()["category"]
+    topic_RC = topic_O[rows.candidate_RC]
+    is_seen, is_recent = (
+        (topic_O[history_RT][:, None] == topic_RC[..., None]).any(2)
+        for history_RT in (rows.history_RT, rows.history_RT[:, -40:])
+    )
+    np.testing.assert_array_equal(rows.logit_RC, long.BASE + long.LOGIT * is_seen)
+    assert 0.4 < is_recent.sum() / is_seen.sum() < 0.6
+    p = sigmoid(rows.logit_RC)
+    assert abs(rows.label_RC[is_seen].mean() - p[is_seen].mean()) < 0.03

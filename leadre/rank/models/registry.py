@@ -13,6 +13,7 @@ from leadre.rank.models.esmm import Esmm
 from leadre.rank.models.finalmlp import FinalMlp
 from leadre.rank.models.gdcn import Gdcn
 from leadre.rank.models.muse import Muse
+from leadre.rank.models.sdim import Sdim
 from leadre.rank.models.shared import Ranker
 from leadre.rank.models.tin import Tin
 
@@ -26,5 +27,6 @@ RANKERS: Mapping[str, Ranker] = {
     "finalmlp": FinalMlp(),
     "gdcn": Gdcn(),
     "muse": Muse(),
+    "sdim": Sdim(),
     "tin": Tin(),
 }
