@@ -40,6 +40,11 @@ def drawn(ranker, spec):
     }
 
 
+def loss_of(ranker, params, examples):
+    batch = train.as_tensors(collate([row.inputs for row in examples]))
+    return train._loss(ranker, SPEC, params, examples, batch, ranker.user(params, SPEC, batch))
+
+
 def test_log_odds_of_both_are_those_of_the_product():
     first, second = np.random.default_rng(0).normal(0, 3, (2, 1000))
     p = expit(first) * expit(second)
@@ -64,7 +69,7 @@ def test_conversion_of_esmm_is_the_product_of_its_towers_in_any_order_of_labels(
 def test_loss_of_esmm_is_that_of_click_and_product_over_all_rows():
     params = drawn(ESMM, SPEC)
     tensors = {name: torch.from_numpy(values) for name, values in params.items()}
-    loss = float(train._loss(ESMM, SPEC, tensors, TRAIN[:40]))
+    loss = float(loss_of(ESMM, tensors, TRAIN[:40]))
     towers = expit(logits(TOWERS, params, SPEC, TRAIN[:40]))
     label = np.stack([row.label_CH for row in TRAIN[:40]])
     assert not (label[..., 1] & ~label[..., 0]).any(), "a conversion is a click"
@@ -87,9 +92,9 @@ def test_labels_of_weight_0_do_not_count_and_others_count_by_their_weight():
     weight = np.random.default_rng(0).integers(0, 3, TRAIN[0].label_CH.shape).astype(np.float32)
     tensors = {name: torch.from_numpy(values) for name, values in drawn(TOWERS, SPEC).items()}
     weighted = dataclasses.replace(TRAIN[0], weight_CH=weight)
-    loss = float(train._loss(TOWERS, SPEC, tensors, [weighted, TRAIN[1]]))
+    loss = float(loss_of(TOWERS, tensors, [weighted, TRAIN[1]]))
     other = dataclasses.replace(weighted, label_CH=TRAIN[0].label_CH ^ (weight == 0))
-    assert float(train._loss(TOWERS, SPEC, tensors, [other, TRAIN[1]])) == loss
+    assert float(loss_of(TOWERS, tensors, [other, TRAIN[1]])) == loss
     logit = logits(TOWERS, drawn(TOWERS, SPEC), SPEC, [TRAIN[0], TRAIN[1]]).astype(float)
     losses = measure.log_losses(np.stack([row.label_CH for row in TRAIN[:2]]), expit(logit))
     assert loss == pytest.approx((losses[0] * weight).sum() + losses[1].sum(), rel=1e-5)

@@ -269,10 +269,19 @@ def until(condition: Any, what: str, details: Any = str, within_s: float = PATIE
     return time.monotonic() - start_s
 
 
+_taken = set[int]()  # by tests of this process, which may bind them later
+
+
 def free_port() -> int:
-    """A port that nothing listens on, below those that the kernel gives to connections, so it stays free."""
+    """A port that nothing listens on, below those that the kernel gives to connections, so it stays free.
+
+    No port is returned twice.
+    """
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
+        if port in _taken:
+            continue
+        _taken.add(port)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

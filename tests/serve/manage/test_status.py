@@ -80,9 +80,14 @@ def test_page_shows_traffic(bidder, page):
     bids = [bid for _ in range(20) for bid in bidder.bids(user={"id": "seen"})]
     assert len(bids) == 20
     bidder.ask(user={"id": "seen"}, regs={"gdpr": 1})  # without any consent
-    after = page.get("/status/now")
-    for name, increase in (("bid", 20), ("no bid", 1), ("no consent", 1), ("stored", 20)):
-        assert counted(after, name) == counted(before, name) + increase, name
+    increases = {"bid": 20, "no bid": 1, "no consent": 1, "stored": 20}
+    expected = {name: counted(before, name) + increase for name, increase in increases.items()}
+
+    def shown():
+        after = page.get("/status/now")
+        return {name: counted(after, name) for name in expected}
+
+    until(lambda: shown() == expected, "the counts of the last request, which follow its answer")
     until(lambda: figure(page.get("/status/now"), "Requests per second")[0].isdigit(), "a second of history")
     after = page.get("/status/now")
     assert float(figure(after, "Requests per second")) > 0 and "%" in figure(after, "Fill")
