@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightgbm
 import numpy as np
 from scipy.special import expit
 from scipy.stats import t as student
@@ -141,6 +142,42 @@ def serving(names: Iterable[str], candidates: int = 1000, labels: tuple[str, ...
         params = RANKERS[name].init(spec, rng) | fit_numbers(request.number_CF)
         result[name] = milliseconds(partial(train.logits, RANKERS[name], spec, params, batch))
     return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """Log-odds of the validation and test rows, size and speed of a model; the parameters of trees are their leaves."""
+
+    valid_N: np.ndarray
+    test_N: np.ndarray
+    parameters: int
+    ms_1000: float
+
+
+def boosted(
+    features: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    categories: Sequence[int],
+    boosting: Mapping[str, Any],
+    seed: int,
+) -> Fitted:
+    """LightGBM with an early stop; features [N, F] and labels [N] of training, validation and test rows.
+
+    ``categories``: the columns that are categories.
+    """
+    options = {"objective": "binary", "seed": seed, "verbosity": -1, "num_threads": 1, **boosting}
+    dataset = lightgbm.Dataset(features[0], labels[0], categorical_feature=list(categories))
+    stop = lightgbm.early_stopping(30, verbose=False)
+    trees = lightgbm.train(
+        options, dataset, 1000, valid_sets=[dataset.create_valid(features[1], labels[1])], callbacks=[stop]
+    )
+    request = features[2][:1000]
+    return Fitted(
+        valid_N=trees.predict(features[1], raw_score=True),
+        test_N=trees.predict(features[2], raw_score=True),
+        parameters=trees.best_iteration * int(boosting["num_leaves"]),
+        ms_1000=milliseconds(lambda: trees.predict(request, raw_score=True, num_threads=1)),
+    )
 
 
 def milliseconds(score: Callable[[], object]) -> float:

@@ -20,11 +20,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import lightgbm
 import numpy as np
 import planted_rankers
 import torch
-from planted_rankers import PAGES, Results, milliseconds, serving, summary, with_1000_candidates
+from planted_rankers import PAGES, Fitted, Results, boosted, milliseconds, serving, summary, with_1000_candidates
 
 from leadre.data.worlds import interaction
 from leadre.rank import dimensions, planted, train
@@ -144,21 +143,14 @@ def measured(fit: Fit) -> dict[str, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """Log-odds of the validation and test rows, and the size of the model.
+class FittedTables(Fitted):
+    """Also the mean columns of the tables of the fields in the law, and of the others; 1 for trees."""
 
-    ``columns_law`` and ``columns_noise``: mean columns of the tables of the fields in the law, and of the others.
-    """
-
-    valid_N: np.ndarray
-    test_N: np.ndarray
-    parameters: int
-    columns_law: float
-    columns_noise: float
-    ms_1000: float
+    columns_law: float = 1
+    columns_noise: float = 1
 
 
-def network(fit: Fit) -> Fitted:
+def network(fit: Fit) -> FittedTables:
     """A network; with an FDO share it is trained twice, and the second one counts."""
     law, _, (rows, valid, test) = data(fit.order, fit.seed)
     ranker = NETWORKS[fit.model]
@@ -173,7 +165,7 @@ def network(fit: Fit) -> Fitted:
     columns[::2] = [spec.widths[name] for name in spec.user_tables]
     columns[1::2] = [spec.widths[name] for name in spec.fields]
     request = collate([with_1000_candidates(test)])
-    return Fitted(
+    return FittedTables(
         valid_N=logit[0][..., 0].ravel(),
         test_N=logit[1][..., 0].ravel(),
         parameters=sum(values.size for name, values in params.items() if not name.startswith("fixed.")),
@@ -183,7 +175,7 @@ def network(fit: Fit) -> Fitted:
     )
 
 
-def forest(fit: Fit) -> Fitted:
+def forest(fit: Fit) -> FittedTables:
     """LightGBM with all fields as categories; ``parameters`` are its leaves."""
     law, (rows, valid, test), _ = data(fit.order, fit.seed)
     fields = [
@@ -192,21 +184,8 @@ def forest(fit: Fit) -> Fitted:
         )
         for part in (rows, valid, test)
     ]
-    boosting = BOOSTING[int(fit.rate)]
-    options = {"objective": "binary", "seed": fit.seed, "verbosity": -1, "num_threads": 1} | boosting
-    dataset = lightgbm.Dataset(fields[0], rows.label_RC.ravel(), categorical_feature=list(range(fields[0].shape[1])))
-    stop = lightgbm.early_stopping(30, verbose=False)
-    valid_set = dataset.create_valid(fields[1], valid.label_RC.ravel())
-    trees = lightgbm.train(options, dataset, 1000, valid_sets=[valid_set], callbacks=[stop])
-    request = fields[2][:1000]
-    return Fitted(
-        valid_N=trees.predict(fields[1], raw_score=True),
-        test_N=trees.predict(fields[2], raw_score=True),
-        parameters=trees.best_iteration * int(boosting["num_leaves"]),
-        columns_law=1,
-        columns_noise=1,
-        ms_1000=milliseconds(lambda: trees.predict(request, raw_score=True, num_threads=1)),
-    )
+    labels = [part.label_RC.ravel() for part in (rows, valid, test)]
+    return FittedTables(**vars(boosted(fields, labels, range(fields[0].shape[1]), BOOSTING[int(fit.rate)], fit.seed)))
 
 
 if __name__ == "__main__":

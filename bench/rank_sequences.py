@@ -20,10 +20,20 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import lightgbm
 import numpy as np
 import torch
-from planted_rankers import PAGES, Results, milliseconds, scores, serving, summary, valid_loss, with_1000_candidates
+from planted_rankers import (
+    PAGES,
+    Fitted,
+    Results,
+    boosted,
+    milliseconds,
+    scores,
+    serving,
+    summary,
+    valid_loss,
+    with_1000_candidates,
+)
 
 from leadre.data.worlds import evolution, long
 from leadre.data.worlds.history import HistoryRows
@@ -172,16 +182,6 @@ def milliseconds_by_length(name: str) -> dict[int, float]:
     return result
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """Log-odds of the validation and test rows, size and speed of the model."""
-
-    valid_N: np.ndarray
-    test_N: np.ndarray
-    parameters: int
-    ms_1000: float
-
-
 def network(fit: Fit) -> Fitted:
     """A network."""
     law = LAWS[fit.law]
@@ -215,19 +215,8 @@ def forest(fit: Fit) -> Fitted:
     law = LAWS[fit.law]
     rows, valid, test = data(fit.law, fit.seed)
     features = [history_counts(part, law.groups) for part in (rows, valid, test)]
-    boosting = BOOSTING[int(fit.rate)]
-    options = {"objective": "binary", "seed": fit.seed, "verbosity": -1, "num_threads": 1} | boosting
-    dataset = lightgbm.Dataset(features[0], rows.label_RC.ravel(), categorical_feature=[0, 1])
-    stop = lightgbm.early_stopping(30, verbose=False)
-    valid_set = dataset.create_valid(features[1], valid.label_RC.ravel())
-    trees = lightgbm.train(options, dataset, 1000, valid_sets=[valid_set], callbacks=[stop])
-    request = features[2][:1000]
-    return Fitted(
-        valid_N=trees.predict(features[1], raw_score=True),
-        test_N=trees.predict(features[2], raw_score=True),
-        parameters=trees.best_iteration * int(boosting["num_leaves"]),
-        ms_1000=milliseconds(lambda: trees.predict(request, raw_score=True, num_threads=1)),
-    )
+    labels = [part.label_RC.ravel() for part in (rows, valid, test)]
+    return boosted(features, labels, (0, 1), BOOSTING[int(fit.rate)], fit.seed)
 
 
 def history_counts(rows: HistoryRows, groups: planted_histories.Groups) -> np.ndarray:

@@ -30,6 +30,21 @@ def candidates(request, places):
     return dataclasses.replace(request, **parts)
 
 
+def logits(ranker, params, spec, examples):
+    """Log-odds [R, C, H] of examples with equally many candidates."""
+    return train.logits(ranker, spec, params, collate([row.inputs for row in examples]))
+
+
+def drawn(ranker, spec, seed=0):
+    """Parameters of the start with noise in all of them, so that no part is silent."""
+    rng = np.random.default_rng(seed)
+    initial = ranker.init(spec, rng)
+    return {
+        name: values if name.startswith("fixed.") else values + rng.normal(0, 0.3, values.shape).astype(np.float32)
+        for name, values in initial.items()
+    }
+
+
 class RankerContract:
     """Subclasses give `ranker`."""
 

@@ -17,24 +17,12 @@ from leadre.rank.models.finalmlp import FinalMlp
 from leadre.rank.models.gdcn import Gdcn
 from leadre.rank.train import Training
 
+from .contract import drawn, logits
+
 LAW = interaction.draw(2, seed=3, fields=6, values=10)
 SPEC = planted.spec_of(LAW, 4)
 PARTS = [LAW.rows(requests, 8, seed) for seed, requests in enumerate((1200, 200, 500))]
 TRAIN, STOP, TEST = map(planted.examples, PARTS)
-
-
-def drawn(ranker, spec, seed=0):
-    """Parameters of the start with noise in all of them, so that no part is silent."""
-    rng = np.random.default_rng(seed)
-    initial = ranker.init(spec, rng)
-    return {
-        name: values if name.startswith("fixed.") else values + rng.normal(0, 0.3, values.shape).astype(np.float32)
-        for name, values in initial.items()
-    }
-
-
-def logits(ranker, params, spec, examples):
-    return train.logits(ranker, spec, params, collate([row.inputs for row in examples]))
 
 
 @pytest.mark.parametrize(

@@ -16,21 +16,13 @@ from leadre.rank.models.dien import Dien
 from leadre.rank.models.sdim import Sdim
 from leadre.rank.train import Training
 
+from .contract import drawn
+
 GROUPS = evolution.groups()
 
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
-
-
-def drawn(ranker, spec, seed=0):
-    """Parameters of the start with noise in all of them, so that no part is silent."""
-    rng = np.random.default_rng(seed)
-    initial = ranker.init(spec, rng)
-    return {
-        name: values if name.startswith("fixed.") else values + rng.normal(0, 0.3, values.shape).astype(np.float32)
-        for name, values in initial.items()
-    }
 
 
 def test_clicks_of_the_evolution_law_have_its_log_odds():

@@ -18,26 +18,14 @@ from leadre.rank.inputs import collate
 from leadre.rank.models.esmm import Esmm
 from leadre.rank.train import Training
 
+from .contract import drawn, logits
+
 LAW = chain.draw(0.5, seed=1, fields=4, values=10)
 SPEC = planted.spec_of(LAW, 4)
 PARTS = [LAW.rows(requests, 8, seed) for seed, requests in enumerate((1200, 200, 500))]
 TRAIN, STOP, TEST = map(planted.examples, PARTS)
 ESMM = Esmm(hidden=(16,))
 TOWERS = Esmm(chain=(), hidden=(16,))
-
-
-def logits(ranker, params, spec, examples):
-    return train.logits(ranker, spec, params, collate([row.inputs for row in examples]))
-
-
-def drawn(ranker, spec):
-    """Parameters of the start with noise in all of them."""
-    rng = np.random.default_rng(0)
-    initial = ranker.init(spec, rng)
-    return {
-        name: values if name.startswith("fixed.") else values + rng.normal(0, 0.3, values.shape).astype(np.float32)
-        for name, values in initial.items()
-    }
 
 
 def loss_of(ranker, params, examples):

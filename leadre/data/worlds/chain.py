@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from leadre.data.worlds import draws
+
 CLICK_LOGIT = -2.2  # of a row without effects
 CONVERSION_LOGIT = -1.0
 SPREAD = 1.2  # standard deviation of either log-odds over rows
@@ -47,15 +49,15 @@ class Chain:
         """Requests with their candidates, drawn independently by ``seed``."""
         rng = np.random.default_rng([seed, 1])
         fields, values = self.click_FV.shape
-        value_RCF = rng.integers(0, values, (requests, candidates, fields))
-        value_RCF[..., ::2] = value_RCF[:, :1, ::2]
+        value_RCF = draws.fields(requests, candidates, fields, values, rng)
+        user_RP, candidate_RCK = draws.of_user_and_candidate(value_RCF)
         click_logit_RC = CLICK_LOGIT + self.click_FV[np.arange(fields), value_RCF].sum(-1)
         converts_logit_RC = CONVERSION_LOGIT + self.converts_FV[np.arange(fields), value_RCF].sum(-1)
         return Rows(
-            user_RP=(value_RCF[:, 0, ::2] + 1).astype(np.int32),
-            candidate_RCK=(value_RCF[..., 1::2] + 1).astype(np.int32),
-            click_RC=rng.random(click_logit_RC.shape) < 1 / (1 + np.exp(-click_logit_RC)),
-            converts_RC=rng.random(click_logit_RC.shape) < 1 / (1 + np.exp(-converts_logit_RC)),
+            user_RP=user_RP,
+            candidate_RCK=candidate_RCK,
+            click_RC=draws.events(click_logit_RC, rng),
+            converts_RC=draws.events(converts_logit_RC, rng),
             click_logit_RC=click_logit_RC,
             converts_logit_RC=converts_logit_RC,
         )

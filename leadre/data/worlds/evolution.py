@@ -17,7 +17,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from leadre.data.worlds.history import HistoryRows, clicks, objects_of, topics_of
+from leadre.data.worlds import draws
+from leadre.data.worlds.history import HistoryRows, objects_of, topics_of
 
 TOPICS = 12
 OBJECTS = 5  # of a topic
@@ -48,7 +49,7 @@ def rows(requests: int, events: int, candidates: int, seed: int, *, shuffled: bo
         is_noise_R = rng.random(requests) < NOISE
         topic_RT[:, t] = np.where(is_noise_R, rng.integers(0, TOPICS, requests), interest_R)
     topic_RC = (topic_RT[:, -1:] + rng.integers(-NEAR, NEAR + 1, (requests, candidates))) % TOPICS
-    label_RC = clicks(_logit(topic_RC - interest_R[:, None], move_R[:, None]), rng)
+    label_RC = draws.events(_logit(topic_RC - interest_R[:, None], move_R[:, None]), rng)
     p_RC = click_probabilities(topic_RT, topic_RC)
     history_RT = objects_of(topic_RT, OBJECTS, rng)
     return HistoryRows(

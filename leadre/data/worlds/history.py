@@ -31,9 +31,3 @@ def objects_of(topic: NDArray[np.int64], objects: int, rng: np.random.Generator)
 def topics_of(topics: int, objects: int) -> NDArray[np.int32]:
     """The topic of each object of `objects_of`, from 1 on; row 0 is no object."""
     return np.concatenate([[0], np.repeat(np.arange(topics) + 1, objects)]).astype(np.int32)
-
-
-def clicks(logit: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Labels drawn by their log-odds."""
-    drawn: NDArray[np.bool_] = rng.random(logit.shape) < 1 / (1 + np.exp(-logit))
-    return drawn

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from leadre.data.worlds import draws
+
 LOGIT = 2.0
 LOWER = 0.2  # share of the log-odds in single fields
 
@@ -40,14 +42,14 @@ class Interaction:
         """Requests with their candidates, drawn independently by ``seed``."""
         rng = np.random.default_rng([seed, 1])
         fields, values = self.sign_FV.shape
-        value_RCF = rng.integers(0, values, (requests, candidates, fields))
-        value_RCF[..., ::2] = value_RCF[:, :1, ::2]
+        value_RCF = draws.fields(requests, candidates, fields, values, rng)
+        user_RP, candidate_RCK = draws.of_user_and_candidate(value_RCF)
         sign_RCF = self.sign_FV[np.arange(fields), value_RCF][..., : self.order].astype(np.float64)
         logit_RC = LOGIT * ((1 - LOWER) * sign_RCF.prod(-1) + LOWER * sign_RCF.mean(-1))
         return Rows(
-            user_RP=(value_RCF[:, 0, ::2] + 1).astype(np.int32),
-            candidate_RCK=(value_RCF[..., 1::2] + 1).astype(np.int32),
-            label_RC=rng.random(logit_RC.shape) < 1 / (1 + np.exp(-logit_RC)),
+            user_RP=user_RP,
+            candidate_RCK=candidate_RCK,
+            label_RC=draws.events(logit_RC, rng),
             logit_RC=logit_RC,
         )
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from leadre.data.worlds.history import HistoryRows, clicks, objects_of, topics_of
+from leadre.data.worlds import draws
+from leadre.data.worlds.history import HistoryRows, objects_of, topics_of
 
 TOPICS = 40
 COMMON = 8
@@ -46,6 +47,6 @@ def rows(requests: int, events: int, recent: int, candidates: int, seed: int) ->
     return HistoryRows(
         history_RT=objects_of(topic_RT, OBJECTS, rng),
         candidate_RC=objects_of(topic_RC, OBJECTS, rng),
-        label_RC=clicks(logit_RC, rng),
+        label_RC=draws.events(logit_RC, rng),
         logit_RC=logit_RC,
     )

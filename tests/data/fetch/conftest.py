@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from leadre.__main__ import main
 from tests.data.fetch import servers
+
+DATA = 'run = "shop"\n[data]\nsource = "files"\npath = "{path}"\npositive = "click"\n[data-fetch]\ndatabase = "SHOP"'
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +42,9 @@ def tables_of(text: str, folder: Path, **sections: dict[str, str]) -> Path:
     path = folder / "shop.toml"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def fetch(folder: Path, queries: dict[str, str]) -> int:
+    """The exit status of `leadre data fetch` with these queries of the database in SHOP."""
+    path = tables_of(DATA.format(path=folder / "work" / "shop" / "data-fetch"), folder, queries=queries)
+    return main(["data", "fetch", "--config", str(path), "--work", str(folder / "work")])

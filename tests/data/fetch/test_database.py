@@ -13,7 +13,7 @@ import pytest
 from leadre.__main__ import main
 from leadre.data.fetch import secrets
 from tests.data.fetch import servers
-from tests.data.fetch.conftest import tables_of
+from tests.data.fetch.conftest import fetch
 
 PASSWORD = "hunter2#secret"
 WRITTEN = "hunter2%23secret"
@@ -23,7 +23,6 @@ QUERIES = {
     "events": "SELECT cookie::text AS user_id, at, 'ad' AS domain, product AS item_id, kind AS action, paid AS value\n"
     "FROM shop.log ORDER BY at -- as a log is",
 }
-DATA = 'run = "shop"\n[data]\nsource = "files"\npath = "{path}"\npositive = "click"\n[data-fetch]\ndatabase = "SHOP"'
 
 
 @pytest.fixture
@@ -34,11 +33,6 @@ def address(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     assert WRITTEN in with_password
     monkeypatch.setenv("SHOP", with_password)
     return with_password
-
-
-def fetch(folder: Path, queries: dict[str, str]) -> int:
-    path = tables_of(DATA.format(path=folder / "work" / "shop" / "data-fetch"), folder, queries=queries)
-    return main(["data", "fetch", "--config", str(path), "--work", str(folder / "work")])
 
 
 def test_log_of_a_database_is_read(address: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from leadre.__main__ import main
-from tests.data.fetch.conftest import tables_of
+from tests.data.fetch.conftest import fetch
 
 PASSWORD = "hunter2#sécret"
 WRITTEN = quote(PASSWORD)
@@ -36,7 +36,6 @@ QUERIES = {
     "events": "SELECT cookie AS user_id, at, 'ad' AS domain, product AS item_id, kind AS action, paid AS value\n"
     "FROM shop.log ORDER BY at, kind -- as a log is",
 }
-DATA = 'run = "shop"\n[data]\nsource = "files"\npath = "{path}"\npositive = "click"\n[data-fetch]\ndatabase = "SHOP"'
 
 
 def execute(address: str, *statements: str) -> None:
@@ -56,11 +55,6 @@ def address(mariadb: str, monkeypatch: pytest.MonkeyPatch) -> str:
     with_password = mariadb.replace("ada@", f"reader:{WRITTEN}@") + "/shop"
     monkeypatch.setenv("SHOP", with_password)
     return with_password
-
-
-def fetch(folder: Path, queries: dict[str, str]) -> int:
-    path = tables_of(DATA.format(path=folder / "work" / "shop" / "data-fetch"), folder, queries=queries)
-    return main(["data", "fetch", "--config", str(path), "--work", str(folder / "work")])
 
 
 def test_log_of_a_database_is_read(address: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
