@@ -5,6 +5,8 @@ it forward in time: the tables of its training rows end before the first of thes
 of the objects acted on among all live objects, and again of the first-time ones among the live objects that are new to
 the user. Scoring needs numpy alone, one pass of the network a request.
 
+As a prior the network may read a sequence model as well: the log-probability that SASRec gives each live object.
+
 Letters: V visits, N rows (a visit and one of its live objects), I live objects of a request, F features, H units.
 """
 
@@ -26,6 +28,8 @@ from leadre.data import counts
 from leadre.data.counts import CountTables, Floats
 from leadre.data.histories import I32
 from leadre.data.moment import Moment
+from leadre.lm import sasrec
+from leadre.lm.sasrec import SasRec
 
 FILE = "network.safetensors"
 MAX_DEVIATION = 8.0  # standard deviations; a count far beyond those of training must not decide alone
@@ -74,24 +78,31 @@ class Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class CountsNetwork:
-    """A fitted network: ``layers`` are weights [out, in] and biases [out], ``centre_F`` and ``scale_F`` of training."""
+    """A fitted network: ``layers`` are weights [out, in] and biases [out], ``centre_F`` and ``scale_F`` of training.
+
+    ``sequence``: the sequence model that it reads beside ``tables``, from events of the same time, if any.
+    """
 
     tables: CountTables
+    sequence: SasRec | None = None
     centre_F: Floats
     scale_F: Floats
     layers: tuple[tuple[Floats, Floats], ...]
 
     def scores(self, moment: Moment, objects: NDArray[np.int64] | None = None) -> Floats:
         """Unnormalised log-probability of live ``objects``, ascending, default all of the moment's inventory: [I]."""
-        x_IH = standardise(counts.features(moment, self.tables, objects), self.centre_F, self.scale_F)
+        x_IF = features(moment, self.tables, self.sequence, objects)
+        x_IH = standardise(x_IF, self.centre_F, self.scale_F)
         for weight, bias in self.layers[:-1]:
             x_IH = np.maximum(x_IH @ weight.T + bias, 0)
         weight, bias = self.layers[-1]
         return np.asarray((x_IH @ weight.T + bias)[:, 0], dtype=np.float32)
 
     def save(self, folder: Path) -> None:
-        """Write the tables and the weights."""
+        """Write the tables, the sequence model and the weights."""
         self.tables.save(folder)
+        if self.sequence is not None:
+            self.sequence.save(folder)
         parts = {"centre_F": self.centre_F, "scale_F": self.scale_F}
         for number, (weight, bias) in enumerate(self.layers):
             parts |= {f"weight{number}": weight, f"bias{number}": bias}
@@ -103,8 +114,24 @@ def load(folder: Path) -> CountsNetwork:
     parts = load_file(folder / FILE)
     layers = [(parts[f"weight{number}"], parts[f"bias{number}"]) for number in range((len(parts) - 2) // 2)]
     return CountsNetwork(
-        tables=counts.load(folder), centre_F=parts["centre_F"], scale_F=parts["scale_F"], layers=tuple(layers)
+        tables=counts.load(folder),
+        sequence=sasrec.load(folder) if (folder / sasrec.FILE).exists() else None,
+        centre_F=parts["centre_F"],
+        scale_F=parts["scale_F"],
+        layers=tuple(layers),
     )
+
+
+def features(
+    moment: Moment, tables: CountTables, sequence: SasRec | None, objects: NDArray[np.int64] | None = None
+) -> Floats:
+    """Inputs [I, F] of the network for live ``objects``, ascending, default all: counts, and the sequence model's."""
+    x_IF = counts.features(moment, tables, objects)
+    if sequence is None:
+        return x_IF
+    if objects is None:
+        objects = moment.inventory.objects
+    return np.column_stack([x_IF, sequence.log_probabilities(moment, objects)])
 
 
 def standardise(x_NF: Floats, centre_F: Floats, scale_F: Floats) -> Floats:
@@ -114,9 +141,15 @@ def standardise(x_NF: Floats, centre_F: Floats, scale_F: Floats) -> Floats:
     return deviation_NF.clip(-MAX_DEVIATION, MAX_DEVIATION, out=deviation_NF)
 
 
-def examples(visits: Iterable[tuple[Moment, I32]], tables: CountTables, rng: np.random.Generator) -> Examples:
+def examples(
+    visits: Iterable[tuple[Moment, I32]],
+    tables: CountTables,
+    rng: np.random.Generator,
+    sequence: SasRec | None = None,
+) -> Examples:
     """Features of visits, each a Moment and the objects acted on, by ``tables`` that end before the first visit.
 
+    So does what ``sequence`` was trained on.
     An inventory larger than `MAX_ROWS_OF_A_VISIT` is represented by the objects acted on and a uniform draw of others.
     """
     parts = []
@@ -126,7 +159,7 @@ def examples(visits: Iterable[tuple[Moment, I32]], tables: CountTables, rng: np.
         acted_I = np.isin(objects, acted)
         rows, log_share = _drawn(acted_I, rng)
         new_I = ~np.isin(objects, moment.history.object_E)
-        x_NF = counts.features(moment, tables, objects[rows])
+        x_NF = features(moment, tables, sequence, objects[rows])
         parts.append((x_NF, acted_I[rows], new_I[rows], log_share))
     x, acted_N, new_N, log_share_N = zip(*parts, strict=True)
     return Examples(
@@ -148,8 +181,10 @@ def _drawn(acted_I: NDArray[np.bool_], rng: np.random.Generator) -> tuple[NDArra
     return rows, np.where(acted_I[rows], 0.0, np.log(len(others) / len(drawn))).astype(np.float32)
 
 
-def fit(visits: Examples, tables: CountTables, training: Training, seed: int) -> CountsNetwork:
-    """Train on ``visits`` and score by ``tables``, those of the end of training."""
+def fit(
+    visits: Examples, tables: CountTables, training: Training, seed: int, sequence: SasRec | None = None
+) -> CountsNetwork:
+    """Train on ``visits`` and score by ``tables`` and ``sequence``, those of the end of training."""
     centre_F = visits.x_NF.mean(axis=0)
     scale_F = visits.x_NF.std(axis=0)
     scale_F[scale_F < 1e-6] = 1.0
@@ -166,7 +201,7 @@ def fit(visits: Examples, tables: CountTables, training: Training, seed: int) ->
         _train(network, x_NF, visits, training, np.random.default_rng(seed))
     linear = [layer for layer in network if isinstance(layer, nn.Linear)]
     layers = tuple((layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in linear)
-    return CountsNetwork(tables=tables, centre_F=centre_F, scale_F=scale_F, layers=layers)
+    return CountsNetwork(tables=tables, sequence=sequence, centre_F=centre_F, scale_F=scale_F, layers=layers)
 
 
 def _train(network: nn.Module, x_NF: Tensor, visits: Examples, training: Training, rng: np.random.Generator) -> None:

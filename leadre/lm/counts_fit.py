@@ -4,6 +4,9 @@ Everything is fitted forward in time: the count tables of the training visits en
 has seen the answers of a training visit would leave nothing to learn there, so there are networks that have not seen a
 group of users, with these tables, beside the network of all users, with the tables of the end of training. Some of the
 training visits count once more with a part of their history: users of whom little is known are rare among them.
+
+The prior may read a sequence model beside the counts. It is fitted forward in time too: SASRec of the events before the
+training visits for the networks of training, the channel SASRec for all other requests.
 """
 
 from __future__ import annotations
@@ -20,17 +23,20 @@ from numpy.typing import NDArray
 from leadre import artifact, progress
 from leadre.data import collaborative_fit
 from leadre.data import counts as tables
-from leadre.data.histories import TRAIN, train_end_us
+from leadre.data.histories import TRAIN, VALID, train_end_us
 from leadre.data.moment import Moments, of_requests
 from leadre.errors import InputError
-from leadre.lm import counts
+from leadre.lm import counts, sasrec_fit
 from leadre.lm.counts import Training
 from leadre.lm.counts_networks import FOLDS, CountsNetworks, load
+from leadre.lm.fits import Method
 
 if TYPE_CHECKING:
     from leadre.data.histories import Logs
+    from leadre.lm.sasrec import SasRec
 
 NAME = "counts_network"  # of the channel and its folder
+NAME_WITH_SEQUENCE = "counts_sequence"  # of the folder of the networks that read SASRec
 HISTORY_SHARE = 0.65  # of the training requests: the tables of the training visits end with them
 MAX_VISITS = 7_000
 SHORT_SHARE = 0.5  # of the training visits: once more, with a shortened history
@@ -46,39 +52,60 @@ SETTINGS: Mapping[str, object] = {
 }
 
 
-def current(folder: Path, logs: Logs, data: artifact.Artifact, *, seed: int, threads: int) -> CountsNetworks:
-    """The fit of ``logs``, those of ``data``, from ``folder``; if it is not current there, fit and write it first."""
-    settings = {"channel": NAME, **SETTINGS}
-    output = artifact.Output(folder=folder, kind=artifact.CHANNEL, config=settings, seed=seed, parents=[data])
-    if not output.is_current():
-        with output.create() as temporary:
-            fit(logs, seed, threads).save(temporary)
-    return load(folder)
+def current(
+    channels: Path, logs: Logs, data: artifact.Artifact, *, sequence: bool, seed: int, threads: int
+) -> CountsNetworks:
+    """The networks of ``logs``, those of ``data``, from the folder of fitted ``channels``; missing ones are fitted.
+
+    ``sequence``: the networks read SASRec as well.
+    """
+    if not sequence:
+        return COUNTS.current(channels / NAME, logs, data, seed=seed, threads=threads)
+
+    def fit_both(logs: Logs, seed: int, threads: int) -> CountsNetworks:
+        final = sasrec_fit.SASREC.current(channels / "sasrec", logs, data, seed=seed, threads=threads)
+        return fit(logs, seed, threads, sequence=final)
+
+    both = Method(settings={**SETTINGS, "sequence": sasrec_fit.SETTINGS}, fit=fit_both, load=load)
+    return both.current(channels / NAME_WITH_SEQUENCE, logs, data, seed=seed, threads=threads)
 
 
-def fit(logs: Logs, seed: int, threads: int) -> CountsNetworks:
+def fit(logs: Logs, seed: int, threads: int, sequence: SasRec | None = None) -> CountsNetworks:
     """Train on the last third of the training visits; at most `MAX_VISITS`, drawn by the seed.
 
+    ``sequence``: SASRec of ``logs``, if the networks read it; one of the time before the visits is fitted then.
     InputError if the log has no such visits.
     """
     rng = np.random.default_rng(seed)
     end_us = train_end_us(logs)
     before_us = tables_end_us(logs)
     early = tables.fit(logs, before_us, collaborative_fit.fit(logs, before_us, seed, threads))
+    early_sequence = None if sequence is None else sasrec_fit.fit(ending(logs, before_us), seed, threads)
     requests = training_visits(logs, before_us, rng)
     moments = of_requests(logs)
     short = requests[rng.random(len(requests)) < SHORT_SHARE]
     every = np.concatenate([requests, short])
     shown = itertools.chain(moments.at(requests), shortened(moments, short, rng).at(short))
     visits = ((moment, logs.ad_object_A[logs.relevant(r)[0]]) for moment, r in zip(shown, every.tolist(), strict=True))
-    examples = counts.examples(progress.bar(visits, total=len(every), label="features of training visits"), early, rng)
+    tracked = progress.bar(visits, total=len(every), label="features of training visits")
+    examples = counts.examples(tracked, early, rng, early_sequence)
     final = tables.fit(logs, end_us, collaborative_fit.fit(logs, end_us, seed, threads))
-    full = counts.fit(examples, final, TRAINING, seed)
+    full = counts.fit(examples, final, TRAINING, seed, sequence)
     fold_V = logs.request_user_R[every] % FOLDS
     # with visits of one fold alone, the other's network has nothing to learn from; then it learns from all
     others = (examples.of(fold_V != fold) if (fold_V != fold).any() else examples for fold in range(FOLDS))
-    held_out = tuple(counts.fit(part, early, TRAINING, seed) for part in others)  # the examples of one fold at a time
+    # a generator: the examples of one fold at a time
+    held_out = tuple(counts.fit(part, early, TRAINING, seed, early_sequence) for part in others)
     return CountsNetworks(full=full, held_out=held_out)
+
+
+COUNTS = Method(settings=SETTINGS, fit=fit, load=load)
+
+
+def ending(logs: Logs, end_us: int) -> Logs:
+    """The same log whose training time ends at ``end_us``: training requests from then on are held out."""
+    is_late_R = (logs.request_split_R == TRAIN) & (logs.request_at_us_R >= end_us)
+    return dataclasses.replace(logs, request_split_R=np.where(is_late_R, VALID, logs.request_split_R).astype(np.int8))
 
 
 def shortened(moments: Moments, rows: NDArray[np.int64], rng: np.random.Generator) -> Moments:

@@ -54,6 +54,9 @@ class Config(config.Common):
     learnt_prior: bool = config.option(
         False, "prior: the counts network of the channels, fitted on other users; trains on later visits only"
     )
+    sequence_prior: bool = config.option(
+        False, "the counts network of the learnt prior also reads SASRec, fitted twice: before its visits, and on all"
+    )
     affinity: bool = config.option(False, "prior for prospecting: rates among new users x affinity to the history")
     adapter: Literal["full", "lora"] = config.option("full", "train all weights of the body, or LoRA adapters")
     lora_rank: int = config.option(16, "rank of the LoRA adapters", at_least=1)
@@ -143,6 +146,8 @@ def _check(config: Config) -> None:
         raise InputError(
             "--learnt-prior true takes the place of response rates: it needs --prior true --affinity false"
         )
+    if config.sequence_prior and not config.learnt_prior:
+        raise InputError("--sequence-prior true: it is an input of the learnt prior; set --learnt-prior true")
     if config.aux_first and not config.aux_share:
         raise InputError(f"--aux-first {config.aux_first}: needs alignment tasks; set --aux-share above 0")
 
@@ -193,8 +198,14 @@ def _live(config: Config, logs: Logs, tables: artifact.Artifact, codebook: Codeb
     from leadre.lm.prior import InventoryPrior
 
     if config.learnt_prior:
-        folder = config.folder("channels") / counts_fit.NAME
-        fit = counts_fit.current(folder, logs, tables, seed=config.seed, threads=config.threads)
+        fit = counts_fit.current(
+            config.folder("channels"),
+            logs,
+            tables,
+            sequence=config.sequence_prior,
+            seed=config.seed,
+            threads=config.threads,
+        )
         return InventoryPrior(logs, codebook, learnt=fit)
     if not (config.prior and config.affinity):
         return InventoryPrior(logs, codebook, prior=config.prior)

@@ -13,7 +13,9 @@ import torch
 from leadre.data import histories
 from leadre.data.moment import of_requests
 from leadre.evaluate.retrieval import measure as retrieval
-from leadre.generate.channels import contract, popularity, sasrec, sasrec_training
+from leadre.generate.channels import contract, popularity
+from leadre.generate.channels import sasrec as channels
+from leadre.lm import sasrec, sasrec_fit
 
 # pytest imports by file here, so the suite next door has no package to come from
 _spec = importlib.util.spec_from_file_location("contract_channel", Path(__file__).with_name("contract_channel.py"))
@@ -30,15 +32,17 @@ def sasrec_of(shape):
     return contract.Method(
         title="SASRec",
         settings={},
-        fit=lambda logs, seed, threads: sasrec_training.train(logs, seed=seed, threads=threads, shape=shape),
-        load=sasrec.load,
+        fit=lambda logs, seed, threads: channels.SasRec(
+            fitted=sasrec_fit.train(logs, seed=seed, threads=threads, shape=shape)
+        ),
+        load=channels.load,
     )
 
 
 def window(*baskets, first=0):
     """Baskets of objects as a window whose events begin at event ``first`` of a log."""
     offsets = np.cumsum([0, *map(len, baskets)])
-    return sasrec_training.Window(sasrec.Baskets(np.concatenate(baskets), offsets), first + offsets[:-1])
+    return sasrec_fit.Window(sasrec.Baskets(np.concatenate(baskets), offsets), first + offsets[:-1])
 
 
 class TestSasRecSampled(suite.ChannelContract):
@@ -50,11 +54,11 @@ class TestSasRec(suite.ChannelContract):
 
     def test_leaves_the_global_random_state_alone(self, logs):
         state = torch.random.get_rng_state()
-        sasrec_training.train(logs, seed=0, threads=1, shape=replace(SMALL, length=8, width=8, epochs=1))
+        sasrec_fit.train(logs, seed=0, threads=1, shape=replace(SMALL, length=8, width=8, epochs=1))
         assert (torch.random.get_rng_state() == state).all()
 
     def test_each_basket_predicts_every_object_of_the_next(self):
-        batch = sasrec_training.collate([window([0, 1, 2], [3, 4], [5], first=10), window([6], [7, 8], first=20)])
+        batch = sasrec_fit.collate([window([0, 1, 2], [3, 4], [5], first=10), window([6], [7, 8], first=20)])
         assert [(i.object_E.tolist(), i.offsets.tolist()) for i in batch.inputs] == [
             ([0, 1, 2, 3, 4], [0, 3, 5]),
             ([6], [0, 1]),
@@ -68,7 +72,7 @@ class TestSasRec(suite.ChannelContract):
         rng = np.random.default_rng(0)
         user = window(*[np.full(size, n) for n, size in enumerate(rng.integers(1, 9, baskets))], first=5)
         for _ in range(20):
-            batch = sasrec_training.collate(list(sasrec_training.cut(user, 16, rng)))
+            batch = sasrec_fit.collate(list(sasrec_fit.cut(user, 16, rng)))
             assert max(len(i.offsets) - 1 for i in batch.inputs) <= 16
             assert np.unique(batch.target_T).tolist() == list(range(1, baskets))
             assert batch.next_N.tolist() == user.first_L[1:].tolist()
@@ -82,15 +86,15 @@ class TestSasRec(suite.ChannelContract):
     def test_sampled_loss_over_all_objects_is_the_cross_entropy(self):
         torch.manual_seed(0)
         network = sasrec.Network(20, SMALL)
-        batch = sasrec_training.collate([window([0], [1], [2, 3])])
+        batch = sasrec_fit.collate([window([0], [1], [2, 3])])
         state_ND = torch.randn(2, SMALL.width)
-        loss = sasrec_training.sampled_loss(network, state_ND, batch, 20, np.random.default_rng(0))
+        loss = sasrec_fit.sampled_loss(network, state_ND, batch, 20, np.random.default_rng(0))
         log_p = network.logits(state_ND)[batch.source_T].log_softmax(-1)
         assert loss.item() == pytest.approx(-log_p[range(3), batch.target_T].mean().item(), abs=0.06)  # 20 of 19 others
 
     def test_live_loss_is_over_the_live_objects_with_their_features(self, logs):
         rate = np.linspace(-3, -1, len(logs.objects)).astype(np.float32)
-        live = sasrec_training.LiveRequests(logs, rate)
+        live = sasrec_fit.LiveRequests(logs, rate)
         network = sasrec.Network(len(logs.objects), SMALL)
         weight = torch.tensor([0.9, 1.1, 0.5, 0.3, 0.2, 1.0, 0.8])
         with torch.no_grad():
@@ -121,27 +125,27 @@ class TestSasRec(suite.ChannelContract):
     def test_weights_are_fitted_on_users_that_the_network_has_not_seen(self, logs, monkeypatch):
         """A network that the fit finds useless gets no weight; the counts of this market get more than at first."""
         network = sasrec.Network(len(logs.objects), SMALL)
-        live = sasrec_training.LiveRequests(logs, np.full(len(logs.objects), -2, np.float32))
-        users = list(sasrec_training._train_baskets(logs))
+        live = sasrec_fit.LiveRequests(logs, np.full(len(logs.objects), -2, np.float32))
+        users = list(sasrec_fit._train_baskets(logs))
         torch.manual_seed(0)
         monkeypatch.setattr(network, "logits", lambda state_ND: torch.randn(len(state_ND), len(logs.objects)))
-        sasrec_training.fit_weights(network, live, users, SMALL.length)
+        sasrec_fit.fit_weights(network, live, users, SMALL.length)
         weight = network.weight.detach()
         assert weight[:2].abs().max() < 0.2 and weight[2:5].sum() > 0.5, weight
 
     def test_log_without_repeats_ranks_seen_objects_last(self, logs, requests, channel):
-        assert channel.repeats and sasrec_training.has_repeats(logs)
-        once = replace(channel, repeats=False)
+        assert channel.fitted.repeats and sasrec_fit.has_repeats(logs)
+        once = channels.SasRec(fitted=replace(channel.fitted, repeats=False))
         for r, scores in suite.scored(once, logs, requests[:20]).items():
             is_seen = np.isin(logs.ad_object_A[logs.inventory(r)], logs.object_E[logs.history(r)])
             assert scores[is_seen].max(initial=-np.inf) < scores[~is_seen].min()
         first = logs.event_offsets[:-1][np.diff(logs.event_offsets) > 0]
         names = ("at_us_E", "object_E", "ad_E")
         single = replace(logs, event_offsets=np.arange(len(first) + 1), **{n: getattr(logs, n)[first] for n in names})
-        assert not sasrec_training.has_repeats(single)
+        assert not sasrec_fit.has_repeats(single)
 
     def test_weights_of_own_counts_and_rate_are_trained(self, channel):
-        weight = channel.network.weight.detach().numpy()
+        weight = channel.fitted.network.weight.detach().numpy()
         assert np.abs(weight - sasrec.FIRST_WEIGHTS).max() > 0.1, weight
 
 
@@ -157,11 +161,11 @@ def test_features_count_baskets_back_from_the_last_one(logs):
 
 
 def test_shape_of_sasrec_follows_the_length_of_histories(logs):
-    assert sasrec_training.shape_of(logs) is sasrec_training.SHORT
+    assert sasrec_fit.shape_of(logs) is sasrec_fit.SHORT
     repeated = np.repeat(np.arange(len(logs.at_us_E)), 60)
     arrays = {name: getattr(logs, name)[repeated] for name in ("at_us_E", "object_E", "ad_E", "domain_E")}
     long = replace(logs, event_offsets=logs.event_offsets * 60, **arrays)
-    assert sasrec_training.shape_of(long) is sasrec_training.LONG
+    assert sasrec_fit.shape_of(long) is sasrec_fit.LONG
 
 
 def test_a_planted_taste_is_recovered(logs):
@@ -186,7 +190,7 @@ def test_a_planted_taste_is_recovered(logs):
 )
 def test_vectors_of_words_tell_objects_apart(texts, columns):
     logs = SimpleNamespace(objects=pl.DataFrame({"text": texts}))
-    vectors = sasrec_training.word_vectors(logs, 8, seed=0)
+    vectors = sasrec_fit.word_vectors(logs, 8, seed=0)
     assert vectors.dtype == np.float32 and vectors.shape == (len(texts), columns)
     if columns:
         pairs = [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]]

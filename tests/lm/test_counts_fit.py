@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from leadre.data.counts import NAMES
 from leadre.data.histories import TEST, TRAIN
 from leadre.lm import backbone as backbones
-from leadre.lm import counts_fit, counts_networks
+from leadre.lm import counts_fit, counts_networks, sasrec_fit
 from leadre.lm.beam import BeamPolicy, BeamRequest
 from leadre.lm.decode import BeamSearcher
 from leadre.lm.prior import InventoryPrior, PriceExponents
@@ -154,3 +155,46 @@ def test_some_training_visits_count_again_with_a_short_history(small, monkeypatc
     again = [len(moment.history) for moment in seen[len(set(visits)) :]]
     assert len(whole) > 0.3 * len(set(visits)) and len(again) > 0.3 * len(set(visits))
     assert np.median(again) < np.median(list(whole.values())) / 2
+
+
+@pytest.fixture(scope="module")
+def both(small):
+    """A fit that reads SASRec as well; one pass over the log is enough for these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sasrec_fit, "SHORT", dataclasses.replace(sasrec_fit.SHORT, epochs=1))
+        yield counts_fit.fit(small.logs, 0, 1, sequence=sasrec_fit.fit(small.logs, 0, 1))
+
+
+def test_log_probabilities_of_a_sequence_model_sum_to_one_over_the_inventory(small, both):
+    for moment in moments_of(small, both, TEST)[:5]:
+        objects = moment.inventory.objects
+        log_p = both.full.sequence.log_probabilities(moment, objects)
+        assert np.exp(log_p).sum() == pytest.approx(1, rel=1e-4)
+        some = both.full.sequence.log_probabilities(moment, objects[1::3])
+        np.testing.assert_allclose(some, log_p[1::3], atol=1e-5)
+
+
+def test_networks_of_training_read_a_sequence_model_of_earlier_events(small, both):
+    """Other events after the tables end leave the sequence model of training alone, and change that of serving."""
+    logs = small.logs
+    objects = logs.object_E.copy()
+    late = logs.at_us_E >= both.from_us
+    objects[late] = np.roll(objects[late], 1)
+    changed = counts_fit.ending(dataclasses.replace(logs, object_E=objects), both.from_us)
+    again = sasrec_fit.fit(changed, 0, 1)
+    moment = moments_of(small, both, TRAIN)[0]
+    live = moment.inventory.objects
+    early = both.held_out[0].sequence
+    assert np.array_equal(early.log_probabilities(moment, live), again.log_probabilities(moment, live))
+    assert not np.allclose(early.log_probabilities(moment, live), both.full.sequence.log_probabilities(moment, live))
+
+
+def test_a_sequence_model_is_an_input_of_the_network_and_survives_the_disk(small, both, tmp_path):
+    moment = moments_of(small, both, TEST)[0]
+    assert both.full.centre_F.shape == (len(NAMES) + 1,)
+    both.save(tmp_path)
+    again = counts_networks.load(tmp_path)
+    assert np.array_equal(again.full.scores(moment), both.full.scores(moment))
+    with torch.no_grad():
+        again.full.sequence.network.item.weight.zero_()
+    assert not np.allclose(again.full.scores(moment), both.full.scores(moment), atol=1e-2)

@@ -132,3 +132,8 @@ def test_the_model_server_weighs_by_user_as_lists_do(work, parents):
 def test_two_priors_at_once_are_refused(tmp_path, capsys, flags):
     assert main(["tune", "--learnt-prior", "true", "--work", str(tmp_path), *flags.split()]) == 2
     assert "needs --prior true --affinity false" in capsys.readouterr().err
+
+
+def test_a_sequence_prior_needs_the_learnt_one(tmp_path, capsys):
+    assert main(["tune", "--sequence-prior", "true", "--work", str(tmp_path)]) == 2
+    assert "set --learnt-prior true" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from scipy import sparse
 from leadre.data.histories import train_end_us
 from leadre.data.moment import as_of
 from leadre.data.user_counts import count_pairs
+from leadre.lm import fits
 
 if TYPE_CHECKING:
     from leadre.data.histories import Logs
@@ -42,16 +43,10 @@ class Channel(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
-    """How to create a channel: its title, its settings, `fit(logs, seed, threads)` and `load(folder)`.
-
-    A fitted channel on disk is current while `settings` stay the same, so they hold every number that shapes the fit.
-    """
+class Method(fits.Method[Channel]):
+    """How to create a channel, with its title in reports."""
 
     title: str
-    settings: Mapping[str, object]
-    fit: Callable[[Logs, int, int], Channel]
-    load: Callable[[Path], Channel]
 
 
 def history_counts(moments_B: Sequence[Moment], objects: int) -> sparse.csr_matrix:

@@ -14,14 +14,5 @@ if TYPE_CHECKING:
 
 
 def load(folder: Path, name: str, logs: Logs, data: artifact.Artifact, *, seed: int, threads: int) -> Channel:
-    """The channel ``name`` of CHANNELS from ``folder``. If it is not current there, fit and write it first.
-
-    ``logs`` are those of ``data``; ``threads``: processor threads of the fit, 0 = all.
-    """
-    method = CHANNELS[name]
-    settings = {"channel": name, **method.settings}
-    output = artifact.Output(folder=folder, kind=artifact.CHANNEL, config=settings, seed=seed, parents=[data])
-    if not output.is_current():
-        with output.create() as temporary:
-            method.fit(logs, seed, threads).save(temporary)
-    return method.load(folder)
+    """The channel ``name`` of CHANNELS from ``folder``; see `lm.fits.Method.current`."""
+    return CHANNELS[name].current(folder, logs, data, seed=seed, threads=threads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from leadre.generate.channels import als, counts, itemknn, popularity, repeats, sasrec_training, tifu_knn, up_cf
+from leadre.generate.channels import als, counts, itemknn, popularity, repeats, sasrec, tifu_knn, up_cf
 from leadre.generate.channels.contract import Method
 
 CHANNELS: Mapping[str, Method] = {
@@ -17,6 +17,6 @@ CHANNELS: Mapping[str, Method] = {
     "als": als.ALS,
     "tifu_knn": tifu_knn.TIFU_KNN,
     "up_cf": up_cf.UP_CF,
-    "sasrec": sasrec_training.SASREC,
+    "sasrec": sasrec.SASREC,
     "counts_network": counts.COUNTS_NETWORK,
 }

@@ -1,4 +1,5 @@
-"""Training of SASRec: windows of the users' baskets, the losses over the catalogue and over live ads.
+"""Training of SASRec, as a rival of the language model (a channel) and for its prior: windows of the users' baskets,
+the losses over the catalogue and over live ads.
 
 Shapes: B windows, L baskets, D width, O objects, N predicting positions of a batch, T (position, target) pairs,
 Q requests, I live objects of a request, padded, F features.
@@ -7,7 +8,7 @@ Q requests, I live objects of a request, padded, F features.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -24,21 +25,10 @@ from leadre import progress
 from leadre.data.histories import TRAIN, train_end_us
 from leadre.data.moment import group_visits, of_requests
 from leadre.data.user_counts import train_counts
-from leadre.generate.channels.contract import Method
-from leadre.generate.channels.sasrec import (
-    DECAYS,
-    FIRST_WEIGHTS,
-    STD,
-    Baskets,
-    Network,
-    SasRec,
-    Shape,
-    combine,
-    device,
-    features,
-    load,
-)
+from leadre.lm import sasrec
+from leadre.lm.fits import Method
 from leadre.lm.prior import response_rates
+from leadre.lm.sasrec import DECAYS, FIRST_WEIGHTS, STD, Baskets, Network, SasRec, Shape, combine, device, features
 from leadre.semid import collaborative
 
 if TYPE_CHECKING:
@@ -56,6 +46,11 @@ LATEST = 0.25  # share of the training requests, the last ones, on which they ar
 HELD_OUT = 20  # one user in so many fits the weights of logit, counts and rate, and is not in the training
 NOISE = 0.3  # share of the random start that is kept beside the vectors of `start_from_neighbours`
 LONG_FROM = 50  # events of training time per user, on average
+SETTINGS: Mapping[str, object] = {
+    "short": dataclasses.asdict(SHORT),
+    "long": dataclasses.asdict(LONG),
+    "long_from": LONG_FROM,
+}
 
 
 def shape_of(logs: Logs) -> Shape:
@@ -380,9 +375,4 @@ class LiveRequests:
         return live_QI, features_QIF, source_T, np.concatenate(places)
 
 
-SASREC = Method(
-    title="SASRec (softmax)",
-    settings={"short": dataclasses.asdict(SHORT), "long": dataclasses.asdict(LONG), "long_from": LONG_FROM},
-    fit=fit,
-    load=load,
-)
+SASREC = Method(settings=SETTINGS, fit=fit, load=sasrec.load)
