@@ -5,7 +5,8 @@ it forward in time: the tables of its training rows end before the first of thes
 of the objects acted on among all live objects, and again of the first-time ones among the live objects that are new to
 the user. Scoring needs numpy alone, one pass of the network a request.
 
-As a prior the network may read a sequence model as well: the log-probability that SASRec gives each live object.
+As a prior the network may read a sequence model as well: the log-probability that SASRec gives each live object. Both
+are then mixed by two weights (`mixed`), since a network fitted on earlier time trusts the sequence model of that time.
 
 Letters: V visits, N rows (a visit and one of its live objects), I live objects of a request, F features, H units.
 """
@@ -13,7 +14,8 @@ Letters: V visits, N rows (a visit and one of its live objects), I live objects 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +29,9 @@ from leadre import progress
 from leadre.data import counts
 from leadre.data.counts import CountTables, Floats
 from leadre.data.histories import I32
-from leadre.data.moment import Moment
-from leadre.lm import sasrec
+from leadre.data.moment import Moment, history_of
+from leadre.lm import nearby, sasrec
+from leadre.lm.nearby import Nearby
 from leadre.lm.sasrec import SasRec
 
 FILE = "network.safetensors"
@@ -80,7 +83,8 @@ class Examples:
 class CountsNetwork:
     """A fitted network: ``layers`` are weights [out, in] and biases [out], ``centre_F`` and ``scale_F`` of training.
 
-    ``sequence``: the sequence model that it reads beside ``tables``, from events of the same time, if any.
+    ``sequence``: the sequence model that it reads beside ``tables``, from events of the same time, if any. ``mixture``:
+    weights of the network's own score and of the log-probability of the sequence model.
     """
 
     tables: CountTables
@@ -88,22 +92,73 @@ class CountsNetwork:
     centre_F: Floats
     scale_F: Floats
     layers: tuple[tuple[Floats, Floats], ...]
+    mixture: tuple[float, float] = (1.0, 0.0)
 
     def scores(self, moment: Moment, objects: NDArray[np.int64] | None = None) -> Floats:
-        """Unnormalised log-probability of live ``objects``, ascending, default all of the moment's inventory: [I]."""
-        x_IF = features(moment, self.tables, self.sequence, objects)
+        """Unnormalised log-probability of live ``objects``, ascending, default all of the moment's inventory: [I].
+
+        In an inventory of more than `nearby.LARGE` objects, those that are not near the history have the score of a
+        user without one, plus a number that keeps their summed probability.
+        """
+        live = moment.inventory.objects
+        if len(live) > nearby.LARGE and (objects is None or len(objects) == len(live)):
+            return self._scores_by_nearby(moment)
+        return self.forward(features(moment, self.tables, self.sequence, objects))
+
+    def forward(self, x_IF: Floats) -> Floats:
+        """Scores [I] of rows of `features`."""
         x_IH = standardise(x_IF, self.centre_F, self.scale_F)
         for weight, bias in self.layers[:-1]:
             x_IH = np.maximum(x_IH @ weight.T + bias, 0)
         weight, bias = self.layers[-1]
-        return np.asarray((x_IH @ weight.T + bias)[:, 0], dtype=np.float32)
+        score_I = (x_IH @ weight.T + bias)[:, 0]
+        if self.sequence is not None:
+            score_I = self.mixture[0] * score_I + self.mixture[1] * x_IF[:, -1]
+        return np.asarray(score_I, dtype=np.float32)
+
+    def _scores_by_nearby(self, moment: Moment) -> Floats:
+        live = moment.inventory.objects
+        user = self.tables.collaborative.user(moment.history)
+        others = np.zeros(0, np.int64)
+        log_p_I = None
+        if self.sequence is not None:
+            log_p_I = self.sequence.log_probabilities(moment, live)
+            others = live[np.argpartition(-log_p_I, nearby.NEIGHBOURS)[: nearby.NEIGHBOURS]]
+        near, is_probe_N = self._nearby.objects(moment, user, others)
+        row_N = np.searchsorted(live, near)
+        x_NF = counts.features(moment, self.tables, near, user=user, spread=self._nearby.spread)
+        if log_p_I is not None:
+            x_NF = np.column_stack([x_NF, log_p_I[row_N]])
+        score_N = self.forward(x_NF)
+        score_I = self._base_O[live]
+        if is_probe_N.any():
+            score_I += _log_sum(score_N[is_probe_N]) - _log_sum(score_I[row_N[is_probe_N]])
+        score_I[row_N] = score_N
+        return score_I
+
+    @cached_property
+    def _nearby(self) -> Nearby:
+        return Nearby(tables=self.tables)
+
+    @cached_property
+    def _base_O(self) -> Floats:
+        """Scores of all objects for a user without a history."""
+        nobody = Moment(
+            user=-1,
+            profile={},
+            at_us=self.tables.before_us,
+            placement=-1,
+            history=history_of([], 0),
+            inventory=self._nearby.catalogue(),
+        )
+        return self.forward(features(nobody, self.tables, self.sequence))
 
     def save(self, folder: Path) -> None:
         """Write the tables, the sequence model and the weights."""
         self.tables.save(folder)
         if self.sequence is not None:
             self.sequence.save(folder)
-        parts = {"centre_F": self.centre_F, "scale_F": self.scale_F}
+        parts = {"centre_F": self.centre_F, "scale_F": self.scale_F, "mixture": np.array(self.mixture)}
         for number, (weight, bias) in enumerate(self.layers):
             parts |= {f"weight{number}": weight, f"bias{number}": bias}
         save_file(parts, folder / FILE)
@@ -112,13 +167,14 @@ class CountsNetwork:
 def load(folder: Path) -> CountsNetwork:
     """The network that `CountsNetwork.save` wrote."""
     parts = load_file(folder / FILE)
-    layers = [(parts[f"weight{number}"], parts[f"bias{number}"]) for number in range((len(parts) - 2) // 2)]
+    count = sum(name.startswith("weight") for name in parts)
     return CountsNetwork(
         tables=counts.load(folder),
         sequence=sasrec.load(folder) if (folder / sasrec.FILE).exists() else None,
         centre_F=parts["centre_F"],
         scale_F=parts["scale_F"],
-        layers=tuple(layers),
+        layers=tuple((parts[f"weight{number}"], parts[f"bias{number}"]) for number in range(count)),
+        mixture=tuple(parts["mixture"].tolist()) if "mixture" in parts else (1.0, 0.0),
     )
 
 
@@ -132,6 +188,12 @@ def features(
     if objects is None:
         objects = moment.inventory.objects
     return np.column_stack([x_IF, sequence.log_probabilities(moment, objects)])
+
+
+def _log_sum(scores: Floats) -> float:
+    """Logarithm of the summed exponentials."""
+    highest = float(scores.max())
+    return highest + float(np.log(np.exp(scores - highest).sum()))
 
 
 def standardise(x_NF: Floats, centre_F: Floats, scale_F: Floats) -> Floats:
@@ -202,6 +264,27 @@ def fit(
     linear = [layer for layer in network if isinstance(layer, nn.Linear)]
     layers = tuple((layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in linear)
     return CountsNetwork(tables=tables, sequence=sequence, centre_F=centre_F, scale_F=scale_F, layers=layers)
+
+
+def mixed(network: CountsNetwork, visits: Examples, training: Training) -> CountsNetwork:
+    """The network with the `mixture` of the highest likelihood on ``visits``, which neither model has seen."""
+    own_N = replace(network, mixture=(1.0, 0.0)).forward(visits.x_NF)
+    scores_N2 = torch.from_numpy(np.stack([own_N, visits.x_NF[:, -1]], axis=1))
+    weights = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        weights.weight.copy_(torch.tensor([[0.5, 0.5]]))
+    optimiser = torch.optim.LBFGS(weights.parameters(), max_iter=50, line_search_fn="strong_wolfe")
+    batch = np.arange(len(visits.offsets) - 1)
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        loss = _loss(weights, scores_N2, visits, batch, training)
+        loss.backward()
+        return loss.item()
+
+    optimiser.step(closure)
+    own, sequence = weights.weight.detach()[0].tolist()
+    return replace(network, mixture=(own, sequence))
 
 
 def _train(network: nn.Module, x_NF: Tensor, visits: Examples, training: Training, rng: np.random.Generator) -> None:

@@ -27,7 +27,7 @@ from leadre.data.histories import TRAIN, VALID, train_end_us
 from leadre.data.moment import Moments, of_requests
 from leadre.errors import InputError
 from leadre.lm import counts, sasrec_fit
-from leadre.lm.counts import Training
+from leadre.lm.counts import CountsNetwork, Training
 from leadre.lm.counts_networks import FOLDS, CountsNetworks, load
 from leadre.lm.fits import Method
 
@@ -41,6 +41,7 @@ HISTORY_SHARE = 0.65  # of the training requests: the tables of the training vis
 MAX_VISITS = 7_000
 SHORT_SHARE = 0.5  # of the training visits: once more, with a shortened history
 EMPTY_SHARE = 0.15  # of the shortened histories
+MIXTURE_VISITS = 2_000  # validation visits that weigh the network and a sequence model
 TRAINING = Training()
 SETTINGS: Mapping[str, object] = {
     "history_share": HISTORY_SHARE,
@@ -66,7 +67,8 @@ def current(
         final = sasrec_fit.SASREC.current(channels / "sasrec", logs, data, seed=seed, threads=threads)
         return fit(logs, seed, threads, sequence=final)
 
-    both = Method(settings={**SETTINGS, "sequence": sasrec_fit.SETTINGS}, fit=fit_both, load=load)
+    settings = {**SETTINGS, "sequence": sasrec_fit.SETTINGS, "mixture_visits": MIXTURE_VISITS}
+    both = Method(settings=settings, fit=fit_both, load=load)
     return both.current(channels / NAME_WITH_SEQUENCE, logs, data, seed=seed, threads=threads)
 
 
@@ -91,12 +93,33 @@ def fit(logs: Logs, seed: int, threads: int, sequence: SasRec | None = None) -> 
     examples = counts.examples(tracked, early, rng, early_sequence)
     final = tables.fit(logs, end_us, collaborative_fit.fit(logs, end_us, seed, threads))
     full = counts.fit(examples, final, TRAINING, seed, sequence)
+    if sequence is not None:
+        full = mixed_on_validation(full, logs, moments, rng)
     fold_V = logs.request_user_R[every] % FOLDS
     # with visits of one fold alone, the other's network has nothing to learn from; then it learns from all
     others = (examples.of(fold_V != fold) if (fold_V != fold).any() else examples for fold in range(FOLDS))
     # a generator: the examples of one fold at a time
-    held_out = tuple(counts.fit(part, early, TRAINING, seed, early_sequence) for part in others)
-    return CountsNetworks(full=full, held_out=held_out)
+    fits = (counts.fit(part, early, TRAINING, seed, early_sequence) for part in others)
+    return CountsNetworks(full=full, held_out=tuple(dataclasses.replace(part, mixture=full.mixture) for part in fits))
+
+
+def mixed_on_validation(
+    network: CountsNetwork, logs: Logs, moments: Moments, rng: np.random.Generator
+) -> CountsNetwork:
+    """The network with its weights of network and sequence model, chosen on at most `MIXTURE_VISITS` validation visits.
+
+    Without such visits it stays as it is.
+    """
+    requests = logs.requests_of(VALID)
+    requests = requests[np.diff(logs.relevant_offsets)[requests] > 0]
+    if not len(requests):
+        return network
+    requests = np.sort(rng.choice(requests, size=min(MIXTURE_VISITS, len(requests)), replace=False))
+    visits = (
+        (moment, logs.ad_object_A[logs.relevant(r)[0]])
+        for moment, r in zip(moments.at(requests), requests.tolist(), strict=True)
+    )
+    return counts.mixed(network, counts.examples(visits, network.tables, rng, network.sequence), TRAINING)
 
 
 COUNTS = Method(settings=SETTINGS, fit=fit, load=load)

@@ -144,8 +144,8 @@ def test_shortened_histories_are_the_last_visits(small):
 def test_some_training_visits_count_again_with_a_short_history(small, monkeypatch):
     seen = []
 
-    def spy(visits, tables, rng):
-        return examples((seen.append(moment) or (moment, acted) for moment, acted in visits), tables, rng)
+    def spy(visits, *rest):
+        return examples((seen.append(moment) or (moment, acted) for moment, acted in visits), *rest)
 
     examples = counts_fit.counts.examples
     monkeypatch.setattr(counts_fit.counts, "examples", spy)
@@ -195,6 +195,7 @@ def test_a_sequence_model_is_an_input_of_the_network_and_survives_the_disk(small
     both.save(tmp_path)
     again = counts_networks.load(tmp_path)
     assert np.array_equal(again.full.scores(moment), both.full.scores(moment))
+    assert {part.mixture for part in (again.full, *again.held_out)} == {both.full.mixture} != {(1.0, 0.0)}
     with torch.no_grad():
         again.full.sequence.network.item.weight.zero_()
     assert not np.allclose(again.full.scores(moment), both.full.scores(moment), atol=1e-2)

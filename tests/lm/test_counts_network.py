@@ -154,3 +154,28 @@ def test_leaves_the_global_random_state_alone():
 
 def test_training_is_configured_in_one_place():
     assert set(dataclasses.asdict(counts.Training())) <= set(counts_fit.SETTINGS)
+
+
+def test_mixture_weighs_a_network_and_a_sequence_model_by_the_answers():
+    """A network that knows nothing beside a sequence model of half the true logits: 0 and 2."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3_000, 20)).astype(np.float32)
+    noise = rng.normal(size=logits.size).astype(np.float32)
+    answer = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    acted = np.zeros(logits.shape, bool)
+    acted[np.arange(len(logits)), answer] = True
+    visits = counts.Examples(
+        x_NF=np.stack([noise, logits.ravel() / 2], axis=1),
+        offsets=np.arange(len(logits) + 1) * 20,
+        acted_N=acted.ravel(),
+        new_N=np.ones(logits.size, bool),
+        log_share_N=np.zeros(logits.size, np.float32),
+    )
+    first_feature = (np.array([[1.0, 0.0]], np.float32), np.zeros(1, np.float32))
+    network = counts.CountsNetwork(
+        tables=None, sequence=object(), centre_F=np.zeros(2), scale_F=np.ones(2), layers=(first_feature,)
+    )
+    mixture = counts.mixed(network, visits, counts.Training()).mixture
+    assert mixture == pytest.approx((0, 2), abs=0.1)
+    mixed = dataclasses.replace(network, mixture=mixture).forward(visits.x_NF)
+    np.testing.assert_allclose(mixed, mixture[0] * noise + mixture[1] * logits.ravel() / 2, rtol=1e-4, atol=1e-5)
