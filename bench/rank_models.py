@@ -3,7 +3,8 @@
 The law is a product of ``order`` signs among 12 fields (`leadre/data/worlds/interaction.py`). A seed draws law, rows
 and initial weights. Figures and intervals are those of `planted_rankers`. Networks that are compared have about as many
 parameters, and the rate of each is the best on validation rows of one seed, as are leaves and rate of the trees.
-Claims are in bench/RESULTS.md, and the figures in docs/results/rank-models.json.
+Claims are in bench/RESULTS.md, and the figures in docs/results/rank-models.json: a run of some models with three seeds
+replaces their rows there.
 
 Finished trainings are kept in ``--cache``, so that a killed run continues; delete it after a change of a model.
 """
@@ -24,14 +25,17 @@ import numpy as np
 import planted_rankers
 import torch
 from planted_rankers import PAGES, Fitted, Results, boosted, milliseconds, serving, summary, with_1000_candidates
+from scipy.special import expit
 
 from leadre.data.worlds import interaction
-from leadre.rank import dimensions, planted, train
+from leadre.errors import InputError
+from leadre.rank import calibrate, dimensions, measure, planted, train
 from leadre.rank.inputs import collate
 from leadre.rank.models.autoint import AutoInt
 from leadre.rank.models.dcnv2 import DcnV2
 from leadre.rank.models.finalmlp import FinalMlp
 from leadre.rank.models.gdcn import Gdcn
+from leadre.rank.models.mlcc import Mlcc
 from leadre.rank.models.shared import Ranker
 from leadre.rank.rows import Example
 
@@ -42,6 +46,7 @@ FIELDS, VALUES = 12, 10
 WIDTH = 8  # columns of each table
 ORDERS = (3, 4)
 TUNED_ON = 4  # the order
+SEEDS = 3
 RATES = (3e-3, 1e-2, 3e-2)  # of dense layers; tables have three times as much
 BOOSTING = tuple({"num_leaves": leaves, "learning_rate": rate} for leaves in (63, 255) for rate in (0.05, 0.1, 0.3))
 TREES = "trees"
@@ -55,13 +60,21 @@ NETWORKS: Mapping[str, Ranker] = {
     "streams+bilinear": FinalMlp(hidden=(48, 24), heads=4, gate=0),
     "finalmlp": FinalMlp(hidden=(40, 20), heads=4, gate=8),
     "gdcn": Gdcn(rank=4, deep=(48, 24)),
+    "mlcc": Mlcc(width=8, heads=2, levels=(3, 1), deep=(32, 16)),
+    "mlcc3": Mlcc(width=8, heads=2, levels=(3, 2, 1), deep=(24, 16)),
+    "mc-mlcc": Mlcc(width=8, channels=2, heads=1, levels=(3, 1), deep=(24, 12)),
+    **{
+        f"levels{len(levels)}": Mlcc(width=8, heads=2, levels=levels, gated=False, deep=())
+        for levels in ((6,), (4, 3), (3, 3, 3))
+    },
     **{f"cross{depth}": DcnV2(depth=depth, rank=96 // depth, deep=()) for depth in (1, 2, 3, 5)},
     **{f"gated{depth}": Gdcn(depth=depth, rank=48 // depth, deep=()) for depth in (1, 2, 3, 5)},
 }
-SERVED = ("autoint", "dcnv2", "finalmlp", "gdcn", "tin")  # with their defaults
+SERVED = ("autoint", "dcnv2", "finalmlp", "gdcn", "mlcc", "tin")  # with their defaults
 PLAIN = "mlp"  # the model that others are compared with
 COLUMNS = {f"{width} columns": float(width) for width in (WIDTH, 4, 2)} | {"FDO, 95 %": 0.95, "FDO, 80 %": 0.8}
 DEPTHS = tuple(name for name in NETWORKS if name[:5] in ("cross", "gated"))
+LEVELS = tuple(name for name in NETWORKS if name.startswith("levels"))  # tuned on each order: none knows all of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,38 +96,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=Path("work/rank-models.jsonl"))
     parser.add_argument("--models", default=",".join((TREES, *NETWORKS)))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     options = parser.parse_args()
     assert options.seeds > 1, "an interval needs two seeds"
     torch.set_num_threads(1)
     names = options.models.split(",")
     results = Results(options.cache, Fit, measured)
-    rates = {name: best_rate(name, results) for name in dict.fromkeys((*names, PLAIN))}
+    rates = {
+        (name, order): best_rate(name, order if name in LEVELS else TUNED_ON, results)
+        for name in dict.fromkeys((*names, PLAIN))
+        for order in ORDERS
+    }
     orders = {name: (TUNED_ON,) if name in DEPTHS else ORDERS for name in names}
 
     def of(name: str, order: int, tables: float = WIDTH) -> list[dict[str, float]]:
-        fits = [Fit(model=name, order=order, seed=n, rate=rates[name], tables=tables) for n in range(options.seeds)]
+        fits = [
+            Fit(model=name, order=order, seed=n, rate=rates[name, order], tables=tables) for n in range(options.seeds)
+        ]
         return [results.of(fit) for fit in fits]
 
     claim: dict[str, Any] = {"bench": "rank_models", "requests": REQUESTS, "candidates": CANDIDATES}
     claim["models"] = {
-        name: {"rate": rates[name]}
+        name: {"rate": rates[name, TUNED_ON]}
         | {f"order{order}": summary(of(name, order), of(PLAIN, order)) for order in orders[name]}
         for name in names
     }
-    if set(names) == {TREES, *NETWORKS}:
+    if "gdcn" in names:
         claim["tables"] = {
             title: summary(of("gdcn", TUNED_ON, columns), of("gdcn", TUNED_ON)) for title, columns in COLUMNS.items()
         }
-        claim["serving"] = serving(SERVED)
-        FIGURES.write_text(json.dumps(claim, indent=1) + "\n")
+    claim["serving"] = serving(SERVED)
+    if options.seeds == SEEDS:
+        page = json.loads(FIGURES.read_text())
+        FIGURES.write_text(json.dumps(page | claim | {"models": page["models"] | claim["models"]}, indent=1) + "\n")
     sys.stdout.write(json.dumps(claim) + "\n")
 
 
-def best_rate(name: str, results: Results) -> float:
+def best_rate(name: str, order: int, results: Results) -> float:
     """The rate with the lowest validation loss on the first seed."""
     rates = range(len(BOOSTING)) if name == TREES else RATES
-    return min(rates, key=lambda rate: results.of(Fit(model=name, order=TUNED_ON, seed=0, rate=rate))["valid_loss"])
+    return min(rates, key=lambda rate: results.of(Fit(model=name, order=order, seed=0, rate=rate))["valid_loss"])
 
 
 @cache
@@ -131,8 +152,10 @@ def measured(fit: Fit) -> dict[str, float]:
     fitted = forest(fit) if fit.model == TREES else network(fit)
     seconds = time.thread_time() - start_s
     _, (_, valid, test), _ = data(fit.order, fit.seed)
-    figures = planted_rankers.scores(test.label_RC.ravel(), fitted.test_N, test.logit_RC.ravel())
-    return figures | {
+    label_N = test.label_RC.ravel()
+    return planted_rankers.scores(label_N, fitted.test_N, test.logit_RC.ravel()) | {
+        "loss": round(float(measure.log_losses(label_N, expit(fitted.test_N)).mean()), 5),
+        "loss_calibrated": calibrated_loss(valid.label_RC.ravel(), label_N, fitted),
         "valid_loss": planted_rankers.valid_loss(valid.label_RC.ravel(), fitted.valid_N),
         "parameters": fitted.parameters,
         "columns_law": fitted.columns_law,
@@ -140,6 +163,17 @@ def measured(fit: Fit) -> dict[str, float]:
         "ms_1000": fitted.ms_1000,
         "train_s": round(seconds, 1),
     }
+
+
+def calibrated_loss(valid_N: np.ndarray, label_N: np.ndarray, fitted: Fitted) -> float:
+    """Log loss of the test rows after a calibration on the validation rows; of the rate if log-odds have no order."""
+    try:
+        platt = calibrate.fit(fitted.valid_N, valid_N, np.zeros(len(valid_N), np.int64), 1)
+    except InputError:
+        p_N = np.full(len(label_N), valid_N.mean())
+    else:
+        p_N = platt.apply(fitted.test_N, np.zeros(len(label_N), np.int64))
+    return round(float(measure.log_losses(label_N, p_N).mean()), 5)
 
 
 @dataclass(frozen=True, kw_only=True)

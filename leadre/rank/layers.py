@@ -56,6 +56,12 @@ def mlp(params: Params, name: str, x: Array) -> Array:
     return dense(params, f"{name}.{layer}", x)
 
 
+def per_slot(x: Array, weight: Array) -> Array:
+    """Each slot times a matrix of its own: [..., S, I] with ``weight`` [S, I, O] -> [..., S, O]."""
+    slots, inputs, _ = weight.shape
+    return (x.reshape(-1, slots, inputs).swapaxes(0, 1) @ weight).swapaxes(0, 1).reshape(*x.shape[:-1], -1)
+
+
 def lookup(params: Params, name: str, row: Array) -> Array:
     """Rows of a table, one for each entry of ``row``; rows past its end have row 0."""
     table = params[f"table.{name}"]

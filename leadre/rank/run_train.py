@@ -37,7 +37,19 @@ class Config(config.Common):
     """Options of ``leadre rank train``."""
 
     model: Literal[
-        "gbdt", "autoint", "dcnv2", "dien", "din", "din_paper", "esmm", "finalmlp", "gdcn", "muse", "sdim", "tin"
+        "gbdt",
+        "autoint",
+        "dcnv2",
+        "dien",
+        "din",
+        "din_paper",
+        "esmm",
+        "finalmlp",
+        "gdcn",
+        "mlcc",
+        "muse",
+        "sdim",
+        "tin",
     ] = config.option("gbdt", "the ranker: boosted trees or a network")
     training_rows: RowOptions = config.group(RowOptions())
     epochs: int = config.option(3, "epochs of a network, over which its rates fall to zero", at_least=1)

@@ -17,6 +17,12 @@ RANKERS = {
     "streams": "two networks",
     "streams+bilinear": "+ bilinear form",
     "finalmlp": "+ gates: FinalMLP",
+    "mlcc": "MLCC, two levels",
+    "mlcc3": "MLCC, three levels",
+    "mc-mlcc": "MC-MLCC, two channels of two levels",
+    "levels1": "one level alone",
+    "levels2": "two levels alone",
+    "levels3": "three levels alone",
 }
 
 
@@ -41,6 +47,20 @@ def depths(claim: Any) -> str:
         for name, title in (("cross", "CN-V2: no gates"), ("gated", "GCN: gates"))
     ]
     return table(["cross network alone", *(f"{depth} layers" if depth > 1 else "1 layer" for depth in layers)], rows)
+
+
+def losses(claim: Any, *names: str) -> str:
+    """AUC and log loss of the test rows by order, as scored and after a calibration on the validation rows."""
+    orders = ("order3", "order4")
+    rows = [
+        [RANKERS[name], *(figure(claim["models"][name][order][key]) for order in orders for key in LOSSES)]
+        for name in names
+    ]
+    head = [f"{title}, {order.removeprefix('order')} fields" for order in orders for title in LOSSES.values()]
+    return table(["ranker", *head], rows)
+
+
+LOSSES = {"auc": "AUC", "loss": "log loss", "loss_calibrated": "calibrated"}
 
 
 def narrow(claim: Any) -> str:
@@ -164,4 +184,4 @@ def _seeds(cell: Cell) -> str:
     return " ".join(figure(round(share, 2) + 0.0, 2) for share in cell["shares"])  # + 0.0: no sign before zero
 
 
-TABLES = (planted, depths, narrow, histories, lengths, serving, chain, chain_size)
+TABLES = (planted, depths, losses, narrow, histories, lengths, serving, chain, chain_size)

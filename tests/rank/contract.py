@@ -106,6 +106,16 @@ class RankerContract:
         assert all(np.isfinite(part).all() and part.shape == (1, 1) for part in scores)
         np.testing.assert_array_equal(scores[1], scores[2])
 
+    def test_spec_without_user_and_context_is_trained_and_scored(self, market, examples):
+        spec = dataclasses.replace(market.spec, profile=(), context=())
+        rows = [
+            dataclasses.replace(row, inputs=dataclasses.replace(row.inputs, user_P=np.zeros(0, np.int32)))
+            for row in examples[:2]
+        ]
+        params, _ = train.fit(self.ranker, spec, rows, rows, Training(epochs=1), 0, market.content_OW)
+        batch = collate([row.inputs for row in rows])
+        assert np.isfinite(train.logits(self.ranker, spec, params, batch)[batch.mask_RC]).all()
+
     def test_planted_pair_law_is_learnt(self):
         rows = planted(1200, seed=1)
         held_out = planted(300, seed=2)

@@ -10,11 +10,12 @@ import pytest
 from leadre.data.worlds import interaction
 from leadre.rank import dimensions, measure, planted, train
 from leadre.rank.inputs import collate
-from leadre.rank.models import shared
+from leadre.rank.models import shared, tokens
 from leadre.rank.models.autoint import AutoInt
 from leadre.rank.models.dcnv2 import DcnV2
 from leadre.rank.models.finalmlp import FinalMlp
 from leadre.rank.models.gdcn import Gdcn
+from leadre.rank.models.mlcc import Mlcc
 from leadre.rank.train import Training
 
 from .contract import drawn, logits
@@ -27,7 +28,10 @@ TRAIN, STOP, TEST = map(planted.examples, PARTS)
 
 @pytest.mark.parametrize(
     "ranker",
-    [AutoInt(width=16, deep=()), DcnV2(deep=()), FinalMlp(hidden=(32, 16), gate=16), Gdcn(deep=())],
+    [
+        *(AutoInt(width=16, deep=()), DcnV2(deep=()), FinalMlp(hidden=(32, 16), gate=16), Gdcn(deep=())),
+        Mlcc(width=8, heads=2, gated=False, deep=()),
+    ],
     ids=lambda ranker: type(ranker).__name__,
 )
 def test_product_of_two_fields_is_learnt_to_most_of_the_possible(ranker):
@@ -60,7 +64,9 @@ def test_attention_of_autoint_is_that_of_its_formula():
     )
 
 
-@pytest.mark.parametrize("ranker", [AutoInt(), DcnV2(), FinalMlp(), Gdcn()], ids=lambda ranker: type(ranker).__name__)
+@pytest.mark.parametrize(
+    "ranker", [AutoInt(), DcnV2(), FinalMlp(), Gdcn(), Mlcc()], ids=lambda ranker: type(ranker).__name__
+)
 def test_units_of_a_number_do_not_change_scores(market, examples, ranker):
     """A number in thousandths must not decide the softmax, a gate or a product."""
     rows = [row.inputs for row in examples[:6]]
@@ -120,6 +126,49 @@ def test_gates_of_gdcn_without_input_halve_each_product_of_dcnv2():
     assert not any(values.any() for name, values in initial.items() if name.endswith(".bias")), "biases start at 0"
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_scores_of_mlcc_are_those_of_its_formula(channels):
+    ranker = Mlcc(width=4, channels=channels, heads=2, levels=(3, 1), columns=2, deep=(5,))
+    params = drawn(ranker, SPEC)
+    batch = collate([TEST[0].inputs])
+    flat = np.concatenate(
+        [tokens.candidate_tokens(params, SPEC, batch)[0, 0], tokens.pooled_tokens(params, SPEC, batch)[0]]
+    )
+    x_SKE = flat.reshape(-1, channels, 4)
+    slots = len(x_SKE)
+    parts = []
+    for channel in range(channels):
+        weight = np.concatenate([params[f"theta.{channel}.{side}"] for side in ("candidate", "user")])
+        theta = x_SKE[:, channel].ravel() @ weight
+        first = theta[:24].reshape(2, 4, 3)
+        second = theta[24:].reshape(2, 3, 1)
+        levels = [x_SKE[:, channel] @ first[head] for head in (0, 1)]
+        parts += [x_SKE[:, channel], *levels, *(level @ second[head] for head, level in enumerate(levels))]
+    row_SI = np.concatenate(parts, axis=1)
+    slot_SO = np.stack([row_SI[slot] @ params["slots"][slot] for slot in range(slots)])
+    hidden = np.maximum(slot_SO.mean(1) @ params["gate.0.weight"] + params["gate.0.bias"], 0)
+    slot_SO = slot_SO * 2 / (1 + np.exp(-(hidden @ params["gate.1.weight"] + params["gate.1.bias"])))[:, None]
+    hidden = np.maximum(slot_SO.ravel() @ params["deep.0.weight"] + params["deep.0.bias"], 0)
+    expected = hidden @ params["deep.1.weight"] + params["deep.1.bias"]
+    assert np.abs(row_SI[:, 4:]).max() > 0.1, "the levels are not silent"
+    np.testing.assert_allclose(logits(ranker, params, SPEC, TEST[:1])[0, 0], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_each_level_of_mlcc_adds_one_order():
+    """The log-odds are a polynomial of the tokens: its differences of a higher order than the products vanish."""
+    for levels in ((3,), (3, 2), (3, 3, 2)):
+        ranker = Mlcc(width=4, heads=2, levels=levels, gated=False, deep=())
+        params = {name: values.astype(np.float64) for name, values in drawn(ranker, SPEC).items()}
+        scaled = [
+            {name: values * (scale if name.startswith("token.") else 1) for name, values in params.items()}
+            for scale in range(-1, len(levels) + 2)
+        ]
+        score = np.stack([logits(ranker, part, SPEC, TEST[:5]) for part in scaled])
+        order = len(levels) + 1
+        assert np.abs(np.diff(score, n=order, axis=0)).max() > 0.01
+        np.testing.assert_allclose(np.diff(score, n=order + 1, axis=0), 0, atol=1e-8)
+
+
 def test_a_field_keeps_the_columns_of_its_variance_and_unseen_rows_do_not_count():
     rng = np.random.default_rng(0)
     name = SPEC.fields[0]
@@ -136,7 +185,7 @@ def test_a_field_keeps_the_columns_of_its_variance_and_unseen_rows_do_not_count(
 def test_network_with_tables_of_other_widths_is_trained_and_scored():
     narrow = dataclasses.replace(SPEC, widths={**SPEC.widths, SPEC.fields[0]: 2, SPEC.user_tables[0]: 3})
     narrow.check()
-    for ranker in (AutoInt(width=16), Gdcn()):
+    for ranker in (AutoInt(width=16), Gdcn(), Mlcc(width=8)):
         params, _ = train.fit(ranker, narrow, TRAIN[:64], STOP, Training(epochs=1), 0)
         assert params[f"table.{SPEC.fields[0]}"].shape[1] == 2 and params[f"table.{SPEC.user_tables[0]}"].shape[1] == 3
         assert np.isfinite(logits(ranker, params, narrow, TEST[:3])).all()

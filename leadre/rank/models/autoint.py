@@ -3,8 +3,7 @@
 A block gives each token relu(sum over heads and tokens of softmax(q k) v + W e); a block more is a higher order, and
 the product with W keeps the lower ones. The log-odds are linear in all tokens of the last block, beside a plain network
 of the inputs (AutoInt+). Tokens are the candidate's fields and numbers, user and context, and the mean of each
-sequence. A number is x times a learnt vector, for x in standard deviations and by bins: a raw number of a thousand
-would decide the softmax alone. Deviations from the paper:
+sequence (`tokens.py`). Deviations from the paper:
 
 - Products are divided by the root of a head's width, as in the official code. That code also has ReLU on queries, keys
   and values and a normalisation at the end; this file follows the paper's formulas.
@@ -20,7 +19,7 @@ import numpy as np
 from leadre.rank import layers
 from leadre.rank.inputs import Batch
 from leadre.rank.layers import Array, Initial, Params
-from leadre.rank.models import shared
+from leadre.rank.models import shared, tokens
 from leadre.rank.models.shared import State
 from leadre.rank.spec import FeatureSpec
 
@@ -39,18 +38,13 @@ class AutoInt:
     def init(self, spec: FeatureSpec, rng: np.random.Generator) -> Initial:
         """Parameters before training."""
         initial = shared.init_inputs(spec, rng)
-        for name in (*spec.fields, *spec.user_tables):
-            layers.init_dense(initial, rng, f"token.{name}", shared.table_width(spec, name), self.width)
-        for part in spec.sequences:
-            layers.init_dense(initial, rng, f"token.sequence.{part.name}", shared.width(spec), self.width)
-        numbers_FBW = rng.normal(0, 0.1, (len(spec.numbers), 1 + shared.BINS, self.width))
-        initial["token.numbers"] = numbers_FBW.astype(np.float32)
+        tokens.init_tokens(initial, rng, spec, self.width)
         for block in range(self.blocks):
             for role in ROLES:
                 weight = rng.normal(0, self.width**-0.5, (self.width, self.width))
                 initial[f"block.{block}.{role}"] = weight.astype(np.float32)
-        tokens = len(spec.fields) + len(spec.numbers) + len(spec.user_tables) + len(spec.sequences)
-        layers.init_mlp(initial, rng, "out", (tokens * self.width, len(spec.labels)))
+        count = tokens.candidate_count(spec) + tokens.pooled_count(spec)
+        layers.init_mlp(initial, rng, "out", (count * self.width, len(spec.labels)))
         if self.deep:
             inputs = shared.side_by_side_width(spec)
             layers.init_mlp(initial, rng, "deep", (inputs, *self.deep, len(spec.labels)))
@@ -58,23 +52,14 @@ class AutoInt:
 
     def user(self, params: Params, spec: FeatureSpec, batch: Batch) -> State:
         """User, context and the mean of each sequence: side by side [R, ...], and as tokens [R, M x W]."""
-        tokens = [
-            layers.dense(params, f"token.{name}", layers.lookup(params, name, batch.user_RP[:, p]))
-            for p, name in enumerate(spec.user_tables)
-        ]
-        for part in spec.sequences:
-            sequence = batch.sequences[part.name]
-            mean_RD = shared.mean_pool(shared.embed(params, spec, sequence.field_RTK), sequence)
-            tokens.append(layers.dense(params, f"token.sequence.{part.name}", mean_RD))
-        return {"user": shared.pooled_user(params, spec, batch), "tokens": layers.concat(tokens)}
+        return {
+            "user": shared.pooled_user(params, spec, batch),
+            "tokens": tokens.pooled_tokens(params, spec, batch),
+        }
 
     def score(self, params: Params, spec: FeatureSpec, state: State, batch: Batch) -> Array:
         """Log-odds [R, C, H]."""
-        tokens = [
-            layers.dense(params, f"token.{name}", layers.lookup(params, name, batch.field_RCK[..., k]))
-            for k, name in enumerate(spec.fields)
-        ]
-        x = layers.concat([*tokens, _number_tokens(params, batch), state["tokens"][:, None]])
+        x = layers.concat([tokens.candidate_tokens(params, spec, batch), state["tokens"][:, None]])
         x = x.reshape(*x.shape[:-1], -1, self.width)
         for block in range(self.blocks):
             x = self._attend(x, *(params[f"block.{block}.{role}"] for role in ROLES))
@@ -94,12 +79,3 @@ class AutoInt:
     def _by_head(self, x: Array) -> Array:
         """[R, C, M, W] -> [R, C, heads, M, W / heads]."""
         return x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(-3, -2)
-
-
-def _number_tokens(params: Params, batch: Batch) -> Array:
-    """The token of each number, side by side, [R, C, F x W]."""
-    standard, share_RCFB = shared.number_forms(params, batch)
-    number_RCFB = layers.concat([standard[..., None], share_RCFB])
-    requests, candidates, numbers, forms = number_RCFB.shape
-    token_FNW = number_RCFB.reshape(-1, numbers, forms).swapaxes(0, 1) @ params["token.numbers"]
-    return token_FNW.swapaxes(0, 1).reshape(requests, candidates, -1)

@@ -120,9 +120,15 @@ def embed(params: Params, spec: FeatureSpec, field_K: Array) -> Array:
     return layers.concat([layers.lookup(params, name, field_K[..., k]) for k, name in enumerate(spec.fields)])
 
 
+def no_columns(batch: Batch) -> Array:
+    """[R, 0], the first part of a concatenation that may have no other: a spec can have neither user nor context."""
+    return batch.number_RCF[:, 0, :0]
+
+
 def user_vector(params: Params, spec: FeatureSpec, batch: Batch) -> Array:
     """User and context as concatenated rows, [R, `user_width`]."""
-    return layers.concat([layers.lookup(params, name, batch.user_RP[:, p]) for p, name in enumerate(spec.user_tables)])
+    rows = [layers.lookup(params, name, batch.user_RP[:, p]) for p, name in enumerate(spec.user_tables)]
+    return layers.concat([no_columns(batch), *rows])
 
 
 def number_forms(params: Params, batch: Batch) -> tuple[Array, Array]:
