@@ -53,7 +53,7 @@ def losses(claim: Any, *names: str) -> str:
     """AUC and log loss of the test rows by order, as scored and after a calibration on the validation rows."""
     orders = ("order3", "order4")
     rows = [
-        [RANKERS[name], *(figure(claim["models"][name][order][key]) for order in orders for key in LOSSES)]
+        [RANKERS[name], *(figure(claim["models"][name][order][key], 4) for order in orders for key in LOSSES)]
         for name in names
     ]
     head = [f"{title}, {order.removeprefix('order')} fields" for order in orders for title in LOSSES.values()]
