@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from leadre.data import money, times
+from leadre.data import lists, money, times
 from leadre.data.money import MAX_UNITS
+from leadre.data.sources.options import LIST_SEPARATOR
 from leadre.data.tables import (
     BAD_ROWS,
     FILE,
-    LIST_MARK,
     ROW,
     SCHEMAS,
     TEXT,
@@ -19,6 +19,7 @@ from leadre.data.tables import (
     TIME,
     WHOLE,
     check_columns,
+    has_nothing_visible,
     no_bad_rows,
     plain_name,
     raw_columns,
@@ -42,6 +43,7 @@ class CellFormat:
     decimal_comma: bool = False
     max_median_amount: float = MAX_UNITS
     numbers: tuple[str, ...] = ()
+    list_separator: str = LIST_SEPARATOR
 
 
 def conform(
@@ -67,6 +69,8 @@ def conform(
     for column, kind in known.items():
         place = f"{file}: column {column!r} of {name}"
         values, why = _typed(raw[column], kind, place, form, column in schema.money)
+        if column == "title":
+            values = values.set(has_nothing_visible(values), None)
         target = schema.money.get(column, column)
         if column in schema.money:
             _check_unit(values, target, place, form.max_median_amount)
@@ -129,6 +133,8 @@ def _typed(
     if kind == TIME and (raw_kind in (TEXT, pl.Date) or isinstance(raw_kind, pl.Datetime) or is_number):
         micros, why = times.micros(raw, form.time, open_end=raw.name in OPEN_ENDS)
         return micros.cast(pl.Datetime("us")).dt.replace_time_zone("UTC"), why
+    if kind == TEXTS and raw_kind == TEXT:
+        return lists.entries(raw, form.list_separator), no_reason
     if raw_kind == TEXT:
         values = pl.DataFrame(raw).select(_from_text(pl.col(raw.name), kind)).to_series()
     elif kind in (TEXT, WHOLE) and raw_kind.is_integer():
@@ -216,9 +222,6 @@ def _from_text(cells: pl.Expr, kind: pl.DataType) -> pl.Expr:
     """The expression that parses text cells as ``kind``; null for a cell that does not parse."""
     if kind == WHOLE:
         return cells.cast(WHOLE, strict=False)
-    if kind == TEXTS:
-        is_marked = cells.str.contains(LIST_MARK, literal=True)
-        return pl.when(is_marked).then(cells.str.split(LIST_MARK).list.slice(1)).otherwise(cells.str.split(" > "))
     return cells
 
 

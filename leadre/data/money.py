@@ -41,5 +41,9 @@ def _reason(text: str, decimal_comma: bool) -> str:
     shown = repr(text if len(text) <= 60 else text[:57] + "...")
     if re.fullmatch(r"[+-]?\d{10,}(,\d*)?" if decimal_comma else r"[+-]?\d{10,}(\.\d*)?", text):
         return f"is more than {MAX_UNITS:,}: {shown}; this column is in units of the currency, not in billionths"
-    hint = "" if decimal_comma or text.count(",") != 1 else "; for a decimal comma, --decimal-comma true"
+    hint = ""
+    if re.fullmatch(r"[+-]?\d{1,3}(?:[.,'\s]\d{3})+(?:[.,]\d*)?", text):
+        hint = "; write it without marks between thousands"
+    elif re.fullmatch(r"[+-]?\d*,\d*", text):
+        hint = "; for a decimal comma, --decimal-comma true"
     return f"is not an amount such as {'2,50' if decimal_comma else '2.50'}: {shown}{hint}"

@@ -31,6 +31,9 @@ TEXTS = pl.List(pl.String())
 DESCRIPTION_CHARS = 4096  # longest text in the tables; the text of an object is shorter (`text.MAX_CHARS`)
 ROW = "__row"  # line number of a raw row, as an editor shows it; for Parquet, the row number from 1
 FILE = "__file"
+# A character that can be seen (the others are letters by their category), and one that cannot.
+_VISIBLE = r"[\p{L}\p{N}\p{P}\p{S}&&[^\x{115f}\x{1160}\x{17b4}\x{17b5}\x{2800}\x{3164}\x{ffa0}]]"
+_HIDDEN = r"[\p{C}\p{Z}&&[^ ]]"
 LIST_MARK = "\x1f"  # joins list entries that pass through a text column (ASCII unit separator)
 
 DOMAINS = ("content", "ad")
@@ -318,13 +321,30 @@ def check_share(bad_rows: pl.DataFrame, read_rows: Mapping[str, int], max_share:
 
 def as_bad_rows(name: str, rows: pl.DataFrame, column: str, why: pl.Expr) -> pl.DataFrame:
     """``rows`` (with ROW and FILE) in the form of BAD_ROWS; ``why`` is an expression over their columns."""
-    return rows.select(
+    bad_rows = rows.select(
         pl.lit(name).alias("table"),
         pl.col(FILE).alias("file"),
         pl.col(ROW).cast(WHOLE).alias("row"),
         pl.lit(column).alias("column"),
         why.cast(TEXT).alias("why"),
     )
+    return bad_rows.with_columns(escaped(bad_rows["why"]))
+
+
+def has_nothing_visible(texts: pl.Series) -> pl.Series:
+    """Mask of the texts of which `text.clean` leaves nothing; false for a missing text."""
+    may_be = (~texts.str.contains(_VISIBLE)).fill_null(False)
+    return may_be.scatter(may_be.arg_true(), [not text.clean(value) for value in texts.filter(may_be).to_list()])
+
+
+def escaped(texts: pl.Series) -> pl.Series:
+    """The texts with escapes for characters that no reader sees, such as ``\\xa0``, a blank that breaks no line."""
+    is_hidden = texts.str.contains(_HIDDEN).fill_null(False)
+    shown = [
+        "".join(char if char.isprintable() else repr(char)[1:-1] for char in value)
+        for value in texts.filter(is_hidden).to_list()
+    ]
+    return texts.scatter(is_hidden.arg_true(), pl.Series(shown, dtype=pl.String))
 
 
 def shorten(value: object, limit: int = 60) -> str:

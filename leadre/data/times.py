@@ -24,6 +24,13 @@ _COMMON = {
     r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d{1,6})?$": "%Y-%m-%d %H:%M:%S%.f",
     r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?$": "%Y-%m-%dT%H:%M:%S%.f",
 }
+# Forms that mean one time and are rarely written -> the extended form of ISO 8601.
+_RARE = {
+    r"^([0-9]{4})([0-9]{2})([0-9]{2})[Tt]([0-9]{2})([0-9]{2})([0-9]{2})": "${1}-${2}-${3}T${4}:${5}:${6}",
+    r"^([0-9]{4})/([0-9]{2})/([0-9]{2})": "${1}-${2}-${3}",
+    r"([+-][0-9]{4}) UTC$": "${1}",  # of Go
+    r"([Zz]|[+-][0-9]{2}:?[0-9]{2})\[[A-Za-z_/+-]+\]$": "${1}",  # of Java
+}
 _OFFSET = re.compile(r"[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?$")
 _OFFSETS = 2  # of one column that are parsed at once: of summer and of winter
 
@@ -141,10 +148,22 @@ def _scaled(numbers: pl.Series, form: TimeFormat, unit: str = "") -> pl.Series:
 def _from_iso(cells: pl.Series, zone: str) -> pl.Series:
     """Microseconds as Float64 of ISO 8601: with an offset, in ``zone`` without one, or a date; null for other text.
 
-    Blanks for the T, a comma before the fraction, the suffix UTC and an offset of hours alone are read as well, since
-    databases write them.
+    Blanks for the T, a comma before the fraction, the suffixes UTC and GMT and an offset of hours alone are read as
+    well, since databases write them; so are the forms of `_RARE`.
     """
-    iso = cells.str.replace(r"^(\d{4}-\d\d-\d\d)[ t](\d)", "${1}T${2}").str.replace(r" ?(?:[Zz]|UTC)$", "+00:00")
+    micros = _from_extended(cells, zone)
+    others = (micros.is_null() & cells.is_not_null()).arg_true()
+    if not len(others):
+        return micros
+    rare = cells.gather(others)
+    for pattern, extended in _RARE.items():
+        rare = rare.str.replace(pattern, extended)
+    return micros.scatter(others, _from_extended(rare, zone))
+
+
+def _from_extended(cells: pl.Series, zone: str) -> pl.Series:
+    """`_from_iso` of the extended form, with separators in date and time."""
+    iso = cells.str.replace(r"^(\d{4}-\d\d-\d\d)[ t](\d)", "${1}T${2}").str.replace(r" ?(?:[Zz]|UTC|GMT)$", "+00:00")
     iso = iso.str.replace(r"^(\d{4}-\d\d-\d\d)$", "${1}T00:00:00").str.replace(r"^([^,]+:\d\d),(\d+)", "${1}.${2}")
     iso = iso.str.replace(r"^([^ ]+T[\d:.]+) ([+-])", "${1}${2}").str.replace(r"(T[\d:.]+[+-]\d\d)$", "${1}:00")
     iso = iso.str.replace(r"(T\d\d:\d\d)([+-]|$)", "${1}:00${2}")

@@ -41,7 +41,17 @@ def test_unit_of_times_is_recognised_and_read_by_an_option(logs: Logs, form: str
 
 
 @pytest.mark.parametrize(
-    "text", ["2026-03-01 08:30:00+00", "2026-03-01 08:30:00 UTC", "2026-03-01t08:30:00z", "2026-03-01T08:30:00,000Z"]
+    "text",
+    [
+        "2026-03-01 08:30:00+00",
+        "2026-03-01 08:30:00 UTC",
+        "2026-03-01 08:30:00 +0000 UTC",
+        "2026-03-01t08:30:00z",
+        "2026-03-01T08:30:00,000Z",
+        "2026-03-01T09:30+01:00[Europe/Rome]",
+        "20260301T083000Z",
+        "2026/03/01 08:30:00",
+    ],
 )
 def test_times_of_databases_are_read(logs: Logs, text: str) -> None:
     folder = logs(events=[row | {"at": text} for row in market()["events"]])

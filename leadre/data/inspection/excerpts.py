@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 from leadre.data.sources import folder as folders
 from leadre.data.sources import raw, scan
 from leadre.data.sources.folder import Part
+from leadre.data.sources.header import SEPARATORS
 from leadre.data.sources.options import FileOptions
-from leadre.data.sources.separated import SEPARATORS
 from leadre.data.tables import ROW, SCHEMAS, TEXT, FileColumns, plain_name
 from leadre.errors import InputError
 
@@ -232,7 +232,7 @@ def _whole_elements(head: bytes) -> bytes:
 def _sniff(part: Part, options: FileOptions) -> tuple[FileColumns, bool]:
     """(the columns of a file of separated fields, whether its header or lack of one is a guess)."""
     if part.compression is None:
-        scan.check_encoding(part.path, part.label)
+        scan.check_form(part.path, part.label)
     lines = list(_first_lines(part))
     if not any(line.strip() for line in lines):
         raise InputError("has no rows")

@@ -8,6 +8,7 @@ the order of their paths. The endings may be in upper case and have that of a co
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,12 @@ def find(folder: Path, table: str) -> list[Part]:
     """
     entries = [entry for entry in _visible(folder) if _table_of(entry) == table]
     known = [entry for entry in entries if entry.is_dir() or _form(entry)]
-    tables = [(entry, parts) for entry in known or entries if (parts := _parts(entry, folder))]
+    tables = [(entry, _parts(entry, folder)) for entry in known or entries]
+    for entry, parts in tables:
+        if not parts:
+            raise InputError(
+                f"{entry.name}/: the folder has no files; write the table {table} into it, or delete the folder"
+            )
     if len(tables) > 1:
         names = ", ".join(entry.name + "/" * entry.is_dir() for entry, _ in tables)
         raise InputError(
@@ -87,11 +93,21 @@ def unread(folder: Path, read: Sequence[Part]) -> list[str]:
             if not entry.is_dir() and _form(entry) is None:
                 names.append(f"{entry.name} (of this ending)")
             continue
-        near = difflib.get_close_matches(_stem(entry), SCHEMAS, n=1, cutoff=0.7)
-        is_of_a_run = _stem(entry) in Tables.names()
-        hint = f" (rename it if it is the table {near[0]})" if near and not is_of_a_run else ""
-        names.append(entry.name + "/" * entry.is_dir() + hint)
+        names.append(entry.name + "/" * entry.is_dir() + _hint(entry))
     return names
+
+
+def _hint(entry: Path) -> str:
+    """How a file or folder that no table reads would be read, if it seems to hold a table or a part of one."""
+    stem = _stem(entry)
+    if stem in Tables.names():  # the result of a run is beside the tables
+        return ""
+    if part_of := next((name for name in SCHEMAS if re.fullmatch(rf"{name}[\W_]*\d.*", stem)), None):
+        return f" (move it into a folder {part_of}/ if it is a part of that table)"
+    if near := difflib.get_close_matches(stem, SCHEMAS, n=1, cutoff=0.7):
+        return f" (rename it if it is the table {near[0]})"
+    is_log = entry.is_dir() and any(_table_of(below) and _form(below) for below in _visible(entry))
+    return " (it has tables: name it in --path if it is the log)" if is_log else ""
 
 
 def _parts(entry: Path, folder: Path) -> list[Part]:

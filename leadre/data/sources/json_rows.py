@@ -41,7 +41,7 @@ def read(
     texts of amounts have one; numbers of JSON have a point, so they are converted to such texts. Raises InputError for
     invalid UTF-8 and for an object (in lines: a line) longer than ``max_field_bytes``.
     """
-    scan.check_encoding(path, label)
+    scan.check_form(path, label)
     rows = _Rows(columns, label, columns.amounts if decimal_comma else ())
     is_array = _first_character(path) == "[" and (may_be_array or not columns.header)
     if is_array and not may_be_array:
@@ -58,7 +58,12 @@ def read(
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     rows.add_text(line, number)
-    return rows.frames()
+    frame, bad = rows.frames()
+    if bad.height and not frame.height and (first := _first_character(path)) not in ("{", "["):
+        raise InputError(
+            f"{label}: begins with {first!r} and has no JSON; give separated fields the ending .csv or .tsv"
+        )
+    return frame, bad
 
 
 class _CellError(ValueError):

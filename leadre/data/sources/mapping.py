@@ -18,6 +18,7 @@ from typing import Any
 import polars as pl
 
 from leadre import config
+from leadre.data import lists
 from leadre.data.sources.options import TIME_UNITS
 from leadre.data.tables import LIST_MARK, ROW, SCHEMAS, TEXT, TEXTS, FileColumns, plain_name, raw_columns
 from leadre.errors import InputError
@@ -109,7 +110,7 @@ class TableMapping:
         for column, expression in columns.items():
             values = self._computed(frame, column, expression, file).alias(column)
             if self.list_separator and kinds.get(column) == TEXTS and values.dtype == TEXT:
-                values = values.replace("", None).str.split(self.list_separator)
+                values = lists.entries(values.replace("", None), self.list_separator)
             if self._is_of_profile(column) and values.dtype == TEXT:
                 values = values.str.strip_prefix(LIST_MARK).str.replace_all(LIST_MARK, ", ", literal=True)
             series.append(values)

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from leadre.config import option
 
 TimeUnit = Literal["us", "s", "ms", "ns", "calendar"]
+LIST_SEPARATOR = " > "
 TIME_UNITS: tuple[str, ...] = get_args(TimeUnit)
 
 
@@ -31,6 +32,9 @@ class FileOptions:
         1_000_000, "median of a column of money in units above which the run stops: it seems billionths", at_least=0
     )
     profile_numbers: tuple[str, ...] = option((), "columns of users that are numbers and not codes, such as age")
+    list_separator: str = option(
+        LIST_SEPARATOR, "between the entries of a list in a text cell, such as a category path"
+    )
     content_prefix: str = option("", "text before the IDs of contents, if they coincide with IDs of ads")
     layout: str = option("", "name of the layout of a public log that this package maps; ? lists them")
     columns: dict[str, Any] | None = option(

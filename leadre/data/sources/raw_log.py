@@ -13,9 +13,9 @@ import polars as pl
 from leadre import progress
 from leadre.data import cells, profiles, tables
 from leadre.data.cells import CellFormat
+from leadre.data.sources import doubts, raw
 from leadre.data.sources import folder as folders
 from leadre.data.sources import mapping as mappings
-from leadre.data.sources import raw
 from leadre.data.sources.folder import Part
 from leadre.data.sources.mapping import TableMapping
 from leadre.data.sources.options import FileOptions
@@ -169,6 +169,8 @@ class _TableReader:
         if not frame.height:
             return None
         typed, bad_rows = cells.conform(name, frame, part.label, self._form)
+        for note in doubts.notes(name, frame, typed, self._form.list_separator):
+            self._notes.setdefault(note, []).append(part.label)
         self.log.bad.append(bad_rows)
         key = SCHEMAS[name].key
         if bad_rows.height and key is not None:
@@ -232,6 +234,8 @@ def _cell_format(options: FileOptions, mapping: TableMapping | None) -> CellForm
         unit = mapping.time_unit or unit  # type: ignore[assignment]  # checked by mapping.parse
         zone = mapping.time_zone or zone
         origin = mapping.time_origin or origin
+    if not options.list_separator:
+        raise InputError("--list-separator is empty; write the characters between the entries, such as ' > '")
     try:
         ZoneInfo(zone)
     except (ValueError, OSError, ZoneInfoNotFoundError) as error:
@@ -246,4 +250,5 @@ def _cell_format(options: FileOptions, mapping: TableMapping | None) -> CellForm
         decimal_comma=options.decimal_comma,
         max_median_amount=options.max_median_amount,
         numbers=options.profile_numbers,
+        list_separator=options.list_separator,
     )

@@ -6,6 +6,7 @@ An error then names row and column of a field of a gigabyte or of invalid UTF-8,
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -13,6 +14,25 @@ from typing import NoReturn
 from leadre.errors import InputError
 
 BLOCK_BYTES = 1 << 20
+# First bytes of other forms -> (the form, the cure).
+_COMPRESSED = "give it the ending {} after that of its form, or unpack it"
+_MAGIC = {
+    rb"\x1f\x8b": ("gzip", _COMPRESSED.format(".gz")),
+    rb"BZh[1-9]1AY&SY": ("bzip2", _COMPRESSED.format(".bz2")),
+    rb"\x28\xb5\x2f\xfd": ("zstd", _COMPRESSED.format(".zst")),
+    rb"\xfd7zXZ": ("xz", "unpack it"),
+    rb"PK\x03\x04": ("a ZIP archive or a spreadsheet", "unpack it, or write the table as CSV"),
+    rb"PAR1[\0-\x1f]": ("Parquet", "give it the ending .parquet"),
+}
+# Encodings -> their byte-order mark, or the first characters without one. UTF-32 comes first, as its mark begins alike.
+_WIDE = {
+    "UTF-32": re.compile(rb"\xff\xfe\0\0|\0\0\xfe\xff"),
+    "UTF-16": re.compile(rb"\xff\xfe|\xfe\xff"),
+    "UTF-32LE": re.compile(rb"(?:[^\0]\0\0\0){2}"),
+    "UTF-32BE": re.compile(rb"(?:\0\0\0[^\0]){2}"),
+    "UTF-16LE": re.compile(rb"(?:[^\0]\0){4}"),
+    "UTF-16BE": re.compile(rb"(?:\0[^\0]){4}"),
+}
 
 
 class Utf8Checker:
@@ -41,22 +61,17 @@ def blocks(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def check_encoding(path: Path, label: str) -> None:
-    """Raise InputError for a text file in UTF-16 or UTF-32, with or without a byte-order mark."""
+def check_form(path: Path, label: str) -> None:
+    """Raise InputError for a text file in UTF-16 or UTF-32, and for a file that is no text but has another form."""
     with path.open("rb") as file:
-        start = file.read(400)
-    has_mark = start.startswith((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff"))
-    # A header is mostly ASCII, of which every second byte is NUL in UTF-16 without a mark.
-    is_wide = len(start) >= 8 and max(start[0::2].count(0), start[1::2].count(0)) > len(start) // 4
-    if not (has_mark or is_wide):
-        return
-    order = (
-        "LE"
-        if start.startswith(b"\xff\xfe") or (not has_mark and start[1::2].count(0) > start[0::2].count(0))
-        else "BE"
-    )
-    encoding = "UTF-16" if has_mark else f"UTF-16{order}"
-    raise InputError(f"{label}: is UTF-16; write it as UTF-8 again (iconv -f {encoding} -t UTF-8)")
+        start = file.read(16)
+    for magic, (form, cure) in _MAGIC.items():
+        if re.match(magic, start):
+            raise InputError(f"{label}: is {form} by its first bytes; {cure}")
+    # A header and the start of JSON are ASCII, whose other bytes are NUL in UTF-16 and UTF-32.
+    encoding = next((name for name, pattern in _WIDE.items() if pattern.match(start)), None)
+    if encoding is not None:
+        raise InputError(f"{label}: is {encoding[:6]}; write it as UTF-8 again (iconv -f {encoding} -t UTF-8)")
 
 
 def too_long(label: str, row: int, column: str, limit: int) -> NoReturn:

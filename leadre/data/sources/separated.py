@@ -10,28 +10,28 @@ import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import polars as pl
 
-from leadre.data.sources import scan
-from leadre.data.tables import ROW, TEXT, FileColumns, check_reserved, plain_name
+from leadre.data.sources import header, scan
+from leadre.data.sources.header import SEPARATORS
+from leadre.data.tables import ROW, TEXT, FileColumns
 from leadre.errors import InputError
 
-SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "pipes"}
 _CHUNK_ROWS = 50_000
 
 
 def read(path: Path, columns: FileColumns, label: str, max_field_bytes: int) -> tuple[pl.DataFrame, list[str]]:
     """(all cells as text, with the column ROW; notes for the user).
 
-    A row without any value is left out, as a blank line is; so is a column without a name. Raises InputError for a
-    header without a known column, invalid UTF-8, a field longer than ``max_field_bytes``, a row with more fields than
-    the header, and a quoted field that does not end at a separator.
+    A row without any value is left out, as a blank line is; so are a column without a name and a row that repeats the
+    header, as files have that were written one behind another. Raises InputError for a header without a known column,
+    invalid UTF-8, a field longer than ``max_field_bytes``, a row with more fields than the header, and a quoted field
+    that does not end at a separator.
     """
-    scan.check_encoding(path, label)
-    names, separator = _header(path, columns, label, max_field_bytes)
+    scan.check_form(path, label)
+    names, separator = header.read(path, columns, label, max_field_bytes)
     dialect = _Dialect(separator=separator, quoted=columns.quoted, first=1 if columns.header else 2)
     keeps_to_rfc = scan_csv(path, names, label, max_field_bytes, separator, quoted=columns.quoted)
     frame = _by_polars(path, dialect) if keeps_to_rfc else None
@@ -47,7 +47,20 @@ def read(path: Path, columns: FileColumns, label: str, max_field_bytes: int) -> 
         ROW,
         *(name if name.strip() else column for column, name in zip(frame.columns[1:], names, strict=True)),
     ]
-    return frame.drop(unnamed), notes
+    frame = frame.drop(unnamed)
+    if not columns.header and (repeats := _repeats_header(frame)).any():
+        notes.append(f"rows that repeat the header: {repeats.sum():,}; they are left out")
+        frame = frame.filter(~repeats)
+    return frame, notes
+
+
+def _repeats_header(frame: pl.DataFrame) -> pl.Series:
+    """Mask of the rows whose cells are the names of the columns; the first may have a byte-order mark before it."""
+    first, *others = (column for column in frame.columns if column != ROW)
+    mask = frame[first].str.strip_prefix("\ufeff") == first
+    for name in others if mask.any() else ():
+        mask &= frame[name] == name
+    return mask.fill_null(False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,72 +181,6 @@ class _Scanner:
         self._is_closed = bool(len(closes) and closes[-1] == len(data) - 1)
 
 
-def _header(path: Path, columns: FileColumns, label: str, max_field_bytes: int) -> tuple[list[str], str]:
-    """(the names of the columns, the separator). Raises InputError if the first row names no column of the table."""
-    with path.open("rb") as file:
-        line = file.readline(min(max_field_bytes, scan.BLOCK_BYTES) + 1)
-    if not line.endswith(b"\n") and len(line) > min(max_field_bytes, scan.BLOCK_BYTES):
-        scan.too_long(label, 1, "the header", max_field_bytes)
-    try:
-        text = line.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError:
-        scan.invalid_utf8(label, 1, "the header")
-    if "\r" in text:
-        raise InputError(f"{label}, row 1: lines end with CR alone; write the file with LF (tr '\\r' '\\n')")
-    split = {separator: _split(text, separator, label, columns.quoted) for separator in SEPARATORS}
-    separator = max(SEPARATORS, key=lambda mark: _fit(split[mark], columns))
-    names = split[separator]
-    if not text and any(block.strip() for block in scan.blocks(path)):
-        raise InputError(
-            f"{label}, row 1: is blank; the first row has the names of the columns, so delete blank lines above"
-        )
-    if columns.header:
-        return _declared_header(names, separator, columns.header, label)
-    if not any(plain_name(name) in columns.known for name in names):
-        widest = max(split.values(), key=len)
-        if any(not name.strip() or name.strip().lstrip("-")[:1].isdigit() for name in widest):
-            first = ", ".join(repr(name) for name in widest[:4])
-            raise InputError(
-                f"{label}, row 1: has no name of a column of {columns.table} but {first}, which looks like data; write"
-                " the names of the columns above it"
-            )
-    check_reserved(names, label)
-    repeated = sorted({name for name in names if name.strip() and names.count(name) > 1})
-    if repeated:
-        raise InputError(
-            f"{label}, row 1: column {repeated[0]!r} occurs {names.count(repeated[0])} times; keep one of them"
-        )
-    return names, separator
-
-
-def _fit(names: list[str], columns: FileColumns) -> int:
-    """How well the fields of the first row fit: known names or, in a file without a header, the number of fields."""
-    if columns.header:
-        return len(names) == len(columns.header)
-    return sum(plain_name(name) in columns.known for name in names)
-
-
-def _declared_header(
-    first_row: list[str], separator: str, header: tuple[str, ...], label: str
-) -> tuple[list[str], str]:
-    if len(first_row) != len(header):
-        raise InputError(f"{label}, row 1: {len(first_row)} fields, but the mapping's header has {len(header)} names")
-    return list(header), separator
-
-
-def _split(line: str, separator: str, label: str, quoted: bool) -> list[str]:
-    try:
-        return next(csv.reader([line], delimiter=separator, quoting=_quoting(quoted)), [])
-    except csv.Error as error:
-        raise InputError(
-            f"{label}, row 1: the header is not valid CSV ({error}); write the column names, separated by commas"
-        ) from error
-
-
-def _quoting(quoted: bool) -> Literal[0, 3]:
-    return csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-
-
 def _by_polars(path: Path, dialect: _Dialect) -> pl.DataFrame | None:
     """None if Polars cannot parse the file; the standard library then finds the place."""
     try:
@@ -268,19 +215,19 @@ def _by_standard_library(
         numbers.clear()
 
     number = dialect.first - 1
-    quoting = _quoting(dialect.quoted)
+    quoting = header.quoting(dialect.quoted)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=dialect.separator, strict=True, quoting=quoting)
             if dialect.first == 2:
                 next(reader, None)
             for number, row in enumerate(reader, start=dialect.first):
-                if len(row) > len(names):
+                if any(row[len(names) :]):  # empty ones follow from a separator at the end of each row
                     raise InputError(
                         f"{label}, row {number}: {len(row)} fields, but the header has {len(names)}; put fields that"
                         f" contain the separator {dialect.separator!r} in double quotes"
                     )
-                rows.append([cell or None for cell in row] + [None] * (len(names) - len(row)))
+                rows.append([cell or None for cell in row[: len(names)]] + [None] * (len(names) - len(row)))
                 numbers.append(number)
                 if len(rows) == _CHUNK_ROWS:
                     flush()

@@ -46,5 +46,6 @@ def _unpack(part: Part, path: Path, max_bytes: int) -> None:
             if isinstance(error, OSError) and error.errno is not None:  # a full disk, not a damaged file
                 raise
             raise InputError(
-                f"{part.label}: cannot be unpacked as {part.compression} ({error}); copy the file again"
+                f"{part.label}: cannot be unpacked as {part.compression} ({error}); copy the file again, or take the"
+                f" ending {part.path.suffix} away if it is not compressed"
             ) from error
