@@ -147,6 +147,14 @@ def at_most(logs: Logs, requests: I64, visits: int, seed: int) -> I64:
     return np.sort(in_order[np.arange(len(in_order)) - first_R < visits])
 
 
+def last_of_users(logs: Logs, requests: I64, visits: int) -> I64:
+    """The ``requests``, ascending; of a user with more than ``visits`` of them the last ones. 0: all."""
+    if not visits:
+        return requests
+    user_R = logs.request_user_R[requests]  # ascending by user, then by time
+    return requests[np.searchsorted(user_R, user_R, side="right") - np.arange(len(user_R)) <= visits]
+
+
 def first_seen(logs: Logs, r: int) -> Mask:
     """Mask over ``relevant(r)``: the object is not in the history of the request."""
     objects = logs.ad_object_A[logs.relevant(r)[0]]

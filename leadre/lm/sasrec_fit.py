@@ -45,6 +45,7 @@ RIDGE = 1e-4  # pulls these weights to their first values, where few requests fi
 LATEST = 0.25  # share of the training requests, the last ones, on which they are fitted
 HELD_OUT = 20  # one user in so many fits the weights of logit, counts and rate, and is not in the training
 NOISE = 0.3  # share of the random start that is kept beside the vectors of `start_from_neighbours`
+MAX_VISITS = 5_000  # of one user that are learnt from: a crawler with more would take the whole training
 LONG_FROM = 50  # events of training time per user, on average
 SETTINGS: Mapping[str, object] = {
     "short": dataclasses.asdict(SHORT),
@@ -74,7 +75,7 @@ def train(logs: Logs, *, seed: int, threads: int, shape: Shape) -> SasRec:
         network = Network(len(logs.objects), shape).to(device())
         start_from_neighbours(network, logs, seed)
         users = list(_train_baskets(logs))
-        held_out = users[::HELD_OUT] if shape.live_weight else []
+        held_out = users[::HELD_OUT] if shape.live_weight and len(users) > 1 else []  # of a single user nothing is left
         if held_out:
             del users[::HELD_OUT]
         windows = Windows(users, shape)
@@ -85,7 +86,7 @@ def train(logs: Logs, *, seed: int, threads: int, shape: Shape) -> SasRec:
         )
         steps = len(windows.epoch(np.random.default_rng(0))) * shape.epochs
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: min((step + 1) / 100, max(1 - step / (1.1 * steps), 0.05))
+            optimiser, lambda step: min((step + 1) / 100, max(1 - step / (1.1 * max(steps, 1)), 0.05))
         )
         network.train()
         with progress.track("train SASRec", steps) as advance:
@@ -115,14 +116,22 @@ def start_from_neighbours(network: Network, logs: Logs, seed: int) -> None:
     of a random start.
     """
     half = network.item.embedding_dim // 2
-    known = len(np.unique(logs.object_E[logs.at_us_E < train_end_us(logs)]))
-    parts = [collaborative.vectors(logs, min(half, known - 1), seed), word_vectors(logs, half, seed)]
+    parts = [user_vectors(logs, half, seed), word_vectors(logs, half, seed)]
     with torch.no_grad():
         network.item.weight.mul_(NOISE)
         for first, part_OD in zip((0, half), parts, strict=True):
             columns = part_OD.shape[1]
             vectors_OD = torch.from_numpy(part_OD).to(network.item.weight.device)
             network.item.weight[:, first : first + columns] += vectors_OD * STD * half**0.5
+
+
+def user_vectors(logs: Logs, width: int, seed: int) -> NDArray[np.float32]:
+    """`collaborative.vectors` of at most ``width`` columns; none if no user acts on two objects in training time."""
+    objects_U = train_counts(logs).getnnz(axis=1)
+    if objects_U.max(initial=0) < 2:
+        return np.zeros((len(logs.objects), 0), np.float32)
+    known = len(np.unique(logs.object_E[logs.at_us_E < train_end_us(logs)]))
+    return collaborative.vectors(logs, min(width, known - 1), seed)
 
 
 def word_vectors(logs: Logs, width: int, seed: int) -> NDArray[np.float32]:
@@ -177,13 +186,13 @@ class Windows:
 
 
 def _train_baskets(logs: Logs) -> Iterator[Window]:
-    """All baskets of each user with at least two in training time."""
+    """The last `MAX_VISITS` baskets of each user with at least two in training time."""
     end_us = train_end_us(logs)
     visits = group_visits(logs.at_us_E, logs.event_offsets)
     for start, stop in pairwise(visits.user_offsets.tolist()):
         end = start + int(np.searchsorted(visits.at_us_V[start:stop], end_us))
         if end - start > 1:
-            offsets = visits.event_offsets[start : end + 1]
+            offsets = visits.event_offsets[max(start, end - MAX_VISITS) : end + 1]
             objects = logs.object_E[offsets[0] : offsets[-1]].astype(np.int64)
             yield Window(Baskets(objects, offsets - offsets[0]), offsets[:-1])
 

@@ -25,6 +25,9 @@ class RowOptions:
     row_share: float = option(
         0.35, "share of training time whose requests are rows; the time before is history", above=0, below=1
     )
+    visits: int = option(
+        5_000, "the last requests of a user that are rows, the others are history only; 0 = all", at_least=0
+    )
     requests: int = option(
         0,
         "at most this many requests as rows, and a quarter of it for the early stop, drawn by the seed; 0 = all",

@@ -61,8 +61,10 @@ def prepare(data: Artifact, codebook: Artifact | None, options: RowOptions, *, s
     )
     spec.check()
     ads_of = rows.candidates(data, logs, options.rows, empty=options.empty)
-    requests = rows.drawn(rows.period(logs, TRAIN, 1 - options.row_share, 1), options.requests, seed)
-    stop = rows.drawn(rows.period(logs, VALID, 0, STOP_SHARE), -(-options.requests // STOP_PART), seed)
+    late = rows.period(logs, TRAIN, 1 - options.row_share, 1, options.visits)
+    early = rows.period(logs, VALID, 0, STOP_SHARE, options.visits)
+    requests = rows.drawn(late, options.requests, seed)
+    stop = rows.drawn(early, -(-options.requests // STOP_PART), seed)
     periods = ((requests, int(logs.request_at_us_R[requests].min())), (stop, train_end_us(logs)))
     parts = []
     for chosen, before_us in periods:

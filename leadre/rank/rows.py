@@ -21,7 +21,7 @@ from leadre.artifact import Artifact
 from leadre.data import counts
 from leadre.data.collaborative import Collaborative
 from leadre.data.counts import CountTables
-from leadre.data.histories import I32, I64, REQUEST_ORDER, SPLITS, Logs
+from leadre.data.histories import I32, I64, REQUEST_ORDER, SPLITS, Logs, last_of_users
 from leadre.data.moment import of_requests
 from leadre.errors import InputError
 from leadre.rank.inputs import RequestInputs, Vocabulary, inputs
@@ -156,14 +156,19 @@ def check_labels(rows: Sequence[Example], spec: FeatureSpec) -> None:
     for head, name in enumerate(spec.labels):
         positives = int(label_NH[:, head].sum())
         if not 0 < positives < len(label_NH):
+            without = f"rows without it are a share --negatives {spec.negatives:g} of the other ads; raise it"
+            cure = "check the column action of events and --positive of `leadre data`"
             raise InputError(
                 f"rank: {positives:,} of {len(label_NH):,} training rows have the label {name!r}, so nothing can be"
-                " learnt; check the column action of events and --positive of `leadre data`"
+                f" learnt; {without if positives and spec.negatives < 1 else cure}"
             )
 
 
-def period(logs: Logs, split: int, begin: float, end: float) -> NDArray[np.int64]:
-    """The requests of a split between two shares of its time, 0 to 1. InputError if there is none."""
+def period(logs: Logs, split: int, begin: float, end: float, visits: int = 0) -> NDArray[np.int64]:
+    """The requests of a split between two shares of its time, 0 to 1; of each user the last ``visits``, 0 = all.
+
+    InputError if there is none.
+    """
     requests = logs.requests_of(split)
     if not len(requests):
         raise InputError(f"rank: the log has no {SPLITS[split]} requests; run `leadre data` with other split times")
@@ -177,7 +182,7 @@ def period(logs: Logs, split: int, begin: float, end: float) -> NDArray[np.int64
             f"rank: no {SPLITS[split]} request is between {begin:.0%} and {end:.0%} of their time; take a longer part"
             " (--row-share), or run `leadre data` with other split times"
         )
-    return chosen
+    return last_of_users(logs, chosen, visits)
 
 
 def drawn(requests: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:

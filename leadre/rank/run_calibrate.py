@@ -41,7 +41,8 @@ def run(config: Config) -> None:
         empty = bool(trained.meta["config"]["empty"])
         logs = histories.load(data, empty=empty)
         model = ranker.load(trained.path)
-        late = rows.period(logs, histories.VALID, STOP_SHARE, 1)
+        visits = trained.meta["config"].get("visits", 0)  # of a user, as in training
+        late = rows.period(logs, histories.VALID, STOP_SHARE, 1, visits)
         requests = rows.drawn(late, config.requests, config.seed)
         ads_of = rows.candidates(data, logs, model.spec.rows, empty=empty)
         scored = score.stacked(score.score(logs, requests, ads_of, model))

@@ -31,6 +31,7 @@ class Config(config.Common):
 
     split: Literal["valid", "test"] = config.option("test", "split of the requests to score")
     users: int = config.option(0, "only the requests of this many users, drawn by the seed; 0 = all", at_least=0)
+    visits: int = config.option(0, "at most this many requests of each user, drawn by the seed; 0 = all", at_least=0)
     refit_days: int = config.option(
         0,
         "calibrate again every so many days, on as many days before, as a bidder that is kept up to date; 0 = never",
@@ -66,7 +67,9 @@ def run(config: Config) -> None:
         empty = bool(trained.meta["config"]["empty"])
         logs = histories.load(data, empty=empty)
         model = ranker.load(trained.path)
-        requests = histories.choose_requests(logs, split=config.split, users=config.users, seed=config.seed)
+        requests = histories.choose_requests(
+            logs, split=config.split, users=config.users, visits=config.visits, seed=config.seed
+        )
         if config.split == "test":
             row = f"rank.{model.model}"
             readings.record(config.work, data, [row], run=config.run, requests=len(requests), config=output.config)

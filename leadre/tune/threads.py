@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from leadre.data.histories import TRAIN, Logs
+from leadre.data.histories import TRAIN, Logs, last_of_users
 from leadre.data.moment import Moment, Moments
 from leadre.lm.layout import Ids
 from leadre.tune.prompts import PromptWriter
@@ -158,11 +158,7 @@ def learnable(logs: Logs, burn_in: float, from_us: int = 0, visits: int = 0) -> 
     if len(train_R) and burn_in:
         first_us = int(at_us_R.min())
         from_us = max(from_us, int(first_us + burn_in * (int(at_us_R.max()) - first_us)))
-    train_R = train_R[at_us_R >= from_us]
-    if not visits:
-        return train_R
-    user_R = logs.request_user_R[train_R]  # ascending by user, then by time
-    return train_R[np.searchsorted(user_R, user_R, side="right") - np.arange(len(user_R)) <= visits]
+    return last_of_users(logs, train_R[at_us_R >= from_us], visits)
 
 
 def serving_starts(

@@ -187,6 +187,17 @@ def test_period_without_a_request_is_refused(market):
         rows.period(market.logs, TRAIN, 1 - 1e-15, 1)
 
 
+def test_rows_are_the_last_requests_of_each_user(market):
+    """A user with a million requests is no million rows, and other users have as many as before."""
+    every = rows.period(market.logs, TRAIN, 0.5, 1)
+    user_R = market.logs.request_user_R[every]
+    last = rows.period(market.logs, TRAIN, 0.5, 1, visits=3)
+    expected = [every[user_R == user][-3:] for user in np.unique(user_R)]
+    assert last.tolist() == np.concatenate(expected).tolist()
+    assert len(last) < len(every) and {1, 2, 3} >= set(map(len, expected))
+    assert rows.period(market.logs, TRAIN, 0.5, 1, visits=len(every)).tolist() == every.tolist()
+
+
 def test_scores_of_requests_without_a_candidate_are_refused():
     with pytest.raises(InputError, match="no request to be scored has a candidate"):
         score.stacked(iter([]))

@@ -56,11 +56,14 @@ def read(path: Path, columns: FileColumns, label: str, max_field_bytes: int) -> 
 
 def _repeats_header(frame: pl.DataFrame) -> pl.Series:
     """Mask of the rows whose cells are the names of the columns; the first may have a byte-order mark before it."""
-    first, *others = (column for column in frame.columns if column != ROW)
-    mask = frame[first].str.strip_prefix("\ufeff") == first
-    for name in others if mask.any() else ():
-        mask &= frame[name] == name
-    return mask.fill_null(False)
+    names = [column for column in frame.columns if column != ROW]
+    mask = pl.repeat(bool(names), frame.height, dtype=pl.Boolean, eager=True)
+    for name in names:
+        if not mask.any():
+            break
+        cells = frame[name].str.strip_prefix("\ufeff") if name == names[0] else frame[name]
+        mask &= (cells == name).fill_null(False)
+    return mask
 
 
 @dataclass(frozen=True, kw_only=True)
