@@ -156,11 +156,12 @@ def check_labels(rows: Sequence[Example], spec: FeatureSpec) -> None:
     for head, name in enumerate(spec.labels):
         positives = int(label_NH[:, head].sum())
         if not 0 < positives < len(label_NH):
-            without = f"rows without it are a share --negatives {spec.negatives:g} of the other ads; raise it"
             cure = "check the column action of events and --positive of `leadre data`"
+            if positives and spec.negatives < 1:
+                cure = f"of the other ads, if there are any, a share --negatives {spec.negatives:g} are rows: raise it"
             raise InputError(
                 f"rank: {positives:,} of {len(label_NH):,} training rows have the label {name!r}, so nothing can be"
-                f" learnt; {without if positives and spec.negatives < 1 else cure}"
+                f" learnt; {cure}"
             )
 
 
