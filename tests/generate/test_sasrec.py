@@ -166,16 +166,16 @@ def test_few_baskets_are_trained_on(hand, users):
     events = [(n % users, 10 + n, 1, n % 3, 0) for n in range(9)]
     logs = hand(events, [(0, 30, "train", [0]), (0, 40, "test", [1])], objects=3)
     logs = replace(logs, objects=logs.objects.with_columns(text="title"))
-    network = sasrec_training.train(logs, seed=0, threads=1, shape=SMALL).network
+    network = sasrec_fit.train(logs, seed=0, threads=1, shape=SMALL).network
     assert all(torch.isfinite(weight).all() for weight in network.parameters())
     assert bool(network.bias.any()) == (users == 1)  # it begins as zeros
 
 
 def test_crawler_gives_its_last_visits_alone(hand, monkeypatch):
-    monkeypatch.setattr(sasrec_training, "MAX_VISITS", 4)
+    monkeypatch.setattr(sasrec_fit, "MAX_VISITS", 4)
     events = [(0, 10 + n, 1, n % 3, 0) for n in range(50)] + [(1, 20 + n, 1, n % 3, 0) for n in range(3)]
     logs = hand(events, [(0, 100, "train", [0]), (0, 101, "test", [1])], objects=3)
-    windows = list(sasrec_training._train_baskets(logs))
+    windows = list(sasrec_fit._train_baskets(logs))
     assert [window.first_L.tolist() for window in windows] == [[46, 47, 48, 49], [50, 51, 52]]
     assert windows[0].baskets.object_E.tolist() == [46 % 3, 47 % 3, 48 % 3, 49 % 3]
 
