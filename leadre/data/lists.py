@@ -1,6 +1,6 @@
 """Text cells -> lists: entries between separators, arrays of JSON, and lists as Python prints them.
 
-Writers of CSV have no form for lists. A data frame with lists becomes ``['Home', 'Garden']``, a JSON column
+Writers of CSV have no form for lists. A data frame writes ``['Home', 'Garden']``, a JSON column
 ``["Home", "Garden"]``; other cells have separators.
 """
 
