@@ -62,6 +62,18 @@ def summary(results: list[dict[str, float]], others: list[dict[str, float]]) -> 
     return means | {"share": interval(share), "less": interval(share - other), "shares": share.tolist()}
 
 
+def merge_into(path: Path, claim: Mapping[str, Any]) -> None:
+    """Write the figures of a run; those of rows that it left out stay in the file."""
+    figures = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(_merged(figures, json.loads(json.dumps(claim))), indent=1) + "\n")
+
+
+def _merged(figures: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    return figures | {
+        key: _merged(figures.get(key, {}), value) if isinstance(value, dict) else value for key, value in others.items()
+    }
+
+
 def interval(values: np.ndarray) -> dict[str, float]:
     """Mean and 95 % interval of Student."""
     half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5

@@ -107,6 +107,11 @@ def sigmoid(x: Array) -> Array:
     return 0.5 * (1 + np.tanh(0.5 * x)) if isinstance(x, np.ndarray) else x.sigmoid()
 
 
+def silu(x: Array) -> Array:
+    """x times its sigmoid."""
+    return x * sigmoid(x)
+
+
 def logit_of_both(first: Array, second: Array) -> Array:
     """Log-odds of the product of two probabilities, from their log-odds; finite for all that are."""
     if isinstance(first, np.ndarray):
@@ -144,9 +149,28 @@ def softmax(x: Array, mask: Array | None = None) -> Array:
     return weight / (total + as_floats(total == 0, total))
 
 
+def normalised(x: Array) -> Array:
+    """Mean 0 and variance 1 over the last axis: layer normalisation without parameters."""
+    centred = x - x.mean(-1)[..., None]
+    return centred / ((centred * centred).mean(-1)[..., None] + 1e-6) ** 0.5
+
+
+def by_head(x: Array, heads: int) -> Array:
+    """Tokens [..., M, W] as those of each head, [..., heads, M, W / heads]."""
+    return x.reshape(*x.shape[:-1], heads, -1).swapaxes(-3, -2)
+
+
+def of_heads(x: Array) -> Array:
+    """The inverse of `by_head`."""
+    side_by_side = x.swapaxes(-3, -2)
+    return side_by_side.reshape(*side_by_side.shape[:-2], -1)
+
+
 def as_floats(mask: Array, like: Array) -> Array:
-    """A boolean array as numbers of the type of ``like``."""
-    return mask.astype(like.dtype) if isinstance(like, np.ndarray) else mask.to(like.dtype)
+    """A boolean array as numbers of the type of ``like``; ``mask`` may be of numpy where that is a tensor."""
+    if isinstance(like, np.ndarray):
+        return mask.astype(like.dtype)
+    return like.new_tensor(mask) if isinstance(mask, np.ndarray) else mask.to(like.dtype)
 
 
 def concat(parts: Sequence[Array]) -> Array:

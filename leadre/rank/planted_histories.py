@@ -38,9 +38,8 @@ def spec_of(groups: Groups, length: int) -> FeatureSpec:
 
 def examples(rows: HistoryRows, groups: Groups, length: int) -> list[Example]:
     """The rows of each request, with the newest ``length`` events; the last one was an hour ago."""
-    history_RT = rows.history_RT[:, -length:]
-    hours_T = np.arange(history_RT.shape[1], 0, -1)
-    gap_T = gap_rows(hours_T * US_PER_HOUR)
+    histories = [history_T[history_T > 0] for history_T in rows.history_RT[:, -length:]]
+    gap_T = gap_rows(np.arange(length, 0, -1) * US_PER_HOUR)
     candidates = rows.candidate_RC.shape[1]
     return [
         Example(
@@ -54,16 +53,16 @@ def examples(rows: HistoryRows, groups: Groups, length: int) -> list[Example]:
                 user_P=np.ones(1, np.int32),
                 sequences={
                     "ad_short": Positions(
-                        field_TK=_fields(history_RT[request], groups),
-                        content_T=history_RT[request],
-                        gap_T=gap_T,
-                        count_T=np.zeros(len(gap_T), np.float32),
+                        field_TK=_fields(history_T, groups),
+                        content_T=history_T,
+                        gap_T=gap_T[length - len(history_T) :],
+                        count_T=np.zeros(len(history_T), np.float32),
                     )
                 },
                 is_new_C=np.ones(candidates, np.bool_),
             ),
         )
-        for request in range(len(rows.label_RC))
+        for request, history_T in enumerate(histories)
     ]
 
 

@@ -46,6 +46,7 @@ class Config(config.Common):
         "esmm",
         "finalmlp",
         "gdcn",
+        "hstu",
         "mlcc",
         "muse",
         "sdim",

@@ -85,6 +85,9 @@ HISTORIES = {
     "gru+aux": "GRU + auxiliary loss",
     "augru": "GRU + AUGRU",
     "dien": "DIEN: GRU + auxiliary loss + AUGRU",
+    "hstu": "HSTU",
+    "hstu softmax": "HSTU, softmax in place of SiLU / n",
+    "hstu no time": "HSTU without the time bias",
 }
 
 

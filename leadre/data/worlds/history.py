@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 class HistoryRows:
     """R requests: objects of the history, oldest first, of the candidates, labels, and their log-odds.
 
-    Objects count from 1 on, as row 0 of a table is for unseen values. ``logit_RC`` are the best log-odds that history
-    and candidate allow.
+    Objects count from 1 on, as row 0 of a table is for unseen values; a short history has 0 before its first event.
+    ``logit_RC`` are the best log-odds that history and candidate allow.
     """
 
     history_RT: NDArray[np.int32]

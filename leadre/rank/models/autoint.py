@@ -72,10 +72,6 @@ class AutoInt:
     def _attend(self, x: Array, *weights: Array) -> Array:
         """One block on tokens [R, C, M, W], with its matrices of `ROLES`."""
         query, key, value, residual = (x @ weight for weight in weights)
-        fit = self._by_head(query) @ layers.transposed(self._by_head(key)) / (self.width / self.heads) ** 0.5
-        mixed = (layers.softmax(fit) @ self._by_head(value)).swapaxes(-3, -2).reshape(*x.shape)
-        return layers.relu(mixed + residual)
-
-    def _by_head(self, x: Array) -> Array:
-        """[R, C, M, W] -> [R, C, heads, M, W / heads]."""
-        return x.reshape(*x.shape[:-1], self.heads, -1).swapaxes(-3, -2)
+        query, key, value = (layers.by_head(part, self.heads) for part in (query, key, value))
+        fit = query @ layers.transposed(key) / (self.width / self.heads) ** 0.5
+        return layers.relu(layers.of_heads(layers.softmax(fit) @ value) + residual)

@@ -12,6 +12,7 @@ from leadre.rank.models.din_paper import DinPaper
 from leadre.rank.models.esmm import Esmm
 from leadre.rank.models.finalmlp import FinalMlp
 from leadre.rank.models.gdcn import Gdcn
+from leadre.rank.models.hstu import Hstu
 from leadre.rank.models.mlcc import Mlcc
 from leadre.rank.models.muse import Muse
 from leadre.rank.models.sdim import Sdim
@@ -27,6 +28,7 @@ RANKERS: Mapping[str, Ranker] = {
     "esmm": Esmm(),
     "finalmlp": FinalMlp(),
     "gdcn": Gdcn(),
+    "hstu": Hstu(),
     "mlcc": Mlcc(),
     "muse": Muse(),
     "sdim": Sdim(),
