@@ -38,7 +38,8 @@ def rows(requests: int, candidates: int, seed: int, *, counted: bool = True) -> 
     is_event_RT = np.take_along_axis(is_event_RKN.reshape(requests, EVENTS), order_RT, axis=1)
     topic_RC = rng.integers(0, TOPICS, (requests, candidates))
     count_RC = np.take_along_axis(count_RK, topic_RC, axis=1)
-    logit_RC = BASE + (STEP * np.log2(1 + count_RC) if counted else PRESENCE * (count_RC > 0))
+    strength_RC = STEP * np.log2(1 + count_RC) if counted else PRESENCE * (count_RC > 0)
+    logit_RC = BASE + strength_RC.astype(np.float64)
     return HistoryRows(
         history_RT=objects_of(topic_RT, OBJECTS, rng) * is_event_RT,
         candidate_RC=objects_of(topic_RC, OBJECTS, rng),
