@@ -14,4 +14,14 @@ python bench/channels.py --run work/beauty --split test --out work/beauty/channe
 leadre semid --config work/beauty.toml
 leadre tune --config work/beauty.toml
 leadre generate --config work/beauty.toml
-leadre evaluate --config work/beauty.toml
+
+control() { # NAME OPTION VALUE ...: the same tables, IDs and channels, another model
+    mkdir -p "work/beauty-$1"
+    for part in data semid channels; do ln -sfn "../beauty/$part" "work/beauty-$1/$part"; done
+    leadre tune --config work/beauty.toml --run "beauty-$1" "${@:2}"
+    leadre generate --config work/beauty.toml --run "beauty-$1"
+}
+control prior --zero-codes true --pointer false --max-steps 1 # nothing is learnt
+control random --random-backbone true
+leadre evaluate --config work/beauty.toml \
+    --extra prior_alone=work/beauty-prior/generate,random_body=work/beauty-random/generate

@@ -39,6 +39,7 @@ METHODS = {
     "leadre+counts": "`leadre+counts`: fused with own frequency",
     "rate_prior": "`rate_prior`: LEADRE with response rates as prior",
     "ranker": "`ranker`: the ranking stage",
+    "prior_alone": "`prior_alone`: nothing learnt beyond the prior",
     "random_body": "`random_body`: no pretrained weights",
     "shuffled_ids": "`shuffled_ids`: IDs without meaning",
     "ids_only": "`ids_only`: prompts without words",
