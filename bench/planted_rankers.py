@@ -109,8 +109,8 @@ def with_1000_candidates(examples: list[Example]) -> RequestInputs:
     )
 
 
-def serving(names: Iterable[str], candidates: int = 1000, labels: tuple[str, ...] = ("click",)) -> dict[str, float]:
-    """Milliseconds of a request with so many candidates of the rankers as they are served, with the features of a log.
+def served_request(candidates: int, labels: tuple[str, ...]) -> tuple[FeatureSpec, RequestInputs]:
+    """A request with the features of a log, and its spec.
 
     All counts, groups and a prefix of the semantic ID beside the object, four profile columns, full sequences.
     """
@@ -148,6 +148,13 @@ def serving(names: Iterable[str], candidates: int = 1000, labels: tuple[str, ...
         sequences=sequences,
         is_new_C=np.ones(candidates, np.bool_),
     )
+    return spec, request
+
+
+def serving(names: Iterable[str], candidates: int = 1000, labels: tuple[str, ...] = ("click",)) -> dict[str, float]:
+    """Milliseconds of a `served_request` with so many candidates of the rankers with their defaults."""
+    spec, request = served_request(candidates, labels)
+    rng = np.random.default_rng(0)
     batch = collate([request])
     result = {}
     for name in names:

@@ -42,6 +42,7 @@ VERBS = {
     "generate-lists": "leadre.generate.lists.run",
     "generate-switch": "leadre.generate.lists.run_switch",
     "rank-train": "leadre.rank.run_train",
+    "rank-coarse": "leadre.rank.run_coarse",
     "rank-calibrate": "leadre.rank.run_calibrate",
     "rank-score": "leadre.rank.run_score",
     "serve": "leadre.serve.run",

@@ -72,6 +72,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "generate-lists": ("generate",),
     "generate-switch": ("store",),
     "rank-train": ("rank",),
+    "rank-coarse": ("rank",),
     "rank-calibrate": ("rank",),
     "rank-score": ("rank",),
     "serve": ("serve",),

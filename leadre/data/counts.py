@@ -44,6 +44,7 @@ COLLABORATIVE = ("als", "item_knn")
 PRICE = ("price", "price_over_usual", "own_price_over_price")
 CONTEXT = ("visits", "visit_size", "live", "days_since_visit")
 NAMES = (*OWN, *GROUPED, *BREADTH, *POPULARITY, *COLLABORATIVE, *PRICE, *CONTEXT)
+OF_OBJECT = (*POPULARITY, "price")  # of the object and the tables alone: the same for all users
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ One safetensors file: parameters, moments of AdamW, the best parameters until no
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ PARAMETER, BEST = "parameter:", "best:"
 
 @dataclass
 class Curve:
-    """Losses by epoch, in nats a row."""
+    """Losses by epoch, in nats a row, or a request of a coarse ranker."""
 
     train: list[float] = field(default_factory=list)
     valid: list[float] = field(default_factory=list)
@@ -35,6 +36,13 @@ class Curve:
     def epochs_since_best(self) -> int:
         """Epochs after the one with the lowest validation loss; 0 before the first."""
         return len(self.valid) - 1 - int(np.argmin(self.valid)) if self.valid else 0
+
+    def save(self, path: Path) -> None:
+        """Write the losses as CSV, a line for each epoch."""
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("epoch", "train_loss", "valid_loss"))
+            writer.writerows((n, *losses) for n, losses in enumerate(zip(self.train, self.valid, strict=True), 1))
 
 
 @dataclass

@@ -143,8 +143,7 @@ def softmax(x: Array, mask: Array | None = None) -> Array:
         return weight / weight.sum(-1, keepdims=True)
     is_in = as_floats(mask, x)
     masked = x * is_in - 1e30 * (1 - is_in)
-    largest = masked.max(-1, keepdims=True) if isinstance(x, np.ndarray) else masked.amax(-1, keepdim=True)
-    weight = exp(masked - largest) * is_in
+    weight = exp(masked - largest(masked, -1)[..., None]) * is_in
     total = weight.sum(-1)[..., None]
     return weight / (total + as_floats(total == 0, total))
 
@@ -164,6 +163,11 @@ def of_heads(x: Array) -> Array:
     """The inverse of `by_head`."""
     side_by_side = x.swapaxes(-3, -2)
     return side_by_side.reshape(*side_by_side.shape[:-2], -1)
+
+
+def largest(x: Array, axis: int) -> Array:
+    """The largest value over an axis."""
+    return x.max(axis) if isinstance(x, np.ndarray) else x.amax(axis)
 
 
 def as_floats(mask: Array, like: Array) -> Array:

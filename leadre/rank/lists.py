@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from leadre import metrics
 from leadre.data.histories import Logs
 from leadre.data.tables import LISTS
-from leadre.rank.score import ScoredRows
+from leadre.rank.score import ScoredRows, rows_of_requests
 
 
 def best(
@@ -20,9 +20,8 @@ def best(
     ``number_R``: the number of each request in the lists; those below 0 get none. Equal scores get a random order.
     """
     key_A = np.random.default_rng(seed).permutation(len(logs.ads))
-    starts = np.flatnonzero(np.diff(rows.request_N, prepend=-1))
     lists = []
-    for part in np.split(np.arange(len(p_N)), starts[1:]):
+    for part in rows_of_requests(rows.request_N):
         r = int(rows.request_N[part[0]])
         if number_R[r] < 0:
             continue

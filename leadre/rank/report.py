@@ -26,12 +26,10 @@ Bools = NDArray[np.bool_]
 Json = dict[str, Any]
 
 
-def write(folder: Path, logs: Logs, rows: ScoredRows, p_N: NDArray[np.float64], *, resamples: int, seed: int) -> Json:
-    """Write metrics.json and calibration.png. Returns the `figures`."""
-    result = figures(logs, rows, p_N, resamples=resamples, seed=seed)
-    (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+def write(folder: Path, rows: ScoredRows, p_N: NDArray[np.float64], figures: Json) -> None:
+    """Write metrics.json with the ``figures``, and calibration.png."""
+    (folder / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     plot(rows, p_N, folder / "calibration.png")
-    return result
 
 
 def figures(logs: Logs, rows: ScoredRows, p_N: NDArray[np.float64], *, resamples: int, seed: int) -> Json:

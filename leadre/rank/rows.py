@@ -37,6 +37,7 @@ class Example:
     """A request's rows: ``ads`` [C], their labels [C, H], and the inputs of a ranker.
 
     ``weight_CH``: factors of the log loss of each label, 0 where it is not known; None for 1 everywhere.
+    ``teacher_C``: log-odds of the final ranker, which a coarse ranker is distilled from.
     """
 
     request: int
@@ -44,6 +45,7 @@ class Example:
     label_CH: Bools
     inputs: RequestInputs
     weight_CH: NDArray[np.float32] | None = None
+    teacher_C: NDArray[np.float32] | None = None
 
 
 class Popularity:

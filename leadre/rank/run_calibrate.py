@@ -50,5 +50,6 @@ def run(config: Config) -> None:
         fitted = calibrate.fit(scored.logit_N, scored.label_N, slice_N, len(calibrate.SLICES))
         p_N = fitted.apply(scored.logit_N, slice_N)
         fitted.save(temporary)
-        report.write(temporary, logs, scored, p_N, resamples=config.resamples, seed=config.seed)
+        figures = report.figures(logs, scored, p_N, resamples=config.resamples, seed=config.seed)
+        report.write(temporary, scored, p_N, figures)
     progress.say(f"rank calibrate: slope {fitted.slope:.3f}, rows {len(p_N):,} -> {output.folder}")

@@ -3,6 +3,9 @@
 Reads ``work/<run>/rank-train`` and ``rank-calibrate``, and writes ``work/<run>/rank-score``: lists.parquet, a lists
 artifact in both views, so that ``leadre evaluate --extra ranker=work/<run>/rank-score`` compares it; metrics.json: AUC,
 GAUC, NE, calibration by slice; calibration.png. Each reading of a test set is logged (``leadre/readings.py``).
+
+With ``--cut`` the lists have only ads that ``work/<run>/rank-coarse`` puts first, and metrics.json has the share of the
+ranker's best ads that are among them. All other figures are those of all rows.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ class Config(config.Common):
         at_least=0,
     )
     top: int = config.option(20, "ads per list", at_least=1)
+    cut: int = config.option(0, "rank only so many ads, the first of `leadre rank coarse`; 0 = all", at_least=0)
     resamples: int = config.option(1000, "bootstrap resamples over users", at_least=1)
 
 
@@ -48,12 +52,16 @@ def run(config: Config) -> None:
     calibrated = artifact.read(config.folder("rank-calibrate"), artifact.CALIBRATION)
     artifact.check_parent(trained, data, "leadre rank train")
     artifact.check_parent(calibrated, trained, "leadre rank calibrate")
+    parents = [data, trained, calibrated]
+    if config.cut:
+        parents.append(artifact.read(config.folder("rank-coarse"), artifact.RANKER))
+        artifact.check_parent(parents[-1], trained, "leadre rank coarse")
     output = artifact.Output(
         folder=config.folder("rank-score"),
         kind=artifact.LISTS,
         config=config.flat(),
         seed=config.seed,
-        parents=[data, trained, calibrated],
+        parents=parents,
     )
     if output.skip("rank score"):
         return
@@ -61,7 +69,7 @@ def run(config: Config) -> None:
 
     from leadre import readings
     from leadre.data import histories
-    from leadre.rank import calibrate, lists, ranker, report, rows
+    from leadre.rank import calibrate, coarse, lists, ranker, report, rows
 
     with output.create() as temporary:
         empty = bool(trained.meta["config"]["empty"])
@@ -74,10 +82,16 @@ def run(config: Config) -> None:
             row = f"rank.{model.model}"
             readings.record(config.work, data, [row], run=config.run, requests=len(requests), config=output.config)
         ads_of = rows.candidates(data, logs, model.spec.rows, empty=empty)
-        scored, p_N = _calibrated(config, logs, model, requests, ads_of, calibrate.load(calibrated.path))
-        figures = report.write(temporary, logs, scored, p_N, resamples=config.resamples, seed=config.seed)
+        first = ranker.load(parents[-1].path) if config.cut else None
+        scored, p_N = _calibrated(config, logs, model, first, requests, ads_of, calibrate.load(calibrated.path))
+        figures = report.figures(logs, scored, p_N, resamples=config.resamples, seed=config.seed)
+        is_in_N = np.ones(len(p_N), np.bool_)
+        if config.cut:
+            is_in_N = coarse.cut(scored, config.cut, config.seed)
+            figures["cut"] = coarse.figures(logs, scored, p_N, is_in_N, resamples=config.resamples, seed=config.seed)
+        report.write(temporary, scored, p_N, figures)
         number_R = rows.plain_numbers(data) if empty else np.arange(len(logs.request_user_R))
-        frame = lists.best(logs, scored, p_N, number_R, top=config.top, seed=config.seed)
+        frame = lists.best(logs, scored.rows(is_in_N), p_N[is_in_N], number_R, top=config.top, seed=config.seed)
         parquet.write(frame, temporary / "lists.parquet")
     auc, gauc = (figures[name]["mean"] for name in ("auc", "gauc_user"))
     progress.say(
@@ -89,6 +103,7 @@ def _calibrated(
     config: Config,
     logs: Logs,
     model: TrainedRanker,
+    first: TrainedRanker | None,
     requests: NDArray[np.int64],
     ads_of: Callable[[int], I32],
     calibration: Calibration,
@@ -101,7 +116,7 @@ def _calibrated(
     from leadre.units import US_PER_DAY
 
     if not config.refit_days:
-        scored = score.stacked(score.score(logs, requests, ads_of, model))
+        scored = score.stacked(score.score(logs, requests, ads_of, model, first))
         return scored, calibration.apply(scored.logit_N, calibrate.slices(scored.is_new_N))
     at_us_R = logs.request_at_us_R
     from_us = int(at_us_R[requests].min())
@@ -109,7 +124,7 @@ def _calibrated(
     if first_us < histories.train_end_us(logs):
         raise InputError(f"--refit-days {config.refit_days}: the days before the scored requests are training time")
     before = np.flatnonzero((at_us_R >= first_us) & (at_us_R < from_us))
-    scored = score.stacked(score.score(logs, np.concatenate([before, requests]), ads_of, model))
+    scored = score.stacked(score.score(logs, np.concatenate([before, requests]), ads_of, model, first))
     slice_N = calibrate.slices(scored.is_new_N)
     at_us_N = at_us_R[scored.request_N]
     p_N = calibrate.refitted(scored.logit_N, scored.label_N, slice_N, at_us_N, from_us, config.refit_days)

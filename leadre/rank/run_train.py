@@ -10,7 +10,6 @@ Several processes train one network: ``torchrun --nproc-per-node 2 -m leadre ran
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import shutil
 from dataclasses import dataclass
@@ -45,12 +44,15 @@ class Config(config.Common):
         "din_paper",
         "esmm",
         "finalmlp",
+        "finalmlp_split",
         "gdcn",
+        "hcn",
         "hstu",
         "mlcc",
         "muse",
         "sdim",
         "tin",
+        "two_tower",
     ] = config.option("gbdt", "the ranker: boosted trees or a network")
     training_rows: RowOptions = config.group(RowOptions())
     epochs: int = config.option(3, "epochs of a network, over which its rates fall to zero", at_least=1)
@@ -133,10 +135,7 @@ def _train(
     ranker.save(folder)
     importance.write(folder, ranker, prepared.stop, config.seed)
     if curve:
-        with (folder / "curve.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("epoch", "train_loss", "valid_loss"))
-            writer.writerows((n, *losses) for n, losses in enumerate(zip(curve.train, curve.valid, strict=True), 1))
+        curve.save(folder / "curve.csv")
 
 
 def _fit(

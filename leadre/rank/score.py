@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,10 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRequest:
-    """The candidates of one request, [C]. ``new_score_C`` orders those with ``is_new_C`` among each other."""
+    """The candidates of one request, [C]. ``new_score_C`` orders those with ``is_new_C`` among each other.
+
+    ``coarse_C``: scores of a coarse ranker; None without one.
+    """
 
     request: int
     ads: I32
@@ -32,6 +36,7 @@ class ScoredRequest:
     new_score_C: NDArray[np.float64]
     label_C: Bools
     is_new_C: Bools
+    coarse_C: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +49,28 @@ class ScoredRows:
     new_score_N: NDArray[np.float64]
     label_N: Bools
     is_new_N: Bools
+    coarse_N: NDArray[np.float64] | None = None
 
     def rows(self, chosen_N: Bools) -> ScoredRows:
         """Some of the rows."""
-        return ScoredRows(**{part.name: getattr(self, part.name)[chosen_N] for part in fields(self)})
+        parts: dict[str, Any] = {}
+        for part in fields(self):
+            values = getattr(self, part.name)
+            parts[part.name] = None if values is None else values[chosen_N]
+        return ScoredRows(**parts)
 
 
 def score(
-    logs: Logs, requests: NDArray[np.int64], ads_of: Callable[[int], I32], ranker: TrainedRanker
+    logs: Logs,
+    requests: NDArray[np.int64],
+    ads_of: Callable[[int], I32],
+    ranker: TrainedRanker,
+    coarse: TrainedRanker | None = None,
 ) -> Iterator[ScoredRequest]:
-    """The requests with at least one candidate, in order of time; all must be after training."""
+    """The requests with at least one candidate, in order of time; all must be after training.
+
+    ``coarse``: a coarse ranker of the same features, whose scores are kept too.
+    """
     moments = of_requests(logs)
     is_fresh = ranker.spec.popularity == "fresh"
     popularity = Popularity(logs, ranker.tables.collaborative, train_end_us(logs), is_fresh=is_fresh)
@@ -71,6 +88,7 @@ def score(
                 new_score_C=ranker.new_scores(request),
                 label_C=np.isin(ads, logs.relevant(r)[0]),
                 is_new_C=request.is_new_C,
+                coarse_C=coarse.logits(request)[:, 0] if coarse else None,
             )
 
 
@@ -88,4 +106,11 @@ def stacked(scored: Iterator[ScoredRequest]) -> ScoredRows:
         new_score_N=np.concatenate([row.new_score_C for row in rows]),
         label_N=np.concatenate([row.label_C for row in rows]),
         is_new_N=np.concatenate([row.is_new_C for row in rows]),
+        coarse_N=None if rows[0].coarse_C is None else np.concatenate([row.coarse_C for row in rows]),
     )
+
+
+def rows_of_requests(request_N: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """The rows of each request, which are adjacent."""
+    starts = np.flatnonzero(np.diff(request_N, prepend=-1))
+    yield from np.split(np.arange(len(request_N)), starts[1:])

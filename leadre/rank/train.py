@@ -1,9 +1,9 @@
-"""Training of neural rankers: log loss over rows, requests kept together, early stop on later requests.
+"""Training of neural rankers: log loss over rows or another, requests kept together, early stop on later requests.
 
 AdamW with a rate of its own for tables, whose rows are updated by few of the batches. Training runs the model's
 functions on tensors; the result is arrays of numpy.
 
-Letters: N rows of a batch, H labels.
+Letters: R requests, C candidates, H labels.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from leadre import progress
 from leadre.errors import InputError
 from leadre.rank import layers
 from leadre.rank.checkpoint import Checkpoint, Curve, Reached
 from leadre.rank.inputs import Batch, SequenceBatch, collate
-from leadre.rank.models.shared import CONTENT, Assisted, Ranker, State, fit_numbers
+from leadre.rank.losses import LogLoss, Loss
+from leadre.rank.models.shared import CONTENT, Assisted, Ranker, fit_numbers
 from leadre.rank.processes import ALONE, Processes
 from leadre.rank.rows import Example
 from leadre.rank.spec import FeatureSpec
 
 Arrays = dict[str, NDArray[np.float32]]
+
+LOG_LOSS = LogLoss()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +59,15 @@ def fit(
     seed: int,
     content_OW: NDArray[np.float32] | None = None,
     *,
+    loss: Loss = LOG_LOSS,
     checkpoint: Checkpoint | None = None,
     processes: Processes = ALONE,
 ) -> tuple[Arrays, Curve]:
     """(parameters of the epoch with the lowest validation loss, losses).
 
-    ``content_OW``: content vectors of the objects, for a ranker that reads them. A ``checkpoint`` of the same training
-    is resumed. All ``processes`` call this with the same arguments and return the same. InputError if it diverges.
+    ``content_OW``: content vectors of the objects, for a ranker that reads them. Validation has the same ``loss``. A
+    ``checkpoint`` of the same training is resumed. All ``processes`` call this with the same arguments and return the
+    same. InputError if it diverges.
     """
     initial = ranker.init(spec, np.random.default_rng(seed))
     _set_fixed(initial, rows, content_OW)
@@ -81,18 +85,18 @@ def fit(
                 _set_rates(optimizer, training, done / (training.epochs * batches))
                 done += 1
                 rng = np.random.default_rng([seed, done, processes.number])
-                loss = _step(ranker, spec, params, optimizer, [rows[i] for i in part], processes, rng)
-                if not math.isfinite(loss):
+                value = _step(ranker, spec, loss, params, optimizer, [rows[i] for i in part], processes, rng)
+                if not math.isfinite(value):
                     raise InputError(
-                        f"the training diverges: its loss is {loss} in step {done}; look for absurd numbers"
+                        f"the training diverges: its loss is {value} in step {done}; look for absurd numbers"
                     )
-                reached.losses.append(loss)
+                reached.losses.append(value)
                 advance(1, f"loss {reached.losses[-1]:.4f}")
                 if checkpoint and processes.number == 0 and time.monotonic() - saved_s > training.checkpoint_s:
                     checkpoint.save(params, optimizer, reached)
                     saved_s = time.monotonic()
             curve.train.append(float(np.mean(reached.losses)))
-            curve.valid.append(_validate(ranker, spec, params, valid, training.batch, processes))
+            curve.valid.append(_validate(ranker, spec, loss, params, valid, training.batch, processes))
             reached.losses.clear()
             if curve.epochs_since_best() == 0:
                 reached.best = {name: tensor.detach().numpy().copy() for name, tensor in params.items()}
@@ -143,78 +147,55 @@ def _set_rates(optimizer: torch.optim.AdamW, training: Training, share: float) -
 def _step(
     ranker: Ranker,
     spec: FeatureSpec,
+    loss: Loss,
     params: Mapping[str, Tensor],
     optimizer: torch.optim.AdamW,
     rows: Sequence[Example],
     processes: Processes,
     rng: np.random.Generator,
 ) -> float:
-    """One step of the optimizer on a batch. Returns the mean log loss of its rows before the step."""
+    """One step of the optimizer on a batch. Returns the mean loss of its rows before the step."""
     optimizer.zero_grad(set_to_none=processes.count == 1)
     part = processes.part(rows)
-    loss = torch.zeros(())
+    value = torch.zeros(())
     if part:
         batch = as_tensors(collate([row.inputs for row in part]))
         state = ranker.user(params, spec, batch)
-        loss = _loss(ranker, spec, params, part, batch, state) / _size(rows, spec)
-        assisted = loss
+        value = loss.total(ranker.score(params, spec, state, batch), batch.mask_RC, part) / loss.size(rows)
+        assisted = value
         if isinstance(ranker, Assisted):
-            assisted = loss + ranker.auxiliary(params, spec, state, batch, rng) / len(rows)
+            assisted = value + ranker.auxiliary(params, spec, state, batch, rng) / len(rows)
         assisted.backward()
-    loss = loss.detach()
+    value = value.detach()
     trained = [tensor for tensor in params.values() if tensor.requires_grad]
     if processes.count > 1:
         for tensor in trained:
             tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-        processes.add([loss, *(tensor.grad for tensor in trained if tensor.grad is not None)])
+        processes.add([value, *(tensor.grad for tensor in trained if tensor.grad is not None)])
     optimizer.step()
-    return float(loss)
-
-
-def _size(rows: Sequence[Example], spec: FeatureSpec) -> int:
-    """The number of labels of the rows."""
-    return sum(len(row.ads) for row in rows) * len(spec.labels)
-
-
-def _loss(
-    ranker: Ranker,
-    spec: FeatureSpec,
-    params: Mapping[str, Tensor],
-    rows: Sequence[Example],
-    batch: Batch,
-    state: State,
-) -> Tensor:
-    """Sum of the weighted log losses of the labels of ``rows``, which are ``batch``."""
-    label_RCH = torch.zeros((*batch.mask_RC.shape, len(spec.labels)))
-    weight_RCH = torch.zeros_like(label_RCH)
-    for label_CH, weight_CH, row in zip(label_RCH, weight_RCH, rows, strict=True):
-        label_CH[: len(row.label_CH)] = torch.from_numpy(row.label_CH)
-        weight_CH[: len(row.label_CH)] = 1.0 if row.weight_CH is None else torch.from_numpy(row.weight_CH)
-    logit_RCH: Tensor = ranker.score(params, spec, state, batch)
-    is_row_RC = batch.mask_RC
-    return functional.binary_cross_entropy_with_logits(
-        logit_RCH[is_row_RC], label_RCH[is_row_RC], weight_RCH[is_row_RC], reduction="sum"
-    )
+    return float(value)
 
 
 @torch.no_grad()
 def _validate(
     ranker: Ranker,
     spec: FeatureSpec,
+    loss: Loss,
     params: Mapping[str, Tensor],
     rows: Sequence[Example],
     size: int,
     processes: Processes,
 ) -> float:
-    """Mean log loss of the rows' labels."""
+    """Mean loss of the rows."""
     own = processes.part(rows)
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(own), size):
         part = own[start : start + size]
         batch = as_tensors(collate([row.inputs for row in part]))
-        total += _loss(ranker, spec, params, part, batch, ranker.user(params, spec, batch))
+        logit_RCH = ranker.score(params, spec, ranker.user(params, spec, batch), batch)
+        total += loss.total(logit_RCH, batch.mask_RC, part)
     processes.add([total])
-    return float(total) / _size(rows, spec)
+    return float(total) / loss.size(rows)
 
 
 def as_tensors(batch: Batch) -> Batch:

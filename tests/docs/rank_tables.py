@@ -145,7 +145,7 @@ def chain(claim: Any, *measures: str) -> str:
     models = claim["models"]
     columns = [(measure, selection) for measure in measures for selection in models["esmm"]]
     rows = [
-        [CHAIN[name], *(_interval(cells[selection][measure]) for measure, selection in columns)]
+        [CHAIN[name], *(compared(cells[selection][measure]) for measure, selection in columns)]
         for name, cells in models.items()
     ]
     head = [f"{MEASURES[measure]}, selection {figure(float(selection), 1)}" for measure, selection in columns]
@@ -170,7 +170,8 @@ MEASURES = {
 }
 
 
-def _interval(cell: Cell) -> str:
+def compared(cell: Cell) -> str:
+    """A figure with its interval, and a mark against the row that others are compared with."""
     value = cell["value"]
     less = cell["less"]
     mark = MARKS["above" if less["lo"] > 0 else "below" if less["hi"] < 0 else "tie"]

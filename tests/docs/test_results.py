@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from leadre.evaluate import report
-from tests.docs import rank_tables
+from tests.docs import coarse_tables, rank_tables
 from tests.docs.tables import MARKS, Cell, figure, table
 
 ROOT = Path(__file__).parents[2]
@@ -211,6 +211,7 @@ TABLES = (
     pair,
     channels,
     *rank_tables.TABLES,
+    *coarse_tables.TABLES,
 )
 KINDS: dict[str, Callable[..., str]] = {function.__name__: function for function in TABLES}
 

@@ -15,6 +15,7 @@ from leadre.data import histories, world
 from leadre.data.worlds import chain
 from leadre.rank import layers, measure, planted, rows, train
 from leadre.rank.inputs import collate
+from leadre.rank.losses import LogLoss
 from leadre.rank.models.esmm import Esmm
 from leadre.rank.train import Training
 
@@ -30,7 +31,8 @@ TOWERS = Esmm(chain=(), hidden=(16,))
 
 def loss_of(ranker, params, examples):
     batch = train.as_tensors(collate([row.inputs for row in examples]))
-    return train._loss(ranker, SPEC, params, examples, batch, ranker.user(params, SPEC, batch))
+    scores = ranker.score(params, SPEC, ranker.user(params, SPEC, batch), batch)
+    return LogLoss().total(scores, batch.mask_RC, examples)
 
 
 def test_log_odds_of_both_are_those_of_the_product():

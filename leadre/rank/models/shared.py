@@ -9,7 +9,7 @@ width of an object, H labels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -131,23 +131,27 @@ def user_vector(params: Params, spec: FeatureSpec, batch: Batch) -> Array:
     return layers.concat([no_columns(batch), *rows])
 
 
-def number_forms(params: Params, batch: Batch) -> tuple[Array, Array]:
-    """Numbers in two forms: in standard deviations [R, C, F], and piecewise linear [R, C, F, BINS].
+def number_forms(params: Params, batch: Batch, columns: Sequence[int] | None = None) -> tuple[Array, Array]:
+    """Numbers, or some ``columns``, in two forms: in standard deviations [R, C, F], and piecewise linear [..., BINS].
 
     The first is less the training mean and clipped. The second is the share of each bin that lies below the number: 1
     for bins below, 0 for bins above (Gorishniy et al., NeurIPS 2022, arXiv 2203.05556). It lets one layer bend at each
     bound, as a tree splits.
     """
     number_RCF = batch.number_RCF
-    standard = layers.clipped((number_RCF - params["fixed.centre"]) / params["fixed.scale"], layers.MAX_DEVIATION)
-    share_RCFB = layers.unit((number_RCF[..., None] - params["fixed.low"]) / params["fixed.width"])
+    fixed = {name: params[f"fixed.{name}"] for name in ("centre", "scale", "low", "width")}
+    if columns is not None:
+        number_RCF = number_RCF[..., columns]
+        fixed = {name: values[columns] for name, values in fixed.items()}
+    standard = layers.clipped((number_RCF - fixed["centre"]) / fixed["scale"], layers.MAX_DEVIATION)
+    share_RCFB = layers.unit((number_RCF[..., None] - fixed["low"]) / fixed["width"])
     return standard, share_RCFB
 
 
-def numbers(params: Params, batch: Batch) -> Array:
+def numbers(params: Params, batch: Batch, columns: Sequence[int] | None = None) -> Array:
     """Both of `number_forms` side by side, [R, C, F x (1 + BINS)]."""
-    standard, share_RCFB = number_forms(params, batch)
-    return layers.concat([standard, share_RCFB.reshape(*standard.shape[:-1], -1)])
+    standard, share_RCFB = number_forms(params, batch, columns)
+    return layers.concat([standard, share_RCFB.reshape(*standard.shape[:-1], standard.shape[-1] * BINS)])
 
 
 def init_gaps(initial: Initial, rng: np.random.Generator, columns: int) -> None:
