@@ -74,6 +74,16 @@ def _merged(figures: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any
     }
 
 
+def intervals(results: list[dict[str, float]], others: list[dict[str, float]]) -> dict[str, Any]:
+    """Of each figure the interval over seeds, and that of its difference to ``others``."""
+    summaries = {}
+    for name in results[0]:
+        values = np.array([result[name] for result in results])
+        less = values - np.array([other[name] for other in others])
+        summaries[name] = {"value": interval(values), "less": interval(less), "seeds": values.tolist()}
+    return summaries
+
+
 def interval(values: np.ndarray) -> dict[str, float]:
     """Mean and 95 % interval of Student."""
     half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from planted_rankers import PAGES, Results, interval, milliseconds, scores, serving, valid_loss, with_1000_candidates
+from planted_rankers import PAGES, Results, intervals, milliseconds, scores, valid_loss, with_1000_candidates
 from scipy.special import expit, logit
 
 from leadre.data.worlds import chain
@@ -47,7 +47,6 @@ SHARED_BOTTOM = DcnV2(depth=0, deep=(80, 40))
 MAX_WEIGHT = 10.0  # of an inverse propensity
 MAX_QUOTIENT = 1 - 1e-6  # of probabilities
 MODELS = ("clicked", "clicked+ipw", "shared", "division", "esmm")
-SERVED = ("dcnv2", "esmm", "gdcn", "tin")  # with their defaults, for both actions
 PLAIN = "clicked"  # the model that others are compared with
 
 
@@ -91,23 +90,12 @@ def main() -> None:
 
     claim: dict[str, Any] = {"bench": "rank_chain", "requests": REQUESTS, "candidates": CANDIDATES}
     claim["models"] = {
-        name: {f"{selection:g}": summary(of(name, selection), of(PLAIN, selection)) for selection in SELECTIONS}
+        name: {f"{selection:g}": intervals(of(name, selection), of(PLAIN, selection)) for selection in SELECTIONS}
         for name in names
     }
     if set(names) == set(MODELS):
-        claim["serving"] = serving(SERVED, labels=planted.CHAIN)
         FIGURES.write_text(json.dumps(claim, indent=1) + "\n")
     sys.stdout.write(json.dumps(claim) + "\n")
-
-
-def summary(results: list[dict[str, float]], others: list[dict[str, float]]) -> dict[str, Any]:
-    """Of each figure the interval over seeds, and that of its difference to ``others``."""
-    summaries = {}
-    for name in results[0]:
-        values = np.array([result[name] for result in results])
-        less = values - np.array([other[name] for other in others])
-        summaries[name] = {"value": interval(values), "less": interval(less), "seeds": values.tolist()}
-    return summaries
 
 
 @cache

@@ -24,7 +24,17 @@ from typing import Any
 import numpy as np
 import planted_rankers
 import torch
-from planted_rankers import PAGES, Fitted, Results, boosted, milliseconds, serving, summary, with_1000_candidates
+from planted_rankers import (
+    PAGES,
+    Fitted,
+    Results,
+    boosted,
+    merge_into,
+    milliseconds,
+    serving,
+    summary,
+    with_1000_candidates,
+)
 from scipy.special import expit
 
 from leadre.data.worlds import interaction
@@ -127,8 +137,7 @@ def main() -> None:
         }
     claim["serving"] = serving(SERVED)
     if options.seeds == SEEDS:
-        page = json.loads(FIGURES.read_text())
-        FIGURES.write_text(json.dumps(page | claim | {"models": page["models"] | claim["models"]}, indent=1) + "\n")
+        merge_into(FIGURES, claim)
     sys.stdout.write(json.dumps(claim) + "\n")
 
 

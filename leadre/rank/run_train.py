@@ -48,6 +48,7 @@ class Config(config.Common):
         "gdcn",
         "hcn",
         "hstu",
+        "infnet",
         "mlcc",
         "muse",
         "sdim",

@@ -162,6 +162,30 @@ def chain_size(claim: Any) -> str:
     return table(["ranker", "parameters", "ms per 1,000"], rows)
 
 
+TASKS = {
+    "trees": "LightGBM on counts, trees for each action",
+    "shared": "one network on means of the events",
+    "esmm": "ESMM on means of the events",
+    "din": "DIN",
+    "infnet-tasks": "INFNet without tokens of tasks",
+    "infnet": "INFNet",
+}
+
+
+def tasks(claim: Any, *names: str) -> str:
+    """Models of two tasks: the share of the possible of each label, parameters, time of a score."""
+    labels = {"click": "click", "conversion": "click and conversion"}
+    rows = []
+    for name in names:
+        cells = claim["models"][name]
+        shares = [cells[f"{label}_share"] for label in labels]
+        texts = [text for cell in shares for text in (compared(cell), _seeds({"shares": cell["seeds"]}))]
+        parameters, ms = (cells[key]["value"]["mean"] for key in ("parameters", "ms_1000"))
+        rows.append([TASKS[name], *texts, f"{parameters:,.0f}", f"{ms:.1f}"])
+    head = [text for title in labels.values() for text in (title, "each seed")]
+    return table(["ranker", *head, "parameters", "ms per 1,000"], rows)
+
+
 MEASURES = {
     "share": "share of the possible",
     "clicked_auc": "AUC of clicked rows",
@@ -188,4 +212,4 @@ def _seeds(cell: Cell) -> str:
     return " ".join(figure(round(share, 2) + 0.0, 2) for share in cell["shares"])  # + 0.0: no sign before zero
 
 
-TABLES = (planted, depths, losses, narrow, histories, lengths, serving, chain, chain_size)
+TABLES = (planted, depths, losses, narrow, histories, lengths, serving, chain, chain_size, tasks)

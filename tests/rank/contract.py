@@ -30,6 +30,15 @@ def candidates(request, places):
     return dataclasses.replace(request, **parts)
 
 
+def repeated(request, times):
+    """The request with each position of its sequences several times."""
+    sequences = {
+        name: Positions(**{f.name: np.repeat(getattr(part, f.name), times, axis=0) for f in dataclasses.fields(part)})
+        for name, part in request.sequences.items()
+    }
+    return dataclasses.replace(request, sequences=sequences)
+
+
 def logits(ranker, params, spec, examples):
     """Log-odds [R, C, H] of examples with equally many candidates."""
     return train.logits(ranker, spec, params, collate([row.inputs for row in examples]))

@@ -24,7 +24,7 @@ def _suite(name):
 
 
 Test_autoint, Test_dcnv2, Test_finalmlp, Test_gdcn = map(_suite, ("autoint", "dcnv2", "finalmlp", "gdcn"))
-Test_esmm, Test_hstu, Test_mlcc, Test_sdim = map(_suite, ("esmm", "hstu", "mlcc", "sdim"))
+Test_esmm, Test_hstu, Test_infnet, Test_mlcc, Test_sdim = map(_suite, ("esmm", "hstu", "infnet", "mlcc", "sdim"))
 Test_finalmlp_split, Test_hcn, Test_two_tower = map(_suite, ("finalmlp_split", "hcn", "two_tower"))
 Test_dien, Test_din, Test_din_paper, Test_muse, Test_tin = map(_suite, ("dien", "din", "din_paper", "muse", "tin"))
 

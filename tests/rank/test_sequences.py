@@ -10,13 +10,13 @@ import torch
 
 from leadre.data.worlds import evolution, long
 from leadre.rank import measure, planted_histories, train
-from leadre.rank.inputs import Positions, collate
+from leadre.rank.inputs import collate
 from leadre.rank.models import dien
 from leadre.rank.models.dien import Dien
 from leadre.rank.models.sdim import Sdim
 from leadre.rank.train import Training
 
-from .contract import drawn
+from .contract import drawn, repeated
 
 GROUPS = evolution.groups()
 
@@ -189,19 +189,7 @@ def test_buckets_have_norm_1_so_common_objects_do_not_drown_rare_ones(market, ex
     empty = np.isclose(state["ad_short"], params["ad_short.nothing"], atol=1e-6).all(2)
     np.testing.assert_allclose(norm[~empty], 1, atol=1e-4)
     assert empty.any() and not empty.all()
-    repeated = [
-        dataclasses.replace(
-            request,
-            sequences={
-                name: Positions(
-                    **{f.name: np.repeat(getattr(part, f.name), 3, axis=0) for f in dataclasses.fields(part)}
-                )
-                for name, part in request.sequences.items()
-            },
-        )
-        for request in requests
-    ]
-    again = ranker.user(params, market.spec, collate(repeated))
+    again = ranker.user(params, market.spec, collate([repeated(request, 3) for request in requests]))
     np.testing.assert_allclose(again["ad_short"], state["ad_short"], atol=1e-4)
 
 

@@ -12,14 +12,16 @@ import torch
 from scipy.special import expit
 
 from leadre.data import histories, world
-from leadre.data.worlds import chain
+from leadre.data.worlds import chain, tasks
 from leadre.rank import layers, measure, planted, rows, train
 from leadre.rank.inputs import collate
 from leadre.rank.losses import LogLoss
+from leadre.rank.models import tokens
 from leadre.rank.models.esmm import Esmm
+from leadre.rank.models.infnet import InfNet
 from leadre.rank.train import Training
 
-from .contract import drawn, logits
+from .contract import drawn, logits, repeated
 
 LAW = chain.draw(0.5, seed=1, fields=4, values=10)
 SPEC = planted.spec_of(LAW, 4)
@@ -88,6 +90,96 @@ def test_labels_of_weight_0_do_not_count_and_others_count_by_their_weight():
     logit = logits(TOWERS, drawn(TOWERS, SPEC), SPEC, [TRAIN[0], TRAIN[1]]).astype(float)
     losses = measure.log_losses(np.stack([row.label_CH for row in TRAIN[:2]]), expit(logit))
     assert loss == pytest.approx((losses[0] * weight).sum() + losses[1].sum(), rel=1e-5)
+
+
+def test_labels_of_two_tasks_have_the_log_odds_of_their_own_fields():
+    law = tasks.draw(seed=0)
+    world_rows = law.rows(3000, 6, 8, seed=0)
+    p_RCK = expit(world_rows.logit_RCK)
+    for task in (0, 1):
+        for low, high in ((0, 0.2), (0.2, 0.5), (0.5, 1)):
+            part = (p_RCK[..., task] >= low) & (p_RCK[..., task] < high)
+            rate = world_rows.label_RCK[..., task][part].mean()
+            assert part.sum() > 500 and abs(rate - p_RCK[..., task][part].mean()) < 0.03
+    assert not (world_rows.label_RCK[..., 1] & ~world_rows.label_RCK[..., 0]).any(), "a conversion is a click"
+    after_RC = np.log(p_RCK[..., 1]) - np.log(p_RCK[..., 0])
+    conversion_RC = after_RC - np.log1p(-np.exp(after_RC))
+    fields = tasks.groups()
+    for task, (name, logit_RC) in enumerate((("category", world_rows.logit_RCK[..., 0]), ("brand", conversion_RC))):
+        value_RC = fields[name][world_rows.candidate_RC]
+        is_seen_RC = (fields[name][world_rows.history_RT][:, None] == value_RC[..., None]).any(2)
+        sign_RC = law.object_KV[task, value_RC - 1] * law.user_KV[task, world_rows.user_RK[:, task, None] - 1]
+        base = (tasks.CLICK, tasks.CONVERSION)[task]
+        np.testing.assert_allclose(logit_RC, base + tasks.MATCH * is_seen_RC + tasks.SIGN * sign_RC, atol=1e-9)
+
+
+def test_scores_of_infnet_are_those_of_its_formula(market, examples):
+    spec = dataclasses.replace(market.spec, labels=("click", "conversion"))
+    ranker = InfNet(width=4, field_proxies=3, hidden=(5,))
+    params = drawn(ranker, spec)
+    row = max((row.inputs for row in examples), key=lambda row: len(row.sequences["ad_short"].gap_T))
+    batch = collate([row])
+    candidate = tokens.candidate_tokens(params, spec, batch)[0, 0]
+    user = tokens.user_tokens(params, spec, batch)[0]
+    hidden = layers.dense(params, "proxy.candidate", candidate) + layers.dense(params, "proxy.user", user)
+    read = {"fields": layers.dense(params, "proxy.fields", np.maximum(hidden, 0)).reshape(3, 4)}
+    parts = []
+    for part in spec.sequences:
+        rows_TK = row.sequences[part.name].field_TK
+        columns = [params[f"table.{name}"][rows_TK[:, k]] for k, name in enumerate(spec.fields)]
+        event_TW = layers.dense(params, f"token.sequence.{part.name}", np.concatenate(columns, axis=1))
+        event_TW = event_TW + params["table.gap"][row.sequences[part.name].gap_T]
+        parts.append(event_TW + layers.dense(params, "token.count", row.sequences[part.name].count_T[:, None]))
+    means = [
+        np.maximum(layers.dense(params, f"proxy.sequence.{part.name}", event_TW), 0).mean(0)
+        for part, event_TW in zip(spec.sequences, parts, strict=True)
+    ]
+    read["events"] = np.stack(means)
+    read["tasks"] = np.stack([params[f"task.{label}"] for label in spec.labels])
+    read["task_proxies"] = params["proxy.tasks"].reshape(-1, 4)
+    held = {"fields": np.concatenate([candidate, user]).reshape(-1, 4), "events": np.concatenate(parts)}
+
+    def attended(block, reader, kind):
+        weights = {role: params[f"block.{block}.{role}.{kind}"] for role in ("key", "value")}
+        fit = (read[reader] @ params[f"block.{block}.query.{reader}"]) @ (held[kind] @ weights["key"]).T / 2
+        return np.exp(fit) / np.exp(fit).sum(1, keepdims=True) @ (held[kind] @ weights["value"])
+
+    def factor(block, proxy):
+        return 2 * expit(layers.mlp(params, f"block.{block}.gate.{proxy}", read[proxy].ravel()))
+
+    tasks_read = {"tasks": ("fields", "events"), "task_proxies": ("fields", "events")}
+    readers = ({"fields": ("events", "tasks"), "events": ("fields", "tasks"), **tasks_read}, tasks_read)
+    for block in (0, 1):
+        held["tasks"] = read["tasks"]
+        read |= {
+            reader: read[reader] + sum(attended(block, reader, kind) for kind in kinds)
+            for reader, kinds in readers[block].items()
+        }
+        read["tasks"] = read["tasks"] * factor(block, "task_proxies")
+        if block == 0:
+            held = {kind: held[kind] * factor(0, kind) for kind in ("fields", "events")}
+    expected = [layers.mlp(params, f"head.{label}", read["tasks"][k])[0] for k, label in enumerate(spec.labels)]
+    np.testing.assert_allclose(logits(ranker, params, spec, [SimpleNamespace(inputs=row)])[0, 0], expected, atol=1e-4)
+
+
+def test_a_history_repeated_changes_no_score_of_infnet(market, examples):
+    """Proxies of events are means: a sum would grow with the length of a history."""
+    ranker = InfNet()
+    params = drawn(ranker, market.spec)
+    requests = [row.inputs for row in examples[:6]]
+    longer = [repeated(request, 3) for request in requests]
+    scores = [train.logits(ranker, market.spec, params, collate(part)) for part in (requests, longer)]
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("has_tasks", [True, False])
+def test_infnet_learns_without_sequences_or_tokens_of_tasks(has_tasks):
+    """Fields then read tasks alone, or nothing."""
+    ranker = InfNet(width=8, has_tasks=has_tasks)
+    training = Training(epochs=2, batch=32, learning_rate=1e-2, table_rate=3e-2)
+    params, curve = train.fit(ranker, SPEC, TRAIN[:300], STOP, training, 0)
+    assert curve.train[1] < curve.train[0]
+    assert logits(ranker, params, SPEC, TEST[:5]).shape == (5, 8, 2)
 
 
 def test_clicks_are_a_second_label_that_a_conversion_has_too(market, tmp_path):

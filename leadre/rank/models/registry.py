@@ -14,6 +14,7 @@ from leadre.rank.models.finalmlp import FinalMlp, FinalMlpSplit
 from leadre.rank.models.gdcn import Gdcn
 from leadre.rank.models.hcn import Hcn
 from leadre.rank.models.hstu import Hstu
+from leadre.rank.models.infnet import InfNet
 from leadre.rank.models.mlcc import Mlcc
 from leadre.rank.models.muse import Muse
 from leadre.rank.models.sdim import Sdim
@@ -34,6 +35,7 @@ RANKERS: Mapping[str, Ranker] = {
     "gdcn": Gdcn(),
     "hcn": Hcn(),
     "hstu": Hstu(),
+    "infnet": InfNet(),
     "mlcc": Mlcc(),
     "muse": Muse(),
     "sdim": Sdim(),
