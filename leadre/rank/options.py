@@ -39,3 +39,19 @@ class RowOptions:
     empty: bool = option(True, "rows of requests without an action too, so that p is one of any request")
     ids: bool = option(False, "read the semantic IDs: their prefixes as fields, text vectors for muse")
     clicks: bool = option(False, "learn clicks beside conversions, as a second label of a network; esmm needs them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BagOptions:
+    """Labels that are known as sums of bags alone, as an aggregated report of conversions has them."""
+
+    labels: Literal["rows", "bags"] = option("rows", "labels of rows, or only the sum of each bag of rows")
+    bag_rows: Literal["report", "random"] = option(
+        "report", "rows of a bag: those of a placement, week and object, or any, drawn by the seed"
+    )
+    bag_size: int = option(64, "rows of a random bag", at_least=1)
+    bag_method: Literal["dllp", "easyllp", "bp"] = option(
+        "dllp", "loss of the mean of a bag, unbiased soft labels, or labels inferred by belief propagation"
+    )
+    pseudo_labels: Literal["soft", "hard"] = option("hard", "labels of bp: probabilities, or 0 and 1")
+    bag_agreement: float = option(0.3, "how much near rows of bp agree", at_least=0)

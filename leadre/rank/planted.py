@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leadre.data import counts
+from leadre.data.worlds.bags import BagLaw
 from leadre.data.worlds.chain import Chain
 from leadre.data.worlds.chain import Rows as ChainRows
 from leadre.data.worlds.interaction import Interaction, Rows
@@ -22,9 +23,12 @@ from leadre.rank.spec import PROFILE, FeatureSpec
 CHAIN = ("click", "conversion")
 
 
-def spec_of(law: Interaction | Chain, width: int) -> FeatureSpec:
+def spec_of(law: Interaction | Chain | BagLaw, width: int) -> FeatureSpec:
     """The spec of a law's rows; all tables have ``width`` columns, as no field is known to matter more."""
-    fields, values = law.click_FV.shape if isinstance(law, Chain) else law.sign_FV.shape
+    if isinstance(law, Chain):
+        fields, values = law.click_FV.shape
+    else:
+        fields, values = (law.effect_FV if isinstance(law, BagLaw) else law.sign_FV).shape
     profile = tuple(f"user{number}" for number in range(0, fields, 2))
     names = tuple(f"candidate{number}" for number in range(1, fields, 2))
     tables = dict.fromkeys((*names, *(PROFILE + name for name in profile)), values + 1)

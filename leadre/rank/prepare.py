@@ -18,19 +18,23 @@ from leadre.data.histories import I32, TRAIN, VALID, Logs, train_end_us
 from leadre.errors import InputError
 from leadre.rank import inputs, rows
 from leadre.rank.inputs import Vocabulary
-from leadre.rank.options import STOP_PART, STOP_SHARE, RowOptions
+from leadre.rank.options import STOP_PART, STOP_SHARE, BagOptions, RowOptions
+from leadre.rank.proportions import bags
+from leadre.rank.proportions.bags import BagRows
 from leadre.rank.rows import Example
 from leadre.rank.spec import FeatureSpec
 from leadre.semid import codebook as codebooks
 
 CLICK = "click"
+LABELS_OF_ROWS = BagOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """``train`` and ``stop``: rows of training, and of the early stop. ``tables``: those of the end of training.
 
-    ``content_OW``: text vectors of the objects; None without semantic IDs.
+    ``content_OW``: text vectors of the objects; None without semantic IDs. ``bags``: the same rows of training and
+    stop in bags, if labels are known as sums alone; no row has a label then.
     """
 
     object_ids: list[str]
@@ -40,10 +44,24 @@ class Prepared:
     stop: list[Example]
     tables: CountTables
     content_OW: NDArray[np.float32] | None
+    bags: tuple[BagRows, BagRows] | None = None
 
 
-def prepare(data: Artifact, codebook: Artifact | None, options: RowOptions, *, seed: int, threads: int) -> Prepared:
-    """Read the tables and compute the features of all rows. InputError if a label never happens in them."""
+def prepare(
+    data: Artifact,
+    codebook: Artifact | None,
+    options: RowOptions,
+    *,
+    seed: int,
+    threads: int,
+    bag_options: BagOptions = LABELS_OF_ROWS,
+) -> Prepared:
+    """Read the tables and compute the features of all rows. InputError if a label never happens in them.
+
+    With labels of bags ``options.negatives`` is the share of the bags without an action that are kept: a draw of rows
+    would read their labels.
+    """
+    has_bags = bag_options.labels == "bags"
     logs = histories.load(data, empty=options.empty)
     codes_OL, content_OW = _ids(logs, codebook)
     seen_O = counts.exposures(logs, 0, train_end_us(logs)) > 0
@@ -53,7 +71,7 @@ def prepare(data: Artifact, codebook: Artifact | None, options: RowOptions, *, s
     spec = FeatureSpec(
         labels=(positive, CLICK) if clicked_of else (positive,),
         rows=options.rows,
-        negatives=options.negatives,
+        negatives=1.0 if has_bags else options.negatives,
         popularity=options.popularity,
         fields=fields,
         profile=tuple(known.profile),
@@ -61,10 +79,7 @@ def prepare(data: Artifact, codebook: Artifact | None, options: RowOptions, *, s
     )
     spec.check()
     ads_of = rows.candidates(data, logs, options.rows, empty=options.empty)
-    late = rows.period(logs, TRAIN, 1 - options.row_share, 1, options.visits)
-    early = rows.period(logs, VALID, 0, STOP_SHARE, options.visits)
-    requests = rows.drawn(late, options.requests, seed)
-    stop = rows.drawn(early, -(-options.requests // STOP_PART), seed)
+    requests, stop = _drawn(logs, options, bag_options, seed)
     periods = ((requests, int(logs.request_at_us_R[requests].min())), (stop, train_end_us(logs)))
     parts = []
     for chosen, before_us in periods:
@@ -78,15 +93,40 @@ def prepare(data: Artifact, codebook: Artifact | None, options: RowOptions, *, s
         )
         parts.append(list(part))
         rows.check_labels(parts[-1], spec)
+    in_bags = [_bags(logs, part, bag_options, options.negatives, seed) for part in parts] if has_bags else None
+    train, stop_rows = [list(part.examples) for part in in_bags] if in_bags else parts
     return Prepared(
         object_ids=logs.objects["object_id"].to_list(),
         spec=spec,
         known=known,
-        train=parts[0],
-        stop=parts[1],
+        train=train,
+        stop=stop_rows,
         tables=counts.fit(logs, train_end_us(logs), scores),
         content_OW=content_OW,
+        bags=(in_bags[0], in_bags[1]) if in_bags else None,
     )
+
+
+def _drawn(logs: Logs, options: RowOptions, bag_options: BagOptions, seed: int) -> list[NDArray[np.int64]]:
+    """The requests of training and of the early stop.
+
+    With the bags of a report they are drawn by whole placements and weeks, so that no bag is in part.
+    """
+    late = rows.period(logs, TRAIN, 1 - options.row_share, 1, options.visits)
+    early = rows.period(logs, VALID, 0, STOP_SHARE, options.visits)
+    parts = ((late, options.requests), (early, -(-options.requests // STOP_PART)))
+    if bag_options.labels == "bags" and bag_options.bag_rows == "report":
+        return [bags.drawn_reports(logs, requests, most, seed) for requests, most in parts]
+    return [rows.drawn(requests, most, seed) for requests, most in parts]
+
+
+def _bags(logs: Logs, part: list[Example], options: BagOptions, empty: float, seed: int) -> BagRows:
+    """Rows in the bags of the options, without labels."""
+    if options.bag_rows == "report":
+        bag_N = bags.report_bags(logs, part)
+    else:
+        bag_N = bags.random_bags(sum(len(row.ads) for row in part), options.bag_size, seed)
+    return bags.hide(part, bag_N, empty=empty, seed=seed)
 
 
 def _clicked(data: Artifact, logs: Logs, positive: str, *, empty: bool) -> Callable[[int], I32]:

@@ -37,7 +37,8 @@ class Example:
     """A request's rows: ``ads`` [C], their labels [C, H], and the inputs of a ranker.
 
     ``weight_CH``: factors of the log loss of each label, 0 where it is not known; None for 1 everywhere.
-    ``teacher_C``: log-odds of the final ranker, which a coarse ranker is distilled from.
+    ``teacher_C``: log-odds of the final ranker, which a coarse ranker is distilled from. ``target_CH`` and ``bag_C``:
+    soft labels and bags, which `proportions` trains on in place of ``label_CH``.
     """
 
     request: int
@@ -46,6 +47,8 @@ class Example:
     inputs: RequestInputs
     weight_CH: NDArray[np.float32] | None = None
     teacher_C: NDArray[np.float32] | None = None
+    target_CH: NDArray[np.float32] | None = None
+    bag_C: NDArray[np.int64] | None = None
 
 
 class Popularity:

@@ -3,6 +3,7 @@
 Writes the artifact ``work/<run>/rank-train``: spec.json, the count tables, weights, importance.csv, curve.csv of a
 network. Rows are the requests of the last part of training time, also those without an action, as a probability counts
 them. The first half of the validation time stops the training early; `leadre rank calibrate` uses the second half.
+With ``--labels bags`` training and stop read the sum of each bag of rows alone, and no importance.csv is written.
 
 A killed training of a network resumes from ``work/<run>/.rank-train.checkpoint`` and ends with the same weights.
 Several processes train one network: ``torchrun --nproc-per-node 2 -m leadre rank train ...``.
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from leadre import artifact, config, progress
 from leadre.errors import InputError
-from leadre.rank.options import RowOptions
+from leadre.rank.options import BagOptions, RowOptions
 
 if TYPE_CHECKING:  # torch and lightgbm are imported in run, so that --help stays quick
     from pathlib import Path
@@ -56,6 +57,7 @@ class Config(config.Common):
         "two_tower",
     ] = config.option("gbdt", "the ranker: boosted trees or a network")
     training_rows: RowOptions = config.group(RowOptions())
+    bags: BagOptions = config.group(BagOptions())
     epochs: int = config.option(3, "epochs of a network, over which its rates fall to zero", at_least=1)
     table_variance: float = config.option(
         0.0,
@@ -75,6 +77,8 @@ def run(config: Config) -> None:
         raise InputError("--model esmm: learns conversions as clicks and what follows them; set --clicks true")
     if config.model == "gbdt" and config.table_variance:
         raise InputError("--table-variance: trees have no tables; take a network as --model, or leave it out")
+    if config.bags.labels == "bags" and (config.model == "gbdt" or config.training_rows.clicks):
+        raise InputError("--labels bags: sums of one label train a network; choose one as --model, without --clicks")
     data = artifact.read(config.folder("data"), artifact.TABLES)
     codebook = artifact.read(config.folder("semid"), artifact.CODEBOOK) if config.training_rows.ids else None
     output = artifact.Output(
@@ -113,7 +117,12 @@ def _train(
     from leadre.rank.prepare import prepare
     from leadre.rank.ranker import TrainedRanker
 
-    prepared = prepare(data, codebook, config.training_rows, seed=config.seed, threads=config.threads)
+    prepared = prepare(
+        *(data, codebook, config.training_rows),
+        seed=config.seed,
+        threads=config.threads,
+        bag_options=config.bags,
+    )
     key = artifact.resume_key(config.flat(), [data, codebook] if codebook else [data])
     checkpoint = config.folder(".rank-train.checkpoint")
     weights, curve = _fit(config, prepared, checkpoint, key, processes)
@@ -134,7 +143,8 @@ def _train(
         weights=weights,
     )
     ranker.save(folder)
-    importance.write(folder, ranker, prepared.stop, config.seed)
+    if not prepared.bags:  # the rise of the loss wants labels of rows
+        importance.write(folder, ranker, prepared.stop, config.seed)
     if curve:
         curve.save(folder / "curve.csv")
 
@@ -156,14 +166,19 @@ def _fit(
     from leadre.rank.models.registry import RANKERS
 
     torch.set_num_threads(config.threads)
+    ranker = RANKERS[config.model]
+    training = train.Training(epochs=config.epochs, checkpoint_s=config.checkpoint_s)
+    kept = Checkpoint(folder=checkpoint, key=key)
+    if prepared.bags:
+        from leadre.rank.proportions import learn
+
+        return learn.fit(
+            *(ranker, spec, *prepared.bags, training, learn.of_options(config.bags), config.seed, prepared.content_OW),
+            checkpoint=kept,
+            processes=processes,
+        )
     return train.fit(
-        RANKERS[config.model],
-        spec,
-        prepared.train,
-        prepared.stop,
-        train.Training(epochs=config.epochs, checkpoint_s=config.checkpoint_s),
-        config.seed,
-        prepared.content_OW,
-        checkpoint=Checkpoint(folder=checkpoint, key=key),
+        *(ranker, spec, prepared.train, prepared.stop, training, config.seed, prepared.content_OW),
+        checkpoint=kept,
         processes=processes,
     )

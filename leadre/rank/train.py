@@ -30,6 +30,7 @@ from leadre.rank.rows import Example
 from leadre.rank.spec import FeatureSpec
 
 Arrays = dict[str, NDArray[np.float32]]
+Rows = Sequence[Example] | Sequence[list[Example]]  # a batch has some of these; examples of a list stay together
 
 LOG_LOSS = LogLoss()
 
@@ -53,8 +54,8 @@ class Training:
 def fit(
     ranker: Ranker,
     spec: FeatureSpec,
-    rows: Sequence[Example],
-    valid: Sequence[Example],
+    rows: Rows,
+    valid: Rows,
     training: Training,
     seed: int,
     content_OW: NDArray[np.float32] | None = None,
@@ -70,7 +71,7 @@ def fit(
     same. InputError if it diverges.
     """
     initial = ranker.init(spec, np.random.default_rng(seed))
-    _set_fixed(initial, rows, content_OW)
+    _set_fixed(initial, _examples(rows), content_OW)
     params = {name: torch.from_numpy(values.copy()) for name, values in initial.items()}
     optimizer = _optimizer(params, training)
     reached = (checkpoint and checkpoint.resume(params, optimizer)) or Reached(best=initial)
@@ -85,7 +86,7 @@ def fit(
                 _set_rates(optimizer, training, done / (training.epochs * batches))
                 done += 1
                 rng = np.random.default_rng([seed, done, processes.number])
-                value = _step(ranker, spec, loss, params, optimizer, [rows[i] for i in part], processes, rng)
+                value = _step(ranker, spec, loss, params, optimizer, _some(rows, part), processes, rng)
                 if not math.isfinite(value):
                     raise InputError(
                         f"the training diverges: its loss is {value} in step {done}; look for absurd numbers"
@@ -150,21 +151,22 @@ def _step(
     loss: Loss,
     params: Mapping[str, Tensor],
     optimizer: torch.optim.AdamW,
-    rows: Sequence[Example],
+    rows: Rows,
     processes: Processes,
     rng: np.random.Generator,
 ) -> float:
     """One step of the optimizer on a batch. Returns the mean loss of its rows before the step."""
     optimizer.zero_grad(set_to_none=processes.count == 1)
-    part = processes.part(rows)
+    part = _examples(rows[processes.number :: processes.count])
+    every = _examples(rows)
     value = torch.zeros(())
     if part:
         batch = as_tensors(collate([row.inputs for row in part]))
         state = ranker.user(params, spec, batch)
-        value = loss.total(ranker.score(params, spec, state, batch), batch.mask_RC, part) / loss.size(rows)
+        value = loss.total(ranker.score(params, spec, state, batch), batch.mask_RC, part) / loss.size(every)
         assisted = value
         if isinstance(ranker, Assisted):
-            assisted = value + ranker.auxiliary(params, spec, state, batch, rng) / len(rows)
+            assisted = value + ranker.auxiliary(params, spec, state, batch, rng) / len(every)
         assisted.backward()
     value = value.detach()
     trained = [tensor for tensor in params.values() if tensor.requires_grad]
@@ -176,26 +178,37 @@ def _step(
     return float(value)
 
 
+def _some(rows: Rows, numbers: NDArray[np.int64]) -> Rows:
+    """The examples, or lists of them, of these numbers."""
+    chosen: Rows = [rows[i] for i in numbers]
+    return chosen
+
+
+def _examples(rows: Rows) -> list[Example]:
+    """All examples."""
+    return [row for unit in rows for row in ([unit] if isinstance(unit, Example) else unit)]
+
+
 @torch.no_grad()
 def _validate(
     ranker: Ranker,
     spec: FeatureSpec,
     loss: Loss,
     params: Mapping[str, Tensor],
-    rows: Sequence[Example],
+    rows: Rows,
     size: int,
     processes: Processes,
 ) -> float:
     """Mean loss of the rows."""
-    own = processes.part(rows)
+    own = rows[processes.number :: processes.count]
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(own), size):
-        part = own[start : start + size]
+        part = _examples(own[start : start + size])
         batch = as_tensors(collate([row.inputs for row in part]))
         logit_RCH = ranker.score(params, spec, ranker.user(params, spec, batch), batch)
         total += loss.total(logit_RCH, batch.mask_RC, part)
     processes.add([total])
-    return float(total) / loss.size(rows)
+    return float(total) / loss.size(_examples(rows))
 
 
 def as_tensors(batch: Batch) -> Batch:

@@ -212,3 +212,19 @@ def test_narrow_tables_are_part_of_the_ranker(work):
     assert set(spec.widths) == {*spec.fields, *spec.user_tables}
     assert 1 <= spec.widths["object"] < shared.OBJECT_WIDTH
     assert not (work / "m" / ".rank-train.checkpoint").exists()
+
+
+@pytest.mark.parametrize("flags", [("--bag-method", "bp"), ("--bag-rows", "random", "--bag-size", "40")])
+def test_a_network_is_trained_from_sums_of_bags(work, flags):
+    options = ("--labels", "bags", "--requests", "120", "--epochs", "2", "--negatives", "0.5", *flags)
+    assert rank(work, "train", "--model", "dcnv2", *options) == 0
+    folder = work / "m" / "rank-train"
+    assert not (folder / "importance.csv").exists(), "it would read labels of rows"
+    assert ranker.load(folder).spec.negatives == 1, "bags are sampled by weight, so scores need no correction"
+    assert len((folder / "curve.csv").read_text().splitlines()) == 3
+
+
+def test_bags_are_refused_for_trees_and_for_two_labels(work, capsys):
+    assert rank(work, "train", "--labels", "bags") == 2
+    assert rank(work, "train", "--labels", "bags", "--model", "esmm", "--clicks", "true") == 2
+    assert capsys.readouterr().err.count("--labels bags") == 2

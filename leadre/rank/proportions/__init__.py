@@ -1,0 +1,1 @@
+"""Learning from label proportions: rows whose labels are known as sums of bags alone."""
