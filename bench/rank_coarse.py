@@ -83,7 +83,7 @@ MODELS: Mapping[str, Model] = {
     "hcn": Model(ranker=Hcn(centres=CENTRES)),
     "hcn+teacher": Model(ranker=Hcn(centres=CENTRES), teacher_weight=TEACHER),
 }
-OF_DEMO = (PLAIN, "repeats+teacher", "routing+teacher", "hcn+teacher")
+OF_DEMO = (PLAIN, "repeats+teacher")
 
 PLOTTED = {  # title and colour of a line
     "popularity": ("popularity", plots.FAINT),
@@ -318,6 +318,8 @@ def plot(claim: Mapping[str, Any]) -> Figure:
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         for axes, name in zip(figure.subplots(1, 2, sharey=True), (PLANTED, DEMO), strict=True):
             for model, (title, colour) in PLOTTED.items():
+                if model not in claim[name]:
+                    continue
                 cells = [claim[name][model][f"recall_{size}"]["value"] for size in CUTS]
                 line = "-" if model in MODELS else "--"
                 axes.plot(
@@ -325,7 +327,7 @@ def plot(claim: Mapping[str, Any]) -> Figure:
                 )
             axes.set(title=name, xlabel="ads in the cut", xscale="log", xticks=CUTS, xticklabels=CUTS, ylim=(0, 1))
         figure.axes[0].set_ylabel("share of the final ranker's ten best")
-        figure.axes[1].legend(frameon=False)
+        figure.axes[0].legend(frameon=False, loc="lower right")
     return figure
 
 
