@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from leadre.evaluate import report
-from tests.docs import coarse_tables, rank_tables
+from tests.docs import bag_tables, coarse_tables, rank_tables
 from tests.docs.tables import MARKS, Cell, figure, table
 
 ROOT = Path(__file__).parents[2]
@@ -212,6 +212,7 @@ TABLES = (
     channels,
     *rank_tables.TABLES,
     *coarse_tables.TABLES,
+    *bag_tables.TABLES,
 )
 KINDS: dict[str, Callable[..., str]] = {function.__name__: function for function in TABLES}
 
