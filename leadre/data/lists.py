@@ -6,8 +6,10 @@ Writers of CSV have no form for lists. A data frame writes ``['Home', 'Garden']`
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import warnings
 
 import polars as pl
 
@@ -51,7 +53,11 @@ def _marked(cell: str) -> str | None:
         # NumPy prints no commas, so its lists stay text: where an entry ends is not known.
         if not _OF_PYTHON.fullmatch(cell):
             return cell
-        values = [re.sub(r"\\(.)", r"\1", text[1:-1]) for text in re.findall(_QUOTED, cell)]
+        try:
+            with warnings.catch_warnings(action="error"):  # Python prints no escape that it warns of
+                values = [ast.literal_eval(text) for text in re.findall(_QUOTED, cell)]
+        except (SyntaxError, ValueError):
+            return cell
     if not all(isinstance(value, str | int | None) and not isinstance(value, bool) for value in values):
         return cell
     texts = [str(value).replace(LIST_MARK, " ") for value in values if value is not None]

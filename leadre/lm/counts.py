@@ -38,6 +38,7 @@ FILE = "network.safetensors"
 MAX_DEVIATION = 8.0  # standard deviations; a count far beyond those of training must not decide alone
 MAX_ROWS_OF_A_VISIT = 512  # of a larger inventory, training draws the objects that were not acted on
 WARM_UP = 50  # steps
+MIXTURE_RIDGE = 10.0  # visits' worth of pull towards equal weights of network and sequence model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +102,9 @@ class CountsNetwork:
         user without one, plus a number that keeps their summed probability.
         """
         live = moment.inventory.objects
-        if len(live) > nearby.LARGE and (objects is None or len(objects) == len(live)):
-            return self._scores_by_nearby(moment)
+        if len(live) > nearby.LARGE:
+            score_I = self._scores_by_nearby(moment)
+            return score_I if objects is None else score_I[np.searchsorted(live, objects)]
         return self.forward(features(moment, self.tables, self.sequence, objects))
 
     def forward(self, x_IF: Floats) -> Floats:
@@ -115,6 +117,11 @@ class CountsNetwork:
         if self.sequence is not None:
             score_I = self.mixture[0] * score_I + self.mixture[1] * x_IF[:, -1]
         return np.asarray(score_I, dtype=np.float32)
+
+    def warm_up(self) -> None:
+        """Compute now the arrays of the catalogue that the first request of a large inventory would wait for."""
+        if len(self.tables.popularity_OP) > nearby.LARGE:
+            _ = self._base_O, self._nearby.spread, self._nearby.heads
 
     def _scores_by_nearby(self, moment: Moment) -> Floats:
         live = moment.inventory.objects
@@ -271,19 +278,21 @@ def mixed(network: CountsNetwork, visits: Examples, training: Training) -> Count
     own_N = replace(network, mixture=(1.0, 0.0)).forward(visits.x_NF)
     scores_N2 = torch.from_numpy(np.stack([own_N, visits.x_NF[:, -1]], axis=1))
     weights = nn.Linear(2, 1, bias=False)
+    start = torch.tensor([[0.5, 0.5]])
     with torch.no_grad():
-        weights.weight.copy_(torch.tensor([[0.5, 0.5]]))
+        weights.weight.copy_(start)
     optimiser = torch.optim.LBFGS(weights.parameters(), max_iter=50, line_search_fn="strong_wolfe")
     batch = np.arange(len(visits.offsets) - 1)
 
     def closure() -> float:
         optimiser.zero_grad()
         loss = _loss(weights, scores_N2, visits, batch, training)
+        loss = loss + MIXTURE_RIDGE / len(batch) * (weights.weight - start).square().sum()
         loss.backward()
         return loss.item()
 
     optimiser.step(closure)
-    own, sequence = weights.weight.detach()[0].tolist()
+    own, sequence = weights.weight.detach()[0].clamp(min=0).tolist()
     return replace(network, mixture=(own, sequence))
 
 

@@ -82,7 +82,7 @@ def fit(logs: Logs, seed: int, threads: int, sequence: SasRec | None = None) -> 
     end_us = train_end_us(logs)
     before_us = tables_end_us(logs)
     early = tables.fit(logs, before_us, collaborative_fit.fit(logs, before_us, seed, threads))
-    early_sequence = None if sequence is None else sasrec_fit.fit(ending(logs, before_us), seed, threads)
+    early_sequence = None if sequence is None else earlier(sequence, logs, before_us, seed, threads)
     requests = training_visits(logs, before_us, rng)
     moments = of_requests(logs)
     short = requests[rng.random(len(requests)) < SHORT_SHARE]
@@ -126,9 +126,30 @@ COUNTS = Method(settings=SETTINGS, fit=fit, load=load)
 
 
 def ending(logs: Logs, end_us: int) -> Logs:
-    """The same log whose training time ends at ``end_us``: training requests from then on are held out."""
-    is_late_R = (logs.request_split_R == TRAIN) & (logs.request_at_us_R >= end_us)
-    return dataclasses.replace(logs, request_split_R=np.where(is_late_R, VALID, logs.request_split_R).astype(np.int8))
+    """The same log whose training time ends at ``end_us``.
+
+    Training requests from then on are held out; those before it lose the actions that came later.
+    """
+    is_late_R = logs.request_at_us_R >= end_us
+    split_R = np.where(is_late_R & (logs.request_split_R == TRAIN), VALID, logs.request_split_R).astype(np.int8)
+    ads = len(logs.ads)
+    known_E = (logs.request_E >= 0) & (logs.ad_E >= 0) & (logs.at_us_E < end_us)
+    known = logs.request_E[known_E].astype(np.int64) * ads + logs.ad_E[known_E]
+    request_N = np.repeat(np.arange(len(is_late_R)), np.diff(logs.relevant_offsets))
+    kept_N = is_late_R[request_N] | np.isin(request_N * ads + logs.relevant_ads, known)
+    return dataclasses.replace(
+        logs,
+        request_split_R=split_R,
+        relevant_offsets=np.concatenate([[0], np.cumsum(kept_N)])[logs.relevant_offsets],
+        relevant_ads=logs.relevant_ads[kept_N],
+        relevant_value_nanos=logs.relevant_value_nanos[kept_N],
+    )
+
+
+def earlier(final: SasRec, logs: Logs, end_us: int, seed: int, threads: int) -> SasRec:
+    """SASRec as it would have been at ``end_us``: trained on events before it, in the shape of the ``final`` one."""
+    early = sasrec_fit.train(ending(logs, end_us), seed=seed, threads=threads, shape=final.shape)
+    return dataclasses.replace(early, repeats=final.repeats)
 
 
 def shortened(moments: Moments, rows: NDArray[np.int64], rng: np.random.Generator) -> Moments:

@@ -4,7 +4,7 @@ Three departures from the paper, all of which make the baseline stronger. The lo
 catalogue, or a sample of it, rather than over one negative (Klenitskiy and Vasilev, RecSys 2023). The events of one
 basket have one time and no order, so a basket is one position, and predicts every object of the next basket.
 In a log of long histories the score of an ad also has weighted counts of the user and the ad's response rate, and a
-second loss is the cross-entropy over the live ads of a request (`sasrec_training`).
+second loss is the cross-entropy over the live ads of a request (`sasrec_fit`).
 
 Shapes: B sequences, L positions (baskets), K baskets and E events of all sequences, D width, H heads, O objects, F
 features of a (user, object) pair.

@@ -51,6 +51,11 @@ SETTINGS: Mapping[str, object] = {
     "short": dataclasses.asdict(SHORT),
     "long": dataclasses.asdict(LONG),
     "long_from": LONG_FROM,
+    "max_visits": MAX_VISITS,
+    "latest": LATEST,
+    "held_out": HELD_OUT,
+    "noise": NOISE,
+    "ridge": RIDGE,
 }
 
 

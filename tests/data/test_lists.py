@@ -36,6 +36,8 @@ def test_printed_lists_are_read(logs: Logs, write: Callable[[list[str]], str], f
         ("[Sale]", ["[Sale]"]),
         ("['Home' 'Garden']", ["['Home' 'Garden']"]),  # NumPy prints no commas
         ("['Kid\\'s', \"a, b\"]", ["Kid's", "a, b"]),
+        ("['Caf\\xe9', 'a\\nb']", ["Café", "a\nb"]),
+        ("['C:\\dir']", ["['C:\\dir']"]),  # no escape of Python's, so it is no printed list
         ('["Home", null, 7]', ["Home", "7"]),
         ('[["Home"]]', ['[["Home"]]']),
         ("[true]", ["[true]"]),

@@ -185,6 +185,7 @@ def test_networks_of_training_read_a_sequence_model_of_earlier_events(small, bot
     moment = moments_of(small, both, TRAIN)[0]
     live = moment.inventory.objects
     early = both.held_out[0].sequence
+    assert (early.shape, early.repeats) == (both.full.sequence.shape, both.full.sequence.repeats)
     assert np.array_equal(early.log_probabilities(moment, live), again.log_probabilities(moment, live))
     assert not np.allclose(early.log_probabilities(moment, live), both.full.sequence.log_probabilities(moment, live))
 
@@ -199,3 +200,19 @@ def test_a_sequence_model_is_an_input_of_the_network_and_survives_the_disk(small
     with torch.no_grad():
         again.full.sequence.network.item.weight.zero_()
     assert not np.allclose(again.full.scores(moment), both.full.scores(moment), atol=1e-2)
+
+
+def test_a_log_that_ends_earlier_has_no_later_labels(small):
+    logs = small.logs
+    acted_E = np.flatnonzero((logs.request_E >= 0) & (logs.ad_E >= 0))
+    late = acted_E[len(acted_E) // 3]
+    at_us = logs.at_us_E.copy()
+    request = logs.request_E[late]
+    end_us = int(logs.request_at_us_R[request]) + 1
+    at_us[late] = end_us + 5  # an action after the end, on a request before it
+    cut = counts_fit.ending(dataclasses.replace(logs, at_us_E=at_us), end_us)
+    assert logs.ad_E[late] in logs.relevant(request)[0] and logs.ad_E[late] not in cut.relevant(request)[0]
+    assert len(cut.requests_of(TRAIN)) < len(logs.requests_of(TRAIN))
+    assert cut.request_at_us_R[cut.requests_of(TRAIN)].max() < end_us
+    later = logs.requests_of(TEST)[-1]
+    assert np.array_equal(cut.relevant(later)[0], logs.relevant(later)[0])

@@ -179,3 +179,20 @@ def test_mixture_weighs_a_network_and_a_sequence_model_by_the_answers():
     assert mixture == pytest.approx((0, 2), abs=0.1)
     mixed = dataclasses.replace(network, mixture=mixture).forward(visits.x_NF)
     np.testing.assert_allclose(mixed, mixture[0] * noise + mixture[1] * logits.ravel() / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_few_visits_move_the_mixture_little():
+    """Two visits in which the favourite of the sequence model is right do not make it certain."""
+    x_NF = np.zeros((40, 2), np.float32)
+    x_NF[[0, 20], 1] = 1.0
+    acted = np.zeros(40, bool)
+    acted[[0, 20]] = True
+    visits = counts.Examples(
+        x_NF=x_NF, offsets=np.array([0, 20, 40]), acted_N=acted, new_N=~acted, log_share_N=np.zeros(40, np.float32)
+    )
+    layer = (np.array([[1.0, 0.0]], np.float32), np.zeros(1, np.float32))
+    network = counts.CountsNetwork(
+        tables=None, sequence=object(), centre_F=np.zeros(2), scale_F=np.ones(2), layers=(layer,)
+    )
+    own, sequence = counts.mixed(network, visits, counts.Training()).mixture
+    assert own == pytest.approx(0.5, abs=0.01) and 0.5 < sequence < 1

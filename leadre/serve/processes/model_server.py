@@ -61,6 +61,8 @@ class ModelServer:
         self.clock = clock or SystemClock()
         self.beam = beam
         self.live = tuned.live
+        if self.live.learnt is not None:
+            self.live.learnt.full.warm_up()
         self.prompter = tuned.threads.prompter
         self.objects = {object_id: row for row, object_id in enumerate(moments.logs.objects["object_id"].to_list())}
         self.users = {user_id: row for row, user_id in enumerate(moments.logs.users["user_id"].to_list())}
@@ -113,8 +115,7 @@ class ModelServer:
             end = request.start + MAX_ITEMS
             part = self.object_ids[request.start : end]
             return ModelInfoReply(part, self.version, end if end < len(self.object_ids) else 0, self.instance)
-        left_ms = (request.until_s - self.clock.monotonic_s()) * 1000
-        if left_ms <= 0:
+        if self.clock.monotonic_s() >= request.until_s:
             return GenerateReply([], [], False)
         count = len(self.object_ids)
         eligible_O = np.unpackbits(np.frombuffer(request.eligible, np.uint8), count=count).astype(np.bool_)
@@ -126,6 +127,7 @@ class ModelServer:
         ids, (beam_request,) = search_of(self.prompter, self.live, moment, inventory, np.arange(count))
         try:
             policy = BeamPolicy(self.beam, top=request.top)
+            left_ms = max((request.until_s - self.clock.monotonic_s()) * 1000, 0.0)  # a large prior took a part
             future = self.engine.submit(ids, beam_request, policy, deadline_ms=left_ms)
         except BusyError:
             return GenerateReply([], [], False)
