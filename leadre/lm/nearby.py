@@ -20,8 +20,8 @@ from leadre.data.counts import POPULARITY, CountTables
 from leadre.data.moment import LiveInventory, Moment
 
 LARGE = 8_192  # live objects; smaller inventories are scored whole
-NEIGHBOURS = 2_000  # live neighbours of the history, the nearest ones
-HEADS = 24  # live objects of each category of the history, the most popular ones
+NEIGHBOURS = 1_500  # live neighbours of the history, the nearest ones
+HEADS = 8  # live objects of each category of the history, the most popular ones
 PROBES = 256  # objects that show how a user's scores differ from those without a history
 
 
