@@ -86,4 +86,5 @@ class Nearby:
         is_live = is_live_O[members]
         live_before = np.concatenate([[0], np.cumsum(is_live)])
         place = live_before[:-1] - np.repeat(live_before[before], size)  # among the live ones of its category
-        return members[is_live & (place < HEADS)]
+        popular: NDArray[np.int64] = members[is_live & (place < HEADS)]
+        return popular
