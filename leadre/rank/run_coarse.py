@@ -84,6 +84,10 @@ def _rows(
     from leadre.rank.prepare import prepare
 
     recorded = final.meta["config"]
+    if recorded.get("labels") == "bags":
+        raise InputError(
+            f"{final.path}: was trained on sums of bags; a coarse ranker needs one of rows: set --labels rows"
+        )
     names = {field.name for field in dataclasses.fields(RowOptions)} & recorded.keys()
     options = dataclasses.replace(RowOptions(**{name: recorded[name] for name in names}), clicks=False)
     prepared = prepare(data, codebook, options, seed=final.meta["seed"], threads=threads)

@@ -365,6 +365,11 @@ def test_a_ranker_of_other_features_or_tables_is_no_teacher(work, capsys):
         other.save(temporary)
     assert rank(work, "coarse") == 2
     assert "reads other features than this version has; run `leadre rank train` again" in capsys.readouterr().err
+    bags = final.meta["config"] | {"labels": "bags"}
+    with artifact.create(folder, kind=artifact.RANKER, config=bags, seed=0, parents=[data]) as temporary:
+        trained.save(temporary)
+    assert rank(work, "coarse") == 2
+    assert "set --labels rows" in capsys.readouterr().err
     size = ("--world-users", "20", "--world-ads", "60", "--world-contents", "12")
     assert main(["data", "--work", str(work), "--run", "m", "--source", "world", *size]) == 0
     assert rank(work, "coarse") == 2

@@ -4,7 +4,6 @@ import subprocess
 import sys
 import threading
 
-import numpy as np
 import pytest
 
 from leadre import progress
@@ -50,12 +49,19 @@ def test_free_memory_is_that_of_the_container_with_its_page_cache(lines, root, n
 
 
 def test_peak_is_measured():
-    with machine.watch(1e9) as peak:
-        before = peak.mb
-        block = np.ones(64 * machine.MB, np.uint8)
-        peak.sample()
-        del block
-        assert peak.mb >= before + 60
+    """In a process of its own: the memory of one that has run other tests may fall meanwhile."""
+    code = """
+import numpy as np
+from leadre.train import machine
+with machine.watch(1e9) as peak:
+    before = peak.mb
+    block = np.ones(64 * machine.MB, np.uint8)
+    peak.sample()
+    del block
+    print(peak.mb - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 60 <= float(done.stdout) < 100
 
 
 def test_command_that_takes_too_much_memory_ends_with_words():
