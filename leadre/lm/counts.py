@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from scipy.special import logsumexp
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -139,7 +140,7 @@ class CountsNetwork:
         score_N = self.forward(x_NF)
         score_I = self._base_O[live]
         if is_probe_N.any():
-            score_I += _log_sum(score_N[is_probe_N]) - _log_sum(score_I[row_N[is_probe_N]])
+            score_I += logsumexp(score_N[is_probe_N]) - logsumexp(score_I[row_N[is_probe_N]])
         score_I[row_N] = score_N
         return score_I
 
@@ -195,12 +196,6 @@ def features(
     if objects is None:
         objects = moment.inventory.objects
     return np.column_stack([x_IF, sequence.log_probabilities(moment, objects)])
-
-
-def _log_sum(scores: Floats) -> float:
-    """Logarithm of the summed exponentials."""
-    highest = float(scores.max())
-    return highest + float(np.log(np.exp(scores - highest).sum()))
 
 
 def standardise(x_NF: Floats, centre_F: Floats, scale_F: Floats) -> Floats:

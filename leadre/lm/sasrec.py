@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scipy.special import logsumexp
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -153,9 +154,7 @@ class SasRec:
         """Logarithm of the softmax over all live objects at some of them, ascending: [N]."""
         (scores_I,) = self.scores([moment])
         row_N = np.searchsorted(moment.inventory.objects, objects)
-        highest = scores_I.max(initial=-np.inf)
-        log_sum = highest + np.log(np.exp(scores_I - highest).sum())
-        return np.asarray(scores_I[row_N] - log_sum, np.float32)
+        return np.asarray(scores_I[row_N] - logsumexp(scores_I), np.float32)
 
     def _of_live(self, moment: Moment, logits_O: Floats) -> Floats:
         objects = moment.inventory.objects
